@@ -1,0 +1,58 @@
+"""What can go wrong because of what the user gave; each message says what came, what is allowed, what to do.
+
+    UserError                 the input is wrong (exit code 2)
+    ├── ConfigError           a setting: unknown, of the wrong type, out of range
+    ├── DataError             images, labels, stores: missing, truncated, of another layout
+    ├── WeightsError          weights: missing, of another DNN, not safetensors
+    ├── TooFewFailuresError   fewer failures than asked to collect
+    ├── StageError            a stage's directory holds something else, or is unfinished where it must be done
+    └── DivergedError         a loss became NaN or infinite
+
+All are built from one string, so they pickle and leave an actor unharmed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The user's input is wrong. The message is one paragraph and needs no traceback."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, of the wrong type, or out of range."""
+
+
+class DataError(UserError):
+    """Images, labels or a store are missing, truncated, or of another layout."""
+
+
+class WeightsError(UserError):
+    """Weights are missing, belong to another DNN, or are not in a safe format."""
+
+
+class TooFewFailuresError(UserError):
+    """An environment has fewer failures than asked to collect."""
+
+
+class StageError(UserError):
+    """A stage's directory holds another configuration, or is unfinished where it must be done."""
+
+
+class DivergedError(UserError):
+    """A loss became NaN or infinite."""
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known names, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """`no corruption 'gausian_noise'; did you mean 'gaussian_noise'? There are: brightness, …`."""
+    names = sorted(known)
+    hint = near_names(name, names) or "."
+    return f"no {kind} {name!r}{hint} There are: {', '.join(names)}"
