@@ -1,0 +1,323 @@
+"""A YAML file and `key=value` overrides in, one frozen, checked Config out.
+
+Every field says what it is, with its unit and range. Unknown keys, wrong types and values out of range are
+one-paragraph ConfigErrors that list near names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tasks.corruptions import resolve
+from tasks.datasets import dataset_info
+from tasks.errors import ConfigError, UserError, near_names
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Corruption = str
+BatchNorm = Literal["frozen", "adapt", "batch"]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_to_tuples(cls, values: Any) -> Any:
+        """YAML has lists, frozen settings have tuples."""
+        if isinstance(values, dict):
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return values
+
+
+class DataConfig(Section):
+    """Which clean images."""
+
+    name: str = Field("cifar10_sample", description="Data set: cifar10 or cifar10_sample.")
+    root: str | None = Field(None, description="Folder of the data set; METAREPAIR_DATA when not given.")
+    max_train_images: Positive | None = Field(
+        None, description="Experiences are mined from the first so many training images (all when not given)."
+    )
+    max_test_images: Positive | None = Field(
+        None, description="Targets and clean accuracy use the first so many test images (all when not given)."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        dataset_info(name)
+        return name
+
+
+class ModelConfig(Section):
+    """The deployed DNN."""
+
+    name: str = Field("resnet8_cifar", description="A timm name.")
+    weights: str = Field(
+        "shipped:resnet8_cifar10", description="A .safetensors file, or shipped:NAME for the project's own."
+    )
+
+
+class MiningConfig(Section):
+    """Corrupt, classify, keep the failures (paper Sec. 5.1.3)."""
+
+    experiences: tuple[Corruption, ...] = Field(min_length=1, description="Corruptions to collect experiences of.")
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(
+        (1, 2, 3, 4, 5), min_length=1, description="Severities, pooled (reading: each example keeps its own)."
+    )
+    collect: Positive = Field(1000, description="Failures in D_collect, of experiences and targets.")
+    collect_rule: Literal["random", "stratified"] = Field(
+        "random", description="random: the paper's; stratified: equally many of each class."
+    )
+    split_by: Literal["image", "example"] = Field(
+        "image", description="image: no image on both sides of collect and fail; example: the paper's letter."
+    )
+    batch_size: Positive = Field(500, description="Images per forward pass.")
+    shard_images: Positive = Field(2500, description="Clean images per work item of a mining actor.")
+
+    @field_validator("experiences")
+    @classmethod
+    def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _resolved(names)
+
+
+class FeatureConfig(Section):
+    """Features for the distance between environments (paper Eq. 7)."""
+
+    extractor: str = Field(
+        "inception", description="inception, deployed, efficientnet_lite0, or timm:NAME with weights."
+    )
+    weights: str | None = Field(None, description="The extractor's weights file, where it needs one.")
+    batch_size: Positive = Field(100, description="Images per forward pass.")
+
+
+class ExperienceConfig(Section):
+    """Which experiences a target learns from, and with which confidence (paper Eq. 8)."""
+
+    choice: Literal["all", "top_k", "category", "list"] = Field("all", description="Which experiences count.")
+    top_k: Positive | None = Field(None, description="How many of the nearest, for choice: top_k.")
+    names: tuple[Corruption, ...] = Field((), description="The experiences, for choice: list.")
+    rule: Literal["softmax", "hinge", "cutoff", "uniform"] = Field("hinge", description="Form of Eq. 8.")
+    alpha: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Decay per unit of distance; when not given, such that 3 experiences are effective."
+    )
+    beta: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Threshold of the distance; when not given, the rule's default."
+    )
+
+    @field_validator("names")
+    @classmethod
+    def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _resolved(names)
+
+    @model_validator(mode="after")
+    def _complete(self) -> ExperienceConfig:
+        if self.choice == "top_k" and self.top_k is None:
+            raise ValueError("choice: top_k needs top_k, the number of experiences")
+        if self.choice == "list" and not self.names:
+            raise ValueError("choice: list needs names, the experiences")
+        return self
+
+
+class TaskConfig(Section):
+    """Semantic-cover tasks (paper Sec. 4.2)."""
+
+    shots: Positive = Field(10, description="Support examples per class.")
+    query_size: Positive = Field(100, description="Query examples of a task.")
+
+
+class InnerConfig(Section):
+    """The inner loop (Algorithm 1, lines 7 and 18)."""
+
+    steps: Positive = Field(3, description="Gradient steps on a task's support, K_inner.")
+    rate: Rate = Field(0.03, description="SGD rate of the inner steps.")
+    batch_norm: BatchNorm = Field("adapt", description="What support batches do to batch-norm statistics.")
+    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="Weight of a support batch in the running statistics, for batch_norm: adapt."
+    )
+
+
+class TrainConfig(Section):
+    """Meta-training (Algorithm 1, lines 2-12)."""
+
+    episodes: Positive = Field(60, description="Episodes in all.")
+    round_episodes: Positive = Field(
+        10, description="Episodes N of a round; after each round a checkpoint, and a repair judged on validation."
+    )
+    tasks: Positive = Field(4, description="Tasks S of an episode.")
+    outer_rate: Rate = Field(1e-3, description="Adam's rate.")
+    outer_decay: Literal["constant", "cosine"] = Field("constant", description="How the outer rate falls.")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Largest norm of the meta-gradient; none when not given."
+    )
+    order: Literal["second", "first"] = Field("second", description="Exact MAML, or FOMAML.")
+    memory: Literal["graph", "recompute"] = Field("graph", description="How the second order is computed.")
+    clean_weight: Fraction = Field(0.0, description="Weight of the clean loss of a task (0: the paper's).")
+    precision: Literal["float32", "float64"] = Field("float32", description="Of weights and gradients.")
+    threads: Positive = Field(1, description="CPU threads of each training worker.")
+
+
+class RepairSettings(Section):
+    """Repair, the meta-test (Algorithm 1, lines 13-23)."""
+
+    episodes: Positive = Field(10, description="Episodes M.")
+    tasks: Positive = Field(4, description="Tasks S of an episode.")
+    rates: tuple[Rate, ...] = Field(
+        (0.03,), min_length=1, description="Inner rates tried; validation chooses, the same for every method."
+    )
+    update: Literal["accumulated", "separate"] = Field("accumulated", description="Lines 17-21, or the ablation.")
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="Share of D_collect's images that only select."
+    )
+    methods: tuple[str, ...] = Field(("none", "finetune", "bn_adapt", "metarepair"), min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="One repair per method and seed.")
+
+
+class EvaluateConfig(Section):
+    """What a repaired DNN is judged on."""
+
+    others: tuple[Corruption, ...] | None = Field(
+        None, description="The other corruptions; all that are not the target when not given."
+    )
+    others_images: Positive = Field(500, description="Test images per severity of another corruption.")
+
+    @field_validator("others")
+    @classmethod
+    def _names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if names is None else _resolved(names)
+
+
+class PretrainConfig(Section):
+    """Pretraining on the clean training split (paper Sec. 5.1.4)."""
+
+    epochs: Positive = Field(40, description="Passes over the training images.")
+    batch_size: Positive = Field(128, description="Images per step.")
+    rate: Rate = Field(0.2, description="Largest SGD rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty of all parameters.")
+    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Share of the steps.")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of uniform label.")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Of the averaged weights.")
+    shift: Annotated[int, Field(ge=1, le=16)] = Field(4, description="Largest shift of an image, pixels.")
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.02, description="Share of the training split that is held out and only watched."
+    )
+
+
+class Config(Section):
+    """Everything that a run depends on."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="The run's folder under storage.")
+    storage_path: str = Field("runs", min_length=1, description="Folder that holds the runs.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Key of every draw.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="Ray workers; 0: in this process, without Ray.")
+    targets: tuple[Corruption, ...] = Field(("gaussian_noise",), min_length=1, description="What to repair.")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    mining: MiningConfig
+    features: FeatureConfig = FeatureConfig()
+    experiences: ExperienceConfig = ExperienceConfig()
+    task: TaskConfig = TaskConfig()
+    inner: InnerConfig = InnerConfig()
+    train: TrainConfig = TrainConfig()
+    repair: RepairSettings = RepairSettings()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+
+    @field_validator("targets")
+    @classmethod
+    def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _resolved(names)
+
+
+def _resolved(names: tuple[str, ...]) -> tuple[str, ...]:
+    resolved = tuple(resolve(name) for name in names)
+    if len(set(resolved)) != len(resolved):
+        raise ConfigError(f"a corruption is named twice in {', '.join(names)}. Name each once.")
+    return resolved
+
+
+def load_config(path: Path, overrides: list[str], **direct: Any) -> Config:
+    """The YAML file at `path`, then `a.b=value` overrides, then `direct` top-level settings (None: not given)."""
+    values = _read_yaml(path)
+    for override in overrides:
+        _set(values, override)
+    values |= {key: value for key, value in direct.items() if value is not None}
+    return parse_config(values, where=str(path))
+
+
+def parse_config(values: dict[str, Any], *, where: str = "the configuration") -> Config:
+    """Checked settings from plain values. Raises ConfigError naming the first wrong setting."""
+    try:
+        return Config.model_validate(values)
+    except UserError as error:
+        raise ConfigError(f"{error} (in {where})") from error
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        near = [str(p) for p in sorted(Path("tune_configs").glob("*.yaml"))]
+        raise ConfigError(
+            f"--config {path} cannot be read ({error}). Shipped are: {', '.join(near) or 'tune_configs/*.yaml'}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, not settings. Write `name: …`, `mining: …`.")
+    return values
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r} is not key=value, as in --set train.episodes=20.")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: {section} is a value, not a group of settings.")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = known_keys()
+        same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+        hint = f"; did you mean {same[0]!r}?" if same else near_names(key, known)
+        *_, section = [Config, *(_section(part) for part in first["loc"][:-1])]
+        return f"no setting {key!r}{hint or '.'} There are: {', '.join(section.model_fields)} (in {where})"
+    if first["type"] == "missing":
+        return f"the setting {key!r} is missing in {where}. Add it, or `--set {key}=…`."
+    came = "" if first["type"] in {"value_error", "model_type"} else f"={first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}{came}: {message[:1].lower()}{message[1:]} (in {where})"
+
+
+def _section(name: int | str) -> type[BaseModel]:
+    kind = Config.model_fields[str(name)].annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else Config
+
+
+def known_keys() -> list[str]:
+    """All dotted setting names."""
+    keys = []
+    for name in Config.model_fields:
+        section = _section(name)
+        keys += [name] if section is Config else [f"{name}.{field}" for field in section.model_fields]
+    return keys

@@ -1,0 +1,193 @@
+"""A finished stage's files in, `manifest.json` out, last: a folder without one is unfinished, whatever it holds.
+
+A manifest keeps the settings the stage ran with, its inputs' hashes, row counts, file sizes and checksums, and
+the package versions. A stage whose manifest matches is skipped; one whose settings differ is refused with the
+difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import DataError, StageError
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("metarepair", "numpy", "opencv-python-headless", "pillow", "pyarrow", "ray", "scipy", "timm", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished stage promises. `files` maps names to [size in bytes, blake2b digest]."""
+
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    rows: dict[str, int]
+    facts: dict[str, Any]
+    files: dict[str, tuple[int, str]]
+    versions: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Identifies the stage's result for the stages that build on it; versions do not count."""
+        content = [self.stage, self.config, self.inputs, self.rows, sorted(self.files.items())]
+        return content_hash(content)
+
+
+def content_hash(content: Any) -> str:
+    """A digest of plain JSON content."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """A digest of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    files: Iterable[str],
+    rows: Mapping[str, int] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Checksums `files` of `folder` and writes the manifest by one rename: the stage is done now."""
+    manifest = Manifest(
+        stage=stage,
+        config=_plain(config),
+        inputs=dict(inputs),
+        rows=dict(rows or {}),
+        facts=_plain(facts or {}),
+        files={name: ((folder / name).stat().st_size, file_hash(folder / name)) for name in sorted(files)},
+        versions=versions(),
+    )
+    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+    return manifest
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a small text file as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".tmp")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of `folder`, None when the stage is unfinished. Raises DataError when it is damaged."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["files"] = {name: (int(size), digest) for name, (size, digest) in content["files"].items()}
+        return Manifest(**content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}). Run the stage again with --restart.") from error
+
+
+def require_manifest(folder: Path, remedy: str) -> Manifest:
+    """The manifest of a stage that must be done. Raises StageError with the remedy when it is not."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise StageError(f"{folder} is not finished (it has no {MANIFEST}). {remedy}")
+    return manifest
+
+
+def check_done(
+    folder: Path,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+) -> Manifest | None:
+    """The manifest when this very stage is done, None when it is to be done (or gone on with).
+
+    Raises StageError with the difference when the folder holds the stage with other settings or inputs.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    lines = difference({"settings": manifest.config}, {"settings": _plain(config)})
+    lines += difference({"inputs": manifest.inputs}, {"inputs": dict(inputs)})
+    if lines:
+        shown = "; ".join(line.removeprefix("settings.") for line in lines[:6])
+        more = f"; and {len(lines) - 6} more" if len(lines) > 6 else ""
+        raise StageError(
+            f"{folder} holds the stage {stage!r} with other settings: {shown}{more}. Give this run another name, "
+            "set the settings back, or begin anew with --restart (which deletes the stage and those after it)."
+        )
+    verify_sizes(folder, manifest)
+    return manifest
+
+
+def verify_sizes(folder: Path, manifest: Manifest) -> None:
+    """Raises DataError naming the first file that is missing or of another size than promised."""
+    for name, (size, _) in manifest.files.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise DataError(
+                f"{path} {state}, its manifest promises {size}. It was truncated or replaced; "
+                "run the stage again with --restart."
+            )
+
+
+def verify_checksums(folder: Path, manifest: Manifest) -> None:
+    """Reads every file. Raises DataError naming the first whose bytes are not the promised ones."""
+    verify_sizes(folder, manifest)
+    for name, (_, digest) in manifest.files.items():
+        if file_hash(folder / name) != digest:
+            raise DataError(f"{folder / name} differs from its checksum. Run the stage again with --restart.")
+
+
+def discard(folder: Path) -> None:
+    """Deletes a stage: its manifest first, so that a half-deleted stage is unfinished."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`train.episodes: 20 -> 60` for every setting in which two plain configurations differ."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += difference(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """As it will read back from JSON (tuples become lists)."""
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    return plain

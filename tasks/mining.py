@@ -1,0 +1,144 @@
+"""A deployed DNN and clean images in, its failures under a corruption out, split into D_collect and D_fail.
+
+Source: paper Sec. 5.1.3. The examples of a corruption pool all severities; by default the split is by image, so
+that no image is on both sides at different severities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.corruptions import corrupt
+from tasks.datasets import Dataset, dataset_info
+from tasks.errors import TooFewFailuresError
+from tasks.keys import keyed_generator
+from tasks.records import Failures, Ints, Pixels
+
+# N failures, B images of a batch
+
+COLLECT, FAIL, UNUSED = 0, 1, 2
+Predict = Callable[[Pixels], Ints]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mined:
+    """Failures of one shard, and how many examples each severity had and how many were right."""
+
+    failures: Failures
+    examined: dict[int, int]
+    correct: dict[int, int]
+
+
+def mine(
+    predict: Predict,
+    data: Dataset,
+    rows: Sequence[int] | Ints,
+    *,
+    corruption: str,
+    severities: Sequence[int],
+    seed: int,
+    batch_size: int,
+) -> Mined:
+    """Corrupts the images of `rows` at every severity and keeps those that `predict` gets wrong.
+
+    Rows come out ordered by severity, then by the order of `rows`: independent of `batch_size`.
+    """
+    rows_B = np.asarray(rows, dtype=np.int64)
+    table = dataset_info(data.name).corruption_table
+    parts: list[Failures] = []
+    examined, correct = dict.fromkeys(severities, 0), dict.fromkeys(severities, 0)
+    for severity in severities:
+        for start in range(0, len(rows_B), batch_size):
+            batch = rows_B[start : start + batch_size]
+            ids, labels = data.image_ids_N[batch], data.labels_N[batch]
+            images = corrupt(
+                data.images(batch),
+                image_ids_B=ids,
+                corruption=corruption,
+                severity=severity,
+                seed=seed,
+                table=table,
+            )
+            predicted = predict(images)
+            wrong = np.flatnonzero(predicted != labels)
+            examined[severity] += len(batch)
+            correct[severity] += len(batch) - len(wrong)
+            parts.append(
+                Failures(
+                    corruption=corruption,
+                    image_ids_N=ids[wrong],
+                    severities_N=np.full(len(wrong), severity),
+                    labels_N=labels[wrong],
+                    predicted_N=predicted[wrong],
+                    images_NHWC_u8=images[wrong],
+                )
+            )
+    return Mined(failures=concatenate(parts), examined=examined, correct=correct)
+
+
+def concatenate(parts: Sequence[Failures]) -> Failures:
+    """The rows of all parts, in order. All must be of one corruption."""
+    return Failures(
+        corruption=parts[0].corruption,
+        image_ids_N=np.concatenate([p.image_ids_N for p in parts]),
+        severities_N=np.concatenate([p.severities_N for p in parts]),
+        labels_N=np.concatenate([p.labels_N for p in parts]),
+        predicted_N=np.concatenate([p.predicted_N for p in parts]),
+        images_NHWC_u8=np.concatenate([p.images_NHWC_u8 for p in parts]),
+    )
+
+
+def split_failures(
+    image_ids_N: Ints,
+    labels_N: Ints,
+    *,
+    collect: int,
+    rule: Literal["random", "stratified"],
+    split_by: Literal["image", "example"],
+    seed: int,
+    environment: str,
+) -> NDArray[np.int8]:
+    """Each failure's side: COLLECT (exactly `collect` of them), FAIL, or UNUSED.
+
+    By image, whole images go to D_collect until it is full; what is over of the last image is UNUSED, since its
+    other failures are on the collect side. Raises TooFewFailuresError when there are not `collect` failures, or
+    none are left for D_fail.
+    """
+    if len(labels_N) <= collect:
+        raise TooFewFailuresError(
+            f"{environment}: the deployed DNN fails on {len(labels_N)} examples, and mining.collect={collect} needs "
+            f"at least one more than it collects. Set mining.collect to less than {len(labels_N)}, or mine more images "
+            "(data.max_train_images, data.max_test_images) or severities (mining.severities)."
+        )
+    groups = image_ids_N if split_by == "image" else np.arange(len(labels_N))
+    generator = keyed_generator("split", seed, environment)
+    unique = np.unique(groups)
+    rank_of_group = np.empty(len(unique), dtype=np.int64)
+    rank_of_group[generator.permutation(len(unique))] = np.arange(len(unique))
+    ranks_N = rank_of_group[np.searchsorted(unique, groups)]
+    order = np.argsort(ranks_N, kind="stable")
+    chosen = order[:collect] if rule == "random" else _stratified(order, labels_N, collect)
+    sides = np.full(len(labels_N), FAIL, dtype=np.int8)
+    sides[np.isin(groups, groups[chosen])] = UNUSED
+    sides[chosen] = COLLECT
+    if not np.any(sides == FAIL):
+        raise TooFewFailuresError(
+            f"{environment}: all images that fail are needed to collect {collect} failures; none is left for D_fail. "
+            "Set mining.collect lower."
+        )
+    return sides
+
+
+def _stratified(order: Ints, labels_N: Ints, collect: int) -> Ints:
+    """Equally many of each class, in `order`; classes with too few leave their places to the next rounds."""
+    labels = labels_N[order]
+    place_in_class = np.empty(len(order), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        place_in_class[members] = np.arange(len(members))
+    return order[np.argsort(place_in_class, kind="stable")[:collect]]
