@@ -170,10 +170,11 @@ def _penalty(q_K: Doubles, rule: Rule, beta: float) -> Doubles:
     if rule == "uniform":
         return np.zeros_like(q_K)
     if rule == "softmax":
-        return q_K - q_K.min()  # β cancels: so does the smallest q, which keeps exp() in range
-    if rule == "hinge":
-        beyond_K = np.maximum(q_K - beta, 0.0)
-        return beyond_K - beyond_K.min()
+        beta = float(q_K.min())  # β cancels, so any will do: the smallest q keeps exp() in range
+    if rule in ("softmax", "hinge"):
+        beyond_K: Doubles = np.maximum(q_K - beta, 0.0)
+        shifted_K: Doubles = beyond_K - beyond_K.min()
+        return shifted_K
     kept_K = q_K <= beta
     if not kept_K.any():
         raise ConfigError(
