@@ -1,0 +1,78 @@
+"""What a training loop sees of its surroundings: rank, device, sum, report, checkpoint. One process here.
+
+`distributed.context` implements the same on Ray Train.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Metrics = Mapping[str, float]
+
+
+class Context(Protocol):
+    """The surroundings of a training loop."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    def sum_over_workers(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all workers, on every worker."""
+        ...
+
+    def last_checkpoint(self) -> Path | None:
+        """A local folder with the newest complete checkpoint, None at the start."""
+        ...
+
+    def report(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
+        """Called equally often by every rank; on rank 0 `write(folder)` fills a new checkpoint."""
+        ...
+
+
+@dataclass(kw_only=True)
+class LocalContext:
+    """One process without Ray; checkpoints are `folder/checkpoint-NNNNNN`, the newest two are kept."""
+
+    folder: Path
+    device: torch.device
+    on_report: Callable[[Metrics], None] = lambda metrics: None
+    rank: int = 0
+    world_size: int = 1
+    kept: int = 2
+
+    def sum_over_workers(self, values: Tensor) -> Tensor:
+        return values
+
+    def last_checkpoint(self) -> Path | None:
+        found = sorted(p for p in self.folder.glob("checkpoint-*") if p.suffix != ".tmp")
+        return found[-1] if found else None
+
+    def report(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
+        name = f"checkpoint-{int(metrics['episode']):06d}"
+        part = self.folder / f"{name}.tmp"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write(part)
+        final = self.folder / name
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        for old in sorted(self.folder.glob("checkpoint-*"))[: -self.kept]:
+            shutil.rmtree(old)
+        self.on_report(metrics)
+
+
+def read_json(path: Path) -> Any:
+    """A small JSON file of ours."""
+    return json.loads(path.read_text(encoding="utf-8"))

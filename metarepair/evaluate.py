@@ -1,0 +1,226 @@
+"""Repaired DNNs in, how they do on D_fail, the whole corrupted set, clean images and other corruptions out.
+
+The evaluator alone opens a target's D_fail, after every repair of that target is made and saved, and writes down
+when it did. Source: paper Eq. 6, Algorithm 1 lines 19-23; repair and break rate: Sohn et al. 2022.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarepair.config import Config
+from metarepair.inner import FunctionalNet, InnerRule
+from metarepair.layout import Run
+from metarepair.methods.base import RepairedModel
+from metarepair.models.build import DeployedModel
+from metarepair.repair import accuracy_on, predict
+from tasks.corruptions import CORRUPTIONS, corrupt
+from tasks.datasets import Dataset, dataset_info
+from tasks.keys import keyed_generator
+from tasks.manifest import require_manifest
+from tasks.records import Failures, Ints, RepairResult
+from tasks.store import open_side
+
+# N examples, B images, K classes, M models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A repaired DNN to be judged, with its seed and the seconds that its repair took."""
+
+    model: RepairedModel
+    seed: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Results in the order of the candidates, and every D_fail example before and after each."""
+
+    results: tuple[RepairResult, ...]
+    fail: Failures
+    predicted_MN: NDArray[np.int64]
+
+
+def open_target_fail(run: Run, target: str, log: Path) -> Failures:
+    """D_fail of a target. Every opening is logged with its time."""
+    manifest = require_manifest(run.target(target), "Mine it first: metarepair mine.")
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"target": target, "opened": datetime.now(UTC).isoformat()}) + "\n")
+    return open_side(run.target(target), "fail", manifest)
+
+
+def evaluate(
+    run: Run,
+    config: Config,
+    target: str,
+    deployed: DeployedModel,
+    test: Dataset,
+    candidates: Sequence[Candidate],
+    *,
+    progress: Callable[[str], None],
+) -> Judged:
+    """Judges all candidates on the same images; corrupted images are made once for all of them."""
+    models = [c.model for c in candidates]
+    before = _predict_all(deployed, [], test, np.arange(len(test.labels_N)), None, 0, config)
+    clean = _predict_all(deployed, models, test, np.arange(len(test.labels_N)), None, 0, config)
+    progress(f"{target}: clean images done")
+    corrupted = [
+        (
+            severity,
+            _predict_all(deployed, models, test, np.arange(len(test.labels_N)), target, severity, config),
+        )
+        for severity in config.mining.severities
+    ]
+    progress(f"{target}: corrupted set done")
+    others = {
+        name: _other(deployed, models, test, name, config)
+        for name in (config.evaluate.others if config.evaluate.others is not None else tuple(CORRUPTIONS))
+        if name != target
+    }
+    progress(f"{target}: other corruptions done")
+    fail = open_target_fail(run, target, run.repaired(target) / "d_fail_reads.jsonl")
+    logits = [predict(deployed, m.parameters, m.buffers, fail) for m in models]
+    predicted_MN = np.stack([x.argmax(1).numpy() for x in logits])
+    results = []
+    for index, candidate in enumerate(candidates):
+        paper, episodes = _paper_accuracies(deployed, candidate, fail, config)
+        severities = {str(s): _accuracy(p[index + 1], test.labels_N) for s, p in corrupted}
+        results.append(
+            RepairResult(
+                method=candidate.model.method,
+                target=target,
+                seed=candidate.seed,
+                d_fail=float((predicted_MN[index] == fail.labels_N).mean()),
+                d_fail_paper=paper,
+                d_fail_episodes_mean=float(np.mean(episodes)) if episodes else None,
+                d_fail_episodes_sd=float(np.std(episodes)) if episodes else None,
+                validation=candidate.model.validation,
+                corrupted=float(np.mean(list(severities.values()))),
+                corrupted_by_severity=severities,
+                clean=_accuracy(clean[index + 1], test.labels_N),
+                clean_before=_accuracy(before[0], test.labels_N),
+                other_corruptions={name: float(values[index + 1]) for name, values in others.items()},
+                repair_rate=float((predicted_MN[index] == fail.labels_N).mean()),
+                break_rate=_broken([(clean[0], clean[index + 1])], test.labels_N),
+                break_rate_corrupted=_broken([(p[0], p[index + 1]) for _, p in corrupted], test.labels_N),
+                calibration_error=_calibration(deployed, candidate.model, test, target, config),
+                seconds=candidate.seconds,
+                images_seen=candidate.model.images_seen,
+                gradient_steps=candidate.model.gradient_steps,
+                notes=candidate.model.notes,
+            )
+        )
+        progress(f"{target}: {candidate.model.method} seed {candidate.seed} judged on D_fail")
+    return Judged(results=tuple(results), fail=fail, predicted_MN=predicted_MN)
+
+
+def _net(deployed: DeployedModel) -> FunctionalNet:
+    return FunctionalNet(deployed.module, InnerRule(steps=1, rate=1.0, batch_norm="frozen"))
+
+
+def _images(test: Dataset, rows: Ints, corruption: str | None, severity: int, config: Config) -> np.ndarray:
+    images = test.images(rows)
+    if corruption is None:
+        return images
+    return corrupt(
+        images,
+        image_ids_B=test.image_ids_N[rows],
+        corruption=corruption,
+        severity=severity,
+        seed=config.seed,
+        table=dataset_info(test.name).corruption_table,
+    )
+
+
+def _predict_all(
+    deployed: DeployedModel,
+    models: Sequence[RepairedModel],
+    test: Dataset,
+    rows: Ints,
+    corruption: str | None,
+    severity: int,
+    config: Config,
+) -> NDArray[np.int64]:
+    """Predicted classes [1 + M, N]: the deployed DNN first, then each model."""
+    net = _net(deployed)
+    states = [(net.parameters(), net.buffers()), *((m.parameters, m.buffers) for m in models)]
+    columns = []
+    for start in range(0, len(rows), config.mining.batch_size):
+        batch = rows[start : start + config.mining.batch_size]
+        x_BCHW = deployed.normalise(_images(test, batch, corruption, severity, config))
+        columns.append(np.stack([net.logits(p, b, x_BCHW).argmax(1).cpu().numpy() for p, b in states]))
+    return np.concatenate(columns, axis=1)
+
+
+def _other(
+    deployed: DeployedModel, models: Sequence[RepairedModel], test: Dataset, corruption: str, config: Config
+) -> NDArray[np.float64]:
+    """Accuracy [1 + M] on another corruption, pooled over severities, on the same random test images for all."""
+    size = min(config.evaluate.others_images, len(test.labels_N))
+    rows = np.sort(keyed_generator("others", config.seed).permutation(len(test.labels_N))[:size])
+    right = [
+        _predict_all(deployed, models, test, rows, corruption, severity, config) == test.labels_N[rows]
+        for severity in config.mining.severities
+    ]
+    accuracies: NDArray[np.float64] = np.mean(right, axis=(0, 2))
+    return accuracies
+
+
+def _accuracy(predicted_N: Ints, labels_N: Ints) -> float:
+    return float((predicted_N == labels_N).mean())
+
+
+def _broken(pairs: Sequence[tuple[Ints, Ints]], labels_N: Ints) -> float:
+    """Share of what was right before that is wrong after."""
+    right_before = sum(int((before == labels_N).sum()) for before, _ in pairs)
+    broken = sum(int(((before == labels_N) & (after != labels_N)).sum()) for before, after in pairs)
+    return broken / max(right_before, 1)
+
+
+def _paper_accuracies(
+    deployed: DeployedModel, candidate: Candidate, fail: Failures, config: Config
+) -> tuple[float | None, list[float]]:
+    """The mean acc_s over M × S tasks (line 23), and the accuracy on all of D_fail at each episode's end."""
+    if candidate.model.steps is None:
+        return None, []
+    task_accuracies, episode_accuracies = [], []
+    for step in candidate.model.steps():
+        generator = keyed_generator("repair-query", config.seed, candidate.seed, step.episode, step.slot)
+        rows = generator.choice(len(fail), size=min(config.task.query_size, len(fail)), replace=False)
+        query = fail.take(np.sort(rows))
+        task_accuracies.append(accuracy_on(deployed, step.parameters, step.buffers, query))
+        if step.slot == config.repair.tasks - 1:
+            episode_accuracies.append(accuracy_on(deployed, step.parameters, step.buffers, fail))
+    return float(np.mean(task_accuracies)), episode_accuracies
+
+
+def _calibration(
+    deployed: DeployedModel, model: RepairedModel, test: Dataset, target: str, config: Config, bins: int = 15
+) -> float:
+    """Expected calibration error (Guo et al. 2017) on up to 2,000 corrupted test images per severity."""
+    net, rows = _net(deployed), np.arange(min(len(test.labels_N), 2000))
+    confidences, rights = [], []
+    for severity in config.mining.severities:
+        for start in range(0, len(rows), config.mining.batch_size):
+            batch = rows[start : start + config.mining.batch_size]
+            x_BCHW = deployed.normalise(_images(test, batch, target, severity, config))
+            p_BK = torch.softmax(net.logits(model.parameters, model.buffers, x_BCHW).float(), dim=1).cpu()
+            top, predicted = p_BK.max(1)
+            confidences.append(top.numpy())
+            rights.append(predicted.numpy() == test.labels_N[batch])
+    confidence_N, right_N = np.concatenate(confidences), np.concatenate(rights)
+    bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
+    gaps = [
+        abs(confidence_N[bin_N == b].mean() - right_N[bin_N == b].mean()) * (bin_N == b).mean()
+        for b in np.unique(bin_N)
+    ]
+    return float(np.sum(gaps))

@@ -1,0 +1,103 @@
+"""The interface of a repair method: deployed DNN and D_collect in, repaired state out; and the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from metarepair.config import Config
+from metarepair.inner import State
+from metarepair.models.build import DeployedModel
+from metarepair.repair import Choice, RepairData, Step, choose, walk
+from tasks.errors import ConfigError, unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodContext:
+    """Settings, the seed of the repair, and what was prepared before: θ_meta for those that ask for it."""
+
+    config: Config
+    seed: int
+    load_meta: Callable[[], tuple[State, State]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairedModel:
+    """A repaired DNN as parameters and buffers, and what the repair cost.
+
+    `steps` walks the same tasks again, for the paper's mean acc_s; None for a method without tasks.
+    """
+
+    method: str
+    parameters: State
+    buffers: State
+    validation: float
+    images_seen: int
+    gradient_steps: int
+    notes: tuple[str, ...] = ()
+    steps: Callable[[], Iterator[Step]] | None = None
+
+    def state(self) -> State:
+        """The state dict to save."""
+        return {**self.parameters, **self.buffers}
+
+
+class Method(Protocol):
+    """A repair method. It sees RepairData and nothing else of the target."""
+
+    name: str
+
+    def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel: ...
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(cls: type) -> type:
+    """Adds a method class to the registry by its name."""
+    METHODS[cls.name] = cls()
+    return cls
+
+
+def get_method(name: str) -> Method:
+    """The method `name`. Raises ConfigError with near names for an unknown one."""
+    if name not in METHODS:
+        raise ConfigError(unknown_name("repair method", name, METHODS))
+    return METHODS[name]
+
+
+def repair_from(
+    method: str,
+    theta: State,
+    statistics: State,
+    deployed: DeployedModel,
+    data: RepairData,
+    context: MethodContext,
+) -> RepairedModel:
+    """The meta-test from a start: what metarepair and finetune share, so that they differ in θ alone."""
+    config = context.config
+    choice: Choice = choose(deployed, theta, statistics, data, config, seed=context.seed)
+
+    def steps() -> Iterator[Step]:
+        return walk(
+            deployed,
+            theta,
+            statistics,
+            data,
+            config,
+            seed=context.seed,
+            rate=choice.rate,
+            episodes=config.repair.episodes,
+        )
+
+    return RepairedModel(
+        method=method,
+        parameters=choice.step.parameters,
+        buffers=choice.step.buffers,
+        validation=choice.validation,
+        images_seen=choice.images_seen,
+        gradient_steps=choice.gradient_steps,
+        notes=(f"inner rate {choice.rate} and episode {choice.episode + 1} chosen on validation",),
+        steps=steps,
+    )

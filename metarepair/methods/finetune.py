@@ -1,0 +1,19 @@
+"""The same inner steps on D_collect from the deployed weights: what repair is without meta-training."""
+
+from __future__ import annotations
+
+from metarepair.methods.base import MethodContext, RepairedModel, register, repair_from
+from metarepair.models.build import DeployedModel
+from metarepair.repair import RepairData
+
+
+@register
+class Finetune:
+    """Algorithm 1, lines 13-23, from θ as deployed."""
+
+    name = "finetune"
+
+    def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
+        theta = {k: v.detach().clone() for k, v in deployed.module.named_parameters()}
+        statistics = {k: v.detach().clone() for k, v in deployed.module.named_buffers()}
+        return repair_from(self.name, theta, statistics, deployed, data, context)

@@ -1,0 +1,174 @@
+"""θ and a target's D_collect in, repaired parameters out: Algorithm 1, lines 13-23.
+
+Every episode starts from θ; its tasks' updates accumulate (or start over: the "Separate Update" ablation). The
+walk is a generator keyed by (seed, episode, slot): the evaluator walks it again once D_fail is opened, so that
+nothing of D_fail is near while a repair is made or chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from metarepair.batches import failure_batch
+from metarepair.config import Config
+from metarepair.inner import FunctionalNet, InnerRule, State, adapt
+from metarepair.models.build import DeployedModel
+from tasks.keys import keyed_generator
+from tasks.records import Failures
+from tasks.sampler import semantic_cover, split_validation
+
+# N failures, B images
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairData:
+    """What a method may see of the target: D_collect, in a part to learn from and a part that only selects.
+
+    There is no way from here to D_fail, or to the test split beyond D_collect.
+    """
+
+    target: str
+    learn: Failures
+    validation: Failures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """θ̂ after a task of the meta-test."""
+
+    episode: int
+    slot: int
+    parameters: State
+    buffers: State
+    images_seen: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The episode's end that is best on validation, over all rates tried; and what the search cost."""
+
+    rate: float
+    episode: int
+    validation: float
+    step: Step
+    images_seen: int
+    gradient_steps: int
+
+
+def repair_data(collect: Failures, config: Config, seed: int) -> RepairData:
+    """Splits D_collect by image; the same split for every method of a seed."""
+    learn, validation = split_validation(
+        collect.image_ids_N,
+        fraction=config.repair.validation_fraction,
+        seed=config.seed + seed,
+        target=collect.corruption,
+    )
+    return RepairData(
+        target=collect.corruption, learn=collect.take(learn), validation=collect.take(validation)
+    )
+
+
+def inner_rule(config: Config, rate: float | None = None) -> InnerRule:
+    """The inner rule of a run's settings, at another rate where one is given."""
+    settings = config.inner.model_dump()
+    return InnerRule(**(settings if rate is None else settings | {"rate": rate}))
+
+
+def repair_rule(config: Config, rate: float) -> InnerRule:
+    """The inner rule of repair. `batch` statistics exist in meta-training only: repair stores what it adapts to."""
+    rule = inner_rule(config, rate)
+    if rule.batch_norm != "batch":
+        return rule
+    return InnerRule(**(vars(rule) | {"batch_norm": "adapt"}))
+
+
+def walk(
+    deployed: DeployedModel,
+    theta: State,
+    statistics: State,
+    data: RepairData,
+    config: Config,
+    *,
+    seed: int,
+    rate: float,
+    episodes: int,
+) -> Iterator[Step]:
+    """Lines 14-21: for each episode, θ̂ after each of its S tasks."""
+    net = FunctionalNet(deployed.module, repair_rule(config, rate))
+    for episode in range(episodes):
+        parameters, buffers = theta, statistics
+        for slot in range(config.repair.tasks):
+            if config.repair.update == "separate":
+                parameters, buffers = theta, statistics
+            generator = keyed_generator("repair", config.seed, seed, data.target, episode, slot)
+            rows = semantic_cover(data.learn.labels_N, shots=config.task.shots, generator=generator)
+            support = failure_batch(deployed, data.learn, rows)
+            parameters, buffers = adapt(net, parameters, buffers, support)
+            yield Step(
+                episode=episode,
+                slot=slot,
+                parameters=parameters,
+                buffers=buffers,
+                images_seen=len(rows) * net.rule.steps,
+            )
+
+
+def choose(
+    deployed: DeployedModel, theta: State, statistics: State, data: RepairData, config: Config, *, seed: int
+) -> Choice:
+    """Walks M episodes at every rate of `repair.rates` and keeps the end that is best on validation."""
+    best: Choice | None = None
+    images_seen = gradient_steps = 0
+    for rate in config.repair.rates:
+        steps = walk(
+            deployed, theta, statistics, data, config, seed=seed, rate=rate, episodes=config.repair.episodes
+        )
+        for step in steps:
+            images_seen += step.images_seen
+            gradient_steps += config.inner.steps
+            if step.slot < config.repair.tasks - 1:
+                continue
+            accuracy = accuracy_on(deployed, step.parameters, step.buffers, data.validation)
+            if best is None or accuracy > best.validation:
+                best = Choice(
+                    rate=rate,
+                    episode=step.episode,
+                    validation=accuracy,
+                    step=step,
+                    images_seen=0,
+                    gradient_steps=0,
+                )
+    assert best is not None  # config has at least one rate, episode and task
+    return Choice(**(vars(best) | {"images_seen": images_seen, "gradient_steps": gradient_steps}))
+
+
+def validate_repair(
+    deployed: DeployedModel, theta: State, statistics: State, data: RepairData, config: Config
+) -> float:
+    """Accuracy on validation after one episode of repair at the inner rate of meta-training."""
+    steps = list(
+        walk(deployed, theta, statistics, data, config, seed=0, rate=config.inner.rate, episodes=1)
+    )
+    return accuracy_on(deployed, steps[-1].parameters, steps[-1].buffers, data.validation)
+
+
+def predict(
+    deployed: DeployedModel, parameters: State, buffers: State, failures: Failures, *, batch_size: int = 500
+) -> torch.Tensor:
+    """Logits [N, K] on the CPU for all failures, with stored statistics."""
+    net = FunctionalNet(deployed.module, InnerRule(steps=1, rate=1.0, batch_norm="frozen"))
+    images = failures.images_NHWC_u8
+    parts = [
+        net.logits(parameters, buffers, deployed.normalise(images[start : start + batch_size])).float().cpu()
+        for start in range(0, len(images), batch_size)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0, deployed.num_classes)
+
+
+def accuracy_on(deployed: DeployedModel, parameters: State, buffers: State, failures: Failures) -> float:
+    """Share of the failures that are classified rightly."""
+    predicted = predict(deployed, parameters, buffers, failures).argmax(1).numpy()
+    return float((predicted == failures.labels_N).mean()) if len(failures) else 0.0
