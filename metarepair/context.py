@@ -11,12 +11,16 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from metarepair.checkpoint import newest_checkpoint
+from tasks.manifest import write_text
+
 Metrics = Mapping[str, float]
+LAST_REPORT = "last_report.json"
 
 
 class Context(Protocol):
@@ -56,16 +60,14 @@ class LocalContext:
         return values
 
     def last_checkpoint(self) -> Path | None:
-        found = sorted(p for p in self.folder.glob("checkpoint-*") if p.suffix != ".tmp")
-        return found[-1] if found else None
+        return newest_checkpoint(self.folder)
 
     def report(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
-        name = f"checkpoint-{int(metrics['episode']):06d}"
-        part = self.folder / f"{name}.tmp"
+        final = self.folder / f"checkpoint-{int(metrics['episode']):06d}"
+        part = final.with_suffix(".tmp")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         write(part)
-        final = self.folder / name
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
         for old in sorted(self.folder.glob("checkpoint-*"))[: -self.kept]:
@@ -73,6 +75,15 @@ class LocalContext:
         self.on_report(metrics)
 
 
-def read_json(path: Path) -> Any:
-    """A small JSON file of ours."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def write_last_report(folder: Path, metrics: Metrics) -> None:
+    """Leaves the newest metrics where another process can see them."""
+    write_text(folder / LAST_REPORT, json.dumps(dict(metrics)))
+
+
+def last_report(folder: Path) -> Metrics | None:
+    """What `write_last_report` left, None before the first."""
+    try:
+        metrics: dict[str, float] = json.loads((folder / LAST_REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return metrics

@@ -7,7 +7,6 @@ the count are summed by one all-reduce.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from metarepair.batches import failure_batch, image_batch
 from metarepair.config import Config
-from metarepair.context import Context, read_json
+from metarepair.checkpoint import read_state, seal
+from metarepair.context import Context
 from metarepair.inner import Batch, FunctionalNet, State
 from metarepair.meta_gradient import TaskBatch, flatten, pairwise_sum, task_gradient, unflatten
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
@@ -29,7 +29,7 @@ from tasks.confidence import Confidence
 from tasks.datasets import Dataset
 from tasks.errors import DivergedError, StageError
 from tasks.keys import keyed_generator
-from tasks.manifest import content_hash, difference, write_text
+from tasks.manifest import difference
 from tasks.records import Experience
 from tasks.sampler import sample_task
 
@@ -167,15 +167,15 @@ class MetaTrainer:
                 adam[f"{name}.{key}"] = value
         save_weights(folder / "optimizer.safetensors", adam, {})
         state = {"episode": self.episode, "history": self.history, "config": training_settings(self.config)}
-        state["config_hash"] = content_hash(state["config"])
-        write_text(folder / "state.json", json.dumps(state, allow_nan=False))
+        seal(folder, state)
 
     def load(self, folder: Path) -> None:
         """The inverse of `save`. Raises StageError when the checkpoint is of other settings."""
-        state = read_json(folder / "state.json")
-        settings = training_settings(self.config)
-        if state["config_hash"] != content_hash(settings):
-            lines = "; ".join(difference(state["config"], settings))
+        state, settings = read_state(folder), training_settings(self.config)
+        if state is None:
+            raise StageError(f"{folder} is no complete checkpoint. Begin anew with --restart.")
+        lines = "; ".join(difference(state["config"], settings))
+        if lines:
             raise StageError(
                 f"{folder.parent} holds a checkpoint of episode {state['episode']} with other settings: {lines}. Set "
                 "them back, give this run another name, or begin anew with --restart."

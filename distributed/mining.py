@@ -1,0 +1,156 @@
+"""Clean images and a deployed DNN in, the experience store out: mining by an actor pool.
+
+A work item is one shard of one environment; its failures are written as a part that exists whole or not at all,
+so a killed run goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from distributed.pool import map_items
+from metarepair.config import Config
+from metarepair.deploy import Surroundings, load_surroundings
+from metarepair.layout import Run
+from metarepair.progress import Progress
+from tasks.datasets import Split
+from tasks.manifest import Manifest, check_done
+from tasks.mining import Predict, mine, split_failures
+from tasks.records import Failures, Ints, Pixels
+from tasks.store import begin_parts, finish_environment, write_part
+
+Role = Literal["experience", "target"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """A corruption of one split, and its folder."""
+
+    role: Role
+    corruption: str
+    folder: Path
+
+    @property
+    def split(self) -> Split:
+        return "train" if self.role == "experience" else "test"
+
+    @property
+    def stage(self) -> str:
+        return f"mine {self.role} {self.corruption}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows `start` to `stop` of an environment's split."""
+
+    environment: Environment
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def path(self) -> Path:
+        return self.environment.folder / "parts" / f"part-{self.index:05d}.arrow"
+
+
+def environments(run: Run, config: Config) -> list[Environment]:
+    """Experiences from the training split, then targets from the test split."""
+    found = [
+        Environment(role="experience", corruption=c, folder=run.experience(c)) for c in config.mining.experiences
+    ]
+    return found + [Environment(role="target", corruption=t, folder=run.target(t)) for t in config.targets]
+
+
+def mining_settings(config: Config) -> dict[str, Any]:
+    """The settings that failures depend on; sizes of batches and shards are not among them."""
+    values = config.model_dump(mode="json", include={"seed", "model"})
+    values["data"] = config.data.model_dump(mode="json", exclude={"root"})
+    values["mining"] = config.mining.model_dump(
+        mode="json", exclude={"experiences", "batch_size", "shard_images"}
+    )
+    return values
+
+
+def mine_all(run: Run, config: Config, here: Surroundings) -> dict[tuple[Role, str], Manifest]:
+    """Mines every environment that is not done. Raises TooFewFailuresError, StageError, DataError."""
+    settings, inputs = mining_settings(config), here.inputs()
+    shards: list[Shard] = []
+    done: dict[tuple[Role, str], Manifest] = {}
+    for environment in environments(run, config):
+        manifest = check_done(environment.folder, stage=environment.stage, config=settings, inputs=inputs)
+        if manifest is not None:
+            done[environment.role, environment.corruption] = manifest
+            continue
+        begin_parts(environment.folder, {"config": settings, "inputs": inputs, "shard": config.mining.shard_images})
+        shards += _shards(environment, len(here.split(environment.split).labels_N), config.mining.shard_images)
+    missing = [s for s in shards if not s.path.exists()]
+    progress = Progress("mine", len(shards), "shards", done=len(shards) - len(missing)) if shards else None
+    build = partial(_build_worker, config)
+    for shard, failures in map_items(build, missing, workers=config.workers):
+        assert progress is not None
+        progress.advance(note=f"{shard.environment.corruption}: {failures} failures")
+    for environment in dict.fromkeys(s.environment for s in shards):
+        paths = [s.path for s in shards if s.environment == environment]
+        done[environment.role, environment.corruption] = finish_environment(
+            environment.folder,
+            paths,
+            partial(_sides, config=config, environment=environment),
+            stage=environment.stage,
+            config=settings,
+            inputs=inputs,
+            num_classes=here.deployed.num_classes,
+        )
+    return done
+
+
+def _shards(environment: Environment, num_images: int, shard_images: int) -> list[Shard]:
+    starts = range(0, num_images, shard_images)
+    return [Shard(environment, i, s, min(s + shard_images, num_images)) for i, s in enumerate(starts)]
+
+
+def _sides(failures: Failures, *, config: Config, environment: Environment) -> np.ndarray:
+    return split_failures(
+        failures.image_ids_N,
+        failures.labels_N,
+        collect=config.mining.collect,
+        rule=config.mining.collect_rule,
+        split_by=config.mining.split_by,
+        seed=config.seed,
+        environment=f"{environment.corruption} on the {environment.split} split",
+    )
+
+
+def _build_worker(config: Config) -> Callable[[Shard], int]:
+    """Made where it runs: loads the DNN and, as needed, the splits; mines a shard and writes its part."""
+    here = load_surroundings(config)
+
+    def work(shard: Shard) -> int:
+        environment = shard.environment
+        mined = mine(
+            _predictor(here),
+            here.split(environment.split),
+            np.arange(shard.start, shard.stop),
+            corruption=environment.corruption,
+            severities=config.mining.severities,
+            seed=config.seed,
+            batch_size=config.mining.batch_size,
+        )
+        write_part(shard.path, mined)
+        return len(mined.failures)
+
+    return work
+
+
+def _predictor(here: Surroundings) -> Predict:
+    def predict(images_BHWC_u8: Pixels) -> Ints:
+        classes: Ints = torch.argmax(here.deployed.logits(images_BHWC_u8), dim=1).numpy()
+        return classes
+
+    return predict

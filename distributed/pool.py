@@ -1,0 +1,87 @@
+"""Work items and a worker in, small results out as they are done: Ray actors, or this process.
+
+An actor constructs the worker once and calls it for each item. Items are handed out one after the other to
+whoever is free; an actor that dies is restarted and its item done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from tasks.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+IN_FLIGHT = 2  # items per actor: the next is there when one is done, and no queue grows
+
+
+def map_items(
+    build: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    gpus_per_worker: float = 0,
+) -> Iterator[tuple[Item, Result]]:
+    """Yields (item, result) in the order of completion. `build` makes the worker where it runs.
+
+    Raises what the worker raised; a UserError comes out as itself.
+    """
+    if not items:
+        return
+    if workers == 0:
+        work = build()
+        for item in items:
+            yield item, work(item)
+        return
+    yield from _map_on_actors(build, items, min(workers, len(items)), gpus_per_worker)
+
+
+def _map_on_actors(
+    build: Callable[[], Callable[[Item], Result]], items: Sequence[Item], workers: int, gpus: float
+) -> Iterator[tuple[Item, Result]]:
+    import ray
+
+    actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Actor)
+    actors = [actor_class.remote(build) for _ in range(workers)]
+    waiting = list(reversed(items))
+    running: dict[Any, tuple[Any, Item]] = {}
+    try:
+        for actor in actors * IN_FLIGHT:
+            if waiting:
+                item = waiting.pop()
+                running[actor.do.remote(item)] = (actor, item)
+        while running:
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            actor, item = running.pop(done)
+            if waiting:
+                following = waiting.pop()
+                running[actor.do.remote(following)] = (actor, following)
+            yield item, _result(done)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _result(reference: Any) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+class _Actor:
+    """Constructs the worker, calls it. One thread: the pool has an actor for each CPU."""
+
+    def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
+        torch.set_num_threads(1)
+        self.work = build()
+
+    def do(self, item: Any) -> Any:
+        return self.work(item)

@@ -1,0 +1,130 @@
+"""Distances of all pairs in; each target's confidence in its experiences out, as Parquet, CSV and a heat map.
+
+Source: paper Eq. 7 and 8, Fig. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from metarepair.config import ExperienceConfig
+from metarepair.layout import Run
+from tasks.confidence import Confidence, choose_experiences, confidence
+from tasks.corruptions import category_of
+from tasks.errors import DataError, StageError
+from tasks.records import FID_SCHEMA, FidScore
+
+TARGET_SUFFIX = " (target)"
+
+
+def scores_of(
+    matrix: NDArray[np.float64],
+    experiences: Sequence[str],
+    targets: Sequence[str],
+    *,
+    extractor: str,
+    rows: Mapping[str, int],
+) -> list[FidScore]:
+    """Every (experience, target) pair of the matrix, whose rows are the experiences, then the targets."""
+    return [
+        FidScore(
+            experience=experience,
+            target=target,
+            distance=float(matrix[i, len(experiences) + j]),
+            extractor=extractor,
+            num_experience=rows[f"experience-{experience}.parquet"],
+            num_target=rows[f"target-{target}.parquet"],
+        )
+        for j, target in enumerate(targets)
+        for i, experience in enumerate(experiences)
+    ]
+
+
+def confidence_of(scores: Sequence[FidScore], target: str, settings: ExperienceConfig) -> Confidence:
+    """Which experiences a target learns from, and with which probability."""
+    distances = {s.experience: s.distance for s in scores if s.target == target and s.experience != target}
+    chosen = choose_experiences(
+        distances,
+        choice=settings.choice,
+        top_k=settings.top_k,
+        names=settings.names,
+        target=target,
+        category_of=category_of,
+    )
+    return confidence(
+        {name: distances[name] for name in chosen},
+        rule=settings.rule,
+        alpha=settings.alpha,
+        beta=settings.beta,
+    )
+
+
+def write_scores(
+    folder: Path,
+    scores: Sequence[FidScore],
+    matrix: NDArray[np.float64],
+    names: Sequence[str],
+    confidences: Mapping[str, Confidence],
+) -> list[str]:
+    """fid.parquet, matrix.parquet, confidence.parquet and .csv; returns the files' names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([asdict(s) for s in scores], schema=FID_SCHEMA), folder / "fid.parquet")
+    columns = {"environment": pa.array(list(names))} | {n: pa.array(matrix[:, i]) for i, n in enumerate(names)}
+    pq.write_table(pa.table(columns), folder / "matrix.parquet")
+    distance = {(s.experience, s.target): s.distance for s in scores}
+    rows = [
+        {
+            "target": target,
+            "experience": name,
+            "distance": distance[name, target],
+            "probability": float(p),
+            "rule": found.rule,
+            "alpha": float(found.alpha),
+            "beta": float(found.beta),
+            "extractor": scores[0].extractor,
+        }
+        for target, found in confidences.items()
+        for name, p in zip(found.names, found.probabilities_K, strict=True)
+    ]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, folder / "confidence.parquet")
+    pyarrow.csv.write_csv(table, folder / "confidence.csv")
+    return ["fid.parquet", "matrix.parquet", "confidence.parquet", "confidence.csv"]
+
+
+def read_confidence(run: Run, target: str) -> Confidence:
+    """A target's confidence as scored. Raises StageError when it was not, DataError when the file is damaged."""
+    path = run.score / "confidence.parquet"
+    if not path.exists():
+        raise StageError(f"{path} is not there. Score first: metarepair score --config …")
+    try:
+        rows = [r for r in pq.read_table(path).to_pylist() if r["target"] == target]
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error}). Score again with --restart.") from error
+    if not rows:
+        raise StageError(f"{path} has no target {target!r}. Add it to targets and score again with --restart.")
+    return Confidence(
+        names=tuple(r["experience"] for r in rows),
+        probabilities_K=np.array([r["probability"] for r in rows]),
+        rule=rows[0]["rule"],
+        alpha=rows[0]["alpha"],
+        beta=rows[0]["beta"],
+    )
+
+
+def describe_confidence(target: str, found: Confidence, scores: Sequence[FidScore]) -> str:
+    """A target's experiences, nearest first, in lines for a person."""
+    distance = {s.experience: s.distance for s in scores if s.target == target}
+    order = sorted(zip(found.names, found.probabilities_K, strict=True), key=lambda pair: distance[pair[0]])
+    lines = [f"{target}: rule {found.rule}, alpha {found.alpha:.4g}, beta {found.beta:.4g}, "
+             f"effective number of experiences {found.effective_number:.2f}"]
+    lines += [f"  {name:20s} distance {distance[name]:10.4f}   p {p:.3f}" for name, p in order]
+    return "\n".join(lines)
