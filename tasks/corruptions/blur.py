@@ -56,7 +56,11 @@ def defocus_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
 
 @functools.cache
 def disk_kernel(radius: float, alias_sigma: float) -> Levels:
-    """A normalised disk on a 17x17 grid (2r+1 where r > 8), smoothed by a 3x3 (5x5) Gaussian; trimmed."""
+    """A normalised disk on a 17x17 grid (2r+1 where r > 8), smoothed by a 3x3 (5x5) Gaussian; trimmed.
+
+    Smoothing mirrors at the grid's edge, so a disk that touches it (radius 8 and more) brightens by 1 %,
+    as in the published images.
+    """
     reach, side = (8, 3) if radius <= 8 else (int(radius), 5)
     offsets = np.arange(-reach, reach + 1)
     disk = (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.float32)

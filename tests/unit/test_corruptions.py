@@ -1,0 +1,470 @@
+"""Corruptions: the same bytes anywhere, the published definitions, and errors that help."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import io
+import itertools
+import math
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+
+from tasks.corruptions import CORRUPTIONS, category_of, corrupt, resolve, severity_table
+from tasks.corruptions.blur import disk_kernel, glass_sources, streak, zoom_blur_matrix
+from tasks.corruptions.digital import affine_positions, fold_at_centre, fold_at_edge, sample_bilinear
+from tasks.corruptions.severity import TABLES
+from tasks.errors import ConfigError, DataError
+from tasks.keys import keyed_generator
+
+NAMES = tuple(CORRUPTIONS)
+DETERMINISTIC = (
+    "brightness",
+    "contrast",
+    "saturate",
+    "gaussian_blur",
+    "defocus_blur",
+    "zoom_blur",
+    "pixelate",
+    "jpeg_compression",
+)
+RANDOM = tuple(name for name in NAMES if name not in DETERMINISTIC)
+NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
+BLURS = ("defocus_blur", "motion_blur", "zoom_blur", "gaussian_blur")
+GROWING = (*NOISES, *BLURS, "fog", "brightness", "contrast", "pixelate", "jpeg_compression")
+
+
+def scenes(count, *, height=32, width=32, seed=0):
+    """Smooth coloured scenes with an edge and some texture, not noise: blur must have structure to blur."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, size=(count, 5, 6, 3)).astype(np.float32)
+    grown = np.stack([cv2.resize(c, (width, height), interpolation=cv2.INTER_CUBIC) for c in coarse])
+    grown[:, height // 2 :, : width // 3] *= 0.3
+    return np.clip(grown + rng.normal(0, 6, size=grown.shape), 0, 255).astype(np.uint8)
+
+
+def corrupted(images, name, *, severity=3, seed=0, ids=None, table="cifar"):
+    ids = np.arange(len(images)) if ids is None else ids
+    return corrupt(images, image_ids_B=ids, corruption=name, severity=severity, seed=seed, table=table)
+
+
+def digest_of_everything():
+    images = scenes(3)
+    digest = hashlib.sha256()
+    for name, severity in itertools.product(NAMES, (1, 5)):
+        digest.update(corrupted(images, name, severity=severity, seed=7).tobytes())
+    return digest.hexdigest()
+
+
+def grey_levels(images):
+    return images.astype(np.int64)
+
+
+def assert_within_one_level(got, expected):
+    difference = np.abs(grey_levels(got) - np.trunc(np.clip(expected, 0, 1) * 255 + 1e-6).astype(np.int64))
+    assert difference.max() <= 1
+
+
+# The same bytes anywhere
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_comes_out_the_same_alone_in_a_batch_and_in_any_order(name, severity):
+    images = scenes(23)
+    ids = np.arange(100, 123)
+    together = corrupted(images, name, severity=severity, ids=ids)
+    order = np.random.default_rng(3).permutation(23)
+    shuffled = corrupted(images[order], name, severity=severity, ids=ids[order])
+    assert np.array_equal(shuffled, together[order])
+    for i in (0, 9, 22):
+        alone = corrupted(images[i : i + 1], name, severity=severity, ids=ids[i : i + 1])
+        assert np.array_equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chunks_of_a_large_batch_do_not_show(name, monkeypatch):
+    images = scenes(11)
+    whole = corrupted(images, name)
+    monkeypatch.setattr("tasks.corruptions.CHUNK_VALUES", 2 * 32 * 32 * 3)
+    assert np.array_equal(corrupted(images, name), whole)
+
+
+def test_a_fresh_process_gives_the_same_bytes():
+    code = (
+        "import importlib.util, sys\n"
+        "spec = importlib.util.spec_from_file_location('corruption_tests', sys.argv[1])\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(module.digest_of_everything())\n"
+    )
+    fresh = subprocess.run(
+        [sys.executable, "-c", code, __file__], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert fresh.stdout.strip() == digest_of_everything()
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_another_id_or_seed_draws_anew(name):
+    images = np.repeat(scenes(1), 8, axis=0)
+    first = corrupted(images, name)
+    assert len({image.tobytes() for image in first}) > 1
+    assert not np.array_equal(corrupted(images, name, seed=1), first)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_corruption_that_draws_nothing_ignores_id_and_seed(name):
+    images = scenes(3)
+    assert np.array_equal(corrupted(images, name, seed=1, ids=[7, 8, 9]), corrupted(images, name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_severity_changes_the_images_and_leaves_the_input_alone(name):
+    images = scenes(6)
+    before = images.copy()
+    for severity in range(1, 6):
+        changed = corrupted(images, name, severity=severity)
+        assert changed.shape == images.shape
+        assert changed.dtype == np.uint8
+        assert not np.array_equal(changed, images)
+        assert np.array_equal(images, before)
+        assert not np.shares_memory(changed, images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_read_only_and_non_contiguous_input_works(name):
+    wide = scenes(4, width=64)
+    view = wide[::2, :, ::-2]
+    view.setflags(write=False)
+    assert np.array_equal(corrupted(view, name), corrupted(np.ascontiguousarray(view), name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch_gives_an_empty_batch(name):
+    assert corrupted(np.empty((0, 32, 32, 3), np.uint8), name, ids=[]).shape == (0, 32, 32, 3)
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("name", NAMES)
+def test_small_and_oblong_images_work_with_every_table(name, table):
+    for height, width in ((8, 8), (9, 40), (50, 33)):
+        images = scenes(2, height=height, width=width)
+        assert corrupted(images, name, severity=5, table=table).shape == images.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_224_pixels_work_with_the_largest_table(name):
+    images = scenes(1, height=224, width=224)
+    changed = corrupted(images, name, severity=3, table="imagenet")
+    assert not np.array_equal(changed, images)
+
+
+# The published definitions, one image at a time in float64
+
+
+def unit(image):
+    return image / 255.0
+
+
+def hsv_mapped(image, change):
+    mapped = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*p))) for p in unit(image).reshape(-1, 3)]
+    return np.array(mapped).reshape(image.shape)
+
+
+def by_brightness(image, c):
+    return hsv_mapped(image, lambda h, s, v: (h, s, min(v + c, 1)))
+
+
+def by_saturate(image, c0, c1):
+    return hsv_mapped(image, lambda h, s, v: (h, min(s * c0 + c1, 1), v))
+
+
+def by_contrast(image, c):
+    mean = unit(image).mean(axis=(0, 1))
+    return (unit(image) - mean) * c + mean
+
+
+def by_gaussian_blur(image, c):
+    channels = [gaussian_filter(unit(image)[..., k], c, mode="nearest", truncate=4.0) for k in range(3)]
+    return np.stack(channels, axis=2)
+
+
+def by_defocus_blur(image, radius, alias):
+    grid = np.arange(-8, 9) if radius <= 8 else np.arange(-radius, radius + 1)
+    disk = np.float64(grid[:, None] ** 2 + grid**2 <= radius**2)
+    side = 3 if radius <= 8 else 5
+    tap = np.exp(-((np.arange(side) - side // 2) ** 2) / (2 * alias**2))
+    tap /= tap.sum()
+    kernel = cv2.sepFilter2D(disk / disk.sum(), -1, tap, tap)
+    return cv2.filter2D(unit(image), -1, kernel)
+
+
+def by_pixelate(image, c):
+    return unit(boxed(boxed(image, int(len(image) * c)), len(image)))
+
+
+def boxed(image, size):
+    """Box-filter a square image to `size`: output i is the mean of the inputs whose centres it covers."""
+    ratio = len(image) / size
+    support = max(ratio, 1) / 2
+    matrix = np.zeros((size, len(image)))
+    for i in range(size):
+        centre = (i + 0.5) * ratio
+        low, high = max(0, math.floor(centre - support + 0.5)), math.floor(centre + support + 0.5)
+        matrix[i, low:high] = 1
+    matrix /= matrix.sum(axis=1, keepdims=True)
+    columns = np.floor(np.einsum("jw,hwc->hjc", matrix, image) + 0.5)
+    return np.floor(np.einsum("ih,hjc->ijc", matrix, columns) + 0.5)
+
+
+def by_jpeg_compression(image, quality):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="jpeg", quality=int(quality))
+    return unit(np.array(Image.open(io.BytesIO(buffer.getvalue()))))
+
+
+def by_zoom_blur(image, start, stop, step):
+    factors = np.arange(start, stop, step)
+    total, size = unit(image), len(image)
+    for factor in factors:
+        cut = math.ceil(size / factor)
+        first = (size - cut) // 2
+        part = unit(image)[first : first + cut, first : first + cut]
+        grown = zoom(part, (factor, factor, 1), order=1)
+        trim = (len(grown) - size) // 2
+        total = total + grown[trim : trim + size, trim : trim + size]
+    return total / (len(factors) + 1)
+
+
+REFERENCES = {
+    "brightness": by_brightness,
+    "saturate": by_saturate,
+    "contrast": by_contrast,
+    "gaussian_blur": by_gaussian_blur,
+    "defocus_blur": by_defocus_blur,
+    "pixelate": by_pixelate,
+    "jpeg_compression": by_jpeg_compression,
+    "zoom_blur": by_zoom_blur,
+}
+
+
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_corruption_that_draws_nothing_follows_its_definition(name, severity):
+    images = scenes(3)
+    images[0, :4, :4] = 0
+    images[0, 4:8, :4] = 255
+    images[0, 8:12, :4] = 97
+    got = corrupted(images, name, severity=severity)
+    constants = severity_table("cifar")[name][severity - 1]
+    for image, changed in zip(images, got, strict=True):
+        assert_within_one_level(changed, REFERENCES[name](image, *constants))
+
+
+def test_zoom_blur_has_the_published_number_of_levels():
+    levels = [len(np.arange(*row)) for row in severity_table("cifar")["zoom_blur"]]
+    assert levels == [7, 12, 16, 21, 26]
+    rows = zoom_blur_matrix(32, 32, start=1, stop=1.06, step=0.01).sum(axis=1)
+    assert np.allclose(rows, 1, atol=1e-6)
+
+
+def test_the_defocus_kernel_sums_to_one_and_grows_with_the_radius():
+    kernels = [disk_kernel(*row) for row in severity_table("imagenet")["defocus_blur"]]
+    # Disks of radius 8 and 10 touch the edge of their grid, which smoothing mirrors: published as such.
+    assert [k.sum() for k in kernels] == pytest.approx([1, 1, 1, 1.013, 1.011], abs=1e-3)
+    sides = [len(k) for k in kernels]
+    assert sides == sorted(sides)
+
+
+@pytest.mark.parametrize("max_delta", [1, 2, 3, 4])
+def test_glass_sources_are_those_of_copying_one_pixel_after_another(max_delta):
+    height, width = 21, 16
+    expected = np.arange(height * width).reshape(height, width)
+    rows = range(max_delta + 1, height - max_delta + 1)
+    columns = range(max_delta + 1, width - max_delta + 1)
+    drawn = keyed_generator("test", max_delta).integers(
+        -max_delta, max_delta, size=(2, len(rows), len(columns)), dtype=np.int64
+    )
+    for h, w in itertools.product(reversed(rows), reversed(columns)):
+        down, right = drawn[:, h - rows.start, w - columns.start]
+        expected[h, w] = expected[h + down, w + right]
+    got = glass_sources(keyed_generator("test", max_delta), height, width, max_delta)
+    assert np.array_equal(got, expected.ravel())
+    assert not np.array_equal(got, np.arange(height * width))
+
+
+def test_a_streak_of_a_dot_is_a_one_sided_gaussian_along_the_angle():
+    dot = np.zeros((41, 41), np.uint8)
+    dot[20, 20] = 200
+    weights = np.exp(-(np.arange(13) ** 2) / (2 * 2.0**2))
+    expected = 200 * weights / weights.sum()
+    flat = streak(dot, radius=6, sigma=2, degrees=0)
+    assert flat[20, 20:7:-1] == pytest.approx(expected, abs=1e-3)
+    assert flat.sum() == pytest.approx(200, abs=1e-2)
+    steep = streak(dot, radius=6, sigma=2, degrees=-90)
+    assert steep[20:33, 20] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_streak_longer_than_the_image_keeps_a_flat_image():
+    flat = np.full((32, 32, 3), 77, np.uint8)
+    assert np.allclose(streak(flat, radius=60, sigma=30, degrees=33), 77, atol=1e-3)
+
+
+def test_bilinear_sampling_agrees_with_scipy_inside_and_beyond_the_edges():
+    image = scenes(1, height=12, width=17).astype(np.float32)
+    rows, columns = np.random.default_rng(0).uniform(-15, 30, size=(2, 1, 12, 17)).astype(np.float32)
+    for fold, mode in ((fold_at_centre, "mirror"), (fold_at_edge, "reflect")):
+        got = sample_bilinear(image, rows, columns, fold=fold)[0]
+        for channel in range(3):
+            expected = map_coordinates(image[0, ..., channel], [rows[0], columns[0]], order=1, mode=mode)
+            assert got[..., channel] == pytest.approx(expected, abs=0.02)
+
+
+def test_the_affine_map_of_elastic_is_that_of_the_three_moved_points():
+    jitter = np.random.default_rng(1).uniform(-2.5, 2.5, size=(1, 3, 2))
+    points = np.array([[26, 26], [26, 6], [6, 6]], np.float32)
+    forward = cv2.getAffineTransform(points, (points + jitter[0]).astype(np.float32))
+    inverse = cv2.invertAffineTransform(forward)
+    rows, columns = affine_positions(jitter, 32, 32)
+    y, x = np.mgrid[:32, :32]
+    assert columns[0] == pytest.approx(inverse[0, 0] * x + inverse[0, 1] * y + inverse[0, 2], abs=1e-3)
+    assert rows[0] == pytest.approx(inverse[1, 0] * x + inverse[1, 1] * y + inverse[1, 2], abs=1e-3)
+
+
+# What is drawn has the published distribution
+
+
+def grey_noise(name, severity, level=128):
+    grey = np.full((40, 32, 32, 3), level, np.uint8)
+    return corrupted(grey, name, severity=severity).astype(np.float64) - level
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_noise_at_mid_grey_spreads_as_its_constant_says(severity):
+    table = severity_table("cifar")
+    x = 128 / 255
+    expected = {
+        "gaussian_noise": table["gaussian_noise"][severity - 1][0],
+        "speckle_noise": x * table["speckle_noise"][severity - 1][0],
+        "shot_noise": math.sqrt(x / table["shot_noise"][severity - 1][0]),
+    }
+    for name, spread in expected.items():
+        noise = grey_noise(name, severity)
+        assert noise.std() == pytest.approx(255 * spread, rel=0.02), name
+        assert abs(noise.mean() + 0.5) < 0.3, name  # truncation takes half a level on average
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_impulse_noise_hits_the_published_fraction_half_of_it_white(severity):
+    (amount,) = severity_table("cifar")["impulse_noise"][severity - 1]
+    noise = grey_noise("impulse_noise", severity)
+    assert set(np.unique(noise)) == {-128, 0, 127}
+    assert (noise == 127).mean() == pytest.approx(amount / 2, rel=0.1)
+    assert (noise == -128).mean() == pytest.approx(amount / 2, rel=0.1)
+
+
+def test_fog_keeps_black_black_and_hazes_a_grey_image_between_its_bounds():
+    assert not corrupted(np.zeros((2, 32, 32, 3), np.uint8), "fog").any()
+    (strength, _) = severity_table("cifar")["fog"][2]
+    hazed = corrupted(np.full((4, 32, 32, 3), 100, np.uint8), "fog").astype(float)
+    darkest = 100 * 100 / (100 + 255 * strength)
+    assert hazed.min(axis=(1, 2, 3)) == pytest.approx(darkest, abs=1)
+    assert hazed.max(axis=(1, 2, 3)) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_higher_severity_changes_more(name):
+    images = scenes(60)
+    change = [
+        np.abs(grey_levels(corrupted(images, name, severity=s)) - grey_levels(images)).mean()
+        for s in range(1, 6)
+    ]
+    assert change == sorted(change)
+    assert change[4] > 1.3 * change[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_corrupted_image_is_still_nearest_to_its_own_original(name):
+    images = scenes(10)
+
+    def standardised(batch):
+        flat = batch.reshape(len(batch), -1).astype(float)
+        flat = flat - flat.mean(axis=1, keepdims=True)
+        return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+    similarity = standardised(corrupted(images, name)) @ standardised(images).T
+    assert np.array_equal(similarity.argmax(axis=1), np.arange(10))
+
+
+# Names, tables, errors
+
+
+def test_all_nineteen_corruptions_have_a_category_and_a_short_name_of_their_own():
+    by_category = {}
+    for corruption in CORRUPTIONS.values():
+        by_category.setdefault(corruption.category, []).append(corruption.short)
+    assert by_category == {
+        "noise": ["GN", "SN", "IN", "SKN"],
+        "blur": ["DB", "GB", "MB", "ZM", "GAB"],
+        "weather": ["SW", "FR", "FOG", "SP"],
+        "image_property": ["BR", "CT", "SA"],
+        "digital": ["ET", "PIX", "JPEG"],
+    }
+    assert all(name == corruption.name for name, corruption in CORRUPTIONS.items())
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_has_every_corruption_at_five_severities(table):
+    constants = severity_table(table)
+    assert set(constants) == set(CORRUPTIONS)
+    for rows in constants.values():
+        assert len(rows) == 5
+        assert len({len(row) for row in rows}) == 1
+
+
+def test_a_caller_may_change_its_severity_table_without_harm():
+    severity_table("cifar").clear()
+    assert "fog" in severity_table("cifar")
+
+
+def test_names_resolve_in_any_case():
+    assert resolve("gn") == resolve("GN") == resolve("Gaussian_Noise") == "gaussian_noise"
+    assert resolve("zm") == "zoom_blur"
+    assert category_of("SKN") == "noise"
+    images = scenes(2)
+    assert np.array_equal(corrupted(images, "FOG"), corrupted(images, "fog"))
+
+
+def test_an_unknown_name_is_answered_with_the_near_ones():
+    with pytest.raises(ConfigError, match=r"no corruption 'gausian_noise'; did you mean 'gaussian_noise'"):
+        resolve("gausian_noise")
+    with pytest.raises(ConfigError, match=r"no severity table 'cifar10'; did you mean 'cifar'"):
+        corrupted(scenes(1), "fog", table="cifar10")
+
+
+@pytest.mark.parametrize("severity", [0, 6, 7, -1])
+def test_a_severity_outside_one_to_five_is_refused(severity):
+    with pytest.raises(ConfigError, match=rf"severity={severity} is outside 1\.\.5"):
+        corrupted(scenes(1), "fog", severity=severity)
+
+
+@pytest.mark.parametrize(
+    ("images", "ids", "message"),
+    [
+        (np.zeros((2, 32, 32, 3), np.float32), [0, 1], "images are float32"),
+        (np.zeros((32, 32, 3), np.uint8), [0], r"shape \[32, 32, 3\]"),
+        (np.zeros((2, 3, 32, 32), np.uint8), [0, 1], r"shape \[2, 3, 32, 32\]"),
+        (np.zeros((2, 4, 32, 3), np.uint8), [0, 1], "at least 8x8"),
+        (np.zeros((2, 32, 32, 3), np.uint8), [0], "one id per image"),
+        (np.zeros((2, 32, 32, 3), np.uint8), [0.0, 1.0], "give integers"),
+    ],
+)
+def test_images_or_ids_of_another_kind_are_refused(images, ids, message):
+    with pytest.raises(DataError, match=message):
+        corrupted(images, "fog", ids=ids)
