@@ -1,15 +1,12 @@
 """uint8 images in, the 2,048 pool3 features of the published FID Inception out.
 
-The network is TensorFlow's 2015 Inception graph (1,008 outputs) as every FID since Heusel et al. 2017 uses
+The network is TensorFlow's 2015 Inception graph (1,008 outputs), as every FID since Heusel et al. 2017 uses
 it: TensorFlow 1's bilinear resize to 299, (x − 128)/128, average pools that do not count the padding, and
-a max pool in the last block. Modules and parameters bear the names of the published weights, so that the
-two files that are the same under different names load as they are:
+a max pool in the last block. Modules and parameters bear the names of the published weights, so that both
+published files load as they are.
 
-    pt_inception-2015-12-05-6726825d.pth        mseitzer/pytorch-fid, release fid_weights
-    weights-inception-2015-12-05-6726825d.pth   toshas/torch-fidelity, release v0.2.0
-
-Legend: B images, C channels, H W pixels. Source: Szegedy et al. 2015, "Rethinking the Inception
-Architecture for Computer Vision"; the weights are TensorFlow's (Apache-2.0), converted by those projects.
+Legend: B images, C channels, H W pixels. Source: Szegedy et al. 2015, "Rethinking the Inception Architecture
+for Computer Vision"; the weights are TensorFlow's (Apache-2.0), converted by pytorch-fid and torch-fidelity.
 """
 
 from __future__ import annotations
@@ -31,15 +28,43 @@ from tasks.errors import DataError, WeightsError
 FEATURES = 2048
 INPUT_SIZE = 299
 HASH_PREFIX = "6726825d"  # of the SHA-256 of both published files
-URLS = (
-    f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-{HASH_PREFIX}.pth",
-    f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-{HASH_PREFIX}.pth",
-)
+PUBLISHED = {
+    "pytorch-fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth",
+    "torch-fidelity": "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth",
+}
 FILE_NAMES = tuple(
-    f"{stem}-2015-12-05-{HASH_PREFIX}{suffix}"
-    for suffix in (".pth", ".safetensors")
-    for stem in ("pt_inception", "weights-inception")
+    Path(url).with_suffix(suffix).name for suffix in (".pth", ".safetensors") for url in PUBLISHED.values()
 )
+
+# Blocks by the size of their maps. A line is a branch, a word a convolution: name:channels@kernel/stride;
+# a|b both take what comes before them and are concatenated. W is a width that differs between blocks.
+MAPS_35 = """
+    branch1x1:64
+    branch5x5_1:48 branch5x5_2:64@5x5
+    branch3x3dbl_1:64 branch3x3dbl_2:96@3x3 branch3x3dbl_3:96@3x3
+"""
+MAPS_35_TO_17 = """
+    branch3x3:384@3x3/2
+    branch3x3dbl_1:64 branch3x3dbl_2:96@3x3 branch3x3dbl_3:96@3x3/2
+"""
+MAPS_17 = """
+    branch1x1:192
+    branch7x7_1:W branch7x7_2:W@1x7 branch7x7_3:192@7x1
+    branch7x7dbl_1:W branch7x7dbl_2:W@7x1 branch7x7dbl_3:W@1x7 branch7x7dbl_4:W@7x1 branch7x7dbl_5:192@1x7
+"""
+MAPS_17_TO_8 = """
+    branch3x3_1:192 branch3x3_2:320@3x3/2
+    branch7x7x3_1:192 branch7x7x3_2:192@1x7 branch7x7x3_3:192@7x1 branch7x7x3_4:192@3x3/2
+"""
+MAPS_8 = """
+    branch1x1:320
+    branch3x3_1:384 branch3x3_2a:384@1x3|branch3x3_2b:384@3x1
+    branch3x3dbl_1:448 branch3x3dbl_2:384@3x3 branch3x3dbl_3a:384@1x3|branch3x3dbl_3b:384@3x1
+"""
+
+Pool = Literal["average", "max", "max_stride_2"]
 
 
 class Conv(NamedTuple):
@@ -47,22 +72,26 @@ class Conv(NamedTuple):
 
     name: str
     channels: int
-    kernel: tuple[int, int] = (1, 1)
-    stride: int = 1
+    kernel: tuple[int, int]
+    stride: int
 
 
-# A branch is a sequence of steps, a step the convolutions that share an input and are concatenated.
-Branch = tuple[tuple[Conv, ...], ...]
-Pool = Literal["average", "max", "max_stride_2"]
+def _parse(word: str) -> Conv:
+    rest, _, stride = word.partition("/")
+    rest, _, kernel = rest.partition("@")
+    name, _, channels = rest.partition(":")
+    height, _, width = (kernel or "1x1").partition("x")
+    return Conv(name, int(channels), (int(height), int(width)), int(stride or 1))
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch normalisation (epsilon of the TensorFlow graph), ReLU."""
+    """Convolution, batch normalisation (with the epsilon of the TensorFlow graph), ReLU."""
 
-    def __init__(self, inputs: int, spec: Conv, padding: tuple[int, int]) -> None:
+    def __init__(self, inputs: int, channels: int, kernel: tuple[int, int], stride: int, same: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, spec.channels, spec.kernel, spec.stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(spec.channels, eps=1e-3)
+        padding = (kernel[0] // 2, kernel[1] // 2) if same else (0, 0)
+        self.conv = nn.Conv2d(inputs, channels, kernel, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(channels, eps=1e-3)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C', H', W']."""
@@ -72,18 +101,20 @@ class ConvBlock(nn.Module):
 class Mixed(nn.Module):
     """Parallel branches and a pool, concatenated; `pool_channels` = 0 leaves the pool unprojected."""
 
-    def __init__(self, inputs: int, branches: tuple[Branch, ...], pool: Pool, pool_channels: int) -> None:
+    def __init__(self, inputs: int, layout: str, pool: Pool, pool_channels: int = 0) -> None:
         super().__init__()
-        self.branches, self.pool = branches, pool
-        for branch in branches:
+        self.pool = pool
+        self.branches = [
+            [[_parse(word) for word in step.split("|")] for step in line.split()]
+            for line in layout.strip().splitlines()
+        ]
+        for branch in self.branches:
             channels = inputs
             for step in branch:
-                for spec in step:
-                    same = (spec.kernel[0] // 2, spec.kernel[1] // 2)
-                    self.add_module(spec.name, ConvBlock(channels, spec, same if spec.stride == 1 else (0, 0)))
-                channels = sum(spec.channels for spec in step)
-        if pool_channels:
-            self.branch_pool = ConvBlock(inputs, Conv("branch_pool", pool_channels), (0, 0))
+                for name, outputs, kernel, stride in step:
+                    self.add_module(name, ConvBlock(channels, outputs, kernel, stride, same=stride == 1))
+                channels = sum(conv.channels for conv in step)
+        self.branch_pool = ConvBlock(inputs, pool_channels, (1, 1), 1, same=True) if pool_channels else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C', H', W']."""
@@ -91,10 +122,10 @@ class Mixed(nn.Module):
         for branch in self.branches:
             h_BCHW = x_BCHW
             for step in branch:
-                h_BCHW = torch.cat([self.get_submodule(spec.name)(h_BCHW) for spec in step], dim=1)
+                h_BCHW = torch.cat([self.get_submodule(conv.name)(h_BCHW) for conv in step], dim=1)
             outputs.append(h_BCHW)
         pooled_BCHW = self._pooled(x_BCHW)
-        outputs.append(self.branch_pool(pooled_BCHW) if hasattr(self, "branch_pool") else pooled_BCHW)
+        outputs.append(pooled_BCHW if self.branch_pool is None else self.branch_pool(pooled_BCHW))
         return torch.cat(outputs, dim=1)
 
     def _pooled(self, x_BCHW: Tensor) -> Tensor:
@@ -105,141 +136,164 @@ class Mixed(nn.Module):
         return F.max_pool2d(x_BCHW, 3, stride=2)
 
 
-def _chain(*specs: Conv) -> Branch:
-    return tuple((spec,) for spec in specs)
-
-
-def _mixed_35(inputs: int, pool_channels: int) -> Mixed:
-    """Blocks of 35 × 35 pixels (5b, 5c, 5d)."""
-    branches = (
-        _chain(Conv("branch1x1", 64)),
-        _chain(Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))),
-        _chain(
-            Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3))
-        ),
-    )
-    return Mixed(inputs, branches, "average", pool_channels)
-
-
-def _mixed_35_to_17(inputs: int) -> Mixed:
-    """Block 6a."""
-    branches = (
-        _chain(Conv("branch3x3", 384, (3, 3), 2)),
-        _chain(
-            Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3), 2)
-        ),
-    )
-    return Mixed(inputs, branches, "max_stride_2", 0)
-
-
-def _mixed_17(inputs: int, width: int) -> Mixed:
-    """Blocks of 17 × 17 pixels (6b to 6e): 7 × 7 convolutions in two parts."""
-    wide, tall = (1, 7), (7, 1)
-    branches = (
-        _chain(Conv("branch1x1", 192)),
-        _chain(Conv("branch7x7_1", width), Conv("branch7x7_2", width, wide), Conv("branch7x7_3", 192, tall)),
-        _chain(
-            Conv("branch7x7dbl_1", width),
-            Conv("branch7x7dbl_2", width, tall),
-            Conv("branch7x7dbl_3", width, wide),
-            Conv("branch7x7dbl_4", width, tall),
-            Conv("branch7x7dbl_5", 192, wide),
-        ),
-    )
-    return Mixed(inputs, branches, "average", 192)
-
-
-def _mixed_17_to_8(inputs: int) -> Mixed:
-    """Block 7a."""
-    branches = (
-        _chain(Conv("branch3x3_1", 192), Conv("branch3x3_2", 320, (3, 3), 2)),
-        _chain(
-            Conv("branch7x7x3_1", 192),
-            Conv("branch7x7x3_2", 192, (1, 7)),
-            Conv("branch7x7x3_3", 192, (7, 1)),
-            Conv("branch7x7x3_4", 192, (3, 3), 2),
-        ),
-    )
-    return Mixed(inputs, branches, "max_stride_2", 0)
-
-
-def _mixed_8(inputs: int, pool: Pool) -> Mixed:
-    """Blocks of 8 × 8 pixels (7b, 7c), whose branches fork at the end."""
-
-    def fork(a: str, b: str) -> tuple[Conv, ...]:
-        return Conv(a, 384, (1, 3)), Conv(b, 384, (3, 1))
-
-    branches: tuple[Branch, ...] = (
-        _chain(Conv("branch1x1", 320)),
-        ((Conv("branch3x3_1", 384),), fork("branch3x3_2a", "branch3x3_2b")),
-        (
-            (Conv("branch3x3dbl_1", 448),),
-            (Conv("branch3x3dbl_2", 384, (3, 3)),),
-            fork("branch3x3dbl_3a", "branch3x3dbl_3b"),
-        ),
-    )
-    return Mixed(inputs, branches, pool, 192)
-
-
 class FidInception(nn.Module):
     """uint8 [B, 3, H, W] of any size to float32 features [B, 2048]. Built by `build_fid_inception`."""
 
     def __init__(self) -> None:
         super().__init__()
-        three = (3, 3)
-        self.Conv2d_1a_3x3 = ConvBlock(3, Conv("", 32, three, 2), (0, 0))
-        self.Conv2d_2a_3x3 = ConvBlock(32, Conv("", 32, three), (0, 0))
-        self.Conv2d_2b_3x3 = ConvBlock(32, Conv("", 64, three), (1, 1))
-        self.Conv2d_3b_1x1 = ConvBlock(64, Conv("", 80), (0, 0))
-        self.Conv2d_4a_3x3 = ConvBlock(80, Conv("", 192, three), (0, 0))
-        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = (
-            _mixed_35(inputs, pool) for inputs, pool in ((192, 32), (256, 64), (288, 64))
-        )
-        self.Mixed_6a = _mixed_35_to_17(288)
-        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = (
-            _mixed_17(768, width) for width in (128, 160, 160, 192)
-        )
-        self.Mixed_7a = _mixed_17_to_8(768)
-        self.Mixed_7b = _mixed_8(1280, "average")
-        self.Mixed_7c = _mixed_8(2048, "max")
-        self.fc = nn.Linear(FEATURES, 1008)  # unused here; the published files hold it
+        self.Conv2d_1a_3x3 = ConvBlock(3, 32, (3, 3), 2, same=False)
+        self.Conv2d_2a_3x3 = ConvBlock(32, 32, (3, 3), 1, same=False)
+        self.Conv2d_2b_3x3 = ConvBlock(32, 64, (3, 3), 1, same=True)
+        self.Conv2d_3b_1x1 = ConvBlock(64, 80, (1, 1), 1, same=True)
+        self.Conv2d_4a_3x3 = ConvBlock(80, 192, (3, 3), 1, same=False)
+        self.Mixed_5b = Mixed(192, MAPS_35, "average", 32)
+        self.Mixed_5c = Mixed(256, MAPS_35, "average", 64)
+        self.Mixed_5d = Mixed(288, MAPS_35, "average", 64)
+        self.Mixed_6a = Mixed(288, MAPS_35_TO_17, "max_stride_2")
+        self.Mixed_6b = Mixed(768, MAPS_17.replace("W", "128"), "average", 192)
+        self.Mixed_6c = Mixed(768, MAPS_17.replace("W", "160"), "average", 192)
+        self.Mixed_6d = Mixed(768, MAPS_17.replace("W", "160"), "average", 192)
+        self.Mixed_6e = Mixed(768, MAPS_17.replace("W", "192"), "average", 192)
+        self.Mixed_7a = Mixed(768, MAPS_17_TO_8, "max_stride_2")
+        self.Mixed_7b = Mixed(1280, MAPS_8, "average", 192)
+        self.Mixed_7c = Mixed(2048, MAPS_8, "max", 192)  # a max pool: so it is in the published graph
+        self.fc = nn.Linear(FEATURES, 1008)  # unused here, but in the published files
 
     def forward(self, images_BCHW_u8: Tensor) -> Tensor:
         """Features [B, 2048], float32; DataError for anything but uint8 images of three channels."""
         if images_BCHW_u8.dtype != torch.uint8 or images_BCHW_u8.ndim != 4 or images_BCHW_u8.shape[1] != 3:
             raise DataError(
                 f"the FID Inception takes uint8 images [B, 3, H, W], not {images_BCHW_u8.dtype} "
-                f"{list(images_BCHW_u8.shape)}; convert grey images to three equal channels first"
+                f"{list(images_BCHW_u8.shape)}; give grey images three equal channels first"
             )
         h_BCHW = (resize_like_tensorflow_1(images_BCHW_u8.float(), INPUT_SIZE) - 128) / 128
         h_BCHW = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(h_BCHW)))
         h_BCHW = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(h_BCHW, 3, stride=2)))
         h_BCHW = F.max_pool2d(h_BCHW, 3, stride=2)
-        for name, block in self.named_children():
-            if name.startswith("Mixed"):
-                h_BCHW = block(h_BCHW)
+        for block in self.children():  # in the order of their definition
+            h_BCHW = block(h_BCHW) if isinstance(block, Mixed) else h_BCHW
         return h_BCHW.mean(dim=(2, 3))
 
 
 def resize_like_tensorflow_1(x_BCHW: Tensor, size: int) -> Tensor:
     """Bilinear resize to size × size at source = target · in/out: no half pixel, no antialiasing.
 
-    Source: TensorFlow 1 `resize_bilinear` with align_corners=False. Columns first, then rows, in float32, as
-    there.
+    Source: TensorFlow 1 `resize_bilinear`, align_corners=False: columns first, then rows, in float32.
     """
     return _resize_axis(_resize_axis(x_BCHW, 3, size), 2, size)
 
 
 def _resize_axis(x: Tensor, axis: int, size: int) -> Tensor:
-    last = x.shape[axis] - 1
+    length = x.shape[axis]
     position = torch.arange(size, device=x.device, dtype=torch.float32)
-    position = position * torch.tensor((last + 1) / size, dtype=torch.float32)
+    position = position * torch.tensor(length / size, device=x.device, dtype=torch.float32)
     below = position.long()
-    share = (position - below).view([-1 if a == axis else 1 for a in range(x.ndim)])
+    share = (position - below).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
     low = x.index_select(axis, below)
-    return low + (x.index_select(axis, (below + 1).clamp_max(last)) - low) * share
+    return low + (x.index_select(axis, (below + 1).clamp_max(length - 1)) - low) * share
 
 
 def build_fid_inception() -> nn.Module:
-    """The network with random weights, in evaluation mode, without gradients: [B, 3, H, W] uint8 to [B, 2048]."""
+    """The network with random weights, for evaluation only: uint8 [B, 3, H, W] to float32 [B, 2048]."""
     return FidInception().requires_grad_(False).eval()
+
+
+def load_fid_inception(path: Path | None) -> nn.Module:
+    """The network with published weights, for evaluation only; never downloads.
+
+    Sought at `path`, else at METAREPAIR_WEIGHTS (each a .pth or .safetensors file, or a directory that holds
+    one under a published name), else in ~/.cache/metarepair and in torch.hub's cache, where torch-fidelity
+    and torchmetrics keep the same file. Raises WeightsError when there is none (where it was sought, what to
+    do) or when the file is not this network's.
+    """
+    file = find_fid_inception(path)
+    with torch.device("meta"):  # no random numbers are drawn for what the file replaces
+        network = build_fid_inception()
+    expected = network.state_dict()
+    counters = {k: torch.zeros((), dtype=torch.int64) for k in expected if k.endswith("num_batches_tracked")}
+    state = counters | read_state_dict(file)  # older files lack the counters, which evaluation does not read
+    check_state_dict(state, expected, file=file, network="the FID Inception with its 1,008 outputs")
+    network.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items()}, assign=True)
+    return network.requires_grad_(False).eval()
+
+
+def find_fid_inception(path: Path | None) -> Path:
+    """The file that `load_fid_inception` would read; WeightsError as there."""
+    given = path or (Path(os.environ["METAREPAIR_WEIGHTS"]) if os.environ.get("METAREPAIR_WEIGHTS") else None)
+    caches = [_cache(), Path(torch.hub.get_dir()) / "checkpoints"]
+    # A path that was asked for and is not there is an error, even if a cache has the file.
+    places = caches if given is None else [given] if path or not given.is_dir() else [given, *caches]
+    for place in places:
+        for file in (place, *(place / name for name in FILE_NAMES)):
+            if file.is_file():
+                return file
+    raise WeightsError(
+        f"no FID Inception weights in {', '.join(map(str, places))}. {_REMEDY} Or choose other features: "
+        "efficientnet_lite0, timm:NAME or deployed"
+    )
+
+
+_REMEDY = (
+    f"Get {' or '.join(FILE_NAMES[:2])} from the releases of the GitHub projects {' or '.join(PUBLISHED)}, "
+    "and put it into ~/.cache/metarepair, or set METAREPAIR_WEIGHTS to it (file or directory); "
+    "download_fid_inception(allow_download=True) does so."
+)
+
+
+def _cache() -> Path:
+    return Path.home() / ".cache" / "metarepair"
+
+
+def download_fid_inception(
+    url: str = PUBLISHED["pytorch-fid"], *, allow_download: bool = False, directory: Path | None = None
+) -> Path:
+    """Downloads the weights (91 MB) into `directory` (None: ~/.cache/metarepair) and checks their SHA-256.
+
+    Only with allow_download=True; otherwise, or when the download fails or is another file, WeightsError.
+    """
+    if not allow_download:
+        raise WeightsError(f"{url} is not downloaded unless allow_download=True is given. {_REMEDY}")
+    target = (directory or _cache()) / Path(url).name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=HASH_PREFIX, progress=True)
+    except (OSError, RuntimeError, ValueError) as error:  # no network, another SHA-256, no such URL
+        raise WeightsError(f"{url} could not be had: {error}. {_REMEDY}") from error
+    return target
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors or torch.save file, on the CPU; runs no code of the file's.
+
+    Raises WeightsError when the file is missing, damaged, or holds anything but named tensors.
+    """
+    try:
+        safe = file.suffix == ".safetensors"
+        state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as e:
+        raise WeightsError(f"{file} cannot be read as weights ({type(e).__name__}); copy it again") from e
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsError(f"{file} holds no state dict (tensors by name): save `model.state_dict()`")
+    return dict(state)
+
+
+def check_state_dict(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, file: Path, network: str
+) -> None:
+    """WeightsError that names what is missing, surplus or of another shape, unless `state` fits exactly."""
+    wrong = {
+        "missing": [k for k in expected if k not in state],
+        "not in the network": [k for k in state if k not in expected],
+        "of another shape": [k for k in expected if k in state and state[k].shape != expected[k].shape],
+    }
+    told = [f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in wrong.items() if names]
+    if told:
+        raise WeightsError(f"{file} is not for {network}: of its tensors {'; '.join(told)}")
