@@ -6,6 +6,7 @@ one-paragraph ConfigErrors that list near names.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -263,9 +264,22 @@ def parse_config(values: dict[str, Any], *, where: str = "the configuration") ->
         raise ConfigError(_explain(error, where)) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as a string; people who write it mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         near = [str(p) for p in sorted(Path("tune_configs").glob("*.yaml"))]
         raise ConfigError(
@@ -288,7 +302,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override!r}: {section} is a value, not a group of settings.")
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error
 

@@ -145,6 +145,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     part = path.with_name(path.name + ".tmp")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     save_file(tensors, part, metadata={k: json.dumps(v, sort_keys=True) for k, v in metadata.items()})
+    part.chmod(0o644)  # safetensors makes it private; a shared storage path must be readable by all workers
     os.replace(part, path)
 
 

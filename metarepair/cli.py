@@ -1,0 +1,134 @@
+"""`metarepair VERB --config FILE`: the command line. Heavy imports wait until a verb needs them.
+
+Exit codes: 0 done, 2 the user's input is wrong (one paragraph on stderr), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metarepair import __version__
+from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from metarepair.config import Config
+
+VERBS = {
+    "run": "the whole way: mine, score, train, repair, report",
+    "pretrain": "train a DNN on the clean training split, to be deployed",
+    "mine": "corrupt images and keep the deployed DNN's failures",
+    "score": "features and distances of environments, confidence of experiences",
+    "train": "meta-train on the experiences of each target",
+    "repair": "repair the deployed DNN for each target, and judge it",
+    "report": "table, figures and HTML page of a repaired run",
+    "doctor": "what this machine and environment can do",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        _check_own_packages()
+        if given.verb == "doctor":
+            from metarepair.doctor import examine
+
+            print(examine(given.storage or "runs"))
+            return 0
+        return _run(given)
+    except UserError as error:
+        return _fail(given, error, 2)
+    except KeyboardInterrupt:
+        print(
+            "\nStopped. What is done is kept: run the same command again to go on from there.", file=sys.stderr
+        )
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+            raise
+        return _fail(given, UserError(f"Writing failed: {error}. Make room or permit it, then run again to go on."), 2)
+
+
+def _fail(given: argparse.Namespace, error: UserError, code: int) -> int:
+    if given.debug:
+        raise error
+    print(f"metarepair: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="metarepair",
+        description="Learns from past repairs how to repair a deployed image classifier.",
+        epilog="Start with: metarepair run --config tune_configs/sample.yaml",
+    )
+    parser.add_argument("--version", action="version", version=f"metarepair {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, help_text in VERBS.items():
+        sub = verbs.add_parser(verb, help=help_text, description=help_text)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.add_argument("--storage", metavar="PATH", help="folder of the runs (overrides storage_path)")
+        if verb == "doctor":
+            continue
+        sub.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML settings")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as train.episodes=20"
+        )
+        sub.add_argument("--restart", action="store_true", help="begin this stage and those after it anew")
+        if verb != "pretrain":
+            sub.add_argument("--address", help="a Ray cluster's address (else RAY_ADDRESS, else this machine)")
+    return parser
+
+
+def _check_own_packages() -> None:
+    """`tasks` and `distributed` are import names of others, too: ours must be the ones found."""
+    import distributed
+
+    if not getattr(distributed, "METAREPAIR", False):
+        raise UserError(
+            f"`import distributed` finds another project's package ({distributed.__file__}), probably Dask's. "
+            "MetaRepair needs an environment of its own: make one (`make install`), or uninstall the other."
+        )
+
+
+def _run(given: argparse.Namespace) -> int:
+    from metarepair.config import load_config
+
+    config = load_config(given.config, given.set, storage_path=given.storage)
+    if given.verb == "pretrain":
+        from metarepair.pretrain_stage import pretrain_stage
+
+        pretrain_stage(config, _say, restart=given.restart)
+        return 0
+    return _run_stages(given, config)
+
+
+def _run_stages(given: argparse.Namespace, config: Config) -> int:
+    from distributed.cluster import connected
+    from distributed.pipeline import STAGES, Pipeline
+
+    pipeline = Pipeline(config, _say)
+    first = "mine" if given.verb == "run" else given.verb
+    if given.restart:
+        pipeline.restart(first)
+    actions: dict[str, Callable[[], object]] = {stage: getattr(pipeline, stage) for stage in STAGES}
+    wanted = STAGES if given.verb == "run" else (given.verb,)
+    needs_ray = config.workers if given.verb != "report" else 0
+    with connected(needs_ray, given.address, gpus=config.workers if config.device == "cuda" else 0):
+        for stage in wanted:
+            actions[stage]()
+    print(f"Written to {pipeline.run.root}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
