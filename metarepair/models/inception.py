@@ -28,11 +28,10 @@ from tasks.errors import DataError, WeightsError
 FEATURES = 2048
 INPUT_SIZE = 299
 HASH_PREFIX = "6726825d"  # of the SHA-256 of both published files
+_NAME, _RELEASES = f"inception-2015-12-05-{HASH_PREFIX}.pth", "releases/download"
 PUBLISHED = {
-    "pytorch-fid": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-    "pt_inception-2015-12-05-6726825d.pth",
-    "torch-fidelity": "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-    "weights-inception-2015-12-05-6726825d.pth",
+    "pytorch-fid": f"https://github.com/mseitzer/pytorch-fid/{_RELEASES}/fid_weights/pt_{_NAME}",
+    "torch-fidelity": f"https://github.com/toshas/torch-fidelity/{_RELEASES}/v0.2.0/weights-{_NAME}",
 }
 FILE_NAMES = tuple(
     Path(url).with_suffix(suffix).name for suffix in (".pth", ".safetensors") for url in PUBLISHED.values()
@@ -77,11 +76,11 @@ class Conv(NamedTuple):
 
 
 def _parse(word: str) -> Conv:
-    rest, _, stride = word.partition("/")
-    rest, _, kernel = rest.partition("@")
-    name, _, channels = rest.partition(":")
-    height, _, width = (kernel or "1x1").partition("x")
-    return Conv(name, int(channels), (int(height), int(width)), int(stride or 1))
+    word, _, stride = word.partition("/")
+    word, _, kernel = word.partition("@")
+    name, channels = word.split(":")
+    height, width = map(int, (kernel or "1x1").split("x"))
+    return Conv(name, int(channels), (height, width), int(stride or 1))
 
 
 class ConvBlock(nn.Module):
@@ -118,15 +117,14 @@ class Mixed(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C', H', W']."""
-        outputs = []
-        for branch in self.branches:
-            h_BCHW = x_BCHW
-            for step in branch:
-                h_BCHW = torch.cat([self.get_submodule(conv.name)(h_BCHW) for conv in step], dim=1)
-            outputs.append(h_BCHW)
         pooled_BCHW = self._pooled(x_BCHW)
-        outputs.append(pooled_BCHW if self.branch_pool is None else self.branch_pool(pooled_BCHW))
-        return torch.cat(outputs, dim=1)
+        last_BCHW = pooled_BCHW if self.branch_pool is None else self.branch_pool(pooled_BCHW)
+        return torch.cat([*(self._run(branch, x_BCHW) for branch in self.branches), last_BCHW], dim=1)
+
+    def _run(self, branch: list[list[Conv]], h_BCHW: Tensor) -> Tensor:
+        for step in branch:
+            h_BCHW = torch.cat([self.get_submodule(conv.name)(h_BCHW) for conv in step], dim=1)
+        return h_BCHW
 
     def _pooled(self, x_BCHW: Tensor) -> Tensor:
         if self.pool == "average":
@@ -138,6 +136,8 @@ class Mixed(nn.Module):
 
 class FidInception(nn.Module):
     """uint8 [B, 3, H, W] of any size to float32 features [B, 2048]. Built by `build_fid_inception`."""
+
+    size = (INPUT_SIZE, INPUT_SIZE)
 
     def __init__(self) -> None:
         super().__init__()

