@@ -1,0 +1,266 @@
+"""Numbers and images in, PNG bytes out. Figures are objects of their own: no display, no global state.
+
+Colours are Okabe and Ito's, which the colour-blind tell apart; marks and order say the same without colour.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from metarepair.reports.table import Result, Row, by_method, method_words, spread
+from tasks.records import Failures, Ints
+
+COLOURS = ("#999999", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#000000")
+MARKS = "osD^vPX*"
+ANNOTATED = 20  # at most so many environments have their distances written into the heat map
+
+
+def save(path: Path, png: bytes) -> None:
+    """Replaces a picture as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".tmp")
+    part.write_bytes(png)
+    part.replace(path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def _plain(text: str) -> str:
+    """Text of others is no formula, and an underscore of a name is a space."""
+    return text.replace("$", r"\$").replace("_", " ")
+
+
+def _style_of(result: Result) -> dict[str, tuple[str, str]]:
+    return {m: (COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]) for i, m in enumerate(by_method(result))}
+
+
+def _quiet(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def heat_map(
+    scores: Mapping[tuple[str, str], float],
+    names: Sequence[str],
+    category_of: Callable[[str], str],
+    title: str,
+    label: str,
+) -> bytes:
+    """Distances of environments, grouped by category (paper Fig. 4).
+
+    A distance is symmetric: a pair that is given one way counts for both. What is not given stays grey.
+    """
+    categories = list(dict.fromkeys(category_of(name) for name in names))
+    ordered = sorted(names, key=lambda name: categories.index(category_of(name)))
+    count = len(ordered)
+    values = np.array(
+        [[scores.get((a, b), scores.get((b, a), math.nan)) for b in ordered] for a in ordered], np.float64
+    ).reshape(count, count)
+    side = 3.4 + 0.42 * count
+    figure = _figure(side + 0.9, side)
+    axes = figure.add_subplot()
+    axes.set_facecolor("#cccccc")
+    shown = axes.imshow(np.ma.masked_invalid(values), cmap="viridis_r")
+    axes.set_xticks(range(count), [_plain(n) for n in ordered], rotation=90, fontsize=8)
+    axes.set_yticks(range(count), [_plain(n) for n in ordered], fontsize=8)
+    axes.set_title(_plain(title), pad=26)
+    figure.colorbar(shown, ax=axes, label=_plain(label), shrink=0.75, pad=0.09)
+    _mark_categories(axes, [category_of(name) for name in ordered])
+    if count <= ANNOTATED:
+        _annotate(axes, values)
+    return _png(figure)
+
+
+def _mark_categories(axes: Axes, categories: Sequence[str]) -> None:
+    """Lines between the categories, their names above and to the right."""
+    for category in dict.fromkeys(categories):
+        first, last = categories.index(category), len(categories) - 1 - categories[::-1].index(category)
+        if first:
+            axes.axhline(first - 0.5, color="white", linewidth=2.5)
+            axes.axvline(first - 0.5, color="white", linewidth=2.5)
+        middle, words = (first + last) / 2, _plain(category)
+        if last - first < 2:
+            words = words.replace(" ", "\n")
+        axes.text(middle, -0.75, words, ha="center", va="bottom", fontsize=8, style="italic")
+        edge = len(categories) - 0.25
+        axes.text(edge, middle, words, ha="left", va="center", rotation=270, fontsize=8, style="italic")
+
+
+def _annotate(axes: Axes, values: np.ndarray) -> None:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return
+    low, high = float(known.min()), float(known.max())
+    digits = max(0, 2 - math.floor(math.log10(high))) if high > 0 else 0
+    digits = min(digits, 1) if high >= 10 else digits
+    for (i, j), value in np.ndenumerate(values):
+        if math.isfinite(value):
+            dark = value > (low + high) / 2
+            axes.text(
+                j,
+                i,
+                f"{value:.{digits}f}",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color="white" if dark else "black",
+            )
+
+
+def method_bars(result: Result, title: str) -> bytes:
+    """D_fail, whole corrupted set and clean accuracy by method, error bars over seeds (as Figs. 2, 3)."""
+    groups, styles = by_method(result), _style_of(result)
+    keys = {"d_fail": "D_fail", "corrupted": "whole corrupted set", "clean": "clean"}
+    figure = _figure(9, 4.6)
+    axes = figure.add_subplot()
+    width = 0.84 / len(groups)
+    for i, (method, rows) in enumerate(groups.items()):
+        for j, key in enumerate(keys):
+            found = spread(row.get(key) for row in rows)
+            if found is None:
+                continue
+            x, height, error = j - 0.42 + (i + 0.5) * width, 100 * found.mean, 100 * (found.sd or 0.0)
+            axes.bar(
+                x,
+                height,
+                width * 0.94,
+                color=styles[method][0],
+                label=method_words(method) if not j else None,
+            )
+            if found.sd is not None:
+                axes.errorbar(x, height, error, color="black", capsize=3, linewidth=1)
+            axes.text(x, height + error + 1, f"{height:.1f}", ha="center", va="bottom", fontsize=8)
+    axes.set_xticks(range(len(keys)), list(keys.values()))
+    axes.set_ylim(0, 108)
+    axes.set_ylabel("accuracy, %")
+    axes.set_title(_plain(title))
+    _quiet(axes)
+    figure.legend(loc="outside lower center", ncols=min(len(groups), 5), frameon=False)
+    return _png(figure)
+
+
+def training_curve(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
+    """Query loss above; accuracy on the experiences' queries and on the target's validation part below."""
+    figure = _figure(8, 5.6)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    curves = (
+        (upper, "query_loss", 1, "query loss", COLOURS[3], "-"),
+        (lower, "query_accuracy", 100, "query (experiences)", COLOURS[3], "-"),
+        (lower, "validation_accuracy", 100, "validation (target)", COLOURS[5], "--"),
+    )
+    for axes, key, scale, label, colour, line in curves:
+        points = [(m["episode"], scale * m[key]) for m in metrics if m.get(key) is not None]
+        if points:
+            x, y = zip(*points, strict=True)
+            few = "o" if len(points) < 30 else ""
+            axes.plot(x, y, color=colour, linestyle=line, marker=few, markersize=4, label=label)
+    upper.set_ylabel("query loss")
+    lower.set_ylabel("accuracy, %")
+    lower.set_xlabel("episode of meta-training")
+    lower.legend(frameon=False)
+    upper.set_title(_plain(title))
+    for axes in (upper, lower):
+        _quiet(axes)
+    return _png(figure)
+
+
+def severity_curve(result: Result, title: str) -> bytes:
+    """Accuracy on the corrupted set by severity, per method, error bars over seeds."""
+    styles = _style_of(result)
+    figure = _figure(8, 4.4)
+    axes = figure.add_subplot()
+    severities = sorted({int(s) for row in result["methods"] for s in row["corrupted_by_severity"]})
+    for method, rows in by_method(result).items():
+        found = [spread(_at(row, s) for row in rows) for s in severities]
+        points = [(s, f) for s, f in zip(severities, found, strict=True) if f is not None]
+        axes.errorbar(
+            [s for s, _ in points],
+            [100 * f.mean for _, f in points],
+            [100 * (f.sd or 0.0) for _, f in points],
+            color=styles[method][0],
+            marker=styles[method][1],
+            capsize=3,
+            label=method_words(method),
+        )
+    axes.set_xticks(severities)
+    axes.set_xlabel("severity of the corruption")
+    axes.set_ylabel("accuracy, %")
+    axes.set_title(_plain(title))
+    _quiet(axes)
+    figure.legend(loc="outside lower center", ncols=min(len(styles), 5), frameon=False)
+    return _png(figure)
+
+
+def _at(row: Row, severity: int) -> float | None:
+    value: float | None = row["corrupted_by_severity"].get(str(severity))
+    return value
+
+
+def examples(fail: Failures, after_N: Ints, classes: Sequence[str], title: str, each: int = 8) -> bytes:
+    """D_fail images evenly spaced (not picked): those repaired above, those still wrong below."""
+    repaired_N = after_N == fail.labels_N
+    blocks = ((True, "repaired"), (False, "still wrong"))
+    figure = _figure(1.45 * each + 0.6, 4.9)
+    grid = figure.subplots(2, each, squeeze=False)
+    figure.suptitle(_plain(title))
+    for line, (right, words) in enumerate(blocks):
+        rows = np.flatnonzero(repaired_N == right)
+        chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(int))]
+        for column, axes in enumerate(grid[line]):
+            axes.set_axis_off()
+            if column >= len(chosen):
+                continue
+            row = int(chosen[column])
+            axes.imshow(fail.images_NHWC_u8[row].squeeze(), cmap="gray")
+            names = [_class(classes, v[row]) for v in (fail.labels_N, fail.predicted_N, after_N)]
+            text = (
+                f"true: {names[0]}\nbefore: {names[1]}\nafter: {names[2]}\nseverity {fail.severities_N[row]}"
+            )
+            axes.set_title(text, fontsize=7, loc="left")
+        empty = "" if len(chosen) else ": none"
+        grid[line][0].text(
+            -0.12, 0.5, words + empty, rotation=90, va="center", ha="right", transform=grid[line][0].transAxes
+        )
+    return _png(figure)
+
+
+def _class(classes: Sequence[str], index: int) -> str:
+    return _plain(classes[index]) if 0 <= index < len(classes) else str(index)
+
+
+def confidence_bars(experiences: Sequence[Mapping[str, Any]], title: str, label: str) -> bytes:
+    """Probability of each experience, nearest on top, with its distance written at the bar."""
+    nearest = sorted(experiences, key=lambda e: float(e["fid"]))
+    figure = _figure(8, 1.6 + 0.3 * len(nearest))
+    axes = figure.add_subplot()
+    values = [100 * float(e["p"]) for e in nearest]
+    notes = [f"{p:.1f}%, distance {float(e['fid']):.4g}" for p, e in zip(values, nearest, strict=True)]
+    bars = axes.barh(range(len(nearest)), values, color=COLOURS[3])
+    axes.bar_label(bars, notes, padding=4, fontsize=8)
+    axes.set_yticks(range(len(nearest)), [_plain(str(e["name"])) for e in nearest])
+    axes.invert_yaxis()
+    axes.set_xlim(0, max([*values, 1e-9]) * 1.4)
+    axes.set_xlabel(f"confidence, %  (nearest first by {_plain(label)})", fontsize=9)
+    axes.set_title(_plain(title))
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)

@@ -1,0 +1,298 @@
+"""A run with its results in, report/index.html out: one file that opens offline; tables, figures beside it.
+
+Pictures are inside the page as base64; there is no script. What came from settings or data is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import yaml
+
+from metarepair.layout import Run
+from metarepair.reports import figures
+from metarepair.reports.paper import DIFFERENCES, nearest_experiences, table_for
+from metarepair.reports.table import (
+    LEGEND,
+    Result,
+    by_method,
+    method_words,
+    paper_measure,
+    percent,
+    preparation,
+    results_table,
+    spread,
+    table_cells,
+    target_of,
+    verdict,
+    write_tables,
+)
+from tasks.corruptions import CORRUPTIONS
+from tasks.datasets import DATASETS
+from tasks.errors import StageError
+from tasks.manifest import write_text
+from tasks.records import Ints
+from tasks.store import read_failures
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --strong: #56b4e9; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h2 { border-top: 3px solid var(--strong); padding-top: .6rem; margin-top: 3rem; }
+.verdict { background: var(--soft); border-left: 5px solid var(--strong); padding: .7rem 1rem .7rem 2.2rem; }
+.verdict li:first-child { font-weight: 600; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1.2rem 0; } figcaption, .small { font-size: .85rem; opacity: .85; }
+img { max-width: 100%; background: white; border-radius: 4px; }
+pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .8rem; }
+summary { cursor: pointer; } a { color: var(--strong); }
+@media print { body { max-width: none; font-size: 11pt; } figure, tr, .verdict { break-inside: avoid; }
+  .wide { overflow: visible; } td, th { padding: .15rem .3rem; font-size: .72rem; white-space: normal; }
+  pre { white-space: pre-wrap; } }
+"""
+
+BUDGET = ("seed", "images_seen", "gradient_steps")
+
+
+def write_report(run: Run, results: Sequence[Mapping[str, Any]]) -> Path:
+    """Everything about the results under report/; the page last. Raises StageError when there are none."""
+    if not results:
+        raise StageError(
+            f"{run.root} has no results to report. Repair a target first: metarepair repair --config FILE."
+        )
+    sections = [_target_section(run, result) for result in results]
+    overview = _overview(run, results)
+    write_tables(run.report, results)
+    write_text(run.report / "table.md", "\n".join(results_table(result) for result in results))
+    title = f"Repair of {', '.join(_words(target_of(r)) for r in results)}"
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_e(title)}</title><style>{STYLE}</style></head><body>\n"
+        f"<h1>{_e(title)}</h1>\n{overview}\n{''.join(sections)}\n</body></html>\n"
+    )
+    write_text(run.report / "index.html", page)
+    return run.report / "index.html"
+
+
+def _e(content: object) -> str:
+    return html.escape(str(content))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]", "_", name)
+
+
+def _list(lines: Iterable[object], kind: str = "") -> str:
+    return f'<ul class="{kind}">' + "".join(f"<li>{_e(line)}</li>" for line in lines) + "</ul>\n"
+
+
+def _table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    head = "".join(f'<th scope="col">{_e(cell)}</th>' for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
+
+
+def _picture(run: Run, name: str, png: bytes, caption: str) -> str:
+    """Saves the picture in report/ and shows it in the page."""
+    figures.save(run.report / name, png)
+    data = base64.b64encode(png).decode()
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{_e(caption)}">'
+        f"<figcaption>{_e(caption)} ({_e(name)})</figcaption></figure>\n"
+    )
+
+
+def _overview(run: Run, results: Sequence[Result]) -> str:
+    links = "".join(
+        f'<li><a href="#{_e(_file_name(target))}">{_e(_words(target))}</a>: {_e(verdict(result)[0])}</li>\n'
+        for target, result in ((target_of(r), r) for r in results)
+    )
+    files = "<p>Tables for programs: results.csv, results.parquet; for people: table.md.</p>"
+    return f"<ul>{links}</ul>\n{files}\n{_heat_map(run, results[0])}"
+
+
+def _heat_map(run: Run, result: Result) -> str:
+    path = run.score / "fid.parquet"
+    if not path.is_file():
+        return f"<p>No distances are shown: {_e(path.relative_to(run.root))} is missing.</p>\n"
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    scores = {(row["experience"], row["target"]): row["distance"] for row in rows}
+    found = {name for pair in scores for name in pair}
+    names = [n for n in CORRUPTIONS if n in found] + sorted(found - CORRUPTIONS.keys())
+    label = str(result["distance_name"])
+    png = figures.heat_map(scores, names, _category, "Distance between environments", label)
+    caption = f"{label} between environments, by category; small is alike (as the paper's Fig. 4)."
+    return _picture(run, "heatmap.png", png, caption)
+
+
+def _category(name: str) -> str:
+    return CORRUPTIONS[name].category if name in CORRUPTIONS else "other"
+
+
+def _target_section(run: Run, result: Result) -> str:
+    target = target_of(result)
+    parts = (
+        f'<section id="{_e(_file_name(target))}"><h2>{_e(_words(target))}</h2>\n',
+        _list(verdict(result), "verdict"),
+        _table(*table_cells(result)),
+        _list(paper_measure(result)),
+        f"<p>{_e(preparation(result))}</p>\n<details open><summary>What the columns say</summary>",
+        _list(LEGEND, "small"),
+        "</details>\n",
+        _pictures(run, result, target),
+        "<h3>Experiences and their confidence</h3>\n",
+        _experiences(run, result, target),
+        "<h3>How it was obtained</h3>\n",
+        _obtained(run, result, target),
+        "<h3>Beside the paper</h3>\n",
+        _beside_paper(result, target),
+        "<h3>Files</h3>\n",
+        _files(run, result, target),
+        "</section>\n",
+    )
+    return "".join(parts)
+
+
+def _pictures(run: Run, result: Result, target: str) -> str:
+    name, words = _file_name(target), _words(target)
+    bars = figures.method_bars(result, f"Accuracy by method: {words}")
+    page = _picture(run, f"{name}_methods.png", bars, "Accuracy by method; error bars: sd over seeds.")
+    if any(row["corrupted_by_severity"] for row in result["methods"]):
+        png = figures.severity_curve(result, f"Accuracy by severity: {words}")
+        page += _picture(
+            run, f"{name}_severity.png", png, "Accuracy on all corrupted test images by severity."
+        )
+    metrics = run.meta(target) / "metrics.json"
+    if metrics.is_file():
+        png = figures.training_curve(
+            json.loads(metrics.read_text(encoding="utf-8")), f"Meta-training for {words}"
+        )
+        page += _picture(run, f"{name}_training.png", png, "Meta-training by episode.")
+    else:
+        page += f"<p>No training curve: {_e(metrics.relative_to(run.root))} is missing.</p>\n"
+    return page + _examples(run, result, target)
+
+
+def _examples(run: Run, result: Result, target: str) -> str:
+    """D_fail was read for its numbers by the evaluator before; here only for pictures."""
+    samples, store = run.repaired(target) / "samples.parquet", run.target(target) / "fail.arrow"
+    missing = [str(path.relative_to(run.root)) for path in (samples, store) if not path.is_file()]
+    groups = by_method(result)
+    method = "metarepair" if "metarepair" in groups else list(groups)[-1]
+    if missing:
+        return f"<p>No examples are shown: {_e(', '.join(missing))} is missing.</p>\n"
+    fail, seed = read_failures(store), int(groups[method][0]["seed"])
+    wanted = [("method", "=", method), ("seed", "=", seed)]
+    table = pyarrow.parquet.read_table(samples, filters=wanted).to_pydict()
+    after = dict(zip(zip(table["image_id"], table["severity"], strict=True), table["after"], strict=True))
+    keys = zip(fail.image_ids_N.tolist(), fail.severities_N.tolist(), strict=True)
+    after_N: Ints = np.array([after.get(key, -1) for key in keys], np.int64)
+    judged = np.flatnonzero(after_N >= 0)
+    if not len(judged):
+        return f"<p>No examples are shown: {_e(samples.name)} has none of {_e(method)}.</p>\n"
+    words = f"{method_words(method)}, seed {seed}"
+    png = figures.examples(fail.take(judged), after_N[judged], _classes(result), f"D_fail examples: {words}")
+    caption = f"Examples of D_fail, evenly spaced and not picked; {words}."
+    return _picture(run, f"{_file_name(target)}_examples.png", png, caption)
+
+
+def _data(result: Result) -> str:
+    return str((result["config"].get("data") or {}).get("name"))
+
+
+def _classes(result: Result) -> tuple[str, ...]:
+    name = _data(result)
+    return DATASETS[name].classes if name in DATASETS else ()
+
+
+def _experiences(run: Run, result: Result, target: str) -> str:
+    experiences = sorted(result["experiences"], key=lambda e: float(e["fid"]))
+    if not experiences:
+        return "<p>No experiences were used.</p>\n"
+    used, label = result.get("confidence") or {}, str(result["distance_name"])
+    rule = ", ".join(f"{_words(key)} {value}" for key, value in used.items())
+    rows = [[e["name"], f"{float(e['fid']):.4g}", percent(float(e["p"]))] for e in experiences]
+    page = f"<p>Confidence: {_e(rule)}.</p>\n" + _table(["experience", label, "confidence %"], rows)
+    order = nearest_experiences(_data(result), target)
+    if order:
+        ours = [str(e["name"]) for e in experiences[: len(order)]]
+        same = "the same" if tuple(ours) == order else "another"
+        shared = len(set(ours) & set(order))
+        page += (
+            f"<p>The paper's nearest (Fig. 5): {_e(', '.join(order))}. Here: {_e(', '.join(ours))}; {same} "
+            f"order, {shared} of {len(order)} in common.</p>\n"
+        )
+    png = figures.confidence_bars(experiences, f"Confidence of experiences for {_words(target)}", label)
+    return page + _picture(run, f"{_file_name(target)}_confidence.png", png, "Confidence of each experience.")
+
+
+def _obtained(run: Run, result: Result, target: str) -> str:
+    config, sizes = result["config"], result.get("d_collect") or {}
+    without = sizes.get("classes_without_failures") or []
+    seeds = sorted({int(row["seed"]) for row in result["methods"]})
+    log = run.repaired(target) / "d_fail_reads.jsonl"
+    opened = len(log.read_text(encoding="utf-8").splitlines()) if log.is_file() else 0
+    lines = [
+        f"Protocol: {sizes.get('validation', '?')} of the {sizes.get('collect', '?')} examples of D_collect "
+        "only select (settings, episodes, checkpoints), the same for every method; the rest are learned "
+        f"from. Nothing of D_fail ({sizes.get('fail', '?')} examples) chooses anything: stricter than the paper.",
+        f"By its log, the evaluator opened D_fail {opened} time(s). This report reads it for pictures.",
+        f"Classes without a collected failure: {', '.join(map(str, without)) or 'none'}.",
+        f"Seeds: {', '.join(map(str, seeds))}. Feature extractor of the distance: {result['features']}.",
+        f"Versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}.",
+    ]
+    budget = [
+        [method_words(str(row["method"])), *(row.get(key, "—") for key in BUDGET)]
+        for row in result["methods"]
+    ]
+    for cells, row in zip(budget, result["methods"], strict=True):
+        cells += [f"{row['seconds']:.1f}", "; ".join(row.get("notes") or ())]
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return (
+        f"{_list(lines)}<p>Budget of every repair:</p>\n"
+        f"{_table(['method', *map(_words, BUDGET), 'seconds', 'notes'], budget)}"
+        f"<details><summary>Settings</summary><pre>{_e(text)}</pre></details>\n"
+    )
+
+
+def _beside_paper(result: Result, target: str) -> str:
+    data = _data(result)
+    table = table_for(data)
+    column = table.column(target) if table else {}
+    if table is None or not column:
+        return f"<p>The paper has no number for {_e(_words(target))} on {_e(data)}.</p>\n"
+    ours = {method_words(m): rows for m, rows in by_method(result).items()}
+    rows = []
+    for method in [*column, *(m for m in ours if m not in column)]:
+        found = [spread(row.get(k) for row in ours.get(method, [])) for k in ("d_fail_paper", "d_fail")]
+        number = f"{column[method]:.2f}" if method in column else "—"
+        rows.append([method, number, *("—" if f is None else percent(f.mean) for f in found)])
+    model = str((result["config"].get("model") or {}).get("name"))
+    theirs = f"paper, {table.name}: {table.dnn}, {table.data} %"
+    header = ["method", theirs, f"here: {model}, mean acc_s %", "here: all of D_fail %"]
+    return f"<p>{_e(DIFFERENCES)}</p>\n" + _table(header, rows)
+
+
+def _files(run: Run, result: Result, target: str) -> str:
+    folder = run.repaired(target).relative_to(run.root)
+    weights = [str(row["weights"]) for row in result["methods"] if row.get("weights")]
+    others = [str(folder / "result.json"), str(folder / "samples.parquet"), "report/results.csv"]
+    pictures = sorted(p.name for p in run.report.glob(f"{_file_name(target)}_*.png"))
+    everything = [*weights, *others, *(f"report/{name}" for name in pictures)]
+    return "<p>Relative to the run's folder:</p>\n" + _list(everything, "small")
