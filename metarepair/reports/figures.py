@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from metarepair.reports.table import Result, Row, by_method, method_words, spread
 from tasks.records import Failures, Ints
@@ -45,8 +46,12 @@ def _png(figure: Figure) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """Text of others is no formula, and an underscore of a name is a space."""
-    return text.replace("$", r"\$").replace("_", " ")
+    """Text of others is no formula."""
+    return text.replace("$", r"\$")
+
+
+def _name(text: str) -> str:
+    return _plain(text).replace("_", " ")
 
 
 def _style_of(result: Result) -> dict[str, tuple[str, str]]:
@@ -77,12 +82,12 @@ def heat_map(
         [[scores.get((a, b), scores.get((b, a), math.nan)) for b in ordered] for a in ordered], np.float64
     ).reshape(count, count)
     side = 3.4 + 0.42 * count
-    figure = _figure(side + 0.9, side)
+    figure = _figure(side + 0.2, side)
     axes = figure.add_subplot()
     axes.set_facecolor("#cccccc")
     shown = axes.imshow(np.ma.masked_invalid(values), cmap="viridis_r")
-    axes.set_xticks(range(count), [_plain(n) for n in ordered], rotation=90, fontsize=8)
-    axes.set_yticks(range(count), [_plain(n) for n in ordered], fontsize=8)
+    axes.set_xticks(range(count), [_name(n) for n in ordered], rotation=90, fontsize=8)
+    axes.set_yticks(range(count), [_name(n) for n in ordered], fontsize=8)
     axes.set_title(_plain(title), pad=26)
     figure.colorbar(shown, ax=axes, label=_plain(label), shrink=0.75, pad=0.09)
     _mark_categories(axes, [category_of(name) for name in ordered])
@@ -98,7 +103,7 @@ def _mark_categories(axes: Axes, categories: Sequence[str]) -> None:
         if first:
             axes.axhline(first - 0.5, color="white", linewidth=2.5)
             axes.axvline(first - 0.5, color="white", linewidth=2.5)
-        middle, words = (first + last) / 2, _plain(category)
+        middle, words = (first + last) / 2, _name(category)
         if last - first < 2:
             words = words.replace(" ", "\n")
         axes.text(middle, -0.75, words, ha="center", va="bottom", fontsize=8, style="italic")
@@ -177,7 +182,9 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
     upper.set_ylabel("query loss")
     lower.set_ylabel("accuracy, %")
     lower.set_xlabel("episode of meta-training")
-    lower.legend(frameon=False)
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if lower.lines:
+        lower.legend(frameon=False)
     upper.set_title(_plain(title))
     for axes in (upper, lower):
         _quiet(axes)
@@ -245,7 +252,7 @@ def examples(fail: Failures, after_N: Ints, classes: Sequence[str], title: str, 
 
 
 def _class(classes: Sequence[str], index: int) -> str:
-    return _plain(classes[index]) if 0 <= index < len(classes) else str(index)
+    return _name(classes[index]) if 0 <= index < len(classes) else str(index)
 
 
 def confidence_bars(experiences: Sequence[Mapping[str, Any]], title: str, label: str) -> bytes:
@@ -257,7 +264,7 @@ def confidence_bars(experiences: Sequence[Mapping[str, Any]], title: str, label:
     notes = [f"{p:.1f}%, distance {float(e['fid']):.4g}" for p, e in zip(values, nearest, strict=True)]
     bars = axes.barh(range(len(nearest)), values, color=COLOURS[3])
     axes.bar_label(bars, notes, padding=4, fontsize=8)
-    axes.set_yticks(range(len(nearest)), [_plain(str(e["name"])) for e in nearest])
+    axes.set_yticks(range(len(nearest)), [_name(str(e["name"])) for e in nearest])
     axes.invert_yaxis()
     axes.set_xlim(0, max([*values, 1e-9]) * 1.4)
     axes.set_xlabel(f"confidence, %  (nearest first by {_plain(label)})", fontsize=9)

@@ -251,7 +251,7 @@ def _obtained(run: Run, result: Result, target: str) -> str:
     lines = [
         f"Protocol: {sizes.get('validation', '?')} of the {sizes.get('collect', '?')} examples of D_collect "
         "only select (settings, episodes, checkpoints), the same for every method; the rest are learned "
-        f"from. Nothing of D_fail ({sizes.get('fail', '?')} examples) chooses anything: stricter than the paper.",
+        f"from. Nothing of D_fail ({sizes.get('fail', '?')} examples) chooses anything; the paper is laxer.",
         f"By its log, the evaluator opened D_fail {opened} time(s). This report reads it for pictures.",
         f"Classes without a collected failure: {', '.join(map(str, without)) or 'none'}.",
         f"Seeds: {', '.join(map(str, seeds))}. Feature extractor of the distance: {result['features']}.",
