@@ -49,7 +49,9 @@ def _check_room(workers: int, gpus: int) -> None:
     has = ray.cluster_resources()
     cpus = int(has.get("CPU", 0))
     if workers > cpus:
-        raise ConfigError(f"workers={workers} needs {workers} CPUs, the cluster has {cpus}. Set workers={cpus} or less.")
+        raise ConfigError(
+            f"workers={workers} needs {workers} CPUs, the cluster has {cpus}. Set workers={cpus} or less."
+        )
     if gpus > has.get("GPU", 0):
         raise ConfigError(
             f"workers={workers} with device=cuda needs {gpus} GPUs, the cluster has {int(has.get('GPU', 0))}. "

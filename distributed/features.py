@@ -6,7 +6,6 @@ unordered pair. Source: paper Eq. 7.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -98,7 +97,8 @@ def _build_extractor(config: Config) -> Callable[[FeatureItem], str]:
         failures = open_side(item.environment.folder, "collect", item.manifest)
         size = config.features.batch_size
         parts = [
-            extractor(failures.images_NHWC_u8[start : start + size]) for start in range(0, len(failures), size)
+            extractor(failures.images_NHWC_u8[start : start + size])
+            for start in range(0, len(failures), size)
         ]
         write_features(item.path, np.concatenate(parts), extractor.name, item.manifest.digest)
         return extractor.name
@@ -114,7 +114,7 @@ def write_features(path: Path, features_ND: NDArray[np.float32], extractor: str,
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".tmp")
     pq.write_table(table, part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def read_features(path: Path) -> NDArray[np.float32]:

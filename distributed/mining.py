@@ -63,7 +63,8 @@ class Shard:
 def environments(run: Run, config: Config) -> list[Environment]:
     """Experiences from the training split, then targets from the test split."""
     found = [
-        Environment(role="experience", corruption=c, folder=run.experience(c)) for c in config.mining.experiences
+        Environment(role="experience", corruption=c, folder=run.experience(c))
+        for c in config.mining.experiences
     ]
     return found + [Environment(role="target", corruption=t, folder=run.target(t)) for t in config.targets]
 
@@ -88,8 +89,12 @@ def mine_all(run: Run, config: Config, here: Surroundings) -> dict[tuple[Role, s
         if manifest is not None:
             done[environment.role, environment.corruption] = manifest
             continue
-        begin_parts(environment.folder, {"config": settings, "inputs": inputs, "shard": config.mining.shard_images})
-        shards += _shards(environment, len(here.split(environment.split).labels_N), config.mining.shard_images)
+        begin_parts(
+            environment.folder, {"config": settings, "inputs": inputs, "shard": config.mining.shard_images}
+        )
+        shards += _shards(
+            environment, len(here.split(environment.split).labels_N), config.mining.shard_images
+        )
     missing = [s for s in shards if not s.path.exists()]
     progress = Progress("mine", len(shards), "shards", done=len(shards) - len(missing)) if shards else None
     build = partial(_build_worker, config)

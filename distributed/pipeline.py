@@ -1,6 +1,6 @@
 """A configuration in, a run's stages done in order out; each stage is resumable and can be run alone.
 
-    mine -> score (features, distances, confidence) -> train -> repair (and evaluate) -> report
+mine -> score (features, distances, confidence) -> train -> repair (and evaluate) -> report
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,6 @@ import torch
 
 from distributed.features import all_distances, extract_all, feature_name
 from distributed.mining import environments, mine_all
-from distributed.pool import map_items
 from distributed.train import train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.config import Config
@@ -31,7 +30,7 @@ from metarepair.reports.html import write_report
 from metarepair.score import TARGET_SUFFIX, confidence_of, describe_confidence, scores_of, write_scores
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
-from tasks.manifest import Manifest, check_done, discard, require_manifest, write_manifest, write_text
+from tasks.manifest import check_done, discard, require_manifest, write_manifest, write_text
 
 Stage = Literal["mine", "score", "train", "repair", "report"]
 STAGES: tuple[Stage, ...] = ("mine", "score", "train", "repair", "report")
@@ -143,7 +142,9 @@ class Pipeline:
         checkpoint = newest_checkpoint(folder)
         state = read_state(checkpoint) if checkpoint is not None else None
         if checkpoint is None or state is None or state["episode"] != config.train.episodes:
-            raise DataError(f"{folder} has no complete checkpoint of the last episode. Run the command again.")
+            raise DataError(
+                f"{folder} has no complete checkpoint of the last episode. Run the command again."
+            )
         shutil.copyfile(checkpoint / "model.safetensors", folder / "model.safetensors")
         write_text(folder / "metrics.json", json.dumps(state["history"]))
         write_manifest(

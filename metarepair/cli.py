@@ -45,13 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(given, error, 2)
     except KeyboardInterrupt:
         print(
-            "\nStopped. What is done is kept: run the same command again to go on from there.", file=sys.stderr
+            "\nStopped. What is done is kept: run the same command again to go on from there.",
+            file=sys.stderr,
         )
         return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
             raise
-        return _fail(given, UserError(f"Writing failed: {error}. Make room or permit it, then run again to go on."), 2)
+        return _fail(
+            given, UserError(f"Writing failed: {error}. Make room or permit it, then run again to go on."), 2
+        )
 
 
 def _fail(given: argparse.Namespace, error: UserError, code: int) -> int:
@@ -77,11 +80,17 @@ def _parser() -> argparse.ArgumentParser:
             continue
         sub.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML settings")
         sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as train.episodes=20"
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="one setting, as train.episodes=20",
         )
         sub.add_argument("--restart", action="store_true", help="begin this stage and those after it anew")
         if verb != "pretrain":
-            sub.add_argument("--address", help="a Ray cluster's address (else RAY_ADDRESS, else this machine)")
+            sub.add_argument(
+                "--address", help="a Ray cluster's address (else RAY_ADDRESS, else this machine)"
+            )
     return parser
 
 
@@ -110,14 +119,13 @@ def _run(given: argparse.Namespace) -> int:
 
 def _run_stages(given: argparse.Namespace, config: Config) -> int:
     from distributed.cluster import connected
-    from distributed.pipeline import STAGES, Pipeline
+    from distributed.pipeline import STAGES, Pipeline, Stage
 
     pipeline = Pipeline(config, _say)
-    first = "mine" if given.verb == "run" else given.verb
+    wanted: tuple[Stage, ...] = STAGES if given.verb == "run" else (given.verb,)
     if given.restart:
-        pipeline.restart(first)
+        pipeline.restart(wanted[0])
     actions: dict[str, Callable[[], object]] = {stage: getattr(pipeline, stage) for stage in STAGES}
-    wanted = STAGES if given.verb == "run" else (given.verb,)
     needs_ray = config.workers if given.verb != "report" else 0
     with connected(needs_ray, given.address, gpus=config.workers if config.device == "cuda" else 0):
         for stage in wanted:

@@ -69,7 +69,9 @@ class ModelConfig(Section):
 class MiningConfig(Section):
     """Corrupt, classify, keep the failures (paper Sec. 5.1.3)."""
 
-    experiences: tuple[Corruption, ...] = Field(min_length=1, description="Corruptions to collect experiences of.")
+    experiences: tuple[Corruption, ...] = Field(
+        min_length=1, description="Corruptions to collect experiences of."
+    )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(
         (1, 2, 3, 4, 5), min_length=1, description="Severities, pooled (reading: each example keeps its own)."
     )
@@ -150,7 +152,8 @@ class TrainConfig(Section):
 
     episodes: Positive = Field(60, description="Episodes in all.")
     round_episodes: Positive = Field(
-        10, description="Episodes N of a round; after each round a checkpoint, and a repair judged on validation."
+        10,
+        description="Episodes N of a round; after each round a checkpoint, and a repair judged on validation.",
     )
     tasks: Positive = Field(4, description="Tasks S of an episode.")
     outer_rate: Rate = Field(1e-3, description="Adam's rate.")
@@ -173,7 +176,9 @@ class RepairSettings(Section):
     rates: tuple[Rate, ...] = Field(
         (0.03,), min_length=1, description="Inner rates tried; validation chooses, the same for every method."
     )
-    update: Literal["accumulated", "separate"] = Field("accumulated", description="Lines 17-21, or the ablation.")
+    update: Literal["accumulated", "separate"] = Field(
+        "accumulated", description="Lines 17-21, or the ablation."
+    )
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="Share of D_collect's images that only select."
     )
@@ -214,11 +219,15 @@ class PretrainConfig(Section):
 class Config(Section):
     """Everything that a run depends on."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="The run's folder under storage.")
+    name: str = Field(
+        min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="The run's folder under storage."
+    )
     storage_path: str = Field("runs", min_length=1, description="Folder that holds the runs.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Key of every draw.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="Ray workers; 0: in this process, without Ray.")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="Ray workers; 0: in this process, without Ray."
+    )
     targets: tuple[Corruption, ...] = Field(("gaussian_noise",), min_length=1, description="What to repair.")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -288,7 +297,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, not settings. Write `name: …`, `mining: …`.")
+        raise ConfigError(
+            f"{path} holds {type(values).__name__}, not settings. Write `name: …`, `mining: …`."
+        )
     return values
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ class LocalContext:
 
     folder: Path
     device: torch.device
-    on_report: Callable[[Metrics], None] = lambda metrics: None
+    on_report: Callable[[Metrics], None] = lambda _: None
     rank: int = 0
     world_size: int = 1
     kept: int = 2
@@ -69,7 +68,7 @@ class LocalContext:
         part.mkdir(parents=True)
         write(part)
         shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
+        part.replace(final)
         for old in sorted(self.folder.glob("checkpoint-*"))[: -self.kept]:
             shutil.rmtree(old)
         self.on_report(metrics)

@@ -34,8 +34,9 @@ class Surroundings:
     def inputs(self) -> dict[str, str]:
         """Digests of the deployed weights and of both splits."""
         found = {"deployed": state_hash(self.deployed.module.state_dict())}
-        for split in ("train", "test"):
-            data = self.split(split)  # type: ignore[arg-type]  # the tuple's strings are Splits
+        splits: tuple[Split, ...] = ("train", "test")
+        for split in splits:
+            data = self.split(split)
             digest = hashlib.blake2b(np.ascontiguousarray(data.images_NHWC_u8).data, digest_size=12)
             digest.update(data.labels_N.tobytes())
             found[split] = digest.hexdigest()
@@ -53,5 +54,7 @@ def pick_device(name: str) -> torch.device:
 def load_surroundings(config: Config, *, device: torch.device | None = None) -> Surroundings:
     """The deployed DNN on `device` (the configured one when not given); data are not read yet."""
     info = dataset_info(config.data.name)
-    deployed = load_deployed(config.model.name, config.model.weights, info, device=device or pick_device(config.device))
+    deployed = load_deployed(
+        config.model.name, config.model.weights, info, device=device or pick_device(config.device)
+    )
     return Surroundings(config, deployed)

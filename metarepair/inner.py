@@ -100,9 +100,7 @@ def sgd_step(parameters: State, gradients: Iterable[Tensor], rate: float) -> Sta
     return {k: p - rate * g for (k, p), g in zip(parameters.items(), gradients, strict=True)}
 
 
-def adapt(
-    net: FunctionalNet, parameters: State, buffers: State, support: Batch
-) -> tuple[State, State]:
+def adapt(net: FunctionalNet, parameters: State, buffers: State, support: Batch) -> tuple[State, State]:
     """All inner steps without a graph: what repair does (Algorithm 1, line 18)."""
     for _ in range(net.rule.steps):
         leaves = {k: v.detach().requires_grad_() for k, v in parameters.items()}

@@ -1,13 +1,13 @@
 """A run's folder in, the place of everything in it out.
 
-    <storage_path>/<name>/
-        experiences/<corruption>/   collect.arrow fail.arrow manifest.json      from the training split
-        targets/<corruption>/       the same, from the test split
-        features/                   one Parquet file per environment
-        score/                      fid.parquet confidence.parquet heatmap.png
-        meta/<target>/              model.safetensors metrics.jsonl             θ_meta depends on the target
-        repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet
-        report/                     index.html table.md figures
+<storage_path>/<name>/
+    experiences/<corruption>/   collect.arrow fail.arrow manifest.json      from the training split
+    targets/<corruption>/       the same, from the test split
+    features/                   one Parquet file per environment
+    score/                      fid.parquet confidence.parquet heatmap.png
+    meta/<target>/              model.safetensors metrics.jsonl             θ_meta depends on the target
+    repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet
+    report/                     index.html table.md figures
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def flatten(state: State) -> Tensor:
 
 def unflatten(vector: Tensor, like: State) -> State:
     """The inverse of `flatten`: views into `vector`, shaped as `like`."""
-    parts = vector.split([v.numel() for v in like.values()])
+    parts = torch.split(vector, [v.numel() for v in like.values()])
     return {k: p.view_as(v) for (k, v), p in zip(like.items(), parts, strict=True)}
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from metarepair.batches import failure_batch, image_batch
-from metarepair.config import Config
 from metarepair.checkpoint import read_state, seal
+from metarepair.config import Config
 from metarepair.context import Context
 from metarepair.inner import Batch, FunctionalNet, State
 from metarepair.meta_gradient import TaskBatch, flatten, pairwise_sum, task_gradient, unflatten
@@ -135,7 +135,9 @@ class MetaTrainer:
             memory=self.config.train.memory,
             clean_weight=self.config.train.clean_weight,
         )
-        tail = torch.tensor([result.loss, result.accuracy, 1.0], dtype=self._dtype, device=self.context.device)
+        tail = torch.tensor(
+            [result.loss, result.accuracy, 1.0], dtype=self._dtype, device=self.context.device
+        )
         return torch.cat([flatten(result.gradient), tail])
 
     def _outer_step(self, gradient_P: Tensor, norm: float) -> None:
@@ -156,7 +158,9 @@ class MetaTrainer:
         """Accuracy on the target's held-out collected examples after one episode of repair from θ."""
         if self.validation is None:
             return math.nan
-        return validate_repair(self.source.deployed, self.parameters, self.buffers, self.validation, self.config)
+        return validate_repair(
+            self.source.deployed, self.parameters, self.buffers, self.validation, self.config
+        )
 
     def save(self, folder: Path) -> None:
         """Weights, Adam's state, episode and settings into `folder`."""

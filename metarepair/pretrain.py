@@ -114,10 +114,8 @@ def augment(images_BCHW: Tensor, shift: int, seed: int, epoch: int, step: int) -
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: PretrainConfig, progress: float) -> None:
     warm = config.warmup_fraction
-    if progress < warm:
-        factor = progress / warm
-    else:
-        factor = 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
+    cosine = 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
+    factor = progress / warm if progress < warm else cosine
     for group in optimizer.param_groups:
         group["lr"] = config.rate * factor
 
@@ -139,7 +137,7 @@ def _step(
             "the last epoch's checkpoint is kept, `--restart` begins anew."
         )
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
     return value
 

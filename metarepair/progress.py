@@ -13,7 +13,9 @@ TERMINAL_INTERVAL_S = 0.2
 class Progress:
     """Progress of one piece of work with a known number of units."""
 
-    def __init__(self, label: str, total: int, unit: str, *, done: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, label: str, total: int, unit: str, *, done: int = 0, stream: TextIO | None = None
+    ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.stream = stream if stream is not None else sys.stderr
         self.done, self._first = done, done

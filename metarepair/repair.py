@@ -149,9 +149,7 @@ def validate_repair(
     deployed: DeployedModel, theta: State, statistics: State, data: RepairData, config: Config
 ) -> float:
     """Accuracy on validation after one episode of repair at the inner rate of meta-training."""
-    steps = list(
-        walk(deployed, theta, statistics, data, config, seed=0, rate=config.inner.rate, episodes=1)
-    )
+    steps = list(walk(deployed, theta, statistics, data, config, seed=0, rate=config.inner.rate, episodes=1))
     return accuracy_on(deployed, steps[-1].parameters, steps[-1].buffers, data.validation)
 
 

@@ -6,7 +6,6 @@ All methods and seeds are repaired and saved first; only then is D_fail opened, 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -49,7 +48,9 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings, pro
     mined = require_manifest(run.target(target), "Mine it first: metarepair mine --config …")
     inputs = {"target": mined.digest}
     if "metarepair" in config.repair.methods:
-        inputs["meta"] = require_manifest(run.meta(target), "Train it first: metarepair train --config …").digest
+        inputs["meta"] = require_manifest(
+            run.meta(target), "Train it first: metarepair train --config …"
+        ).digest
     stage = f"repair {target}"
     done = check_done(folder, stage=stage, config=repair_settings(config), inputs=inputs)
     if done is not None:
@@ -99,7 +100,9 @@ def _repair(
             "Lower the rates in repair.rates; nothing was written for this target."
         )
     path = run.repaired(data.target) / _weights(name, seed)
-    save_weights(path, model.state(), {"model": config.model.name, "method": name, "target": data.target, "seed": seed})
+    save_weights(
+        path, model.state(), {"model": config.model.name, "method": name, "target": data.target, "seed": seed}
+    )
     return Candidate(model=model, seed=seed, seconds=seconds)
 
 
@@ -117,7 +120,7 @@ def _write_samples(path: Path, judged: Judged) -> None:
     }
     part = path.with_name(path.name + ".tmp")
     pq.write_table(pa.table({k: pa.array(v) for k, v in columns.items()}), part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _result(
@@ -151,7 +154,9 @@ def _learned(run: Run, target: str) -> dict[str, Any]:
         "features": extractor,
         "distance_name": distance_name(extractor),
         "experiences": [
-            {"name": r["experience"], "fid": r["distance"], "p": r["probability"]} for r in scores if r["target"] == target
+            {"name": r["experience"], "fid": r["distance"], "p": r["probability"]}
+            for r in scores
+            if r["target"] == target
         ],
         "confidence": {
             "rule": confidence.rule,

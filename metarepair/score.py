@@ -76,8 +76,12 @@ def write_scores(
 ) -> list[str]:
     """fid.parquet, matrix.parquet, confidence.parquet and .csv; returns the files' names."""
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([asdict(s) for s in scores], schema=FID_SCHEMA), folder / "fid.parquet")
-    columns = {"environment": pa.array(list(names))} | {n: pa.array(matrix[:, i]) for i, n in enumerate(names)}
+    pq.write_table(
+        pa.Table.from_pylist([asdict(s) for s in scores], schema=FID_SCHEMA), folder / "fid.parquet"
+    )
+    columns = {"environment": pa.array(list(names))} | {
+        n: pa.array(matrix[:, i]) for i, n in enumerate(names)
+    }
     pq.write_table(pa.table(columns), folder / "matrix.parquet")
     distance = {(s.experience, s.target): s.distance for s in scores}
     rows = [
@@ -110,7 +114,9 @@ def read_confidence(run: Run, target: str) -> Confidence:
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         raise DataError(f"{path} is damaged ({error}). Score again with --restart.") from error
     if not rows:
-        raise StageError(f"{path} has no target {target!r}. Add it to targets and score again with --restart.")
+        raise StageError(
+            f"{path} has no target {target!r}. Add it to targets and score again with --restart."
+        )
     return Confidence(
         names=tuple(r["experience"] for r in rows),
         probabilities_K=np.array([r["probability"] for r in rows]),
@@ -124,7 +130,9 @@ def describe_confidence(target: str, found: Confidence, scores: Sequence[FidScor
     """A target's experiences, nearest first, in lines for a person."""
     distance = {s.experience: s.distance for s in scores if s.target == target}
     order = sorted(zip(found.names, found.probabilities_K, strict=True), key=lambda pair: distance[pair[0]])
-    lines = [f"{target}: rule {found.rule}, alpha {found.alpha:.4g}, beta {found.beta:.4g}, "
-             f"effective number of experiences {found.effective_number:.2f}"]
+    lines = [
+        f"{target}: rule {found.rule}, alpha {found.alpha:.4g}, beta {found.beta:.4g}, "
+        f"effective number of experiences {found.effective_number:.2f}"
+    ]
     lines += [f"  {name:20s} distance {distance[name]:10.4f}   p {p:.3f}" for name, p in order]
     return "\n".join(lines)

@@ -99,9 +99,13 @@ def _check_arrays(data: ArrayDataset) -> None:
     images, labels = data.images_NHWC_u8, data.labels_N
     where = f"{data.name} {data.split}"
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3:
-        raise DataError(f"{where}: images are {images.dtype} {images.shape}; they must be uint8 [N, H, W, 3].")
+        raise DataError(
+            f"{where}: images are {images.dtype} {images.shape}; they must be uint8 [N, H, W, 3]."
+        )
     if not len(images) == len(labels) == len(data.image_ids_N):
-        raise DataError(f"{where}: {len(images)} images but {len(labels)} labels; there must be one for each.")
+        raise DataError(
+            f"{where}: {len(images)} images but {len(labels)} labels; there must be one for each."
+        )
     outside = np.flatnonzero((labels < 0) | (labels >= len(data.classes)))
     if len(outside):
         row = int(outside[0])
@@ -173,7 +177,9 @@ def _data_root(root: str | None) -> Path:
         )
     folder = Path(given).expanduser()
     if not folder.is_dir():
-        raise DataError(f"The data root {folder} is not a folder. Set data.root or {DATA_VARIABLE} to one that is.")
+        raise DataError(
+            f"The data root {folder} is not a folder. Set data.root or {DATA_VARIABLE} to one that is."
+        )
     return folder
 
 
@@ -182,7 +188,9 @@ def _read_npz(path: Path, name: str, split: Split) -> ArrayDataset:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"].astype(np.int64)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path} cannot be read as arrays `images` and `labels` ({error}). Make it again.") from error
+        raise DataError(
+            f"{path} cannot be read as arrays `images` and `labels` ({error}). Make it again."
+        ) from error
     return ArrayDataset(
         name=name,
         split=split,

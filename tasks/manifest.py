@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +19,17 @@ from typing import Any
 from tasks.errors import DataError, StageError
 
 MANIFEST = "manifest.json"
-_PACKAGES = ("metarepair", "numpy", "opencv-python-headless", "pillow", "pyarrow", "ray", "scipy", "timm", "torch")
+_PACKAGES = (
+    "metarepair",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "pyarrow",
+    "ray",
+    "scipy",
+    "timm",
+    "torch",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +106,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".tmp")
     part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

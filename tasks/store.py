@@ -10,7 +10,6 @@ While it is mined, `parts/` holds one Arrow file per shard; a part exists whole 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,9 @@ def write_failures(path: Path, failures: Failures, *, metadata: Mapping[str, Any
         pa.binary(size), len(failures), [None, pa.py_buffer(images.reshape(-1))]
     )
     facts = {"corruption": failures.corruption, "facts": json.dumps(dict(metadata or {}))}
-    schema = schema.with_metadata({**(schema.metadata or {}), **{k.encode(): v.encode() for k, v in facts.items()}})
+    schema = schema.with_metadata(
+        {**(schema.metadata or {}), **{k.encode(): v.encode() for k, v in facts.items()}}
+    )
     batch = pa.record_batch(
         [
             pa.array(failures.image_ids_N, pa.int64()),
@@ -51,7 +52,7 @@ def write_failures(path: Path, failures: Failures, *, metadata: Mapping[str, Any
     part.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def read_failures(path: Path) -> Failures:

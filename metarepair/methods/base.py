@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from metarepair.config import Config
 from metarepair.inner import State
@@ -52,9 +52,10 @@ class Method(Protocol):
 
 
 METHODS: dict[str, Method] = {}
+MethodClass = TypeVar("MethodClass", bound=Method)
 
 
-def register(cls: type) -> type:
+def register(cls: type[MethodClass]) -> type[MethodClass]:
     """Adds a method class to the registry by its name."""
     METHODS[cls.name] = cls()
     return cls

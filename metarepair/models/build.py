@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,7 @@ def build_model(name: str, num_classes: int) -> nn.Module:
             "`timm.list_models()` names all; the project adds resnet8_cifar."
         )
     module: nn.Module = timm.create_model(name, num_classes=num_classes)
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return module.to(memory_format=torch.channels_last)
 
 
 def resolve_weights(weights: str) -> Path:
@@ -146,7 +145,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     save_file(tensors, part, metadata={k: json.dumps(v, sort_keys=True) for k, v in metadata.items()})
     part.chmod(0o644)  # safetensors makes it private; a shared storage path must be readable by all workers
-    os.replace(part, path)
+    part.replace(path)
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
