@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -22,6 +22,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=10)]
 Corruption = str
 BatchNorm = Literal["frozen", "adapt", "batch"]
+Value = TypeVar("Value")
 
 
 class Section(BaseModel):
@@ -84,6 +85,11 @@ class MiningConfig(Section):
     )
     batch_size: Positive = Field(500, description="Images per forward pass.")
     shard_images: Positive = Field(2500, description="Clean images per work item of a mining actor.")
+
+    @field_validator("severities")
+    @classmethod
+    def _once(cls, severities: tuple[int, ...]) -> tuple[int, ...]:
+        return _each_once(severities)
 
     @field_validator("experiences")
     @classmethod
@@ -182,8 +188,15 @@ class RepairSettings(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="Share of D_collect's images that only select."
     )
-    methods: tuple[str, ...] = Field(("none", "finetune", "bn_adapt", "metarepair"), min_length=1)
+    methods: tuple[str, ...] = Field(
+        ("none", "finetune", "bn_adapt", "metarepair"), min_length=1, description="Repair methods, compared."
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="One repair per method and seed.")
+
+    @field_validator("methods", "seeds")
+    @classmethod
+    def _once(cls, values: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        return _each_once(values)
 
 
 class EvaluateConfig(Section):
@@ -220,7 +233,7 @@ class Config(Section):
     """Everything that a run depends on."""
 
     name: str = Field(
-        min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="The run's folder under storage."
+        min_length=1, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="The run's folder under storage."
     )
     storage_path: str = Field("runs", min_length=1, description="Folder that holds the runs.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Key of every draw.")
@@ -254,6 +267,13 @@ def _resolved(names: tuple[str, ...]) -> tuple[str, ...]:
     return resolved
 
 
+def _each_once(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is there twice; give each once")
+    return values
+
+
 def load_config(path: Path, overrides: list[str], **direct: Any) -> Config:
     """The YAML file at `path`, then `a.b=value` overrides, then `direct` top-level settings (None: not given)."""
     values = _read_yaml(path)
@@ -274,7 +294,19 @@ def parse_config(values: dict[str, Any], *, where: str = "the configuration") ->
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string; people who write it mean a number."""
+    """Reads 1e-3 as the number that it is meant to be, and refuses a key that is given twice.
+
+    YAML 1.1 reads the one as a string; PyYAML keeps the last of the others in silence.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{twice[0]!r} twice", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
 
 
 _Loader.add_implicit_resolver(
@@ -324,7 +356,8 @@ def _explain(error: ValidationError, where: str) -> str:
     if first["type"] == "extra_forbidden":
         known = known_keys()
         same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-        hint = f"; did you mean {same[0]!r}?" if same else near_names(key, known)
+        near = near_names(key, known if "." in key else [*known, *Config.model_fields])
+        hint = f"; did you mean {same[0]!r}?" if same else near
         *_, section = [Config, *(_section(part) for part in first["loc"][:-1])]
         return f"no setting {key!r}{hint or '.'} There are: {', '.join(section.model_fields)} (in {where})"
     if first["type"] == "missing":

@@ -13,6 +13,7 @@ import io
 import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ CIFAR10_CLASSES = (
     "truck",
 )
 SAMPLE = Path(__file__).parent / "sample"
+# What reading an array, an image or a zip raises when its bytes are not what they should be.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Dataset(Protocol):
@@ -187,7 +190,7 @@ def _read_npz(path: Path, name: str, split: Split) -> ArrayDataset:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"].astype(np.int64)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except (*_DAMAGED, TypeError) as error:  # TypeError: a lone array is no archive
         raise DataError(
             f"{path} cannot be read as arrays `images` and `labels` ({error}). Make it again."
         ) from error
@@ -214,7 +217,7 @@ def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
             ids = np.arange(len(labels))
             if "ids.npy" in archive.namelist():
                 ids = np.load(io.BytesIO(archive.read(member := "ids.npy")), allow_pickle=False)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{path}: {member or 'the archive'} is truncated or not an image ({error}). "
             "Copy the file again; nothing was written."
@@ -259,7 +262,7 @@ def _read_python_batches(folder: Path, name: str, split: Split) -> ArrayDataset:
                 batch = _ArrayUnpickler(stream, encoding="bytes").load()
             images.append(np.asarray(batch[b"data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(np.asarray(batch[b"labels"], dtype=np.int64))
-        except (OSError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError) as error:
+        except (*_DAMAGED, pickle.UnpicklingError, TypeError, AttributeError, IndexError) as error:
             raise DataError(
                 f"{path} is missing, truncated, or no CIFAR-10 batch ({error}). Unpack the published archive again."
             ) from error
