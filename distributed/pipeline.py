@@ -25,8 +25,10 @@ from metarepair.features import distance_name
 from metarepair.layout import Run, open_run
 from metarepair.meta_train import training_settings
 from metarepair.repair_stage import repair_target
+from metarepair.reports import load_results
 from metarepair.reports.figures import heat_map
 from metarepair.reports.html import write_report
+from metarepair.reports.table import results_table
 from metarepair.score import TARGET_SUFFIX, confidence_of, describe_confidence, scores_of, write_scores
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
@@ -157,7 +159,6 @@ class Pipeline:
                 "seconds": time.monotonic() - started,
                 "episodes": state["episode"],
                 "workers": config.workers,
-                "resumed_seconds_not_counted": (folder / "begun.json").stat().st_mtime < time.time() - 1e9,
             },
         )
         self.say(f"train {target}: {state['episode']} episodes, {folder / 'model.safetensors'}")
@@ -167,14 +168,16 @@ class Pipeline:
         for target in self.config.targets:
             repair_target(self.run, self.config, target, self.here, self.say)
 
-    def report(self) -> Path:
+    def report(self) -> None:
         """The table, the figures and the page. Raises StageError when a target is not repaired."""
-        results = []
-        for target in self.config.targets:
-            require_manifest(self.run.repaired(target), "Repair it first: metarepair repair --config …")
-            path = self.run.repaired(target) / "result.json"
-            results.append(json.loads(path.read_text(encoding="utf-8")))
-        return write_report(self.run, results)
+        results = load_results(self.run, self.config.targets)
+        page = write_report(self.run, results)
+        for result in results:
+            self.say(results_table(result))
+            for row in result["methods"]:
+                if row["method"] == "metarepair":
+                    self.say(f"Repaired weights, seed {row['seed']}: {self.run.root / row['weights']}")
+        self.say(f"Report: {page}")
 
 
 def _begin(folder: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:

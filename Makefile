@@ -1,0 +1,39 @@
+# make run      an environment, the install, and the whole way on the shipped sample
+# make test     the same environment, and the tests; nothing but this repository is needed
+# make check    format, lint, types, tests
+# make accept   what needs the full CIFAR-10 (METAREPAIR_DATA), and the long runs
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: run test check accept install clean
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MetaRepair needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+run: $(READY)
+	$(BIN)/metarepair run --config tune_configs/sample.yaml
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not full_data and not gpu'
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+accept: $(READY)
+	$(BIN)/python -m pytest -m 'full_data'
+	$(BIN)/metarepair run --config tune_configs/cifar10_small.yaml
+	$(BIN)/python -m benchmarks.fid --quick
+	$(BIN)/python -m benchmarks.meta_gradient --quick
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
