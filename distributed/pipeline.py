@@ -21,18 +21,20 @@ from distributed.train import train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
-from metarepair.features import distance_name
+from metarepair.features import SPECS, distance_name
 from metarepair.layout import Run, open_run
 from metarepair.meta_train import training_settings
+from metarepair.methods import get_method
 from metarepair.repair_stage import repair_target
 from metarepair.reports import load_results
 from metarepair.reports.figures import heat_map
 from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.score import TARGET_SUFFIX, confidence_of, describe_confidence, scores_of, write_scores
+from tasks.confidence import choose_experiences
 from tasks.corruptions import category_of
-from tasks.errors import DataError, StageError
-from tasks.manifest import check_done, discard, require_manifest, write_manifest, write_text
+from tasks.errors import ConfigError, DataError, StageError, unknown_name
+from tasks.manifest import check_done, difference, discard, require_manifest, write_manifest, write_text
 
 Stage = Literal["mine", "score", "train", "repair", "report"]
 STAGES: tuple[Stage, ...] = ("mine", "score", "train", "repair", "report")
@@ -44,6 +46,7 @@ class Pipeline:
 
     def __init__(self, config: Config, say: Say) -> None:
         self.config, self.say = config, say
+        _check_names(config)
         self.run: Run = open_run(config)
 
     @cached_property
@@ -58,7 +61,9 @@ class Pipeline:
         return pick_device(self.config.device)
 
     def restart(self, stage: Stage) -> None:
-        """Deletes a stage and those after it."""
+        """Deletes a stage and those after it, but only once what it needs could be read."""
+        if stage != "report":
+            self.here.inputs()
         folders = {
             "mine": [self.run.root / "experiences", self.run.root / "targets"],
             "score": [self.run.features, self.run.score],
@@ -184,12 +189,36 @@ def _begin(folder: Path, settings: dict[str, Any], inputs: dict[str, str]) -> No
     """Marks an unfinished training with what it depends on; refuses to go on with another's."""
     path = folder / "begun.json"
     content = {"settings": settings, "inputs": inputs}
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != content:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else content
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}). Train again with --restart.") from error
+    if before != content:
+        lines = "; ".join(line.removeprefix("settings.") for line in difference(before, content))
         raise StageError(
-            f"{folder} holds an unfinished training with other settings or inputs. Set them back, give this run "
+            f"{folder} holds an unfinished training with other settings: {lines}. Set them back, give this run "
             "another name, or begin anew with --restart."
         )
     write_text(path, json.dumps(content))
+
+
+def _check_names(config: Config) -> None:
+    """Refuses what a late stage would refuse, before the first one has cost anything."""
+    for method in config.repair.methods:
+        get_method(method)
+    extractor = config.features.extractor
+    if extractor not in SPECS and not extractor.startswith("timm:"):
+        raise ConfigError(unknown_name("feature extractor", extractor, SPECS))
+    distances = dict.fromkeys(config.mining.experiences, 0.0)  # which is nearest is not known yet
+    for target in config.targets:
+        choose_experiences(
+            distances,
+            choice=config.experiences.choice,
+            top_k=config.experiences.top_k,
+            names=config.experiences.names,
+            target=target,
+            category_of=category_of,
+        )
 
 
 def _category(name: str) -> str:

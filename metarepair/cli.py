@@ -123,11 +123,11 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
 
     pipeline = Pipeline(config, _say)
     wanted: tuple[Stage, ...] = STAGES if given.verb == "run" else (given.verb,)
-    if given.restart:
-        pipeline.restart(wanted[0])
     actions: dict[str, Callable[[], object]] = {stage: getattr(pipeline, stage) for stage in STAGES}
     needs_ray = config.workers if given.verb != "report" else 0
     with connected(needs_ray, given.address, gpus=config.workers if config.device == "cuda" else 0):
+        if given.restart:
+            pipeline.restart(wanted[0])
         for stage in wanted:
             actions[stage]()
     print(f"Written to {pipeline.run.root}")

@@ -20,6 +20,9 @@ def pretrain_stage(config: Config, say: Callable[[str], None], *, restart: bool)
     """Trains the configured DNN on the clean training split and states its accuracy on the test split."""
     folder = open_run(config).root / "deployed"
     if restart:
+        load_dataset(
+            config.data.name, "train", root=config.data.root
+        )  # a wrong setting must not cost the old one
         discard(folder)
     settings = config.model_dump(mode="json", include={"seed", "pretrain"}) | {
         "model": config.model.name,

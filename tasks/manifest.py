@@ -118,7 +118,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest(**content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}). Run the stage again with --restart.") from error
 
 

@@ -130,7 +130,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
     except (SafetensorError, OSError) as error:
         head = path.read_bytes()[:2] if path.is_file() else b""
-        if head in (b"PK", b"\x80\x02"):
+        if head == b"PK" or (head[:1] == b"\x80" and head[1:] <= b"\x05"):  # a zip, or protocols 2 to 5
             raise WeightsError(
                 f"{path} is a pickle (torch.save), which can run code when it is read; only safetensors is taken. "
                 "Convert it: safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')."
@@ -143,7 +143,8 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".tmp")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(tensors, part, metadata={k: json.dumps(v, sort_keys=True) for k, v in metadata.items()})
+    # One entry: safetensors writes several in a random order, and equal weights should be equal files.
+    save_file(tensors, part, metadata={"metarepair": json.dumps(dict(metadata), sort_keys=True)})
     part.chmod(0o644)  # safetensors makes it private; a shared storage path must be readable by all workers
     part.replace(path)
 

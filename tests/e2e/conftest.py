@@ -1,0 +1,40 @@
+"""A tiny run, finished once a session, that each case gets a copy of."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from metarepair.cli import main
+
+TINY = """\
+name: tiny
+workers: 0
+device: cpu
+targets: [gaussian_noise]
+data: {name: cifar10_sample, max_train_images: 200, max_test_images: 200}
+mining: {experiences: [shot_noise, impulse_noise], severities: [3, 5], collect: 20, shard_images: 100}
+features: {extractor: deployed}
+task: {shots: 1, query_size: 10}
+inner: {steps: 1}
+train: {episodes: 2, round_episodes: 1, tasks: 1}
+repair: {episodes: 1, tasks: 1, methods: [none, metarepair]}
+evaluate: {others: [], others_images: 20}
+"""
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tiny.yaml` and the finished run `runs/tiny`; not to be written to."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    assert main(["run", "--config", str(folder / "tiny.yaml"), "--storage", str(folder / "runs")]) == 0
+    return folder
+
+
+@pytest.fixture
+def tiny_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of `finished_run` of one's own."""
+    return Path(shutil.copytree(finished_run, tmp_path / "finished"))

@@ -1,0 +1,446 @@
+"""What a user may get wrong, through the command line: exit code 2, one line that says what to do, nothing lost."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from metarepair.cli import main
+from metarepair.meta_train import MetaTrainer
+from metarepair.weights import SHIPPED
+from tasks.datasets import DATA_VARIABLE, SAMPLE
+
+Files = dict[str, bytes]
+
+
+def files_under(folder: Path) -> Files:
+    """Every file under `folder` with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@dataclass
+class Cli:
+    """The command line on one folder, and what came of it."""
+
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "runs" / "tiny"
+
+    def run(self, verb: str, *arguments: str) -> tuple[int, str]:
+        """Exit code, and what stands on stderr."""
+        config = [] if "--config" in arguments else ["--config", str(self.folder / "tiny.yaml")]
+        storage = [] if "--storage" in arguments else ["--storage", str(self.folder / "runs")]
+        self.capsys.readouterr()
+        code = main([verb, *config, *storage, *arguments])
+        return code, self.capsys.readouterr().err
+
+    def refused(self, verb: str, *arguments: str, says: list[str], unfinished: str = "") -> str:
+        """Runs what must be refused; returns the message. What was there before must be there still.
+
+        unfinished: a stage's folder that may have new files (to go on from), but no manifest.
+        """
+        before = files_under(self.folder)
+        code, stderr = self.run(verb, *arguments)
+        assert code == 2, stderr
+        assert "Traceback" not in stderr
+        lines = [line for line in stderr.splitlines() if line.startswith("metarepair: ")]
+        assert len(lines) == 1, stderr
+        assert stderr.endswith(lines[0] + "\n"), "the message is the last line"
+        for word in says:
+            assert word in lines[0]
+        after = files_under(self.folder)
+        assert not [name for name in after if name.endswith(".tmp") or ".tmp/" in name]
+        assert {name: after.get(name) for name in before} == before
+        if unfinished:
+            assert not (self.root / unfinished / "manifest.json").exists()
+        else:
+            assert after.keys() == before.keys()
+        return lines[0]
+
+
+@pytest.fixture
+def done(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line on a finished run."""
+    return Cli(tiny_run, capsys)
+
+
+@pytest.fixture
+def fresh(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line on settings without a run."""
+    shutil.copy(finished_run / "tiny.yaml", tmp_path)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    return Cli(tmp_path, capsys)
+
+
+def cut(path: Path, share: float = 0.5) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def write_cifar(folder: Path, labels: np.ndarray) -> None:
+    """CIFAR-10 as .npz under `folder`, 200 images a split."""
+    (folder / "cifar10").mkdir(parents=True)
+    images = np.zeros((len(labels), 32, 32, 3), np.uint8)
+    for split in ("train", "test"):
+        np.savez(folder / "cifar10" / f"{split}.npz", images=images, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("sead=1", ["no setting 'sead'", "'seed'", "tiny.yaml"]),
+        ("train.episods=1", ["no setting 'train.episods'", "'train.episodes'"]),
+        ("targets=[gausian_noise]", ["no corruption 'gausian_noise'", "'gaussian_noise'", "brightness"]),
+        ("mining.severities=[7]", ["mining.severities.0=7", "5"]),
+        ("train.episodes=many", ["train.episodes='many'", "integer"]),
+        ("train.episodes=0", ["train.episodes=0", "1"]),
+        ("train.episodes", ["--set 'train.episodes' is not key=value", "--set train.episodes=20"]),
+        ("name=..", ["name='..'"]),
+        ("model.name=resnet8_cifr", ["no model 'resnet8_cifr'", "'resnet8_cifar'"]),
+        ("model.weights=shipped:resnet9", ["'shipped:resnet9' is not shipped", "shipped:resnet8_cifar10"]),
+        (
+            "model.weights=absent.safetensors",
+            ["absent.safetensors", "no such file", "shipped:resnet8_cifar10"],
+        ),
+        ("data.name=cifar_10", ["no data set 'cifar_10'", "'cifar10'"]),
+        ("repair.methods=[metarepiar]", ["no repair method 'metarepiar'", "'metarepair'"]),
+        ("experiences={choice: top_k, top_k: 3}", ["experiences.top_k=3", "1..2"]),
+        ("experiences={choice: list, names: [snow]}", ["snow", "shot_noise"]),
+        ("features.extractor=inceptoin", ["no feature extractor 'inceptoin'", "'inception'"]),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_written(
+    fresh: Cli, override: str, says: list[str]
+) -> None:
+    fresh.refused("run", "--set", override, says=says)
+
+
+def test_a_missing_configuration_is_refused(fresh: Cli) -> None:
+    fresh.refused("run", "--config", str(fresh.folder / "absent.yaml"), says=["absent.yaml cannot be read"])
+
+
+@pytest.mark.parametrize("text", ["name: [", "just words", "", "\x00", "name: a\nname: b\n"])
+def test_a_configuration_that_is_not_settings_is_refused(fresh: Cli, text: str) -> None:
+    (fresh.folder / "bad.yaml").write_text(text, encoding="utf-8")
+    fresh.refused("run", "--config", str(fresh.folder / "bad.yaml"), says=["bad.yaml"])
+
+
+def test_an_empty_data_folder_is_refused_with_the_layouts(
+    fresh: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fresh.folder / "data").mkdir()
+    monkeypatch.setenv(DATA_VARIABLE, str(fresh.folder / "data"))
+    says = ["No CIFAR-10 under", "cifar-10-batches-py", "data.name=cifar10_sample"]
+    fresh.refused("run", "--set", "data.name=cifar10", says=says)
+
+
+def test_a_missing_data_folder_is_refused(fresh: Cli) -> None:
+    override = f"data={{name: cifar10, root: {fresh.folder / 'nowhere'}}}"
+    fresh.refused("run", "--set", override, says=["nowhere is not a folder", "data.root"])
+
+
+def test_no_data_folder_at_all_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    fresh.refused("run", "--set", "data.name=cifar10", says=["Where is CIFAR-10?", DATA_VARIABLE])
+
+
+def test_a_truncated_image_file_is_refused_by_name(fresh: Cli) -> None:
+    path = fresh.folder / "data" / "cifar10" / "cifar10_train_webp.zip"
+    path.parent.mkdir(parents=True)
+    shutil.copy(SAMPLE / "train.zip", path)
+    cut(path)
+    override = f"data={{name: cifar10, root: {fresh.folder / 'data'}}}"
+    fresh.refused(
+        "run", "--set", override, says=["cifar10_train_webp.zip", "truncated", "Copy the file again"]
+    )
+
+
+def test_a_label_outside_the_classes_is_refused_with_its_row(fresh: Cli) -> None:
+    labels = np.arange(200) % 10
+    labels[17] = 10
+    write_cifar(fresh.folder / "data", labels)
+    override = f"data={{name: cifar10, root: {fresh.folder / 'data'}}}"
+    fresh.refused("run", "--set", override, says=["label of image 17 is 10", "10 classes"])
+
+
+def test_too_few_failures_are_refused_with_how_many_there_are(fresh: Cli) -> None:
+    says = ["shot_noise on the train split", "fails on 172 examples", "mining.collect=100000"]
+    fresh.refused("mine", "--set", "mining.collect=100000", says=says, unfinished="experiences/shot_noise")
+
+
+def test_weights_of_another_dnn_are_refused_with_the_counts(fresh: Cli) -> None:
+    tensors = load_file(SHIPPED / "resnet8_cifar10.safetensors")
+    narrow = {key: value[:3].contiguous() if value.dim() else value for key, value in tensors.items()}
+    save_file(narrow, fresh.folder / "other.safetensors")
+    override = f"model.weights={fresh.folder / 'other.safetensors'}"
+    says = ["other.safetensors holds the weights of another DNN", "of another shape", "model.name"]
+    fresh.refused("mine", "--set", override, says=says)
+
+
+@pytest.mark.parametrize("protocol", ["torch", "plain"])
+def test_a_pickle_in_place_of_weights_is_refused_and_runs_nothing(fresh: Cli, protocol: str) -> None:
+    trace, path = fresh.folder / "ran", fresh.folder / "model.pt"
+
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (trace,)
+
+    if protocol == "torch":
+        torch.save({"a": Attack()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Attack()))
+    fresh.refused("mine", "--set", f"model.weights={path}", says=["model.pt is a pickle", "safetensors"])
+    assert not trace.exists()
+
+
+def test_truncated_weights_are_refused(fresh: Cli) -> None:
+    path = fresh.folder / "model.safetensors"
+    shutil.copy(SHIPPED / "resnet8_cifar10.safetensors", path)
+    cut(path)
+    says = ["model.safetensors is not a whole safetensors file", "Copy it again"]
+    fresh.refused("mine", "--set", f"model.weights={path}", says=says)
+
+
+def test_a_storage_path_that_is_a_file_is_refused(fresh: Cli) -> None:
+    path = fresh.folder / "taken"
+    path.write_text("mine", encoding="utf-8")
+    fresh.refused("run", "--storage", str(path), says=["taken' cannot be written", "--storage"])
+
+
+def test_remote_storage_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(fresh.folder)
+    fresh.refused("run", "--storage", "s3://bucket/runs", says=["s3://bucket/runs", "not supported"])
+
+
+def test_cuda_where_there_is_none_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fresh.refused("run", "--set", "device=cuda", says=["device=cuda", "device=cpu"])
+
+
+@pytest.mark.parametrize(
+    ("verb", "says"), [("score", "mine"), ("train", "score"), ("repair", "mine"), ("report", "repair")]
+)
+def test_a_stage_before_the_one_it_needs_is_refused_with_that_one(fresh: Cli, verb: str, says: str) -> None:
+    fresh.refused(verb, says=["gaussian_noise" if verb == "report" else "is not finished", f"metarepair {says} --config"])
+
+
+def test_repair_before_training_is_refused(done: Cli) -> None:
+    for stage in ("meta", "repaired", "report"):
+        shutil.rmtree(done.root / stage)
+    done.refused("repair", says=["meta/gaussian_noise is not finished", "metarepair train --config"])
+
+
+def test_missing_inception_weights_are_an_error_and_never_another_extractor(
+    done: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in ("features", "score", "meta", "repaired", "report"):
+        shutil.rmtree(done.root / stage)
+    for name in ("nothing", "home"):
+        (done.folder / name).mkdir()
+    monkeypatch.setenv("METAREPAIR_WEIGHTS", str(done.folder / "nothing"))
+    monkeypatch.setenv("HOME", str(done.folder / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(done.folder / "home"))
+    says = ["no FID Inception weights", "METAREPAIR_WEIGHTS", "efficientnet_lite0"]
+    done.refused("score", "--set", "features.extractor=inception", says=says, unfinished="features")
+    assert not list(done.root.glob("features/*.parquet"))
+
+
+def test_a_truncated_store_is_refused_by_the_name_of_the_file(done: Cli) -> None:
+    shutil.rmtree(done.root / "features")
+    shutil.rmtree(done.root / "score")
+    cut(done.root / "experiences" / "shot_noise" / "collect.arrow")
+    says = ["shot_noise/collect.arrow", "--restart"]
+    done.refused("score", says=says, unfinished="features")
+    done.refused("mine", says=says)
+
+
+def test_a_changed_byte_of_θ_meta_is_refused(done: Cli) -> None:
+    shutil.rmtree(done.root / "repaired")
+    cut(done.root / "meta" / "gaussian_noise" / "model.safetensors")
+    done.refused(
+        "repair", says=["meta/gaussian_noise/model.safetensors"], unfinished="repaired/gaussian_noise"
+    )
+
+
+@pytest.mark.parametrize(
+    ("verb", "override", "says"),
+    [
+        ("mine", "mining.collect=30", ["mining.collect: 20 -> 30", "--restart"]),
+        ("mine", "seed=1", ["seed: 0 -> 1", "--restart"]),
+        ("score", "experiences.rule=uniform", ["experiences.rule: hinge -> uniform", "--restart"]),
+        ("train", "train.outer_rate=0.5", ["train.outer_rate: 0.001 -> 0.5", "--restart"]),
+        ("repair", "repair.episodes=2", ["repair.episodes: 1 -> 2", "--restart"]),
+    ],
+)
+def test_changed_settings_of_a_finished_stage_are_refused_with_the_difference(
+    done: Cli, verb: str, override: str, says: list[str]
+) -> None:
+    done.refused(verb, "--set", override, says=says)
+
+
+def test_restart_begins_a_stage_and_those_after_it_anew(done: Cli) -> None:
+    mined = files_under(done.root / "experiences")
+    code, stderr = done.run("score", "--restart", "--set", "experiences.rule=uniform")
+    assert code == 0, stderr
+    assert (done.root / "score" / "manifest.json").exists()
+    assert files_under(done.root / "experiences") == mined
+    assert not (done.root / "repaired").exists()
+    done.refused("repair", "--set", "experiences.rule=uniform", says=["metarepair train"])
+
+
+def test_a_restart_with_a_wrong_setting_deletes_nothing(done: Cli) -> None:
+    done.refused("run", "--restart", "--set", "model.weights=absent.safetensors", says=["absent.safetensors"])
+    done.refused("run", "--restart", "--set", "repair.methods=[metarepiar]", says=["metarepiar"])
+    done.refused("run", "--restart", "--set", "data={name: cifar10, root: /nowhere}", says=["/nowhere"])
+
+
+def test_a_finished_run_is_left_as_it_is_by_the_same_command(done: Cli) -> None:
+    before = files_under(done.root)
+    assert done.run("run")[0] == 0
+    after = files_under(done.root)
+    assert {k: v for k, v in after.items() if not k.startswith("report/")} == {
+        k: v for k, v in before.items() if not k.startswith("report/")
+    }
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"files": {}}', "null"])
+@pytest.mark.parametrize(("folder", "verb"), [("experiences/shot_noise", "mine"), ("score", "train")])
+def test_a_damaged_manifest_is_refused_by_name(done: Cli, folder: str, verb: str, content: str) -> None:
+    (done.root / folder / "manifest.json").write_text(content, encoding="utf-8")
+    done.refused(verb, says=[f"{folder}/manifest.json is damaged", "--restart"])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 1}'])
+def test_a_damaged_result_is_refused_by_name(done: Cli, content: str) -> None:
+    (done.root / "repaired/gaussian_noise/result.json").write_text(content, encoding="utf-8")
+    done.refused("report", says=["gaussian_noise/result.json", "--restart"])
+
+
+def interrupt(
+    monkeypatch: pytest.MonkeyPatch, place: str, calls: int, error: BaseException | None = None
+) -> None:
+    """Lets the function at `place` do its work `calls` times, then raises Ctrl-C (or `error`)."""
+    module, _, name = place.rpartition(".")
+    import importlib
+
+    try:
+        owner: Any = importlib.import_module(module)
+    except ModuleNotFoundError:
+        parent, _, cls = module.rpartition(".")
+        owner = getattr(importlib.import_module(parent), cls)
+    real: Callable[..., Any] = getattr(owner, name)
+    count = 0
+
+    def stopping(*arguments: Any, **named: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise error or KeyboardInterrupt
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, stopping)
+
+
+RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
+
+
+@pytest.mark.parametrize(
+    ("place", "calls"),
+    [
+        ("distributed.mining.write_part", 3),
+        ("distributed.mining.finish_environment", 1),
+        ("tasks.store.write_failures", 7),
+        ("distributed.features.write_features", 1),
+        ("distributed.pipeline.write_scores", 0),
+        ("metarepair.meta_train.MetaTrainer.run_episode", 1),
+        ("metarepair.meta_train.seal", 1),
+        ("distributed.pipeline.write_manifest", 1),
+        ("metarepair.repair_stage.save_weights", 1),
+        ("metarepair.repair_stage._write_samples", 0),
+    ],
+)
+def test_after_ctrl_c_the_same_command_ends_in_the_same_bytes(
+    fresh: Cli, finished_run: Path, monkeypatch: pytest.MonkeyPatch, place: str, calls: int
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, place, calls)
+        code, stderr = fresh.run("run")
+    assert code == 1
+    assert "run the same command again" in stderr
+    assert "Traceback" not in stderr
+    assert not (fresh.root / "repaired/gaussian_noise/manifest.json").exists()
+    code, stderr = fresh.run("run")
+    assert code == 0, stderr
+    expected = files_under(finished_run / "runs" / "tiny")
+    found = files_under(fresh.root)
+    assert not [name for name in found if ".tmp" in name]
+    assert {k: v for k, v in found.items() if k.endswith(RESULTS)} == {
+        k: v for k, v in expected.items() if k.endswith(RESULTS)
+    }
+
+
+def test_half_mined_with_other_settings_is_refused_with_the_difference(
+    fresh: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, "distributed.mining.write_part", 1)
+        assert fresh.run("mine")[0] == 1
+    says = ["half mined with other settings", "mining.collect: 20 -> 10", "--restart"]
+    fresh.refused("mine", "--set", "mining.collect=10", says=says)
+    code, stderr = fresh.run("mine", "--restart", "--set", "mining.collect=10")
+    assert code == 0, stderr
+
+
+def test_an_interrupted_training_is_not_gone_on_with_under_other_settings(
+    done: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in ("meta", "repaired", "report"):
+        shutil.rmtree(done.root / stage)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "metarepair.meta_train.MetaTrainer.run_episode", 1)
+        assert done.run("train")[0] == 1
+    assert list(done.root.glob("meta/gaussian_noise/checkpoints/*/state.json"))
+    says = ["train.outer_rate: 0.001 -> 0.5", "--restart"]
+    done.refused("train", "--set", "train.outer_rate=0.5", says=says, unfinished="meta/gaussian_noise")
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_checkpoint(
+    done: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in ("meta", "repaired", "report"):
+        shutil.rmtree(done.root / stage)
+    real = MetaTrainer.run_episode
+
+    def explode(trainer: MetaTrainer) -> dict[str, float]:
+        if trainer.episode == 1:
+            for value in trainer.parameters.values():
+                value.mul_(1e30)
+        return real(trainer)
+
+    monkeypatch.setattr(MetaTrainer, "run_episode", explode)
+    says = ["query loss of episode 2", "nan", "inner.rate", "last checkpoint is kept"]
+    done.refused("train", says=says, unfinished="meta/gaussian_noise")
+    kept = sorted(done.root.glob("meta/gaussian_noise/checkpoints/*"))
+    assert [path.name for path in kept] == ["checkpoint-000001"]
+    monkeypatch.undo()
+    assert done.run("train")[0] == 0
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(
+    fresh: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, "distributed.mining.write_part", 2, OSError(28, "No space left on device", "part"))
+        fresh.refused("mine", says=["No space left", "Make room"], unfinished="experiences/shot_noise")
+    assert fresh.run("mine")[0] == 0
