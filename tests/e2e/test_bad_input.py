@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import shutil
 from collections.abc import Callable
@@ -232,7 +233,10 @@ def test_cuda_where_there_is_none_is_refused(fresh: Cli, monkeypatch: pytest.Mon
     ("verb", "says"), [("score", "mine"), ("train", "score"), ("repair", "mine"), ("report", "repair")]
 )
 def test_a_stage_before_the_one_it_needs_is_refused_with_that_one(fresh: Cli, verb: str, says: str) -> None:
-    fresh.refused(verb, says=["gaussian_noise" if verb == "report" else "is not finished", f"metarepair {says} --config"])
+    fresh.refused(
+        verb,
+        says=["gaussian_noise" if verb == "report" else "is not finished", f"metarepair {says} --config"],
+    )
 
 
 def test_repair_before_training_is_refused(done: Cli) -> None:
@@ -305,6 +309,13 @@ def test_a_restart_with_a_wrong_setting_deletes_nothing(done: Cli) -> None:
     done.refused("run", "--restart", "--set", "data={name: cifar10, root: /nowhere}", says=["/nowhere"])
 
 
+def test_a_pretraining_begun_anew_with_a_wrong_setting_deletes_nothing(fresh: Cli) -> None:
+    (fresh.root / "deployed").mkdir()
+    (fresh.root / "deployed" / "model.safetensors").write_bytes(b"hours of work")
+    override = "data={name: cifar10, root: /nowhere}"
+    fresh.refused("pretrain", "--restart", "--set", override, says=["/nowhere is not a folder"])
+
+
 def test_a_finished_run_is_left_as_it_is_by_the_same_command(done: Cli) -> None:
     before = files_under(done.root)
     assert done.run("run")[0] == 0
@@ -332,8 +343,6 @@ def interrupt(
 ) -> None:
     """Lets the function at `place` do its work `calls` times, then raises Ctrl-C (or `error`)."""
     module, _, name = place.rpartition(".")
-    import importlib
-
     try:
         owner: Any = importlib.import_module(module)
     except ModuleNotFoundError:
