@@ -1,0 +1,118 @@
+"""Competitors in, interleaved times, a table and a JSON file out: what all benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every round, by competitor."""
+
+    rounds_s: Mapping[str, list[float]]
+
+    def median(self, name: str) -> float:
+        """Median seconds of a competitor."""
+        return statistics.median(self.rounds_s[name])
+
+    def ratio(self, above: str, below: str) -> float:
+        """Median over the rounds of above/below: the two stood next to each other in a round."""
+        pairs = zip(self.rounds_s[above], self.rounds_s[below], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+
+def interleave(
+    competitors: Mapping[str, Callable[[int], object]],
+    *,
+    rounds: int,
+    finish: Callable[[], object] | None = None,
+) -> Times:
+    """Runs A B C, A B C, … so that a slow spell of the machine meets all; each is called with the round's number.
+
+    `finish` is called before a clock is read (a GPU's synchronisation).
+    """
+    wait = finish or (lambda: None)
+    seconds: dict[str, list[float]] = {name: [] for name in competitors}
+    for number in range(rounds):
+        for name, run in competitors.items():
+            wait()
+            started = time.perf_counter()
+            run(number)
+            wait()
+            seconds[name].append(time.perf_counter() - started)
+            print(f"  round {number + 1} of {rounds}  {name:24s} {seconds[name][-1]:8.3f} s", flush=True)
+    return Times(seconds)
+
+
+def parser(text: str) -> argparse.ArgumentParser:
+    """The options of every benchmark."""
+    made = argparse.ArgumentParser(description=text)
+    made.add_argument(
+        "--quick", action="store_true", help="fewer repetitions, the same sizes; within 3 minutes"
+    )
+    made.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    return made
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Processor, CPUs, threads and versions: what the figures hold for."""
+    import torch
+
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "load_average_1min": os.getloadavg()[0],
+        "gpu": gpu,
+        "versions": found,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def publish(
+    figures: Mapping[str, float],
+    *,
+    meaning: Mapping[str, str],
+    around: Mapping[str, Any],
+    times: Times,
+    path: Path | None,
+    smoke: bool,
+) -> None:
+    """Prints the figures with what they mean; writes them, the times and the machine to `path` if given."""
+    print()
+    for name, value in figures.items():
+        print(f"{name:36s} {value:12.4g}   {meaning[name]}")
+    print("\n" + ", ".join(f"{key} {value}" for key, value in around.items() if key != "versions"))
+    print(", ".join(f"{key} {value}" for key, value in around["versions"].items()))
+    if smoke:
+        print("Tiny sizes: these figures say that the benchmark runs, and nothing about speed.")
+    if path is not None:
+        content = {**figures, "smoke": smoke, "rounds_s": dict(times.rounds_s), "machine": dict(around)}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(f"Written to {path}")
