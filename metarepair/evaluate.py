@@ -58,6 +58,15 @@ def open_target_fail(run: Run, target: str, log: Path) -> Failures:
     return open_side(run.target(target), "fail", manifest)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Predictions:
+    """Predicted classes on the test split, [1 + M, N] each: the deployed DNN first, then each candidate."""
+
+    clean: NDArray[np.int64]
+    corrupted: dict[int, NDArray[np.int64]]
+    others: dict[str, NDArray[np.float64]]
+
+
 def evaluate(
     run: Run,
     config: Config,
@@ -68,59 +77,71 @@ def evaluate(
     *,
     progress: Callable[[str], None],
 ) -> Judged:
-    """Judges all candidates on the same images; corrupted images are made once for all of them."""
+    """Judges all candidates on the same images; corrupted images are made once for all of them.
+
+    D_fail is opened last.
+    """
     models = [c.model for c in candidates]
-    before = _predict_all(deployed, [], test, np.arange(len(test.labels_N)), None, 0, config)
-    clean = _predict_all(deployed, models, test, np.arange(len(test.labels_N)), None, 0, config)
+    rows = np.arange(len(test.labels_N))
+    clean = _predict_all(deployed, models, test, rows, None, 0, config)
     progress(f"{target}: clean images done")
-    corrupted = [
-        (
-            severity,
-            _predict_all(deployed, models, test, np.arange(len(test.labels_N)), target, severity, config),
-        )
-        for severity in config.mining.severities
-    ]
-    progress(f"{target}: corrupted set done")
-    others = {
-        name: _other(deployed, models, test, name, config)
-        for name in (config.evaluate.others if config.evaluate.others is not None else tuple(CORRUPTIONS))
-        if name != target
+    corrupted = {
+        s: _predict_all(deployed, models, test, rows, target, s, config) for s in config.mining.severities
     }
+    progress(f"{target}: corrupted set done")
+    names = tuple(CORRUPTIONS) if config.evaluate.others is None else config.evaluate.others
+    others = {n: _other(deployed, models, test, n, config) for n in names if n != target}
     progress(f"{target}: other corruptions done")
+    predictions = _Predictions(clean=clean, corrupted=corrupted, others=others)
     fail = open_target_fail(run, target, run.repaired(target) / "d_fail_reads.jsonl")
     logits = [predict(deployed, m.parameters, m.buffers, fail) for m in models]
     predicted_MN = np.stack([x.argmax(1).numpy() for x in logits])
     results = []
     for index, candidate in enumerate(candidates):
-        paper, episodes = _paper_accuracies(deployed, candidate, fail, config)
-        severities = {str(s): _accuracy(p[index + 1], test.labels_N) for s, p in corrupted}
-        results.append(
-            RepairResult(
-                method=candidate.model.method,
-                target=target,
-                seed=candidate.seed,
-                d_fail=float((predicted_MN[index] == fail.labels_N).mean()),
-                d_fail_paper=paper,
-                d_fail_episodes_mean=float(np.mean(episodes)) if episodes else None,
-                d_fail_episodes_sd=float(np.std(episodes)) if episodes else None,
-                validation=candidate.model.validation,
-                corrupted=float(np.mean(list(severities.values()))),
-                corrupted_by_severity=severities,
-                clean=_accuracy(clean[index + 1], test.labels_N),
-                clean_before=_accuracy(before[0], test.labels_N),
-                other_corruptions={name: float(values[index + 1]) for name, values in others.items()},
-                repair_rate=float((predicted_MN[index] == fail.labels_N).mean()),
-                break_rate=_broken([(clean[0], clean[index + 1])], test.labels_N),
-                break_rate_corrupted=_broken([(p[0], p[index + 1]) for _, p in corrupted], test.labels_N),
-                calibration_error=_calibration(deployed, candidate.model, test, target, config),
-                seconds=candidate.seconds,
-                images_seen=candidate.model.images_seen,
-                gradient_steps=candidate.model.gradient_steps,
-                notes=candidate.model.notes,
-            )
-        )
+        rate = float((predicted_MN[index] == fail.labels_N).mean())
+        results.append(_result(index, rate, candidate, target, deployed, test, predictions, fail, config))
         progress(f"{target}: {candidate.model.method} seed {candidate.seed} judged on D_fail")
     return Judged(results=tuple(results), fail=fail, predicted_MN=predicted_MN)
+
+
+def _result(
+    index: int,
+    repair_rate: float,
+    candidate: Candidate,
+    target: str,
+    deployed: DeployedModel,
+    test: Dataset,
+    predictions: _Predictions,
+    fail: Failures,
+    config: Config,
+) -> RepairResult:
+    """One row of the table: candidate `index`, whose repair rate is its accuracy on D_fail."""
+    paper, episodes = _paper_accuracies(deployed, candidate, fail, config)
+    labels, row = test.labels_N, index + 1
+    severities = {str(s): _accuracy(p[row], labels) for s, p in predictions.corrupted.items()}
+    return RepairResult(
+        method=candidate.model.method,
+        target=target,
+        seed=candidate.seed,
+        d_fail=repair_rate,
+        d_fail_paper=paper,
+        d_fail_episodes_mean=float(np.mean(episodes)) if episodes else None,
+        d_fail_episodes_sd=float(np.std(episodes)) if episodes else None,
+        validation=candidate.model.validation,
+        corrupted=float(np.mean(list(severities.values()))),
+        corrupted_by_severity=severities,
+        clean=_accuracy(predictions.clean[row], labels),
+        clean_before=_accuracy(predictions.clean[0], labels),
+        other_corruptions={name: float(values[row]) for name, values in predictions.others.items()},
+        repair_rate=repair_rate,
+        break_rate=_broken([(predictions.clean[0], predictions.clean[row])], labels),
+        break_rate_corrupted=_broken([(p[0], p[row]) for p in predictions.corrupted.values()], labels),
+        calibration_error=_calibration(deployed, candidate.model, test, target, config),
+        seconds=candidate.seconds,
+        images_seen=candidate.model.images_seen,
+        gradient_steps=candidate.model.gradient_steps,
+        notes=candidate.model.notes,
+    )
 
 
 def _net(deployed: DeployedModel) -> FunctionalNet:

@@ -25,13 +25,22 @@ from metarepair.layout import Run
 from metarepair.methods import MethodContext, get_method
 from metarepair.models.build import read_tensors, save_weights
 from metarepair.repair import RepairData, repair_data
+from metarepair.reports import SCHEMA_VERSION
 from metarepair.score import read_confidence
 from tasks.errors import DivergedError
-from tasks.manifest import Manifest, check_done, require_manifest, versions, write_manifest, write_text
+from tasks.manifest import (
+    Manifest,
+    check_done,
+    require_manifest,
+    verify_checksums,
+    versions,
+    write_manifest,
+    write_text,
+)
 from tasks.store import open_side
 
 Progress = Callable[[str], None]
-SCHEMA_VERSION = 1
+TRAIN_FIRST = "Train it first: metarepair train --config …"
 
 
 def repair_settings(config: Config) -> dict[str, Any]:
@@ -48,9 +57,7 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings, pro
     mined = require_manifest(run.target(target), "Mine it first: metarepair mine --config …")
     inputs = {"target": mined.digest}
     if "metarepair" in config.repair.methods:
-        inputs["meta"] = require_manifest(
-            run.meta(target), "Train it first: metarepair train --config …"
-        ).digest
+        inputs["meta"] = require_manifest(run.meta(target), TRAIN_FIRST).digest
     stage = f"repair {target}"
     done = check_done(folder, stage=stage, config=repair_settings(config), inputs=inputs)
     if done is not None:
@@ -84,7 +91,9 @@ def _repair(
     run: Run, config: Config, name: str, data: RepairData, here: Surroundings, seed: int
 ) -> Candidate:
     def load_meta() -> tuple[State, State]:
-        tensors = read_tensors(run.meta(data.target) / "model.safetensors")
+        folder = run.meta(data.target)
+        verify_checksums(folder, require_manifest(folder, TRAIN_FIRST))
+        tensors = read_tensors(folder / "model.safetensors")
         module = here.deployed.module
         parameters = {k: tensors[k].to(v) for k, v in module.named_parameters()}
         return parameters, {k: tensors[k].to(v) for k, v in module.named_buffers()}
@@ -149,7 +158,7 @@ def _learned(run: Run, target: str) -> dict[str, Any]:
     confidence = read_confidence(run, target)
     scores = pq.read_table(run.score / "confidence.parquet").to_pylist()
     extractor = scores[0]["extractor"]
-    trained = require_manifest(run.meta(target), "Train it first: metarepair train --config …")
+    trained = require_manifest(run.meta(target), TRAIN_FIRST)
     return {
         "features": extractor,
         "distance_name": distance_name(extractor),

@@ -24,7 +24,12 @@ def smooth_net() -> nn.Module:
     """Convolution, batch norm with uneven statistics, a smooth activation, a head."""
     torch.manual_seed(3)
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 3)
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(16, 3),
     ).double()
     norm = net[1]
     assert isinstance(norm, nn.BatchNorm2d)
@@ -44,7 +49,9 @@ def task(clean: bool = False) -> TaskBatch:
 
 
 def functional(mode: BatchNormMode, steps: int = 3) -> FunctionalNet:
-    return FunctionalNet(smooth_net(), InnerRule(steps=steps, rate=0.3, batch_norm=mode, batch_norm_momentum=0.4))
+    return FunctionalNet(
+        smooth_net(), InnerRule(steps=steps, rate=0.3, batch_norm=mode, batch_norm_momentum=0.4)
+    )
 
 
 def recorded_buffers(net: FunctionalNet, parameters: State) -> State:
@@ -159,7 +166,9 @@ def test_queries_in_adapt_mode_do_not_depend_on_their_batch() -> None:
     whole, part = batch(2, size=6), batch(2, size=6)
     alone = Batch(images_BCHW=part.images_BCHW[:1], labels_B=part.labels_B[:1])
     together = net.logits(net.parameters(), net.buffers(), whole.images_BCHW)[:1]
-    assert torch.allclose(net.logits(net.parameters(), net.buffers(), alone.images_BCHW), together, atol=1e-14)
+    assert torch.allclose(
+        net.logits(net.parameters(), net.buffers(), alone.images_BCHW), together, atol=1e-14
+    )
 
 
 def test_flatten_and_unflatten_are_inverse() -> None:

@@ -1,0 +1,82 @@
+"""One small local Ray cluster for the session, and a mined and scored run to copy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed.pipeline import Pipeline
+from metarepair.config import Config, parse_config
+
+
+def tiny(storage: Path, **changes: Any) -> Config:
+    """A configuration whose stages take seconds; `changes` are sections to merge in."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "storage_path": str(storage),
+        "device": "cpu",
+        "targets": ["gaussian_noise"],
+        "data": {"max_train_images": 200, "max_test_images": 200},
+        "mining": {
+            "experiences": ["shot_noise", "speckle_noise", "snow"],
+            "severities": [3, 5],
+            "collect": 30,
+            "shard_images": 50,
+        },
+        "features": {"extractor": "deployed"},
+        "task": {"shots": 1, "query_size": 10},
+        "inner": {"steps": 2},
+        "train": {"episodes": 20, "round_episodes": 5, "tasks": 4},
+        "repair": {"episodes": 1, "tasks": 2},
+        "evaluate": {"others": ["fog"], "others_images": 20},
+    }
+    for key, change in changes.items():
+        values[key] = {**values[key], **change} if isinstance(change, dict) and key in values else change
+    return parse_config(values)
+
+
+@pytest.fixture(scope="session", name="tiny")
+def tiny_fixture() -> Callable[..., Config]:
+    """`tiny(storage, **changes)`, for tests."""
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Two CPUs' worth of Ray in a temporary directory of its own (short: sockets have short names)."""
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="mr", dir="/tmp")
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder, logging_level="error"
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is mined and scored in this process, without Ray."""
+    storage = tmp_path_factory.mktemp("scored")
+    pipeline = Pipeline(tiny(storage), lambda _: None)
+    pipeline.mine()
+    pipeline.score()
+    return storage
+
+
+@pytest.fixture
+def storage_of(scored: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Copies the scored run to a storage path of the given name."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(scored, tmp_path / name))
+
+    return copy

@@ -1,0 +1,111 @@
+"""The actor pool on a real local Ray: the same results as in-process, errors as themselves, deaths survived."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+
+from distributed.pipeline import Pipeline
+from distributed.pool import map_items
+from metarepair.config import Config
+from tasks.errors import DataError
+
+pytestmark = pytest.mark.distributed
+Tiny = Callable[..., Config]
+# Actors cannot import a test module by its name.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def squares() -> Callable[[int], int]:
+    return lambda x: x * x
+
+
+def failing() -> Callable[[int], int]:
+    def work(x: int) -> int:
+        if x == 3:
+            raise DataError("item 3 is broken")
+        return x
+
+    return work
+
+
+def dying_once(marker: Path) -> Callable[[int], int]:
+    """Its process ends at item 2, the first time only."""
+
+    def work(x: int) -> int:
+        if x == 2 and not marker.exists():
+            marker.touch()
+            os._exit(1)
+        return x
+
+    return work
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_every_item_is_done_once(cluster: None, workers: int) -> None:
+    found = dict(map_items(squares, list(range(17)), workers=workers))
+    assert found == {x: x * x for x in range(17)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_user_error_comes_out_as_itself(cluster: None, workers: int) -> None:
+    with pytest.raises(DataError, match="item 3 is broken"):
+        list(map_items(failing, list(range(6)), workers=workers))
+
+
+def test_an_actor_that_dies_is_restarted_and_its_item_done_again(cluster: None, tmp_path: Path) -> None:
+    build = partial(dying_once, tmp_path / "died")
+    found = [item for item, _ in map_items(build, list(range(8)), workers=2)]
+    assert (tmp_path / "died").exists()
+    assert sorted(found) == list(range(8))
+
+
+@pytest.mark.slow
+def test_actors_mine_and_score_the_same_bytes_as_one_process(
+    cluster: None, tiny: Tiny, scored: Path, tmp_path: Path
+) -> None:
+    pipeline = Pipeline(tiny(tmp_path, workers=2), lambda _: None)
+    pipeline.mine()
+    pipeline.score()
+    ours, theirs = tmp_path / "tiny", scored / "tiny"
+    names = [p.relative_to(theirs) for p in theirs.rglob("*.arrow")]
+    names += [Path("score/matrix.parquet"), Path("score/confidence.parquet")]
+    assert len(names) == 10
+    assert all((ours / n).read_bytes() == (theirs / n).read_bytes() for n in names)
+
+
+def test_mining_goes_on_with_the_shards_that_are_missing(tiny: Tiny, scored: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(tiny(tmp_path), lambda _: None)
+    stopped_after(pipeline, parts=5)
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny").rglob("part-*.arrow")}
+    assert len(kept) == 5
+    pipeline = Pipeline(tiny(tmp_path), lambda _: None)
+    seen = stopped_after(pipeline, parts=7)
+    assert {p: m for p, m in seen.items() if p in kept} == kept  # none was done again
+    pipeline.mine()
+    for path in (scored / "tiny").rglob("*.arrow"):
+        assert (tmp_path / "tiny" / path.relative_to(scored / "tiny")).read_bytes() == path.read_bytes()
+
+
+def stopped_after(pipeline: Pipeline, parts: int) -> dict[Path, int]:
+    """Mines until there are `parts` shards on disk, then is interrupted."""
+    from distributed import mining
+
+    root, write = pipeline.run.root, mining.write_part
+
+    def counting(path: Path, mined: object) -> None:
+        if len(list(root.rglob("part-*.arrow"))) == parts:
+            raise KeyboardInterrupt
+        write(path, mined)  # type: ignore[arg-type]  # passed through
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mining, "write_part", counting)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.mine()
+    return {p: p.stat().st_mtime_ns for p in root.rglob("part-*.arrow")}

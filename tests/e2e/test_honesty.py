@@ -1,0 +1,71 @@
+"""The target's D_fail is opened by the evaluator alone, after every repair of that target is made and saved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from distributed.pipeline import Pipeline
+from metarepair import evaluate, repair_stage
+from metarepair.config import load_config
+from metarepair.layout import Run
+from metarepair.repair import RepairData
+from tasks import store
+from tasks.records import Failures
+
+
+class OpenedTooEarlyError(Exception):
+    """D_fail of a target was read before the evaluation."""
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any reading of a target's fail.arrow raises, whoever reads it."""
+    read = store.read_failures
+
+    def guarded(path: Path) -> Failures:
+        if path.name == "fail.arrow" and "targets" in path.parts:
+            raise OpenedTooEarlyError(path)
+        return read(path)
+
+    monkeypatch.setattr(store, "read_failures", guarded)
+
+
+@pytest.fixture
+def fresh(finished_run: Path, tmp_path: Path) -> Pipeline:
+    return Pipeline(load_config(finished_run / "tiny.yaml", [], storage_path=str(tmp_path)), lambda _: None)
+
+
+def test_nothing_before_the_evaluation_reads_d_fail(
+    fresh: Pipeline, locked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = []
+    judge = evaluate.evaluate
+
+    def watched(*arguments: object, **named: object) -> object:
+        reached.append(sorted(fresh.run.repaired("gaussian_noise").rglob("model.safetensors")))
+        return judge(*arguments, **named)  # type: ignore[arg-type]  # passed through
+
+    monkeypatch.setattr(repair_stage, "evaluate", watched)
+    fresh.mine()
+    fresh.score()
+    fresh.train()
+    with pytest.raises(OpenedTooEarlyError):  # the guard does see the evaluator's reading
+        fresh.repair()
+    assert [len(weights) for weights in reached] == [2]  # both methods' weights were saved before
+
+
+def test_each_opening_of_d_fail_is_written_down(finished_run: Path) -> None:
+    log = Run(finished_run / "runs" / "tiny").repaired("gaussian_noise") / "d_fail_reads.jsonl"
+    assert [json.loads(line)["target"] for line in log.read_text().splitlines()] == ["gaussian_noise"]
+
+
+def test_what_a_method_is_given_has_no_way_to_d_fail(finished_run: Path) -> None:
+    assert {f.name for f in fields(RepairData)} == {"target", "learn", "validation"}
+    run = Run(finished_run / "runs" / "tiny")
+    collect = store.read_failures(run.target("gaussian_noise") / "collect.arrow")
+    fail = store.read_failures(run.target("gaussian_noise") / "fail.arrow")
+    assert not set(collect.image_ids_N) & set(fail.image_ids_N)
