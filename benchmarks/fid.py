@@ -50,7 +50,7 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
     """The sizes are the same for --quick, which only repeats less."""
     if smoke:
         return Sizes(examples=50, dim=64, environments=19, rounds=1)
-    return Sizes(examples=1000, dim=2048, environments=19, rounds=1 if quick else 5)
+    return Sizes(examples=1000, dim=2048, environments=19, rounds=2 if quick else 5)
 
 
 def features_of(environment: int, size: Sizes) -> Features:
@@ -60,7 +60,8 @@ def features_of(environment: int, size: Sizes) -> Features:
     scale_D = (1 + np.arange(size.dim)) ** -0.5 * generator.uniform(0.8, 1.2, size.dim)
     latent_ND = generator.standard_normal((size.examples, size.dim)) * scale_D
     shift_D = 0.02 * generator.standard_normal(size.dim)
-    return np.maximum(latent_ND @ basis_DD + shift_D + 0.05, 0).astype(np.float32)
+    features_ND: Features = np.maximum(latent_ND @ basis_DD + shift_D + 0.05, 0).astype(np.float32)
+    return features_ND
 
 
 def ours(x_ND: Features, y_ND: Features) -> float:

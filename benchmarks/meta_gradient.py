@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,8 +83,7 @@ class Case:
 
     def higher(self) -> Tensor:
         """The same gradient by unrolling with `higher`."""
-        import higher
-
+        higher = import_module("higher")
         module = self.module.train()
         optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
         support, query = self.task.support, self.task.query
