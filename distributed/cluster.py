@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from metarepair.config import Config
 from tasks.errors import ConfigError, UserError
 
 
@@ -41,6 +42,11 @@ def connected(workers: int, address: str | None, *, gpus: int = 0) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def gpus_per_worker(config: Config) -> int:
+    """Whole GPUs that each actor asks for: one with device: cuda, none otherwise."""
+    return 1 if config.device == "cuda" else 0
 
 
 def _check_room(workers: int, gpus: int) -> None:

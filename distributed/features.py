@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from distributed.cluster import gpus_per_worker
 from distributed.mining import Environment, Role, environments
 from distributed.pool import map_items
 from metarepair.config import Config
@@ -65,8 +66,11 @@ def extract_all(run: Run, config: Config, mined: Mapping[tuple[Role, str], Manif
         items.append(FeatureItem(environment, manifest, path))
     missing = [item for item in items if not _is_of(item)]
     progress = Progress("features", len(items), "environments", done=len(items) - len(missing))
+    build = partial(_build_extractor, config)
     names = {_name_in(item.path) for item in items if item not in missing}
-    for item, name in map_items(partial(_build_extractor, config), missing, workers=config.workers):
+    for item, name in map_items(
+        build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
+    ):
         names.add(name)
         progress.advance(note=item.environment.corruption)
     if len(names) != 1:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from distributed.cluster import gpus_per_worker
 from distributed.pool import map_items
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings
@@ -98,7 +99,9 @@ def mine_all(run: Run, config: Config, here: Surroundings) -> dict[tuple[Role, s
     missing = [s for s in shards if not s.path.exists()]
     progress = Progress("mine", len(shards), "shards", done=len(shards) - len(missing)) if shards else None
     build = partial(_build_worker, config)
-    for shard, failures in map_items(build, missing, workers=config.workers):
+    for shard, failures in map_items(
+        build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
+    ):
         assert progress is not None
         progress.advance(note=f"{shard.environment.corruption}: {failures} failures")
     for environment in dict.fromkeys(s.environment for s in shards):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from metarepair.checkpoint import newest_checkpoint, read_state
-from metarepair.config import Config, parse_config
+from metarepair.config import Config
 from metarepair.context import Context, LocalContext, Metrics, last_report
 from metarepair.deploy import load_surroundings
 from metarepair.layout import Run
@@ -22,6 +22,7 @@ from metarepair.meta_train import MetaTrainer, TaskSource, meta_train
 from metarepair.progress import Progress
 from metarepair.repair import repair_data
 from metarepair.score import read_confidence
+from metarepair.settings import parse_config
 from tasks.errors import UserError
 from tasks.manifest import require_manifest
 from tasks.records import Experience

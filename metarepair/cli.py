@@ -106,7 +106,7 @@ def _check_own_packages() -> None:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from metarepair.config import load_config
+    from metarepair.settings import load_config
 
     config = load_config(given.config, given.set, storage_path=given.storage)
     if given.verb == "pretrain":
@@ -118,14 +118,14 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _run_stages(given: argparse.Namespace, config: Config) -> int:
-    from distributed.cluster import connected
+    from distributed.cluster import connected, gpus_per_worker
     from distributed.pipeline import STAGES, Pipeline, Stage
 
     pipeline = Pipeline(config, _say)
     wanted: tuple[Stage, ...] = STAGES if given.verb == "run" else (given.verb,)
     actions: dict[str, Callable[[], object]] = {stage: getattr(pipeline, stage) for stage in STAGES}
     needs_ray = config.workers if given.verb != "report" else 0
-    with connected(needs_ray, given.address, gpus=config.workers if config.device == "cuda" else 0):
+    with connected(needs_ray, given.address, gpus=config.workers * gpus_per_worker(config)):
         if given.restart:
             pipeline.restart(wanted[0])
         for stage in wanted:

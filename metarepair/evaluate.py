@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,10 +49,10 @@ class Judged:
     predicted_MN: NDArray[np.int64]
 
 
-def open_target_fail(run: Run, target: str, log: Path) -> Failures:
+def open_target_fail(run: Run, target: str) -> Failures:
     """D_fail of a target. Every opening is logged with its time."""
     manifest = require_manifest(run.target(target), "Mine it first: metarepair mine.")
-    with log.open("a", encoding="utf-8") as stream:
+    with run.d_fail_log.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"target": target, "opened": datetime.now(UTC).isoformat()}) + "\n")
     return open_side(run.target(target), "fail", manifest)
 
@@ -93,7 +92,7 @@ def evaluate(
     others = {n: _other(deployed, models, test, n, config) for n in names if n != target}
     progress(f"{target}: other corruptions done")
     predictions = _Predictions(clean=clean, corrupted=corrupted, others=others)
-    fail = open_target_fail(run, target, run.repaired(target) / "d_fail_reads.jsonl")
+    fail = open_target_fail(run, target)
     logits = [predict(deployed, m.parameters, m.buffers, fail) for m in models]
     predicted_MN = np.stack([x.argmax(1).numpy() for x in logits])
     results = []

@@ -4,10 +4,12 @@
     experiences/<corruption>/   collect.arrow fail.arrow manifest.json      from the training split
     targets/<corruption>/       the same, from the test split
     features/                   one Parquet file per environment
-    score/                      fid.parquet confidence.parquet heatmap.png
-    meta/<target>/              model.safetensors metrics.jsonl             θ_meta depends on the target
+    score/                      fid.parquet matrix.parquet confidence.parquet heatmap.png
+    meta/<target>/              model.safetensors metrics.json              θ_meta depends on the target
     repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet
     report/                     index.html table.md figures
+    d_fail_reads.jsonl          each opening of a target's D_fail; outlives --restart
+    deployed/                   of `metarepair pretrain`
 """
 
 from __future__ import annotations
@@ -44,6 +46,10 @@ class Run:
 
     def repaired(self, target: str) -> Path:
         return self.root / "repaired" / target
+
+    @property
+    def d_fail_log(self) -> Path:
+        return self.root / "d_fail_reads.jsonl"
 
     @property
     def report(self) -> Path:

@@ -77,15 +77,8 @@ def pretrain(
             total += _step(module, optimizer, images, labels, config.label_smoothing, epoch)
             _follow(average, module, config.ema_decay)
         _save(folder, module, optimizer, average, epoch + 1)
-        accuracy = _validate(deployed, average, data, validation)
-        on_epoch(
-            Epoch(
-                epoch=epoch + 1,
-                loss=total / steps,
-                validation_accuracy=accuracy,
-                seconds=time.monotonic() - started,
-            )
-        )
+        accuracy, seconds = _validate(deployed, average, data, validation), time.monotonic() - started
+        on_epoch(Epoch(epoch=epoch + 1, loss=total / steps, validation_accuracy=accuracy, seconds=seconds))
     module.load_state_dict(average)
     module.eval()
     return deployed

@@ -246,8 +246,8 @@ def _obtained(run: Run, result: Result, target: str) -> str:
     config, sizes = result["config"], result.get("d_collect") or {}
     without = sizes.get("classes_without_failures") or []
     seeds = sorted({int(row["seed"]) for row in result["methods"]})
-    log = run.repaired(target) / "d_fail_reads.jsonl"
-    opened = len(log.read_text(encoding="utf-8").splitlines()) if log.is_file() else 0
+    log = run.d_fail_log.read_text(encoding="utf-8") if run.d_fail_log.is_file() else ""
+    opened = sum(json.loads(line)["target"] == target for line in log.splitlines())
     lines = [
         f"Protocol: {sizes.get('validation', '?')} of the {sizes.get('collect', '?')} examples of D_collect "
         "only select (settings, episodes, checkpoints), the same for every method; the rest are learned "

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from distributed.pipeline import Pipeline
-from metarepair.config import Config, parse_config
+from metarepair.config import Config
+from metarepair.settings import parse_config
 
 
 def tiny(storage: Path, **changes: Any) -> Config:

@@ -10,9 +10,9 @@ import pytest
 
 from distributed.pipeline import Pipeline
 from metarepair import evaluate, repair_stage
-from metarepair.config import load_config
 from metarepair.layout import Run
 from metarepair.repair import RepairData
+from metarepair.settings import load_config
 from tasks import store
 from tasks.records import Failures
 
@@ -59,7 +59,7 @@ def test_nothing_before_the_evaluation_reads_d_fail(
 
 
 def test_each_opening_of_d_fail_is_written_down(finished_run: Path) -> None:
-    log = Run(finished_run / "runs" / "tiny").repaired("gaussian_noise") / "d_fail_reads.jsonl"
+    log = Run(finished_run / "runs" / "tiny").d_fail_log
     assert [json.loads(line)["target"] for line in log.read_text().splitlines()] == ["gaussian_noise"]
 
 

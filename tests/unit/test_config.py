@@ -9,7 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from metarepair.config import Config, known_keys, load_config, parse_config
+from metarepair.config import Config
+from metarepair.settings import known_keys, load_config, parse_config
 from tasks.errors import ConfigError
 
 SHIPPED = [
