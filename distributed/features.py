@@ -21,13 +21,13 @@ from distributed.cluster import gpus_per_worker
 from distributed.mining import Environment, Role, environments
 from distributed.pool import map_items
 from metarepair.config import Config
-from metarepair.deploy import load_surroundings
-from metarepair.features import build_extractor
+from metarepair.deploy import Surroundings, load_surroundings
+from metarepair.features import FeatureExtractor, build_extractor
 from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.errors import DataError
 from tasks.frechet import Moments, frechet_distance, moments
-from tasks.manifest import Manifest, check_done, write_manifest
+from tasks.manifest import Manifest, check_done, content_hash, file_hash, write_manifest
 from tasks.store import open_side
 
 # N examples, D features
@@ -48,8 +48,10 @@ def feature_name(role: Role, corruption: str) -> str:
 
 
 def feature_settings(config: Config) -> dict[str, Any]:
-    """The settings that features depend on."""
-    return config.features.model_dump(mode="json", exclude={"batch_size"})
+    """The settings that features depend on, with a digest of the extractor's weights where they are given."""
+    settings = config.features.model_dump(mode="json", exclude={"batch_size"})
+    path = Path(config.features.weights).expanduser() if config.features.weights else None
+    return settings | {"weights_digest": file_hash(path) if path is not None and path.is_file() else None}
 
 
 def extract_all(run: Run, config: Config, mined: Mapping[tuple[Role, str], Manifest]) -> Manifest:
@@ -64,7 +66,7 @@ def extract_all(run: Run, config: Config, mined: Mapping[tuple[Role, str], Manif
         manifest = mined[environment.role, environment.corruption]
         path = run.features / feature_name(environment.role, environment.corruption)
         items.append(FeatureItem(environment, manifest, path))
-    missing = [item for item in items if not _is_of(item)]
+    missing = [item for item in items if not _is_of(config, item)]
     progress = Progress("features", len(items), "environments", done=len(items) - len(missing))
     build = partial(_build_extractor, config)
     names = {_name_in(item.path) for item in items if item not in missing}
@@ -86,9 +88,9 @@ def extract_all(run: Run, config: Config, mined: Mapping[tuple[Role, str], Manif
     )
 
 
-def _build_extractor(config: Config) -> Callable[[FeatureItem], str]:
-    here = load_surroundings(config)
-    extractor = build_extractor(
+def load_extractor(config: Config, here: Surroundings) -> FeatureExtractor:
+    """The configured extractor. Raises WeightsError where its weights are missing."""
+    return build_extractor(
         config.features.extractor,
         weights=Path(config.features.weights).expanduser() if config.features.weights else None,
         deployed=here.deployed.module,
@@ -97,6 +99,10 @@ def _build_extractor(config: Config) -> Callable[[FeatureItem], str]:
         device=here.deployed.device,
     )
 
+
+def _build_extractor(config: Config) -> Callable[[FeatureItem], str]:
+    extractor = load_extractor(config, load_surroundings(config))
+
     def work(item: FeatureItem) -> str:
         failures = open_side(item.environment.folder, "collect", item.manifest)
         size = config.features.batch_size
@@ -104,7 +110,7 @@ def _build_extractor(config: Config) -> Callable[[FeatureItem], str]:
             extractor(failures.images_NHWC_u8[start : start + size])
             for start in range(0, len(failures), size)
         ]
-        write_features(item.path, np.concatenate(parts), extractor.name, item.manifest.digest)
+        write_features(item.path, np.concatenate(parts), extractor.name, _source(config, item))
         return extractor.name
 
     return work
@@ -140,9 +146,14 @@ def _metadata(path: Path) -> dict[str, str]:
     return {k.decode(): v.decode() for k, v in found.items() if k in (b"extractor", b"source")}
 
 
-def _is_of(item: FeatureItem) -> bool:
-    """Whether the features of this very store are there already."""
-    return _metadata(item.path).get("source") == item.manifest.digest
+def _source(config: Config, item: FeatureItem) -> str:
+    """What an environment's features depend on: its store, the extractor and the extractor's weights."""
+    return content_hash([item.manifest.digest, feature_settings(config)])
+
+
+def _is_of(config: Config, item: FeatureItem) -> bool:
+    """Whether the features of this very store, by this very extractor, are there already."""
+    return _metadata(item.path).get("source") == _source(config, item)
 
 
 def _name_in(path: Path) -> str:

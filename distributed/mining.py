@@ -22,10 +22,10 @@ from metarepair.deploy import Surroundings, load_surroundings
 from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.datasets import Split
-from tasks.manifest import Manifest, check_done
+from tasks.manifest import Manifest, begin, check_done
 from tasks.mining import Predict, mine, split_failures
 from tasks.records import Failures, Ints, Pixels
-from tasks.store import begin_parts, finish_environment, write_part
+from tasks.store import finish_environment, write_part
 
 Role = Literal["experience", "target"]
 
@@ -90,9 +90,8 @@ def mine_all(run: Run, config: Config, here: Surroundings) -> dict[tuple[Role, s
         if manifest is not None:
             done[environment.role, environment.corruption] = manifest
             continue
-        begin_parts(
-            environment.folder, {"config": settings, "inputs": inputs, "shard": config.mining.shard_images}
-        )
+        parts = settings | {"mining.shard_images": config.mining.shard_images}
+        begin(environment.folder / "parts", config=parts, inputs=inputs)
         shards += _shards(
             environment, len(here.split(environment.split).labels_N), config.mining.shard_images
         )

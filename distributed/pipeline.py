@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from distributed.features import all_distances, extract_all, feature_name
-from distributed.mining import environments, mine_all
-from distributed.train import train_here, train_on_ray
+from distributed.features import all_distances, extract_all, feature_name, load_extractor
+from distributed.mining import Role, environments, mine_all, mining_settings
+from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
@@ -30,11 +29,28 @@ from metarepair.reports import load_results
 from metarepair.reports.figures import heat_map
 from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
-from metarepair.score import TARGET_SUFFIX, confidence_of, describe_confidence, scores_of, write_scores
+from metarepair.score import (
+    TARGET_SUFFIX,
+    confidence_of,
+    describe_confidence,
+    read_confidence,
+    scores_of,
+    write_scores,
+)
 from tasks.confidence import choose_experiences
 from tasks.corruptions import category_of
-from tasks.errors import ConfigError, DataError, StageError, unknown_name
-from tasks.manifest import check_done, difference, discard, require_manifest, write_manifest, write_text
+from tasks.errors import ConfigError, DataError, unknown_name
+from tasks.manifest import (
+    Manifest,
+    begin,
+    check_done,
+    discard,
+    read_manifest,
+    require_manifest,
+    verify_checksums,
+    write_manifest,
+    write_text,
+)
 
 Stage = Literal["mine", "score", "train", "repair", "report"]
 STAGES: tuple[Stage, ...] = ("mine", "score", "train", "repair", "report")
@@ -61,21 +77,50 @@ class Pipeline:
         return pick_device(self.config.device)
 
     def restart(self, stage: Stage) -> None:
-        """Deletes a stage and those after it, but only once what it needs could be read."""
+        """Deletes a stage and those after it, but only once what the stage needs could be read.
+
+        Of the stages that go by target, the configured targets alone are deleted.
+        """
         if stage != "report":
             self.here.inputs()
-        folders = {
+        if STAGES.index(stage) > STAGES.index("mine"):
+            self._mined()
+        if stage == "score":
+            load_extractor(self.config, self.here)
+        if stage == "train":
+            for target in self.config.targets:
+                read_confidence(self.run, target)
+        if stage == "repair" and "metarepair" in self.config.repair.methods:
+            for target in self.config.targets:
+                require_manifest(self.run.meta(target), "Train it first: metarepair train --config …")
+        by_target: list[tuple[Stage, Callable[[str], Path]]] = [
+            ("train", self.run.meta),
+            ("repair", self.run.repaired),
+        ]
+        folders: dict[Stage, list[Path]] = {
             "mine": [self.run.root / "experiences", self.run.root / "targets"],
             "score": [self.run.features, self.run.score],
-            "train": [self.run.root / "meta"],
-            "repair": [self.run.root / "repaired"],
             "report": [self.run.report],
         }
+        alone = stage in ("train", "repair")
+        for name, place in by_target:
+            parent = place("x").parent
+            folders[name] = [place(t) for t in self.config.targets] if alone else [parent]
         for name in STAGES[STAGES.index(stage) :]:
             for folder in folders[name]:
                 for done in sorted(folder.rglob("manifest.json")):
                     discard(done.parent)
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _mined(self) -> dict[tuple[Role, str], Manifest]:
+        """Manifests of all environments, mined with these very settings, data and DNN; StageError otherwise."""
+        settings, inputs = mining_settings(self.config), self.here.inputs()
+        found: dict[tuple[Role, str], Manifest] = {}
+        for environment in environments(self.run, self.config):
+            folder = environment.folder
+            manifest = check_done(folder, stage=environment.stage, config=settings, inputs=inputs)
+            found[environment.role, environment.corruption] = manifest or require_manifest(folder, MINE_FIRST)
+        return found
 
     def mine(self) -> None:
         """Experiences from the training split, targets from the test split."""
@@ -94,11 +139,11 @@ class Pipeline:
     def score(self) -> None:
         """Features of all environments, distances of all pairs, confidence of each target's experiences."""
         run, config = self.run, self.config
-        mined = {
-            (e.role, e.corruption): require_manifest(e.folder, "Mine it first: metarepair mine --config …")
-            for e in environments(run, config)
-        }
+        mined = self._mined()
+        for environment in environments(run, config):
+            verify_checksums(environment.folder, mined[environment.role, environment.corruption])
         features = extract_all(run, config, mined)
+        verify_checksums(run.features, features)
         settings = config.model_dump(mode="json", include={"targets", "experiences"})
         settings["mined"] = list(config.mining.experiences)
         inputs = {"features": features.digest}
@@ -133,15 +178,16 @@ class Pipeline:
 
     def _train(self, target: str) -> None:
         run, config, folder = self.run, self.config, self.run.meta(target)
+        self._mined()
         score = require_manifest(run.score, "Score first: metarepair score --config …")
+        verify_checksums(run.score, score)
         settings = training_settings(config)
         inputs = {"score": score.digest, **self.here.inputs()}
         stage = f"train {target}"
         if check_done(folder, stage=stage, config=settings, inputs=inputs) is not None:
             self.say(f"train {target}: done before, see {folder}")
             return
-        _begin(folder, settings, inputs)
-        started = time.monotonic()
+        begin(folder, config=settings, inputs=inputs)
         if config.workers == 0:
             train_here(run, config, target, self.device)
         else:
@@ -161,7 +207,7 @@ class Pipeline:
             inputs=inputs,
             files=["model.safetensors", "metrics.json"],
             facts={
-                "seconds": time.monotonic() - started,
+                "seconds": state["seconds"],
                 "episodes": state["episode"],
                 "workers": config.workers,
             },
@@ -170,11 +216,18 @@ class Pipeline:
 
     def repair(self) -> None:
         """Every method and seed on each target, then the evaluation."""
+        mined = self._mined()
         for target in self.config.targets:
+            verify_checksums(self.run.target(target), mined["target", target])
             repair_target(self.run, self.config, target, self.here, self.say)
 
     def report(self) -> None:
         """The table, the figures and the page. Raises StageError when a target is not repaired."""
+        for target in self.config.targets:
+            for folder in (self.run.repaired(target), self.run.meta(target)):
+                manifest = read_manifest(folder)
+                if manifest is not None:
+                    verify_checksums(folder, manifest)
         results = load_results(self.run, self.config.targets)
         page = write_report(self.run, results)
         for result in results:
@@ -183,23 +236,6 @@ class Pipeline:
                 if row["method"] == "metarepair":
                     self.say(f"Repaired weights, seed {row['seed']}: {self.run.root / row['weights']}")
         self.say(f"Report: {page}")
-
-
-def _begin(folder: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
-    """Marks an unfinished training with what it depends on; refuses to go on with another's."""
-    path = folder / "begun.json"
-    content = {"settings": settings, "inputs": inputs}
-    try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else content
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}). Train again with --restart.") from error
-    if before != content:
-        lines = "; ".join(line.removeprefix("settings.") for line in difference(before, content))
-        raise StageError(
-            f"{folder} holds an unfinished training with other settings: {lines}. Set them back, give this run "
-            "another name, or begin anew with --restart."
-        )
-    write_text(path, json.dumps(content))
 
 
 def _check_names(config: Config) -> None:

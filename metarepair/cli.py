@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(given: argparse.Namespace, error: UserError, code: int) -> int:
     if given.debug:
-        raise error
+        traceback.print_exception(error)
     print(f"metarepair: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 

@@ -59,7 +59,7 @@ class LocalContext:
         return values
 
     def last_checkpoint(self) -> Path | None:
-        return newest_checkpoint(self.folder)
+        return newest_checkpoint(self.folder.parent)  # maybe begun on Ray
 
     def report(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
         final = self.folder / f"checkpoint-{int(metrics['episode']):06d}"

@@ -76,7 +76,7 @@ def evaluate(
     *,
     progress: Callable[[str], None],
 ) -> Judged:
-    """Judges all candidates on the same images; corrupted images are made once for all of them.
+    """Judges all candidates on the same images; all predictions on corrupted images are of the same pixels.
 
     D_fail is opened last.
     """
@@ -125,7 +125,7 @@ def _result(
         d_fail=repair_rate,
         d_fail_paper=paper,
         d_fail_episodes_mean=float(np.mean(episodes)) if episodes else None,
-        d_fail_episodes_sd=float(np.std(episodes)) if episodes else None,
+        d_fail_episodes_sd=float(np.std(episodes, ddof=1)) if len(episodes) > 1 else None,
         validation=candidate.model.validation,
         corrupted=float(np.mean(list(severities.values()))),
         corrupted_by_severity=severities,

@@ -62,13 +62,13 @@ def open_run(config: Config) -> Run:
         raise ConfigError(
             f"storage_path={config.storage_path!r}: object storage is not supported yet; give a local or shared path."
         )
-    root = Path(config.storage_path).expanduser().absolute() / config.name
-    probe = root / ".writable.tmp"
     try:
+        root = Path(config.storage_path).expanduser().absolute() / config.name
+        probe = root / ".writable.tmp"
         root.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"storage_path={config.storage_path!r} cannot be written ({error}). Give another with --storage PATH."
         ) from error

@@ -68,6 +68,7 @@ class TaskSource:
         if self.clean is None:
             return None
         generator = keyed_generator("clean", self.config.seed, episode, slot)
+        size = min(size, len(self.clean.labels_N))
         rows = generator.choice(len(self.clean.labels_N), size=size, replace=False)
         return image_batch(self.deployed, self.clean.images(rows), self.clean.labels_N[rows])
 
@@ -90,7 +91,7 @@ class MetaTrainer:
         self.parameters = {k: v.clone() for k, v in self.net.parameters().items()}
         self.buffers = {k: v.clone() for k, v in self.net.buffers().items()}
         self.optimizer = torch.optim.Adam(list(self.parameters.values()), lr=config.train.outer_rate)
-        self.episode = 0
+        self.episode, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
 
     def run_episode(self) -> dict[str, float]:
@@ -112,6 +113,7 @@ class MetaTrainer:
         self._outer_step(gradient_P, norm)
         self.episode += 1
         seconds = time.monotonic() - started
+        self.seconds += seconds
         return {
             "episode": self.episode,
             "query_loss": loss / count,
@@ -170,7 +172,12 @@ class MetaTrainer:
             for name, value in self.optimizer.state[parameter].items():
                 adam[f"{name}.{key}"] = value
         save_weights(folder / "optimizer.safetensors", adam, {})
-        state = {"episode": self.episode, "history": self.history, "config": training_settings(self.config)}
+        state = {
+            "episode": self.episode,
+            "seconds": self.seconds,
+            "history": self.history,
+            "config": training_settings(self.config),
+        }
         seal(folder, state)
 
     def load(self, folder: Path) -> None:
@@ -191,7 +198,7 @@ class MetaTrainer:
         for key, parameter in self.parameters.items():
             names = ("step", "exp_avg", "exp_avg_sq")
             self.optimizer.state[parameter] = {n: adam[f"{n}.{key}"].to(self._place(n)) for n in names}
-        self.episode, self.history = state["episode"], state["history"]
+        self.episode, self.seconds, self.history = state["episode"], state["seconds"], state["history"]
 
     def _place(self, name: str) -> torch.device:
         return torch.device("cpu") if name == "step" else self.context.device

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarepair.config import PretrainConfig
-from metarepair.models.build import DeployedModel, build_model, save_weights
+from metarepair.models.build import DeployedModel, build_model, read_tensors, save_weights
 from tasks.datasets import Dataset, DatasetInfo
-from tasks.errors import DivergedError
+from tasks.errors import ConfigError, DivergedError
 from tasks.keys import keyed_generator
 
 # B images, C H W, K classes
@@ -67,6 +66,10 @@ def pretrain(
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
     first = _resume(folder, module, optimizer, average)
     steps = len(training) // config.batch_size
+    if steps == 0:
+        raise ConfigError(
+            f"pretrain.batch_size={config.batch_size} is more than the {len(training)} images to train on. Lower it."
+        )
     for epoch in range(first, config.epochs):
         started = time.monotonic()
         total = 0.0
@@ -178,7 +181,7 @@ def _resume(
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0
-    state = load_file(path)
+    state = read_tensors(path)
     module.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     for key in average:
         average[key].copy_(state[f"average.{key}"])

@@ -13,32 +13,33 @@ from metarepair.models.build import save_weights
 from metarepair.pretrain import Epoch, pretrain
 from metarepair.progress import Progress
 from tasks.datasets import dataset_info, load_dataset
-from tasks.manifest import check_done, discard, write_manifest, write_text
+from tasks.manifest import begin, check_done, discard, write_manifest, write_text
 
 
 def pretrain_stage(config: Config, say: Callable[[str], None], *, restart: bool) -> None:
     """Trains the configured DNN on the clean training split and states its accuracy on the test split."""
     folder = open_run(config).root / "deployed"
-    if restart:
-        load_dataset(
-            config.data.name, "train", root=config.data.root
-        )  # a wrong setting must not cost the old one
-        discard(folder)
-    settings = config.model_dump(mode="json", include={"seed", "pretrain"}) | {
-        "model": config.model.name,
-        "data": config.data.model_dump(mode="json", exclude={"root"}),
-    }
-    if check_done(folder, stage="pretrain", config=settings, inputs={}) is not None:
-        say(f"pretrain: done before, see {folder}")
-        return
     data = load_dataset(config.data.name, "train", root=config.data.root)
     if config.data.max_train_images is not None:
         data = data.head(config.data.max_train_images)
-    progress = Progress("pretrain", config.pretrain.epochs, "epochs")
-    epochs: list[Epoch] = []
+    if restart:  # only now: a wrong setting must not cost the old one
+        discard(folder)
+    settings = config.model_dump(mode="json", include={"seed", "pretrain"}) | {
+        "model": config.model.name,
+        "data": config.data.model_dump(mode="json", exclude={"root", "max_test_images"}),
+    }
+    inputs = {"train": data.digest()}
+    if check_done(folder, stage="pretrain", config=settings, inputs=inputs) is not None:
+        say(f"pretrain: done before, see {folder}")
+        return
+    begin(folder, config=settings, inputs=inputs)
+    log = folder / "epochs.json"
+    epochs: list[dict[str, float]] = json.loads(log.read_text(encoding="utf-8")) if log.exists() else []
+    progress = Progress("pretrain", config.pretrain.epochs, "epochs", done=len(epochs))
 
     def on_epoch(epoch: Epoch) -> None:
-        epochs.append(epoch)
+        epochs[epoch.epoch - 1 :] = [asdict(epoch)]
+        write_text(log, json.dumps(epochs))
         note = f"loss {epoch.loss:.3f}, validation {epoch.validation_accuracy:.1%}"
         progress.advance(epoch.epoch - progress.done, note)
 
@@ -56,12 +57,11 @@ def pretrain_stage(config: Config, say: Callable[[str], None], *, restart: bool)
     predicted = deployed.logits(test.images(slice(None))).argmax(1).numpy()
     accuracy = float((predicted == test.labels_N).mean())
     save_weights(folder / "model.safetensors", deployed.module.state_dict(), {"model": config.model.name})
-    write_text(folder / "epochs.json", json.dumps([asdict(e) for e in epochs]))
     write_manifest(
         folder,
         stage="pretrain",
         config=settings,
-        inputs={},
+        inputs=inputs,
         files=["model.safetensors", "epochs.json"],
         facts={"clean_test_accuracy": accuracy},
     )

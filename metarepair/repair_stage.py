@@ -55,12 +55,13 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings, pro
     """Repairs `target` by every method and seed, then judges them. Skipped when done with the same settings."""
     folder = run.repaired(target)
     mined = require_manifest(run.target(target), "Mine it first: metarepair mine --config …")
-    inputs = {"target": mined.digest}
+    inputs = {"target": mined.digest, **here.inputs()}
     if "metarepair" in config.repair.methods:
         inputs["meta"] = require_manifest(run.meta(target), TRAIN_FIRST).digest
     stage = f"repair {target}"
     done = check_done(folder, stage=stage, config=repair_settings(config), inputs=inputs)
     if done is not None:
+        progress(f"{stage}: done before, see {folder}")
         return done
     collect = open_side(run.target(target), "collect", mined)
     candidates = []
@@ -150,7 +151,9 @@ def _result(
             asdict(r) | {"weights": f"repaired/{target}/{_weights(r.method, r.seed)}"} for r in judged.results
         ],
     }
-    return result | (_learned(run, target) if "metarepair" in config.repair.methods else {})
+    if "metarepair" not in config.repair.methods:
+        return result | {"features": "none", "distance_name": "none", "experiences": []}
+    return result | _learned(run, target)
 
 
 def _learned(run: Run, target: str) -> dict[str, Any]:

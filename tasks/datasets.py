@@ -9,6 +9,7 @@ The published batches are pickles: they are read by an unpickler that can build 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -85,6 +86,12 @@ class ArrayDataset:
 
     def images(self, rows: Ints | slice) -> Pixels:
         return self.images_NHWC_u8[rows]
+
+    def digest(self) -> str:
+        """A digest of pixels and labels."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self.images_NHWC_u8).data, digest_size=12)
+        digest.update(self.labels_N.tobytes())
+        return digest.hexdigest()
 
     def head(self, num_images: int) -> ArrayDataset:
         """The first `num_images` rows (all of them when there are fewer)."""

@@ -19,6 +19,7 @@ from typing import Any
 from tasks.errors import DataError, StageError
 
 MANIFEST = "manifest.json"
+BEGUN = "begun.json"
 _PACKAGES = (
     "metarepair",
     "numpy",
@@ -155,6 +156,27 @@ def check_done(
         )
     verify_sizes(folder, manifest)
     return manifest
+
+
+def begin(folder: Path, *, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """Marks an unfinished stage with what it depends on, so that a killed one goes on with the same alone.
+
+    Raises StageError with the difference when `folder` was begun with other settings or inputs.
+    """
+    path = folder / BEGUN
+    content = _plain({"config": config, "inputs": inputs})
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else content
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}). Run the stage again with --restart.") from error
+    lines = difference(before, content)
+    if lines:
+        shown = "; ".join(line.removeprefix("config.") for line in lines)
+        raise StageError(
+            f"{folder} is unfinished, and was begun with other settings: {shown}. Set them back to go on, give this "
+            "run another name, or begin anew with --restart."
+        )
+    write_text(path, json.dumps(content))
 
 
 def verify_sizes(folder: Path, manifest: Manifest) -> None:

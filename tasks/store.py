@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from tasks.errors import DataError, StageError
-from tasks.manifest import Manifest, difference, write_manifest, write_text
+from tasks.errors import DataError
+from tasks.manifest import Manifest, write_manifest
 from tasks.mining import COLLECT, FAIL, UNUSED, Mined, concatenate
 from tasks.records import Failures, Ints, failure_schema
 
@@ -162,23 +162,3 @@ def open_side(folder: Path, side: Side, manifest: Manifest) -> Failures:
             "Mine it again with --restart."
         )
     return failures
-
-
-def begin_parts(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Prepares an unfinished environment for its parts.
-
-    Parts that another configuration left behind are refused with the difference: nothing is mixed.
-    """
-    path = folder / "parts" / "settings.json"
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path} is damaged ({error}). Mine it again with --restart.") from error
-        lines = difference(before, json.loads(json.dumps(settings)))
-        if lines:
-            raise StageError(
-                f"{folder} is half mined with other settings: {'; '.join(lines)}. Set them back to go on, give this "
-                "run another name, or begin anew with --restart."
-            )
-    write_text(path, json.dumps(settings))

@@ -1,7 +1,7 @@
 """Batch-norm statistics of the target's D_collect in place of the deployed ones; labels are never read.
 
-Source: Schneider et al. 2020 and Nado et al. 2020 (adaptation of statistics), with all of D_collect's learning
-part as the one batch's worth of data.
+Source: Schneider et al. 2020 and Nado et al. 2020 (adaptation of statistics), on all of D_collect's learning
+part: mean and variance are averaged over its batches of 500, by their sizes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from metarepair.repair import RepairData, accuracy_on
 
 @register
 class BatchNormAdapt:
-    """Cumulative mean and variance over D_collect, weights untouched."""
+    """Mean and variance over D_collect, weights untouched."""
 
     name = "bn_adapt"
 
@@ -28,10 +28,14 @@ class BatchNormAdapt:
         norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average: every batch counts alike
             norm.training = True
         images = data.learn.images_NHWC_u8
         for start in range(0, len(images) if norms else 0, 500):
+            stop = min(start + 500, len(images))
+            for norm in norms:
+                norm.momentum = (
+                    stop - start
+                ) / stop  # a mean over all images, also when the last batch is short
             module(deployed.normalise(images[start : start + 500]))
         module.eval()
         parameters = {k: v.detach() for k, v in module.named_parameters()}

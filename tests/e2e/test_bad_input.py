@@ -230,7 +230,7 @@ def test_cuda_where_there_is_none_is_refused(fresh: Cli, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("verb", "says"), [("score", "mine"), ("train", "score"), ("repair", "mine"), ("report", "repair")]
+    ("verb", "says"), [("score", "mine"), ("train", "mine"), ("repair", "mine"), ("report", "repair")]
 )
 def test_a_stage_before_the_one_it_needs_is_refused_with_that_one(fresh: Cli, verb: str, says: str) -> None:
     fresh.refused(
@@ -405,7 +405,7 @@ def test_half_mined_with_other_settings_is_refused_with_the_difference(
     with monkeypatch.context() as patch:
         interrupt(patch, "distributed.mining.write_part", 1)
         assert fresh.run("mine")[0] == 1
-    says = ["half mined with other settings", "mining.collect: 20 -> 10", "--restart"]
+    says = ["begun with other settings", "mining.collect: 20 -> 10", "--restart"]
     fresh.refused("mine", "--set", "mining.collect=10", says=says)
     code, stderr = fresh.run("mine", "--restart", "--set", "mining.collect=10")
     assert code == 0, stderr

@@ -13,6 +13,7 @@ import pytest
 from tasks.errors import DataError, StageError
 from tasks.manifest import (
     Manifest,
+    begin,
     check_done,
     discard,
     read_manifest,
@@ -23,7 +24,6 @@ from tasks.manifest import (
 from tasks.mining import Mined
 from tasks.records import Failures
 from tasks.store import (
-    begin_parts,
     finish_environment,
     open_side,
     read_failures,
@@ -171,13 +171,12 @@ def test_labels_outside_the_classes_leave_no_finished_environment(tmp_path: Path
 
 
 def test_half_mined_with_other_settings_is_refused_with_the_difference(tmp_path: Path) -> None:
-    begin_parts(tmp_path, SETTINGS)
-    begin_parts(tmp_path, SETTINGS)  # the same: gone on with
-    with pytest.raises(StageError, match=r"half mined with other settings: mining\.collect: 20 -> 30"):
-        begin_parts(tmp_path, {"seed": 0, "mining": {"collect": 30, "severities": (3, 5)}})
+    begin(tmp_path, config=SETTINGS, inputs={})
+    begin(tmp_path, config=SETTINGS, inputs={})  # the same: gone on with
+    with pytest.raises(StageError, match=r"begun with other settings: mining\.collect: 20 -> 30"):
+        begin(tmp_path, config={"seed": 0, "mining": {"collect": 30, "severities": (3, 5)}}, inputs={})
     assert (
-        json.loads((tmp_path / "parts" / "settings.json").read_text(encoding="utf-8"))["mining"]["collect"]
-        == 20
+        json.loads((tmp_path / "begun.json").read_text(encoding="utf-8"))["config"]["mining"]["collect"] == 20
     )
 
 
