@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -183,3 +184,22 @@ def test_pairwise_sum_of_contiguous_halves_has_the_same_bits() -> None:
     halves = pairwise_sum(terms[:4]) + pairwise_sum(terms[4:])
     assert torch.equal(pairwise_sum(terms), halves)
     assert torch.allclose(pairwise_sum(terms), torch.stack(terms).sum(0), atol=1e-5)
+
+
+def test_an_attention_net_has_a_second_order_gradient() -> None:
+    net = timm.create_model("test_vit", num_classes=3)
+    size = net.default_cfg["input_size"][1]
+    functional_net = FunctionalNet(net, InnerRule(steps=1, rate=0.1, batch_norm="frozen"))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, size, size, generator=generator)
+    batch_ = Batch(images_BCHW=images, labels_B=torch.tensor([0, 1, 2, 0]))
+    parts = TaskBatch(support=batch_, query=batch_)
+    first, second = (
+        flatten(
+            task_gradient(
+                functional_net, functional_net.parameters(), functional_net.buffers(), parts, order=order
+            ).gradient
+        )
+        for order in ("first", "second")
+    )
+    assert relative(first, second) > 1e-3
