@@ -18,6 +18,7 @@ Perturbations", ICLR 2019; short names and categories as in the paper that MetaR
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,9 +26,9 @@ from typing import Literal
 import numpy as np
 
 from tasks.corruptions import blur, digital, image_property, noise, weather
-from tasks.corruptions.severity import Dose, Levels, constants_at, load_table, severity_table
+from tasks.corruptions.severity import NUDGE, Dose, Levels, constants_at, load_table, severity_table
 from tasks.errors import ConfigError, DataError, unknown_name
-from tasks.keys import keyed_generator
+from tasks.keys import iter_keyed_generators
 from tasks.records import Ints, Pixels
 
 __all__ = ["CORRUPTIONS", "Category", "Corruption", "category_of", "corrupt", "resolve", "severity_table"]
@@ -96,7 +97,7 @@ def category_of(name: str) -> Category:
 
 
 def corrupt(
-    images_BHWC_u8: Pixels,
+    images: Pixels,
     *,
     image_ids_B: Ints | Sequence[int],
     corruption: str,
@@ -104,41 +105,51 @@ def corrupt(
     seed: int,
     table: str = "cifar",
 ) -> Pixels:
-    """Corrupted copies of the images; equal ids, pixels and settings give equal bytes anywhere."""
+    """Corrupted copies of the images; equal ids, pixels and settings give equal bytes anywhere.
+
+    images: uint8 [B, H, W, 3] (RGB), [B, H, W, 1] or [B, H, W] (grey), H and W at least 8, any memory layout
+    image_ids_B: one integer for each image, the key of its randomness
+    corruption, severity: a published or short name, and 1..5
+    table: the constants, by the size they were made for: cifar (32 px), tinyimagenet (64), imagenet (224)
+
+    Returns uint8 of the same shape. Raises ConfigError for an unknown name or severity, DataError for images
+    or ids of another kind.
+    """
     chosen = CORRUPTIONS[resolve(corruption)]
     constants = constants_at(table, corruption=chosen.name, severity=severity)
     made_for = load_table(table)
-    ids = _checked_ids(images_BHWC_u8, image_ids_B)
-    corrupted = np.empty(images_BHWC_u8.shape, np.uint8)
-    chunk = max(1, CHUNK_VALUES // max(1, int(np.prod(images_BHWC_u8.shape[1:]))))
+    images_BHWC, ids = _checked(images, image_ids_B)
+    corrupted_BHWC = np.empty(images_BHWC.shape, np.uint8)
+    chunk = max(1, CHUNK_VALUES // max(1, math.prod(images_BHWC.shape[1:])))
     for start in range(0, len(ids), chunk):
         rows = slice(start, start + chunk)
         dose = Dose(
             constants=constants,
             native_size=made_for.native_size,
             frost_scale=made_for.frost_scale,
-            rngs=(keyed_generator("corrupt", seed, i, chosen.name, int(severity)) for i in ids[rows]),
+            rngs=iter_keyed_generators("corrupt", [(seed, i, chosen.name, int(severity)) for i in ids[rows]]),
         )
-        corrupted[rows] = _truncate(chosen.apply(np.ascontiguousarray(images_BHWC_u8[rows]), dose))
-    return corrupted
+        corrupted_BHWC[rows] = _truncate(chosen.apply(np.ascontiguousarray(images_BHWC[rows]), dose))
+    return corrupted_BHWC.reshape(images.shape)
 
 
 def _truncate(levels: Pixels | Levels) -> Pixels:
-    """Clip to 0..255 and cut the fraction off."""
+    """Clip to 0..255 and cut the fraction off; overwrites `levels`."""
     if levels.dtype == np.uint8:
         return np.asarray(levels, np.uint8)
-    # A thousandth of a level: float32 must not round a whole level below itself before the cut.
-    truncated: Pixels = np.clip(levels + np.float32(2**-10), 0, 255).astype(np.uint8)
-    return truncated
+    levels += np.float32(NUDGE)
+    return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
 
-def _checked_ids(images: Pixels, image_ids: Ints | Sequence[int]) -> list[int]:
-    """The ids as plain integers, after all that can be wrong with images and ids has been ruled out."""
+def _checked(images: Pixels, image_ids: Ints | Sequence[int]) -> tuple[Pixels, list[int]]:
+    """Images as [B, H, W, C] and ids as plain integers, after all that can be wrong has been ruled out."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        kind = getattr(images, "dtype", type(images).__name__)
-        raise DataError(f"images are {kind}; corruptions take uint8 arrays [B, H, W, 3] with values 0..255")
-    if images.ndim != 4 or images.shape[3] != 3:
-        raise DataError(f"images have shape {list(images.shape)}; corruptions take [B, H, W, 3]")
+        raise DataError(_not_uint8(images))
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        raise DataError(
+            f"images have shape {list(images.shape)}; corruptions take a batch [B, H, W, 3] of RGB, or "
+            "[B, H, W, 1] or [B, H, W] of grey images"
+        )
     if len(images) and min(images.shape[1:3]) < MIN_SIZE:
         raise DataError(
             f"images are {images.shape[1]}x{images.shape[2]}; at least {MIN_SIZE}x{MIN_SIZE} is needed"
@@ -150,4 +161,15 @@ def _checked_ids(images: Pixels, image_ids: Ints | Sequence[int]) -> list[int]:
         )
     if len(ids) and not np.issubdtype(ids.dtype, np.integer):
         raise DataError(f"image ids are {ids.dtype}; give integers")
-    return [int(i) for i in ids]
+    return images if images.ndim == 4 else images[..., None], [int(i) for i in ids]
+
+
+def _not_uint8(images: object) -> str:
+    kind = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+    text = f"images are {kind}; corruptions take uint8 arrays [B, H, W, 3] with values 0..255"
+    if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating) and images.size:
+        strange = np.count_nonzero(~np.isfinite(images))
+        if strange:
+            return f"{text}, and {strange} of these values are NaN or infinite. Find out why, then convert"
+        return f"{text}. From 0..1, (255 * images).round().astype(numpy.uint8) makes them"
+    return text

@@ -17,40 +17,52 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.ndimage import gaussian_filter
 
+from tasks.corruptions.draws import NUM_WORDS, WORD_BITS, Words, draw_words
 from tasks.corruptions.severity import Dose, Levels
 from tasks.records import Ints, Pixels
 
 # Beyond the edge: the outermost pixel repeated, or the image mirrored.
 Edge = Literal["nearest", "reflect"]
+_BORDERS = {"nearest": cv2.BORDER_REPLICATE, "reflect": cv2.BORDER_REFLECT}
 # Sparse types differ between releases of SciPy.
 Sparse = Any
+# OpenCV filters with a larger kernel through Fourier transforms, which is slower and less exact here.
+DIRECT_AREA = 120
+NUM_ANGLES = 1024
 
 
-def smooth(layers: Levels, sigma: float, *, mode: Edge = "nearest", truncate: float = 4.0) -> Levels:
+def smooth(layers: Pixels | Levels, sigma: float, *, mode: Edge = "nearest", truncate: float = 4.0) -> Levels:
     """Gaussian smoothing of [B, H, W] or [B, H, W, C] over H and W only."""
-    sigmas = (0.0, sigma, sigma, 0.0)[: layers.ndim]
+    taps = gaussian_taps(sigma, truncate=truncate)
     smoothed: Levels = np.empty(layers.shape, np.float32)
-    untyped: Any = gaussian_filter
-    untyped(layers, sigmas, output=smoothed, mode=mode, truncate=truncate)
+    for layer, into in zip(layers, smoothed, strict=True):
+        blurred = cv2.sepFilter2D(layer, cv2.CV_32F, taps, taps, borderType=_BORDERS[mode])
+        into[:] = blurred.reshape(into.shape)
     return smoothed
+
+
+@functools.lru_cache(maxsize=32)
+def gaussian_taps(sigma: float, *, truncate: float) -> Levels:
+    """exp(-i² / 2σ²), normalised, for |i| up to `truncate` · σ rounded (SciPy's convention)."""
+    reach = int(truncate * sigma + 0.5)
+    weights = np.exp(-0.5 / max(sigma, 1e-6) ** 2 * np.arange(-reach, reach + 1) ** 2)
+    return np.asarray(weights / weights.sum(), np.float32)
 
 
 def gaussian_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
     """Gaussian of σ pixels, the edge repeated."""
     (sigma,) = dose.constants
-    return smooth(images_BHWC.astype(np.float32), sigma)
+    return smooth(images_BHWC, sigma)
 
 
 def defocus_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
     """A disk of radius r, softened at its rim; reflected at the image's edge."""
     radius, alias_sigma = dose.constants
     kernel = disk_kernel(radius, alias_sigma)
-    images = images_BHWC.astype(np.float32)
-    blurred: Levels = np.empty_like(images)
-    for i, image_HWC in enumerate(images):
-        blurred[i] = cv2.filter2D(image_HWC, -1, kernel)
+    blurred: Levels = np.empty(images_BHWC.shape, np.float32)
+    for image_HWC, into in zip(images_BHWC.astype(np.float32), blurred, strict=True):
+        into[:] = cv2.filter2D(image_HWC, -1, kernel).reshape(into.shape)
     return blurred
 
 
@@ -73,17 +85,16 @@ def disk_kernel(radius: float, alias_sigma: float) -> Levels:
 def glass_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
     """Smooth, let pixels take the colour of a near one, smooth again."""
     sigma, max_delta, passes = dose.constants
-    images_BPC = smooth(images_BHWC.astype(np.float32), sigma).astype(np.uint8)
     batch, height, width, channels = images_BHWC.shape
-    images_BPC = images_BPC.reshape(batch, height * width, channels)
-    for i, rng in enumerate(dose.rngs):
-        for _ in range(int(passes)):
-            images_BPC[i] = images_BPC[i][glass_sources(rng, height, width, int(max_delta))]
-    return smooth(images_BPC.reshape(images_BHWC.shape).astype(np.float32), sigma)
+    smoothed_BHWC = smooth(images_BHWC, sigma).astype(np.uint8)
+    sources_BP = glass_sources(batch, height, width, dose=dose, max_delta=int(max_delta), passes=int(passes))
+    sources_BP += np.arange(batch)[:, None] * (height * width)
+    shuffled = smoothed_BHWC.reshape(-1, channels).take(sources_BP.ravel(), axis=0)
+    return smooth(shuffled.reshape(images_BHWC.shape), sigma)
 
 
-def glass_sources(rng: np.random.Generator, height: int, width: int, max_delta: int) -> Ints:
-    """For each position, which position of the image before the pass its colour comes from.
+def glass_sources(batch: int, height: int, width: int, *, dose: Dose, max_delta: int, passes: int) -> Ints:
+    """For each image and position [B, P], the position its colour comes from after all passes.
 
     One pass visits the inner positions from the lower right to the upper left, and each copies (the
     published "swap" is a copy) from an offset drawn from [-max_delta, max_delta). A source visited
@@ -91,54 +102,102 @@ def glass_sources(rng: np.random.Generator, height: int, width: int, max_delta: 
     for all positions at once, by doubling; for max_delta = 1 no source is visited earlier.
     """
     here = np.arange(height * width).reshape(height, width)
-    source = here.copy()
     rows = slice(max_delta + 1, height - max_delta + 1)
     columns = slice(max_delta + 1, width - max_delta + 1)
     inner = here[rows, columns]
-    offsets = rng.integers(-max_delta, max_delta, size=(2, *inner.shape), dtype=np.int64)
-    source[rows, columns] = inner + offsets[0] * width + offsets[1]
-    if max_delta == 1:
-        return source.ravel()
-    visited = np.zeros((height, width), dtype=bool)
-    visited[rows, columns] = True
-    visited_earlier = visited.ravel()[source] & (source > here)  # the visit is in descending order
-    link = np.where(visited_earlier, source, here).ravel()
-    while not np.array_equal(link, further := link[link]):
+    offsets = _offsets(draw_words((batch, passes, 2, *inner.shape), dose), max_delta)
+    total: Ints = np.broadcast_to(here.ravel(), (batch, height * width)).copy()
+    for number in range(passes):
+        source = np.broadcast_to(here, (batch, height, width)).copy()
+        source[:, rows, columns] += offsets[:, number, 0] * width + offsets[:, number, 1]
+        flat = source.reshape(batch, -1)
+        if max_delta > 1:
+            flat = _follow(flat, inner.ravel())
+        total = np.take_along_axis(total, flat, axis=1)
+    return total
+
+
+def _offsets(words: Words, max_delta: int) -> Ints:
+    """Uniform integers of [-max_delta, max_delta)."""
+    return ((words.astype(np.int64) * (2 * max_delta)) >> WORD_BITS) - max_delta
+
+
+def _follow(source_BP: Ints, inner: Ints) -> Ints:
+    """Sources whose own source was visited earlier are replaced by it, to the end of each chain."""
+    here = np.arange(source_BP.shape[1])
+    visited = np.zeros(source_BP.shape[1], dtype=bool)
+    visited[inner] = True
+    # The visit is in descending order.
+    link = np.where(visited[source_BP] & (source_BP > here), source_BP, here)
+    while not np.array_equal(link, further := np.take_along_axis(link, link, axis=1)):
         link = further
-    return source.ravel()[link]
+    return np.take_along_axis(source_BP, link, axis=1)
 
 
 def motion_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
     """A one-sided streak at an angle from U(-45°, 45°)."""
     radius, sigma = dose.constants
     blurred: Levels = np.empty(images_BHWC.shape, np.float32)
-    for i, rng in enumerate(dose.rngs):
-        blurred[i] = streak(images_BHWC[i], radius=int(radius), sigma=sigma, degrees=rng.uniform(-45, 45))
+    angles_B = angles(draw_words((len(images_BHWC),), dose), low=-45, high=45)
+    for image_HWC, degrees, into in zip(images_BHWC, angles_B, blurred, strict=True):
+        into[:] = streak(image_HWC, radius=int(radius), sigma=sigma, degrees=degrees)
     return blurred
 
 
-def streak(layer: Pixels, *, radius: int, sigma: float, degrees: float) -> Levels:
+def angles(words_B: Words, *, low: float, high: float) -> list[float]:
+    """One of 1,024 angles between two, in degrees; half a step moves a streak's end by a fraction of a pixel."""
+    step = (high - low) / NUM_ANGLES
+    return [low + step * (word + 0.5) for word in (words_B // (NUM_WORDS // NUM_ANGLES)).tolist()]
+
+
+def streak(layer: Pixels | Levels, *, radius: int, sigma: float, degrees: float) -> Levels:
     """[H, W] or [H, W, C] averaged along a line of 2r+1 whole-pixel shifts, the edge repeated.
 
     Shift i has weight exp(-i² / 2σ²), normalised, and lies at i·(cos, sin) rounded half down.
     """
+    layer = layer.astype(np.float32)
+    kernels = streak_kernels(radius, sigma=sigma, degrees=degrees)
+    if len(kernels) == 1:
+        ((kernel, top, left),) = kernels
+        blurred = cv2.filter2D(layer, -1, kernel, anchor=(-left, -top), borderType=cv2.BORDER_REPLICATE)
+        return np.asarray(blurred, np.float32).reshape(layer.shape)
+    pad = 2 * radius
+    framed = cv2.copyMakeBorder(layer, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    height, width = layer.shape[:2]
+    total: Levels = np.zeros(framed.shape, np.float32)[:height, :width]
+    for kernel, top, left in kernels:
+        rows = slice(pad + top, pad + top + height + kernel.shape[0] - 1)
+        columns = slice(pad + left, pad + left + width + kernel.shape[1] - 1)
+        total += cv2.filter2D(framed[rows, columns], -1, kernel, anchor=(0, 0))[:height, :width]
+    return total.reshape(layer.shape)
+
+
+@functools.lru_cache(maxsize=5 * NUM_ANGLES)
+def streak_kernels(radius: int, *, sigma: float, degrees: float) -> list[tuple[Levels, int, int]]:
+    """The streak cut into kernels that are filtered directly, each with the shift of its first corner.
+
+    Shifts too light to move a grey level are left out.
+    """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
+    used = int(np.count_nonzero(weights > 1e-6))
     angle = math.radians(degrees)
-    rows = np.ceil(steps * math.sin(angle) - 0.5).astype(int).tolist()
-    columns = np.ceil(steps * math.cos(angle) - 0.5).astype(int).tolist()
-    pad = 2 * radius
-    framed = cv2.copyMakeBorder(layer, pad, pad, pad, pad, cv2.BORDER_REPLICATE).astype(np.float32)
-    total: Levels = np.zeros(layer.shape, np.float32)
-    shifted = np.empty_like(total)
-    height, width = layer.shape[:2]
-    for row, column, weight in zip(rows, columns, weights.tolist(), strict=True):
-        if weight < 1e-7:  # too light to move a grey level, and the rest is lighter still
-            break
-        window = framed[pad + row : pad + row + height, pad + column : pad + column + width]
-        total += np.multiply(window, weight, out=shifted)
-    return total
+    rows = np.ceil(steps[:used] * math.sin(angle) - 0.5).astype(int)
+    columns = np.ceil(steps[:used] * math.cos(angle) - 0.5).astype(int)
+    kernels, first = [], 0
+    for end in range(1, used + 1):
+        last = min(end, used - 1)  # the two shifts go one way each, so their ends span the box
+        height, width = abs(rows[last] - rows[first]) + 1, abs(columns[last] - columns[first]) + 1
+        if end < used and height * width <= DIRECT_AREA:
+            continue
+        part = slice(first, end)
+        top, left = int(rows[part].min()), int(columns[part].min())
+        kernel: Levels = np.zeros((np.ptp(rows[part]) + 1, np.ptp(columns[part]) + 1), np.float32)
+        np.add.at(kernel, (rows[part] - top, columns[part] - left), weights[part])
+        kernels.append((kernel, top, left))
+        first = end
+    return kernels
 
 
 def zoom_blur(images_BHWC: Pixels, dose: Dose) -> Levels:

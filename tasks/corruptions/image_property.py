@@ -1,8 +1,8 @@
-"""Pixels in, grey levels of another brightness, contrast or saturation out; nothing is drawn.
+"""Pixels in, pixels of another brightness, contrast or saturation out; nothing is drawn.
 
 HSV is never formed: with M the largest and m the smallest channel, V = M and S = (M - m) / M, and at a
 fixed hue a channel is V · (1 - S · g), g = (M - x) / (M - m). So a change of V scales the channels and a
-change of S scales their distance from M.
+change of S scales their distance from M; both factors are looked up by grey levels.
 Source: definitions of Hendrycks & Dietterich, ICLR 2019, Appendix A.
 """
 
@@ -10,43 +10,78 @@ Source: definitions of Hendrycks & Dietterich, ICLR 2019, Appendix A.
 
 from __future__ import annotations
 
+import functools
+
+import cv2
 import numpy as np
 
-from tasks.corruptions.severity import Dose, Levels
+from tasks.corruptions.severity import NUDGE, Dose, Levels
 from tasks.records import Pixels
 
+LEVELS = np.arange(256)
 
-def brightness(images_BHWC: Pixels, dose: Dose) -> Levels:
+
+def brightness(images_BHWC: Pixels, dose: Dose) -> Pixels:
     """HSV V + c, hue and saturation kept. Black has no hue and becomes grey."""
     (added,) = dose.constants
-    value_BHW1 = images_BHWC.max(axis=3, keepdims=True).astype(np.float32)
-    brighter_BHW1 = np.minimum(value_BHW1 + 255 * added, 255)
-    scale_BHW1 = brighter_BHW1 / np.maximum(value_BHW1, 1)
-    levels_BHWC: Levels = np.where(value_BHW1 > 0, images_BHWC * scale_BHW1, brighter_BHW1)
-    return levels_BHWC
+    places_BHWC = np.empty(images_BHWC.shape, np.uint16)
+    places_BHWC[:] = largest_channel(images_BHWC)[..., None]
+    places_BHWC <<= 8
+    places_BHWC |= images_BHWC
+    return _brighter_levels(added).take(places_BHWC)
 
 
-def saturate(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """HSV S · c0 + c1, hue and value kept. Grey has hue 0 by convention, so c1 > 0 turns it red."""
+def largest_channel(images_BHWC: Pixels) -> Pixels:
+    """HSV's V [B, H, W]."""
+    return functools.reduce(np.maximum, np.moveaxis(images_BHWC, -1, 0))
+
+
+@functools.lru_cache(maxsize=8)
+def _brighter_levels(added: float) -> Pixels:
+    """By V, then a channel's level: that channel's level at V + `added`."""
+    value = LEVELS[:, None].astype(float)
+    brighter = np.minimum(value + 255 * added, 255)
+    levels = np.where(value > 0, LEVELS * brighter / np.maximum(value, 1), brighter)
+    return np.clip(levels + NUDGE, 0, 255).astype(np.uint8).ravel()
+
+
+def saturate(images_BHWC: Pixels, dose: Dose) -> Pixels | Levels:
+    """HSV S · c0 + c1, hue and value kept. Grey has hue 0 by convention, so c1 > 0 turns it red.
+
+    Images of one channel have no saturation to change and come out as they are.
+    """
+    if images_BHWC.shape[3] == 1:
+        return images_BHWC
     factor, added = dose.constants
-    value_BHW1 = images_BHWC.max(axis=3, keepdims=True).astype(np.float32)
-    spread_BHW1 = value_BHW1 - images_BHWC.min(axis=3, keepdims=True)
-    saturation_BHW1 = spread_BHW1 / np.maximum(value_BHW1, 1)
-    saturation_BHW1 = np.minimum(saturation_BHW1 * factor + added, 1)
-    distance_BHWC = (value_BHW1 - images_BHWC) / np.maximum(spread_BHW1, 1)
-    red_distance_C = np.array([0, 1, 1], np.float32)
-    distance_BHWC = np.where(spread_BHW1 > 0, distance_BHWC, red_distance_C)
-    levels_BHWC: Levels = value_BHW1 - value_BHW1 * saturation_BHW1 * distance_BHWC
+    value_BHW = largest_channel(images_BHWC)
+    smallest_BHW = functools.reduce(np.minimum, np.moveaxis(images_BHWC, -1, 0))
+    places_BHW = value_BHW.astype(np.uint16)
+    places_BHW <<= 8
+    places_BHW |= value_BHW - smallest_BHW
+    levels_BHWC: Levels = (images_BHWC - value_BHW[..., None].astype(np.int16)).astype(np.float32)
+    levels_BHWC *= _stretch(factor, added).take(places_BHW)[..., None]
+    if added:
+        grey_BHW = value_BHW == smallest_BHW
+        levels_BHWC[..., 1:] -= (grey_BHW * value_BHW * np.float32(min(added, 1)))[..., None]
+    levels_BHWC += value_BHW[..., None]
     return levels_BHWC
+
+
+@functools.lru_cache(maxsize=8)
+def _stretch(factor: float, added: float) -> Levels:
+    """By V, then V - m: how many times as far from V a channel lies after S · factor + added; 0 for grey."""
+    value, spread = LEVELS[:, None].astype(float), LEVELS.astype(float)
+    saturation = np.minimum(spread / np.maximum(value, 1) * factor + added, 1)
+    return np.asarray(value * saturation / np.maximum(spread, 1), np.float32).ravel()
 
 
 def contrast(images_BHWC: Pixels, dose: Dose) -> Levels:
     """(x - mean) · c + mean, with the mean of each channel of each image."""
     (factor,) = dose.constants
-    # Summed as integers: a float sum depends on the order of addition, and that on the batch size.
-    sums_B11C = images_BHWC.sum(axis=(1, 2), dtype=np.int64, keepdims=True)
-    means_B11C = sums_B11C / (images_BHWC.shape[1] * images_BHWC.shape[2])
-    kept: Levels = (means_B11C * (1 - factor)).astype(np.float32)
+    channels = images_BHWC.shape[3]
+    # One image at a time, in float64: a float sum over a batch would depend on the batch.
+    means_BC = [cv2.mean(image_HWC)[:channels] for image_HWC in images_BHWC]
+    kept_BC = np.array(means_BC, np.float64).reshape(-1, channels) * (1 - factor)
     levels_BHWC: Levels = images_BHWC * np.float32(factor)
-    levels_BHWC += kept
+    levels_BHWC += kept_BC[:, None, None].astype(np.float32)
     return levels_BHWC

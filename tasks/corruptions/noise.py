@@ -7,64 +7,72 @@ Source: definitions of Hendrycks & Dietterich, ICLR 2019, Appendix A.
 
 from __future__ import annotations
 
-import numpy as np
+import functools
+import math
 
-from tasks.corruptions.severity import Dose, Levels
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from tasks.corruptions.draws import NUM_WORDS, WORD_BITS, draw_words, normal_quantiles
+from tasks.corruptions.severity import NUDGE, Dose, Levels
 from tasks.records import Pixels
 
 
-def gaussian_noise(images_BHWC: Pixels, dose: Dose) -> Levels:
+def gaussian_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
     """x + N(0, σ)."""
     (sigma,) = dose.constants
-    noise_BHWC = normals(images_BHWC.shape, dose)
-    noise_BHWC *= 255 * sigma
-    noise_BHWC += images_BHWC
-    return noise_BHWC
+    # x is a whole level, so the sum's whole part needs the noise's alone.
+    noisy_BHWC = _whole_levels(sigma).take(draw_words(images_BHWC.shape, dose))
+    noisy_BHWC += images_BHWC
+    return np.clip(noisy_BHWC, 0, 255, out=noisy_BHWC).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=8)
+def _whole_levels(sigma: float) -> NDArray[np.int16]:
+    """By word: N(0, σ) in grey levels, rounded down."""
+    return np.asarray(np.floor(255 * sigma * normal_quantiles() + NUDGE), np.int16)
 
 
 def speckle_noise(images_BHWC: Pixels, dose: Dose) -> Levels:
     """x + x · N(0, σ)."""
     (sigma,) = dose.constants
-    noise_BHWC = normals(images_BHWC.shape, dose)
-    noise_BHWC *= sigma
-    noise_BHWC += 1
-    noise_BHWC *= images_BHWC
-    return noise_BHWC
+    factors = 1 + np.float32(sigma) * normal_quantiles()
+    noisy_BHWC: Levels = factors.take(draw_words(images_BHWC.shape, dose))
+    noisy_BHWC *= images_BHWC
+    return noisy_BHWC
 
 
-def shot_noise(images_BHWC: Pixels, dose: Dose) -> Levels:
+def shot_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
     """Poisson(x · λ) / λ: the fewer photons λ, the noisier."""
     (photons,) = dose.constants
-    # Of the 256 grey levels, so that the division is not repeated for every pixel.
-    rates_by_level = np.arange(256) * (photons / 255)
-    levels_BHWC: Levels = np.empty(images_BHWC.shape, np.float32)
-    for i, rng in enumerate(dose.rngs):
-        levels_BHWC[i] = rng.poisson(rates_by_level[images_BHWC[i]])
-    levels_BHWC *= 255 / photons
-    return levels_BHWC
+    places_BHWC = images_BHWC.astype(np.int32)
+    places_BHWC <<= WORD_BITS
+    places_BHWC |= draw_words(images_BHWC.shape, dose)
+    return _shot_levels(photons).take(places_BHWC)
+
+
+@functools.lru_cache(maxsize=2)  # 16 MB each
+def _shot_levels(photons: float) -> Pixels:
+    """By clean grey level, then word: the grey level after Poisson noise."""
+    counts = np.arange(int(photons + 10 * math.sqrt(photons) + 20))
+    noisy = np.minimum(counts * (255 / photons) + NUDGE, 255).astype(np.uint8)
+    rates = np.arange(1, 256)[:, None] * (photons / 255)
+    probabilities = np.exp(counts * np.log(rates) - rates - gammaln(counts + 1))
+    # A word stands for the probability in the middle of its interval.
+    ends = np.floor(np.cumsum(probabilities, axis=1) * NUM_WORDS + 0.5).astype(np.int64)
+    ends[:, -1] = NUM_WORDS
+    levels: Pixels = np.zeros((256, NUM_WORDS), np.uint8)  # black stays black
+    for level, widths in enumerate(np.diff(ends, axis=1, prepend=0), start=1):
+        levels[level] = noisy.repeat(widths)
+    return levels.ravel()
 
 
 def impulse_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
     """Salt and pepper on a fraction of the channel values, half each."""
     (amount,) = dose.constants
-    drawn_BHWC = uniforms(images_BHWC.shape, dose)
+    words_BHWC = draw_words(images_BHWC.shape, dose)
     noisy_BHWC = images_BHWC.copy()
-    np.copyto(noisy_BHWC, 255, where=drawn_BHWC < amount)
-    np.copyto(noisy_BHWC, 0, where=drawn_BHWC < amount / 2)
+    np.copyto(noisy_BHWC, 255, where=words_BHWC < round(amount * NUM_WORDS))
+    np.copyto(noisy_BHWC, 0, where=words_BHWC < round(amount / 2 * NUM_WORDS))
     return noisy_BHWC
-
-
-def normals(shape: tuple[int, ...], dose: Dose) -> Levels:
-    """Standard normals [B, ...], each image's from its own generator."""
-    drawn: Levels = np.empty(shape, np.float32)
-    for i, rng in enumerate(dose.rngs):
-        rng.standard_normal(out=drawn[i], dtype=np.float32)
-    return drawn
-
-
-def uniforms(shape: tuple[int, ...], dose: Dose) -> Levels:
-    """Uniforms from [0, 1) [B, ...], each image's from its own generator."""
-    drawn: Levels = np.empty(shape, np.float32)
-    for i, rng in enumerate(dose.rngs):
-        rng.random(out=drawn[i], dtype=np.float32)
-    return drawn

@@ -24,6 +24,8 @@ SEVERITIES = (1, 2, 3, 4, 5)
 # on 0..1 so that a pixel that a corruption leaves alone comes out exactly as it went in.
 Levels = NDArray[np.float32]
 FiveSeverities = tuple[tuple[float, ...], ...]
+# A thousandth of a level, added before the fraction is cut off: float32 must not round a whole level below itself.
+NUDGE = 2.0**-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,8 @@ class Dose:
     constants: the tuple of this severity, in the order of the table's `params`
     native_size: the image size in pixels that the table was made for
     frost_scale: the factor by which the table shrinks the frost textures
-    rngs: a fresh generator for each image, in the order of the batch; made only when asked for
+    rngs: the generator of each image, in the order of the batch; the same object turned to the next image,
+        so draw all of an image's numbers before the next image's
     """
 
     constants: tuple[float, ...]
@@ -76,6 +79,8 @@ def severity_table(table: str = "cifar") -> dict[str, FiveSeverities]:
 
 def constants_at(table: str, *, corruption: str, severity: int) -> tuple[float, ...]:
     """The constants of one corruption at one severity; outside 1..5 is a ConfigError."""
+    if isinstance(severity, bool) or not isinstance(severity, int | np.integer):
+        raise ConfigError(f"severity={severity!r} is no whole number; give one of 1..5")
     if severity not in SEVERITIES:
         raise ConfigError(f"severity={severity} is outside 1..5")
     return load_table(table).constants[corruption][int(severity) - 1]

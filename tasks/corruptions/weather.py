@@ -15,15 +15,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tasks.corruptions.blur import smooth, streak, zoom_taps
-from tasks.corruptions.noise import normals, uniforms
+from tasks.corruptions.blur import ZoomTaps, angles, smooth, streak, zoom_taps
+from tasks.corruptions.draws import WORD_BITS, Words, draw_words, normal_quantiles, normals, uniforms
 from tasks.corruptions.severity import Dose, Levels
 from tasks.records import Pixels
 
 NUM_TEXTURES = 5
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma of R, G, B
+GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma of R, G, B
 WATER = np.array([175, 238, 238], np.float32)  # pale turquoise
 MUD = np.array([63, 42, 20], np.float32)
+EMBOSS = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
 
 
 def fog(images_BHWC: Pixels, dose: Dose) -> Levels:
@@ -70,20 +71,21 @@ def plasma(batch: int, dose: Dose, *, size: int, decay: float) -> Levels:
 def frost(images_BHWC: Pixels, dose: Dose) -> Levels:
     """c0 · x + c1 · a random crop of one of five photographed textures."""
     image_weight, frost_weight = dose.constants
-    height, width = images_BHWC.shape[1:3]
-    ice_BHWC: Levels = np.empty(images_BHWC.shape, np.float32)
-    for i, rng in enumerate(dose.rngs):
-        number = 1 + int(rng.integers(NUM_TEXTURES))
+    height, width, channels = images_BHWC.shape[1:]
+    ice_BHWC = np.empty(images_BHWC.shape, np.uint8)
+    for words, into in zip(draw_words((len(images_BHWC), 3), dose).tolist(), ice_BHWC, strict=True):
+        number = 1 + (words[0] * NUM_TEXTURES >> WORD_BITS)
         texture = frost_texture(number, dose.frost_scale, height=height, width=width)
-        top = rng.integers(texture.shape[0] - height)
-        left = rng.integers(texture.shape[1] - width)
-        ice_BHWC[i] = texture[top : top + height, left : left + width]
-    ice_BHWC *= frost_weight
-    ice_BHWC += images_BHWC * np.float32(image_weight)
-    return ice_BHWC
+        top = words[1] * (texture.shape[0] - height) >> WORD_BITS
+        left = words[2] * (texture.shape[1] - width) >> WORD_BITS
+        crop = texture[top : top + height, left : left + width]
+        into[:] = crop if channels == 3 else cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)[..., None]
+    levels_BHWC: Levels = images_BHWC * np.float32(image_weight)
+    levels_BHWC += ice_BHWC * np.float32(frost_weight)
+    return levels_BHWC
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def frost_texture(number: int, scale: float, *, height: int, width: int) -> Pixels:
     """Texture 1..5 shrunk by `scale`, but never below a pixel more than the crop. Read-only."""
     with resources.files("tasks.corruptions").joinpath(f"frost/frost{number}.jpg").open("rb") as file:
@@ -99,56 +101,94 @@ def snow(images_BHWC: Pixels, dose: Dose) -> Levels:
     """A whitened image under flakes falling at an angle from U(-135°, -45°) and the same turned by 180°."""
     _, _, _, _, radius, sigma, keep = dose.constants
     batch, height, width = images_BHWC.shape[:3]
+    words = draw_words((batch, 1 + height * width), dose)
+    layers_BHW = snow_layers(words[:, 1:].reshape(batch, height, width), dose)
     flakes_BHW: Levels = np.empty((batch, height, width), np.float32)
-    for i, rng in enumerate(dose.rngs):
-        drawn_HW = rng.standard_normal((height, width), dtype=np.float32)
-        flakes_BHW[i] = streak(
-            snow_layer(drawn_HW, dose), radius=int(radius), sigma=sigma, degrees=rng.uniform(-135, -45)
-        )
-    images = images_BHWC.astype(np.float32)
-    red, green, blue = (images[..., c] * np.float32(w) for c, w in enumerate(GREY_WEIGHTS))
-    white_BHW = 1.5 * (red + green + blue) + 127.5
-    levels_BHWC: Levels = np.maximum(images, white_BHW[..., None]) * (1 - keep) + images * keep
+    angles_B = angles(words[:, 0], low=-135, high=-45)
+    for layer_HW, degrees, into in zip(layers_BHW, angles_B, flakes_BHW, strict=True):
+        into[:] = streak(layer_HW, radius=int(radius), sigma=sigma, degrees=degrees)
+    white_BHW = luma(images_BHWC)
+    white_BHW *= 1.5
+    white_BHW += 127.5
+    levels_BHWC: Levels = np.maximum(images_BHWC, white_BHW[..., None])
+    levels_BHWC *= np.float32(1 - keep)
+    levels_BHWC += images_BHWC * np.float32(keep)
     levels_BHWC += (flakes_BHW + flakes_BHW[:, ::-1, ::-1])[..., None]
     return levels_BHWC
 
 
-def snow_layer(drawn_HW: Levels, dose: Dose) -> Pixels:
-    """Standard normals [H, W] in, still flakes out: zoomed, and black below the threshold."""
+def snow_layers(words_BHW: Words, dose: Dose) -> Pixels:
+    """Random words [B, H, W] in, still flakes out: zoomed, and black below the threshold."""
     mean, std, zoom, threshold = dose.constants[:4]
-    rows, columns = (zoom_taps(size, zoom) for size in drawn_HW.shape)
-    layer = drawn_HW * std + mean
-    down, right = rows.fraction[:, None], columns.fraction
-    layer = layer[rows.lower] * (1 - down) + layer[rows.upper] * down
-    layer = layer[:, columns.lower] * (1 - right) + layer[:, columns.upper] * right
-    flakes = np.where(layer < threshold, 0, np.minimum(layer, 1) * 255)
-    return np.asarray(flakes, dtype=np.uint8)
+    layers = (normal_quantiles() * np.float32(std) + np.float32(mean)).take(words_BHW)
+    rows, columns = (zoom_taps(size, zoom) for size in words_BHW.shape[1:])
+    if zoom != 1:
+        layers = _stretched(_stretched(layers, rows, axis=1), columns, axis=2)
+    np.minimum(layers, 1, out=layers)
+    layers[layers < threshold] = 0
+    layers *= 255
+    return layers.astype(np.uint8)
+
+
+def _stretched(layers: Levels, taps: ZoomTaps, *, axis: int) -> Levels:
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    upper = layers.take(taps.upper, axis=axis)
+    stretched = layers.take(taps.lower, axis=axis)
+    upper -= stretched
+    upper *= taps.fraction.astype(np.float32).reshape(shape)
+    stretched += upper
+    return stretched
+
+
+def luma(images_BHWC: Pixels) -> Levels:
+    """ITU-R BT.601 luma [B, H, W] of RGB, or the one channel of grey."""
+    if images_BHWC.shape[3] == 1:
+        return images_BHWC[..., 0].astype(np.float32)
+    grey_BHW: Levels = images_BHWC[..., 0] * GREY_WEIGHTS[0]
+    grey_BHW += images_BHWC[..., 1] * GREY_WEIGHTS[1]
+    grey_BHW += images_BHWC[..., 2] * GREY_WEIGHTS[2]
+    return grey_BHW
 
 
 def spatter(images_BHWC: Pixels, dose: Dose) -> Levels:
     """Drops of water or splashes of mud where a smooth random layer is high."""
     mean, std, smooth_sigma, threshold, strength, is_mud = dose.constants
-    liquid_BHW = normals(images_BHWC.shape[:3], dose) * np.float32(std) + np.float32(mean)
-    liquid_BHW = smooth(liquid_BHW, smooth_sigma)
+    channels = images_BHWC.shape[3]
+    liquid_BHW = smooth(normals(images_BHWC.shape[:3], dose), smooth_sigma)
+    # Smoothing keeps means, so mean and spread can be given to the smoothed layer.
+    liquid_BHW *= np.float32(std)
+    liquid_BHW += np.float32(mean)
     if is_mud:
-        mask = smooth((liquid_BHW > threshold).astype(np.float32), strength)
-        mask = np.where(mask < 0.8, np.float32(0), mask)[..., None]
-        muddy: Levels = images_BHWC * (1 - mask) + mask * MUD
-        return muddy
-    liquid_BHW = np.where(liquid_BHW < threshold, 0, np.minimum(liquid_BHW, 1))
-    drops = np.stack([water_mask(layer_HW) for layer_HW in (liquid_BHW * 255).astype(np.uint8)])
-    return images_BHWC + np.float32(strength) * drops[..., None] * WATER
+        mask_BHW = smooth((liquid_BHW > threshold).astype(np.float32), strength)
+        mask_BHW[mask_BHW < 0.8] = 0
+        levels_BHWC: Levels = np.multiply(mask_BHW[..., None], _colour(MUD, channels) - images_BHWC)
+        levels_BHWC += images_BHWC
+        return levels_BHWC
+    np.minimum(liquid_BHW, 1, out=liquid_BHW)
+    liquid_BHW[liquid_BHW < threshold] = 0
+    liquid_BHW *= 255
+    drops_BHW = np.empty(liquid_BHW.shape, np.float32)
+    for layer_HW, into in zip(liquid_BHW.astype(np.uint8), drops_BHW, strict=True):
+        into[:] = water_mask(layer_HW)
+    levels_BHWC = np.multiply(drops_BHW[..., None], np.float32(strength) * _colour(WATER, channels))
+    levels_BHWC += images_BHWC
+    return levels_BHWC
+
+
+def _colour(rgb: Levels, channels: int) -> Levels:
+    """The colour, or for images of one channel its luma."""
+    return rgb if channels == 3 else np.array([rgb @ GREY_WEIGHTS], np.float32)
 
 
 def water_mask(liquid_HW: Pixels) -> Levels:
     """How much light each pixel of a water layer adds, 0..1: its body times an embossed rim."""
     edges = cv2.Canny(liquid_HW, 50, 150)
     distance = cv2.distanceTransform(255 - edges, cv2.DIST_L2, 5)
-    near = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
-    emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
-    rim = cv2.blur(cv2.filter2D(cv2.equalizeHist(near), cv2.CV_8U, emboss), (3, 3))
-    mask = liquid_HW.astype(np.float32) * np.asarray(rim, np.float32)
+    near = cv2.blur(np.minimum(distance, 20, out=distance), (3, 3)).astype(np.uint8)
+    rim = cv2.blur(cv2.filter2D(cv2.equalizeHist(near), cv2.CV_8U, EMBOSS), (3, 3))
+    mask: Levels = np.multiply(liquid_HW, rim, dtype=np.float32)
     peak = float(mask.max())
     if peak:  # 0 where the layer has no edge at all
-        mask /= peak
+        mask *= 1 / peak
     return mask

@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+from scipy.ndimage import gaussian_filter, zoom
 
 from tasks.corruptions import CORRUPTIONS, category_of, corrupt, resolve, severity_table
-from tasks.corruptions.blur import disk_kernel, glass_sources, streak, zoom_blur_matrix
-from tasks.corruptions.digital import affine_positions, fold_at_centre, fold_at_edge, sample_bilinear
-from tasks.corruptions.severity import TABLES
+from tasks.corruptions.blur import disk_kernel, glass_sources, smooth, streak, zoom_blur_matrix
+from tasks.corruptions.digital import affine_map, anchor_points
+from tasks.corruptions.severity import TABLES, Dose, load_table
 from tasks.errors import ConfigError, DataError
-from tasks.keys import keyed_generator
+from tasks.keys import iter_keyed_generators, keyed_generator
 
 NAMES = tuple(CORRUPTIONS)
 DETERMINISTIC = (
@@ -282,21 +282,48 @@ def test_the_defocus_kernel_sums_to_one_and_grows_with_the_radius():
     assert sides == sorted(sides)
 
 
+def dose_of(*keys, constants=(), table="cifar"):
+    """A dose for images keyed by `keys`, and the words that it will draw [len(keys), 20,000]."""
+    facts = load_table(table)
+    raw = [keyed_generator("test", key).bit_generator.random_raw(5000).view(np.uint16) for key in keys]
+    dose = Dose(
+        constants=constants,
+        native_size=facts.native_size,
+        frost_scale=facts.frost_scale,
+        rngs=iter_keyed_generators("test", [(key,) for key in keys]),
+    )
+    return dose, np.stack(raw)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("max_delta", [1, 2, 3, 4])
-def test_glass_sources_are_those_of_copying_one_pixel_after_another(max_delta):
+def test_glass_sources_are_those_of_copying_one_pixel_after_another(max_delta, passes):
     height, width = 21, 16
-    expected = np.arange(height * width).reshape(height, width)
     rows = range(max_delta + 1, height - max_delta + 1)
     columns = range(max_delta + 1, width - max_delta + 1)
-    drawn = keyed_generator("test", max_delta).integers(
-        -max_delta, max_delta, size=(2, len(rows), len(columns)), dtype=np.int64
-    )
-    for h, w in itertools.product(reversed(rows), reversed(columns)):
-        down, right = drawn[:, h - rows.start, w - columns.start]
-        expected[h, w] = expected[h + down, w + right]
-    got = glass_sources(keyed_generator("test", max_delta), height, width, max_delta)
-    assert np.array_equal(got, expected.ravel())
-    assert not np.array_equal(got, np.arange(height * width))
+    dose, words = dose_of(5, 6)
+    got = glass_sources(2, height, width, dose=dose, max_delta=max_delta, passes=passes)
+    drawn = words[:, : 2 * passes * len(rows) * len(columns)].astype(float) / 2**16
+    drawn = np.floor(drawn * 2 * max_delta).astype(int) - max_delta
+    drawn = drawn.reshape(2, passes, 2, len(rows), len(columns))
+    for image, number in itertools.product(range(2), range(passes)):
+        if number == 0:
+            expected = np.arange(height * width).reshape(height, width)
+        for h, w in itertools.product(reversed(rows), reversed(columns)):
+            down, right = drawn[image, number, :, h - rows.start, w - columns.start]
+            expected[h, w] = expected[h + down, w + right]
+        if number == passes - 1:
+            assert np.array_equal(got[image], expected.ravel())
+    assert not np.array_equal(got[0], got[1])
+
+
+def test_generators_turned_from_key_to_key_draw_what_fresh_ones_draw():
+    keys = [(0, 5, "fog"), (1, 5, "fog"), (0, 5, "fog")]
+    turned = [(g.random(3), g.integers(9, size=2, dtype=np.int32)) for g in iter_keyed_generators("x", keys)]
+    for (floats, integers), key in zip(turned, keys, strict=True):
+        fresh = keyed_generator("x", *key)
+        assert np.array_equal(floats, fresh.random(3))
+        assert np.array_equal(integers, fresh.integers(9, size=2, dtype=np.int32))
 
 
 def test_a_streak_of_a_dot_is_a_one_sided_gaussian_along_the_angle():
@@ -316,25 +343,35 @@ def test_a_streak_longer_than_the_image_keeps_a_flat_image():
     assert np.allclose(streak(flat, radius=60, sigma=30, degrees=33), 77, atol=1e-3)
 
 
-def test_bilinear_sampling_agrees_with_scipy_inside_and_beyond_the_edges():
-    image = scenes(1, height=12, width=17).astype(np.float32)
-    rows, columns = np.random.default_rng(0).uniform(-15, 30, size=(2, 1, 12, 17)).astype(np.float32)
-    for fold, mode in ((fold_at_centre, "mirror"), (fold_at_edge, "reflect")):
-        got = sample_bilinear(image, rows, columns, fold=fold)[0]
-        for channel in range(3):
-            expected = map_coordinates(image[0, ..., channel], [rows[0], columns[0]], order=1, mode=mode)
-            assert got[..., channel] == pytest.approx(expected, abs=0.02)
+def test_a_long_streak_is_the_sum_of_its_shifted_copies_at_any_angle():
+    image = scenes(1, height=40, width=29)[0]
+    weights = np.exp(-(np.arange(31) ** 2) / (2 * 12.0**2))
+    weights /= weights.sum()
+    framed = np.pad(image.astype(float), ((40, 40), (40, 40), (0, 0)), mode="edge")
+    for degrees in (-135, -100.3, -90, -44, 0, 21.7, 45, 135):
+        expected = np.zeros(image.shape)
+        for step, weight in enumerate(weights):
+            down = 40 + math.ceil(step * math.sin(math.radians(degrees)) - 0.5)
+            right = 40 + math.ceil(step * math.cos(math.radians(degrees)) - 0.5)
+            expected += weight * framed[down : down + 40, right : right + 29]
+        assert streak(image, radius=15, sigma=12, degrees=degrees) == pytest.approx(expected, abs=0.01)
 
 
-def test_the_affine_map_of_elastic_is_that_of_the_three_moved_points():
-    jitter = np.random.default_rng(1).uniform(-2.5, 2.5, size=(1, 3, 2))
-    points = np.array([[26, 26], [26, 6], [6, 6]], np.float32)
-    forward = cv2.getAffineTransform(points, (points + jitter[0]).astype(np.float32))
-    inverse = cv2.invertAffineTransform(forward)
-    rows, columns = affine_positions(jitter, 32, 32)
-    y, x = np.mgrid[:32, :32]
-    assert columns[0] == pytest.approx(inverse[0, 0] * x + inverse[0, 1] * y + inverse[0, 2], abs=1e-3)
-    assert rows[0] == pytest.approx(inverse[1, 0] * x + inverse[1, 1] * y + inverse[1, 2], abs=1e-3)
+@pytest.mark.parametrize("sigma", [0.05, 0.4, 1.0, 2.5, 9.0, 40.0])
+@pytest.mark.parametrize("mode", ["nearest", "reflect"])
+def test_smoothing_is_scipys_whatever_the_size(sigma, mode):
+    layers = scenes(2, height=8, width=31)
+    got = smooth(layers, sigma, mode=mode, truncate=3.0)
+    expected = gaussian_filter(layers.astype(float), (0, sigma, sigma, 0), mode=mode, truncate=3.0)
+    assert got == pytest.approx(expected, abs=0.01)
+
+
+def test_the_affine_map_of_elastic_takes_three_points_to_three_others():
+    points = anchor_points(32, 40)
+    assert points.tolist() == [[30, 26], [30, 6], [10, 6]]
+    moved = points + np.random.default_rng(1).uniform(-2.5, 2.5, size=(3, 2))
+    expected = cv2.getAffineTransform(moved.astype(np.float32), points.astype(np.float32))
+    assert affine_map(moved, points) == pytest.approx(expected, abs=1e-4)
 
 
 # What is drawn has the published distribution
@@ -448,6 +485,12 @@ def test_an_unknown_name_is_answered_with_the_near_ones():
         corrupted(scenes(1), "fog", table="cifar10")
 
 
+@pytest.mark.parametrize("severity", [1.0, True, "1", None])
+def test_a_severity_that_is_no_whole_number_is_refused(severity):
+    with pytest.raises(ConfigError, match="no whole number"):
+        corrupted(scenes(1), "fog", severity=severity)
+
+
 @pytest.mark.parametrize("severity", [0, 6, 7, -1])
 def test_a_severity_outside_one_to_five_is_refused(severity):
     with pytest.raises(ConfigError, match=rf"severity={severity} is outside 1\.\.5"):
@@ -458,7 +501,11 @@ def test_a_severity_outside_one_to_five_is_refused(severity):
     ("images", "ids", "message"),
     [
         (np.zeros((2, 32, 32, 3), np.float32), [0, 1], "images are float32"),
-        (np.zeros((32, 32, 3), np.uint8), [0], r"shape \[32, 32, 3\]"),
+        (np.full((2, 32, 32, 3), np.nan, np.float64), [0, 1], "6144 of these values are NaN"),
+        (np.zeros((2, 32, 32, 3), np.int64), [0, 1], "images are int64"),
+        ([[0]], [0], "images are list"),
+        (np.zeros((32, 32), np.uint8), [0], r"shape \[32, 32\]"),
+        (np.zeros((2, 32, 32, 4), np.uint8), [0, 1], r"shape \[2, 32, 32, 4\]"),
         (np.zeros((2, 3, 32, 32), np.uint8), [0, 1], r"shape \[2, 3, 32, 32\]"),
         (np.zeros((2, 4, 32, 3), np.uint8), [0, 1], "at least 8x8"),
         (np.zeros((2, 32, 32, 3), np.uint8), [0], "one id per image"),
