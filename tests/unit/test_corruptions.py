@@ -11,6 +11,8 @@ import subprocess
 import sys
 
 import cv2
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from PIL import Image
@@ -163,6 +165,72 @@ def test_images_of_224_pixels_work_with_the_largest_table(name):
     images = scenes(1, height=224, width=224)
     changed = corrupted(images, name, severity=3, table="imagenet")
     assert not np.array_equal(changed, images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grey_images_come_out_as_their_rgb_copies_would(name):
+    grey = scenes(5)[..., :1]
+    got = corrupted(grey, name)
+    assert np.array_equal(corrupted(grey[..., 0], name), got[..., 0])
+    if name in NOISES:  # a draw for each channel
+        noise = (got.astype(float) - grey).std()
+        coloured = np.repeat(grey, 3, axis=3)
+        assert noise == pytest.approx((corrupted(coloured, name).astype(float) - coloured).std(), rel=0.15)
+        return
+    as_rgb = corrupted(np.repeat(grey, 3, axis=3), name).astype(float)
+    luma = as_rgb @ [0.299, 0.587, 0.114]
+    unclipped = (as_rgb > 0).all(axis=3) & (as_rgb < 255).all(axis=3)
+    assert np.abs(luma - got[..., 0])[unclipped].max() <= 2
+    assert np.abs(luma - got[..., 0]).mean() < 0.5
+    assert name == "saturate" or not np.array_equal(got, grey)
+
+
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@hypothesis.given(
+    name=st.sampled_from(NAMES),
+    table=st.sampled_from(TABLES),
+    severity=st.integers(1, 5),
+    height=st.integers(8, 70),
+    width=st.integers(8, 70),
+    channels=st.sampled_from([(), (1,), (3,)]),
+    layout=st.sampled_from(["plain", "reversed", "channels first", "every other", "read-only"]),
+    pixels=st.sampled_from(["random", "black", "white"]),
+)
+def test_any_size_any_layout_and_any_pixels_give_what_a_plain_copy_alone_gives(
+    name, table, severity, height, width, channels, layout, pixels
+):
+    shape = (3, height, width, *channels)
+    values = {"random": np.random.default_rng(0).integers(0, 256, shape), "black": 0, "white": 255}[pixels]
+    plain = np.broadcast_to(np.asarray(values, np.uint8), shape).copy()
+    images = laid_out(plain, layout)
+    got = corrupted(images, name, severity=severity, table=table, ids=[4, 5, 6])
+    assert got.shape == shape
+    assert got.dtype == np.uint8
+    alone = corrupted(plain[1:2], name, severity=severity, table=table, ids=[5])
+    assert np.array_equal(got[1:2], alone)
+
+
+def laid_out(images, layout):
+    """The same images in another memory layout."""
+    if layout == "reversed":
+        return np.ascontiguousarray(images[:, ::-1])[:, ::-1]
+    if layout == "channels first":
+        return np.moveaxis(np.ascontiguousarray(np.moveaxis(images, -1, 1)), 1, -1)
+    if layout == "every other":
+        return np.repeat(images, 2, axis=2)[:, :, ::2]
+    images = images.copy()
+    images.setflags(write=layout != "read-only")
+    return images
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@hypothesis.given(
+    dtype=st.sampled_from(["bool", "int8", "uint16", "int32", "int64", "float16", "float32", "float64"]),
+    shape=st.lists(st.integers(0, 12), min_size=0, max_size=5),
+)
+def test_every_other_type_of_array_is_refused_whatever_its_shape(dtype, shape):
+    with pytest.raises(DataError, match=f"images are {dtype}; corruptions take uint8"):
+        corrupted(np.zeros(shape, dtype), "fog", ids=[0])
 
 
 # The published definitions, one image at a time in float64
