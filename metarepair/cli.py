@@ -27,6 +27,7 @@ VERBS = {
     "train": "meta-train on the experiences of each target",
     "repair": "repair the deployed DNN for each target, and judge it",
     "report": "table, figures and HTML page of a repaired run",
+    "corruptions": "list the corruptions, or show all of them on one image",
     "doctor": "what this machine and environment can do",
 }
 
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(examine(given.storage or "runs"))
             return 0
+        if given.verb == "corruptions":
+            return _show_corruptions(given)
         return _run(given)
     except UserError as error:
         return _fail(given, error, 2)
@@ -76,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     for verb, help_text in VERBS.items():
         sub = verbs.add_parser(verb, help=help_text, description=help_text)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if verb == "corruptions":
+            _add_corruption_options(sub)
+            continue
         sub.add_argument("--storage", metavar="PATH", help="folder of the runs (overrides storage_path)")
         if verb == "doctor":
             continue
@@ -93,6 +99,33 @@ def _parser() -> argparse.ArgumentParser:
                 "--address", help="a Ray cluster's address (else RAY_ADDRESS, else this machine)"
             )
     return parser
+
+
+def _add_corruption_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--list", action="store_true", help="names, short names, categories and constants")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="an image to corrupt in every way")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the contact sheet goes: .png or .jpg")
+    parser.add_argument(
+        "--table",
+        help="constants for images of 32, 64 or 224 px: cifar, tinyimagenet or imagenet (the nearest)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="key of every draw (0)")
+
+
+def _show_corruptions(given: argparse.Namespace) -> int:
+    from metarepair.contact_sheet import describe_corruptions, write_contact_sheet
+
+    if given.list:
+        print(describe_corruptions(given.table or "cifar"))
+    if given.image and given.out:
+        table = write_contact_sheet(given.image, given.out, table=given.table, seed=given.seed)
+        print(f"Constants of the table {table}. Written to {given.out}")
+    elif given.image or given.out or not given.list:
+        raise UserError(
+            "the verb corruptions shows nothing without --list, or --image FILE and --out FILE together: "
+            "metarepair corruptions --image photo.jpg --out sheet.png"
+        )
+    return 0
 
 
 def _check_own_packages() -> None:

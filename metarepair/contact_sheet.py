@@ -1,0 +1,118 @@
+"""One image in, one picture of it under every corruption at every severity out.
+
+Rows are the 19 corruptions by category; columns are the image as it came and severities 1 to 5.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from tasks.corruptions import CORRUPTIONS, corrupt
+from tasks.corruptions.severity import SEVERITIES, TABLES, load_table, severity_table
+from tasks.errors import ConfigError, DataError
+from tasks.records import Pixels
+
+TILE, LARGEST_TILE = (
+    128,
+    224,
+)  # pixels; small images are enlarged to the first, large ones shrunk to the second
+GAP, LABEL_WIDTH, HEADER = 3, 170, 24
+INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
+
+
+def describe_corruptions(table: str = "cifar") -> str:
+    """A line for each corruption: name, short name, category, and the constants of severities 1 to 5."""
+    constants = severity_table(table)
+    lines = [f"{'corruption':18s} {'short':5s} {'category':15s} severities 1 to 5 (table {table})"]
+    for c in CORRUPTIONS.values():
+        doses = "  ".join("/".join(f"{value:g}" for value in row) for row in constants[c.name])
+        lines.append(f"{c.name:18s} {c.short:5s} {c.category:15s} {doses}")
+    return "\n".join(lines)
+
+
+def table_for(height: int, width: int) -> str:
+    """The table whose image size is nearest, as a ratio, to the shorter side."""
+    return min(TABLES, key=lambda table: abs(np.log(min(height, width) / load_table(table).native_size)))
+
+
+def write_contact_sheet(image_path: Path, out: Path, *, table: str | None = None, seed: int = 0) -> str:
+    """Writes the sheet as PNG or JPEG (by `out`'s ending); returns the table that was used.
+
+    Raises DataError for what is no readable image, ConfigError for an ending that is neither.
+    """
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"--out {out} ends in neither .png nor .jpg; name the picture with one of them")
+    image_HWC = load_rgb(image_path)
+    table = table or table_for(*image_HWC.shape[:2])
+    sheet = contact_sheet(image_HWC, table=table, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".tmp")
+    sheet.save(part, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=92)
+    part.replace(out)
+    return table
+
+
+def load_rgb(path: Path) -> Pixels:
+    """An image file as RGB [H, W, 3] uint8, upright, transparency on white."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                upright = ImageOps.exif_transpose(opened).convert("RGBA")
+    except FileNotFoundError as error:
+        raise DataError(f"--image {path} is not there. Give the path of a PNG, JPEG or WebP image") from error
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise DataError(f"--image {path} cannot be read as an image ({error})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"--image {path} is too large for a contact sheet ({error}). Shrink it") from error
+    paper = Image.new("RGBA", upright.size, (255, 255, 255, 255))
+    paper.alpha_composite(upright)
+    return np.asarray(paper.convert("RGB"))
+
+
+def contact_sheet(image_HWC: Pixels, *, table: str, seed: int = 0) -> Image.Image:
+    """The picture: a row for each corruption, a column for the clean image and each severity."""
+    height, width = _tile_size(image_HWC)
+    columns = 1 + len(SEVERITIES)
+    font, small = ImageFont.load_default(16), ImageFont.load_default(12)
+    sheet = Image.new(
+        "RGB",
+        (LABEL_WIDTH + columns * (width + GAP), HEADER + len(CORRUPTIONS) * (height + GAP)),
+        PAPER,
+    )
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(("clean", *(f"severity {s}" for s in SEVERITIES))):
+        draw.text((LABEL_WIDTH + column * (width + GAP), 4), title, fill=FAINT, font=small)
+    for row, chosen in enumerate(CORRUPTIONS.values()):
+        top = HEADER + row * (height + GAP)
+        draw.text((6, top + height // 2 - 18), chosen.name, fill=INK, font=font)
+        draw.text((6, top + height // 2 + 4), f"{chosen.short}, {chosen.category}", fill=FAINT, font=small)
+        tiles = [image_HWC]
+        for severity in SEVERITIES:
+            tiles += list(
+                corrupt(
+                    image_HWC[None],
+                    image_ids_B=[0],
+                    corruption=chosen.name,
+                    severity=severity,
+                    seed=seed,
+                    table=table,
+                )
+            )
+        for column, tile in enumerate(tiles):
+            scaling = Image.Resampling.NEAREST if height >= tile.shape[0] else Image.Resampling.LANCZOS
+            scaled = Image.fromarray(tile).resize((width, height), scaling)
+            sheet.paste(scaled, (LABEL_WIDTH + column * (width + GAP), top))
+    return sheet
+
+
+def _tile_size(image_HWC: Pixels) -> tuple[int, int]:
+    height, width = image_HWC.shape[:2]
+    longer = max(height, width)
+    # A whole factor, so that enlarged pixels stay squares.
+    scale = max(1, TILE // longer) if longer <= LARGEST_TILE else LARGEST_TILE / longer
+    return max(1, round(height * scale)), max(1, round(width * scale))

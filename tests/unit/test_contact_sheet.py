@@ -1,0 +1,128 @@
+"""The contact sheet: every corruption at every severity, at its place, and errors that help."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metarepair.cli import main
+from metarepair.contact_sheet import (
+    GAP,
+    HEADER,
+    LABEL_WIDTH,
+    contact_sheet,
+    describe_corruptions,
+    load_rgb,
+    table_for,
+)
+from tasks.corruptions import CORRUPTIONS, corrupt
+from tasks.datasets import load_dataset
+
+
+@pytest.fixture
+def image():
+    return load_dataset("cifar10_sample", "test").images_NHWC_u8[7]
+
+
+@pytest.fixture
+def image_path(image, tmp_path):
+    path = tmp_path / "dog.png"
+    Image.fromarray(image).save(path)
+    return path
+
+
+def test_each_tile_is_the_corrupted_image_enlarged(image):
+    sheet = np.asarray(contact_sheet(image, table="cifar", seed=3))
+    side = 128
+    for row, name in enumerate(CORRUPTIONS):
+        for column in range(6):
+            top, left = HEADER + row * (side + GAP), LABEL_WIDTH + column * (side + GAP)
+            tile = sheet[top : top + side : 4, left : left + side : 4]
+            expected = image
+            if column:
+                (expected,) = corrupt(
+                    image[None], image_ids_B=[0], corruption=name, severity=column, seed=3, table="cifar"
+                )
+            assert np.array_equal(tile, expected), (name, column)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((300, 500), (134, 224)), ((8, 8), (128, 128)), ((40, 100), (40, 100))]
+)
+def test_tiles_keep_the_image_s_shape(size, shape):
+    rows, columns = shape
+    sheet = contact_sheet(np.zeros((*size, 3), np.uint8), table="cifar")
+    assert sheet.size == (LABEL_WIDTH + 6 * (columns + GAP), HEADER + 19 * (rows + GAP))
+
+
+def test_the_nearest_table_is_taken():
+    assert [table_for(s, 400) for s in (8, 32, 40, 64, 100, 150, 224, 3000)] == [
+        "cifar",
+        "cifar",
+        "cifar",
+        "tinyimagenet",
+        "tinyimagenet",
+        "imagenet",
+        "imagenet",
+        "imagenet",
+    ]
+
+
+def test_the_list_has_all_names_and_constants():
+    text = describe_corruptions("imagenet")
+    assert len(text.splitlines()) == 20
+    for name, corruption in CORRUPTIONS.items():
+        assert f"{name} " in text
+        assert f" {corruption.short} " in text
+    assert "0.08  0.12  0.18  0.26  0.38" in text
+
+
+def test_the_command_writes_the_sheet_and_says_where(image_path, tmp_path, capsys):
+    out = tmp_path / "new" / "sheet.png"
+    assert main(["corruptions", "--image", str(image_path), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    with Image.open(out) as sheet:
+        assert sheet.size == (LABEL_WIDTH + 6 * 131, HEADER + 19 * 131)
+    assert [p.name for p in out.parent.iterdir()] == ["sheet.png"]
+
+
+def test_grey_transparent_and_turned_files_are_read_upright_on_white(tmp_path):
+    grey = tmp_path / "grey.png"
+    Image.new("L", (9, 12), 77).save(grey)
+    assert load_rgb(grey).shape == (12, 9, 3)
+    clear = tmp_path / "clear.png"
+    Image.new("RGBA", (9, 12), (0, 0, 0, 0)).save(clear)
+    assert (load_rgb(clear) == 255).all()
+    turned = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (9, 12)).save(turned, exif=exif)
+    assert load_rgb(turned).shape == (9, 12, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--image FILE and --out FILE together"),
+        (["--image", "{image}"], "--image FILE and --out FILE together"),
+        (["--image", "nowhere.png", "--out", "s.png"], "nowhere.png is not there"),
+        (["--image", "{text}", "--out", "s.png"], "cannot be read as an image"),
+        (["--image", "{image}", "--out", "s.gif"], "neither .png nor .jpg"),
+        (["--image", "{image}", "--out", "s.png", "--table", "cifr"], "did you mean 'cifar'"),
+        (["--image", "{tiny}", "--out", "s.png"], "at least 8x8"),
+        (["--list", "--table", "cifr"], "did you mean 'cifar'"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_writes_nothing(
+    arguments, message, image_path, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    text, tiny = tmp_path / "text.png", tmp_path / "tiny.png"
+    text.write_text("no image")
+    Image.new("RGB", (7, 30)).save(tiny)
+    before = set(tmp_path.iterdir())
+    given = [a.format(image=image_path, text=text, tiny=tiny) for a in arguments]
+    assert main(["corruptions", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == before
