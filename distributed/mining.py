@@ -21,6 +21,7 @@ from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings
 from metarepair.layout import Run
 from metarepair.progress import Progress
+from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
 from tasks.manifest import Manifest, begin, check_done
 from tasks.mining import Predict, mine, split_failures
@@ -77,6 +78,7 @@ def mining_settings(config: Config) -> dict[str, Any]:
     values["mining"] = config.mining.model_dump(
         mode="json", exclude={"experiences", "batch_size", "shard_images"}
     )
+    values["corruption_draws"] = DRAWS_VERSION
     return values
 
 

@@ -6,6 +6,7 @@ that no image is on both sides at different severities.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,11 +28,12 @@ Predict = Callable[[Pixels], Ints]
 
 @dataclass(frozen=True, kw_only=True)
 class Mined:
-    """Failures of one shard, and how many examples each severity had and how many were right."""
+    """Failures of one shard, how many examples each severity had, how many were right, and what took how long."""
 
     failures: Failures
     examined: dict[int, int]
     correct: dict[int, int]
+    seconds: dict[str, float]
 
 
 def mine(
@@ -52,10 +54,12 @@ def mine(
     table = dataset_info(data.name).corruption_table
     parts: list[Failures] = []
     examined, correct = dict.fromkeys(severities, 0), dict.fromkeys(severities, 0)
+    seconds = {"corrupt": 0.0, "classify": 0.0}
     for severity in severities:
         for start in range(0, len(rows_B), batch_size):
             batch = rows_B[start : start + batch_size]
             ids, labels = data.image_ids_N[batch], data.labels_N[batch]
+            started = time.perf_counter()
             images = corrupt(
                 data.images(batch),
                 image_ids_B=ids,
@@ -64,7 +68,10 @@ def mine(
                 seed=seed,
                 table=table,
             )
+            corrupted = time.perf_counter()
             predicted = predict(images)
+            seconds["corrupt"] += corrupted - started
+            seconds["classify"] += time.perf_counter() - corrupted
             wrong = np.flatnonzero(predicted != labels)
             examined[severity] += len(batch)
             correct[severity] += len(batch) - len(wrong)
@@ -78,7 +85,7 @@ def mine(
                     images_NHWC_u8=images[wrong],
                 )
             )
-    return Mined(failures=concatenate(parts), examined=examined, correct=correct)
+    return Mined(failures=concatenate(parts), examined=examined, correct=correct, seconds=seconds)
 
 
 def concatenate(parts: Sequence[Failures]) -> Failures:

@@ -94,15 +94,15 @@ def _column(batch: pa.RecordBatch, name: str) -> Ints:
 
 def write_part(path: Path, mined: Mined) -> None:
     """One shard's failures with its counts."""
-    counts = {"examined": mined.examined, "correct": mined.correct}
-    write_failures(path, mined.failures, metadata=counts)
+    facts = {"examined": mined.examined, "correct": mined.correct, "seconds": mined.seconds}
+    write_failures(path, mined.failures, metadata=facts)
 
 
 def read_part(path: Path) -> Mined:
     """What `write_part` wrote."""
     failures, facts = _read(path)
     by_severity = {key: {int(s): n for s, n in facts[key].items()} for key in ("examined", "correct")}
-    return Mined(failures=failures, **by_severity)
+    return Mined(failures=failures, seconds=facts.get("seconds", {}), **by_severity)
 
 
 def finish_environment(
@@ -140,6 +140,8 @@ def finish_environment(
         facts={
             "examined": _sum([m.examined for m in mined]),
             "correct": _sum([m.correct for m in mined]),
+            # Of all workers together: what corrupting and what classifying cost.
+            "seconds": {k: round(sum(m.seconds[k] for m in mined), 3) for k in mined[0].seconds},
             "collected_per_class": counts.tolist(),
             "classes_without_failures": np.flatnonzero(counts == 0).tolist(),
         },

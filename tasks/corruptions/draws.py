@@ -18,6 +18,8 @@ from scipy.special import ndtri
 
 from tasks.corruptions.severity import Dose, Levels
 
+# Raised when the same key comes to draw other numbers, so that pixels of both are never mixed in a run.
+DRAWS_VERSION = 2
 WORD_BITS = 16
 NUM_WORDS = 2**WORD_BITS
 Words = NDArray[np.uint16]

@@ -55,7 +55,10 @@ def assert_same(a: Failures, b: Failures) -> None:
 
 
 def mined(count: int, seed: int) -> Mined:
-    return Mined(failures=failures(count, seed), examined={3: 10, 5: 10}, correct={3: 9, 5: seed})
+    seconds = {"corrupt": 0.25, "classify": float(seed)}
+    return Mined(
+        failures=failures(count, seed), examined={3: 10, 5: 10}, correct={3: 9, 5: seed}, seconds=seconds
+    )
 
 
 def odd_and_even(found: Failures) -> np.ndarray:
