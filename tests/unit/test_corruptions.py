@@ -6,9 +6,11 @@ import colorsys
 import hashlib
 import io
 import itertools
+import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import hypothesis
@@ -531,6 +533,17 @@ def test_every_table_has_every_corruption_at_five_severities(table):
     for rows in constants.values():
         assert len(rows) == 5
         assert len({len(row) for row in rows}) == 1
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_constants_are_the_published_ones(table):
+    fixture = Path(__file__).parents[1] / "fixtures" / "published_constants.json"
+    published = json.loads(fixture.read_text(encoding="utf-8"))[table]
+    assert load_table(table).native_size == published["image_size"]
+    assert load_table(table).frost_scale == published["frost_resize"]
+    for name, rows in severity_table(table).items():
+        assert [list(row) for row in rows] == published["constants"].pop(name), name
+    assert not published["constants"]
 
 
 def test_a_caller_may_change_its_severity_table_without_harm():
