@@ -74,7 +74,7 @@ def environments(run: Run, config: Config) -> list[Environment]:
 def mining_settings(config: Config) -> dict[str, Any]:
     """The settings that failures depend on; sizes of batches and shards are not among them."""
     values = config.model_dump(mode="json", include={"seed", "model"})
-    values["data"] = config.data.model_dump(mode="json", exclude={"root"})
+    values["data"] = config.data.model_dump(mode="json", exclude={"root", "archive"})
     values["mining"] = config.mining.model_dump(
         mode="json", exclude={"experiences", "batch_size", "shard_images"}
     )

@@ -40,6 +40,13 @@ class DataConfig(Section):
 
     name: str = Field("cifar10_sample", description="Data set: cifar10 or cifar10_sample.")
     root: str | None = Field(None, description="Folder of the data set; METAREPAIR_DATA when not given.")
+    archive: str | None = Field(
+        None,
+        description="Folder of a published archive (CIFAR-10-C) that the test split's corrupted images come from.",
+    )
+    corruption_table: Literal["cifar", "tinyimagenet", "imagenet"] | None = Field(
+        None, description="Constants made for 32, 64 or 224 pixels; the data set's own when not given."
+    )
     max_train_images: Positive | None = Field(
         None, description="Experiences are mined from the first so many training images (all when not given)."
     )

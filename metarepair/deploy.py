@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 from metarepair.config import Config
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
+from tasks.archives import Archive, load_archive
+from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
+from tasks.environment import check_archive
 from tasks.errors import ConfigError
 
 
@@ -26,15 +30,28 @@ class Surroundings:
             data = self.config.data
             limit = data.max_train_images if split == "train" else data.max_test_images
             whole = load_dataset(data.name, split, root=data.root)
-            self._splits[split] = whole if limit is None else whole.head(limit)
+            cut = whole if limit is None else whole.head(limit)
+            archive = self._archive(cut) if split == "test" and data.archive else None
+            self._splits[split] = replace(cut, corruption_table=data.corruption_table, archive=archive)
         return self._splits[split]
 
+    def _archive(self, test: ArrayDataset) -> Archive:
+        archive = load_archive(Path(self.config.data.archive or "").expanduser())
+        others = self.config.evaluate.others
+        check_archive(
+            archive, test, needed=(*self.config.targets, *(CORRUPTIONS if others is None else others))
+        )
+        return archive
+
     def inputs(self) -> dict[str, str]:
-        """Digests of the deployed weights and of both splits."""
+        """Digests of the deployed weights, of both splits, and of the archive where there is one."""
         found = {"deployed": state_hash(self.deployed.module.state_dict())}
         splits: tuple[Split, ...] = ("train", "test")
         for split in splits:
             found[split] = self.split(split).digest()
+        archive = self.split("test").archive
+        if archive is not None:
+            found["archive"] = archive.digest
         return found
 
 

@@ -21,8 +21,9 @@ from metarepair.layout import Run
 from metarepair.methods.base import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.repair import accuracy_on, predict
-from tasks.corruptions import CORRUPTIONS, corrupt
-from tasks.datasets import Dataset, dataset_info
+from tasks.corruptions import CORRUPTIONS
+from tasks.datasets import Dataset
+from tasks.environment import corrupted_images
 from tasks.keys import keyed_generator
 from tasks.manifest import require_manifest
 from tasks.records import Failures, Ints, RepairResult
@@ -148,17 +149,9 @@ def _net(deployed: DeployedModel) -> FunctionalNet:
 
 
 def _images(test: Dataset, rows: Ints, corruption: str | None, severity: int, config: Config) -> np.ndarray:
-    images = test.images(rows)
     if corruption is None:
-        return images
-    return corrupt(
-        images,
-        image_ids_B=test.image_ids_N[rows],
-        corruption=corruption,
-        severity=severity,
-        seed=config.seed,
-        table=dataset_info(test.name).corruption_table,
-    )
+        return test.images(rows)
+    return corrupted_images(test, rows, corruption=corruption, severity=severity, seed=config.seed)
 
 
 def _predict_all(

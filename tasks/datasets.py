@@ -9,6 +9,7 @@ The published batches are pickles: they are read by an unpickler that can build 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -18,13 +19,16 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
 from tasks.errors import ConfigError, DataError, unknown_name
 from tasks.records import Ints, Pixels
+
+if TYPE_CHECKING:
+    from tasks.archives import Archive
 
 Split = Literal["train", "test"]
 DATA_VARIABLE = "METAREPAIR_DATA"
@@ -60,6 +64,16 @@ class Dataset(Protocol):
     def labels_N(self) -> Ints: ...
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
+    @property
+    def corruption_table(self) -> str | None:
+        """Constants for its corrupted images, where they are not the data set's own."""
+        ...
+
+    @property
+    def archive(self) -> Archive | None:
+        """A published archive that its corrupted images come from, in place of generated ones."""
+        ...
+
     def images(self, rows: Ints | slice) -> Pixels:
         """Pixels [B, H, W, C] uint8 of the given rows."""
         ...
@@ -75,6 +89,8 @@ class ArrayDataset:
     image_ids_N: Ints
     labels_N: Ints
     images_NHWC_u8: Pixels
+    corruption_table: str | None = None
+    archive: Archive | None = None
 
     def __post_init__(self) -> None:
         _check_arrays(self)
@@ -95,10 +111,8 @@ class ArrayDataset:
 
     def head(self, num_images: int) -> ArrayDataset:
         """The first `num_images` rows (all of them when there are fewer)."""
-        return ArrayDataset(
-            name=self.name,
-            split=self.split,
-            classes=self.classes,
+        return dataclasses.replace(
+            self,
             image_ids_N=self.image_ids_N[:num_images],
             labels_N=self.labels_N[:num_images],
             images_NHWC_u8=self.images_NHWC_u8[:num_images],

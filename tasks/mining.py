@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.corruptions import corrupt
-from tasks.datasets import Dataset, dataset_info
+from tasks.datasets import Dataset
+from tasks.environment import corrupted_images
 from tasks.errors import TooFewFailuresError
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, Pixels
@@ -51,7 +51,6 @@ def mine(
     Rows come out ordered by severity, then by the order of `rows`: independent of `batch_size`.
     """
     rows_B = np.asarray(rows, dtype=np.int64)
-    table = dataset_info(data.name).corruption_table
     parts: list[Failures] = []
     examined, correct = dict.fromkeys(severities, 0), dict.fromkeys(severities, 0)
     seconds = {"corrupt": 0.0, "classify": 0.0}
@@ -60,14 +59,7 @@ def mine(
             batch = rows_B[start : start + batch_size]
             ids, labels = data.image_ids_N[batch], data.labels_N[batch]
             started = time.perf_counter()
-            images = corrupt(
-                data.images(batch),
-                image_ids_B=ids,
-                corruption=corruption,
-                severity=severity,
-                seed=seed,
-                table=table,
-            )
+            images = corrupted_images(data, batch, corruption=corruption, severity=severity, seed=seed)
             corrupted = time.perf_counter()
             predicted = predict(images)
             seconds["corrupt"] += corrupted - started

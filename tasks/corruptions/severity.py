@@ -79,8 +79,13 @@ def severity_table(table: str = "cifar") -> dict[str, FiveSeverities]:
 
 def constants_at(table: str, *, corruption: str, severity: int) -> tuple[float, ...]:
     """The constants of one corruption at one severity; outside 1..5 is a ConfigError."""
+    check_severity(severity)
+    return load_table(table).constants[corruption][int(severity) - 1]
+
+
+def check_severity(severity: int) -> None:
+    """Anything but a whole number of 1..5 is a ConfigError."""
     if isinstance(severity, bool) or not isinstance(severity, int | np.integer):
         raise ConfigError(f"severity={severity!r} is no whole number; give one of 1..5")
     if severity not in SEVERITIES:
         raise ConfigError(f"severity={severity} is outside 1..5")
-    return load_table(table).constants[corruption][int(severity) - 1]
