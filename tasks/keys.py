@@ -20,22 +20,31 @@ def keyed_generator(purpose: str, *counters: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=_key(purpose, counters)))
 
 
-def iter_keyed_generators(purpose: str, keys: Iterable[Counters]) -> Iterator[np.random.Generator]:
-    """`keyed_generator(purpose, *key)` for one key after the other, ten times as fast.
+def iter_keyed_generators(
+    purpose: str, *counters: int | str, last: Iterable[int]
+) -> Iterator[np.random.Generator]:
+    """`keyed_generator(purpose, *counters, n)` for one `n` of `last` after the other, ten times as fast.
 
     One generator is turned to the next key, so draw from each before asking for the next.
     """
+    shared = hashlib.blake2b(_text(purpose, counters).encode(), digest_size=16)
     philox = np.random.Philox(key=0)
     generator, fresh = np.random.Generator(philox), philox.state
-    for key in keys:
-        fresh["state"]["key"] = _key(purpose, key)
+    for number in last:
+        key = shared.copy()
+        key.update(b"\x1fi%d" % number)
+        fresh["state"]["key"] = np.frombuffer(key.digest(), dtype="<u8")
         philox.state = fresh
         yield generator
 
 
 def _key(purpose: str, counters: Counters) -> NDArray[np.uint64]:
-    text = "\x1f".join([purpose, *(f"{type(c).__name__[0]}{c}" for c in map(_plain, counters))])
-    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype="<u8")
+    digest = hashlib.blake2b(_text(purpose, counters).encode(), digest_size=16).digest()
+    return np.frombuffer(digest, dtype="<u8")
+
+
+def _text(purpose: str, counters: Counters) -> str:
+    return "\x1f".join([purpose, *(f"{type(c).__name__[0]}{c}" for c in map(_plain, counters))])
 
 
 def _plain(counter: int | str) -> int | str:

@@ -127,7 +127,7 @@ def corrupt(
             constants=constants,
             native_size=made_for.native_size,
             frost_scale=made_for.frost_scale,
-            rngs=iter_keyed_generators("corrupt", [(seed, i, chosen.name, int(severity)) for i in ids[rows]]),
+            rngs=iter_keyed_generators("corrupt", seed, chosen.name, int(severity), last=ids[rows]),
         )
         corrupted_BHWC[rows] = _truncate(chosen.apply(np.ascontiguousarray(images_BHWC[rows]), dose))
     return corrupted_BHWC.reshape(images.shape)

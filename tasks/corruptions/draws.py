@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
@@ -23,6 +25,7 @@ DRAWS_VERSION = 2
 WORD_BITS = 16
 NUM_WORDS = 2**WORD_BITS
 Words = NDArray[np.uint16]
+Value = TypeVar("Value", np.uint8, np.uint16, np.int16, np.float32)
 
 
 def draw_words(shape: tuple[int, ...], dose: Dose) -> Words:
@@ -35,9 +38,23 @@ def draw_words(shape: tuple[int, ...], dose: Dose) -> Words:
     return words.reshape(shape)
 
 
+def lookup(table: NDArray[Value], words: Words) -> NDArray[Value]:
+    """table[words], by a table of one value for each word; several times faster for a batch."""
+    found = cv2.LUT(words.reshape(len(words), -1), table.reshape(1, NUM_WORDS))
+    return np.asarray(found, table.dtype).reshape(words.shape)
+
+
+def spread(layers: NDArray[Value], channels: int) -> NDArray[Value]:
+    """[B, H, W] repeated to [B, H, W, C], for C = 1 or 3."""
+    if channels == 1:
+        return layers[..., None]
+    grey = layers.reshape(-1, layers.shape[2])
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), layers.dtype).reshape(*layers.shape, 3)
+
+
 def normals(shape: tuple[int, ...], dose: Dose) -> Levels:
     """Standard normals [B, ...]."""
-    return normal_quantiles().take(draw_words(shape, dose))
+    return lookup(normal_quantiles(), draw_words(shape, dose))
 
 
 def uniforms(shape: tuple[int, ...], dose: Dose) -> Levels:

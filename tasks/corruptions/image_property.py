@@ -15,6 +15,7 @@ import functools
 import cv2
 import numpy as np
 
+from tasks.corruptions.draws import lookup, spread
 from tasks.corruptions.severity import NUDGE, Dose, Levels
 from tasks.records import Pixels
 
@@ -24,11 +25,10 @@ LEVELS = np.arange(256)
 def brightness(images_BHWC: Pixels, dose: Dose) -> Pixels:
     """HSV V + c, hue and saturation kept. Black has no hue and becomes grey."""
     (added,) = dose.constants
-    places_BHWC = np.empty(images_BHWC.shape, np.uint16)
-    places_BHWC[:] = largest_channel(images_BHWC)[..., None]
+    places_BHWC = spread(largest_channel(images_BHWC), images_BHWC.shape[3]).astype(np.uint16)
     places_BHWC <<= 8
     places_BHWC |= images_BHWC
-    return _brighter_levels(added).take(places_BHWC)
+    return lookup(_brighter_levels(added), places_BHWC)
 
 
 def largest_channel(images_BHWC: Pixels) -> Pixels:
@@ -58,12 +58,13 @@ def saturate(images_BHWC: Pixels, dose: Dose) -> Pixels | Levels:
     places_BHW = value_BHW.astype(np.uint16)
     places_BHW <<= 8
     places_BHW |= value_BHW - smallest_BHW
-    levels_BHWC: Levels = (images_BHWC - value_BHW[..., None].astype(np.int16)).astype(np.float32)
-    levels_BHWC *= _stretch(factor, added).take(places_BHW)[..., None]
+    value_BHWC = spread(value_BHW, 3)
+    levels_BHWC: Levels = (value_BHWC - images_BHWC).astype(np.float32)
+    levels_BHWC *= spread(lookup(_stretch(factor, added), places_BHW), 3)
     if added:
-        grey_BHW = value_BHW == smallest_BHW
-        levels_BHWC[..., 1:] -= (grey_BHW * value_BHW * np.float32(min(added, 1)))[..., None]
-    levels_BHWC += value_BHW[..., None]
+        reddened_BHW = np.where(value_BHW == smallest_BHW, value_BHW * np.float32(min(added, 1)), 0)
+        levels_BHWC[..., 1:] += reddened_BHW.astype(np.float32)[..., None]
+    np.subtract(value_BHWC, levels_BHWC, out=levels_BHWC)
     return levels_BHWC
 
 
@@ -81,7 +82,8 @@ def contrast(images_BHWC: Pixels, dose: Dose) -> Levels:
     channels = images_BHWC.shape[3]
     # One image at a time, in float64: a float sum over a batch would depend on the batch.
     means_BC = [cv2.mean(image_HWC)[:channels] for image_HWC in images_BHWC]
-    kept_BC = np.array(means_BC, np.float64).reshape(-1, channels) * (1 - factor)
+    kept_BC = np.array(means_BC, np.float32).reshape(-1, channels) * np.float32(1 - factor)
     levels_BHWC: Levels = images_BHWC * np.float32(factor)
-    levels_BHWC += kept_BC[:, None, None].astype(np.float32)
+    rows_BHX = levels_BHWC.reshape(*images_BHWC.shape[:2], -1)  # whole rows add up faster than pixels
+    rows_BHX += np.tile(kept_BC, images_BHWC.shape[2])[:, None]
     return levels_BHWC

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from tasks.corruptions.draws import NUM_WORDS, WORD_BITS, draw_words, normal_quantiles
+from tasks.corruptions.draws import NUM_WORDS, WORD_BITS, draw_words, lookup, normal_quantiles
 from tasks.corruptions.severity import NUDGE, Dose, Levels
 from tasks.records import Pixels
 
@@ -23,7 +23,7 @@ def gaussian_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
     """x + N(0, σ)."""
     (sigma,) = dose.constants
     # x is a whole level, so the sum's whole part needs the noise's alone.
-    noisy_BHWC = _whole_levels(sigma).take(draw_words(images_BHWC.shape, dose))
+    noisy_BHWC = lookup(_whole_levels(sigma), draw_words(images_BHWC.shape, dose))
     noisy_BHWC += images_BHWC
     return np.clip(noisy_BHWC, 0, 255, out=noisy_BHWC).astype(np.uint8)
 
@@ -38,7 +38,7 @@ def speckle_noise(images_BHWC: Pixels, dose: Dose) -> Levels:
     """x + x · N(0, σ)."""
     (sigma,) = dose.constants
     factors = 1 + np.float32(sigma) * normal_quantiles()
-    noisy_BHWC: Levels = factors.take(draw_words(images_BHWC.shape, dose))
+    noisy_BHWC: Levels = lookup(factors, draw_words(images_BHWC.shape, dose))
     noisy_BHWC *= images_BHWC
     return noisy_BHWC
 
@@ -72,7 +72,9 @@ def impulse_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
     """Salt and pepper on a fraction of the channel values, half each."""
     (amount,) = dose.constants
     words_BHWC = draw_words(images_BHWC.shape, dose)
-    noisy_BHWC = images_BHWC.copy()
-    np.copyto(noisy_BHWC, 255, where=words_BHWC < round(amount * NUM_WORDS))
-    np.copyto(noisy_BHWC, 0, where=words_BHWC < round(amount / 2 * NUM_WORDS))
+    salt_or_pepper = words_BHWC < round(amount * NUM_WORDS)
+    pepper = words_BHWC < round(amount / 2 * NUM_WORDS)
+    # 255 where true: set all bits of what is hit, then clear those of pepper.
+    noisy_BHWC: Pixels = images_BHWC | -salt_or_pepper.view(np.uint8)
+    noisy_BHWC &= ~-pepper.view(np.uint8)
     return noisy_BHWC

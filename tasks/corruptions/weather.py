@@ -16,7 +16,16 @@ import numpy as np
 from PIL import Image
 
 from tasks.corruptions.blur import ZoomTaps, angles, smooth, streak, zoom_taps
-from tasks.corruptions.draws import WORD_BITS, Words, draw_words, normal_quantiles, normals, uniforms
+from tasks.corruptions.draws import (
+    WORD_BITS,
+    Words,
+    draw_words,
+    lookup,
+    normal_quantiles,
+    normals,
+    spread,
+    uniforms,
+)
 from tasks.corruptions.severity import Dose, Levels
 from tasks.records import Pixels
 
@@ -33,7 +42,9 @@ def fog(images_BHWC: Pixels, dose: Dose) -> Levels:
     height, width = images_BHWC.shape[1:3]
     haze_BHW = plasma(images_BHWC.shape[0], dose, size=next_power_of_two(max(height, width)), decay=decay)
     brightest_B111 = images_BHWC.max(axis=(1, 2, 3), keepdims=True).astype(np.float32)
-    levels_BHWC: Levels = images_BHWC + (255 * strength) * haze_BHW[:, :height, :width, None]
+    haze_BHW = np.ascontiguousarray(haze_BHW[:, :height, :width])
+    haze_BHW *= np.float32(255 * strength)
+    levels_BHWC: Levels = spread(haze_BHW, images_BHWC.shape[3]) + images_BHWC
     levels_BHWC *= brightest_B111 / (brightest_B111 + 255 * strength)
     return levels_BHWC
 
@@ -100,7 +111,7 @@ def frost_texture(number: int, scale: float, *, height: int, width: int) -> Pixe
 def snow(images_BHWC: Pixels, dose: Dose) -> Levels:
     """A whitened image under flakes falling at an angle from U(-135°, -45°) and the same turned by 180°."""
     _, _, _, _, radius, sigma, keep = dose.constants
-    batch, height, width = images_BHWC.shape[:3]
+    batch, height, width, channels = images_BHWC.shape
     words = draw_words((batch, 1 + height * width), dose)
     layers_BHW = snow_layers(words[:, 1:].reshape(batch, height, width), dose)
     flakes_BHW: Levels = np.empty((batch, height, width), np.float32)
@@ -110,17 +121,18 @@ def snow(images_BHWC: Pixels, dose: Dose) -> Levels:
     white_BHW = luma(images_BHWC)
     white_BHW *= 1.5
     white_BHW += 127.5
-    levels_BHWC: Levels = np.maximum(images_BHWC, white_BHW[..., None])
+    levels_BHWC: Levels = spread(white_BHW, channels)
+    np.maximum(levels_BHWC, images_BHWC, out=levels_BHWC)
     levels_BHWC *= np.float32(1 - keep)
     levels_BHWC += images_BHWC * np.float32(keep)
-    levels_BHWC += (flakes_BHW + flakes_BHW[:, ::-1, ::-1])[..., None]
+    levels_BHWC += spread(flakes_BHW + flakes_BHW[:, ::-1, ::-1], channels)
     return levels_BHWC
 
 
 def snow_layers(words_BHW: Words, dose: Dose) -> Pixels:
     """Random words [B, H, W] in, still flakes out: zoomed, and black below the threshold."""
     mean, std, zoom, threshold = dose.constants[:4]
-    layers = (normal_quantiles() * np.float32(std) + np.float32(mean)).take(words_BHW)
+    layers = lookup(normal_quantiles() * np.float32(std) + np.float32(mean), words_BHW)
     rows, columns = (zoom_taps(size, zoom) for size in words_BHW.shape[1:])
     if zoom != 1:
         layers = _stretched(_stretched(layers, rows, axis=1), columns, axis=2)
@@ -162,23 +174,26 @@ def spatter(images_BHWC: Pixels, dose: Dose) -> Levels:
     if is_mud:
         mask_BHW = smooth((liquid_BHW > threshold).astype(np.float32), strength)
         mask_BHW[mask_BHW < 0.8] = 0
-        levels_BHWC: Levels = np.multiply(mask_BHW[..., None], _colour(MUD, channels) - images_BHWC)
-        levels_BHWC += images_BHWC
-        return levels_BHWC
+        mask_BHWC = spread(mask_BHW, channels)
+        return images_BHWC * (1 - mask_BHWC) + _tinted(mask_BHWC, MUD)
     np.minimum(liquid_BHW, 1, out=liquid_BHW)
     liquid_BHW[liquid_BHW < threshold] = 0
     liquid_BHW *= 255
     drops_BHW = np.empty(liquid_BHW.shape, np.float32)
     for layer_HW, into in zip(liquid_BHW.astype(np.uint8), drops_BHW, strict=True):
         into[:] = water_mask(layer_HW)
-    levels_BHWC = np.multiply(drops_BHW[..., None], np.float32(strength) * _colour(WATER, channels))
+    levels_BHWC = _tinted(spread(drops_BHW, channels), np.float32(strength) * WATER)
     levels_BHWC += images_BHWC
     return levels_BHWC
 
 
-def _colour(rgb: Levels, channels: int) -> Levels:
-    """The colour, or for images of one channel its luma."""
-    return rgb if channels == 3 else np.array([rgb @ GREY_WEIGHTS], np.float32)
+def _tinted(layers_BHWC: Levels, rgb: Levels) -> Levels:
+    """The layers times the colour, or its luma for images of one channel; in place."""
+    width, channels = layers_BHWC.shape[2:]
+    colour = rgb if channels == 3 else np.array([rgb @ GREY_WEIGHTS], np.float32)
+    rows_BHX = layers_BHWC.reshape(*layers_BHWC.shape[:2], -1)  # whole rows multiply faster than pixels
+    rows_BHX *= np.tile(colour, width)
+    return layers_BHWC
 
 
 def water_mask(liquid_HW: Pixels) -> Levels:
