@@ -116,21 +116,27 @@ def corrupt(
     or ids of another kind.
     """
     chosen = CORRUPTIONS[resolve(corruption)]
-    constants = constants_at(table, corruption=chosen.name, severity=severity)
-    made_for = load_table(table)
-    images_BHWC, ids = _checked(images, image_ids_B)
+    constants_at(table, corruption=chosen.name, severity=severity)
+    ids = checked_ids(images, image_ids_B)
+    images_BHWC = images if images.ndim == 4 else images[..., None]
     corrupted_BHWC = np.empty(images_BHWC.shape, np.uint8)
     chunk = max(1, CHUNK_VALUES // max(1, math.prod(images_BHWC.shape[1:])))
     for start in range(0, len(ids), chunk):
         rows = slice(start, start + chunk)
-        dose = Dose(
-            constants=constants,
-            native_size=made_for.native_size,
-            frost_scale=made_for.frost_scale,
-            rngs=iter_keyed_generators("corrupt", seed, chosen.name, int(severity), last=ids[rows]),
-        )
+        dose = dose_for(ids[rows], corruption=chosen.name, severity=severity, seed=seed, table=table)
         corrupted_BHWC[rows] = _truncate(chosen.apply(np.ascontiguousarray(images_BHWC[rows]), dose))
     return corrupted_BHWC.reshape(images.shape)
+
+
+def dose_for(ids: Sequence[int], *, corruption: str, severity: int, seed: int, table: str) -> Dose:
+    """What the images of these ids get of a corruption (its published name). Raises ConfigError."""
+    made_for = load_table(table)
+    return Dose(
+        constants=constants_at(table, corruption=corruption, severity=severity),
+        native_size=made_for.native_size,
+        frost_scale=made_for.frost_scale,
+        rngs=iter_keyed_generators("corrupt", seed, corruption, int(severity), last=ids),
+    )
 
 
 def _truncate(levels: Pixels | Levels) -> Pixels:
@@ -141,8 +147,8 @@ def _truncate(levels: Pixels | Levels) -> Pixels:
     return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
 
-def _checked(images: Pixels, image_ids: Ints | Sequence[int]) -> tuple[Pixels, list[int]]:
-    """Images as [B, H, W, C] and ids as plain integers, after all that can be wrong has been ruled out."""
+def checked_ids(images: Pixels, image_ids: Ints | Sequence[int]) -> list[int]:
+    """The ids as plain integers, after all that can be wrong with images and ids has been ruled out."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         raise DataError(_not_uint8(images))
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
@@ -161,7 +167,7 @@ def _checked(images: Pixels, image_ids: Ints | Sequence[int]) -> tuple[Pixels, l
         )
     if len(ids) and not np.issubdtype(ids.dtype, np.integer):
         raise DataError(f"image ids are {ids.dtype}; give integers")
-    return images if images.ndim == 4 else images[..., None], [int(i) for i in ids]
+    return [int(i) for i in ids]
 
 
 def _not_uint8(images: object) -> str:

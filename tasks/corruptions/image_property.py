@@ -28,7 +28,7 @@ def brightness(images_BHWC: Pixels, dose: Dose) -> Pixels:
     places_BHWC = spread(largest_channel(images_BHWC), images_BHWC.shape[3]).astype(np.uint16)
     places_BHWC <<= 8
     places_BHWC |= images_BHWC
-    return lookup(_brighter_levels(added), places_BHWC)
+    return lookup(brighter_levels(added), places_BHWC)
 
 
 def largest_channel(images_BHWC: Pixels) -> Pixels:
@@ -37,7 +37,7 @@ def largest_channel(images_BHWC: Pixels) -> Pixels:
 
 
 @functools.lru_cache(maxsize=8)
-def _brighter_levels(added: float) -> Pixels:
+def brighter_levels(added: float) -> Pixels:
     """By V, then a channel's level: that channel's level at V + `added`."""
     value = LEVELS[:, None].astype(float)
     brighter = np.minimum(value + 255 * added, 255)
@@ -60,7 +60,7 @@ def saturate(images_BHWC: Pixels, dose: Dose) -> Pixels | Levels:
     places_BHW |= value_BHW - smallest_BHW
     value_BHWC = spread(value_BHW, 3)
     levels_BHWC: Levels = (value_BHWC - images_BHWC).astype(np.float32)
-    levels_BHWC *= spread(lookup(_stretch(factor, added), places_BHW), 3)
+    levels_BHWC *= spread(lookup(stretch(factor, added), places_BHW), 3)
     if added:
         reddened_BHW = np.where(value_BHW == smallest_BHW, value_BHW * np.float32(min(added, 1)), 0)
         levels_BHWC[..., 1:] += reddened_BHW.astype(np.float32)[..., None]
@@ -69,7 +69,7 @@ def saturate(images_BHWC: Pixels, dose: Dose) -> Pixels | Levels:
 
 
 @functools.lru_cache(maxsize=8)
-def _stretch(factor: float, added: float) -> Levels:
+def stretch(factor: float, added: float) -> Levels:
     """By V, then V - m: how many times as far from V a channel lies after S · factor + added; 0 for grey."""
     value, spread = LEVELS[:, None].astype(float), LEVELS.astype(float)
     saturation = np.minimum(spread / np.maximum(value, 1) * factor + added, 1)

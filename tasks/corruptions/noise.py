@@ -23,13 +23,13 @@ def gaussian_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
     """x + N(0, σ)."""
     (sigma,) = dose.constants
     # x is a whole level, so the sum's whole part needs the noise's alone.
-    noisy_BHWC = lookup(_whole_levels(sigma), draw_words(images_BHWC.shape, dose))
+    noisy_BHWC = lookup(whole_levels(sigma), draw_words(images_BHWC.shape, dose))
     noisy_BHWC += images_BHWC
     return np.clip(noisy_BHWC, 0, 255, out=noisy_BHWC).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=8)
-def _whole_levels(sigma: float) -> NDArray[np.int16]:
+def whole_levels(sigma: float) -> NDArray[np.int16]:
     """By word: N(0, σ) in grey levels, rounded down."""
     return np.asarray(np.floor(255 * sigma * normal_quantiles() + NUDGE), np.int16)
 
@@ -49,11 +49,11 @@ def shot_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
     places_BHWC = images_BHWC.astype(np.int32)
     places_BHWC <<= WORD_BITS
     places_BHWC |= draw_words(images_BHWC.shape, dose)
-    return _shot_levels(photons).take(places_BHWC)
+    return shot_levels(photons).take(places_BHWC)
 
 
 @functools.lru_cache(maxsize=2)  # 16 MB each
-def _shot_levels(photons: float) -> Pixels:
+def shot_levels(photons: float) -> Pixels:
     """By clean grey level, then word: the grey level after Poisson noise."""
     counts = np.arange(int(photons + 10 * math.sqrt(photons) + 20))
     noisy = np.minimum(counts * (255 / photons) + NUDGE, 255).astype(np.uint8)

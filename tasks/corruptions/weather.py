@@ -82,18 +82,23 @@ def plasma(batch: int, dose: Dose, *, size: int, decay: float) -> Levels:
 def frost(images_BHWC: Pixels, dose: Dose) -> Levels:
     """c0 · x + c1 · a random crop of one of five photographed textures."""
     image_weight, frost_weight = dose.constants
-    height, width, channels = images_BHWC.shape[1:]
-    ice_BHWC = np.empty(images_BHWC.shape, np.uint8)
-    for words, into in zip(draw_words((len(images_BHWC), 3), dose).tolist(), ice_BHWC, strict=True):
+    levels_BHWC: Levels = images_BHWC * np.float32(image_weight)
+    levels_BHWC += frost_crops(images_BHWC.shape, dose) * np.float32(frost_weight)
+    return levels_BHWC
+
+
+def frost_crops(shape: tuple[int, ...], dose: Dose) -> Pixels:
+    """A random crop of a random texture for each image, of the images' shape; luma for one channel."""
+    batch, height, width, channels = shape
+    crops_BHWC = np.empty(shape, np.uint8)
+    for words, into in zip(draw_words((batch, 3), dose).tolist(), crops_BHWC, strict=True):
         number = 1 + (words[0] * NUM_TEXTURES >> WORD_BITS)
         texture = frost_texture(number, dose.frost_scale, height=height, width=width)
         top = words[1] * (texture.shape[0] - height) >> WORD_BITS
         left = words[2] * (texture.shape[1] - width) >> WORD_BITS
         crop = texture[top : top + height, left : left + width]
         into[:] = crop if channels == 3 else cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)[..., None]
-    levels_BHWC: Levels = images_BHWC * np.float32(image_weight)
-    levels_BHWC += ice_BHWC * np.float32(frost_weight)
-    return levels_BHWC
+    return crops_BHWC
 
 
 @functools.lru_cache(maxsize=16)
