@@ -1,0 +1,229 @@
+"""Images and a corruption in, images per second out: ours in batches against a reference, one at a time.
+
+    ours              tasks.corruptions.corrupt, batches of 500
+    reference         benchmarks/corruption_reference.py: the same constants, one image at a time
+    imagecorruptions  the peer's package, where it is installed; with its own constants, so for information
+    GPU               tasks.corruptions.tensors, where it and a GPU are there
+
+32 px, all five severities together, images of the shipped sample, one core.
+Command: python -m benchmarks.corruptions [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.corruption_reference import REFERENCE, table_facts
+from benchmarks.measure import (
+    Figure,
+    Times,
+    interleave,
+    machine,
+    parser,
+    peak_resident_bytes,
+    publish,
+)
+from tasks.corruptions import CORRUPTIONS, corrupt, severity_table
+from tasks.datasets import load_dataset
+
+# B images in a batch, H W C pixels
+Images = NDArray[np.uint8]
+
+TABLE = "cifar"
+SEVERITIES = (1, 2, 3, 4, 5)
+PEER = "imagecorruptions"
+MEANING = {
+    "geomean_ratio": "geometric mean of `ratio` (more is better; the goal is 10)",
+    "min_ratio": "the least `ratio` (the goal is 0.9)",
+    "peak_memory_mib": "the most of `memory_mib`",
+    "images_per_s": "ours",
+    "reference_images_per_s": "the reference",
+    "ratio": "ours over the reference, median over the rounds",
+    "memory_mib": "growth of the resident set over a batch of ours, in a process of its own",
+    "imagecorruptions_images_per_s": "the package imagecorruptions, with its own constants",
+    "gpu_images_per_s": "ours on the GPU",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is measured: images of a batch of ours and of a loop, at each severity."""
+
+    batch: int
+    loop: int
+    gpu_batch: int
+    rounds: int
+    memory: Sequence[str]
+
+
+def sizes(*, quick: bool, smoke: bool) -> Sizes:
+    """The sizes are the same for --quick, which only repeats less."""
+    if smoke:
+        return Sizes(batch=4, loop=1, gpu_batch=4, rounds=1, memory=())
+    return Sizes(batch=500, loop=40, gpu_batch=5000, rounds=2 if quick else 7, memory=tuple(CORRUPTIONS))
+
+
+def on_one_core() -> None:
+    """This process, its libraries' threads and its children: one CPU."""
+    cv2.setNumThreads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def photographs(count: int) -> Images:
+    """The first images of the shipped sample, over again where it has fewer."""
+    sample = np.asarray(load_dataset("cifar10_sample", "train").images_NHWC_u8)
+    return sample[np.arange(count) % len(sample)]
+
+
+def ours(name: str, images_BHWC: Images) -> None:
+    """Every severity of one corruption, as a batch."""
+    ids = np.arange(len(images_BHWC))
+    for severity in SEVERITIES:
+        corrupt(images_BHWC, image_ids_B=ids, corruption=name, severity=severity, seed=0, table=TABLE)
+
+
+def reference(name: str, images_BHWC: Images) -> None:
+    """The same by the reference, image after image."""
+    rng, facts = np.random.default_rng(0), table_facts(TABLE)
+    for constants in severity_table(TABLE)[name]:
+        for image_HWC in images_BHWC:
+            REFERENCE[name](image_HWC, constants, rng=rng, facts=facts)
+
+
+def peer(name: str, images_BHWC: Images) -> None:
+    """The same by imagecorruptions."""
+    package: Any = import_module(PEER)
+    for severity in SEVERITIES:
+        for image_HWC in images_BHWC:
+            package.corrupt(image_HWC, severity=severity, corruption_name=name)
+
+
+def peer_failures(image_HWC: Images) -> dict[str, str]:
+    """Why the installed imagecorruptions cannot do a corruption at this size, by name."""
+    found = {}
+    for name in CORRUPTIONS:
+        try:
+            peer(name, image_HWC[None])
+        except Exception as error:  # whatever it is, it is the finding
+            found[name] = f"fails: {type(error).__name__}: {error}"
+    return found
+
+
+def on_gpu(images_BHWC: Images) -> dict[str, float]:
+    """Images per second of the tensor way on a GPU, all severities; empty where there is no GPU or no such way."""
+    if find_spec("tasks.corruptions.tensors") is None:
+        return {}
+    torch: Any = import_module("torch")
+    if not torch.cuda.is_available():
+        return {}
+    corrupt_tensor = import_module("tasks.corruptions.tensors").corrupt_tensor
+    images = torch.from_numpy(images_BHWC).cuda()
+    ids = torch.arange(len(images))
+
+    def seconds(name: str) -> float:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for severity in SEVERITIES:
+            corrupt_tensor(images, image_ids_B=ids, corruption=name, severity=severity, seed=0, table=TABLE)
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    # The first of three warms up.
+    best = {name: min([seconds(name) for _ in range(3)][1:]) for name in CORRUPTIONS}
+    return {name: len(SEVERITIES) * len(images) / found for name, found in best.items()}
+
+
+def peak_bytes(name: str, *, batch: int) -> int:
+    """Peak memory of a batch of ours above what stood before it; tables and photographs are loaded by then."""
+    images = photographs(batch)
+    ours(name, images[:2])
+    return peak_resident_bytes(lambda: ours(name, images))
+
+
+def peak_in_child(name: str, *, batch: int) -> float:
+    """`peak_bytes` in a process of its own, in MiB."""
+    command = [sys.executable, "-m", "benchmarks.corruptions", "--peak", name, "--batch", str(batch)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) / 2**20
+
+
+def competitors(size: Sizes, failures: Mapping[str, str] | None) -> dict[str, Callable[[int], object]]:
+    """Ours, the reference and, where it works, the peer, next to each other for every corruption."""
+    many, few = photographs(size.batch), photographs(size.loop)
+    found: dict[str, Callable[[int], object]] = {}
+    for name in CORRUPTIONS:
+        found[f"ours {name}"] = lambda _, name=name: ours(name, many)
+        found[f"loop {name}"] = lambda _, name=name: reference(name, few)
+        if failures is not None and name not in failures:
+            found[f"peer {name}"] = lambda _, name=name: peer(name, few)
+    return found
+
+
+def figures_of(times: Times, size: Sizes) -> dict[str, Figure]:
+    """Rates and ratios from the seconds."""
+
+    def rates(way: str, count: int) -> dict[str, float]:
+        seconds = {n: times.median(f"{way} {n}") for n in CORRUPTIONS if f"{way} {n}" in times.rounds_s}
+        return {name: len(SEVERITIES) * count / found for name, found in seconds.items()}
+
+    share = size.batch / size.loop
+    ratio = {name: share * times.ratio(f"loop {name}", f"ours {name}") for name in CORRUPTIONS}
+    return {
+        "images_per_s": rates("ours", size.batch),
+        "reference_images_per_s": rates("loop", size.loop),
+        "ratio": ratio,
+        "imagecorruptions_images_per_s": rates("peer", size.loop),
+        "geomean_ratio": math.exp(sum(map(math.log, ratio.values())) / len(ratio)),
+        "min_ratio": min(ratio.values()),
+    }
+
+
+def measured(size: Sizes) -> tuple[dict[str, Figure], Times]:
+    """All figures, and the seconds they come from; what is not there is left out."""
+    failures = peer_failures(photographs(1)[0]) if find_spec(PEER) else None
+    for name in CORRUPTIONS:  # warm: tables, kernels and photographs of frost are loaded
+        ours(name, photographs(2))
+        reference(name, photographs(1))
+    times = interleave(competitors(size, failures), rounds=size.rounds)
+    figures = figures_of(times, size)
+    speeds = figures.pop("imagecorruptions_images_per_s")
+    if failures is not None and isinstance(speeds, Mapping):
+        figures["imagecorruptions_images_per_s"] = {**speeds, **failures}
+    memory = {name: peak_in_child(name, batch=size.batch) for name in size.memory}
+    if memory:
+        figures |= {"memory_mib": memory, "peak_memory_mib": max(memory.values())}
+    gpu = on_gpu(photographs(size.gpu_batch))
+    return figures | ({"gpu_images_per_s": gpu} if gpu else {}), times
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints; as a child, prints the peak memory of one corruption in bytes."""
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--peak", choices=list(CORRUPTIONS), help="print one corruption's peak bytes")
+    options.add_argument("--batch", type=int, default=500, help="images, for --peak")
+    given = options.parse_args(arguments)
+    on_one_core()
+    if given.peak:
+        print(peak_bytes(given.peak, batch=given.batch))
+        return
+    around = machine("metarepair", "numpy", "scipy", "opencv-python-headless", "pillow", PEER)
+    figures, times = measured(sizes(quick=given.quick, smoke=given.smoke))
+    publish(figures, meaning=MEANING, around=around, times=times, path=given.json, smoke=given.smoke)
+
+
+if __name__ == "__main__":
+    main()
