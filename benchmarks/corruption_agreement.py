@@ -1,8 +1,8 @@
 """Ours against the package imagecorruptions at 224 px: how much, how unevenly and at which scales images change.
 
-Photographs of the shipped sample, enlarged; severities 1, 3 and 5 of the ImageNet table, which the package has built in,
-with constants of its own for elastic. Where the package has been broken by new releases of NumPy and scikit-image, the two names it asks for are given
-back to it, and the table says so.
+Photographs of the shipped sample, enlarged; severities 1, 3 and 5 of the ImageNet table, which is the package's own,
+but for elastic, which it does in a way of its own. Where the package has been broken by new releases of NumPy and
+scikit-image, the two names it asks for are given back to it.
 Command: python -m benchmarks.corruption_agreement [--images N] [--json FILE]; needs `imagecorruptions`
 """
 

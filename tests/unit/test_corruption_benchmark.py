@@ -1,0 +1,73 @@
+"""The corruption benchmarks run, and print what they promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from benchmarks import corruption_agreement, corruptions
+from tasks.corruptions import CORRUPTIONS, corrupt
+
+
+@pytest.fixture(autouse=True)
+def cores():
+    """The benchmark keeps to one core; the tests after it may have them all again."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    threads = cv2.getNumThreads()
+    yield
+    cv2.setNumThreads(threads)
+    if allowed is not None:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_the_benchmark_times_every_corruption_and_keeps_its_keys(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(corruptions, "find_spec", lambda _: None)  # no peer, no GPU
+    out = tmp_path / "figures.json"
+    corruptions.main(["--smoke", "--json", str(out)])
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures["smoke"]
+    for key in ("images_per_s", "reference_images_per_s", "ratio"):
+        assert set(figures[key]) == set(CORRUPTIONS)
+    ratios = np.array(list(figures["ratio"].values()))
+    assert figures["geomean_ratio"] == pytest.approx(np.exp(np.log(ratios).mean()))
+    assert figures["min_ratio"] == ratios.min()
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in CORRUPTIONS)
+
+
+def test_agreement_with_ourselves_is_one_and_with_another_severity_is_not():
+    class Peer:
+        def __init__(self, shift):
+            self.shift = shift
+
+        def corrupt(self, image, *, severity, corruption_name):
+            return corrupt(
+                image[None],
+                image_ids_B=[0],
+                corruption=corruption_name,
+                severity=min(severity + self.shift, 5),
+                seed=0,
+                table="imagenet",
+            )[0]
+
+    images = corruption_agreement.photographs(1)
+    same = corruption_agreement.compared("contrast", Peer(0), images)
+    assert same.pop("mean difference") == 0
+    assert all(ratio == pytest.approx(1) for ratio in same.values())
+    other = corruption_agreement.compared("contrast", Peer(1), images)
+    assert other["size"] < 0.95
+
+
+def test_a_peer_that_fails_is_reported_with_its_error():
+    class Broken:
+        def corrupt(self, image, *, severity, corruption_name):
+            raise TypeError(f"no {corruption_name} {severity} of {image.ndim} axes")
+
+    found = corruption_agreement.compared("fog", Broken(), corruption_agreement.photographs(1))
+    assert found == {"fails": "TypeError: no fog 1 of 3 axes"}
+    assert "imagecorruptions" not in sys.modules
