@@ -85,9 +85,9 @@ _BY_LOWER_NAME = {key.lower(): c for c in CORRUPTIONS.values() for key in (c.nam
 
 def resolve(name: str) -> str:
     """The published name for a published or short name, in any case; unknown is a ConfigError."""
-    found = _BY_LOWER_NAME.get(name.lower())
+    found = _BY_LOWER_NAME.get(str(name).lower())
     if found is None:
-        raise ConfigError(unknown_name("corruption", name, CORRUPTIONS))
+        raise ConfigError(unknown_name("corruption", str(name), CORRUPTIONS))
     return found.name
 
 
@@ -116,7 +116,9 @@ def corrupt(
     or ids of another kind.
     """
     chosen = CORRUPTIONS[resolve(corruption)]
-    constants_at(table, corruption=chosen.name, severity=severity)
+    dose_for(
+        [], corruption=chosen.name, severity=severity, seed=seed, table=table
+    )  # settings first: no images yet
     ids = checked_ids(images, image_ids_B)
     images_BHWC = images if images.ndim == 4 else images[..., None]
     corrupted_BHWC = np.empty(images_BHWC.shape, np.uint8)
@@ -130,6 +132,8 @@ def corrupt(
 
 def dose_for(ids: Sequence[int], *, corruption: str, severity: int, seed: int, table: str) -> Dose:
     """What the images of these ids get of a corruption (its published name). Raises ConfigError."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise ConfigError(f"seed={seed!r} is no whole number")
     made_for = load_table(table)
     return Dose(
         constants=constants_at(table, corruption=corruption, severity=severity),

@@ -58,7 +58,7 @@ class SeverityTable:
 def load_table(table: str) -> SeverityTable:
     """Read a table from the package; an unknown name is a ConfigError."""
     if table not in TABLES:
-        raise ConfigError(unknown_name("severity table", table, TABLES))
+        raise ConfigError(unknown_name("severity table", str(table), TABLES))
     text = resources.files("tasks.corruptions").joinpath(f"severity_{table}.json").read_text("utf-8")
     content = json.loads(text)
     meta = content.pop("_meta")

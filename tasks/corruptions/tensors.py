@@ -59,6 +59,7 @@ def corrupt_tensor(
     given = image_ids_B.cpu().numpy() if isinstance(image_ids_B, Tensor) else image_ids_B
     name = resolve(corruption)
     options = {"corruption": name, "severity": severity, "seed": seed, "table": table}
+    dose_for([], **options)  # type: ignore[arg-type]  # settings first: no images yet
     # A stand-in of the same shape that takes no memory: the checks are those of the CPU.
     ids = checked_ids(np.broadcast_to(np.uint8(0), tuple(images.shape)), given)
     if name not in ON_DEVICE:

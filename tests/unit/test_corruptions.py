@@ -590,6 +590,27 @@ def test_a_severity_that_is_no_whole_number_is_refused(severity):
         corrupted(scenes(1), "fog", severity=severity)
 
 
+@pytest.mark.parametrize("seed", [1.5, True, "1", None])
+def test_a_seed_that_is_no_whole_number_is_refused(seed):
+    with pytest.raises(ConfigError, match=r"seed=.* is no whole number"):
+        corrupted(scenes(1), "fog", seed=seed)
+
+
+@pytest.mark.parametrize("name", [None, 3, ("fog",)])
+def test_names_of_another_type_are_refused_with_the_names(name):
+    with pytest.raises(ConfigError, match=r"There are: .*fog"):
+        corrupted(scenes(1), name)
+    with pytest.raises(ConfigError, match=r"There are: cifar"):
+        corrupted(scenes(1), "fog", table=name)
+
+
+def test_ids_and_seeds_of_any_size_and_sign_are_keys_of_their_own():
+    image = scenes(1)
+    ids = [np.array([i]) for i in (0, -1, 2**63 - 1)] + [np.array([2**64 - 1], np.uint64)]
+    outcomes = {corrupted(image, "snow", ids=i, seed=s).tobytes() for i in ids for s in (0, -1, 2**80)}
+    assert len(outcomes) == 12
+
+
 @pytest.mark.parametrize("severity", [0, 6, 7, -1])
 def test_a_severity_outside_one_to_five_is_refused(severity):
     with pytest.raises(ConfigError, match=rf"severity={severity} is outside 1\.\.5"):
