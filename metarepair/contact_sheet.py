@@ -46,14 +46,28 @@ def write_contact_sheet(image_path: Path, out: Path, *, table: str | None = None
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ConfigError(f"--out {out} ends in neither .png nor .jpg; name the picture with one of them")
+    if out.exists() and image_path.exists() and out.samefile(image_path):
+        raise ConfigError(f"--out {out} is the image itself; name another file for the sheet")
     image_HWC = load_rgb(image_path)
     table = table or table_for(*image_HWC.shape[:2])
     sheet = contact_sheet(image_HWC, table=table, seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".tmp")
-    sheet.save(part, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=92)
-    part.replace(out)
+    _save(sheet, out)
     return table
+
+
+def _save(sheet: Image.Image, out: Path) -> None:
+    """Under a name of its own first, so that a sheet that was there is replaced by a whole one."""
+    part = out.with_name(out.name + ".tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(part, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=92)
+        part.replace(out)
+    except OSError as error:
+        if part.is_file():
+            part.unlink()
+        raise DataError(
+            f"--out {out} cannot be written ({error}). Name a file in a folder of yours"
+        ) from error
 
 
 def load_rgb(path: Path) -> Pixels:
@@ -62,7 +76,7 @@ def load_rgb(path: Path) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
-                upright = ImageOps.exif_transpose(opened).convert("RGBA")
+                upright = ImageOps.exif_transpose(_eight_bits(opened)).convert("RGBA")
     except FileNotFoundError as error:
         raise DataError(f"--image {path} is not there. Give the path of a PNG, JPEG or WebP image") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
@@ -72,6 +86,13 @@ def load_rgb(path: Path) -> Pixels:
     paper = Image.new("RGBA", upright.size, (255, 255, 255, 255))
     paper.alpha_composite(upright)
     return np.asarray(paper.convert("RGB"))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Sixteen bits of grey become the upper eight of them; Pillow would cut them off at 255."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    return image
 
 
 def contact_sheet(image_HWC: Pixels, *, table: str, seed: int = 0) -> Image.Image:

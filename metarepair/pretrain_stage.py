@@ -26,7 +26,9 @@ def pretrain_stage(config: Config, say: Callable[[str], None], *, restart: bool)
         discard(folder)
     settings = config.model_dump(mode="json", include={"seed", "pretrain"}) | {
         "model": config.model.name,
-        "data": config.data.model_dump(mode="json", exclude={"root", "max_test_images", "archive", "corruption_table"}),
+        "data": config.data.model_dump(
+            mode="json", exclude={"root", "max_test_images", "archive", "corruption_table"}
+        ),
     }
     inputs = {"train": data.digest()}
     if check_done(folder, stage="pretrain", config=settings, inputs=inputs) is not None:

@@ -91,6 +91,9 @@ def test_grey_transparent_and_turned_files_are_read_upright_on_white(tmp_path):
     grey = tmp_path / "grey.png"
     Image.new("L", (9, 12), 77).save(grey)
     assert load_rgb(grey).shape == (12, 9, 3)
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((12, 9), 0x4DFF, np.uint16)).save(deep)
+    assert (load_rgb(deep) == 0x4D).all()
     clear = tmp_path / "clear.png"
     Image.new("RGBA", (9, 12), (0, 0, 0, 0)).save(clear)
     assert (load_rgb(clear) == 255).all()
@@ -111,6 +114,9 @@ def test_grey_transparent_and_turned_files_are_read_upright_on_white(tmp_path):
         (["--image", "{image}", "--out", "s.gif"], "neither .png nor .jpg"),
         (["--image", "{image}", "--out", "s.png", "--table", "cifr"], "did you mean 'cifar'"),
         (["--image", "{tiny}", "--out", "s.png"], "at least 8x8"),
+        (["--image", "{image}", "--out", "{image}"], "is the image itself"),
+        (["--image", "{image}", "--out", "{text}/s.png"], "cannot be written"),
+        (["--image", "{image}", "--out", "{folder}"], "cannot be written"),
         (["--list", "--table", "cifr"], "did you mean 'cifar'"),
     ],
 )
@@ -121,8 +127,10 @@ def test_bad_input_is_one_paragraph_and_writes_nothing(
     text, tiny = tmp_path / "text.png", tmp_path / "tiny.png"
     text.write_text("no image")
     Image.new("RGB", (7, 30)).save(tiny)
-    before = set(tmp_path.iterdir())
-    given = [a.format(image=image_path, text=text, tiny=tiny) for a in arguments]
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    before = {p: p.read_bytes() if p.is_file() else b"" for p in tmp_path.rglob("*")}
+    given = [a.format(image=image_path, text=text, tiny=tiny, folder=folder) for a in arguments]
     assert main(["corruptions", *given]) == 2
     assert message in capsys.readouterr().err
-    assert set(tmp_path.iterdir()) == before
+    assert {p: p.read_bytes() if p.is_file() else b"" for p in tmp_path.rglob("*")} == before
