@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.measure import interleave, machine, parser, publish
+from benchmarks.measure import interleave, machine, parser, peak_resident_bytes, publish
 from metarepair.inner import Batch, FunctionalNet, InnerRule, State, gradients_of
 from metarepair.meta_gradient import Memory, TaskBatch, task_gradient
 
@@ -137,28 +135,7 @@ def peak_bytes(way: str, *, batch: int, steps: int, device: torch.device) -> int
         before = torch.cuda.memory_allocated()
         case.ways()[way]()
         return torch.cuda.max_memory_allocated() - before
-    return _peak_resident_bytes(case.ways()[way])
-
-
-def _peak_resident_bytes(work: Callable[[], object]) -> int:
-    """Growth of the resident set while `work` runs, looked at every 2 ms (Linux)."""
-    seen, over = [_resident_bytes()], threading.Event()
-
-    def watch() -> None:
-        while not over.is_set():
-            seen.append(_resident_bytes())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    work()
-    over.set()
-    watcher.join()
-    return max(seen) - seen[0]
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * 4096
+    return peak_resident_bytes(case.ways()[way])
 
 
 def peak_in_child(way: str, *, batch: int, steps: int, device: torch.device) -> int:

@@ -11,6 +11,7 @@ from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.corruptions.tensors import ON_DEVICE, corrupt_tensor
 from tasks.errors import ConfigError, DataError
 
+STAYING = sorted(ON_DEVICE)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LOOKED_UP = ("gaussian_noise", "shot_noise", "impulse_noise", "brightness")
 ELSEWHERE = ("spatter", "pixelate", "jpeg_compression")
@@ -66,16 +67,59 @@ def test_grey_and_strided_tensors_work_as_well(name, device):
     got = corrupt_tensor(planes, image_ids_B=[0, 1, 2], **options)
     expected = corrupt(images, image_ids_B=[0, 1, 2], **options)
     assert np.abs(got.cpu().numpy().astype(int) - expected).max() <= 1
-    assert torch.equal(planes.cpu(), torch.from_numpy(images))
+    assert torch.equal(planes.cpu(), torch.from_numpy(images))  # the input is left alone
 
 
-@pytest.mark.parametrize("name", ON_DEVICE)
-def test_chunks_do_not_show(name, monkeypatch):
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", STAYING)
+def test_neither_chunks_nor_the_batch_show(name, device, monkeypatch):
     images = scenes(5, 32, 32)
-    whole, _ = both(images, name)
+    whole, _ = both(images, name, device=device)
     monkeypatch.setattr("tasks.corruptions.tensors.CHUNK_VALUES", 2 * 32 * 32 * 3)
-    chunked, _ = both(images, name)
-    assert np.abs(whole - chunked).max() <= 1
+    chunked, _ = both(images, name, device=device)
+    alone, _ = both(images[:1], name, device=device)
+    for parts, wanted in ((chunked, whole), (alone, whole[:1])):
+        assert np.abs(parts - wanted).max() <= 1
+        assert (parts != wanted).mean() < 0.005
+
+
+@pytest.fixture
+def low_precision():
+    """What a training loop may have set elsewhere in the process."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", STAYING)
+def test_a_low_precision_set_elsewhere_does_not_show(name, device, low_precision):
+    images = scenes(3, 32, 32)
+    with torch.autocast(device, torch.bfloat16), torch.inference_mode():
+        got, expected = both(images, name, device=device)
+    assert np.abs(got - expected).max() <= 1
+    assert (got != expected).mean() < 0.005
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", sorted(set(STAYING) - {"glass_blur"}))
+def test_flat_and_black_images_lose_no_level_to_rounding(name, device):
+    """But for glass blur, which rounds down half-way without a nudge: see the next test."""
+    flat = np.broadcast_to(np.arange(0, 256, 15, dtype=np.uint8)[:, None, None, None], (18, 32, 32, 3))
+    got, expected = both(flat.copy(), name, device=device)
+    assert np.abs(got - expected).max() <= 1
+    assert (got != expected).mean() < 0.005
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+def test_glass_over_flat_images_is_within_a_level(severity, device):
+    flat = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 12, 12, 3))
+    got, expected = both(flat.copy(), "glass_blur", device=device, severity=severity, table="imagenet")
+    assert np.abs(got - expected).max() <= 1
 
 
 def test_an_empty_batch_gives_an_empty_batch():
@@ -83,6 +127,19 @@ def test_an_empty_batch_gives_an_empty_batch():
         empty = torch.zeros((0, 32, 32, 3), dtype=torch.uint8)
         got = corrupt_tensor(empty, image_ids_B=[], corruption=name, severity=1, seed=0)
         assert got.shape == (0, 32, 32, 3)
+        assert got.dtype == torch.uint8
+        with pytest.raises(ConfigError, match="outside 1"):
+            corrupt_tensor(empty, image_ids_B=[], corruption=name, severity=0, seed=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", STAYING)
+def test_no_pixel_leaves_the_device_and_no_step_mixes_devices(name, channels):
+    """A meta tensor has no values: reading one, or computing with the CPU's tensors, is an error."""
+    for severity in (1, 5):
+        images = torch.empty((3, 33, 40, channels), dtype=torch.uint8, device="meta")
+        got = corrupt_tensor(images, image_ids_B=[0, 1, 2], corruption=name, severity=severity, seed=0)
+        assert (got.device.type, got.dtype, got.shape) == ("meta", torch.uint8, images.shape)
 
 
 def test_all_but_three_stay_on_the_device():
@@ -92,14 +149,25 @@ def test_all_but_three_stay_on_the_device():
 @pytest.mark.parametrize(
     ("images", "options", "error", "message"),
     [
-        (torch.zeros((2, 32, 32, 3)), {}, DataError, "images are torch.float32; corrupt_tensor takes uint8"),
-        (np.zeros((2, 32, 32, 3), np.uint8), {}, DataError, "images are ndarray"),
+        (
+            torch.zeros((2, 32, 32, 3)),
+            {},
+            DataError,
+            r"images are torch.float32; .*round\(\)\.to\(torch\.uint8\)",
+        ),
+        (
+            np.zeros((2, 32, 32, 3), np.uint8),
+            {},
+            DataError,
+            "images are ndarray; .*torch.from_numpy makes one",
+        ),
         (torch.zeros((2, 3, 32, 32), dtype=torch.uint8), {}, DataError, r"shape \[2, 3, 32, 32\]"),
         (torch.zeros((2, 7, 32, 3), dtype=torch.uint8), {}, DataError, "at least 8x8"),
         (torch.zeros((3, 32, 32, 3), dtype=torch.uint8), {}, DataError, "one id per image"),
         (torch.zeros((2, 32, 32, 3), dtype=torch.uint8), {"severity": 6}, ConfigError, r"outside 1\.\.5"),
         (torch.zeros((2, 32, 32, 3), dtype=torch.uint8), {"corruption": "fogg"}, ConfigError, "did you mean"),
         (torch.zeros((2, 32, 32, 3), dtype=torch.uint8), {"table": "cifr"}, ConfigError, "did you mean"),
+        (torch.zeros((2, 32, 32, 3), dtype=torch.uint8), {"seed": 0.5}, ConfigError, "no whole number"),
     ],
 )
 def test_what_cannot_be_corrupted_is_refused(images, options, error, message):
