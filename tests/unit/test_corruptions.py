@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import colorsys
 import hashlib
-import io
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter
 
 from tasks.corruptions import CORRUPTIONS, category_of, corrupt, resolve, severity_table
 from tasks.corruptions.blur import disk_kernel, glass_sources, smooth, streak, zoom_blur_matrix
@@ -40,8 +39,6 @@ DETERMINISTIC = (
 )
 RANDOM = tuple(name for name in NAMES if name not in DETERMINISTIC)
 NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
-BLURS = ("defocus_blur", "zoom_blur", "gaussian_blur")
-GROWING = (*NOISES, *BLURS, "fog", "brightness", "contrast", "pixelate", "jpeg_compression")
 
 
 def scenes(count, *, height=32, width=32, seed=0):
@@ -64,15 +61,6 @@ def digest_of_everything():
     for name, severity in itertools.product(NAMES, (1, 5)):
         digest.update(corrupted(images, name, severity=severity, seed=7).tobytes())
     return digest.hexdigest()
-
-
-def grey_levels(images):
-    return images.astype(np.int64)
-
-
-def assert_within_one_level(got, expected):
-    difference = np.abs(grey_levels(got) - np.trunc(np.clip(expected, 0, 1) * 255 + 1e-6).astype(np.int64))
-    assert difference.max() <= 1
 
 
 # The same bytes anywhere
@@ -100,7 +88,7 @@ def test_chunks_of_a_large_batch_do_not_show(name, monkeypatch):
     assert np.array_equal(corrupted(images, name), whole)
 
 
-def test_a_fresh_process_gives_the_same_bytes():
+def test_a_fresh_process_gives_the_same_bytes_with_any_number_of_threads():
     code = (
         "import importlib.util, sys\n"
         "spec = importlib.util.spec_from_file_location('corruption_tests', sys.argv[1])\n"
@@ -108,10 +96,30 @@ def test_a_fresh_process_gives_the_same_bytes():
         "spec.loader.exec_module(module)\n"
         "print(module.digest_of_everything())\n"
     )
-    fresh = subprocess.run(
-        [sys.executable, "-c", code, __file__], capture_output=True, text=True, check=True, timeout=120
-    )
-    assert fresh.stdout.strip() == digest_of_everything()
+    for threads in ("1", "4"):
+        fresh = subprocess.run(
+            [sys.executable, "-c", code, __file__],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+            env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+        )
+        assert fresh.stdout.strip() == digest_of_everything()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_of_threads_does_not_show(name):
+    images = scenes(1, height=300, width=420)
+    threads = cv2.getNumThreads()
+    found = []
+    try:
+        for number in (1, 2, 5):
+            cv2.setNumThreads(number)
+            found.append(corrupted(images, name, severity=4, table="imagenet").tobytes())
+    finally:
+        cv2.setNumThreads(threads)
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -235,106 +243,7 @@ def test_every_other_type_of_array_is_refused_whatever_its_shape(dtype, shape):
         corrupted(np.zeros(shape, dtype), "fog", ids=[0])
 
 
-# The published definitions, one image at a time in float64
-
-
-def unit(image):
-    return image / 255.0
-
-
-def hsv_mapped(image, change):
-    mapped = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*p))) for p in unit(image).reshape(-1, 3)]
-    return np.array(mapped).reshape(image.shape)
-
-
-def by_brightness(image, c):
-    return hsv_mapped(image, lambda h, s, v: (h, s, min(v + c, 1)))
-
-
-def by_saturate(image, c0, c1):
-    return hsv_mapped(image, lambda h, s, v: (h, min(s * c0 + c1, 1), v))
-
-
-def by_contrast(image, c):
-    mean = unit(image).mean(axis=(0, 1))
-    return (unit(image) - mean) * c + mean
-
-
-def by_gaussian_blur(image, c):
-    channels = [gaussian_filter(unit(image)[..., k], c, mode="nearest", truncate=4.0) for k in range(3)]
-    return np.stack(channels, axis=2)
-
-
-def by_defocus_blur(image, radius, alias):
-    grid = np.arange(-8, 9) if radius <= 8 else np.arange(-radius, radius + 1)
-    disk = np.float64(grid[:, None] ** 2 + grid**2 <= radius**2)
-    side = 3 if radius <= 8 else 5
-    tap = np.exp(-((np.arange(side) - side // 2) ** 2) / (2 * alias**2))
-    tap /= tap.sum()
-    kernel = cv2.sepFilter2D(disk / disk.sum(), -1, tap, tap)
-    return cv2.filter2D(unit(image), -1, kernel)
-
-
-def by_pixelate(image, c):
-    return unit(boxed(boxed(image, int(len(image) * c)), len(image)))
-
-
-def boxed(image, size):
-    """Box-filter a square image to `size`: output i is the mean of the inputs whose centres it covers."""
-    ratio = len(image) / size
-    support = max(ratio, 1) / 2
-    matrix = np.zeros((size, len(image)))
-    for i in range(size):
-        centre = (i + 0.5) * ratio
-        low, high = max(0, math.floor(centre - support + 0.5)), math.floor(centre + support + 0.5)
-        matrix[i, low:high] = 1
-    matrix /= matrix.sum(axis=1, keepdims=True)
-    columns = np.floor(np.einsum("jw,hwc->hjc", matrix, image) + 0.5)
-    return np.floor(np.einsum("ih,hjc->ijc", matrix, columns) + 0.5)
-
-
-def by_jpeg_compression(image, quality):
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="jpeg", quality=int(quality))
-    return unit(np.array(Image.open(io.BytesIO(buffer.getvalue()))))
-
-
-def by_zoom_blur(image, start, stop, step):
-    factors = np.arange(start, stop, step)
-    total, size = unit(image), len(image)
-    for factor in factors:
-        cut = math.ceil(size / factor)
-        first = (size - cut) // 2
-        part = unit(image)[first : first + cut, first : first + cut]
-        grown = zoom(part, (factor, factor, 1), order=1)
-        trim = (len(grown) - size) // 2
-        total = total + grown[trim : trim + size, trim : trim + size]
-    return total / (len(factors) + 1)
-
-
-REFERENCES = {
-    "brightness": by_brightness,
-    "saturate": by_saturate,
-    "contrast": by_contrast,
-    "gaussian_blur": by_gaussian_blur,
-    "defocus_blur": by_defocus_blur,
-    "pixelate": by_pixelate,
-    "jpeg_compression": by_jpeg_compression,
-    "zoom_blur": by_zoom_blur,
-}
-
-
-@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_a_corruption_that_draws_nothing_follows_its_definition(name, severity):
-    images = scenes(3)
-    images[0, :4, :4] = 0
-    images[0, 4:8, :4] = 255
-    images[0, 8:12, :4] = 97
-    got = corrupted(images, name, severity=severity)
-    constants = severity_table("cifar")[name][severity - 1]
-    for image, changed in zip(images, got, strict=True):
-        assert_within_one_level(changed, REFERENCES[name](image, *constants))
+# Parts, against closed forms and other libraries; the whole is in test_corruption_reference.py
 
 
 def test_zoom_blur_has_the_published_number_of_levels():
@@ -501,17 +410,6 @@ def test_fog_keeps_black_black_and_hazes_a_grey_image_between_its_bounds():
     darkest = 100 * 100 / (100 + 255 * strength)
     assert hazed.min(axis=(1, 2, 3)) == pytest.approx(darkest, abs=1)
     assert hazed.max(axis=(1, 2, 3)) == pytest.approx(100, abs=1)
-
-
-@pytest.mark.parametrize("name", GROWING)
-def test_a_higher_severity_changes_more(name):
-    images = scenes(60)
-    change = [
-        np.abs(grey_levels(corrupted(images, name, severity=s)) - grey_levels(images)).mean()
-        for s in range(1, 6)
-    ]
-    assert change == sorted(change)
-    assert change[4] > 1.3 * change[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
