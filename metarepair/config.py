@@ -42,6 +42,7 @@ class DataConfig(Section):
     root: str | None = Field(None, description="Folder of the data set; METAREPAIR_DATA when not given.")
     archive: str | None = Field(
         None,
+        min_length=1,
         description="Folder of a published archive (CIFAR-10-C) that the test split's corrupted images come from.",
     )
     corruption_table: Literal["cifar", "tinyimagenet", "imagenet"] | None = Field(
