@@ -16,7 +16,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -76,11 +77,20 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
     return Sizes(batch=500, loop=40, gpu_batch=5000, rounds=2 if quick else 7, memory=tuple(CORRUPTIONS))
 
 
-def on_one_core() -> None:
-    """This process, its libraries' threads and its children: one CPU."""
+@contextmanager
+def one_core() -> Iterator[None]:
+    """This process, its libraries' threads and its children on one CPU; as before afterwards."""
+    threads = cv2.getNumThreads()
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     cv2.setNumThreads(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if cpus:
+        os.sched_setaffinity(0, {min(cpus)})
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+        if cpus:
+            os.sched_setaffinity(0, cpus)
 
 
 def photographs(count: int) -> Images:
@@ -166,11 +176,15 @@ def competitors(size: Sizes, failures: Mapping[str, str] | None) -> dict[str, Ca
     many, few = photographs(size.batch), photographs(size.loop)
     found: dict[str, Callable[[int], object]] = {}
     for name in CORRUPTIONS:
-        found[f"ours {name}"] = lambda _, name=name: ours(name, many)
-        found[f"loop {name}"] = lambda _, name=name: reference(name, few)
+        found[f"ours {name}"] = _round(ours, name, many)
+        found[f"loop {name}"] = _round(reference, name, few)
         if failures is not None and name not in failures:
-            found[f"peer {name}"] = lambda _, name=name: peer(name, few)
+            found[f"peer {name}"] = _round(peer, name, few)
     return found
+
+
+def _round(way: Callable[[str, Images], None], name: str, images_BHWC: Images) -> Callable[[int], object]:
+    return lambda _: way(name, images_BHWC)
 
 
 def figures_of(times: Times, size: Sizes) -> dict[str, Figure]:
@@ -216,13 +230,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--peak", choices=list(CORRUPTIONS), help="print one corruption's peak bytes")
     options.add_argument("--batch", type=int, default=500, help="images, for --peak")
     given = options.parse_args(arguments)
-    on_one_core()
-    if given.peak:
-        print(peak_bytes(given.peak, batch=given.batch))
-        return
-    around = machine("metarepair", "numpy", "scipy", "opencv-python-headless", "pillow", PEER)
-    figures, times = measured(sizes(quick=given.quick, smoke=given.smoke))
-    publish(figures, meaning=MEANING, around=around, times=times, path=given.json, smoke=given.smoke)
+    with one_core():
+        if given.peak:
+            print(peak_bytes(given.peak, batch=given.batch))
+            return
+        around = machine("metarepair", "numpy", "scipy", "opencv-python-headless", "pillow", PEER)
+        figures, times = measured(sizes(quick=given.quick, smoke=given.smoke))
+        publish(figures, meaning=MEANING, around=around, times=times, path=given.json, smoke=given.smoke)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from tasks.corruptions.draws import NUM_WORDS, WORD_BITS, Words, draw_words
-from tasks.corruptions.severity import Dose, Levels
+from tasks.corruptions.severity import NUDGE, Dose, Levels
 from tasks.records import Ints, Pixels
 
 # Beyond the edge: the outermost pixel repeated, or the image mirrored.
@@ -86,7 +86,7 @@ def glass_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
     """Smooth, let pixels take the colour of a near one, smooth again."""
     sigma, max_delta, passes = dose.constants
     batch, height, width, channels = images_BHWC.shape
-    smoothed_BHWC = smooth(images_BHWC, sigma).astype(np.uint8)
+    smoothed_BHWC = (smooth(images_BHWC, sigma) + NUDGE).astype(np.uint8)
     sources_BP = glass_sources(batch, height, width, dose=dose, max_delta=int(max_delta), passes=int(passes))
     sources_BP += np.arange(batch)[:, None] * (height * width)
     shuffled = smoothed_BHWC.reshape(-1, channels).take(sources_BP.ravel(), axis=0)

@@ -144,7 +144,7 @@ def defocus_blur(images: Tensor, dose: Dose) -> Tensor:
 def glass_blur(images: Tensor, dose: Dose) -> Tensor:
     sigma, max_delta, passes = dose.constants
     batch, height, width, channels = images.shape
-    smoothed_BPC = smooth(images, sigma).to(torch.uint8).reshape(batch, height * width, channels)
+    smoothed_BPC = (smooth(images, sigma) + NUDGE).to(torch.uint8).reshape(batch, height * width, channels)
     sources_BP = glass_sources(batch, height, width, dose=dose, max_delta=int(max_delta), passes=int(passes))
     places_BPC = to_device(sources_BP, images)[..., None].expand(-1, -1, channels)
     return smooth(smoothed_BPC.gather(1, places_BPC).reshape(images.shape), sigma)

@@ -5,29 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from benchmarks import corruption_agreement, corruptions
+from benchmarks.measure import peak_resident_bytes
 from tasks.corruptions import CORRUPTIONS, corrupt
-
-
-@pytest.fixture(autouse=True)
-def cores():
-    """The benchmark keeps to one core; the tests after it may have them all again."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    threads = cv2.getNumThreads()
-    yield
-    cv2.setNumThreads(threads)
-    if allowed is not None:
-        os.sched_setaffinity(0, allowed)
 
 
 def test_the_benchmark_times_every_corruption_and_keeps_its_keys(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(corruptions, "find_spec", lambda _: None)  # no peer, no GPU
     out = tmp_path / "figures.json"
+    cores = _cores()
     corruptions.main(["--smoke", "--json", str(out)])
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert figures["smoke"]
@@ -38,6 +29,17 @@ def test_the_benchmark_times_every_corruption_and_keeps_its_keys(tmp_path, capsy
     assert figures["min_ratio"] == ratios.min()
     printed = capsys.readouterr().out
     assert all(f"\n{name} " in printed for name in CORRUPTIONS)
+    assert _cores() == cores, "the benchmark keeps to one core, and gives the others back"
+
+
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks at Linux' /proc")
+def test_peak_memory_sees_what_is_given_back():
+    grown = peak_resident_bytes(lambda: bytes(bytearray(b"x") * 2**26))
+    assert grown > 2**25
 
 
 def test_agreement_with_ourselves_is_one_and_with_another_severity_is_not():
