@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,12 @@ def _cores() -> set[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks at Linux' /proc")
 def test_peak_memory_sees_what_is_given_back():
-    grown = peak_resident_bytes(lambda: bytes(bytearray(b"x") * 2**26))
-    assert grown > 2**25
+    def hold_and_drop() -> None:
+        held = bytearray(b"x") * 2**26
+        time.sleep(0.1)  # the watcher looks every 2 ms, whenever this thread lets it
+        del held
+
+    assert peak_resident_bytes(hold_and_drop) > 2**25
 
 
 def test_agreement_with_ourselves_is_one_and_with_another_severity_is_not():
