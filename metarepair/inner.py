@@ -6,18 +6,24 @@ ones, so a task never leaks statistics into another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-# B images, C H W, K classes
+from metarepair.parts import adapted_names
+from tasks.keys import keyed_generator
+
+# B images, C H W, K classes, T inner steps
 
 State = dict[str, Tensor]
 BatchNormMode = Literal["frozen", "adapt", "batch"]
@@ -25,37 +31,56 @@ BatchNormMode = Literal["frozen", "adapt", "batch"]
 
 @dataclass(frozen=True, kw_only=True)
 class InnerRule:
-    """How a task adapts: `steps` of SGD at `rate`, and what support batches do to batch-norm statistics.
+    """How a task adapts: `steps` of SGD, and what support batches do to batch-norm statistics.
 
     frozen: stored statistics normalise, nothing updates them. adapt: the support is normalised by its own batch,
     which also moves the stored statistics by `batch_norm_momentum`; queries use the stored ones. batch: support
     and query are normalised by their own batch (the original MAML code; meta-training only).
+
+    momentum, weight_decay: as in torch.optim.SGD. parts: what is adapted (metarepair.parts); ANIL is ("head",).
+    learned_rates: every parameter tensor has a factor on `rate` per step, meta-learned with θ (MAML++'s LSLR,
+    Antoniou et al. 2019, Sec. 4). dropout: support batches go through dropout and drop path, with masks keyed by
+    task and step; queries never do.
     """
 
     steps: int
     rate: float
     batch_norm: BatchNormMode
     batch_norm_momentum: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    parts: tuple[str, ...] = ("*",)
+    learned_rates: bool = False
+    dropout: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Normalised images [B, C, H, W] and their labels [B]."""
+    """Normalised images [B, C, H, W] and their labels [B]; `seed` keys the dropout masks of a support."""
 
     images_BCHW: Tensor
     labels_B: Tensor
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.labels_B)
 
 
 class FunctionalNet:
-    """A module called with parameters and buffers from outside, in one of the batch-norm modes."""
+    """A module called with parameters and buffers from outside, in one of the batch-norm modes.
 
-    def __init__(self, module: nn.Module, rule: InnerRule) -> None:
+    `bf16`: layers run under bfloat16 autocast where it is safe; parameters, losses and gradients stay float32.
+    Attention runs on the math kernel, the one with a second derivative.
+    """
+
+    def __init__(self, module: nn.Module, rule: InnerRule, *, bf16: bool = False) -> None:
         self.module = module.eval()
-        self.rule = rule
-        self._norms: list[_BatchNorm] = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+        self.rule, self.bf16 = rule, bf16
+        self.adapted = adapted_names(module, rule.parts)
+        norms = {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm)}
+        self._norms = [(m, m.track_running_stats, m.momentum) for m in norms.values()]
+        self._statistics = {f"{name}.{key}" for name, m in norms.items() for key, _ in m.named_buffers()}
+        self._dropouts = [m for m in module.modules() if isinstance(m, _DropoutNd | DropPath)]
 
     def parameters(self) -> State:
         """The module's own parameters, detached."""
@@ -65,54 +90,144 @@ class FunctionalNet:
         """The module's own buffers."""
         return {k: v.detach() for k, v in self.module.named_buffers()}
 
-    def support(self, parameters: State, buffers: State, batch: Batch) -> tuple[Tensor, State]:
-        """Mean cross entropy on a support batch, and the buffers after it (unchanged unless `adapt`)."""
-        mode = self.rule.batch_norm
-        logits_BK, after = self._call(parameters, buffers, batch.images_BCHW, own_batch=mode != "frozen")
-        return F.cross_entropy(logits_BK, batch.labels_B), after if mode == "adapt" else buffers
+    def rate_factors(self) -> State:
+        """What learned rates start from: a one for every adapted tensor and step, [T] each."""
+        own = self.parameters()
+        return {k: torch.ones(self.rule.steps, dtype=own[k].dtype, device=own[k].device) for k in self.adapted}
+
+    def support(
+        self, parameters: State, buffers: State, batch: Batch, *, step: int = 0, moves: bool = True
+    ) -> tuple[Tensor, State]:
+        """Mean cross entropy on a support batch, and the buffers after it (unchanged unless `adapt`).
+
+        `step` keys the masks. `moves=False` leaves the buffers: enough where a step is done again.
+        """
+        own_batch = self.rule.batch_norm != "frozen"
+        moves = moves and self.rule.batch_norm == "adapt"
+        with self._masks(batch, step):
+            return self._call(parameters, buffers, batch, own_batch=own_batch, moves=moves)[1:]
 
     def query(self, parameters: State, buffers: State, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross entropy and accuracy on a query batch; never sets statistics."""
-        own_batch = self.rule.batch_norm == "batch"
-        logits_BK, _ = self._call(parameters, buffers, batch.images_BCHW, own_batch=own_batch)
-        accuracy = (logits_BK.detach().argmax(1) == batch.labels_B).float().mean()
-        return F.cross_entropy(logits_BK, batch.labels_B), accuracy
+        logits_BK, loss, _ = self._call(parameters, buffers, batch, own_batch=self.rule.batch_norm == "batch")
+        return loss, (logits_BK.detach().argmax(1) == batch.labels_B).float().mean()
 
     @torch.inference_mode()
     def logits(self, parameters: State, buffers: State, images_BCHW: Tensor) -> Tensor:
         """Logits [B, K] in evaluation: stored statistics, whatever the mode."""
-        return self._call(parameters, buffers, images_BCHW, own_batch=False)[0]
+        logits_BK: Tensor = functional_call(self.module, (parameters, buffers), (images_BCHW,))
+        return logits_BK
 
     def _call(
-        self, parameters: State, buffers: State, images_BCHW: Tensor, *, own_batch: bool
-    ) -> tuple[Tensor, State]:
-        # Batch norm updates its statistics in place: on copies, so that no other step's graph sees the change.
-        mine = {k: v.clone() for k, v in buffers.items()} if own_batch else buffers
-        for norm in self._norms:
+        self, parameters: State, buffers: State, batch: Batch, *, own_batch: bool, moves: bool = False
+    ) -> tuple[Tensor, Tensor, State]:
+        # Batch norm moves its statistics in place: on copies, so that no other step's graph sees the change.
+        if moves:
+            buffers = {k: v.clone() if k in self._statistics else v for k, v in buffers.items()}
+        device = batch.images_BCHW.device.type
+        # Autocast's cache holds casts of leaves with their graphs: a second derivative must not meet old ones.
+        cast = torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.bf16 else nullcontext()
+        with self._batch_norm(own_batch=own_batch, moves=moves), sdpa_kernel(SDPBackend.MATH), cast:
+            logits_BK: Tensor = functional_call(self.module, (parameters, buffers), (batch.images_BCHW,))
+        if self.bf16:
+            logits_BK = logits_BK.float()
+        return logits_BK, F.cross_entropy(logits_BK, batch.labels_B), buffers
+
+    @contextmanager
+    def _batch_norm(self, *, own_batch: bool, moves: bool) -> Iterator[None]:
+        for norm, tracks, _ in self._norms:
             norm.training, norm.momentum = own_batch, self.rule.batch_norm_momentum
-        with sdpa_kernel(SDPBackend.MATH):  # the one attention kernel with a second derivative
-            logits_BK: Tensor = functional_call(self.module, (parameters, mine), (images_BCHW,))
-        for norm in self._norms:
-            norm.training = False
-        return logits_BK, mine
+            norm.track_running_stats = tracks and (moves or not own_batch)
+        try:
+            yield
+        finally:
+            for norm, tracks, momentum in self._norms:
+                norm.training, norm.track_running_stats, norm.momentum = False, tracks, momentum
+
+    @contextmanager
+    def _masks(self, batch: Batch, step: int) -> Iterator[None]:
+        if not (self.rule.dropout and self._dropouts):
+            yield
+            return
+        seed = int(keyed_generator("dropout", batch.seed, step).integers(2**63))
+        device = batch.images_BCHW.device
+        devices = [device] if device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(seed)
+                for module in self._dropouts:
+                    module.training = True
+                yield
+        finally:
+            for module in self._dropouts:
+                module.training = False
 
 
-def sgd_step(parameters: State, gradients: Iterable[Tensor], rate: float) -> State:
-    """θ − η g, as new tensors (differentiable where g is)."""
-    return {k: p - rate * g for (k, p), g in zip(parameters.items(), gradients, strict=True)}
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Where the inner loop stands: all parameters, and the velocity of the adapted ones (with momentum)."""
+
+    parameters: State
+    velocity: tuple[Tensor, ...] | None = None
+
+    def leaves(self, names: Sequence[str] | None = None) -> State:
+        """The parameters as new leaves of a graph; only those of `names` where given."""
+        mine = set(self.parameters if names is None else names)
+        return {
+            k: v.detach().requires_grad_() if k in mine else v.detach() for k, v in self.parameters.items()
+        }
 
 
-def adapt(net: FunctionalNet, parameters: State, buffers: State, support: Batch) -> tuple[State, State]:
+@torch.no_grad()
+def inner_step(
+    net: FunctionalNet, point: Point, gradients: Sequence[Tensor], step: int, factors: State | None = None
+) -> tuple[Point, list[Tensor]]:
+    """u ← μu + g + λθ, θ ← θ − ηu for the adapted parameters, as new tensors; and u."""
+    rule = net.rule
+    theta = [point.parameters[k] for k in net.adapted]
+    u = list(gradients)
+    if rule.weight_decay:
+        u = torch._foreach_add(u, theta, alpha=rule.weight_decay)
+    if rule.momentum and point.velocity is not None:
+        u = torch._foreach_add(u, list(point.velocity), alpha=rule.momentum)
+    if factors is None:
+        moved = torch._foreach_add(theta, u, alpha=-rule.rate)
+    else:
+        moved = torch._foreach_addcmul(theta, u, _rates(net, step, factors), value=-1)
+    parameters = point.parameters | dict(zip(net.adapted, moved, strict=True))
+    return Point(parameters=parameters, velocity=tuple(u) if rule.momentum else None), u
+
+
+def _rates(net: FunctionalNet, step: int, factors: State) -> list[Tensor]:
+    return [net.rule.rate * factors[k][step] for k in net.adapted]
+
+
+def scaled(
+    net: FunctionalNet, vector: Sequence[Tensor], step: int, factors: State | None = None
+) -> list[Tensor]:
+    """−D vector: the negative rates of a step times the adapted parameters' parts of a vector."""
+    if factors is None:
+        return list(torch._foreach_mul(list(vector), -net.rule.rate))
+    return [-rate * part for rate, part in zip(_rates(net, step, factors), vector, strict=True)]
+
+
+def adapt(
+    net: FunctionalNet, parameters: State, buffers: State, support: Batch, factors: State | None = None
+) -> tuple[State, State]:
     """All inner steps without a graph: what repair does (Algorithm 1, line 18)."""
-    for _ in range(net.rule.steps):
-        leaves = {k: v.detach().requires_grad_() for k, v in parameters.items()}
-        loss, buffers = net.support(leaves, buffers, support)
-        parameters = sgd_step(parameters, gradients_of(loss, leaves), net.rule.rate)
-    return {k: v.detach() for k, v in parameters.items()}, buffers
+    point = Point(parameters=parameters)
+    for step in range(net.rule.steps):
+        leaves = point.leaves(net.adapted)
+        loss, buffers = net.support(leaves, buffers, support, step=step)
+        gradients = gradients_of(loss, [leaves[k] for k in net.adapted])
+        point, _ = inner_step(net, point, gradients, step, factors)
+    return {k: v.detach() for k, v in point.parameters.items()}, buffers
 
 
-def gradients_of(loss: Tensor, leaves: State, *, create_graph: bool = False) -> tuple[Tensor, ...]:
+def gradients_of(
+    loss: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False
+) -> tuple[Tensor, ...]:
     """The gradient of `loss` by each leaf; zeros for a parameter that the loss does not reach."""
     return torch.autograd.grad(
-        loss, list(leaves.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+        loss, list(leaves), create_graph=create_graph, allow_unused=True, materialize_grads=True
     )

@@ -1,0 +1,56 @@
+"""A module and name patterns in, the parameters that the inner loop adapts out.
+
+Source: ANIL (Raghu et al. 2020) adapts the head alone; a pattern names any other part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from tasks.errors import InputError
+
+HEAD = "head"
+
+
+def adapted_names(module: nn.Module, parts: Sequence[str]) -> tuple[str, ...]:
+    """Names of the parameters that `parts` names, in the module's order.
+
+    A part is `head` (the classifier: timm's `get_classifier()`, else the last `nn.Linear`), a parameter's name, a
+    module's name, or a pattern of these (`layer3.*`); `*` is all. Raises InputError for a part that names nothing.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    chosen: set[str] = set()
+    for part in parts:
+        found = _head(module) if part == HEAD else {n for n in names if _names(part, n)}
+        if not found:
+            near = get_close_matches(part, [HEAD, *_modules_of(names)], n=3)
+            hint = f" Near names: {', '.join(near)}." if near else ""
+            raise InputError(
+                f"inner.parts: {part!r} names no parameter of {type(module).__name__}.{hint} Give head, *, a "
+                "module's or parameter's name, or a pattern such as layer3.*"
+            )
+        chosen |= found
+    return tuple(name for name in names if name in chosen)
+
+
+def _names(part: str, name: str) -> bool:
+    return fnmatchcase(name, part) or fnmatchcase(name, f"{part}.*")
+
+
+def _modules_of(names: Sequence[str]) -> list[str]:
+    return sorted({name.rpartition(".")[0] for name in names} | set(names))
+
+
+def _head(module: nn.Module) -> set[str]:
+    if hasattr(module, "get_classifier"):
+        head = module.get_classifier()
+    else:
+        head = next((m for m in reversed(list(module.modules())) if isinstance(m, nn.Linear)), None)
+    if not isinstance(head, nn.Module):
+        return set()
+    mine = {id(p) for p in head.parameters()}
+    return {name for name, parameter in module.named_parameters() if id(parameter) in mine}
