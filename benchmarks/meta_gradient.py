@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.measure import interleave, machine, parser, peak_resident_bytes, publish
-from metarepair.inner import Batch, FunctionalNet, InnerRule, State, gradients_of
+from metarepair.inner import Batch, FunctionalNet, InnerRule, gradients_of
 from metarepair.meta_gradient import Memory, TaskBatch, task_gradient
+from metarepair.vectors import State
 
 RATE = 0.01
 HIGHER_MISSING = (
@@ -96,11 +97,11 @@ class Case:
     def floor(self) -> None:
         """The work that no exact way is spared: each step's Hessian-vector product with the gradient it needs."""
         leaves = self._leaves()
-        v = gradients_of(self.net.query(leaves, self.buffers, self.task.query)[0], leaves)
+        v = gradients_of(self.net.query(leaves, self.buffers, self.task.query)[0], list(leaves.values()))
         for _ in range(self.steps):
             leaves = self._leaves()
             loss, _ = self.net.support(leaves, self.buffers, self.task.support)
-            gradients = gradients_of(loss, leaves, create_graph=True)
+            gradients = gradients_of(loss, list(leaves.values()), create_graph=True)
             torch.autograd.grad(
                 gradients, list(leaves.values()), grad_outputs=v, allow_unused=True, materialize_grads=True
             )

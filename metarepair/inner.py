@@ -12,20 +12,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from metarepair.parts import adapted_names
+from metarepair.vectors import State
 from tasks.keys import keyed_generator
 
 # B images, C H W, K classes, T inner steps
 
-State = dict[str, Tensor]
 BatchNormMode = Literal["frozen", "adapt", "batch"]
 
 
@@ -38,7 +36,7 @@ class InnerRule:
     and query are normalised by their own batch (the original MAML code; meta-training only).
 
     momentum, weight_decay: as in torch.optim.SGD. parts: what is adapted (metarepair.parts); ANIL is ("head",).
-    learned_rates: every parameter tensor has a factor on `rate` per step, meta-learned with θ (MAML++'s LSLR,
+    learned_rates: every adapted tensor has a factor on `rate` per step, meta-learned with θ (MAML++'s LSLR,
     Antoniou et al. 2019, Sec. 4). dropout: support batches go through dropout and drop path, with masks keyed by
     task and step; queries never do.
     """
@@ -80,7 +78,8 @@ class FunctionalNet:
         norms = {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm)}
         self._norms = [(m, m.track_running_stats, m.momentum) for m in norms.values()]
         self._statistics = {f"{name}.{key}" for name, m in norms.items() for key, _ in m.named_buffers()}
-        self._dropouts = [m for m in module.modules() if isinstance(m, _DropoutNd | DropPath)]
+        # All but these are in training mode where dropout is on: some layers drop by their own flag alone.
+        self._others = [m for m in module.modules() if not isinstance(m, _BatchNorm)]
 
     def parameters(self) -> State:
         """The module's own parameters, detached."""
@@ -93,7 +92,9 @@ class FunctionalNet:
     def rate_factors(self) -> State:
         """What learned rates start from: a one for every adapted tensor and step, [T] each."""
         own = self.parameters()
-        return {k: torch.ones(self.rule.steps, dtype=own[k].dtype, device=own[k].device) for k in self.adapted}
+        return {
+            k: torch.ones(self.rule.steps, dtype=own[k].dtype, device=own[k].device) for k in self.adapted
+        }
 
     def support(
         self, parameters: State, buffers: State, batch: Batch, *, step: int = 0, moves: bool = True
@@ -146,7 +147,7 @@ class FunctionalNet:
 
     @contextmanager
     def _masks(self, batch: Batch, step: int) -> Iterator[None]:
-        if not (self.rule.dropout and self._dropouts):
+        if not self.rule.dropout:
             yield
             return
         seed = int(keyed_generator("dropout", batch.seed, step).integers(2**63))
@@ -155,11 +156,11 @@ class FunctionalNet:
         try:
             with torch.random.fork_rng(devices=devices):
                 torch.manual_seed(seed)
-                for module in self._dropouts:
+                for module in self._others:
                     module.training = True
                 yield
         finally:
-            for module in self._dropouts:
+            for module in self._others:
                 module.training = False
 
 
@@ -180,53 +181,42 @@ class Point:
 
 @torch.no_grad()
 def inner_step(
-    net: FunctionalNet, point: Point, gradients: Sequence[Tensor], step: int, factors: State | None = None
+    net: FunctionalNet, point: Point, gradients: Sequence[Tensor], step: int, factors: State
 ) -> tuple[Point, list[Tensor]]:
     """u ← μu + g + λθ, θ ← θ − ηu for the adapted parameters, as new tensors; and u."""
     rule = net.rule
     theta = [point.parameters[k] for k in net.adapted]
-    u = list(gradients)
+    u = [g.detach() for g in gradients]
     if rule.weight_decay:
-        u = torch._foreach_add(u, theta, alpha=rule.weight_decay)
+        u = list(torch._foreach_add(u, theta, alpha=rule.weight_decay))
     if rule.momentum and point.velocity is not None:
-        u = torch._foreach_add(u, list(point.velocity), alpha=rule.momentum)
-    if factors is None:
-        moved = torch._foreach_add(theta, u, alpha=-rule.rate)
-    else:
-        moved = torch._foreach_addcmul(theta, u, _rates(net, step, factors), value=-1)
+        u = list(torch._foreach_add(u, point.velocity, alpha=rule.momentum))
+    moved = torch._foreach_add(theta, scaled_by_rates(net, u, step, factors))
     parameters = point.parameters | dict(zip(net.adapted, moved, strict=True))
     return Point(parameters=parameters, velocity=tuple(u) if rule.momentum else None), u
 
 
-def _rates(net: FunctionalNet, step: int, factors: State) -> list[Tensor]:
-    return [net.rule.rate * factors[k][step] for k in net.adapted]
-
-
-def scaled(
-    net: FunctionalNet, vector: Sequence[Tensor], step: int, factors: State | None = None
-) -> list[Tensor]:
-    """−D vector: the negative rates of a step times the adapted parameters' parts of a vector."""
-    if factors is None:
-        return list(torch._foreach_mul(list(vector), -net.rule.rate))
-    return [-rate * part for rate, part in zip(_rates(net, step, factors), vector, strict=True)]
+def scaled_by_rates(net: FunctionalNet, u: Sequence[Tensor], step: int, factors: State) -> list[Tensor]:
+    """−D u: the adapted parameters' parts of a vector, times the negative rates of a step."""
+    if not factors:
+        return list(torch._foreach_mul(list(u), -net.rule.rate))
+    return list(torch._foreach_mul(list(u), [-net.rule.rate * factors[k][step] for k in net.adapted]))
 
 
 def adapt(
     net: FunctionalNet, parameters: State, buffers: State, support: Batch, factors: State | None = None
 ) -> tuple[State, State]:
-    """All inner steps without a graph: what repair does (Algorithm 1, line 18)."""
+    """All inner steps without a graph: what repair does (Algorithm 1, line 18). Parameters and buffers after it."""
     point = Point(parameters=parameters)
     for step in range(net.rule.steps):
         leaves = point.leaves(net.adapted)
         loss, buffers = net.support(leaves, buffers, support, step=step)
         gradients = gradients_of(loss, [leaves[k] for k in net.adapted])
-        point, _ = inner_step(net, point, gradients, step, factors)
+        point, _ = inner_step(net, point, gradients, step, factors or {})
     return {k: v.detach() for k, v in point.parameters.items()}, buffers
 
 
-def gradients_of(
-    loss: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False
-) -> tuple[Tensor, ...]:
+def gradients_of(loss: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:
     """The gradient of `loss` by each leaf; zeros for a parameter that the loss does not reach."""
     return torch.autograd.grad(
         loss, list(leaves), create_graph=create_graph, allow_unused=True, materialize_grads=True

@@ -3,23 +3,33 @@
 For the inner step u_{i+1} = μ u_i + ∇L_s(θ_i) + λ θ_i, θ_{i+1} = θ_i − D u_{i+1} (D the rates; zero for what is
 not adapted), the second-order meta-gradient is the reverse recurrence
     v_T = ∇L_q(θ_T),  w_T = 0;    a = w_{i+1} − D v_{i+1},    v_i = v_{i+1} + λ a + H_i a,    w_i = μ a,
-H_i the Hessian of L_s at θ_i. A step's product H_i a needs the graph of that step's gradient alone. It is kept
-from the way forward (`graph`), or built again from θ_i (`recompute`), or kept for the last steps only: the same
-operations either way, so the same gradient.
+H_i the Hessian of L_s at θ_i; a multi-step loss adds its weight times ∇L_q(θ_i) to v_i. A product H_i a needs the
+graph of that step's gradient alone. It is kept from the way forward (`graph`), or built again from θ_i
+(`recompute`), or kept for the last steps only: the same operations in any case, so the same gradient.
 Source: Finn et al. 2017, Eq. 1 and Sec. 5.2 (first order); paper Algorithm 1, lines 6-10; Antoniou et al. 2019
 (multi-step loss, learned rates); Nichol et al. 2018 (Reptile).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from metarepair.inner import Batch, FunctionalNet, Point, State, gradients_of, inner_step, scaled
+from metarepair.inner import (
+    Batch,
+    FunctionalNet,
+    Point,
+    gradients_of,
+    inner_step,
+    scaled_by_rates,
+)
+from metarepair.vectors import State
+
+# T inner steps
 
 Order = Literal["second", "first", "reptile"]
 Memory = Literal["graph", "recompute"]
@@ -38,13 +48,13 @@ class TaskBatch:
 class TaskGradient:
     """The outer loss, the accuracy after adaptation, and the gradient in the parameters' own layout.
 
-    `factors` is the gradient by the learned rates' factors, where there are any.
+    `factors` is the gradient by the learned rates' factors, empty where there are none.
     """
 
     loss: float
     accuracy: float
     gradient: State
-    factors: State | None = None
+    factors: State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +67,11 @@ class OuterLoss:
     clean_weight: float = 0.0
     step_weights: tuple[float, ...] | None = None
 
-    def weight(self, step: int, steps: int) -> float:
-        """Weight of the loss after `step` inner steps (1 … T)."""
-        if self.step_weights is None:
-            return float(step == steps)
-        return self.step_weights[step - 1] if step else 0.0
+    def weight(self, after: int, steps: int) -> float:
+        """Weight of the loss after `after` of `steps` inner steps."""
+        if self.step_weights is None or after == 0:
+            return float(after == steps)
+        return self.step_weights[after - 1]
 
     def gradient(
         self, net: FunctionalNet, point: Point, buffers: State, task: TaskBatch
@@ -73,34 +83,6 @@ class OuterLoss:
             clean, _ = net.query(leaves, buffers, task.clean)
             loss = (1 - self.clean_weight) * loss + self.clean_weight * clean
         return loss.detach(), accuracy, gradients_of(loss, list(leaves.values()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Graph:
-    """A step's gradient by the adapted parameters, still differentiable by all of them."""
-
-    leaves: State
-    gradients: tuple[Tensor, ...]
-
-    def hessian_product(self, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        outputs = [(g, part) for g, part in zip(self.gradients, a, strict=True) if g.requires_grad]
-        return torch.autograd.grad(
-            [g for g, _ in outputs],
-            list(self.leaves.values()),
-            grad_outputs=[part for _, part in outputs],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-
-
-@dataclass(kw_only=True)
-class _Trail:
-    """What the way forward leaves for the way back: one entry a step."""
-
-    points: list[Point]
-    buffers: list[State]
-    graphs: list[_Graph | None]
-    directions: list[list[Tensor]]
 
 
 def kept_steps(memory: Memory | int, steps: int) -> int:
@@ -121,156 +103,158 @@ def task_gradient(
     outer: OuterLoss | None = None,
     factors: State | None = None,
     theta_on_host: bool = False,
-    replayed_buffers: Sequence[State] | None = None,
+    replayed_buffers: Mapping[int, State] | None = None,
 ) -> TaskGradient:
-    """The gradient of the outer loss by θ_0, and by the rates' factors where these are given.
+    """The gradient of the outer loss by θ_0, and by the rates' `factors` ([T] each) where these are given.
 
-    order: second is exact; first drops H (FOMAML); reptile gives θ_0 − θ_T. memory: a mode, or the number of last
-    steps whose graphs are kept. theta_on_host: the θ_i wait in host memory for their step.
+    order: second is exact; first takes H for 0 (FOMAML); reptile gives θ_0 − θ_T, and nothing to the factors.
+    memory: a mode, or the number of last steps whose graphs are kept. theta_on_host: the θ_i wait in host memory.
     Statistics that support batches update are constants to the gradient, as in every autograd framework.
-    `replayed_buffers` [T], if given, are used for the queries in place of the recorded ones: a finite-difference
-    check holds them still.
+    `replayed_buffers` are the queries' buffers by the number of inner steps before, in place of the recorded
+    ones: a finite-difference check holds them still.
     """
-    outer = outer or OuterLoss()
-    kept = kept_steps(memory, net.rule.steps) if order == "second" else 0
-    end, trail = _forward(net, parameters, buffers, task, kept, factors, outer, theta_on_host=theta_on_host)
-    if replayed_buffers is not None:
-        trail.buffers = list(replayed_buffers)
-    last = trail.buffers[-1]
-    loss, accuracy, v = outer.gradient(net, end, last, task)
-    if order == "reptile":
-        v = tuple(parameters[k] - end.parameters[k] for k in parameters)
-        return _result(parameters, v, loss, accuracy, None)
-    weight = outer.weight(net.rule.steps, net.rule.steps)
-    if weight != 1.0:
-        loss, v = loss * weight, tuple(torch._foreach_mul(v, weight))
-    del end
-    return _backward(net, parameters, task, trail, loss, accuracy, v, factors, outer, order)
+    unrolled = _Unrolled(
+        net=net,
+        parameters={k: v.detach() for k, v in parameters.items()},
+        buffers=buffers,
+        task=task,
+        outer=outer or OuterLoss(),
+        factors=factors or {},
+        on_host=theta_on_host,
+    )
+    end = unrolled.forward(kept_steps(memory, net.rule.steps) if order == "second" else 0)
+    unrolled.query_buffers |= replayed_buffers or {}
+    return unrolled.backward(end, order)
 
 
-def _forward(
-    net: FunctionalNet,
-    parameters: State,
-    buffers: State,
-    task: TaskBatch,
-    kept: int,
-    factors: State | None,
-    outer: OuterLoss,
-    *,
-    theta_on_host: bool,
-) -> tuple[Point, _Trail]:
-    """All inner steps: θ_T, and what each step leaves for the way back."""
-    point = Point(parameters={k: v.detach() for k, v in parameters.items()})
-    trail = _Trail(points=[], buffers=[], graphs=[], directions=[])
-    for step in range(net.rule.steps):
-        keep = step >= net.rule.steps - kept
-        leaves = point.leaves(None if keep else net.adapted)
-        loss, buffers = net.support(leaves, buffers, task.support, step=step)
-        gradients = gradients_of(loss, [leaves[k] for k in net.adapted], create_graph=keep)
-        del loss
-        trail.graphs.append(_Graph(leaves=leaves, gradients=gradients) if keep else None)
-        trail.points.append(_parked(net, point, on_host=theta_on_host and not keep))
-        del leaves
-        point, direction = inner_step(net, point, [g.detach() for g in gradients], step, factors)
-        del gradients
-        if factors is not None:
-            trail.directions.append(direction)
-        if outer.step_weights is not None or step == net.rule.steps - 1:
-            trail.buffers.append(buffers)
-    return point, trail
+@dataclass(frozen=True, kw_only=True)
+class _Graph:
+    """A step's gradient by the adapted parameters, still differentiable by all of them."""
+
+    leaves: State
+    gradients: tuple[Tensor, ...]
+
+    def hessian_product(self, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        outputs = [(g, part) for g, part in zip(self.gradients, a, strict=True) if g.requires_grad]
+        return torch.autograd.grad(
+            [g for g, _ in outputs],
+            list(self.leaves.values()),
+            grad_outputs=[part for _, part in outputs],
+            allow_unused=True,
+            materialize_grads=True,
+        )
 
 
-def _backward(
-    net: FunctionalNet,
-    parameters: State,
-    task: TaskBatch,
-    trail: _Trail,
-    loss: Tensor,
-    accuracy: Tensor,
-    v: tuple[Tensor, ...],
-    factors: State | None,
-    outer: OuterLoss,
-    order: Order,
-) -> TaskGradient:
-    """The recurrence from v_T to v_0. Each step's graph is freed as soon as it is used."""
-    rule, names = net.rule, list(parameters)
-    mine = [names.index(k) for k in net.adapted]
-    w: list[Tensor] | None = None
-    by_factor: list[Tensor] = []
-    for step in reversed(range(rule.steps)):
-        adjoint = [v[i] for i in mine]
-        if factors is not None:
-            u = trail.directions.pop()
-            by_factor.append(torch.stack([-rule.rate * (a * b).sum() for a, b in zip(adjoint, u, strict=True)]))
-        a = scaled(net, adjoint, step, factors)
+class _Unrolled:
+    """A task's inner loop: what its way forward leaves for the way back, an entry a step."""
+
+    def __init__(
+        self,
+        *,
+        net: FunctionalNet,
+        parameters: State,
+        buffers: State,
+        task: TaskBatch,
+        outer: OuterLoss,
+        factors: State,
+        on_host: bool,
+    ) -> None:
+        self.net, self.parameters, self.buffers, self.task = net, parameters, buffers, task
+        self.outer, self.factors, self.on_host = outer, factors, on_host
+        self.query_buffers: dict[int, State] = {}
+        self._thetas: list[list[Tensor]] = []
+        self._graphs: list[_Graph | None] = []
+        self._directions: list[list[Tensor]] = []
+
+    def forward(self, kept: int) -> Point:
+        """All inner steps, keeping the graphs of the last `kept`; θ_T."""
+        net, point, buffers = self.net, Point(parameters=self.parameters), self.buffers
+        for step in range(net.rule.steps):
+            keep = step >= net.rule.steps - kept
+            leaves = point.leaves(None if keep else net.adapted)
+            loss, buffers = net.support(leaves, buffers, self.task.support, step=step)
+            gradients = gradients_of(loss, [leaves[k] for k in net.adapted], create_graph=keep)
+            self._graphs.append(_Graph(leaves=leaves, gradients=gradients) if keep else None)
+            theta = [point.parameters[k] for k in net.adapted]
+            self._thetas.append([v.cpu() for v in theta] if self.on_host and not keep else theta)
+            del loss, leaves, theta  # the graph of a step that is not kept goes here
+            point, direction = inner_step(net, point, gradients, step, self.factors)
+            if self.factors:
+                self._directions.append(direction)
+            if self.outer.weight(step + 1, net.rule.steps):
+                self.query_buffers[step + 1] = buffers
+        return point
+
+    def backward(self, end: Point, order: Order) -> TaskGradient:
+        """The recurrence from v_T to v_0. A step's graph is freed as soon as it is used."""
+        rule = self.net.rule
+        loss, accuracy, gradient = self.outer.gradient(
+            self.net, end, self.query_buffers[rule.steps], self.task
+        )
+        if order == "reptile":
+            away = {k: v - end.parameters[k] for k, v in self.parameters.items()}
+            still = {k: torch.zeros_like(v) for k, v in self.factors.items()}
+            return TaskGradient(loss=loss.item(), accuracy=accuracy.item(), gradient=away, factors=still)
+        del end
+        weight = self.outer.weight(rule.steps, rule.steps)
+        loss, v = weight * loss, list(torch._foreach_mul(gradient, weight))
+        w: list[Tensor] | None = None
+        by_step: list[Tensor] = []
+        for step in reversed(range(rule.steps)):
+            if self.factors:
+                by_step.append(self._factor_gradient(v))
+            v, w, here = self._step_back(step, v, w, order)
+            loss = loss + here
+        return TaskGradient(
+            loss=loss.item(),
+            accuracy=accuracy.item(),
+            gradient=dict(zip(self.parameters, v, strict=True)),
+            factors=dict(zip(self.factors, torch.stack(by_step[::-1], dim=1).unbind(), strict=True))
+            if self.factors
+            else {},
+        )
+
+    def _factor_gradient(self, v: list[Tensor]) -> Tensor:
+        """−η ⟨v, u⟩ of every adapted tensor, in one tensor."""
+        u, mine = self._directions.pop(), self._adapted_of(v)
+        return torch.stack([-self.net.rule.rate * (a * b).sum() for a, b in zip(mine, u, strict=True)])
+
+    def _step_back(
+        self, step: int, v: list[Tensor], w: list[Tensor] | None, order: Order
+    ) -> tuple[list[Tensor], list[Tensor] | None, Tensor | float]:
+        """v_i, w_i and the loss at θ_i from those of i + 1."""
+        rule = self.net.rule
+        a = scaled_by_rates(self.net, self._adapted_of(v), step, self.factors)
         if w is not None:
-            a = list(torch._foreach_add(a, w))
-        point, graph = _fetched(trail.points.pop(), parameters), trail.graphs.pop()
-        moved = list(v)
+            torch._foreach_add_(a, w)
+        graph, theta = self._graphs.pop(), self._thetas.pop()
         if rule.weight_decay:
-            for index, part in zip(mine, a, strict=True):
-                moved[index] = moved[index] + rule.weight_decay * part
+            decay = dict(zip(self.net.adapted, torch._foreach_mul(a, rule.weight_decay), strict=True))
+            v = [part + decay[k] if k in decay else part for k, part in zip(self.parameters, v, strict=True)]
         if order == "second":
-            graph = graph or _again(net, point, task, step)
-            moved = list(torch._foreach_add(moved, list(graph.hessian_product(a))))
-        del graph
+            products = (graph or self._graph_again(step, theta)).hessian_product(a)
+            v = list(torch._foreach_add(v, products))
         w = list(torch._foreach_mul(a, rule.momentum)) if rule.momentum else None
-        weight = outer.weight(step, rule.steps)
-        if weight:
-            here, _, gradient = outer.gradient(net, point, trail.buffers[step - 1], task)
-            loss = loss + weight * here
-            moved = list(torch._foreach_add(moved, list(gradient), alpha=weight))
-        v = tuple(moved)
-    rates = None
-    if factors is not None:
-        columns_KT = torch.stack(by_factor[::-1], dim=1)
-        rates = dict(zip(net.adapted, columns_KT.unbind(), strict=True))
-    return _result(parameters, v, loss, accuracy, rates)
+        weight = self.outer.weight(step, rule.steps)
+        if not weight:
+            return v, w, 0.0
+        here, _, gradient = self.outer.gradient(
+            self.net, self._point(theta), self.query_buffers[step], self.task
+        )
+        return list(torch._foreach_add(v, gradient, alpha=weight)), w, weight * here
 
+    def _graph_again(self, step: int, theta: list[Tensor]) -> _Graph:
+        """A step's gradient once more. Moved statistics do not matter to it: they are not used where they move."""
+        leaves = self._point(theta).leaves()
+        loss, _ = self.net.support(leaves, self.buffers, self.task.support, step=step, moves=False)
+        mine = [leaves[k] for k in self.net.adapted]
+        return _Graph(leaves=leaves, gradients=gradients_of(loss, mine, create_graph=True))
 
-def _again(net: FunctionalNet, point: Point, task: TaskBatch, step: int) -> _Graph:
-    """A step's gradient once more, with its graph. Its value does not depend on stored statistics that moved."""
-    leaves = point.leaves()
-    loss, _ = net.support(leaves, net.buffers(), task.support, step=step, moves=False)
-    gradients = gradients_of(loss, [leaves[k] for k in net.adapted], create_graph=True)
-    return _Graph(leaves=leaves, gradients=gradients)
+    def _point(self, theta: list[Tensor]) -> Point:
+        """All parameters at a step, from the adapted ones wherever they waited."""
+        moved = {k: v.to(self.parameters[k].device) for k, v in zip(self.net.adapted, theta, strict=True)}
+        return Point(parameters=self.parameters | moved)
 
-
-def _parked(net: FunctionalNet, point: Point, *, on_host: bool) -> Point:
-    adapted = {k: point.parameters[k] for k in net.adapted}
-    return Point(parameters={k: v.cpu() for k, v in adapted.items()} if on_host else adapted)
-
-
-def _fetched(point: Point, parameters: State) -> Point:
-    own = {k: v.to(parameters[k].device) for k, v in point.parameters.items()}
-    return Point(parameters={k: own.get(k, v.detach()) for k, v in parameters.items()})
-
-
-def _result(
-    parameters: State, v: Sequence[Tensor], loss: Tensor, accuracy: Tensor, factors: State | None
-) -> TaskGradient:
-    gradient = {k: part.detach() for k, part in zip(parameters, v, strict=True)}
-    return TaskGradient(loss=loss.item(), accuracy=accuracy.item(), gradient=gradient, factors=factors)
-
-
-def flatten(state: State) -> Tensor:
-    """All tensors of a state in one vector, in the state's order."""
-    return torch.cat([v.reshape(-1) for v in state.values()])
-
-
-def unflatten(vector: Tensor, like: State) -> State:
-    """The inverse of `flatten`: views into `vector`, shaped as `like`."""
-    parts = torch.split(vector, [v.numel() for v in like.values()])
-    return {k: p.view_as(v) for (k, v), p in zip(like.items(), parts, strict=True)}
-
-
-def pairwise_sum(terms: list[Tensor]) -> Tensor:
-    """The sum in a balanced binary tree.
-
-    Contiguous halves of the terms on two workers, summed there and then together, take the very same tree: with
-    a power of two of tasks, 1 and 2 workers give the same bits.
-    """
-    if len(terms) == 1:
-        return terms[0]
-    middle = (len(terms) + 1) // 2
-    return pairwise_sum(terms[:middle]) + pairwise_sum(terms[middle:])
+    def _adapted_of(self, v: list[Tensor]) -> list[Tensor]:
+        mine = dict(zip(self.parameters, v, strict=True))
+        return [mine[k] for k in self.net.adapted]

@@ -21,10 +21,11 @@ from metarepair.batches import failure_batch, image_batch
 from metarepair.checkpoint import read_state, seal
 from metarepair.config import Config
 from metarepair.context import Context
-from metarepair.inner import Batch, FunctionalNet, State
-from metarepair.meta_gradient import TaskBatch, flatten, pairwise_sum, task_gradient, unflatten
+from metarepair.inner import Batch, FunctionalNet
+from metarepair.meta_gradient import OuterLoss, TaskBatch, task_gradient
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.repair import RepairData, inner_rule, validate_repair
+from metarepair.vectors import State, flatten, pairwise_sum, unflatten
 from tasks.confidence import Confidence
 from tasks.datasets import Dataset
 from tasks.errors import DivergedError, StageError
@@ -135,7 +136,7 @@ class MetaTrainer:
             self.source.task(self.episode, slot),
             order=self.config.train.order,
             memory=self.config.train.memory,
-            clean_weight=self.config.train.clean_weight,
+            outer=OuterLoss(clean_weight=self.config.train.clean_weight),
         )
         tail = torch.tensor(
             [result.loss, result.accuracy, 1.0], dtype=self._dtype, device=self.context.device

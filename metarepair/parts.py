@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from tasks.errors import InputError
+from tasks.errors import ConfigError
 
 HEAD = "head"
 
@@ -20,7 +20,7 @@ def adapted_names(module: nn.Module, parts: Sequence[str]) -> tuple[str, ...]:
     """Names of the parameters that `parts` names, in the module's order.
 
     A part is `head` (the classifier: timm's `get_classifier()`, else the last `nn.Linear`), a parameter's name, a
-    module's name, or a pattern of these (`layer3.*`); `*` is all. Raises InputError for a part that names nothing.
+    module's name, or a pattern of these (`layer3.*`); `*` is all. Raises ConfigError for a part that names nothing.
     """
     names = [name for name, _ in module.named_parameters()]
     chosen: set[str] = set()
@@ -29,7 +29,7 @@ def adapted_names(module: nn.Module, parts: Sequence[str]) -> tuple[str, ...]:
         if not found:
             near = get_close_matches(part, [HEAD, *_modules_of(names)], n=3)
             hint = f" Near names: {', '.join(near)}." if near else ""
-            raise InputError(
+            raise ConfigError(
                 f"inner.parts: {part!r} names no parameter of {type(module).__name__}.{hint} Give head, *, a "
                 "module's or parameter's name, or a pattern such as layer3.*"
             )
@@ -46,10 +46,9 @@ def _modules_of(names: Sequence[str]) -> list[str]:
 
 
 def _head(module: nn.Module) -> set[str]:
-    if hasattr(module, "get_classifier"):
-        head = module.get_classifier()
-    else:
-        head = next((m for m in reversed(list(module.modules())) if isinstance(m, nn.Linear)), None)
+    classifier = getattr(module, "get_classifier", None)
+    linear = next((m for m in reversed(list(module.modules())) if isinstance(m, nn.Linear)), None)
+    head = classifier() if callable(classifier) else linear
     if not isinstance(head, nn.Module):
         return set()
     mine = {id(p) for p in head.parameters()}

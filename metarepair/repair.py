@@ -14,8 +14,9 @@ import torch
 
 from metarepair.batches import failure_batch
 from metarepair.config import Config
-from metarepair.inner import FunctionalNet, InnerRule, State, adapt
+from metarepair.inner import FunctionalNet, InnerRule, adapt
 from metarepair.models.build import DeployedModel
+from metarepair.vectors import State
 from tasks.keys import keyed_generator
 from tasks.records import Failures
 from tasks.sampler import semantic_cover, split_validation

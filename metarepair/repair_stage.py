@@ -20,13 +20,13 @@ from metarepair.config import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate, Judged, evaluate
 from metarepair.features import distance_name
-from metarepair.inner import State
 from metarepair.layout import Run
 from metarepair.methods import MethodContext, get_method
 from metarepair.models.build import read_tensors, save_weights
 from metarepair.repair import RepairData, repair_data
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.score import read_confidence
+from metarepair.vectors import State
 from tasks.errors import DivergedError
 from tasks.manifest import (
     Manifest,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from metarepair.config import Config
-from metarepair.inner import State
 from metarepair.models.build import DeployedModel
 from metarepair.repair import Choice, RepairData, Step, choose, walk
+from metarepair.vectors import State
 from tasks.errors import ConfigError, unknown_name
 
 
