@@ -2,124 +2,226 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
-from metarepair.inner import Batch, BatchNormMode, FunctionalNet, InnerRule, State, adapt
-from metarepair.meta_gradient import (
-    Memory,
-    TaskBatch,
-    flatten,
-    pairwise_sum,
-    task_gradient,
-    unflatten,
-)
+from metarepair.inner import Batch, BatchNormMode, FunctionalNet, InnerRule, adapt
+from metarepair.meta_gradient import Memory, OuterLoss, TaskBatch, TaskGradient, task_gradient
+from metarepair.vectors import State, flatten, pairwise_sum, unflatten
 
 MODES: tuple[BatchNormMode, ...] = ("frozen", "adapt", "batch")
-MEMORIES: tuple[Memory, ...] = ("graph", "recompute")
+MEMORIES: tuple[Memory | int, ...] = ("graph", "recompute", 1)
+DOUBLE: Any = {"dtype": torch.float64}
 
 
-def smooth_net() -> nn.Module:
-    """Convolution, batch norm with uneven statistics, a smooth activation, a head."""
-    torch.manual_seed(3)
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.Tanh(),
-        nn.AvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(16, 3),
-    ).double()
-    norm = net[1]
-    assert isinstance(norm, nn.BatchNorm2d)
-    norm.running_mean = torch.randn(4, dtype=torch.float64) * 0.2
-    norm.running_var = torch.rand(4, dtype=torch.float64) + 0.5
-    return net
+class LayerScale(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, channels))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW * self.scale[:, None, None]
+
+
+def uneven(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """Stored statistics that are unlike a batch's."""
+    norm.running_mean = torch.randn(norm.num_features) * 0.2
+    norm.running_var = torch.rand(norm.num_features) + 0.5
+    return norm
+
+
+def convolution_net() -> nn.Module:
+    body = (nn.Conv2d(3, 4, 3, padding=1), uneven(nn.BatchNorm2d(4)), nn.Tanh(), nn.AvgPool2d(4))
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(16, 3))
+
+
+def depthwise_net() -> nn.Module:
+    body = (nn.Conv2d(3, 6, 3, padding=1, groups=3), uneven(nn.BatchNorm2d(6)), nn.SiLU(), nn.Conv2d(6, 4, 1))
+    return nn.Sequential(*body, nn.Tanh(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 3))
+
+
+def layer_norm_net() -> nn.Module:
+    body = (
+        nn.Conv2d(3, 4, 4, stride=4),
+        nn.LayerNorm([4, 2, 2]),
+        nn.GELU(),
+        LayerScale(4),
+        nn.GroupNorm(2, 4),
+    )
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(16, 3))
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "convolution": convolution_net,
+    "depthwise": depthwise_net,
+    "layer_norm": layer_norm_net,
+}
+RULES: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "momentum": {"momentum": 0.8},
+    "decay": {"weight_decay": 0.05},
+    "momentum and decay": {"momentum": 0.8, "weight_decay": 0.05},
+    "learned rates": {"learned_rates": True},
+    "learned rates and momentum": {"learned_rates": True, "momentum": 0.8, "weight_decay": 0.05},
+    "head": {"parts": ("head",)},
+    "head with momentum": {"parts": ("head",), "momentum": 0.8, "weight_decay": 0.05},
+    "pattern": {"parts": ("0.*", "5.bias")},
+}
 
 
 def batch(seed: int, size: int = 6) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size, 3, 8, 8, dtype=torch.float64, generator=generator)
+    images = torch.randn(size, 3, 8, 8, generator=generator, **DOUBLE)
     return Batch(images_BCHW=images, labels_B=torch.randint(0, 3, (size,), generator=generator))
 
 
-def task(clean: bool = False) -> TaskBatch:
+def task(*, clean: bool = False) -> TaskBatch:
     return TaskBatch(support=batch(1), query=batch(2), clean=batch(4) if clean else None)
 
 
-def functional(mode: BatchNormMode, steps: int = 3) -> FunctionalNet:
-    return FunctionalNet(
-        smooth_net(), InnerRule(steps=steps, rate=0.3, batch_norm=mode, batch_norm_momentum=0.4)
-    )
+def functional(net: str = "convolution", mode: BatchNormMode = "adapt", **rule: Any) -> FunctionalNet:
+    torch.manual_seed(3)
+    settings = {"steps": 3, "rate": 0.3, "batch_norm_momentum": 0.4} | rule
+    return FunctionalNet(NETS[net]().double(), InnerRule(batch_norm=mode, **settings))
 
 
-def recorded_buffers(net: FunctionalNet, parameters: State) -> State:
-    return adapt(net, parameters, net.buffers(), task().support)[1]
+def uneven_factors(net: FunctionalNet) -> State:
+    """Factors of learned rates that differ by tensor and step; none where the rule has none."""
+    if not net.rule.learned_rates:
+        return {}
+    generator = torch.Generator().manual_seed(9)
+    ones = net.rate_factors()
+    return {k: v + 0.5 * torch.rand(v.shape, generator=generator, **DOUBLE) for k, v in ones.items()}
+
+
+def recorded(net: FunctionalNet, factors: State) -> dict[int, State]:
+    """The buffers after each number of steps at the module's own parameters."""
+    found = {}
+    for steps in range(1, net.rule.steps + 1):
+        shorter = FunctionalNet(net.module, replace(net.rule, steps=steps))
+        found[steps] = adapt(shorter, net.parameters(), net.buffers(), task().support, factors)[1]
+    return found
 
 
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def finite_differences(net: FunctionalNet, vector_P: Tensor, clean_weight: float, replayed: State) -> Tensor:
-    """Central differences of the query loss after adaptation, one parameter at a time."""
-    step, like = 1e-5, net.parameters()
-    slopes = []
-    for index in range(len(vector_P)):
-        losses = []
-        for sign in (1, -1):
-            moved = vector_P.clone()
-            moved[index] += sign * step
-            result = task_gradient(
-                net,
-                unflatten(moved, like),
-                net.buffers(),
-                task(clean_weight > 0),
-                order="first",  # the loss is the same; its gradient is not used here
-                clean_weight=clean_weight,
-                replayed_buffers=replayed,
-            )
-            losses.append(result.loss)
-        slopes.append((losses[0] - losses[1]) / (2 * step))
-    return torch.tensor(slopes, dtype=torch.float64)
+def all_of(found: TaskGradient) -> Tensor:
+    return flatten(found.gradient | {f"factor {k}": v for k, v in found.factors.items()})
 
 
-@pytest.mark.parametrize("clean_weight", [0.0, 0.3])
-@pytest.mark.parametrize("mode", MODES)
-def test_both_memory_modes_agree_with_finite_differences(mode: BatchNormMode, clean_weight: float) -> None:
-    net = functional(mode)
-    parameters = net.parameters()
-    replayed = recorded_buffers(net, parameters)
-    truth = finite_differences(net, flatten(parameters), clean_weight, replayed)
-    for memory in MEMORIES:
-        result = task_gradient(
+def directions(size: int, count: int | None) -> Iterator[Tensor]:
+    """Every axis, or some random unit vectors."""
+    if count is None:
+        yield from torch.eye(size, **DOUBLE)
+        return
+    random = torch.randn(count, size, generator=torch.Generator().manual_seed(5), **DOUBLE)
+    yield from random / random.norm(dim=1, keepdim=True)
+
+
+def worst_error(net: FunctionalNet, outer: OuterLoss | None = None, *, count: int | None = None) -> float:
+    """Of all memory modes: the gradient's distance to central differences of the loss, relative in norm."""
+    factors, outer = uneven_factors(net), outer or OuterLoss()
+    start = net.parameters() | {f"factor {k}": v for k, v in factors.items()}
+    replayed, parts = recorded(net, factors), task(clean=outer.clean_weight > 0)
+
+    def at(vector_P: Tensor, **options: Any) -> TaskGradient:
+        state = unflatten(vector_P, start)
+        parameters = {k: state.pop(k) for k in net.parameters()}
+        moved = {k.removeprefix("factor "): v for k, v in state.items()}
+        return task_gradient(
             net,
             parameters,
             net.buffers(),
-            task(clean_weight > 0),
-            memory=memory,
-            clean_weight=clean_weight,
+            parts,
+            factors=moved,
+            outer=outer,
             replayed_buffers=replayed,
+            **options,
         )
-        assert relative(flatten(result.gradient), truth) < 1e-6
+
+    middle, step = flatten(start), 1e-5
+    axes = list(directions(len(middle), count))
+    # The loss does not depend on the order; first is the quickest way to it.
+    slopes = [
+        (at(middle + step * d, order="first").loss - at(middle - step * d, order="first").loss) / (2 * step)
+        for d in axes
+    ]
+    truth = torch.tensor(slopes, **DOUBLE)
+    found = [torch.stack(axes) @ all_of(at(middle, memory=memory)) for memory in MEMORIES]
+    return max(relative(projected, truth) for projected in found)
 
 
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_entry_agrees_with_finite_differences(net: str, mode: BatchNormMode) -> None:
+    assert worst_error(functional(net, mode)) < 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("mode", MODES)
+def test_any_number_of_steps_agrees_with_finite_differences(
+    net: str, mode: BatchNormMode, steps: int
+) -> None:
+    assert worst_error(functional(net, mode, steps=steps), count=8) < 1e-6
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_graph_and_recompute_agree_to_rounding(mode: BatchNormMode, steps: int) -> None:
-    net = functional(mode, steps)
-    results = [
-        task_gradient(net, net.parameters(), net.buffers(), task(), memory=memory) for memory in MEMORIES
-    ]
-    assert relative(flatten(results[0].gradient), flatten(results[1].gradient)) < 1e-12
-    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-14)
+def test_every_inner_rule_agrees_with_finite_differences(rule: str, mode: BatchNormMode, steps: int) -> None:
+    assert worst_error(functional("convolution", mode, steps=steps, **RULES[rule]), count=8) < 1e-6
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("mode", MODES)
+def test_clean_and_multi_step_losses_agree_with_finite_differences(rule: str, mode: BatchNormMode) -> None:
+    net = functional("depthwise", mode, **RULES[rule] | {"parts": ("*",)})
+    outer = OuterLoss(clean_weight=0.3, step_weights=(0.2, 0.3, 0.5))
+    assert worst_error(net, outer, count=8) < 1e-6
+
+
+def test_dropout_agrees_with_finite_differences() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.Dropout(0.4), nn.Tanh(), nn.Linear(12, 3))
+    net = FunctionalNet(module.double(), InnerRule(steps=2, rate=0.2, batch_norm="frozen", dropout=True))
+    assert worst_error(net, count=12) < 1e-6
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_memory_modes_agree_to_rounding(rule: str, mode: BatchNormMode, steps: int) -> None:
+    net = functional("convolution", mode, steps=steps, **RULES[rule])
+    factors, results = uneven_factors(net), []
+    for memory in ("graph", "recompute", 1, 2):
+        for on_host in (False, True):
+            found = task_gradient(
+                net,
+                net.parameters(),
+                net.buffers(),
+                task(),
+                memory=memory,  # type: ignore[arg-type]  # the loop's strings are modes
+                factors=factors,
+                theta_on_host=on_host,
+            )
+            results.append(found)
+    for other in results[1:]:
+        assert relative(all_of(other), all_of(results[0])) < 1e-12
+        assert other.loss == pytest.approx(results[0].loss, rel=1e-14)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_first_order_differs_measurably_from_second_order(mode: BatchNormMode) -> None:
-    net = functional(mode)
+    net = functional(mode=mode)
     first, second = (
         flatten(task_gradient(net, net.parameters(), net.buffers(), task(), order=order).gradient)
         for order in ("first", "second")
@@ -127,26 +229,40 @@ def test_first_order_differs_measurably_from_second_order(mode: BatchNormMode) -
     assert relative(first, second) > 0.02
 
 
-def test_first_order_is_the_query_gradient_at_the_adapted_parameters() -> None:
-    net = functional("adapt")
-    adapted, statistics = adapt(net, net.parameters(), net.buffers(), task().support)
+def test_frozen_statistics_are_the_given_ones_in_every_memory_mode() -> None:
+    net = functional(mode="frozen")
+    moved = {k: v + 0.7 if k.endswith("running_mean") else v for k, v in net.buffers().items()}
+    found = [
+        flatten(task_gradient(net, net.parameters(), moved, task(), memory=memory).gradient)
+        for memory in MEMORIES
+    ]
+    own = flatten(task_gradient(net, net.parameters(), net.buffers(), task()).gradient)
+    assert max(relative(other, found[0]) for other in found) < 1e-12
+    assert relative(own, found[0]) > 0.01
+
+
+def query_gradient(net: FunctionalNet, factors: State | None = None) -> Tensor:
+    adapted, statistics = adapt(net, net.parameters(), net.buffers(), task().support, factors)
     leaves = {k: v.clone().requires_grad_() for k, v in adapted.items()}
     loss, _ = net.query(leaves, statistics, task().query)
-    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(leaves.values()))])
+    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(leaves.values()))])
+
+
+def test_first_order_is_the_query_gradient_at_the_adapted_parameters() -> None:
+    net = functional()
     found = task_gradient(net, net.parameters(), net.buffers(), task(), order="first")
-    assert relative(flatten(found.gradient), expected) < 1e-12
+    assert relative(flatten(found.gradient), query_gradient(net)) < 1e-12
 
 
-def test_adapt_moves_statistics_and_frozen_leaves_them() -> None:
-    for mode, moves in (("frozen", False), ("adapt", True), ("batch", False)):
-        net = functional(mode)  # type: ignore[arg-type]  # the loop's strings are modes
-        _, after = adapt(net, net.parameters(), net.buffers(), task().support)
-        before = net.buffers()
-        assert torch.equal(after["1.running_mean"], before["1.running_mean"]) != moves
+def test_reptile_is_the_way_that_adaptation_went() -> None:
+    net = functional(momentum=0.5)
+    adapted, _ = adapt(net, net.parameters(), net.buffers(), task().support)
+    found = task_gradient(net, net.parameters(), net.buffers(), task(), order="reptile")
+    assert torch.equal(flatten(found.gradient), flatten(net.parameters()) - flatten(adapted))
 
 
 def test_a_task_leaks_nothing_into_the_module() -> None:
-    net = functional("adapt")
+    net = functional()
     before = {k: v.clone() for k, v in net.module.state_dict().items()}
     task_gradient(net, net.parameters(), net.buffers(), task())
     assert all(torch.equal(v, before[k]) for k, v in net.module.state_dict().items())
@@ -154,7 +270,7 @@ def test_a_task_leaks_nothing_into_the_module() -> None:
 
 
 def test_a_parameter_that_the_loss_does_not_reach_has_gradient_zero() -> None:
-    module = smooth_net()
+    module = convolution_net().double()
     module.unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
     net = FunctionalNet(module, InnerRule(steps=2, rate=0.1, batch_norm="frozen"))
     for memory in MEMORIES:
@@ -162,18 +278,8 @@ def test_a_parameter_that_the_loss_does_not_reach_has_gradient_zero() -> None:
         assert torch.equal(gradient["unused"], torch.zeros(2, dtype=torch.float64))
 
 
-def test_queries_in_adapt_mode_do_not_depend_on_their_batch() -> None:
-    net = functional("adapt")
-    whole, part = batch(2, size=6), batch(2, size=6)
-    alone = Batch(images_BCHW=part.images_BCHW[:1], labels_B=part.labels_B[:1])
-    together = net.logits(net.parameters(), net.buffers(), whole.images_BCHW)[:1]
-    assert torch.allclose(
-        net.logits(net.parameters(), net.buffers(), alone.images_BCHW), together, atol=1e-14
-    )
-
-
 def test_flatten_and_unflatten_are_inverse() -> None:
-    state = functional("frozen").parameters()
+    state = functional().parameters()
     back = unflatten(flatten(state), state)
     assert all(torch.equal(back[k], v) for k, v in state.items())
 
@@ -186,20 +292,31 @@ def test_pairwise_sum_of_contiguous_halves_has_the_same_bits() -> None:
     assert torch.allclose(pairwise_sum(terms), torch.stack(terms).sum(0), atol=1e-5)
 
 
-def test_an_attention_net_has_a_second_order_gradient() -> None:
-    net = timm.create_model("test_vit", num_classes=3)
-    size = net.default_cfg["input_size"][1]
-    functional_net = FunctionalNet(net, InnerRule(steps=1, rate=0.1, batch_norm="frozen"))
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(4, 3, size, size, generator=generator)
-    batch_ = Batch(images_BCHW=images, labels_B=torch.tensor([0, 1, 2, 0]))
-    parts = TaskBatch(support=batch_, query=batch_)
-    first, second = (
-        flatten(
-            task_gradient(
-                functional_net, functional_net.parameters(), functional_net.buffers(), parts, order=order
-            ).gradient
-        )
-        for order in ("first", "second")
-    )
-    assert relative(first, second) > 1e-3
+def timm_gradient(name: str, dtype: torch.dtype, **options: Any) -> Tensor:
+    """A timm net's meta-gradient at 32 px (its own size, if that is fixed).
+
+    A small rate: where a task is learned by heart its loss is near zero, below what float32 resolves.
+    """
+    torch.manual_seed(0)
+    module = timm.create_model(name, num_classes=3, **options).to(dtype)
+    for parent in list(module.modules()):
+        for key, child in list(parent.named_children()):
+            if isinstance(child, nn.MaxPool2d):
+                setattr(parent, key, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+    size = module.default_cfg["input_size"][1] if module.default_cfg.get("fixed_input_size") else 32
+    net = FunctionalNet(module, InnerRule(steps=2, rate=0.01, batch_norm="adapt"))
+    images = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
+    part = Batch(images_BCHW=images, labels_B=torch.arange(8) % 3)
+    found = task_gradient(net, net.parameters(), net.buffers(), TaskBatch(support=part, query=part))
+    return flatten(found.gradient).double()
+
+
+# Without kinks: at random weights one rounding flips a ReLU or a maximum, and a single gradient of plain
+# DenseNet-121 then differs by 1e-2 between float32 and float64 (docs/log.md).
+SMOOTH = {"densenet121": {"act_layer": "silu"}, "convnext_tiny": {}, "test_vit": {}}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_float32_agrees_with_float64(name: str) -> None:
+    single, double = (timm_gradient(name, dtype, **SMOOTH[name]) for dtype in (torch.float32, torch.float64))
+    assert relative(single, double) < 1e-3
