@@ -21,7 +21,7 @@ from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
 from metarepair.features import SPECS, distance_name
-from metarepair.layout import Run, open_run
+from metarepair.layout import RATES, Run, open_run
 from metarepair.meta_train import training_settings
 from metarepair.methods import get_method
 from metarepair.repair_stage import repair_target
@@ -198,18 +198,22 @@ class Pipeline:
             raise DataError(
                 f"{folder} has no complete checkpoint of the last episode. Run the command again."
             )
-        shutil.copyfile(checkpoint / "model.safetensors", folder / "model.safetensors")
+        tensors = ["model.safetensors", *([RATES] if config.inner.learned_rates else [])]
+        for name in tensors:
+            shutil.copyfile(checkpoint / name, folder / name)
         write_text(folder / "metrics.json", json.dumps(state["history"]))
         write_manifest(
             folder,
             stage=stage,
             config=settings,
             inputs=inputs,
-            files=["model.safetensors", "metrics.json"],
+            files=[*tensors, "metrics.json"],
             facts={
                 "seconds": state["seconds"],
                 "episodes": state["episode"],
                 "workers": config.workers,
+                "skipped_episodes": state["skipped"],
+                "memory": state["memory"],
             },
         )
         self.say(f"train {target}: {state['episode']} episodes, {folder / 'model.safetensors'}")

@@ -18,11 +18,12 @@ from metarepair.config import Config
 from metarepair.context import Context, LocalContext, Metrics, last_report
 from metarepair.deploy import load_surroundings
 from metarepair.layout import Run
-from metarepair.meta_train import MetaTrainer, TaskSource, meta_train
+from metarepair.meta_train import MetaTrainer, meta_train
 from metarepair.progress import Progress
 from metarepair.repair import repair_data
 from metarepair.score import read_confidence
 from metarepair.settings import parse_config
+from metarepair.task_source import TaskSource
 from tasks.errors import UserError
 from tasks.manifest import require_manifest
 from tasks.records import Experience
@@ -35,7 +36,7 @@ def build_trainer(run: Run, config: Config, target: str, context: Context) -> Me
     """Everything a rank needs, from the run's folder: experiences as memory maps, confidence, validation part."""
     torch.set_num_threads(config.train.threads)
     here = load_surroundings(config, device=context.device)
-    here.deployed.module.to(getattr(torch, config.train.precision))
+    here.deployed.module.to(torch.float64 if config.train.precision == "float64" else torch.float32)
     confidence = read_confidence(run, target)
     experiences = {}
     for name in confidence.names:
@@ -79,6 +80,8 @@ def _show(progress: Progress, metrics: Metrics) -> None:
 
 def describe(metrics: Metrics) -> str:
     """The metrics of a report in a few words."""
+    if "skipped" in metrics:
+        return f"not finite and skipped, {metrics['skipped']:.0f} so far"
     text = f"query loss {metrics['query_loss']:.3f}, query accuracy {metrics['query_accuracy']:.1%}"
     if "validation_accuracy" in metrics:
         text += f", validation {metrics['validation_accuracy']:.1%}"

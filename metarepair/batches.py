@@ -10,14 +10,15 @@ from metarepair.models.build import DeployedModel
 from tasks.records import Failures, Ints, Pixels
 
 
-def failure_batch(deployed: DeployedModel, failures: Failures, rows: Ints) -> Batch:
-    """The given rows of `failures` as a batch."""
-    return image_batch(deployed, failures.images_NHWC_u8[rows], failures.labels_N[rows])
+def failure_batch(deployed: DeployedModel, failures: Failures, rows: Ints, *, seed: int = 0) -> Batch:
+    """The given rows of `failures` as a batch; `seed` keys its dropout masks."""
+    return image_batch(deployed, failures.images_NHWC_u8[rows], failures.labels_N[rows], seed=seed)
 
 
-def image_batch(deployed: DeployedModel, images_BHWC_u8: Pixels, labels_B: Ints) -> Batch:
+def image_batch(deployed: DeployedModel, images_BHWC_u8: Pixels, labels_B: Ints, *, seed: int = 0) -> Batch:
     """Images [B, H, W, C] and labels [B] as a batch."""
     return Batch(
         images_BCHW=deployed.normalise(images_BHWC_u8),
         labels_B=torch.from_numpy(np.ascontiguousarray(labels_B)).to(deployed.device),
+        seed=seed,
     )

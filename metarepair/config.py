@@ -5,34 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from metarepair.section import Positive, Rate, Section
+from metarepair.train_config import InnerConfig, TrainConfig
 from tasks.corruptions import resolve
 from tasks.datasets import dataset_info
 from tasks.errors import ConfigError
 
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0, le=10)]
 Corruption = str
-BatchNorm = Literal["frozen", "adapt", "batch"]
 Value = TypeVar("Value")
-
-
-class Section(BaseModel):
-    """A group of settings: frozen, strict about types, closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_to_tuples(cls, values: Any) -> Any:
-        """YAML has lists, frozen settings have tuples."""
-        if isinstance(values, dict):
-            return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return values
 
 
 class DataConfig(Section):
@@ -146,38 +130,6 @@ class TaskConfig(Section):
     query_size: Positive = Field(100, description="Query examples of a task.")
 
 
-class InnerConfig(Section):
-    """The inner loop (Algorithm 1, lines 7 and 18)."""
-
-    steps: Positive = Field(3, description="Gradient steps on a task's support, K_inner.")
-    rate: Rate = Field(0.03, description="SGD rate of the inner steps.")
-    batch_norm: BatchNorm = Field("adapt", description="What support batches do to batch-norm statistics.")
-    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="Weight of a support batch in the running statistics, for batch_norm: adapt."
-    )
-
-
-class TrainConfig(Section):
-    """Meta-training (Algorithm 1, lines 2-12)."""
-
-    episodes: Positive = Field(60, description="Episodes in all.")
-    round_episodes: Positive = Field(
-        10,
-        description="Episodes N of a round; after each round a checkpoint, and a repair judged on validation.",
-    )
-    tasks: Positive = Field(4, description="Tasks S of an episode.")
-    outer_rate: Rate = Field(1e-3, description="Adam's rate.")
-    outer_decay: Literal["constant", "cosine"] = Field("constant", description="How the outer rate falls.")
-    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Largest norm of the meta-gradient; none when not given."
-    )
-    order: Literal["second", "first"] = Field("second", description="Exact MAML, or FOMAML.")
-    memory: Literal["graph", "recompute"] = Field("graph", description="How the second order is computed.")
-    clean_weight: Fraction = Field(0.0, description="Weight of the clean loss of a task (0: the paper's).")
-    precision: Literal["float32", "float64"] = Field("float32", description="Of weights and gradients.")
-    threads: Positive = Field(1, description="CPU threads of each training worker.")
-
-
 class RepairSettings(Section):
     """Repair, the meta-test (Algorithm 1, lines 13-23)."""
 
@@ -262,6 +214,12 @@ class Config(Section):
     @classmethod
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return _resolved(names)
+
+    @model_validator(mode="after")
+    def _rates_can_be_learned(self) -> Config:
+        if self.inner.learned_rates and self.train.order == "reptile":
+            raise ValueError("inner.learned_rates needs the query's gradient; train.order: reptile has none")
+        return self
 
 
 def _resolved(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import torch
 
 from metarepair.config import Config
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
+from metarepair.parts import adapted_names
 from tasks.archives import Archive, load_archive
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
@@ -69,4 +70,5 @@ def load_surroundings(config: Config, *, device: torch.device | None = None) -> 
     deployed = load_deployed(
         config.model.name, config.model.weights, info, device=device or pick_device(config.device)
     )
+    adapted_names(deployed.module, config.inner.parts)  # a part that names nothing is said before any work
     return Surroundings(config, deployed)

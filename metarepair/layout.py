@@ -20,6 +20,8 @@ from pathlib import Path
 from metarepair.config import Config
 from tasks.errors import ConfigError, UserError
 
+RATES = "rates.safetensors"  # factors of learned rates, beside the model of a checkpoint or of θ_meta
+
 
 @dataclass(frozen=True)
 class Run:

@@ -1,181 +1,193 @@
 """Experiences and a deployed DNN in, θ_meta out: meta-training as a loop over a Context.
 
-Source: paper Algorithm 1, lines 2-12. Line 10-11 is one step of Adam on Σ L_s. The tasks of an episode are
-shared out over the workers in contiguous blocks and differentiated one by one; their gradients, the losses and
-the count are summed by one all-reduce.
+Source: paper Algorithm 1, lines 2-12. Line 10-11 is one step of the outer optimizer on Σ L_s. The tasks of an
+episode are shared out over the workers in contiguous blocks and differentiated one by one; their gradients, the
+losses and the count are summed by one all-reduce. The next task's batches are made meanwhile.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metarepair.batches import failure_batch, image_batch
 from metarepair.checkpoint import read_state, seal
 from metarepair.config import Config
 from metarepair.context import Context
-from metarepair.inner import Batch, FunctionalNet
-from metarepair.meta_gradient import OuterLoss, TaskBatch, task_gradient
-from metarepair.models.build import DeployedModel, read_tensors, save_weights
-from metarepair.repair import RepairData, inner_rule, validate_repair
+from metarepair.inner import FunctionalNet
+from metarepair.layout import RATES
+from metarepair.lookahead import Lookahead
+from metarepair.memory import MemoryPlan, free_bytes, plan_memory
+from metarepair.meta_gradient import TaskBatch, kept_steps, task_gradient
+from metarepair.models.build import read_tensors, save_weights
+from metarepair.outer import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    outer_loss,
+    outer_order,
+    outer_rate,
+    outer_step,
+)
+from metarepair.repair import RepairData, Start, inner_rule, validate_repair
+from metarepair.task_source import TaskSource, slots_of
 from metarepair.vectors import State, flatten, pairwise_sum, unflatten
-from tasks.confidence import Confidence
-from tasks.datasets import Dataset
 from tasks.errors import DivergedError, StageError
-from tasks.keys import keyed_generator
 from tasks.manifest import difference
-from tasks.records import Experience
-from tasks.sampler import sample_task
 
-# S tasks, B images, P parameters
+# P parameters and rate factors
 
-
-@dataclass(frozen=True, kw_only=True)
-class TaskSource:
-    """Draws the tensors of a task; a pure function of (seed, episode, slot)."""
-
-    deployed: DeployedModel
-    experiences: Mapping[str, Experience]
-    confidence: Confidence
-    config: Config
-    clean: Dataset | None
-
-    def task(self, episode: int, slot: int) -> TaskBatch:
-        settings = self.config.task
-        drawn = sample_task(
-            self.experiences,
-            self.confidence,
-            seed=self.config.seed,
-            episode=episode,
-            slot=slot,
-            shots=settings.shots,
-            query_size=settings.query_size,
-        )
-        experience = self.experiences[drawn.experience]
-        return TaskBatch(
-            support=failure_batch(self.deployed, experience.collect, drawn.support_rows),
-            query=failure_batch(self.deployed, experience.fail, drawn.query_rows),
-            clean=self._clean(episode, slot, len(drawn.query_rows)),
-        )
-
-    def _clean(self, episode: int, slot: int, size: int) -> Batch | None:
-        if self.clean is None:
-            return None
-        generator = keyed_generator("clean", self.config.seed, episode, slot)
-        size = min(size, len(self.clean.labels_N))
-        rows = generator.choice(len(self.clean.labels_N), size=size, replace=False)
-        return image_batch(self.deployed, self.clean.images(rows), self.clean.labels_N[rows])
-
-
-def slots_of(rank: int, world_size: int, tasks: int) -> range:
-    """The contiguous block of an episode's tasks that worker `rank` differentiates (may be empty)."""
-    base, extra = divmod(tasks, world_size)
-    start = rank * base + min(rank, extra)
-    return range(start, start + base + (rank < extra))
+FACTOR = "factor "  # no parameter's name has a space
 
 
 class MetaTrainer:
-    """θ and Adam's state, moved on by whole episodes."""
+    """θ, the factors of learned rates and the optimizer's state, moved on by whole episodes."""
 
     def __init__(
         self, source: TaskSource, config: Config, context: Context, validation: RepairData | None = None
     ) -> None:
         self.source, self.config, self.context, self.validation = source, config, context, validation
-        self.net = FunctionalNet(source.deployed.module, inner_rule(config))
+        self.net = FunctionalNet(
+            source.deployed.module, inner_rule(config), bf16=config.train.precision == "bfloat16"
+        )
         self.parameters = {k: v.clone() for k, v in self.net.parameters().items()}
         self.buffers = {k: v.clone() for k, v in self.net.buffers().items()}
-        self.optimizer = torch.optim.Adam(list(self.parameters.values()), lr=config.train.outer_rate)
-        self.episode, self.seconds = 0, 0.0
+        self.factors = self.net.rate_factors() if config.inner.learned_rates else {}
+        self.learned = self.parameters | {FACTOR + k: v for k, v in self.factors.items()}
+        self.optimizer = build_optimizer(config.train, self.learned)
+        self.episode, self.skipped, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
+        self.mine = slots_of(context.rank, context.world_size, config.train.tasks)
+        self._tasks = Lookahead(lambda key: source.task(*key), self._following)
+        self._plan: MemoryPlan | None = None
 
     def run_episode(self) -> dict[str, float]:
-        """Lines 4-11: the sum of the tasks' meta-gradients, then one outer step."""
-        settings, started = self.config.train, time.monotonic()
-        mine = slots_of(self.context.rank, self.context.world_size, settings.tasks)
-        terms = [self._task_vector(slot) for slot in mine]
-        empty = torch.zeros(sum(p.numel() for p in self.parameters.values()) + 3, dtype=self._dtype)
+        """Lines 4-11: the sum of the tasks' meta-gradients, then one outer step; into the history as well.
+
+        An episode whose loss or gradient is not finite takes no step and is counted. Raises DivergedError when
+        there are more of them than train.max_skipped, or nothing else.
+        """
+        started = time.monotonic()
+        terms = [self._task_vector(slot) for slot in self.mine]
+        empty = torch.zeros(sum(v.numel() for v in self.learned.values()) + 3, dtype=self._dtype)
         local_P = pairwise_sum(terms) if terms else empty.to(self.context.device)
         total_P = self.context.sum_over_workers(local_P)
         gradient_P, (loss, accuracy, count) = total_P[:-3], total_P[-3:].tolist()
         norm = float(gradient_P.norm())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(
-                f"The query loss of episode {self.episode + 1} became {loss / count} (gradient norm {norm}). "
-                "Lower inner.rate or train.outer_rate, or set train.clip_norm; the last checkpoint is kept, and "
-                "changed settings need --restart."
-            )
-        self._outer_step(gradient_P, norm)
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._outer_step(gradient_P, norm)
+            metrics = {
+                "query_loss": loss / count,
+                "query_accuracy": accuracy / count,
+                "gradient_norm": norm,
+            }
+        else:
+            self._skip(loss / count, norm)
+            metrics = {"skipped": float(self.skipped)}
         self.episode += 1
         seconds = time.monotonic() - started
         self.seconds += seconds
-        return {
-            "episode": self.episode,
-            "query_loss": loss / count,
-            "query_accuracy": accuracy / count,
-            "gradient_norm": norm,
-            "tasks_per_s": count / seconds,
-        }
+        self.history.append({"episode": self.episode, **metrics})
+        return self.history[-1] | {"tasks_per_s": count / seconds}
+
+    def close(self) -> None:
+        """Ends the thread that makes batches."""
+        self._tasks.close()
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(iter(self.parameters.values())).dtype
 
+    @property
+    def memory(self) -> str:
+        """How the gradient's memory is used, in words; empty before the first task."""
+        return "" if self._plan is None else self._plan.reason
+
+    def _following(self, key: tuple[int, int]) -> tuple[int, int] | None:
+        """The (episode, slot) that this rank differentiates next."""
+        episode, slot = key
+        if slot + 1 in self.mine:
+            return episode, slot + 1
+        return (episode + 1, self.mine[0]) if episode + 1 < self.config.train.episodes else None
+
+    def _planned(self, task: TaskBatch) -> int:
+        """For how many of the last inner steps graphs are kept: as set, or measured once on a first task."""
+        if self._plan is None:
+            self._plan = self._new_plan(task)
+            if self.context.rank == 0:
+                print(f"memory: {self._plan.reason}", flush=True)
+        return self._plan.kept
+
+    def _new_plan(self, task: TaskBatch) -> MemoryPlan:
+        memory, settings = self.config.train.memory, self.config.train
+        if settings.order != "second":
+            return MemoryPlan(kept=0, reason=f"order: {settings.order} keeps no graphs")
+        if memory != "auto":
+            return MemoryPlan(kept=kept_steps(memory, self.net.rule.steps), reason=f"{memory}, as set")
+        free = free_bytes(self.context.device, processes=self.context.world_size)
+        return plan_memory(self.net, self.parameters, self.buffers, task, free_bytes=free)
+
     def _task_vector(self, slot: int) -> Tensor:
         """One task's gradient, loss, accuracy and a 1, in one vector: what is summed over tasks and workers."""
+        settings, task = self.config.train, self._tasks.get((self.episode, slot))
         result = task_gradient(
             self.net,
             self.parameters,
             self.buffers,
-            self.source.task(self.episode, slot),
-            order=self.config.train.order,
-            memory=self.config.train.memory,
-            outer=OuterLoss(clean_weight=self.config.train.clean_weight),
+            task,
+            order=outer_order(settings, self.episode),
+            memory=self._planned(task),
+            outer=outer_loss(settings, self.episode, self.net.rule.steps),
+            factors=self.factors,
+            theta_on_host=settings.theta_on_host,
         )
         tail = torch.tensor(
             [result.loss, result.accuracy, 1.0], dtype=self._dtype, device=self.context.device
         )
-        return torch.cat([flatten(result.gradient), tail])
+        return torch.cat(
+            [flatten(result.gradient | {FACTOR + k: v for k, v in result.factors.items()}), tail]
+        )
+
+    def _skip(self, loss: float, norm: float) -> None:
+        self.skipped += 1
+        limit = self.config.train.max_skipped
+        if self.skipped > limit or self.skipped == self.config.train.episodes:
+            raise DivergedError(
+                f"The query loss of episode {self.episode + 1} became {loss} (gradient norm {norm}), and "
+                f"{self.skipped} episodes were skipped for that, train.max_skipped={limit}. Lower inner.rate or "
+                "train.outer_rate, or set train.clip_norm; the last checkpoint is kept, and changed settings need "
+                "--restart."
+            )
 
     def _outer_step(self, gradient_P: Tensor, norm: float) -> None:
         settings = self.config.train
         if settings.clip_norm is not None and norm > settings.clip_norm:
             gradient_P = gradient_P * (settings.clip_norm / norm)
-        factor = 1.0
-        if settings.outer_decay == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * self.episode / settings.episodes))
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.outer_rate * factor
-        gradients = unflatten(gradient_P, self.parameters)
-        for key, parameter in self.parameters.items():
-            parameter.grad = gradients[key]
-        self.optimizer.step()
+        gradients = unflatten(gradient_P, self.learned)
+        outer_step(self.optimizer, self.learned, gradients, outer_rate(settings, self.episode))
 
     def validation_accuracy(self) -> float:
         """Accuracy on the target's held-out collected examples after one episode of repair from θ."""
         if self.validation is None:
             return math.nan
-        return validate_repair(
-            self.source.deployed, self.parameters, self.buffers, self.validation, self.config
-        )
+        start = Start(parameters=self.parameters, buffers=self.buffers, factors=self.factors)
+        return validate_repair(self.source.deployed, start, self.validation, self.config)
 
     def save(self, folder: Path) -> None:
-        """Weights, Adam's state, episode and settings into `folder`."""
+        """Weights, the optimizer's state, episode and settings into `folder`."""
         save_weights(folder / "model.safetensors", {**self.parameters, **self.buffers}, {})
-        adam = {}
-        for key, parameter in self.parameters.items():
-            for name, value in self.optimizer.state[parameter].items():
-                adam[f"{name}.{key}"] = value
-        save_weights(folder / "optimizer.safetensors", adam, {})
+        save_weights(folder / "optimizer.safetensors", optimizer_state(self.optimizer, self.learned), {})
+        if self.factors:
+            save_weights(folder / RATES, self.factors, {})
         state = {
             "episode": self.episode,
+            "skipped": self.skipped,
             "seconds": self.seconds,
+            "memory": self.memory,
             "history": self.history,
             "config": training_settings(self.config),
         }
@@ -195,20 +207,17 @@ class MetaTrainer:
         tensors = read_tensors(folder / "model.safetensors")
         for key, value in (self.parameters | self.buffers).items():
             value.copy_(tensors[key])
-        adam = read_tensors(folder / "optimizer.safetensors")
-        for key, parameter in self.parameters.items():
-            names = ("step", "exp_avg", "exp_avg_sq")
-            self.optimizer.state[parameter] = {n: adam[f"{n}.{key}"].to(self._place(n)) for n in names}
-        self.episode, self.seconds, self.history = state["episode"], state["seconds"], state["history"]
-
-    def _place(self, name: str) -> torch.device:
-        return torch.device("cpu") if name == "step" else self.context.device
+        for key, value in (read_tensors(folder / RATES) if self.factors else {}).items():
+            self.factors[key].copy_(value)
+        load_optimizer_state(self.optimizer, self.learned, read_tensors(folder / "optimizer.safetensors"))
+        self.episode, self.skipped, self.seconds = state["episode"], state["skipped"], state["seconds"]
+        self.history = state["history"]
 
 
 def training_settings(config: Config) -> dict[str, Any]:
-    """The settings that θ_meta depends on, as plain values."""
+    """The settings that θ_meta depends on (on `memory` only to rounding), as plain values."""
     values = config.model_dump(mode="json", include={"seed", "model", "task", "inner", "experiences"})
-    skipped = {"threads"}
+    skipped = {"threads", "memory", "theta_on_host", "max_skipped"}
     return values | {"train": config.train.model_dump(mode="json", exclude=skipped)}
 
 
@@ -223,10 +232,10 @@ def meta_train(trainer: MetaTrainer) -> State:
         trainer.load(checkpoint)
     while trainer.episode < settings.episodes:
         metrics = trainer.run_episode()
-        trainer.history.append({k: v for k, v in metrics.items() if k != "tasks_per_s"})
         if trainer.episode % settings.round_episodes == 0 or trainer.episode == settings.episodes:
             if context.rank == 0 and trainer.validation is not None:
                 accuracy = trainer.validation_accuracy()
                 metrics["validation_accuracy"] = trainer.history[-1]["validation_accuracy"] = accuracy
             context.report(metrics, trainer.save)
+    trainer.close()
     return trainer.parameters | trainer.buffers

@@ -8,7 +8,7 @@ nothing of D_fail is near while a repair is made or chosen.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -34,6 +34,15 @@ class RepairData:
     target: str
     learn: Failures
     validation: Failures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a repair begins: θ, its buffers, and the factors of learned rates where these were learned."""
+
+    parameters: State
+    buffers: State
+    factors: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +97,7 @@ def repair_rule(config: Config, rate: float) -> InnerRule:
 
 def walk(
     deployed: DeployedModel,
-    theta: State,
-    statistics: State,
+    start: Start,
     data: RepairData,
     config: Config,
     *,
@@ -100,14 +108,14 @@ def walk(
     """Lines 14-21: for each episode, θ̂ after each of its S tasks."""
     net = FunctionalNet(deployed.module, repair_rule(config, rate))
     for episode in range(episodes):
-        parameters, buffers = theta, statistics
+        parameters, buffers = start.parameters, start.buffers
         for slot in range(config.repair.tasks):
             if config.repair.update == "separate":
-                parameters, buffers = theta, statistics
+                parameters, buffers = start.parameters, start.buffers
             generator = keyed_generator("repair", config.seed, seed, data.target, episode, slot)
             rows = semantic_cover(data.learn.labels_N, shots=config.task.shots, generator=generator)
-            support = failure_batch(deployed, data.learn, rows)
-            parameters, buffers = adapt(net, parameters, buffers, support)
+            support = failure_batch(deployed, data.learn, rows, seed=int(generator.integers(2**31)))
+            parameters, buffers = adapt(net, parameters, buffers, support, start.factors)
             yield Step(
                 episode=episode,
                 slot=slot,
@@ -117,16 +125,12 @@ def walk(
             )
 
 
-def choose(
-    deployed: DeployedModel, theta: State, statistics: State, data: RepairData, config: Config, *, seed: int
-) -> Choice:
+def choose(deployed: DeployedModel, start: Start, data: RepairData, config: Config, *, seed: int) -> Choice:
     """Walks M episodes at every rate of `repair.rates` and keeps the end that is best on validation."""
     best: Choice | None = None
     images_seen = gradient_steps = 0
     for rate in config.repair.rates:
-        steps = walk(
-            deployed, theta, statistics, data, config, seed=seed, rate=rate, episodes=config.repair.episodes
-        )
+        steps = walk(deployed, start, data, config, seed=seed, rate=rate, episodes=config.repair.episodes)
         for step in steps:
             images_seen += step.images_seen
             gradient_steps += config.inner.steps
@@ -146,11 +150,9 @@ def choose(
     return Choice(**(vars(best) | {"images_seen": images_seen, "gradient_steps": gradient_steps}))
 
 
-def validate_repair(
-    deployed: DeployedModel, theta: State, statistics: State, data: RepairData, config: Config
-) -> float:
+def validate_repair(deployed: DeployedModel, start: Start, data: RepairData, config: Config) -> float:
     """Accuracy on validation after one episode of repair at the inner rate of meta-training."""
-    steps = list(walk(deployed, theta, statistics, data, config, seed=0, rate=config.inner.rate, episodes=1))
+    steps = list(walk(deployed, start, data, config, seed=0, rate=config.inner.rate, episodes=1))
     return accuracy_on(deployed, steps[-1].parameters, steps[-1].buffers, data.validation)
 
 

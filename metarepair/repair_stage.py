@@ -20,13 +20,12 @@ from metarepair.config import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate, Judged, evaluate
 from metarepair.features import distance_name
-from metarepair.layout import Run
+from metarepair.layout import RATES, Run
 from metarepair.methods import MethodContext, get_method
 from metarepair.models.build import read_tensors, save_weights
-from metarepair.repair import RepairData, repair_data
+from metarepair.repair import RepairData, Start, repair_data
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.score import read_confidence
-from metarepair.vectors import State
 from tasks.errors import DivergedError
 from tasks.manifest import (
     Manifest,
@@ -91,13 +90,18 @@ def _weights(method: str, seed: int) -> Path:
 def _repair(
     run: Run, config: Config, name: str, data: RepairData, here: Surroundings, seed: int
 ) -> Candidate:
-    def load_meta() -> tuple[State, State]:
+    def load_meta() -> Start:
         folder = run.meta(data.target)
         verify_checksums(folder, require_manifest(folder, TRAIN_FIRST))
         tensors = read_tensors(folder / "model.safetensors")
         module = here.deployed.module
         parameters = {k: tensors[k].to(v) for k, v in module.named_parameters()}
-        return parameters, {k: tensors[k].to(v) for k, v in module.named_buffers()}
+        rates = read_tensors(folder / RATES) if config.inner.learned_rates else {}
+        return Start(
+            parameters=parameters,
+            buffers={k: tensors[k].to(v) for k, v in module.named_buffers()},
+            factors={k: v.to(parameters[k]) for k, v in rates.items()},
+        )
 
     started = time.monotonic()
     context = MethodContext(config=config, seed=seed, load_meta=load_meta)

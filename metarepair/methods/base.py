@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from metarepair.config import Config
 from metarepair.models.build import DeployedModel
-from metarepair.repair import Choice, RepairData, Step, choose, walk
+from metarepair.repair import Choice, RepairData, Start, Step, choose, walk
 from metarepair.vectors import State
 from tasks.errors import ConfigError, unknown_name
 
@@ -19,7 +19,7 @@ class MethodContext:
 
     config: Config
     seed: int
-    load_meta: Callable[[], tuple[State, State]]
+    load_meta: Callable[[], Start]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +70,19 @@ def get_method(name: str) -> Method:
 
 def repair_from(
     method: str,
-    theta: State,
-    statistics: State,
+    start: Start,
     deployed: DeployedModel,
     data: RepairData,
     context: MethodContext,
 ) -> RepairedModel:
     """The meta-test from a start: what metarepair and finetune share, so that they differ in θ alone."""
     config = context.config
-    choice: Choice = choose(deployed, theta, statistics, data, config, seed=context.seed)
+    choice: Choice = choose(deployed, start, data, config, seed=context.seed)
 
     def steps() -> Iterator[Step]:
         return walk(
             deployed,
-            theta,
-            statistics,
+            start,
             data,
             config,
             seed=context.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metarepair.methods.base import MethodContext, RepairedModel, register, repair_from
 from metarepair.models.build import DeployedModel
-from metarepair.repair import RepairData
+from metarepair.repair import RepairData, Start
 
 
 @register
@@ -14,6 +14,8 @@ class Finetune:
     name = "finetune"
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        theta = {k: v.detach().clone() for k, v in deployed.module.named_parameters()}
-        statistics = {k: v.detach().clone() for k, v in deployed.module.named_buffers()}
-        return repair_from(self.name, theta, statistics, deployed, data, context)
+        start = Start(
+            parameters={k: v.detach().clone() for k, v in deployed.module.named_parameters()},
+            buffers={k: v.detach().clone() for k, v in deployed.module.named_buffers()},
+        )
+        return repair_from(self.name, start, deployed, data, context)

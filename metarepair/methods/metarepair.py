@@ -14,5 +14,4 @@ class MetaRepair:
     name = "metarepair"
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        theta, statistics = context.load_meta()
-        return repair_from(self.name, theta, statistics, deployed, data, context)
+        return repair_from(self.name, context.load_meta(), deployed, data, context)

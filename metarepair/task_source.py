@@ -1,0 +1,62 @@
+"""Experiences and confidence in, the tensors of any task out; and which rank differentiates which tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from metarepair.batches import failure_batch, image_batch
+from metarepair.config import Config
+from metarepair.inner import Batch
+from metarepair.meta_gradient import TaskBatch
+from metarepair.models.build import DeployedModel
+from tasks.confidence import Confidence
+from tasks.datasets import Dataset
+from tasks.keys import keyed_generator
+from tasks.records import Experience
+from tasks.sampler import sample_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSource:
+    """Draws the tensors of a task; a pure function of (seed, episode, slot)."""
+
+    deployed: DeployedModel
+    experiences: Mapping[str, Experience]
+    confidence: Confidence
+    config: Config
+    clean: Dataset | None
+
+    def task(self, episode: int, slot: int) -> TaskBatch:
+        settings, seed = self.config.task, self.config.seed
+        drawn = sample_task(
+            self.experiences,
+            self.confidence,
+            seed=seed,
+            episode=episode,
+            slot=slot,
+            shots=settings.shots,
+            query_size=settings.query_size,
+        )
+        experience = self.experiences[drawn.experience]
+        masks = int(keyed_generator("dropout", seed, episode, slot).integers(2**31))
+        return TaskBatch(
+            support=failure_batch(self.deployed, experience.collect, drawn.support_rows, seed=masks),
+            query=failure_batch(self.deployed, experience.fail, drawn.query_rows),
+            clean=self._clean(episode, slot, len(drawn.query_rows)),
+        )
+
+    def _clean(self, episode: int, slot: int, size: int) -> Batch | None:
+        if self.clean is None:
+            return None
+        generator = keyed_generator("clean", self.config.seed, episode, slot)
+        size = min(size, len(self.clean.labels_N))
+        rows = generator.choice(len(self.clean.labels_N), size=size, replace=False)
+        return image_batch(self.deployed, self.clean.images(rows), self.clean.labels_N[rows])
+
+
+def slots_of(rank: int, world_size: int, tasks: int) -> range:
+    """The contiguous block of an episode's tasks that worker `rank` differentiates (may be empty)."""
+    base, extra = divmod(tasks, world_size)
+    start = rank * base + min(rank, extra)
+    return range(start, start + base + (rank < extra))
