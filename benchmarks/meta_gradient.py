@@ -1,11 +1,14 @@
-"""A task of DenseNet-121 in, time and memory of its exact meta-gradient out: ours against `higher` and a floor.
+"""A task of a DNN in, time and memory of its exact meta-gradient out: ours against peers and a floor.
 
     graph      metarepair.meta_gradient, memory: graph
     recompute  the same, memory: recompute
     higher     higher.innerloop_ctx (Grefenstette et al. 2019), where it is installed
+    torchopt   TorchOpt's functional SGD (Ren et al. 2023), where it is installed
+    torch      torch.func.functional_call in a loop, all steps in one graph
     floor      K × (one support gradient and one Hessian-vector product) + one query gradient, measured alone
 
-32 px, 50 support and 50 query images, K = 3 inner steps, batch norm by the own batch; memory at K = 10.
+DenseNet-121 and ConvNeXt-tiny, 32 px, 50 support and 50 query images, K in {1, 3, 10} inner steps, batch norm by
+the own batch; peak memory at K = 10, each way in a process of its own.
 Command: python -m benchmarks.meta_gradient [--quick] [--json FILE] [--device cuda]
 """
 
@@ -16,83 +19,75 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from benchmarks.measure import interleave, machine, parser, peak_resident_bytes, publish
+from benchmarks.measure import Times, interleave, machine, parser, peak_resident_bytes, publish
+from benchmarks.meta_gradient_peers import higher_gradient, torch_func_gradient, torchopt_gradient
 from metarepair.inner import Batch, FunctionalNet, InnerRule, gradients_of
 from metarepair.meta_gradient import Memory, TaskBatch, task_gradient
-from metarepair.vectors import State
+from metarepair.vectors import State, flatten
 
 RATE = 0.01
-HIGHER_MISSING = (
-    "`higher` is not installed, so nothing is compared with it and its keys are left out: pip install higher"
-)
+PEERS = {"higher": higher_gradient, "torchopt": torchopt_gradient, "torch": torch_func_gradient}
 MEANING = {
     "time_graph_over_higher": "time of `graph` over that of higher (less is better)",
+    "time_graph_over_torchopt": "the same over TorchOpt's",
+    "time_graph_over_torch": "the same over the plain torch.func loop's",
     "time_recompute_over_graph": "what recomputation costs in time",
     "time_graph_over_floor": "time of `graph` over the floor (1 is the least that can be)",
     "memory_recompute_over_higher_k10": "peak memory of `recompute` over that of higher, K = 10 (less is better)",
     "memory_recompute_over_graph_k10": "the same over `graph`",
     "grad_rel_norm_diff": "‖graph − higher‖ / ‖higher‖",
     "grad_rel_norm_diff_recompute": "‖recompute − graph‖ / ‖graph‖",
+    "bf16_cosine": "cosine of the gradient under bfloat16 autocast with float32's",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured."""
+    """How much is measured. The first net and the middle of `steps` give the figures without a net's name."""
 
+    nets: tuple[str, ...]
     batch: int
-    steps: int
-    memory_steps: int
+    steps: tuple[int, ...]
     rounds: int
+
+    @property
+    def headline(self) -> tuple[str, int]:
+        return self.nets[0], self.steps[len(self.steps) // 2]
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """The sizes are the same for --quick, which only repeats less."""
+    """The sizes are the same for --quick, which measures the first net at K = 3 alone and repeats less."""
     if smoke:
-        return Sizes(batch=2, steps=1, memory_steps=2, rounds=1)
-    return Sizes(batch=50, steps=3, memory_steps=10, rounds=2 if quick else 7)
+        return Sizes(nets=("densenet121",), batch=2, steps=(1,), rounds=1)
+    if quick:
+        return Sizes(nets=("densenet121",), batch=50, steps=(3,), rounds=2)
+    return Sizes(nets=("densenet121", "convnext_tiny"), batch=50, steps=(1, 3, 10), rounds=5)
 
 
 class Case:
     """A DNN, a task, and the ways to its meta-gradient."""
 
-    def __init__(self, *, batch: int, steps: int, device: torch.device) -> None:
+    def __init__(self, net: str, *, batch: int, steps: int, device: torch.device, bf16: bool = False) -> None:
         torch.manual_seed(0)
-        self.module: nn.Module = timm.create_model("densenet121", num_classes=10).to(device)
+        self.module: nn.Module = timm.create_model(net, num_classes=10).to(device)
         self.module.to(memory_format=torch.channels_last)
         self.steps = steps
         self.rule = InnerRule(steps=steps, rate=RATE, batch_norm="batch")
         self.task = TaskBatch(support=_batch(batch, device), query=_batch(batch, device))
-        self.net = FunctionalNet(self.module, self.rule)
+        self.net = FunctionalNet(self.module, self.rule, bf16=bf16)
         self.start, self.buffers = self.net.parameters(), self.net.buffers()
 
     def ours(self, memory: Memory) -> Tensor:
         """The project's gradient, as one vector."""
-        found = task_gradient(self.net, self.start, self.buffers, self.task, memory=memory).gradient
-        return torch.cat([g.reshape(-1) for g in found.values()])
-
-    def higher(self) -> Tensor:
-        """The same gradient by unrolling with `higher`."""
-        higher = import_module("higher")
-        module = self.module.train()
-        optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
-        support, query = self.task.support, self.task.query
-        with higher.innerloop_ctx(module, optimizer, copy_initial_weights=False) as (unrolled, inner):
-            for _ in range(self.steps):
-                inner.step(cross_entropy(unrolled(support.images_BCHW), support.labels_B))
-            loss = cross_entropy(unrolled(query.images_BCHW), query.labels_B)
-            gradients = torch.autograd.grad(loss, list(module.parameters()))
-        module.eval()
-        return torch.cat([g.reshape(-1) for g in gradients])
+        found = task_gradient(self.net, self.start, self.buffers, self.task, memory=memory)
+        return flatten(found.gradient)
 
     def floor(self) -> None:
         """The work that no exact way is spared: each step's Hessian-vector product with the gradient it needs."""
@@ -110,13 +105,14 @@ class Case:
         return {k: p.detach().requires_grad_() for k, p in self.start.items()}
 
     def ways(self) -> dict[str, Callable[[], object]]:
-        """Every way by name; `higher` where it is installed."""
+        """Every way by name; the peers that are installed."""
         found: dict[str, Callable[[], object]] = {
             "graph": partial(self.ours, "graph"),
             "recompute": partial(self.ours, "recompute"),
         }
-        if find_spec("higher"):
-            found["higher"] = self.higher
+        for name, peer in PEERS.items():
+            if find_spec(name):
+                found[name] = partial(peer, self.module, self.task, steps=self.steps, rate=RATE)
         return found | {"floor": self.floor}
 
 
@@ -125,12 +121,10 @@ def _batch(size: int, device: torch.device) -> Batch:
     return Batch(images_BCHW=images_BCHW, labels_B=torch.randint(0, 10, (size,), device=device))
 
 
-def peak_bytes(way: str, *, batch: int, steps: int, device: torch.device) -> int:
+def peak_bytes(way: str, net: str, *, batch: int, steps: int, device: torch.device) -> int:
     """Peak memory of one gradient above what stood before it, in this process."""
-    Case(batch=2, steps=1, device=device).ways()[
-        way
-    ]()  # kernels and threads are loaded before the count begins
-    case = Case(batch=batch, steps=steps, device=device)
+    Case(net, batch=2, steps=1, device=device).ways()[way]()  # kernels are loaded before the count begins
+    case = Case(net, batch=batch, steps=steps, device=device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -139,13 +133,13 @@ def peak_bytes(way: str, *, batch: int, steps: int, device: torch.device) -> int
     return peak_resident_bytes(case.ways()[way])
 
 
-def peak_in_child(way: str, *, batch: int, steps: int, device: torch.device) -> int:
-    """`peak_bytes` in a process of its own: an allocator gives little back, so a used one shows nothing."""
-    options = ["--peak", way, "--batch", str(batch), "--steps", str(steps), "--device", device.type]
-    command = [sys.executable, "-m", "benchmarks.meta_gradient", *options]
+def peak_in_child(way: str, net: str, *, batch: int, steps: int, device: torch.device) -> float:
+    """`peak_bytes` in MiB, in a process of its own: an allocator gives little back, so a used one shows nothing."""
+    options = ["--peak", way, "--net", net, "--batch", str(batch), "--steps", str(steps)]
+    command = [sys.executable, "-m", "benchmarks.meta_gradient", *options, "--device", device.type]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found = int(done.stdout.split()[-1])
-    print(f"  peak memory, K = {steps}  {way:12s} {found / 2**20:9.0f} MiB", flush=True)
+    found = int(done.stdout.split()[-1]) / 2**20
+    print(f"  peak memory, {net}, K = {steps}  {way:12s} {found:9.0f} MiB", flush=True)
     return found
 
 
@@ -154,51 +148,107 @@ def relative_difference(a_P: Tensor, b_P: Tensor) -> float:
     return float((a_P - b_P).norm() / b_P.norm())
 
 
-def measure(size: Sizes, device: torch.device, path: Path | None, *, smoke: bool) -> None:
-    """Times, memory and agreement of all ways that there are."""
-    around = machine("metarepair", "torch", "timm", "higher") | {"device": device.type}
-    case = Case(batch=size.batch, steps=size.steps, device=device)
+@dataclass
+class Report:
+    """Figures as they are found: scalars of the headline case, columns over the cases."""
+
+    figures: dict[str, float | dict[str, float | str]]
+    rounds_s: dict[str, list[float]]
+
+    def column(self, name: str, row: str, value: float) -> None:
+        column = self.figures.setdefault(name, {})
+        assert isinstance(column, dict)
+        column[row] = value
+
+
+def measure_time(report: Report, case: Case, row: str, *, rounds: int, headline: bool) -> None:
+    """Interleaved times of all ways, and how far their gradients are apart."""
     ways = case.ways()
-    graph_P, recompute_P = case.ours("graph"), case.ours("recompute")  # these warm up as well
-    figures = {"grad_rel_norm_diff_recompute": relative_difference(recompute_P, graph_P)}
-    if "higher" in ways:
-        figures["grad_rel_norm_diff"] = relative_difference(graph_P, case.higher())
-    del graph_P, recompute_P
-    finish = torch.cuda.synchronize if device.type == "cuda" else None
-    rounds = {name: (lambda _, run=run: run()) for name, run in ways.items()}
-    times = interleave(rounds, rounds=size.rounds, finish=finish)
-    figures["time_recompute_over_graph"] = times.ratio("recompute", "graph")
-    figures["time_graph_over_floor"] = times.ratio("graph", "floor")
+    vectors = {name: run() for name, run in ways.items() if name in ("graph", "recompute", "higher")}
+    finish = torch.cuda.synchronize if case.task.query.labels_B.is_cuda else None
+    times = interleave(
+        {name: (lambda _, run=run: run()) for name, run in ways.items()}, rounds=rounds, finish=finish
+    )
+    report.rounds_s |= {f"{row} {name}": seconds for name, seconds in times.rounds_s.items()}
+    for name in ways:
+        report.column(f"{name}_s", row, times.median(name))
+    pairs = [("graph", name) for name in (*PEERS, "floor") if name in ways] + [("recompute", "graph")]
+    for above, below in pairs:
+        ratio = times.ratio(above, below)
+        report.column(f"{above}/{below}", row, ratio)
+        if headline:
+            report.figures[f"time_{above}_over_{below}"] = ratio
+    differences = {
+        "grad_rel_norm_diff_recompute": ("recompute", "graph"),
+        "grad_rel_norm_diff": ("graph", "higher"),
+    }
+    for key, (a, b) in differences.items() if headline else ():
+        if b in vectors:
+            report.figures[key] = relative_difference(vectors[a], vectors[b])  # type: ignore[arg-type]
+
+
+def measure_memory(report: Report, case: Case, net: str, size: Sizes, device: torch.device) -> None:
+    """Peak memory of each way at the largest K."""
+    steps = size.steps[-1] if len(size.steps) > 1 else 10 if size.batch > 2 else 2
     peaks = {
-        way: peak_in_child(way, batch=size.batch, steps=size.memory_steps, device=device)
-        for way in ways
+        way: peak_in_child(way, net, batch=size.batch, steps=steps, device=device)
+        for way in case.ways()
         if way != "floor"
     }
-    figures["memory_recompute_over_graph_k10"] = peaks["recompute"] / max(peaks["graph"], 1)
-    if "higher" in ways:
-        figures["time_graph_over_higher"] = times.ratio("graph", "higher")
-        figures["memory_recompute_over_higher_k10"] = peaks["recompute"] / max(peaks["higher"], 1)
-    publish(figures, meaning=MEANING, around=around, times=times, path=path, smoke=smoke)
-    if "higher" not in ways:
-        print(HIGHER_MISSING)
+    for way, mib in peaks.items():
+        report.column(f"{net}_MiB", way, mib)
+    if net == size.headline[0]:
+        for other in ("graph", "higher"):
+            if other in peaks:
+                ratio = peaks["recompute"] / max(peaks[other], 1e-9)
+                report.figures[f"memory_recompute_over_{other}_k10"] = ratio
+
+
+def bf16_cosine(net: str, size: Sizes, device: torch.device) -> float:
+    """Cosine of the meta-gradients with and without autocast."""
+    low, full = (
+        Case(net, batch=size.batch, steps=size.headline[1], device=device, bf16=bf16).ours("recompute")
+        for bf16 in (True, False)
+    )
+    return float(torch.cosine_similarity(low.double(), full.double(), dim=0))
+
+
+def measure(size: Sizes, device: torch.device, path: Path | None, *, smoke: bool) -> None:
+    """Times, memory and agreement of all ways that there are."""
+    around = machine("metarepair", "torch", "timm", "higher", "torchopt") | {"device": device.type}
+    report = Report(figures={}, rounds_s={})
+    for net in size.nets:
+        for steps in size.steps:
+            case = Case(net, batch=size.batch, steps=steps, device=device)
+            here = (net, steps) == size.headline
+            measure_time(report, case, f"{net} K={steps}", rounds=size.rounds, headline=here)
+        report.column("bf16_cosine", net, bf16_cosine(net, size, device))
+        measure_memory(report, case, net, size, device)
+    meaning = {name: MEANING.get(name, "by net and K, or by way") for name in report.figures}
+    publish(
+        report.figures, meaning=meaning, around=around, times=Times(report.rounds_s), path=path, smoke=smoke
+    )
+    missing = [name for name in PEERS if not find_spec(name)]
+    if missing:
+        print(
+            f"Not installed, so nothing is compared with them: {', '.join(missing)}. The `bench` extra has them."
+        )
 
 
 def main() -> None:
     """Measures and prints; as a child, prints the peak memory of one way in bytes."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    options.add_argument(
-        "--peak", choices=["graph", "recompute", "higher"], help="print one way's peak bytes"
-    )
+    options.add_argument("--peak", choices=["graph", "recompute", *PEERS], help="print one way's peak bytes")
+    options.add_argument("--net", default="densenet121", help="timm name, for --peak")
     options.add_argument("--batch", type=int, default=50, help="support and query images, for --peak")
     options.add_argument("--steps", type=int, default=10, help="inner steps, for --peak")
     given = options.parse_args()
     device = torch.device(given.device)
     if given.peak:
-        print(peak_bytes(given.peak, batch=given.batch, steps=given.steps, device=device))
+        print(peak_bytes(given.peak, given.net, batch=given.batch, steps=given.steps, device=device))
         return
-    size = sizes(quick=given.quick, smoke=given.smoke)
-    measure(size, device, given.json, smoke=given.smoke)
+    measure(sizes(quick=given.quick, smoke=given.smoke), device, given.json, smoke=given.smoke)
 
 
 if __name__ == "__main__":
