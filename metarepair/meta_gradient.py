@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -127,15 +127,33 @@ def task_gradient(
     return unrolled.backward(end, order)
 
 
+class _InPlaceOf(torch.autograd.Function):
+    """`held` with the derivative of `gradient`: a handle on the gradient's graph that does not hold its values."""
+
+    @staticmethod
+    def forward(ctx: Any, held: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return held.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[None, Tensor]:  # noqa: ARG004
+        return None, grad[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """A step's gradient by the adapted parameters, still differentiable by all of them."""
+    """The graph of a step's gradient by the adapted parameters, differentiable by all of them."""
 
     leaves: State
-    gradients: tuple[Tensor, ...]
+    handles: list[Tensor]
+
+    @classmethod
+    def of(cls, leaves: State, gradients: Sequence[Tensor], held: Sequence[Tensor]) -> _Graph:
+        """`held`: tensors of the adapted parameters' shapes that stay in memory anyway."""
+        handles: list[Tensor] = [_InPlaceOf.apply(h, g) for h, g in zip(held, gradients, strict=True)]
+        return cls(leaves=leaves, handles=handles)
 
     def hessian_product(self, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        outputs = [(g, part) for g, part in zip(self.gradients, a, strict=True) if g.requires_grad]
+        outputs = [(g, part) for g, part in zip(self.handles, a, strict=True) if g.requires_grad]
         return torch.autograd.grad(
             [g for g, _ in outputs],
             list(self.leaves.values()),
@@ -174,13 +192,15 @@ class _Unrolled:
             leaves = point.leaves(None if keep else net.adapted)
             loss, buffers = net.support(leaves, buffers, self.task.support, step=step)
             gradients = gradients_of(loss, [leaves[k] for k in net.adapted], create_graph=keep)
-            self._graphs.append(_Graph(leaves=leaves, gradients=gradients) if keep else None)
             theta = [point.parameters[k] for k in net.adapted]
+            self._graphs.append(_Graph.of(leaves, gradients, theta) if keep else None)
             self._thetas.append([v.cpu() for v in theta] if self.on_host and not keep else theta)
             del loss, leaves, theta  # the graph of a step that is not kept goes here
             point, direction = inner_step(net, point, gradients, step, self.factors)
+            del gradients  # a kept graph holds its own tensors and not these
             if self.factors:
                 self._directions.append(direction)
+            del direction
             if self.outer.weight(step + 1, net.rule.steps):
                 self.query_buffers[step + 1] = buffers
         return point
@@ -222,7 +242,7 @@ class _Unrolled:
     def _step_back(
         self, step: int, v: list[Tensor], w: list[Tensor] | None, order: Order
     ) -> tuple[list[Tensor], list[Tensor] | None, Tensor | float]:
-        """v_i, w_i and the loss at θ_i from those of i + 1."""
+        """v_i (in v's own memory), w_i and the loss at θ_i from those of i + 1."""
         rule = self.net.rule
         a = scaled_by_rates(self.net, self._adapted_of(v), step, self.factors)
         if w is not None:
@@ -233,7 +253,7 @@ class _Unrolled:
             v = [part + decay[k] if k in decay else part for k, part in zip(self.parameters, v, strict=True)]
         if order == "second":
             products = (graph or self._graph_again(step, theta)).hessian_product(a)
-            v = list(torch._foreach_add(v, products))
+            torch._foreach_add_(v, products)
         w = list(torch._foreach_mul(a, rule.momentum)) if rule.momentum else None
         weight = self.outer.weight(step, rule.steps)
         if not weight:
@@ -241,14 +261,16 @@ class _Unrolled:
         here, _, gradient = self.outer.gradient(
             self.net, self._point(theta), self.query_buffers[step], self.task
         )
-        return list(torch._foreach_add(v, gradient, alpha=weight)), w, weight * here
+        torch._foreach_add_(v, gradient, alpha=weight)
+        return v, w, weight * here
 
     def _graph_again(self, step: int, theta: list[Tensor]) -> _Graph:
         """A step's gradient once more. Moved statistics do not matter to it: they are not used where they move."""
         leaves = self._point(theta).leaves()
         loss, _ = self.net.support(leaves, self.buffers, self.task.support, step=step, moves=False)
         mine = [leaves[k] for k in self.net.adapted]
-        return _Graph(leaves=leaves, gradients=gradients_of(loss, mine, create_graph=True))
+        gradients = gradients_of(loss, mine, create_graph=True)
+        return _Graph.of(leaves, gradients, [v.detach() for v in mine])
 
     def _point(self, theta: list[Tensor]) -> Point:
         """All parameters at a step, from the adapted ones wherever they waited."""
