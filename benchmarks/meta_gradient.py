@@ -17,20 +17,25 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Times, interleave, machine, parser, peak_resident_bytes, publish
 from benchmarks.meta_gradient_peers import higher_gradient, torch_func_gradient, torchopt_gradient
+from metarepair.batches import image_batch
 from metarepair.inner import Batch, FunctionalNet, InnerRule, gradients_of
 from metarepair.meta_gradient import Memory, TaskBatch, task_gradient
+from metarepair.models.build import load_deployed
 from metarepair.vectors import State, flatten
+from tasks.corruptions import corrupt
+from tasks.datasets import dataset_info, load_dataset
 
 RATE = 0.01
 PEERS = {"higher": higher_gradient, "torchopt": torchopt_gradient, "torch": torch_func_gradient}
@@ -205,11 +210,28 @@ def measure_memory(report: Report, case: Case, net: str, size: Sizes, device: to
 
 
 def bf16_cosine(net: str, size: Sizes, device: torch.device) -> float:
-    """Cosine of the meta-gradients with and without autocast."""
+    """Cosine of the meta-gradients with and without autocast, at random weights and images."""
     low, full = (
         Case(net, batch=size.batch, steps=size.headline[1], device=device, bf16=bf16).ours("recompute")
         for bf16 in (True, False)
     )
+    return float(torch.cosine_similarity(low.double(), full.double(), dim=0))
+
+
+def trained_bf16_cosine(steps: int, device: torch.device) -> float:
+    """The same for the shipped ResNet-8 on the sample's images under gaussian noise of severity 5."""
+    info = dataset_info("cifar10_sample")
+    deployed = load_deployed("resnet8_cifar", "shipped:resnet8_cifar10", info, device=device)
+    sample, rows = load_dataset("cifar10_sample", "train", root=None), np.arange(200)
+    noisy = corrupt(sample.images(rows), image_ids_B=rows, corruption="gaussian_noise", severity=5, seed=0)
+    whole = image_batch(deployed, noisy, sample.labels_N[rows])
+    task = TaskBatch(
+        support=Batch(images_BCHW=whole.images_BCHW[:100], labels_B=whole.labels_B[:100]),
+        query=Batch(images_BCHW=whole.images_BCHW[100:], labels_B=whole.labels_B[100:]),
+    )
+    rule = InnerRule(steps=steps, rate=0.03, batch_norm="adapt", batch_norm_momentum=0.5)
+    nets = [FunctionalNet(deployed.module, rule, bf16=bf16) for bf16 in (True, False)]
+    low, full = (flatten(task_gradient(n, n.parameters(), n.buffers(), task).gradient) for n in nets)
     return float(torch.cosine_similarity(low.double(), full.double(), dim=0))
 
 
@@ -224,6 +246,8 @@ def measure(size: Sizes, device: torch.device, path: Path | None, *, smoke: bool
             measure_time(report, case, f"{net} K={steps}", rounds=size.rounds, headline=here)
         report.column("bf16_cosine", net, bf16_cosine(net, size, device))
         measure_memory(report, case, net, size, device)
+    for steps in size.steps:
+        report.column("bf16_cosine", f"trained resnet8 K={steps}", trained_bf16_cosine(steps, device))
     meaning = {name: MEANING.get(name, "by net and K, or by way") for name in report.figures}
     publish(
         report.figures, meaning=meaning, around=around, times=Times(report.rounds_s), path=path, smoke=smoke
@@ -240,6 +264,7 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options.add_argument("--peak", choices=["graph", "recompute", *PEERS], help="print one way's peak bytes")
+    options.add_argument("--rounds", type=int, help="how often each way is timed")
     options.add_argument("--net", default="densenet121", help="timm name, for --peak")
     options.add_argument("--batch", type=int, default=50, help="support and query images, for --peak")
     options.add_argument("--steps", type=int, default=10, help="inner steps, for --peak")
@@ -248,7 +273,10 @@ def main() -> None:
     if given.peak:
         print(peak_bytes(given.peak, given.net, batch=given.batch, steps=given.steps, device=device))
         return
-    measure(sizes(quick=given.quick, smoke=given.smoke), device, given.json, smoke=given.smoke)
+    size = sizes(quick=given.quick, smoke=given.smoke)
+    if given.rounds:
+        size = replace(size, rounds=given.rounds)
+    measure(size, device, given.json, smoke=given.smoke)
 
 
 if __name__ == "__main__":
