@@ -16,13 +16,14 @@ from torch import Tensor
 
 from metarepair.checkpoint import newest_checkpoint
 from metarepair.context import Metrics, write_last_report
+from tasks.storage import Place
 
 
 @dataclass(kw_only=True)
 class RayContext:
     """One rank of a Ray Train worker group."""
 
-    folder: Path
+    folder: Place
 
     @property
     def rank(self) -> int:
@@ -41,7 +42,7 @@ class RayContext:
             torch.distributed.all_reduce(values)
         return values
 
-    def last_checkpoint(self) -> Path | None:
+    def last_checkpoint(self) -> Place | None:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:  # maybe begun without Ray
             return newest_checkpoint(self.folder)

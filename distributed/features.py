@@ -1,20 +1,22 @@
-"""Collected examples in, features and Fréchet distances of all pairs of environments out: two actor pools.
+"""Collected examples in, an environment's features and their moments out: an actor pool over shards.
 
-Features are computed once per environment (one Parquet file each, whole or not at all), distances once per
-unordered pair. Source: paper Eq. 7.
+<run>/features/<role>-<corruption>/
+    part-00000.parquet …   a row per collected example, in the store's order; each whole or not at all
+    moments.npy            mean and covariance factor, of which all pairs of this environment are made
+    manifest.json          last
+A killed run goes on with the shards that are missing. A damaged file is named, and done again alone.
+Source: paper Eq. 7.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from distributed.cluster import gpus_per_worker
@@ -22,70 +24,142 @@ from distributed.mining import Environment, Role, environments
 from distributed.pool import map_items
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings
+from metarepair.feature_file import is_part, read_features, write_features, write_moments
 from metarepair.features import FeatureExtractor, build_extractor
 from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.errors import DataError
-from tasks.frechet import Moments, frechet_distance, moments
-from tasks.manifest import Manifest, check_done, content_hash, file_hash, write_manifest
+from tasks.frechet import Moments, Scatter, merge, moments, scatter
+from tasks.manifest import MANIFEST, Manifest, begin, check_done, damaged_files, file_hash, write_manifest
+from tasks.storage import Place
 from tasks.store import open_side
 
 # N examples, D features
 
+MOMENTS = "moments.npy"
+Say = Callable[[str], None]
 
-@dataclass(frozen=True)
-class FeatureItem:
-    """One environment's collected examples, and where their features go."""
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureShard:
+    """Rows `start` to `stop` of an environment's D_collect, and where their features go."""
 
     environment: Environment
-    manifest: Manifest
-    path: Path
+    mined: Manifest
+    start: int
+    stop: int
+    path: Place
 
 
-def feature_name(role: Role, corruption: str) -> str:
-    """File name of an environment's features."""
-    return f"{role}-{corruption}.parquet"
+@dataclass(frozen=True, kw_only=True)
+class FeatureStage:
+    """One environment's features: its folder, what they depend on, and its shards."""
+
+    folder: Place
+    stage: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    shards: tuple[FeatureShard, ...]
+
+    @property
+    def files(self) -> list[str]:
+        return [*(s.path.name for s in self.shards), MOMENTS]
 
 
 def feature_settings(config: Config) -> dict[str, Any]:
     """The settings that features depend on, with a digest of the extractor's weights where they are given."""
-    settings = config.features.model_dump(mode="json", exclude={"batch_size"})
+    settings = config.features.model_dump(mode="json", include={"extractor", "weights", "shard_images"})
     path = Path(config.features.weights).expanduser() if config.features.weights else None
     return settings | {"weights_digest": file_hash(path) if path is not None and path.is_file() else None}
 
 
-def extract_all(run: Run, config: Config, mined: Mapping[tuple[Role, str], Manifest]) -> Manifest:
-    """Features of every environment's D_collect. Raises WeightsError, ConfigError, StageError, DataError."""
-    settings = feature_settings(config)
-    inputs = {f"{role} {name}": manifest.digest for (role, name), manifest in mined.items()}
-    done = check_done(run.features, stage="features", config=settings, inputs=inputs)
-    if done is not None:
-        return done
-    items = []
-    for environment in environments(run, config):
-        manifest = mined[environment.role, environment.corruption]
-        path = run.features / feature_name(environment.role, environment.corruption)
-        items.append(FeatureItem(environment, manifest, path))
-    missing = [item for item in items if not _is_of(config, item)]
-    progress = Progress("features", len(items), "environments", done=len(items) - len(missing))
-    build = partial(_build_extractor, config)
-    names = {_name_in(item.path) for item in items if item not in missing}
-    for item, name in map_items(
-        build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
-    ):
-        names.add(name)
-        progress.advance(note=item.environment.corruption)
-    if len(names) != 1:
-        raise DataError(f"{run.features} mixes features of {sorted(names)}. Run again with --restart.")
-    return write_manifest(
-        run.features,
-        stage="features",
-        config=settings,
-        inputs=inputs,
-        files=[item.path.name for item in items],
-        rows={item.path.name: item.manifest.rows["collect"] for item in items},
-        facts={"extractor": names.pop()},
+def feature_folder(run: Run, environment: Environment) -> Place:
+    """Where an environment's features are."""
+    return run.features / f"{environment.role}-{environment.corruption}"
+
+
+def extract_all(
+    run: Run, config: Config, mined: Mapping[tuple[Role, str], Manifest], say: Say
+) -> dict[tuple[Role, str], Manifest]:
+    """Features and moments of every environment's D_collect.
+
+    Raises WeightsError, ConfigError, StageError, DataError (a NaN feature names its image).
+    """
+    stages = {(e.role, e.corruption): _stage(run, config, e, mined) for e in environments(run, config)}
+    done = {key: manifest for key, stage in stages.items() if (manifest := _done(stage, say)) is not None}
+    missing = {key: stage for key, stage in stages.items() if key not in done}
+    for stage in missing.values():
+        begin(stage.folder, config=stage.settings, inputs=stage.inputs)
+    extractor = _extract(config, [s for stage in missing.values() for s in stage.shards], say)
+    found = map_items(_build_moments, list(missing.items()), workers=config.workers)
+    for (key, stage), (count, dim) in found:
+        done[key] = write_manifest(
+            stage.folder,
+            stage=stage.stage,
+            config=stage.settings,
+            inputs=stage.inputs,
+            files=stage.files,
+            rows={"features": count},
+            facts={"extractor": extractor, "dim": dim},
+        )
+    return {key: done[key] for key in stages}
+
+
+def _stage(
+    run: Run, config: Config, environment: Environment, mined: Mapping[tuple[Role, str], Manifest]
+) -> FeatureStage:
+    manifest = mined[environment.role, environment.corruption]
+    folder, count = feature_folder(run, environment), manifest.rows["collect"]
+    size = config.features.shard_images
+    return FeatureStage(
+        folder=folder,
+        stage=f"features {environment.role} {environment.corruption}",
+        settings=feature_settings(config),
+        inputs={"mined": manifest.digest},
+        shards=tuple(
+            FeatureShard(
+                environment=environment,
+                mined=manifest,
+                start=start,
+                stop=min(start + size, count),
+                path=folder / f"part-{number:05d}.parquet",
+            )
+            for number, start in enumerate(range(0, count, size))
+        ),
     )
+
+
+def _done(stage: FeatureStage, say: Say) -> Manifest | None:
+    """The manifest where the features are there and whole. A damaged file is named and deleted."""
+    manifest = check_done(
+        stage.folder, stage=stage.stage, config=stage.settings, inputs=stage.inputs, sizes=False
+    )
+    damaged = [] if manifest is None else damaged_files(stage.folder, manifest)
+    if not damaged:
+        return manifest
+    (stage.folder / MANIFEST).unlink()
+    for name in damaged:
+        (stage.folder / name).unlink(missing_ok=True)
+        say(f"{stage.folder / name} is damaged. It alone is made again now.")
+    return None
+
+
+def _extract(config: Config, shards: Sequence[FeatureShard], say: Say) -> str:
+    """Features of all shards that are not there yet, or are damaged; the extractor's name."""
+    there = [s for s in shards if s.path.exists()]
+    damaged = [s for s in there if not is_part(s.path, s.stop - s.start)]
+    for shard in damaged:
+        say(f"{shard.path} is damaged. It alone is made again now.")
+    whole = {s.path for s in there} - {s.path for s in damaged}
+    missing = [s for s in shards if s.path not in whole]
+    if missing:
+        progress = Progress("features", len(shards), "shards", done=len(whole))
+        build = partial(_build_extractor, config)
+        for shard, _ in map_items(
+            build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
+        ):
+            progress.advance(note=shard.environment.corruption)
+    return config.features.extractor
 
 
 def load_extractor(config: Config, here: Surroundings) -> FeatureExtractor:
@@ -100,84 +174,60 @@ def load_extractor(config: Config, here: Surroundings) -> FeatureExtractor:
     )
 
 
-def _build_extractor(config: Config) -> Callable[[FeatureItem], str]:
-    extractor = load_extractor(config, load_surroundings(config))
+def _build_extractor(config: Config) -> Callable[[FeatureShard], int]:
+    here = load_surroundings(config)
+    extractor = load_extractor(config, here)
 
-    def work(item: FeatureItem) -> str:
-        failures = open_side(item.environment.folder, "collect", item.manifest)
+    def work(shard: FeatureShard) -> int:
+        environment = shard.environment
+        collect = open_side(environment.folder, "collect", shard.mined, here.split(environment.split))
         size = config.features.batch_size
-        parts = [
-            extractor(failures.images_NHWC_u8[start : start + size])
-            for start in range(0, len(failures), size)
-        ]
-        write_features(item.path, np.concatenate(parts), extractor.name, _source(config, item))
-        return extractor.name
+        starts = range(shard.start, shard.stop, size)
+        images = collect.images_NHWC_u8
+        features = [extractor(images[start : min(start + size, shard.stop)]) for start in starts]
+        ids = collect.image_ids_N[shard.start : shard.stop]
+        write_features(shard.path, np.concatenate(features), ids)
+        return shard.stop - shard.start
 
     return work
 
 
-def write_features(path: Path, features_ND: NDArray[np.float32], extractor: str, source: str) -> None:
-    """One row per collected example, in the store's order; the file appears whole or not at all."""
-    flat = pa.array(features_ND.astype(np.float32).reshape(-1), pa.float32())
-    column = pa.FixedSizeListArray.from_arrays(flat, features_ND.shape[1])
-    table = pa.table({"features": column}).replace_schema_metadata({"extractor": extractor, "source": source})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
-    pq.write_table(table, part)
-    part.replace(path)
-
-
-def read_features(path: Path) -> NDArray[np.float32]:
-    """Features [N, D] float32 of one environment. Raises DataError for a damaged file."""
-    try:
-        column = pq.read_table(path)["features"].combine_chunks()
-        dim = column.type.list_size
-        features: NDArray[np.float32] = column.values.to_numpy().reshape(-1, dim)
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is missing or truncated ({error}). Score again with --restart.") from error
-    return features
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        found = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowInvalid):
-        return {}
-    return {k.decode(): v.decode() for k, v in found.items() if k in (b"extractor", b"source")}
-
-
-def _source(config: Config, item: FeatureItem) -> str:
-    """What an environment's features depend on: its store, the extractor and the extractor's weights."""
-    return content_hash([item.manifest.digest, feature_settings(config)])
-
-
-def _is_of(config: Config, item: FeatureItem) -> bool:
-    """Whether the features of this very store, by this very extractor, are there already."""
-    return _metadata(item.path).get("source") == _source(config, item)
-
-
-def _name_in(path: Path) -> str:
-    return _metadata(path)["extractor"]
-
-
-def all_distances(paths: Sequence[Path], *, workers: int) -> NDArray[np.float64]:
-    """The symmetric matrix of Fréchet distances of all pairs; a work item is a row of its upper triangle."""
-    count = len(paths)
-    matrix = np.zeros((count, count))
-    progress = Progress("distances", count * (count - 1) // 2, "pairs")
-    build = partial(_build_distances, tuple(paths))
-    for row, distances in map_items(build, list(range(count - 1)), workers=workers):
-        matrix[row, row + 1 :] = matrix[row + 1 :, row] = distances
-        progress.advance(len(distances))
-    return matrix
-
-
-def _build_distances(paths: tuple[Path, ...]) -> Callable[[int], list[float]]:
-    @cache
-    def moments_of(index: int) -> Moments:
-        return moments(read_features(paths[index]))
-
-    def work(row: int) -> list[float]:
-        return [frechet_distance(moments_of(row), moments_of(other)) for other in range(row + 1, len(paths))]
+def _build_moments() -> Callable[[tuple[tuple[Role, str], FeatureStage]], tuple[int, int]]:
+    def work(item: tuple[tuple[Role, str], FeatureStage]) -> tuple[int, int]:
+        _, stage = item
+        found = moments_of_parts([shard.path for shard in stage.shards])
+        write_moments(stage.folder / MOMENTS, found)
+        return found.count, len(found.mean_D)
 
     return work
+
+
+def moments_of_parts(paths: Sequence[Place]) -> Moments:
+    """Moments of all parts' rows: of the rows themselves while there are no more than features, else merged.
+
+    Merged in the parts' order, so the bits depend neither on how many actors there were nor on who was first.
+    """
+    parts, count, total = [], 0, None
+    for path in paths:
+        features_ND, ids = read_features(path)
+        count += len(features_ND)
+        if total is None and count <= features_ND.shape[1]:
+            parts.append((features_ND, ids))
+            continue
+        for kept_ND, names in [*parts, (features_ND, ids)]:
+            total = _merged(total, _scatter(kept_ND, names))
+        parts = []
+    if total is not None:
+        return total.moments()
+    if not parts:
+        raise DataError("There are no features. Collect failures first (mining.collect).")
+    features = np.concatenate([f for f, _ in parts])
+    return moments(features, names=np.concatenate([ids for _, ids in parts]))
+
+
+def _merged(total: Scatter | None, part: Scatter) -> Scatter:
+    return part if total is None else merge(total, part)
+
+
+def _scatter(features_ND: NDArray[np.float32], ids_N: NDArray[np.int64]) -> Scatter:
+    return scatter(features_ND, names=ids_N)

@@ -6,10 +6,9 @@ so a killed run goes on with the shards that are missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +22,12 @@ from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
-from tasks.manifest import Manifest, begin, check_done
+from tasks.errors import DataError
+from tasks.manifest import DAMAGED, Manifest, begin, check_done, discard, verify_checksums
 from tasks.mining import Predict, mine, split_failures
 from tasks.records import Failures, Ints, Pixels
-from tasks.store import finish_environment, write_part
+from tasks.storage import Place
+from tasks.store import finish_environment, is_whole, write_part
 
 Role = Literal["experience", "target"]
 
@@ -37,7 +38,7 @@ class Environment:
 
     role: Role
     corruption: str
-    folder: Path
+    folder: Place
 
     @property
     def split(self) -> Split:
@@ -58,7 +59,7 @@ class Shard:
     stop: int
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         return self.environment.folder / "parts" / f"part-{self.index:05d}.arrow"
 
 
@@ -82,13 +83,18 @@ def mining_settings(config: Config) -> dict[str, Any]:
     return values
 
 
-def mine_all(run: Run, config: Config, here: Surroundings) -> dict[tuple[Role, str], Manifest]:
-    """Mines every environment that is not done. Raises TooFewFailuresError, StageError, DataError."""
+def mine_all(
+    run: Run, config: Config, here: Surroundings, say: Callable[[str], None]
+) -> dict[tuple[Role, str], Manifest]:
+    """Mines every environment that is not done, and those whose files are damaged, anew.
+
+    Raises TooFewFailuresError, StageError, DataError.
+    """
     settings, inputs = mining_settings(config), here.inputs()
     shards: list[Shard] = []
     done: dict[tuple[Role, str], Manifest] = {}
     for environment in environments(run, config):
-        manifest = check_done(environment.folder, stage=environment.stage, config=settings, inputs=inputs)
+        manifest = _done(environment, settings, inputs, say)
         if manifest is not None:
             done[environment.role, environment.corruption] = manifest
             continue
@@ -97,14 +103,7 @@ def mine_all(run: Run, config: Config, here: Surroundings) -> dict[tuple[Role, s
         shards += _shards(
             environment, len(here.split(environment.split).labels_N), config.mining.shard_images
         )
-    missing = [s for s in shards if not s.path.exists()]
-    progress = Progress("mine", len(shards), "shards", done=len(shards) - len(missing)) if shards else None
-    build = partial(_build_worker, config)
-    for shard, failures in map_items(
-        build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
-    ):
-        assert progress is not None
-        progress.advance(note=f"{shard.environment.corruption}: {failures} failures")
+    _mine_shards(config, shards, say)
     for environment in dict.fromkeys(s.environment for s in shards):
         paths = [s.path for s in shards if s.environment == environment]
         done[environment.role, environment.corruption] = finish_environment(
@@ -117,6 +116,43 @@ def mine_all(run: Run, config: Config, here: Surroundings) -> dict[tuple[Role, s
             num_classes=here.deployed.num_classes,
         )
     return done
+
+
+def _done(
+    environment: Environment,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    say: Callable[[str], None],
+) -> Manifest | None:
+    """The manifest of an environment that is mined and whole; a damaged one is named and deleted."""
+    folder = environment.folder
+    try:
+        manifest = check_done(folder, stage=environment.stage, config=settings, inputs=inputs)
+        if manifest is not None:
+            verify_checksums(folder, manifest)
+    except DataError as error:
+        say(f"{str(error).removesuffix(DAMAGED)}This environment alone is mined again now.")
+        discard(folder)
+        return None
+    return manifest
+
+
+def _mine_shards(config: Config, shards: Sequence[Shard], say: Callable[[str], None]) -> None:
+    """Mines the shards that are not there, or whose bytes are not those that were written."""
+    if not shards:
+        return
+    there = [s for s in shards if s.path.exists()]
+    damaged = {s for s in there if not is_whole(s.path)}
+    for shard in sorted(damaged, key=lambda s: str(s.path)):
+        say(f"{shard.path} is damaged. This shard alone is mined again now.")
+    whole = set(there) - damaged
+    missing = [s for s in shards if s not in whole]
+    progress = Progress("mine", len(shards), "shards", done=len(whole))
+    build = partial(_build_worker, config)
+    for shard, failures in map_items(
+        build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
+    ):
+        progress.advance(note=f"{shard.environment.corruption}: {failures} failures")
 
 
 def _shards(environment: Environment, num_images: int, shard_images: int) -> list[Shard]:
@@ -150,6 +186,7 @@ def _build_worker(config: Config) -> Callable[[Shard], int]:
             severities=config.mining.severities,
             seed=config.seed,
             batch_size=config.mining.batch_size,
+            keep=config.mining.pixels,
         )
         write_part(shard.path, mined)
         return len(mined.failures)

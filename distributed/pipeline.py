@@ -6,15 +6,14 @@ mine -> score (features, distances, confidence) -> train -> repair (and evaluate
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-from distributed.features import all_distances, extract_all, feature_name, load_extractor
+from distributed.features import MOMENTS, extract_all, feature_folder, load_extractor
+from distributed.fid import all_distances
 from distributed.mining import Role, environments, mine_all, mining_settings
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
@@ -26,7 +25,7 @@ from metarepair.meta_train import training_settings
 from metarepair.methods import get_method
 from metarepair.repair_stage import repair_target
 from metarepair.reports import load_results
-from metarepair.reports.figures import heat_map
+from metarepair.reports.figures import heat_map, save
 from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.score import (
@@ -41,6 +40,7 @@ from tasks.confidence import choose_experiences
 from tasks.corruptions import category_of
 from tasks.errors import ConfigError, DataError, unknown_name
 from tasks.manifest import (
+    MANIFEST,
     Manifest,
     begin,
     check_done,
@@ -49,8 +49,8 @@ from tasks.manifest import (
     require_manifest,
     verify_checksums,
     write_manifest,
-    write_text,
 )
+from tasks.storage import Place, copy_file, find, remove_tree, write_text
 
 Stage = Literal["mine", "score", "train", "repair", "report"]
 STAGES: tuple[Stage, ...] = ("mine", "score", "train", "repair", "report")
@@ -93,11 +93,11 @@ class Pipeline:
         if stage == "repair" and "metarepair" in self.config.repair.methods:
             for target in self.config.targets:
                 require_manifest(self.run.meta(target), "Train it first: metarepair train --config …")
-        by_target: list[tuple[Stage, Callable[[str], Path]]] = [
+        by_target: list[tuple[Stage, Callable[[str], Place]]] = [
             ("train", self.run.meta),
             ("repair", self.run.repaired),
         ]
-        folders: dict[Stage, list[Path]] = {
+        folders: dict[Stage, list[Place]] = {
             "mine": [self.run.root / "experiences", self.run.root / "targets"],
             "score": [self.run.features, self.run.score],
             "report": [self.run.report],
@@ -108,9 +108,9 @@ class Pipeline:
             folders[name] = [place(t) for t in self.config.targets] if alone else [parent]
         for name in STAGES[STAGES.index(stage) :]:
             for folder in folders[name]:
-                for done in sorted(folder.rglob("manifest.json")):
+                for done in find(folder, MANIFEST, deep=True):
                     discard(done.parent)
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
 
     def _mined(self) -> dict[tuple[Role, str], Manifest]:
         """Manifests of all environments, mined with these very settings, data and DNN; StageError otherwise."""
@@ -124,7 +124,7 @@ class Pipeline:
 
     def mine(self) -> None:
         """Experiences from the training split, targets from the test split."""
-        mined = mine_all(self.run, self.config, self.here)
+        mined = mine_all(self.run, self.config, self.here, self.say)
         for (role, name), manifest in mined.items():
             examined = sum(manifest.facts["examined"].values())
             right = sum(manifest.facts["correct"].values())
@@ -142,28 +142,26 @@ class Pipeline:
         mined = self._mined()
         for environment in environments(run, config):
             verify_checksums(environment.folder, mined[environment.role, environment.corruption])
-        features = extract_all(run, config, mined)
-        verify_checksums(run.features, features)
+        features = extract_all(run, config, mined, self.say)
         settings = config.model_dump(mode="json", include={"targets", "experiences"})
         settings["mined"] = list(config.mining.experiences)
-        inputs = {"features": features.digest}
+        inputs = {f"features {role} {name}": found.digest for (role, name), found in features.items()}
         if check_done(run.score, stage="score", config=settings, inputs=inputs) is not None:
             self.say(f"score: done before, see {run.score}")
             return
         found = environments(run, config)
-        paths = [run.features / feature_name(e.role, e.corruption) for e in found]
+        paths = [feature_folder(run, e) / MOMENTS for e in found]
         matrix = all_distances(paths, workers=config.workers)
-        extractor = features.facts["extractor"]
-        scores = scores_of(
-            matrix, config.mining.experiences, config.targets, extractor=extractor, rows=features.rows
-        )
+        extractor = config.features.extractor
+        rows = [features[e.role, e.corruption].rows["features"] for e in found]
+        scores = scores_of(matrix, config.mining.experiences, config.targets, extractor=extractor, rows=rows)
         confidences = {t: confidence_of(scores, t, config.experiences) for t in config.targets}
         names = [e.corruption + (TARGET_SUFFIX if e.role == "target" else "") for e in found]
         files = write_scores(run.score, scores, matrix, names, confidences)
         pairs = {(a, b): float(matrix[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
         label = distance_name(extractor)
         picture = heat_map(pairs, names, _category, f"Distances of {len(names)} environments", label)
-        (run.score / "heatmap.png").write_bytes(picture)
+        save(run.score / "heatmap.png", picture)
         write_manifest(
             run.score, stage="score", config=settings, inputs=inputs, files=[*files, "heatmap.png"]
         )
@@ -200,7 +198,7 @@ class Pipeline:
             )
         tensors = ["model.safetensors", *([RATES] if config.inner.learned_rates else [])]
         for name in tensors:
-            shutil.copyfile(checkpoint / name, folder / name)
+            copy_file(checkpoint / name, folder / name)
         write_text(folder / "metrics.json", json.dumps(state["history"]))
         write_manifest(
             folder,
@@ -233,7 +231,7 @@ class Pipeline:
                 if manifest is not None:
                     verify_checksums(folder, manifest)
         results = load_results(self.run, self.config.targets)
-        page = write_report(self.run, results)
+        page = write_report(self.run, results, lambda: self.here.split("test"))
         for result in results:
             self.say(results_table(result))
             for row in result["methods"]:

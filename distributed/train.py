@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from metarepair.task_source import TaskSource
 from tasks.errors import UserError
 from tasks.manifest import require_manifest
 from tasks.records import Experience
+from tasks.storage import place
 from tasks.store import open_side
 
 MINE_FIRST = "Mine it first: metarepair mine --config …"
@@ -44,10 +44,11 @@ def build_trainer(run: Run, config: Config, target: str, context: Context) -> Me
         manifest = require_manifest(folder, MINE_FIRST)
         experiences[name] = Experience(
             corruption=name,
-            collect=open_side(folder, "collect", manifest),
-            fail=open_side(folder, "fail", manifest),
+            collect=open_side(folder, "collect", manifest, here.split("train")),
+            fail=open_side(folder, "fail", manifest, here.split("train")),
         )
-    collect = open_side(run.target(target), "collect", require_manifest(run.target(target), MINE_FIRST))
+    mined = require_manifest(run.target(target), MINE_FIRST)
+    collect = open_side(run.target(target), "collect", mined, here.split("test"))
     source = TaskSource(
         deployed=here.deployed,
         experiences=experiences,
@@ -147,7 +148,7 @@ def _loop(settings: dict[str, Any]) -> None:
     """One rank's whole life."""
     from distributed.context import RayContext
 
-    run, target = Run(Path(settings["root"])), settings["target"]
+    run, target = Run(place(settings["root"])), settings["target"]
     config = parse_config(settings["config"])
     context = RayContext(folder=run.meta(target))
     meta_train(build_trainer(run, config, target, context))

@@ -10,18 +10,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.manifest import file_hash, write_text
+from tasks.manifest import file_hash
+from tasks.storage import Place, copy_file, find, remove_tree, write_text
 
 STATE = "state.json"
 
 
-def seal(folder: Path, state: dict[str, Any]) -> None:
+def seal(folder: Place, state: dict[str, Any]) -> None:
     """Writes state.json with the digests of the safetensors files beside it."""
-    files = {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
+    files = {path.name: file_hash(path) for path in find(folder, "*.safetensors")}
     write_text(folder / STATE, json.dumps(state | {"files": files}, allow_nan=False))
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
+def read_state(folder: Place) -> dict[str, Any] | None:
     """The state of a complete checkpoint, None when anything of it is missing or damaged."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -31,11 +32,18 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     return state if whole else None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Place) -> Place | None:
     """The complete checkpoint under `folder` with the most episodes, None when there is none."""
     newest, most = None, -1
-    for path in sorted(folder.rglob(STATE)):
+    for path in find(folder, STATE, deep=True):
         state = None if path.parent.suffix == ".tmp" else read_state(path.parent)
         if state is not None and state["episode"] > most:
             newest, most = path.parent, state["episode"]
     return newest
+
+
+def publish(folder: Path, final: Place) -> None:
+    """Puts a checkpoint that was written at `folder`, on this machine, in its place: state.json last."""
+    remove_tree(final)
+    for path in sorted(folder.iterdir(), key=lambda p: (p.name == STATE, p.name)):
+        copy_file(path, final / path.name)

@@ -71,6 +71,10 @@ class MiningConfig(Section):
     split_by: Literal["image", "example"] = Field(
         "image", description="image: no image on both sides of collect and fail; example: the paper's letter."
     )
+    pixels: Literal["stored", "recomputed"] = Field(
+        "stored",
+        description="stored: failures keep their pixels. recomputed: digests alone; pixels are made again when needed.",
+    )
     batch_size: Positive = Field(500, description="Images per forward pass.")
     shard_images: Positive = Field(2500, description="Clean images per work item of a mining actor.")
 
@@ -93,6 +97,7 @@ class FeatureConfig(Section):
     )
     weights: str | None = Field(None, description="The extractor's weights file, where it needs one.")
     batch_size: Positive = Field(100, description="Images per forward pass.")
+    shard_images: Positive = Field(250, description="Collected examples per work item of a feature actor.")
 
 
 class ExperienceConfig(Section):

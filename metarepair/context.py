@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from metarepair.checkpoint import newest_checkpoint
-from tasks.manifest import write_text
+from metarepair.checkpoint import newest_checkpoint, publish
+from tasks.storage import Place, find, remove_tree, write_text
 
 Metrics = Mapping[str, float]
 LAST_REPORT = "last_report.json"
@@ -35,8 +35,8 @@ class Context(Protocol):
         """The sum of `values` over all workers, on every worker."""
         ...
 
-    def last_checkpoint(self) -> Path | None:
-        """A local folder with the newest complete checkpoint, None at the start."""
+    def last_checkpoint(self) -> Place | None:
+        """A folder with the newest complete checkpoint, None at the start."""
         ...
 
     def report(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
@@ -48,7 +48,7 @@ class Context(Protocol):
 class LocalContext:
     """One process without Ray; checkpoints are `folder/checkpoint-NNNNNN`, the newest two are kept."""
 
-    folder: Path
+    folder: Place
     device: torch.device
     on_report: Callable[[Metrics], None] = lambda _: None
     rank: int = 0
@@ -58,28 +58,25 @@ class LocalContext:
     def sum_over_workers(self, values: Tensor) -> Tensor:
         return values
 
-    def last_checkpoint(self) -> Path | None:
+    def last_checkpoint(self) -> Place | None:
         return newest_checkpoint(self.folder.parent)  # maybe begun on Ray
 
     def report(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
         final = self.folder / f"checkpoint-{int(metrics['episode']):06d}"
-        part = final.with_suffix(".tmp")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        write(part)
-        shutil.rmtree(final, ignore_errors=True)
-        part.replace(final)
-        for old in sorted(self.folder.glob("checkpoint-*"))[: -self.kept]:
-            shutil.rmtree(old)
+        with tempfile.TemporaryDirectory() as part:
+            write(Path(part))
+            publish(Path(part), final)
+        for old in find(self.folder, "checkpoint-*")[: -self.kept]:
+            remove_tree(old)
         self.on_report(metrics)
 
 
-def write_last_report(folder: Path, metrics: Metrics) -> None:
+def write_last_report(folder: Place, metrics: Metrics) -> None:
     """Leaves the newest metrics where another process can see them."""
     write_text(folder / LAST_REPORT, json.dumps(dict(metrics)))
 
 
-def last_report(folder: Path) -> Metrics | None:
+def last_report(folder: Place) -> Metrics | None:
     """What `write_last_report` left, None before the first."""
     try:
         metrics: dict[str, float] = json.loads((folder / LAST_REPORT).read_text(encoding="utf-8"))

@@ -27,6 +27,7 @@ from tasks.environment import corrupted_images
 from tasks.keys import keyed_generator
 from tasks.manifest import require_manifest
 from tasks.records import Failures, Ints, RepairResult
+from tasks.storage import append_line
 from tasks.store import open_side
 
 # N examples, B images, K classes, M models
@@ -50,12 +51,11 @@ class Judged:
     predicted_MN: NDArray[np.int64]
 
 
-def open_target_fail(run: Run, target: str) -> Failures:
+def open_target_fail(run: Run, target: str, test: Dataset) -> Failures:
     """D_fail of a target. Every opening is logged with its time."""
     manifest = require_manifest(run.target(target), "Mine it first: metarepair mine.")
-    with run.d_fail_log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"target": target, "opened": datetime.now(UTC).isoformat()}) + "\n")
-    return open_side(run.target(target), "fail", manifest)
+    append_line(run.d_fail_log, json.dumps({"target": target, "opened": datetime.now(UTC).isoformat()}))
+    return open_side(run.target(target), "fail", manifest, test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def evaluate(
     others = {n: _other(deployed, models, test, n, config) for n in names if n != target}
     progress(f"{target}: other corruptions done")
     predictions = _Predictions(clean=clean, corrupted=corrupted, others=others)
-    fail = open_target_fail(run, target)
+    fail = open_target_fail(run, target, test)
     logits = [predict(deployed, m.parameters, m.buffers, fail) for m in models]
     predicted_MN = np.stack([x.argmax(1).numpy() for x in logits])
     results = []

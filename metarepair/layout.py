@@ -8,6 +8,7 @@
     meta/<target>/              model.safetensors metrics.json              θ_meta depends on the target
     repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet
     report/                     index.html table.md figures
+    hypothesis/                 pairs.parquet pairs.csv summary.json scatter.png, gains/ by experience and seed
     d_fail_reads.jsonl          each opening of a target's D_fail; outlives --restart
     deployed/                   of `metarepair pretrain`
 """
@@ -15,10 +16,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from metarepair.config import Config
-from tasks.errors import ConfigError, UserError
+from tasks.errors import StorageError, UserError
+from tasks.storage import Place, place
 
 RATES = "rates.safetensors"  # factors of learned rates, beside the model of a checkpoint or of θ_meta
 
@@ -27,49 +28,51 @@ RATES = "rates.safetensors"  # factors of learned rates, beside the model of a c
 class Run:
     """Paths of one run."""
 
-    root: Path
+    root: Place
 
-    def experience(self, corruption: str) -> Path:
+    def experience(self, corruption: str) -> Place:
         return self.root / "experiences" / corruption
 
-    def target(self, corruption: str) -> Path:
+    def target(self, corruption: str) -> Place:
         return self.root / "targets" / corruption
 
     @property
-    def features(self) -> Path:
+    def features(self) -> Place:
         return self.root / "features"
 
     @property
-    def score(self) -> Path:
+    def score(self) -> Place:
         return self.root / "score"
 
-    def meta(self, target: str) -> Path:
+    def meta(self, target: str) -> Place:
         return self.root / "meta" / target
 
-    def repaired(self, target: str) -> Path:
+    def repaired(self, target: str) -> Place:
         return self.root / "repaired" / target
 
     @property
-    def d_fail_log(self) -> Path:
+    def d_fail_log(self) -> Place:
         return self.root / "d_fail_reads.jsonl"
 
     @property
-    def report(self) -> Path:
+    def hypothesis(self) -> Place:
+        return self.root / "hypothesis"
+
+    @property
+    def report(self) -> Place:
         return self.root / "report"
 
 
 def open_run(config: Config) -> Run:
-    """The run's folder, created. Raises ConfigError when the storage path is remote, UserError when unwritable."""
-    if "://" in config.storage_path:
-        raise ConfigError(
-            f"storage_path={config.storage_path!r}: object storage is not supported yet; give a local or shared path."
-        )
+    """The run's folder, created. Raises ConfigError for another kind of path, UserError when it is not writable."""
     try:
-        root = Path(config.storage_path).expanduser().absolute() / config.name
+        root = place(config.storage_path) / config.name
         probe = root / ".writable.tmp"
         root.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+    except StorageError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"storage_path={config.storage_path!r} cannot be written ({error}). Give another with --storage PATH."

@@ -38,6 +38,7 @@ from metarepair.task_source import TaskSource, slots_of
 from metarepair.vectors import State, flatten, pairwise_sum, unflatten
 from tasks.errors import DivergedError, StageError
 from tasks.manifest import difference
+from tasks.storage import Place
 
 # P parameters and rate factors
 
@@ -193,7 +194,7 @@ class MetaTrainer:
         }
         seal(folder, state)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Place) -> None:
         """The inverse of `save`. Raises StageError when the checkpoint is of other settings."""
         state, settings = read_state(folder), training_settings(self.config)
         if state is None:

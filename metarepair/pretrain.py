@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from metarepair.models.build import DeployedModel, build_model, read_tensors, sa
 from tasks.datasets import Dataset, DatasetInfo
 from tasks.errors import ConfigError, DivergedError
 from tasks.keys import keyed_generator
+from tasks.storage import Place
 
 # B images, C H W, K classes
 
@@ -44,7 +44,7 @@ def pretrain(
     *,
     seed: int,
     device: torch.device,
-    folder: Path,
+    folder: Place,
     on_epoch: Callable[[Epoch], None],
 ) -> DeployedModel:
     """Trains `model_name` on `data`, writing a checkpoint in `folder` after each epoch; goes on from it.
@@ -157,7 +157,7 @@ def _validate(deployed: DeployedModel, average: dict[str, Tensor], data: Dataset
 
 
 def _save(
-    folder: Path,
+    folder: Place,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
@@ -176,7 +176,7 @@ def _save(
 
 
 def _resume(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+    folder: Place, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
 ) -> int:
     path = folder / "checkpoint.safetensors"
     if not path.exists():

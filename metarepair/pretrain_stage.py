@@ -13,7 +13,8 @@ from metarepair.models.build import save_weights
 from metarepair.pretrain import Epoch, pretrain
 from metarepair.progress import Progress
 from tasks.datasets import dataset_info, load_dataset
-from tasks.manifest import begin, check_done, discard, write_manifest, write_text
+from tasks.manifest import begin, check_done, discard, write_manifest
+from tasks.storage import write_text
 
 
 def pretrain_stage(config: Config, say: Callable[[str], None], *, restart: bool) -> None:

@@ -34,8 +34,8 @@ from tasks.manifest import (
     verify_checksums,
     versions,
     write_manifest,
-    write_text,
 )
+from tasks.storage import Place, local, write_text, writing
 from tasks.store import open_side
 
 Progress = Callable[[str], None]
@@ -62,7 +62,7 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings, pro
     if done is not None:
         progress(f"{stage}: done before, see {folder}")
         return done
-    collect = open_side(run.target(target), "collect", mined)
+    collect = open_side(run.target(target), "collect", mined, here.split("test"))
     candidates = []
     parts = {seed: repair_data(collect, config, seed) for seed in config.repair.seeds}
     for seed, data in parts.items():
@@ -120,7 +120,7 @@ def _repair(
     return Candidate(model=model, seed=seed, seconds=seconds)
 
 
-def _write_samples(path: Path, judged: Judged) -> None:
+def _write_samples(path: Place, judged: Judged) -> None:
     """Every D_fail example before and after, for every method and seed, in long form."""
     fail, count = judged.fail, len(judged.fail)
     columns = {
@@ -132,9 +132,8 @@ def _write_samples(path: Path, judged: Judged) -> None:
         "before": np.tile(fail.predicted_N, len(judged.results)),
         "after": judged.predicted_MN.reshape(-1),
     }
-    part = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.table({k: pa.array(v) for k, v in columns.items()}), part)
-    part.replace(path)
+    with writing(path) as part:
+        pq.write_table(pa.table({k: pa.array(v) for k, v in columns.items()}), part)
 
 
 def _result(
@@ -163,7 +162,7 @@ def _result(
 def _learned(run: Run, target: str) -> dict[str, Any]:
     """What MetaRepair learned from, and what that cost."""
     confidence = read_confidence(run, target)
-    scores = pq.read_table(run.score / "confidence.parquet").to_pylist()
+    scores = pq.read_table(local(run.score / "confidence.parquet")).to_pylist()
     extractor = scores[0]["extractor"]
     trained = require_manifest(run.meta(target), TRAIN_FIRST)
     return {

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -21,6 +19,7 @@ from tasks.confidence import Confidence, choose_experiences, confidence
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
 from tasks.records import FID_SCHEMA, FidScore
+from tasks.storage import Place, local, write_table
 
 TARGET_SUFFIX = " (target)"
 
@@ -31,17 +30,20 @@ def scores_of(
     targets: Sequence[str],
     *,
     extractor: str,
-    rows: Mapping[str, int],
+    rows: Sequence[int],
 ) -> list[FidScore]:
-    """Every (experience, target) pair of the matrix, whose rows are the experiences, then the targets."""
+    """Every (experience, target) pair of the matrix, whose rows are the experiences, then the targets.
+
+    `rows` are the numbers of examples of each.
+    """
     return [
         FidScore(
             experience=experience,
             target=target,
             distance=float(matrix[i, len(experiences) + j]),
             extractor=extractor,
-            num_experience=rows[f"experience-{experience}.parquet"],
-            num_target=rows[f"target-{target}.parquet"],
+            num_experience=rows[i],
+            num_target=rows[len(experiences) + j],
         )
         for j, target in enumerate(targets)
         for i, experience in enumerate(experiences)
@@ -68,21 +70,18 @@ def confidence_of(scores: Sequence[FidScore], target: str, settings: ExperienceC
 
 
 def write_scores(
-    folder: Path,
+    folder: Place,
     scores: Sequence[FidScore],
     matrix: NDArray[np.float64],
     names: Sequence[str],
     confidences: Mapping[str, Confidence],
 ) -> list[str]:
     """fid.parquet, matrix.parquet, confidence.parquet and .csv; returns the files' names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        pa.Table.from_pylist([asdict(s) for s in scores], schema=FID_SCHEMA), folder / "fid.parquet"
-    )
+    write_table(folder / "fid.parquet", pa.Table.from_pylist([asdict(s) for s in scores], schema=FID_SCHEMA))
     columns = {"environment": pa.array(list(names))} | {
         n: pa.array(matrix[:, i]) for i, n in enumerate(names)
     }
-    pq.write_table(pa.table(columns), folder / "matrix.parquet")
+    write_table(folder / "matrix.parquet", pa.table(columns))
     distance = {(s.experience, s.target): s.distance for s in scores}
     rows = [
         {
@@ -99,8 +98,8 @@ def write_scores(
         for name, p in zip(found.names, found.probabilities_K, strict=True)
     ]
     table = pa.Table.from_pylist(rows)
-    pq.write_table(table, folder / "confidence.parquet")
-    pyarrow.csv.write_csv(table, folder / "confidence.csv")
+    write_table(folder / "confidence.parquet", table)
+    write_table(folder / "confidence.csv", table)
     return ["fid.parquet", "matrix.parquet", "confidence.parquet", "confidence.csv"]
 
 
@@ -110,7 +109,7 @@ def read_confidence(run: Run, target: str) -> Confidence:
     if not path.exists():
         raise StageError(f"{path} is not there. Score first: metarepair score --config …")
     try:
-        rows = [r for r in pq.read_table(path).to_pylist() if r["target"] == target]
+        rows = [r for r in pq.read_table(local(path)).to_pylist() if r["target"] == target]
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         raise DataError(f"{path} is damaged ({error}). Score again with --restart.") from error
     if not rows:

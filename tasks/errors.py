@@ -6,6 +6,7 @@
     ├── WeightsError          weights: missing, of another DNN, not safetensors
     ├── TooFewFailuresError   fewer failures than asked to collect
     ├── StageError            a stage's directory holds something else, or is unfinished where it must be done
+    ├── StorageError          an object store: unreachable, no such bucket, not permitted
     └── DivergedError         a loss became NaN or infinite
 
 All are built from one string, so they pickle and leave an actor unharmed.
@@ -35,6 +36,10 @@ class WeightsError(UserError):
 
 class TooFewFailuresError(UserError):
     """An environment has fewer failures than asked to collect."""
+
+
+class StorageError(UserError):
+    """An object store cannot be reached, or refuses."""
 
 
 class StageError(UserError):

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from tasks.errors import DataError, StageError
+from tasks.storage import Place, local, remove_tree, size_of, write_text
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
+DAMAGED = "Run the stage again: `mine` and `score` mend what is damaged, other stages take --restart."
 _PACKAGES = (
     "metarepair",
     "numpy",
@@ -58,10 +58,10 @@ def content_hash(content: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def file_hash(path: Path) -> str:
+def file_hash(path: Place) -> str:
     """A digest of a file's bytes."""
     digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as stream:
+    with local(path).open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -79,7 +79,7 @@ def versions() -> dict[str, str]:
 
 
 def write_manifest(
-    folder: Path,
+    folder: Place,
     *,
     stage: str,
     config: Mapping[str, Any],
@@ -95,22 +95,19 @@ def write_manifest(
         inputs=dict(inputs),
         rows=dict(rows or {}),
         facts=_plain(facts or {}),
-        files={name: ((folder / name).stat().st_size, file_hash(folder / name)) for name in sorted(files)},
+        files={name: _size_and_hash(folder / name) for name in sorted(files)},
         versions=versions(),
     )
     write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
     return manifest
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a small text file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+def _size_and_hash(path: Place) -> tuple[int, str]:
+    here = local(path)
+    return here.stat().st_size, file_hash(here)
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Place) -> Manifest | None:
     """The manifest of `folder`, None when the stage is unfinished. Raises DataError when it is damaged."""
     path = folder / MANIFEST
     try:
@@ -120,10 +117,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error}). Run the stage again with --restart.") from error
+        raise DataError(f"{path} is damaged ({error}). {DAMAGED}") from error
 
 
-def require_manifest(folder: Path, remedy: str) -> Manifest:
+def require_manifest(folder: Place, remedy: str) -> Manifest:
     """The manifest of a stage that must be done. Raises StageError with the remedy when it is not."""
     manifest = read_manifest(folder)
     if manifest is None:
@@ -132,15 +129,17 @@ def require_manifest(folder: Path, remedy: str) -> Manifest:
 
 
 def check_done(
-    folder: Path,
+    folder: Place,
     *,
     stage: str,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
+    sizes: bool = True,
 ) -> Manifest | None:
     """The manifest when this very stage is done, None when it is to be done (or gone on with).
 
-    Raises StageError with the difference when the folder holds the stage with other settings or inputs.
+    Raises StageError with the difference when the folder holds the stage with other settings or inputs, and (unless
+    `sizes` is off) DataError when a file has another size than promised.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -154,11 +153,12 @@ def check_done(
             f"{folder} holds the stage {stage!r} with other settings: {shown}{more}. Give this run another name, "
             "set the settings back, or begin anew with --restart (which deletes the stage and those after it)."
         )
-    verify_sizes(folder, manifest)
+    if sizes:
+        verify_sizes(folder, manifest)
     return manifest
 
 
-def begin(folder: Path, *, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+def begin(folder: Place, *, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
     """Marks an unfinished stage with what it depends on, so that a killed one goes on with the same alone.
 
     Raises StageError with the difference when `folder` was begun with other settings or inputs.
@@ -179,31 +179,35 @@ def begin(folder: Path, *, config: Mapping[str, Any], inputs: Mapping[str, str])
     write_text(path, json.dumps(content))
 
 
-def verify_sizes(folder: Path, manifest: Manifest) -> None:
+def verify_sizes(folder: Place, manifest: Manifest) -> None:
     """Raises DataError naming the first file that is missing or of another size than promised."""
     for name, (size, _) in manifest.files.items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
+        found = size_of(folder / name)
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes"
             raise DataError(
-                f"{path} {state}, its manifest promises {size}. It was truncated or replaced; "
-                "run the stage again with --restart."
+                f"{folder / name} {state}, its manifest promises {size}: it was truncated or replaced. {DAMAGED}"
             )
 
 
-def verify_checksums(folder: Path, manifest: Manifest) -> None:
+def verify_checksums(folder: Place, manifest: Manifest) -> None:
     """Reads every file. Raises DataError naming the first whose bytes are not the promised ones."""
     verify_sizes(folder, manifest)
     for name, (_, digest) in manifest.files.items():
         if file_hash(folder / name) != digest:
-            raise DataError(f"{folder / name} differs from its checksum. Run the stage again with --restart.")
+            raise DataError(f"{folder / name} differs from its checksum. {DAMAGED}")
 
 
-def discard(folder: Path) -> None:
+def damaged_files(folder: Place, manifest: Manifest) -> list[str]:
+    """Names of the files that are missing, or whose bytes are not the promised ones. Reads every file."""
+    promised = manifest.files.items()
+    return [n for n, (size, d) in promised if size_of(folder / n) != size or file_hash(folder / n) != d]
+
+
+def discard(folder: Place) -> None:
     """Deletes a stage: its manifest first, so that a half-deleted stage is unfinished."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

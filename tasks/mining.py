@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,8 @@ from tasks.datasets import Dataset
 from tasks.environment import corrupted_images
 from tasks.errors import TooFewFailuresError
 from tasks.keys import keyed_generator
-from tasks.records import Failures, Ints, Pixels
+from tasks.pixels import RecomputedPixels, StackedPixels, joined, pixel_digests
+from tasks.records import Failures, Ints, PixelRows, Pixels
 
 # N failures, B images of a batch
 
@@ -45,10 +46,12 @@ def mine(
     severities: Sequence[int],
     seed: int,
     batch_size: int,
+    keep: Literal["stored", "recomputed"] = "stored",
 ) -> Mined:
     """Corrupts the images of `rows` at every severity and keeps those that `predict` gets wrong.
 
-    Rows come out ordered by severity, then by the order of `rows`: independent of `batch_size`.
+    Rows come out ordered by severity, then by the order of `rows`: independent of `batch_size`. keep: the failures'
+    pixels, or their digests alone.
     """
     rows_B = np.asarray(rows, dtype=np.int64)
     parts: list[Failures] = []
@@ -67,28 +70,45 @@ def mine(
             wrong = np.flatnonzero(predicted != labels)
             examined[severity] += len(batch)
             correct[severity] += len(batch) - len(wrong)
-            parts.append(
-                Failures(
-                    corruption=corruption,
-                    image_ids_N=ids[wrong],
-                    severities_N=np.full(len(wrong), severity),
-                    labels_N=labels[wrong],
-                    predicted_N=predicted[wrong],
-                    images_NHWC_u8=images[wrong],
-                )
+            found = Failures(
+                corruption=corruption,
+                image_ids_N=ids[wrong],
+                severities_N=np.full(len(wrong), severity),
+                labels_N=labels[wrong],
+                predicted_N=predicted[wrong],
+                images_NHWC_u8=images[wrong],
             )
+            parts.append(found if keep == "stored" else without_pixels(found, data, seed=seed))
     return Mined(failures=concatenate(parts), examined=examined, correct=correct, seconds=seconds)
 
 
-def concatenate(parts: Sequence[Failures]) -> Failures:
-    """The rows of all parts, in order. All must be of one corruption."""
+def without_pixels(failures: Failures, data: Dataset, *, seed: int) -> Failures:
+    """The same failures, whose pixels are made again from `data` when they are asked for."""
+    height, width, channels = failures.images_NHWC_u8.shape[1:]
+    pixels = RecomputedPixels(
+        corruption=failures.corruption,
+        image_ids_N=failures.image_ids_N,
+        severities_N=failures.severities_N,
+        digests_N=pixel_digests(failures.images_NHWC_u8[:]),
+        image_shape=(height, width, channels),
+        seed=seed,
+        data=data,
+    )
+    return replace(failures, images_NHWC_u8=pixels)
+
+
+def concatenate(parts: Sequence[Failures], *, copy: bool = True) -> Failures:
+    """The rows of all parts, in order; all must be of one corruption. Without `copy`, pixels stay where they are."""
+    pixels = [p.images_NHWC_u8 for p in parts]
+    recomputed = [p for p in pixels if isinstance(p, RecomputedPixels)]
+    images: PixelRows = joined(recomputed) if recomputed else StackedPixels(pixels)
     return Failures(
         corruption=parts[0].corruption,
         image_ids_N=np.concatenate([p.image_ids_N for p in parts]),
         severities_N=np.concatenate([p.severities_N for p in parts]),
         labels_N=np.concatenate([p.labels_N for p in parts]),
         predicted_N=np.concatenate([p.predicted_N for p in parts]),
-        images_NHWC_u8=np.concatenate([p.images_NHWC_u8 for p in parts]),
+        images_NHWC_u8=images[:] if copy and not recomputed else images,
     )
 
 

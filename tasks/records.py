@@ -9,6 +9,7 @@ Source: paper Sec. 3 and 4.2.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +19,23 @@ Ints = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 
 
+class PixelRows(Protocol):
+    """Pixels [N, H, W, C] uint8 by rows: an array, a memory map, or images that are made when asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Any:
+        """A copy, or a view, of the given rows."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failures:
     """Corrupted examples of one environment that the deployed DNN classifies wrongly, as columns.
 
-    `images_NHWC_u8` may be a memory map. One row is one failure; the same image may fail at several
-    severities.
+    `images_NHWC_u8` may be a memory map, or be made again from the clean images row by row. One row is one failure;
+    the same image may fail at several severities.
     """
 
     corruption: str
@@ -31,7 +43,7 @@ class Failures:
     severities_N: Ints
     labels_N: Ints
     predicted_N: Ints
-    images_NHWC_u8: Pixels
+    images_NHWC_u8: PixelRows
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -48,16 +60,18 @@ class Failures:
         )
 
 
-def failure_schema(image_shape: tuple[int, int, int]) -> pa.Schema:
-    """Arrow schema of a failure: index columns and the raw pixels [H, W, C] uint8, row-major."""
+def failure_schema(image_shape: tuple[int, ...], *, stored: bool) -> pa.Schema:
+    """Arrow schema of a failure: index columns, and its raw pixels [H, W, C] uint8, row-major, or their digest."""
     height, width, channels = image_shape
+    pixels = pa.field("pixels", pa.binary(height * width * channels), nullable=False)
+    digest = pa.field("pixels_digest", pa.uint64(), nullable=False)
     return pa.schema(
         [
             pa.field("image_id", pa.int64(), nullable=False),
             pa.field("severity", pa.int8(), nullable=False),
             pa.field("label", pa.int32(), nullable=False),
             pa.field("predicted", pa.int32(), nullable=False),
-            pa.field("pixels", pa.binary(height * width * channels), nullable=False),
+            pixels if stored else digest,
         ],
         metadata={"image_shape": f"{height},{width},{channels}"},
     )

@@ -19,6 +19,7 @@ from metarepair.weights import SHIPPED
 from tasks.datasets import DatasetInfo
 from tasks.errors import ConfigError, WeightsError, near_names
 from tasks.records import Pixels
+from tasks.storage import Place, local, writing
 
 # B images, H W C pixels, K classes
 
@@ -123,10 +124,10 @@ def load_weights(module: nn.Module, path: Path, name: str) -> None:
     module.load_state_dict(tensors)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Place) -> dict[str, Tensor]:
     """All tensors of a safetensors file. A pickle or a truncated file is a WeightsError that says so."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(local(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
     except (SafetensorError, OSError) as error:
         head = path.read_bytes()[:2] if path.is_file() else b""
@@ -138,15 +139,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}). Copy it again.") from error
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+def save_weights(path: Place, state: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
     """Writes tensors as safetensors; the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     # One entry: safetensors writes several in a random order, and equal weights should be equal files.
-    save_file(tensors, part, metadata={"metarepair": json.dumps(dict(metadata), sort_keys=True)})
-    part.chmod(0o644)  # safetensors makes it private; a shared storage path must be readable by all workers
-    part.replace(path)
+    with writing(path) as part:
+        save_file(tensors, part, metadata={"metarepair": json.dumps(dict(metadata), sort_keys=True)})
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:

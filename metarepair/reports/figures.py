@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +18,17 @@ from matplotlib.ticker import MaxNLocator
 
 from metarepair.reports.table import Result, Row, by_method, method_words, spread
 from tasks.records import Failures, Ints
+from tasks.storage import Place, writing
 
 COLOURS = ("#999999", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#000000")
 MARKS = "osD^vPX*"
 ANNOTATED = 20  # at most so many environments have their distances written into the heat map
 
 
-def save(path: Path, png: bytes) -> None:
+def save(path: Place, png: bytes) -> None:
     """Replaces a picture as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
-    part.write_bytes(png)
-    part.replace(path)
+    with writing(path) as part:
+        part.write_bytes(png)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -224,14 +222,17 @@ def _at(row: Row, severity: int) -> float | None:
 
 
 def examples(fail: Failures, after_N: Ints, classes: Sequence[str], title: str, each: int = 8) -> bytes:
-    """D_fail images evenly spaced (not picked): those repaired above, those still wrong below."""
+    """D_fail images evenly spaced (not picked): those repaired above, those still wrong below.
+
+    An `after_N` below 0 was not asked, and is not shown.
+    """
     repaired_N = after_N == fail.labels_N
     blocks = ((True, "repaired"), (False, "still wrong"))
     figure = _figure(1.45 * each + 0.6, 4.9)
     grid = figure.subplots(2, each, squeeze=False)
     figure.suptitle(_plain(title))
     for line, (right, words) in enumerate(blocks):
-        rows = np.flatnonzero(repaired_N == right)
+        rows = np.flatnonzero((repaired_N == right) & (after_N >= 0))
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(int))]
         for column, axes in enumerate(grid[line]):
             axes.set_axis_off()

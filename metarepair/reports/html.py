@@ -9,16 +9,15 @@ import base64
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet
 import yaml
 
 from metarepair.layout import Run
 from metarepair.reports import figures
+from metarepair.reports.examples import example_figure
 from metarepair.reports.paper import DIFFERENCES, nearest_experiences, table_for
 from metarepair.reports.table import (
     LEGEND,
@@ -36,11 +35,9 @@ from metarepair.reports.table import (
     write_tables,
 )
 from tasks.corruptions import CORRUPTIONS
-from tasks.datasets import DATASETS
+from tasks.datasets import DATASETS, Dataset
 from tasks.errors import StageError
-from tasks.manifest import write_text
-from tasks.records import Ints
-from tasks.store import read_failures
+from tasks.storage import Place, find, inside, local, write_text
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #0072b2; }
@@ -65,13 +62,18 @@ summary { cursor: pointer; } a { color: var(--strong); }
 BUDGET = ("seed", "images_seen", "gradient_steps")
 
 
-def write_report(run: Run, results: Sequence[Mapping[str, Any]]) -> Path:
-    """Everything about the results under report/; the page last. Raises StageError when there are none."""
+def write_report(
+    run: Run, results: Sequence[Mapping[str, Any]], test: Callable[[], Dataset] | None = None
+) -> Place:
+    """Everything about the results under report/; the page last. Raises StageError when there are none.
+
+    `test` gives the test split, which is asked for where the store keeps no pixels.
+    """
     if not results:
         raise StageError(
             f"{run.root} has no results to report. Repair a target first: metarepair repair --config FILE."
         )
-    sections = [_target_section(run, result) for result in results]
+    sections = [_target_section(run, result, test) for result in results]
     overview = _overview(run, results)
     write_tables(run.report, results)
     write_text(run.report / "table.md", "\n".join(results_table(result) for result in results))
@@ -130,8 +132,8 @@ def _overview(run: Run, results: Sequence[Result]) -> str:
 def _heat_map(run: Run, result: Result) -> str:
     path = run.score / "fid.parquet"
     if not path.is_file():
-        return f"<p>No distances are shown: {_e(path.relative_to(run.root))} is missing.</p>\n"
-    rows = pyarrow.parquet.read_table(path).to_pylist()
+        return f"<p>No distances are shown: {_e(inside(path, run.root))} is missing.</p>\n"
+    rows = pyarrow.parquet.read_table(local(path)).to_pylist()
     scores = {(row["experience"], row["target"]): row["distance"] for row in rows}
     found = {name for pair in scores for name in pair}
     names = [n for n in CORRUPTIONS if n in found] + sorted(found - CORRUPTIONS.keys())
@@ -145,7 +147,7 @@ def _category(name: str) -> str:
     return CORRUPTIONS[name].category if name in CORRUPTIONS else "other"
 
 
-def _target_section(run: Run, result: Result) -> str:
+def _target_section(run: Run, result: Result, test: Callable[[], Dataset] | None) -> str:
     target = target_of(result)
     parts = (
         f'<section id="{_e(_file_name(target))}"><h2>{_e(_words(target))}</h2>\n',
@@ -155,7 +157,7 @@ def _target_section(run: Run, result: Result) -> str:
         f"<p>{_e(preparation(result))}</p>\n<details open><summary>What the columns say</summary>",
         _list(LEGEND, "small"),
         "</details>\n",
-        _pictures(run, result, target),
+        _pictures(run, result, target, test),
         "<h3>Experiences and their confidence</h3>\n",
         _experiences(run, result, target),
         "<h3>How it was obtained</h3>\n",
@@ -169,7 +171,7 @@ def _target_section(run: Run, result: Result) -> str:
     return "".join(parts)
 
 
-def _pictures(run: Run, result: Result, target: str) -> str:
+def _pictures(run: Run, result: Result, target: str, test: Callable[[], Dataset] | None) -> str:
     name, words = _file_name(target), _words(target)
     bars = figures.method_bars(result, f"Accuracy by method: {words}")
     page = _picture(run, f"{name}_methods.png", bars, "Accuracy by method; error bars: sd over seeds.")
@@ -185,31 +187,11 @@ def _pictures(run: Run, result: Result, target: str) -> str:
         )
         page += _picture(run, f"{name}_training.png", png, "Meta-training by episode.")
     else:
-        page += f"<p>No training curve: {_e(metrics.relative_to(run.root))} is missing.</p>\n"
-    return page + _examples(run, result, target)
-
-
-def _examples(run: Run, result: Result, target: str) -> str:
-    """D_fail was read for its numbers by the evaluator before; here only for pictures."""
-    samples, store = run.repaired(target) / "samples.parquet", run.target(target) / "fail.arrow"
-    missing = [str(path.relative_to(run.root)) for path in (samples, store) if not path.is_file()]
-    groups = by_method(result)
-    method = "metarepair" if "metarepair" in groups else list(groups)[-1]
-    if missing:
-        return f"<p>No examples are shown: {_e(', '.join(missing))} is missing.</p>\n"
-    fail, seed = read_failures(store), int(groups[method][0]["seed"])
-    wanted = [("method", "=", method), ("seed", "=", seed)]
-    table = pyarrow.parquet.read_table(samples, filters=wanted).to_pydict()
-    after = dict(zip(zip(table["image_id"], table["severity"], strict=True), table["after"], strict=True))
-    keys = zip(fail.image_ids_N.tolist(), fail.severities_N.tolist(), strict=True)
-    after_N: Ints = np.array([after.get(key, -1) for key in keys], np.int64)
-    judged = np.flatnonzero(after_N >= 0)
-    if not len(judged):
-        return f"<p>No examples are shown: {_e(samples.name)} has none of {_e(method)}.</p>\n"
-    words = f"{method_words(method)}, seed {seed}"
-    png = figures.examples(fail.take(judged), after_N[judged], _classes(result), f"D_fail examples: {words}")
-    caption = f"Examples of D_fail, evenly spaced and not picked; {words}."
-    return _picture(run, f"{_file_name(target)}_examples.png", png, caption)
+        page += f"<p>No training curve: {_e(inside(metrics, run.root))} is missing.</p>\n"
+    found = example_figure(run, result, target, _classes(result), test)
+    if isinstance(found, str):
+        return page + f"<p>No examples are shown: {_e(found)}.</p>\n"
+    return page + _picture(run, f"{name}_examples.png", found.png, found.caption)
 
 
 def _data(result: Result) -> str:
@@ -290,9 +272,9 @@ def _beside_paper(result: Result, target: str) -> str:
 
 
 def _files(run: Run, result: Result, target: str) -> str:
-    folder = run.repaired(target).relative_to(run.root)
+    folder = inside(run.repaired(target), run.root)
     weights = [str(row["weights"]) for row in result["methods"] if row.get("weights")]
-    others = [str(folder / "result.json"), str(folder / "samples.parquet"), "report/results.csv"]
-    pictures = sorted(p.name for p in run.report.glob(f"{_file_name(target)}_*.png"))
+    others = [f"{folder}/result.json", f"{folder}/samples.parquet", "report/results.csv"]
+    pictures = [p.name for p in find(run.report, f"{_file_name(target)}_*.png")]
     everything = [*weights, *others, *(f"report/{name}" for name in pictures)]
     return "<p>Relative to the run's folder:</p>\n" + _list(everything, "small")

@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+
+from tasks.storage import Place, write_table
 
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]
@@ -283,12 +282,9 @@ def _flat(row: Row, result: Result) -> dict[str, Any]:
     return flat | {f"other_{name}": v for name, v in (row.get("other_corruptions") or {}).items()}
 
 
-def write_tables(folder: Path, results: Sequence[Result]) -> tuple[Path, Path]:
+def write_tables(folder: Place, results: Sequence[Result]) -> tuple[Place, Place]:
     """`rows_table` as results.csv and results.parquet; each appears complete or not at all."""
     table, paths = rows_table(results), (folder / "results.csv", folder / "results.parquet")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, write in zip(paths, (pa.csv.write_csv, pa.parquet.write_table), strict=True):
-        part = path.with_name(path.name + ".tmp")
-        write(table, part)
-        part.replace(path)
+    for path in paths:
+        write_table(path, table)
     return paths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pickle
 import re
 import shutil
@@ -42,11 +43,17 @@ class Cli:
 
     def run(self, verb: str, *arguments: str) -> tuple[int, str]:
         """Exit code, and what stands on stderr."""
+        code, _, err = self.answer(verb, *arguments)
+        return code, err
+
+    def answer(self, verb: str, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
         config = [] if "--config" in arguments else ["--config", str(self.folder / "tiny.yaml")]
         storage = [] if "--storage" in arguments else ["--storage", str(self.folder / "runs")]
         self.capsys.readouterr()
         code = main([verb, *config, *storage, *arguments])
-        return code, self.capsys.readouterr().err
+        found = self.capsys.readouterr()
+        return code, found.out, found.err
 
     def refused(self, verb: str, *arguments: str, says: list[str], unfinished: str = "") -> str:
         """Runs what must be refused; returns the message. What was there before must be there still.
@@ -222,9 +229,13 @@ def test_a_storage_path_that_is_a_file_is_refused(fresh: Cli) -> None:
     fresh.refused("run", "--storage", str(path), says=["taken' cannot be written", "--storage"])
 
 
-def test_remote_storage_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("storage", ["ftp://host/runs", "s3://", "s3:///", "gs://bucket/../x", "hdfs://a/b"])
+def test_storage_of_another_kind_is_refused(
+    fresh: Cli, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
     monkeypatch.chdir(fresh.folder)
-    fresh.refused("run", "--storage", "s3://bucket/runs", says=["s3://bucket/runs", "not supported"])
+    fresh.refused("run", "--storage", storage, says=[storage, "Give "])
+    assert not list(fresh.folder.glob("*:*"))
 
 
 def test_cuda_where_there_is_none_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,9 +278,22 @@ def test_a_truncated_store_is_refused_by_the_name_of_the_file(done: Cli) -> None
     shutil.rmtree(done.root / "features")
     shutil.rmtree(done.root / "score")
     cut(done.root / "experiences" / "shot_noise" / "collect.arrow")
-    says = ["shot_noise/collect.arrow", "--restart"]
-    done.refused("score", says=says, unfinished="features")
-    done.refused("mine", says=says)
+    done.refused("score", says=["shot_noise/collect.arrow", "`mine`"], unfinished="features")
+
+
+def test_mining_again_mends_what_is_damaged_and_nothing_else(done: Cli) -> None:
+    def pixels_and_index() -> Files:
+        found = files_under(done.root / "experiences")
+        return {k: v for k, v in found.items() if k != "shot_noise/manifest.json"}  # it has the seconds, too
+
+    before = pixels_and_index()
+    cut(done.root / "experiences" / "shot_noise" / "collect.arrow")
+    code, out, _ = done.answer("mine")
+    assert code == 0
+    assert "shot_noise/collect.arrow" in out
+    assert "This environment alone is mined again now" in out
+    assert out.count("mined again") == 1
+    assert pixels_and_index() == before
 
 
 def test_a_changed_byte_of_θ_meta_is_refused(done: Cli) -> None:
@@ -329,10 +353,21 @@ def test_a_finished_run_is_left_as_it_is_by_the_same_command(done: Cli) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"files": {}}', "null"])
-@pytest.mark.parametrize(("folder", "verb"), [("experiences/shot_noise", "mine"), ("score", "train")])
+@pytest.mark.parametrize(("folder", "verb"), [("experiences/shot_noise", "score"), ("score", "train")])
 def test_a_damaged_manifest_is_refused_by_name(done: Cli, folder: str, verb: str, content: str) -> None:
     (done.root / folder / "manifest.json").write_text(content, encoding="utf-8")
     done.refused(verb, says=[f"{folder}/manifest.json is damaged", "--restart"])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"files": {}}', "null"])
+def test_mining_again_mends_a_damaged_manifest(done: Cli, content: str) -> None:
+    path = done.root / "experiences/shot_noise/manifest.json"
+    before = path.read_text(encoding="utf-8")
+    path.write_text(content, encoding="utf-8")
+    code, out, _ = done.answer("mine")
+    assert code == 0
+    assert "manifest.json is damaged" in out
+    assert json.loads(path.read_text(encoding="utf-8"))["files"] == json.loads(before)["files"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 1}'])

@@ -50,15 +50,20 @@ def test_a_query_larger_than_the_clean_images_is_cut(tiny_run: Path) -> None:
     assert run(tiny_run, "train", "--restart", *[a for s in settings for a in ("--set", s)]) == 0
 
 
-def test_half_done_features_of_another_extractor_are_made_again(tiny_run: Path) -> None:
+def test_half_done_features_of_another_extractor_are_not_gone_on_with(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = tiny_run / "test_resnet.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), weights)
     features = tiny_run / "runs/tiny/features"
-    (features / "manifest.json").unlink()
-    (tiny_run / "runs/tiny/score/manifest.json").unlink()
+    for manifest in features.glob("*/manifest.json"):
+        manifest.unlink()
     other = ["--set", "features.extractor=timm:test_resnet", "--set", f"features.weights={weights}"]
-    assert run(tiny_run, "score", *other) == 0
-    assert json.loads((features / "manifest.json").read_text())["facts"]["extractor"] == "timm:test_resnet"
+    assert run(tiny_run, "score", *other) == 2
+    assert "extractor: deployed -> timm:test_resnet" in capsys.readouterr().err
+    assert run(tiny_run, "score", "--restart", *other) == 0
+    found = [json.loads(m.read_text())["facts"]["extractor"] for m in features.glob("*/manifest.json")]
+    assert found == ["timm:test_resnet"] * 3
 
 
 @pytest.mark.parametrize("name", ["collect.arrow", "fail.arrow"])

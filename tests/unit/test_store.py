@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import DataError, StageError
+from tasks.failure_file import read_failures, write_failures
 from tasks.manifest import (
     Manifest,
     begin,
@@ -23,14 +25,8 @@ from tasks.manifest import (
 )
 from tasks.mining import Mined
 from tasks.records import Failures
-from tasks.store import (
-    finish_environment,
-    open_side,
-    read_failures,
-    read_part,
-    write_failures,
-    write_part,
-)
+from tasks.storage import Place, local, write_text
+from tasks.store import finish_environment, is_whole, open_side, read_part, write_part
 
 SETTINGS = {"seed": 0, "mining": {"collect": 20, "severities": (3, 5)}}
 INPUTS = {"train": "abc"}
@@ -65,13 +61,13 @@ def odd_and_even(found: Failures) -> np.ndarray:
     return (np.arange(len(found)) % 3).astype(np.int8)
 
 
-def finish(folder: Path, parts: Sequence[Path], num_classes: int = 10) -> Manifest:
+def finish(folder: Place, parts: Sequence[Place], num_classes: int = 10) -> Manifest:
     return finish_environment(
         folder, parts, odd_and_even, stage="mine fog", config=SETTINGS, inputs=INPUTS, num_classes=num_classes
     )
 
 
-def made(folder: Path) -> Manifest:
+def made(folder: Place) -> Manifest:
     """A finished stage of two files."""
     folder.mkdir(exist_ok=True)
     (folder / "a.bin").write_bytes(b"0123456789")
@@ -79,26 +75,26 @@ def made(folder: Path) -> Manifest:
     return write_manifest(folder, stage="s", config=SETTINGS, inputs=INPUTS, files=["b.bin", "a.bin"])
 
 
-def check(folder: Path, config: Any = SETTINGS, inputs: Any = INPUTS) -> Manifest | None:
+def check(folder: Place, config: Any = SETTINGS, inputs: Any = INPUTS) -> Manifest | None:
     return check_done(folder, stage="s", config=config, inputs=inputs)
 
 
 @pytest.mark.parametrize("count", [0, 1, 17])
-def test_failures_come_back_as_they_were_written(tmp_path: Path, count: int) -> None:
-    write_failures(tmp_path / "a.arrow", failures(count))
-    assert_same(read_failures(tmp_path / "a.arrow"), failures(count))
-    assert [p.name for p in tmp_path.iterdir()] == ["a.arrow"]
+def test_failures_come_back_as_they_were_written(root: Place, count: int) -> None:
+    write_failures(root / "a.arrow", failures(count))
+    assert_same(read_failures(root / "a.arrow"), failures(count))
+    assert [p.name for p in root.iterdir()] == ["a.arrow"]
 
 
-def test_pixels_are_read_through_a_memory_map_that_cannot_be_written(tmp_path: Path) -> None:
-    path = tmp_path / "a.arrow"
+def test_pixels_are_read_through_a_memory_map_that_cannot_be_written(root: Place) -> None:
+    path = root / "a.arrow"
     write_failures(path, failures(5))
     images = read_failures(path).images_NHWC_u8
     assert not images.flags.writeable
     assert not images.flags.owndata
     content = bytearray(path.read_bytes())
     place = content.index(images[2].tobytes())
-    with path.open("r+b") as stream:
+    with local(path).open("r+b") as stream:
         stream.seek(place)
         stream.write(bytes([images[2, 0, 0, 0] ^ 0xFF]))
     assert images[2, 0, 0, 0] == failures(5).images_NHWC_u8[2, 0, 0, 0] ^ 0xFF, (
@@ -107,30 +103,30 @@ def test_pixels_are_read_through_a_memory_map_that_cannot_be_written(tmp_path: P
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
-def test_a_truncated_file_is_refused_by_name(tmp_path: Path, share: float) -> None:
-    path = tmp_path / "collect.arrow"
+def test_a_truncated_file_is_refused_by_name(root: Place, share: float) -> None:
+    path = root / "collect.arrow"
     write_failures(path, failures(20))
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    path.write_bytes(path.read_bytes()[: int(len(path.read_bytes()) * share)])
     with pytest.raises(DataError, match=r"collect\.arrow is missing, truncated.*--restart"):
         read_failures(path)
 
 
-def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_by_name(root: Place) -> None:
     with pytest.raises(DataError, match=r"absent\.arrow is missing"):
-        read_failures(tmp_path / "absent.arrow")
+        read_failures(root / "absent.arrow")
 
 
-def test_a_part_keeps_its_counts(tmp_path: Path) -> None:
-    write_part(tmp_path / "p.arrow", mined(4, 7))
-    part = read_part(tmp_path / "p.arrow")
+def test_a_part_keeps_its_counts(root: Place) -> None:
+    write_part(root / "p.arrow", mined(4, 7))
+    part = read_part(root / "p.arrow")
     assert (part.examined, part.correct) == ({3: 10, 5: 10}, {3: 9, 5: 7})
     assert_same(part.failures, failures(4, 7))
 
 
-def test_parts_are_joined_in_shard_order_whatever_the_order_of_writing(tmp_path: Path) -> None:
+def test_parts_are_joined_in_shard_order_whatever_the_order_of_writing(root: Place) -> None:
     stores = []
     for name, order in (("a", (0, 1, 2)), ("b", (2, 0, 1))):
-        folder = tmp_path / name
+        folder = root / name
         paths = [folder / "parts" / f"part-{i}.arrow" for i in range(3)]
         for i in order:
             write_part(paths[i], mined(5 + i, i))
@@ -140,106 +136,146 @@ def test_parts_are_joined_in_shard_order_whatever_the_order_of_writing(tmp_path:
     assert set(stores[0]) == {"collect.arrow", "fail.arrow", "manifest.json"}
 
 
-def test_a_finished_environment_holds_each_side_and_counts_all(tmp_path: Path) -> None:
-    paths = [tmp_path / "parts" / f"part-{i}.arrow" for i in range(2)]
+def test_a_finished_environment_holds_each_side_and_counts_all(root: Place) -> None:
+    paths = [root / "parts" / f"part-{i}.arrow" for i in range(2)]
     for i, path in enumerate(paths):
         write_part(path, mined(10, i))
-    manifest = finish(tmp_path, paths)
+    manifest = finish(root, paths)
     whole = [failures(10, 0), failures(10, 1)]
     images = np.concatenate([f.images_NHWC_u8 for f in whole])
-    np.testing.assert_array_equal(open_side(tmp_path, "collect", manifest).images_NHWC_u8, images[0::3])
-    np.testing.assert_array_equal(open_side(tmp_path, "fail", manifest).images_NHWC_u8, images[1::3])
+    np.testing.assert_array_equal(open_side(root, "collect", manifest).images_NHWC_u8, images[0::3])
+    np.testing.assert_array_equal(open_side(root, "fail", manifest).images_NHWC_u8, images[1::3])
     assert manifest.rows == {"collect": 7, "fail": 7, "unused": 6}
     assert manifest.facts["examined"] == {"3": 20, "5": 20}
     assert manifest.facts["correct"] == {"3": 18, "5": 1}
     labels = np.concatenate([f.labels_N for f in whole])[0::3]
     assert manifest.facts["collected_per_class"] == np.bincount(labels, minlength=10).tolist()
     assert manifest.facts["classes_without_failures"] == [k for k in range(10) if k not in labels]
-    assert read_manifest(tmp_path) == manifest
+    assert read_manifest(root) == manifest
 
 
-def test_a_side_with_another_number_of_rows_than_promised_is_refused(tmp_path: Path) -> None:
-    write_part(tmp_path / "parts" / "p.arrow", mined(9, 0))
-    manifest = finish(tmp_path, [tmp_path / "parts" / "p.arrow"])
-    write_failures(tmp_path / "fail.arrow", failures(2))
+def test_a_side_with_another_number_of_rows_than_promised_is_refused(root: Place) -> None:
+    write_part(root / "parts" / "p.arrow", mined(9, 0))
+    manifest = finish(root, [root / "parts" / "p.arrow"])
+    write_failures(root / "fail.arrow", failures(2))
     with pytest.raises(DataError, match=r"fail\.arrow has 2 rows, its manifest promises 3"):
-        open_side(tmp_path, "fail", manifest)
+        open_side(root, "fail", manifest)
 
 
-def test_labels_outside_the_classes_leave_no_finished_environment(tmp_path: Path) -> None:
-    write_part(tmp_path / "parts" / "p.arrow", mined(30, 0))
+def test_labels_outside_the_classes_leave_no_finished_environment(root: Place) -> None:
+    write_part(root / "parts" / "p.arrow", mined(30, 0))
     with pytest.raises(DataError, match="outside the 4 classes"):
-        finish(tmp_path, [tmp_path / "parts" / "p.arrow"], num_classes=4)
-    assert read_manifest(tmp_path) is None
+        finish(root, [root / "parts" / "p.arrow"], num_classes=4)
+    assert read_manifest(root) is None
 
 
-def test_half_mined_with_other_settings_is_refused_with_the_difference(tmp_path: Path) -> None:
-    begin(tmp_path, config=SETTINGS, inputs={})
-    begin(tmp_path, config=SETTINGS, inputs={})  # the same: gone on with
+def test_half_mined_with_other_settings_is_refused_with_the_difference(root: Place) -> None:
+    begin(root, config=SETTINGS, inputs={})
+    begin(root, config=SETTINGS, inputs={})  # the same: gone on with
     with pytest.raises(StageError, match=r"begun with other settings: mining\.collect: 20 -> 30"):
-        begin(tmp_path, config={"seed": 0, "mining": {"collect": 30, "severities": (3, 5)}}, inputs={})
-    assert (
-        json.loads((tmp_path / "begun.json").read_text(encoding="utf-8"))["config"]["mining"]["collect"] == 20
-    )
+        begin(root, config={"seed": 0, "mining": {"collect": 30, "severities": (3, 5)}}, inputs={})
+    assert json.loads((root / "begun.json").read_text(encoding="utf-8"))["config"]["mining"]["collect"] == 20
 
 
-def test_a_stage_is_done_once_it_has_a_manifest_and_not_before(tmp_path: Path) -> None:
-    (tmp_path / "a.bin").write_bytes(b"0")
-    assert check(tmp_path) is None
+def test_a_stage_is_done_once_it_has_a_manifest_and_not_before(root: Place) -> None:
+    (root / "a.bin").write_bytes(b"0")
+    assert check(root) is None
     with pytest.raises(StageError, match=r"is not finished.*Do this first"):
-        require_manifest(tmp_path, "Do this first.")
-    manifest = made(tmp_path)
-    assert check(tmp_path) == manifest == require_manifest(tmp_path, "")
-    discard(tmp_path)
-    assert check(tmp_path) is None
-    assert not tmp_path.exists()
+        require_manifest(root, "Do this first.")
+    manifest = made(root)
+    assert check(root) == manifest == require_manifest(root, "")
+    discard(root)
+    assert check(root) is None
+    assert not root.exists()
 
 
-def test_changed_settings_and_inputs_are_refused_with_the_difference(tmp_path: Path) -> None:
-    made(tmp_path)
+def test_changed_settings_and_inputs_are_refused_with_the_difference(root: Place) -> None:
+    made(root)
     with pytest.raises(StageError, match=r"seed: 0 -> 1\. .*--restart"):
-        check(tmp_path, config=SETTINGS | {"seed": 1})
+        check(root, config=SETTINGS | {"seed": 1})
     with pytest.raises(StageError, match="gone: None -> 3"):
-        check(tmp_path, config=SETTINGS | {"gone": 3})
+        check(root, config=SETTINGS | {"gone": 3})
     with pytest.raises(StageError, match=r"inputs\.train: abc -> xyz"):
-        check(tmp_path, inputs={"train": "xyz"})
+        check(root, inputs={"train": "xyz"})
 
 
 @pytest.mark.parametrize("content", [b"", b"012345678", b"0123456789+"])
-def test_a_file_of_another_size_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    made(tmp_path)
-    (tmp_path / "a.bin").write_bytes(content)
+def test_a_file_of_another_size_is_refused_by_name(root: Place, content: bytes) -> None:
+    made(root)
+    (root / "a.bin").write_bytes(content)
     with pytest.raises(
         DataError, match=rf"a\.bin has {len(content)} bytes, its manifest promises 10.*--restart"
     ):
-        check(tmp_path)
-    (tmp_path / "a.bin").unlink()
+        check(root)
+    (root / "a.bin").unlink()
     with pytest.raises(DataError, match=r"a\.bin is missing"):
-        check(tmp_path)
+        check(root)
 
 
-def test_a_changed_byte_shows_in_the_checksum(tmp_path: Path) -> None:
-    manifest = made(tmp_path)
-    verify_checksums(tmp_path, manifest)
-    (tmp_path / "a.bin").write_bytes(b"0123456_89")
+def test_a_changed_byte_shows_in_the_checksum(root: Place) -> None:
+    manifest = made(root)
+    verify_checksums(root, manifest)
+    (root / "a.bin").write_bytes(b"0123456_89")
     with pytest.raises(DataError, match=r"a\.bin differs from its checksum"):
-        verify_checksums(tmp_path, manifest)
+        verify_checksums(root, manifest)
 
 
-def test_the_digest_changes_with_the_bytes_and_the_settings_and_not_with_versions(tmp_path: Path) -> None:
-    manifest = made(tmp_path)
-    assert manifest.digest == made(tmp_path).digest
+def test_the_digest_changes_with_the_bytes_and_the_settings_and_not_with_versions(root: Place) -> None:
+    manifest = made(root)
+    assert manifest.digest == made(root).digest
     assert Manifest(**(vars(manifest) | {"versions": {}})).digest == manifest.digest
     assert Manifest(**(vars(manifest) | {"config": {}})).digest != manifest.digest
-    (tmp_path / "a.bin").write_bytes(b"0123456_89")
-    changed = write_manifest(tmp_path, stage="s", config=SETTINGS, inputs=INPUTS, files=["a.bin", "b.bin"])
+    (root / "a.bin").write_bytes(b"0123456_89")
+    changed = write_manifest(root, stage="s", config=SETTINGS, inputs=INPUTS, files=["a.bin", "b.bin"])
     assert changed.digest != manifest.digest
 
 
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "null", '{"files": 3}', '{"files": {}}', '{"files": {"a": [1]}}']
 )
-def test_a_damaged_manifest_is_refused_by_name(tmp_path: Path, content: str) -> None:
-    (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
+def test_a_damaged_manifest_is_refused_by_name(root: Place, content: str) -> None:
+    write_text(root / "manifest.json", content)
     with pytest.raises(DataError, match=r"manifest\.json is damaged.*--restart"):
-        read_manifest(tmp_path)
+        read_manifest(root)
+
+
+def test_a_part_with_a_changed_byte_is_not_whole(root: Place) -> None:
+    path = root / "p.arrow"
+    write_part(path, mined(6, 1))
+    assert is_whole(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(failures(6, 1).images_NHWC_u8[3].tobytes())] ^= 1
+    path.write_bytes(bytes(content))
+    assert not is_whole(path)
+    with pytest.raises(DataError, match=r"p\.arrow .*digest"):
+        read_part(path, whole=True)
+
+
+def test_the_second_of_two_writers_finds_the_environment_finished(root: Place) -> None:
+    paths = [root / "parts" / f"part-{i}.arrow" for i in range(2)]
+    for i, path in enumerate(paths):
+        write_part(path, mined(10, i))
+    first = finish(root, paths)
+    assert finish(root, paths) == first  # its parts are gone by now
+    with pytest.raises(StageError, match="other settings"):
+        finish_environment(
+            root, paths, odd_and_even, stage="mine fog", config={"seed": 1}, inputs=INPUTS, num_classes=10
+        )
+
+
+def test_many_writers_finish_one_environment(tmp_path: Path) -> None:
+    def write(_: int) -> Manifest:
+        paths = [tmp_path / "parts" / f"part-{i}.arrow" for i in range(3)]
+        for i, path in enumerate(paths):
+            write_part(path, mined(20, i))
+        return finish(tmp_path, paths)
+
+    with ThreadPoolExecutor(4) as pool:
+        manifests = list(pool.map(write, range(8)))
+    assert len({m.digest for m in manifests}) == 1
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "parts") == [
+        "collect.arrow",
+        "fail.arrow",
+        "manifest.json",
+    ]
+    verify_checksums(tmp_path, manifests[0])

@@ -1,0 +1,64 @@
+"""Features and moments in, files out, and back: Parquet with checksums for rows, one array for moments."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tasks.errors import DataError
+from tasks.frechet import Doubles, Moments
+from tasks.records import Ints
+from tasks.storage import Place, local, writing
+
+# N examples, D features, R rows of a factor
+
+AGAIN = "Score again: what is damaged is made again."
+
+
+def write_features(path: Place, features_ND: NDArray[np.float32], image_ids_N: Ints) -> None:
+    """One row per example, with its image's id; the file appears whole or not at all."""
+    flat = pa.array(features_ND.astype(np.float32).reshape(-1), pa.float32())
+    column = pa.FixedSizeListArray.from_arrays(flat, features_ND.shape[1])
+    table = pa.table({"image_id": pa.array(image_ids_N, pa.int64()), "features": column})
+    with writing(path) as part:
+        pq.write_table(table, part, write_page_checksum=True)
+
+
+def read_features(path: Place) -> tuple[NDArray[np.float32], Ints]:
+    """Features [N, D] float32 and image ids [N]. Raises DataError for a damaged file."""
+    try:
+        table = pq.read_table(local(path), page_checksum_verification=True)
+        column = table["features"].combine_chunks()
+        features: NDArray[np.float32] = column.values.to_numpy().reshape(-1, column.type.list_size)
+        ids: Ints = table["image_id"].to_numpy()
+    except (OSError, pa.ArrowException, KeyError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is missing or damaged ({' '.join(str(error).split())}). {AGAIN}") from error
+    return features, ids
+
+
+def is_part(path: Place, rows: int) -> bool:
+    """Whether a file holds the features of so many examples, every byte as written."""
+    try:
+        return len(read_features(path)[0]) == rows
+    except DataError:
+        return False
+
+
+def write_moments(path: Place, moments: Moments) -> None:
+    """[1 + 1 + R, D] float64: the count (repeated), the mean, the factor."""
+    count_D = np.full_like(moments.mean_D, moments.count)
+    with writing(path) as part, part.open("wb") as stream:
+        np.save(stream, np.vstack([count_D, moments.mean_D, moments.factor_RD]), allow_pickle=False)
+
+
+def read_moments(path: Place) -> Moments:
+    """What `write_moments` wrote, as a memory map. Raises DataError for a damaged file."""
+    try:
+        rows = cast(Doubles, np.load(local(path), mmap_mode="r", allow_pickle=False))
+        return Moments(count=int(rows[0, 0]), mean_D=rows[1], factor_RD=rows[2:])
+    except (OSError, ValueError, IndexError, EOFError) as error:
+        raise DataError(f"{path} is missing or damaged ({error}). {AGAIN}") from error

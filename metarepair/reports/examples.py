@@ -1,0 +1,64 @@
+"""A repaired target in, a picture of some of its D_fail examples before and after out.
+
+D_fail was read for its numbers by the evaluator before; here only for pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow.parquet
+
+from metarepair.layout import Run
+from metarepair.reports import figures
+from metarepair.reports.table import Result, by_method, method_words
+from tasks.datasets import Dataset
+from tasks.failure_file import read_failures
+from tasks.pixels import RecomputedPixels
+from tasks.records import Failures, Ints
+from tasks.storage import Place, inside, local
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A PNG and what it shows."""
+
+    png: bytes
+    caption: str
+
+
+def example_figure(
+    run: Run, result: Result, target: str, classes: Sequence[str], test: Callable[[], Dataset] | None
+) -> Picture | str:
+    """Examples of MetaRepair's first seed (of the last method, where it is not there); or why there are none.
+
+    `test` gives the test split, which is asked for where the store keeps no pixels.
+    """
+    samples, store = run.repaired(target) / "samples.parquet", run.target(target) / "fail.arrow"
+    missing = [inside(path, run.root) for path in (samples, store) if not path.is_file()]
+    if missing:
+        return f"{', '.join(missing)} is missing"
+    groups = by_method(result)
+    method = "metarepair" if "metarepair" in groups else list(groups)[-1]
+    fail, seed = read_failures(store), int(groups[method][0]["seed"])
+    if isinstance(fail.images_NHWC_u8, RecomputedPixels):
+        if test is None:
+            return "the store keeps no pixels, and the test split was not given"
+        fail = replace(fail, images_NHWC_u8=fail.images_NHWC_u8.with_data(test()))
+    after_N = _after(samples, fail, method, seed)
+    if not np.any(after_N >= 0):
+        return f"{samples.name} has none of {method}"
+    words = f"{method_words(method)}, seed {seed}"
+    png = figures.examples(fail, after_N, classes, f"D_fail examples: {words}")
+    return Picture(png=png, caption=f"Examples of D_fail, evenly spaced and not picked; {words}.")
+
+
+def _after(samples: Place, fail: Failures, method: str, seed: int) -> Ints:
+    """The repaired DNN's answer to each failure, −1 where it was not asked."""
+    wanted = [("method", "=", method), ("seed", "=", seed)]
+    table = pyarrow.parquet.read_table(local(samples), filters=wanted).to_pydict()
+    after = dict(zip(zip(table["image_id"], table["severity"], strict=True), table["after"], strict=True))
+    keys = zip(fail.image_ids_N.tolist(), fail.severities_N.tolist(), strict=True)
+    return np.array([after.get(key, -1) for key in keys], np.int64)

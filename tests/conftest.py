@@ -1,0 +1,58 @@
+"""An S3-compatible server on loopback, and storage roots here and there for the same tests."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import S3FileSystem
+
+from tasks.storage import CACHE_VARIABLE, Place, place
+
+BUCKET = "metarepair-tests"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A server of this process' own, with an empty bucket."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    system = S3FileSystem(
+        endpoint_override=endpoint,
+        access_key="none",
+        secret_key="none",
+        region="us-east-1",
+        allow_bucket_creation=True,
+    )
+    system.create_dir(BUCKET)
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A storage path of one's own in the bucket, with the environment that it takes to reach it."""
+    for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.setenv(variable, s3_endpoint)
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "none")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A folder, here and on the object store: what holds for one must hold for the other."""
+    if request.param == "local":
+        (tmp_path / "storage").mkdir()
+        return tmp_path / "storage"
+    found: str = request.getfixturevalue("s3")
+    return place(found)

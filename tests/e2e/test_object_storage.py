@@ -1,0 +1,115 @@
+"""A run on an object store is the run on a local path: the same weights, scores and results, resumed after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from metarepair.cli import main
+from tasks.storage import Place, find, inside, local, place
+
+EXACT = (".arrow", ".safetensors", ".npy")
+
+
+def run(folder: Path, storage: Place | str, *arguments: str) -> int:
+    return main(
+        [arguments[0], "--config", str(folder / "tiny.yaml"), "--storage", str(storage), *arguments[1:]]
+    )
+
+
+def contents(root: Place) -> dict[str, Any]:
+    """What must not differ: all but times, addresses and pictures."""
+    found: dict[str, Any] = {}
+    for path in find(root, "*.*", deep=True):
+        name = inside(path, root)
+        if "checkpoint" in name or not path.is_file():
+            continue
+        if path.suffix in EXACT:
+            found[name] = path.read_bytes()
+        elif path.suffix == ".parquet":
+            columns = pq.read_table(local(path)).to_pydict()
+            found[name] = {k: v for k, v in columns.items() if k != "seconds"}
+        elif path.name == "result.json":
+            rows = json.loads(path.read_text())["methods"]
+            found[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return found
+
+
+def test_a_run_on_an_object_store_is_the_local_run(tiny_run: Path, s3: str) -> None:
+    assert run(tiny_run, s3, "run") == 0
+    there, here = contents(place(s3) / "tiny"), contents(tiny_run / "runs" / "tiny")
+    assert len(here) > 10
+    assert there.keys() == here.keys()
+    assert [name for name in here if there[name] != here[name]] == []
+    page = (place(s3) / "tiny" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "is missing" not in page
+    assert not list(tiny_run.glob("s3:*"))
+
+
+def test_a_finished_run_on_an_object_store_is_left_as_it_is(
+    tiny_run: Path, s3: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_run, s3, "mine") == 0
+    before = {str(p): p.read_bytes() for p in find(place(s3), "*.*", deep=True) if p.is_file()}
+    assert run(tiny_run, s3, "mine") == 0
+    assert {str(p): p.read_bytes() for p in find(place(s3), "*.*", deep=True) if p.is_file()} == before
+    assert run(tiny_run, s3, "mine", "--set", "seed=5") == 2
+    assert "seed: 0 -> 5" in capsys.readouterr().err
+    assert run(tiny_run, s3, "mine", "--set", "seed=5", "--restart") == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "function"),
+    [
+        ("mine", "distributed.mining.write_part"),
+        ("score", "distributed.features.write_features"),
+        ("train", "metarepair.context.publish"),
+    ],
+)
+def test_a_stage_that_was_stopped_goes_on_from_the_object_store(
+    tiny_run: Path, s3: str, stage: str, function: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for before in ("mine", "score")[: ("mine", "score", "train").index(stage)]:
+        assert run(tiny_run, s3, before) == 0
+    calls = 0
+    module, name = function.rsplit(".", 1)
+    work = getattr(__import__(module, fromlist=[name]), name)
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return work(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(function, stopping)
+        assert run(tiny_run, s3, stage) == 1
+    shutil.rmtree(tmp_path / "cache")  # another node goes on
+    assert run(tiny_run, s3, stage) == 0
+    there, here = contents(place(s3) / "tiny"), contents(tiny_run / "runs" / "tiny")
+    assert [name for name in there if there[name] != here[name]] == []
+
+
+def test_a_store_without_pixels_gives_the_same_repair(tiny_run: Path, s3: str) -> None:
+    assert run(tiny_run, s3, "run", "--set", "mining.pixels=recomputed") == 0
+    there, here = contents(place(s3) / "tiny"), contents(tiny_run / "runs" / "tiny")
+    exact = [name for name in here if not name.startswith(("experiences/", "targets/"))]
+    assert [name for name in exact if there[name] != here[name]] == []
+    page = (place(s3) / "tiny" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "gaussian_noise_examples.png" in page
+
+
+def test_an_endpoint_that_does_not_answer_is_one_paragraph(
+    tiny_run: Path, s3: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_run, "s3://no-such-bucket/runs", "mine") == 2
+    error = capsys.readouterr().err
+    assert "s3://no-such-bucket/runs" in error
+    assert "AWS_ENDPOINT_URL" in error
+    assert "Traceback" not in error

@@ -1,0 +1,178 @@
+"""A file here and an object there behave alike: whole or not at all, read as last written, named when they fail."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.errors import ConfigError, StorageError
+from tasks.storage import (
+    Place,
+    RemotePath,
+    append_line,
+    cache_folder,
+    copy_file,
+    find,
+    inside,
+    local,
+    place,
+    remove_tree,
+    size_of,
+    write_table,
+    write_text,
+    writing,
+)
+
+
+def test_what_was_written_is_read(root: Place) -> None:
+    write_text(root / "a" / "b.txt", "θ")
+    assert (root / "a" / "b.txt").read_text(encoding="utf-8") == "θ"
+    assert local(root / "a" / "b.txt").read_bytes() == "θ".encode()
+    assert size_of(root / "a" / "b.txt") == 2
+    assert (root / "a" / "b.txt").is_file()
+    assert (root / "a").exists()
+    assert not (root / "a").is_file()
+
+
+def test_a_file_that_was_replaced_is_read_anew_though_it_has_the_same_size(root: Place) -> None:
+    path = root / "x.bin"
+    for content in (b"one", b"two", b"six"):
+        with writing(path) as part:
+            part.write_bytes(content)
+        assert local(path).read_bytes() == content
+        assert path.read_bytes() == content
+
+
+def test_a_mapped_copy_outlives_its_replacement(root: Place) -> None:
+    path = root / "x.bin"
+    with writing(path) as part:
+        part.write_bytes(b"before")
+    with local(path).open("rb") as stream:
+        with writing(path) as part:
+            part.write_bytes(b"behind")
+        assert stream.read() == b"before"
+
+
+def test_a_block_that_raises_leaves_nothing(root: Place) -> None:
+    (root / "old.txt").parent.mkdir(parents=True, exist_ok=True)
+    write_text(root / "old.txt", "old")
+
+    def fill(name: str) -> None:
+        with writing(root / name) as part:
+            part.write_text("half")
+            raise RuntimeError
+
+    for name in ("old.txt", "new.txt"):
+        with pytest.raises(RuntimeError):
+            fill(name)
+    assert [p.name for p in find(root, "*")] == ["old.txt"]
+    assert (root / "old.txt").read_text() == "old"
+    assert not list(cache_folder().rglob("*.tmp")) if isinstance(root, RemotePath) else True
+
+
+def test_missing_files_are_missing(root: Place) -> None:
+    path = root / "none"
+    assert (path.exists(), path.is_file(), size_of(path), find(path, "*")) == (False, False, None, [])
+    for read in (lambda: path.read_bytes(), lambda: local(path).read_bytes()):
+        with pytest.raises(FileNotFoundError):
+            read()
+    with pytest.raises(FileNotFoundError):
+        path.unlink()
+    path.unlink(missing_ok=True)
+    remove_tree(path)
+
+
+def test_a_tree_is_found_in_order_and_removed_whole(root: Place) -> None:
+    for name in ("b/2.json", "b/1.json", "a/c/1.json", "a/1.txt"):
+        write_text(root / name, name)
+    assert [inside(p, root) for p in find(root, "*.json", deep=True)] == [
+        "a/c/1.json",
+        "b/1.json",
+        "b/2.json",
+    ]
+    assert [p.name for p in find(root / "b", "1.*")] == ["1.json"]
+    remove_tree(root / "b")
+    assert [inside(p, root) for p in find(root, "*.*", deep=True)] == ["a/1.txt", "a/c/1.json"]
+
+
+def test_lines_are_added(root: Place) -> None:
+    write_text(root / "log", "")
+    for line in ("a", "b"):
+        append_line(root / "log", line)
+    assert (root / "log").read_text() == "a\nb\n"
+
+
+def test_tables_are_written_by_their_suffix(root: Place) -> None:
+    table = pa.table({"x": [1, 2]})
+    write_table(root / "t.csv", table)
+    write_table(root / "t.parquet", table)
+    assert (root / "t.csv").read_text() == '"x"\n1\n2\n'
+    assert pq.read_table(local(root / "t.parquet")).equals(table)
+
+
+def test_a_file_is_copied_from_here_to_there_and_back(root: Place, tmp_path: Path) -> None:
+    (tmp_path / "here").write_bytes(b"abc")
+    copy_file(tmp_path / "here", root / "there")
+    copy_file(root / "there", tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == b"abc"
+
+
+def test_many_writers_of_one_file_leave_one_of_theirs(root: Place) -> None:
+    def write(number: int) -> None:
+        with writing(root / "x") as part:
+            part.write_bytes(bytes([number]) * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(16)))
+    content = local(root / "x").read_bytes()
+    assert content == content[:1] * 1000
+    assert [p.name for p in find(root, "*")] == ["x"]
+
+
+def test_a_copy_is_fetched_once(s3: str) -> None:
+    path = place(s3) / "x.bin"
+    path.write_bytes(b"abc")
+    first = local(path)
+    first.write_bytes(b"xyz")  # had it been fetched again, this would be gone
+    assert local(path) == first
+    assert first.read_bytes() == b"xyz"
+
+
+def test_remote_paths_behave_as_pathlib_names_them() -> None:
+    path = place("s3://bucket/a/b.tar/c.parquet")
+    assert (path.name, path.stem, path.suffix) == ("c.parquet", "c", ".parquet")
+    assert str(path.parent) == "s3://bucket/a/b.tar"
+    assert str(path.with_name("d")) == "s3://bucket/a/b.tar/d"
+    assert pickle.loads(pickle.dumps(path)) == path
+    assert str(place("gs://bucket/a//b/")) == "gs://bucket/a/b"
+
+
+def test_a_path_without_a_scheme_is_local_and_absolute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert place("runs") == tmp_path / "runs"
+    assert place("~/x") == Path.home() / "x"
+
+
+@pytest.mark.parametrize("text", ["s3://", "gs:///", "s3://a/../b", "ftp://a/b", "://x"])
+def test_other_addresses_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="Give "):
+        place(text)
+
+
+def test_a_bucket_that_is_not_there_is_named_with_what_to_look_at(s3: str) -> None:
+    path = place("s3://no-such-bucket/x")
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/x .*AWS_ENDPOINT_URL.*again"):
+        write_text(path, "x")
+
+
+def test_an_upload_that_fails_leaves_nothing_to_be_taken_for_it(s3: str) -> None:
+    with pytest.raises(StorageError), writing(place("s3://no-such-bucket/x")) as part:
+        part.write_bytes(b"abc")
+    assert not list(cache_folder().rglob("*.tmp"))
