@@ -1,0 +1,215 @@
+"""A mined and scored run in, `hypothesis/` out: whether near experiences repair better, measured on all pairs.
+
+mine -> score -> one fine-tune per experience and seed, each tried on all targets -> correlations, tables, figure
+
+A work item is one fine-tune; its result is a small file that exists whole or not at all, so a killed study goes on
+with those that are missing. D_fail is not opened. What is measured, and how: metarepair.hypothesis.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distributed.cluster import gpus_per_worker
+from distributed.mining import Role, environments
+from distributed.pipeline import Pipeline, Say
+from distributed.pool import map_items
+from distributed.train import MINE_FIRST
+from metarepair.config import Config
+from metarepair.deploy import load_surroundings
+from metarepair.hypothesis import Study, summarise
+from metarepair.layout import Run
+from metarepair.methods import MethodContext, get_method
+from metarepair.progress import Progress
+from metarepair.repair import Start, accuracy_on, repair_data
+from metarepair.reports.hypothesis_figure import scatter
+from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
+from tasks.corruptions import CORRUPTIONS
+from tasks.errors import ConfigError, DataError, DivergedError
+from tasks.manifest import (
+    Manifest,
+    begin,
+    check_done,
+    discard,
+    require_manifest,
+    verify_checksums,
+    write_manifest,
+)
+from tasks.storage import Place, local, write_text, writing
+from tasks.store import open_side
+
+STAGE = "hypothesis"
+FEWEST = 4  # corruptions: a correlation within a target needs three experiences besides it
+Mined = Mapping[tuple[Role, str], Manifest]
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """One experience and seed, and where the accuracies of the repaired DNN go."""
+
+    experience: str
+    seed: int
+    path: Place
+
+
+class HypothesisStudy:
+    """The study of one run. What is done with the same settings is skipped and said to be."""
+
+    def __init__(self, config: Config, say: Say) -> None:
+        self.config, self.say = config, say
+        self.names = _corruptions(config)
+        self.pipeline = Pipeline(config, say)
+        self.run: Run = self.pipeline.run
+
+    def study(self, *, restart: bool = False) -> None:
+        """Mines and scores where that is not done, then measures. `restart` begins anew with the study alone."""
+        self.pipeline.mine()
+        self.pipeline.score()
+        found = environments(self.run, self.config)
+        mined: Mined = {(e.role, e.corruption): require_manifest(e.folder, MINE_FIRST) for e in found}
+        score = require_manifest(self.run.score, "Score first: metarepair score --config …")
+        verify_checksums(self.run.score, score)
+        folder, settings = self.run.hypothesis, study_settings(self.config)
+        if restart:
+            discard(folder)
+        repaired_from = {f"{role} {name}": manifest.digest for (role, name), manifest in mined.items()}
+        repaired_from["deployed"] = self.pipeline.here.inputs()["deployed"]
+        inputs = repaired_from | {"score": score.digest}
+        done = check_done(folder, stage=STAGE, config=settings, inputs=inputs)
+        if done is None:
+            begin(folder / "gains", config=settings, inputs=repaired_from)
+            items = self._fine_tune(mined)
+            done = self._judge(items, settings, inputs)
+        else:
+            verify_checksums(folder, done)
+            self.say(f"hypothesis: done before, see {folder}")
+        self.say(describe(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+
+    def _fine_tune(self, mined: Mined) -> list[FineTune]:
+        """Every experience and seed that has no result yet."""
+        folder = self.run.hypothesis / "gains"
+        seeds = self.config.repair.seeds
+        items = [
+            FineTune(name, seed, folder / f"{name}-{seed}.json") for name in self.names for seed in seeds
+        ]
+        missing = [item for item in items if not item.path.exists()]
+        progress = Progress(STAGE, len(items), "fine-tunes", done=len(items) - len(missing))
+        build = partial(_build_worker, self.config, self.run, mined)
+        gpus = gpus_per_worker(self.config)
+        for item, mean in map_items(build, missing, workers=self.config.workers, gpus_per_worker=gpus):
+            progress.advance(note=f"{item.experience}, seed {item.seed}: mean accuracy {mean:.1%}")
+        return items
+
+    def _judge(
+        self, items: Sequence[FineTune], settings: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> Manifest:
+        """Correlations, tables and figure of all results, then the manifest."""
+        folder = self.run.hypothesis
+        extractor, distances_CC = read_distances(self.run.score / "fid.parquet", self.names)
+        study = Study(
+            names=self.names,
+            seeds=self.config.repair.seeds,
+            extractor=extractor,
+            distances_CC=distances_CC,
+            gains_SCC=_read_gains(items, self.names, self.config.repair.seeds),
+        )
+        summary = summarise(study, seed=self.config.seed)
+        files = write_pairs(folder, pairs_table(study))
+        write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        with writing(folder / "scatter.png") as part:
+            part.write_bytes(scatter(study, summary))
+        files += ["summary.json", "scatter.png", *(f"gains/{item.path.name}" for item in items)]
+        return write_manifest(
+            folder, stage=STAGE, config=settings, inputs=inputs, files=files, rows={"pairs": summary["pairs"]}
+        )
+
+
+def study_settings(config: Config) -> dict[str, Any]:
+    """The settings that fine-tunes and their figures depend on, beside those of mining and scoring."""
+    values = config.model_dump(mode="json", include={"seed", "model", "inner"})
+    values["task"] = {"shots": config.task.shots}
+    values["repair"] = config.repair.model_dump(mode="json", exclude={"methods"})
+    return values
+
+
+def _corruptions(config: Config) -> tuple[str, ...]:
+    """The study's corruptions in the paper's order. Raises ConfigError where pairs would be missing."""
+    experiences, targets = set(config.mining.experiences), set(config.targets)
+    if experiences != targets:
+        lacking = [f"targets lacks {name}" for name in sorted(experiences - targets)]
+        lacking += [f"mining.experiences lacks {name}" for name in sorted(targets - experiences)]
+        raise ConfigError(
+            "the hypothesis is tested on all pairs, so mining.experiences and targets must name the same "
+            f"corruptions: {', '.join(lacking)}."
+        )
+    if len(targets) < FEWEST:
+        raise ConfigError(
+            f"targets names {len(targets)} corruptions; the hypothesis needs {FEWEST} or more, in targets and in "
+            "mining.experiences, for a correlation within a target to mean anything."
+        )
+    return tuple(name for name in CORRUPTIONS if name in targets)
+
+
+def _build_worker(config: Config, run: Run, mined: Mined) -> Callable[[FineTune], float]:
+    """Made where it runs: loads the DNN, fine-tunes it on an item's experience, tries it on all targets."""
+    here = load_surroundings(config)
+    deployed, test = here.deployed, here.split("test")
+    targets = {t: open_side(run.target(t), "collect", mined["target", t], test) for t in config.targets}
+
+    def work(item: FineTune) -> float:
+        name = item.experience
+        train = here.split("train")
+        collect = open_side(run.experience(name), "collect", mined["experience", name], train)
+        context = MethodContext(config=config, seed=item.seed, load_meta=_no_meta)
+        model = get_method("finetune").repair(deployed, repair_data(collect, config, item.seed), context)
+        if not all(bool(v.isfinite().all()) for v in model.state().values() if v.is_floating_point()):
+            raise DivergedError(
+                f"the fine-tune on {name} (seed {item.seed}) diverged. Lower the rates in repair.rates."
+            )
+        accuracies = {
+            t: accuracy_on(deployed, model.parameters, model.buffers, failures)
+            for t, failures in targets.items()
+        }
+        result = {"validation": model.validation, "notes": model.notes, "accuracies": accuracies}
+        write_text(item.path, json.dumps(result, indent=1) + "\n")
+        return float(np.mean(list(accuracies.values())))
+
+    return work
+
+
+def _no_meta() -> Start:
+    raise AssertionError("a fine-tune starts from the deployed DNN")
+
+
+def _read_gains(items: Sequence[FineTune], names: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    """Gains [S, C, C]: the deployed DNN has accuracy 0 on its failures, so a gain is the accuracy after."""
+    gains_SCC = np.full((len(seeds), len(names), len(names)), np.nan)
+    for item in items:
+        try:
+            accuracies = json.loads(item.path.read_text(encoding="utf-8"))["accuracies"]
+            row = [float(accuracies[name]) for name in names]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{item.path} is missing or damaged ({error}). Delete it and run again: it alone is done again."
+            ) from error
+        gains_SCC[list(seeds).index(item.seed), list(names).index(item.experience)] = row
+    return gains_SCC
+
+
+def read_distances(path: Place, names: Sequence[str]) -> tuple[str, np.ndarray]:
+    """The extractor, and the distance of each experience (row) and target (column), as scored."""
+    try:
+        rows = pq.read_table(local(path)).to_pylist()
+        found = {(row["experience"], row["target"]): float(row["distance"]) for row in rows}
+        distances_CC = np.array([[found[a, b] for b in names] for a in names])
+        return str(rows[0]["extractor"]), distances_CC
+    except (OSError, pa.ArrowInvalid, KeyError, IndexError) as error:
+        raise DataError(f"{path} is damaged ({error}). Score again with --restart.") from error

@@ -1,0 +1,48 @@
+"""The study's fine-tunes on actors are the ones made in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed.hypothesis import HypothesisStudy
+from metarepair.config import Config
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+NAMES = ["shot_noise", "speckle_noise", "fog", "contrast"]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As an actor has: sums are then added in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_actors_measure_what_this_process_does(
+    cluster: None, one_thread: None, tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    mining = {"experiences": NAMES, "severities": [5]}
+    alone, actors = (
+        tiny(tmp_path, targets=NAMES, mining=mining, workers=workers, repair={"seeds": [0, 1]})
+        for workers in (0, 2)
+    )
+    said: list[str] = []
+    study = HypothesisStudy(alone, said.append)
+    study.study()
+    root = tmp_path / alone.name
+    expected = {p.name: json.loads(p.read_text()) for p in (root / "hypothesis/gains").glob("*-*.json")}
+    assert len(expected) == 8
+    before = (root / "hypothesis" / "summary.json").read_bytes()
+    shutil.rmtree(root / "hypothesis")
+    HypothesisStudy(actors, said.append).study()
+    found = {p.name: json.loads(p.read_text()) for p in (root / "hypothesis/gains").glob("*-*.json")}
+    assert found == expected
+    assert (root / "hypothesis" / "summary.json").read_bytes() == before
