@@ -7,6 +7,7 @@
     ├── TooFewFailuresError   fewer failures than asked to collect
     ├── StageError            a stage's directory holds something else, or is unfinished where it must be done
     ├── StorageError          an object store: unreachable, no such bucket, not permitted
+    ├── WorkerError           an actor died again and again at one piece of work
     └── DivergedError         a loss became NaN or infinite
 
 All are built from one string, so they pickle and leave an actor unharmed.
@@ -44,6 +45,10 @@ class StorageError(UserError):
 
 class StageError(UserError):
     """A stage's directory holds another configuration, or is unfinished where it must be done."""
+
+
+class WorkerError(UserError):
+    """An actor died again and again at one piece of work."""
 
 
 class DivergedError(UserError):

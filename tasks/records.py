@@ -88,7 +88,11 @@ class Experience:
 
 @dataclass(frozen=True, kw_only=True)
 class FidScore:
-    """Fréchet distance q of an experience's and a target's collected examples (paper Eq. 7)."""
+    """Fréchet distance q of an experience's and a target's collected examples (paper Eq. 7).
+
+    low, high: ends of its 95 % bootstrap interval. limit, limit_error: FID∞, the distance extrapolated to
+    infinitely many examples, and its standard error. None where they were not asked for.
+    """
 
     experience: str
     target: str
@@ -96,6 +100,10 @@ class FidScore:
     extractor: str
     num_experience: int
     num_target: int
+    low: float | None = None
+    high: float | None = None
+    limit: float | None = None
+    limit_error: float | None = None
 
 
 FID_SCHEMA = pa.schema(
@@ -106,6 +114,10 @@ FID_SCHEMA = pa.schema(
         pa.field("extractor", pa.string(), nullable=False),
         pa.field("num_experience", pa.int64(), nullable=False),
         pa.field("num_target", pa.int64(), nullable=False),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+        pa.field("limit", pa.float64()),
+        pa.field("limit_error", pa.float64()),
     ]
 )
 

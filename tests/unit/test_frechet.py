@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -11,8 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from tasks import frechet
 from tasks.errors import DataError
-from tasks.frechet import Moments, frechet_distance, merge, moments, scatter
+from tasks.frechet import (
+    TOLERANCE,
+    Moments,
+    frechet_distance,
+    merge,
+    merge_in_order,
+    moments,
+    scatter,
+)
+from tasks.nuclear_norm import nuclear_norm_by_gram
 
 Doubles = NDArray[np.float64]
 
@@ -83,7 +94,7 @@ def test_factor_gives_the_unbiased_covariance(count_x: int, count_y: int, dim: i
         np.testing.assert_allclose(m.mean_D, x_ND.mean(0), rtol=1e-12)
         assert m.count == count_x
         assert m.trace == pytest.approx(np.trace(covariance_DD), rel=1e-12)
-    assert len(moments(draw(7, count_y, dim)).factor_RD) == min(count_y, dim)
+    assert len(moments(draw(7, count_y, dim)).factor_RD) == min(count_y - 1, dim)
 
 
 @pytest.mark.parametrize(("count_x", "count_y", "dim"), SIZES)
@@ -169,13 +180,135 @@ def test_merged_parts_equal_the_whole(cuts: tuple[int, ...]) -> None:
     )
 
 
+@pytest.mark.parametrize(("count_x", "count_y", "dim"), SIZES)
+def test_rows_triangles_and_merged_moments_give_one_distance(count_x: int, count_y: int, dim: int) -> None:
+    x_ND, y_ND = draw(28, count_x, dim), draw(29, count_y, dim)
+    by_rows = frechet_distance(raw_rows(x_ND), raw_rows(y_ND))
+    shards = merge_in_order(scatter(part) for part in np.array_split(x_ND, min(count_x, 4)))
+    y = moments(y_ND)
+    by_product = frechet_distance(moments(x_ND), y)
+    assert by_product == pytest.approx(by_rows, rel=TOLERANCE)
+    assert frechet_distance(shards.moments(), y) == pytest.approx(by_product, rel=1e-9)
+    assert frechet_distance(shards.moments(), scatter(y_ND).moments()) == pytest.approx(by_product, rel=1e-9)
+
+
+def raw_rows(x_ND: Doubles) -> Moments:
+    """Centred rows as they are for any N: more than their rank, so that the fast way is at its worst."""
+    mean_D = x_ND.mean(axis=0)
+    return Moments(count=len(x_ND), mean_D=mean_D, factor_RD=(x_ND - mean_D) / np.sqrt(len(x_ND) - 1))
+
+
+def test_shards_merge_to_the_same_bits_whoever_did_them_in_whatever_order() -> None:
+    parts = np.array_split(draw(30, 101, 12) + 1e3, 7)
+    one_worker = merge_in_order(scatter(part) for part in parts)
+    arrived = {shard: pickle.dumps(scatter(parts[shard].copy())) for shard in (5, 0, 6, 2, 1, 4, 3)}
+    many_workers = merge_in_order(pickle.loads(arrived[shard]) for shard in range(7))
+    for a, b in ((one_worker, many_workers), (one_worker.moments(), many_workers.moments())):
+        for name, value in vars(a).items():
+            assert np.array_equal(value, getattr(b, name)), name
+    by_arrival = merge_in_order(pickle.loads(part) for part in arrived.values())
+    assert not np.array_equal(one_worker.scatter_DD, by_arrival.scatter_DD)  # so the order does matter
+    np.testing.assert_allclose(one_worker.scatter_DD, by_arrival.scatter_DD, rtol=1e-9, atol=1e-9)
+
+
+def test_no_shards_are_refused() -> None:
+    with pytest.raises(DataError, match="at least one shard"):
+        merge_in_order([])
+
+
+def count_svds(monkeypatch: pytest.MonkeyPatch) -> list[Doubles]:
+    seen: list[Doubles] = []
+    by_svd = frechet.nuclear_norm_by_svd
+
+    def spy(cross_RS: Doubles) -> float:
+        seen.append(cross_RS)
+        return by_svd(cross_RS)
+
+    monkeypatch.setattr(frechet, "nuclear_norm_by_svd", spy)
+    return seen
+
+
+@pytest.mark.parametrize(("count_x", "count_y", "dim"), SIZES)
+def test_the_fast_way_is_taken_and_gives_what_the_svd_does(
+    monkeypatch: pytest.MonkeyPatch, count_x: int, count_y: int, dim: int
+) -> None:
+    x, y = moments(draw(31, count_x, dim)), moments(draw(32, count_y, dim))
+    seen = count_svds(monkeypatch)
+    fast = frechet_distance(x, y)
+    assert not seen
+    monkeypatch.setattr(frechet, "TOLERANCE", 0.0)
+    exact = frechet_distance(x, y)
+    assert len(seen) == 1
+    assert fast == pytest.approx(exact, rel=1e-9)
+
+
+def near(x_ND: Doubles) -> Doubles:
+    return x_ND + 1e-6 * draw(34, *x_ND.shape)
+
+
+def duplicates(x_ND: Doubles) -> Doubles:
+    return np.repeat(x_ND[: len(x_ND) // 4] + 1e-3, 4, axis=0)
+
+
+def reversed_rows(x_ND: Doubles) -> Doubles:
+    return x_ND[::-1]
+
+
+@pytest.mark.parametrize("change", [near, duplicates, reversed_rows])
+def test_the_svd_is_taken_where_squaring_would_show(monkeypatch: pytest.MonkeyPatch, change) -> None:
+    x_ND = draw(33, 64, 96)
+    x, y = moments(x_ND), moments(change(x_ND))
+    seen = count_svds(monkeypatch)
+    distance = frechet_distance(x, y)
+    assert len(seen) == 1
+    assert 2 * nuclear_norm_by_gram(seen[0]).error > TOLERANCE * distance
+    rest = x.trace + y.trace - 2 * np.linalg.svd(x.factor_RD @ y.factor_RD.T, compute_uv=False).sum()
+    means = np.square(x.mean_D - y.mean_D).sum()
+    assert distance == pytest.approx(means + max(rest, 0.0), rel=1e-12, abs=1e-12 * x.trace)
+
+
+def test_every_distance_is_right_to_the_tolerance_from_near_to_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_ND, other_ND = draw(35, 48, 64), draw(36, 48, 64)
+    x = moments(x_ND)
+    seen = count_svds(monkeypatch)
+    fast_ways = 0
+    for step in np.geomspace(1e-7, 1.0, 15):
+        y = moments(x_ND + step * other_ND)
+        before = len(seen)
+        found = frechet_distance(x, y)
+        fast_ways += len(seen) == before
+        with monkeypatch.context() as patched:
+            patched.setattr(frechet, "TOLERANCE", 0.0)
+            exact = frechet_distance(x, y)
+        assert abs(found - exact) <= TOLERANCE * exact + 1e-13 * x.trace
+    assert 0 < fast_ways < 15  # both ways were seen
+
+
 def test_a_row_that_is_not_finite_is_named() -> None:
     features_ND = draw(25, 9, 4)
     features_ND[6, 2] = np.nan
     features_ND[8, 0] = np.inf
     for reckon in (moments, scatter):
-        with pytest.raises(DataError, match=r"row 6 .*2 of 9 rows"):
+        with pytest.raises(DataError, match=r"row 6 of .*2 of 9 rows"):
             reckon(features_ND)
+        with pytest.raises(DataError, match=r"row 6 \(image fog/0016.png\) of .*2 of 9 rows"):
+            reckon(features_ND, names=[f"fog/{i:04d}.png" for i in range(10, 19)])
+        with pytest.raises(DataError, match=r"row 6 \(image 160\)"):
+            reckon(features_ND, names=np.arange(100, 190, 10))
+
+
+def test_names_that_are_not_one_a_row_are_refused() -> None:
+    with pytest.raises(DataError, match="8 names for 9 rows"):
+        moments(draw(25, 9, 4), names=range(8))
+
+
+def test_features_whose_squares_overflow_are_refused_and_tiny_ones_are_not() -> None:
+    with pytest.raises(DataError, match=r"row 1 .* beyond 1e\+150"):
+        moments(np.array([[1.0], [1e160]]))
+    for scale in (1e-140, 1e140):
+        x, y = moments(scale * draw(37, 9, 4)), moments(scale * draw(38, 9, 4))
+        base = frechet_distance(moments(draw(37, 9, 4)), moments(draw(38, 9, 4)))
+        assert frechet_distance(x, y) == pytest.approx(scale**2 * base, rel=1e-9)
 
 
 def test_one_row_no_row_and_a_wrong_shape_are_refused() -> None:
