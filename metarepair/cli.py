@@ -27,6 +27,8 @@ VERBS = {
     "train": "meta-train on the experiences of each target",
     "repair": "repair the deployed DNN for each target, and judge it",
     "report": "table, figures and HTML page of a repaired run",
+    "hypothesis": "measure whether nearer experiences repair better, on all pairs of corruptions",
+    "inspect": "show what is in a run or an experience store, and check its checksums",
     "corruptions": "list the corruptions, or show all of them on one image",
     "doctor": "what this machine and environment can do",
 }
@@ -44,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if given.verb == "corruptions":
             return _show_corruptions(given)
+        if given.verb == "inspect":
+            from metarepair.inspection.command import show
+
+            show(given.path, sheet=given.sheet, as_json=given.json)
+            return 0
         return _run(given)
     except UserError as error:
         return _fail(given, error, 2)
@@ -82,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         if verb == "corruptions":
             _add_corruption_options(sub)
             continue
+        if verb == "inspect":
+            _add_inspection_options(sub)
+            continue
         sub.add_argument("--storage", metavar="PATH", help="folder of the runs (overrides storage_path)")
         if verb == "doctor":
             continue
@@ -110,6 +120,20 @@ def _add_corruption_options(parser: argparse.ArgumentParser) -> None:
         help="constants for images of 32, 64 or 224 px: cifar, tinyimagenet or imagenet (the nearest)",
     )
     parser.add_argument("--seed", type=int, default=0, help="key of every draw (0)")
+
+
+def _add_inspection_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help="a run (STORAGE/NAME), a folder in it, or an .arrow, .parquet or .safetensors file of it",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the text")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw collected failures: .png or .jpg")
+    parser.epilog = (
+        "Nothing is changed. D_fail stays closed: its bytes are checked and its counts are the manifest's; classes and "
+        "the sheet are of D_collect. The exit code is 2 when a file is not as its manifest promises."
+    )
 
 
 def _show_corruptions(given: argparse.Namespace) -> int:
@@ -148,6 +172,8 @@ def _run(given: argparse.Namespace) -> int:
 
         pretrain_stage(config, _say, restart=given.restart)
         return 0
+    if given.verb == "hypothesis":
+        return _study_hypothesis(given, config)
     return _run_stages(given, config)
 
 
@@ -165,6 +191,17 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
         for stage in wanted:
             actions[stage]()
     print(f"Written to {pipeline.run.root}")
+    return 0
+
+
+def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
+    from distributed.cluster import connected, gpus_per_worker
+    from distributed.hypothesis import HypothesisStudy
+
+    study = HypothesisStudy(config, _say)
+    with connected(config.workers, given.address, gpus=config.workers * gpus_per_worker(config)):
+        study.study(restart=given.restart)
+    print(f"Written to {study.run.hypothesis}")
     return 0
 
 

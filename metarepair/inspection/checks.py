@@ -1,0 +1,169 @@
+"""A stage's manifest and files in, the state of each file out; a checksum is of bytes, nothing else of them is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from metarepair.inspection.facts import BAD, MENDING, VERBS, Damage, FileFacts, Kind, StageFacts, State
+from metarepair.inspection.places import TRACES, StagePlace
+from metarepair.progress import Progress
+from tasks.errors import DataError
+from tasks.failure_file import read_with_facts
+from tasks.manifest import BEGUN, MANIFEST, Manifest, file_hash, read_manifest
+from tasks.storage import Place, size_of
+
+SHOWN_FROM_BYTES = 1 << 28  # less is read in about a second, and needs no progress
+
+
+class Checksums:
+    """Digests of files, with progress over the bytes of all of them."""
+
+    def __init__(self, total_bytes: int) -> None:
+        shown = total_bytes >= SHOWN_FROM_BYTES
+        self._progress = Progress("checksums", max(total_bytes >> 20, 1), "MiB") if shown else None
+        self._read = 0
+
+    def state(self, path: Place, promised: tuple[int, str]) -> State:
+        """Of one file: its size first, which costs nothing."""
+        try:
+            size = size_of(path)
+            if size != promised[0]:
+                return "missing" if size is None else "differs"
+            same = file_hash(path) == promised[1]
+        except (OSError, ValueError):
+            return "unreadable"
+        self._advance(size, path.name)
+        return "ok" if same else "differs"
+
+    def own_state(self, path: Place) -> tuple[State, dict[str, Any]]:
+        """Of a part, by the digest that it carries; and its counts."""
+        try:
+            _, facts = read_with_facts(path, whole=True)
+            found: State = "ok"
+        except DataError:
+            found, facts = "differs", {}
+        self._advance(size_of(path) or 0, path.name)
+        return found, facts
+
+    def _advance(self, size_bytes: int, name: str) -> None:
+        self._read += size_bytes
+        if self._progress is not None and self._read >> 20 > self._progress.done:
+            self._progress.advance((self._read >> 20) - self._progress.done, name)
+
+
+def read_promise(folder: Place) -> tuple[Manifest | None, Literal["ok", "missing", "damaged"]]:
+    """The manifest, and whether it can be used: one whose parts are of another type than they must be cannot."""
+    try:
+        manifest = read_manifest(folder)
+    except (DataError, RecursionError):
+        return None, "damaged"
+    if manifest is None:
+        return None, "missing"
+    parts = (manifest.config, manifest.inputs, manifest.rows, manifest.facts, manifest.versions)
+    whole = isinstance(manifest.stage, str) and all(isinstance(part, dict) for part in parts)
+    whole = whole and all(isinstance(digest, str) for _, digest in manifest.files.values())
+    return (manifest, "ok") if whole else (None, "damaged")
+
+
+def bytes_to_read(places: Iterable[StagePlace]) -> int:
+    """How much there is to read for the checksums of the stages."""
+    total = 0
+    for place in places:
+        manifest, _ = read_promise(place.folder)
+        promised = {} if manifest is None else {name: size for name, (size, _) in manifest.files.items()}
+        total += sum(size for name, size in promised.items() if place.files.get(name) == size)
+        total += sum(place.files[name] for name in parts_of(place)) if manifest is None else 0
+    return total
+
+
+def parts_of(place: StagePlace) -> list[str]:
+    """The shards of an environment that is not finished."""
+    return place.matching("parts/*.arrow") if place.kind == "environment" else []
+
+
+def begun_config(place: StagePlace) -> dict[str, Any]:
+    """The settings that an unfinished stage was begun with; empty when it left none."""
+    names = place.matching(*(pattern for pattern in TRACES[place.kind] if pattern.endswith(BEGUN)))
+    try:
+        config = json.loads((place.folder / names[0]).read_text(encoding="utf-8"))["config"] if names else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def promised_files(place: StagePlace, manifest: Manifest, checksums: Checksums) -> list[FileFacts]:
+    """Every file of a finished stage."""
+    return [
+        FileFacts(
+            name=name,
+            size_bytes=place.files.get(name),
+            promised_bytes=promise[0],
+            state=checksums.state(place.folder / name, promise) if name in place.files else "missing",
+        )
+        for name, promise in sorted(manifest.files.items())
+    ]
+
+
+def files_there(place: StagePlace, states: dict[str, State]) -> list[FileFacts]:
+    """Files of a stage without a manifest that can be read. Only parts, whose `states` are given, have a digest."""
+    names = [name for name in place.matching(*TRACES[place.kind]) if not name.endswith(BEGUN)]
+    return [
+        FileFacts(
+            name=name,
+            size_bytes=place.files[name],
+            promised_bytes=None,
+            state=states.get(name, "unchecked"),
+        )
+        for name in names
+    ]
+
+
+def damage_of(facts: StageFacts) -> list[Damage]:
+    """What is wrong with a stage, and what to do about it."""
+    where = "" if facts.path == "." else f"{facts.path}/"
+    found = []
+    if facts.manifest == "damaged":
+        path = f"{where}{MANIFEST}"
+        found.append(Damage(path=path, state="damaged", remedy=_remedy(facts.kind, path)))
+    for file in facts.files:
+        if file.state in BAD:
+            gone = [
+                f"{where}{file.name}",
+                *([f"{where}{MANIFEST}"] if file.promised_bytes is not None else []),
+            ]
+            found.append(
+                Damage(path=gone[0], state=file.state, remedy=_remedy(facts.kind, " and ".join(gone)))
+            )
+    return found
+
+
+def _remedy(kind: Kind, gone: str) -> str:
+    """A stage goes on from what is whole once what is not, and its manifest, are gone; some see to that alone."""
+    verb = VERBS[kind]
+    if verb in MENDING:
+        return f"Run `metarepair {verb} --config FILE` again, which makes anew what is damaged."
+    return f"Delete {gone}, and run `metarepair {verb} --config FILE` again."
+
+
+def complaint(damaged: Sequence[Damage]) -> str:
+    """All damage in one paragraph for a person, by what to do: at most ten files of each."""
+    by_remedy: dict[str, list[str]] = {}
+    for damage in damaged:
+        by_remedy.setdefault(damage.remedy, []).append(f"{damage.path} {WORDS[damage.state]}")
+    sentences = []
+    for remedy, files in by_remedy.items():
+        more = f" and {len(files) - 10} more, named above" if len(files) > 10 else ""
+        sentences.append(f"{', '.join(files[:10])}{more}. {remedy}")
+    return f"{len(damaged)} damaged: {' '.join(sentences)}"
+
+
+WORDS = {
+    "ok": "ok",
+    "differs": "differs from its checksum",
+    "missing": "is missing",
+    "unreadable": "cannot be read",
+    "damaged": "is damaged",
+    "unchecked": "has no checksum",
+}

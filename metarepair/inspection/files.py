@@ -1,0 +1,94 @@
+"""The path of one .arrow, .parquet or .safetensors file in; what it is and whether its checksum holds out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, Literal
+
+from metarepair.checkpoint import STATE, read_state
+from metarepair.inspection.checks import Checksums, read_promise
+from metarepair.inspection.details import class_names, count_severities, load_collect, per_class
+from metarepair.inspection.facts import BAD, Damage, Inspection, LoneFile, State
+from metarepair.inspection.headers import failures_header, parquet_header, safetensors_header
+from metarepair.inspection.places import ALLOWED
+from tasks.errors import DataError
+from tasks.manifest import MANIFEST, Manifest
+from tasks.storage import Place, inside, size_of
+
+Format = Literal["failures", "parquet", "safetensors"]
+FORMATS: dict[str, Format] = {".arrow": "failures", ".parquet": "parquet", ".safetensors": "safetensors"}
+DEPTH = 3  # folders between a file and its stage's manifest, at most: repaired/TARGET/METHOD/SEED/…
+
+
+def inspect_file(path: Place) -> Inspection:
+    """One file of a run. Raises DataError for a file of another kind."""
+    form = FORMATS.get(path.suffix)
+    if form is None:
+        raise DataError(f"{path} is no file that can be inspected. {ALLOWED}.")
+    size = size_of(path) or 0
+    owner = _owner(path)
+    if owner is None:
+        promised_by, promise, state, config = None, None, _own_state(path, form, size), {}
+    else:
+        folder, name, manifest = owner
+        promised_by, promise, config = folder / MANIFEST, manifest.files[name], manifest.config
+        state = Checksums(size).state(path, promise)
+    header = None if state == "differs" else _header(path, form)
+    if header is None and state != "differs":
+        state = "unreadable"
+    collect = load_collect(path.parent) if path.name == "collect.arrow" and state not in BAD else None
+    file = LoneFile(
+        name=path.name,
+        format=form,
+        size_bytes=size,
+        promised_bytes=None if promise is None else promise[0],
+        state=state,
+        promised_by=None if promised_by is None else str(promised_by),
+        header=header or {},
+        collected_per_severity={} if collect is None else count_severities(collect),
+        collected_per_class={} if collect is None else per_class(collect, None, class_names(config)[0]),
+    )
+    damaged = [Damage(path=path.name, state=state, remedy=_remedy(promised_by))] if state in BAD else []
+    return Inspection(
+        path=str(path), kind="file", size_bytes=size, damaged=tuple(damaged), stages=(), file=file
+    )
+
+
+def _owner(path: Place) -> tuple[Place, str, Manifest] | None:
+    """The folder of the stage whose manifest promises the file, and the file's name there."""
+    for folder in _parents(path):
+        manifest, _ = read_promise(folder)
+        name = inside(path, folder)
+        if manifest is not None and name in manifest.files:
+            return folder, name, manifest
+    return None
+
+
+def _parents(path: Place) -> Iterator[Place]:
+    for _ in range(DEPTH):
+        path = path.parent
+        yield path
+
+
+def _own_state(path: Place, form: Format, size: int) -> State:
+    """Without a manifest: a store's file has a digest of its own, a checkpoint's tensors have the state's."""
+    if form == "failures":
+        return Checksums(size).own_state(path)[0]
+    if form == "parquet" or not (path.parent / STATE).is_file():
+        return "unchecked"
+    try:
+        return "ok" if read_state(path.parent) is not None else "differs"
+    except (TypeError, AttributeError, RecursionError):  # JSON of another shape
+        return "differs"
+
+
+def _header(path: Place, form: Format) -> dict[str, Any] | None:
+    read = {"failures": failures_header, "parquet": parquet_header, "safetensors": safetensors_header}[form]
+    header = read(path)
+    return None if header is None else asdict(header)
+
+
+def _remedy(promised_by: Place | None) -> str:
+    gone = "it" if promised_by is None else f"it and {promised_by}"
+    return f"Delete {gone}, and run again what made it."

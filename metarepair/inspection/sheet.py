@@ -1,0 +1,208 @@
+"""Environments in, a picture of failures that they collected out: what was seen, and what it was taken for.
+
+A row for each environment of a run, or for each severity of one environment. Images are evenly spaced in D_collect,
+not picked. D_fail is not opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from metarepair.contact_sheet import FAINT, GAP, INK, LARGEST_TILE, PAPER, TILE
+from metarepair.inspection.details import class_names
+from metarepair.inspection.facts import BAD, Inspection, LoneFile, StageFacts
+from tasks.datasets import Dataset, load_dataset
+from tasks.errors import ConfigError, DataError
+from tasks.failure_file import read_failures
+from tasks.pixels import RecomputedPixels
+from tasks.records import Failures, Ints, Pixels
+from tasks.storage import Place, place
+
+COLUMNS = 10
+LABEL_WIDTH, CAPTION = 200, 32  # pixels: the row's name, the lines under an image
+ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetRow:
+    """A row's name, a fainter line under it, and its images with two lines each under them."""
+
+    name: str
+    note: str
+    images: Sequence[Pixels]
+    captions: Sequence[tuple[str, str]]
+
+
+def check_sheet(out: Path) -> None:
+    """Refuses, before anything is read, what cannot be written. Raises ConfigError."""
+    if out.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--sheet {out} ends in neither .png nor .jpg; name the picture with one of them")
+
+
+def write_sheet(found: Inspection, out: Path) -> None:
+    """Draws what `found` collected. Raises DataError where nothing is collected, or its pixels cannot be made."""
+    check_sheet(out)
+    if out.resolve() in _own_files(found):
+        raise ConfigError(f"--sheet {out} is a file of what is inspected; name another file for the sheet")
+    rows = sheet_rows(found)
+    if not any(row.images for row in rows):
+        raise DataError(
+            f"{found.path} has no collected failures to draw: --sheet needs a run, an environment "
+            "(experiences/CORRUPTION, targets/CORRUPTION) or its collect.arrow, mined to the end and whole."
+        )
+    sheet = draw(rows)
+    part = out.with_name(out.name + ".tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(part, format=ENDINGS[out.suffix.lower()])
+        part.replace(out)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(
+            f"--sheet {out} cannot be written ({error}). Name a file in a folder of yours."
+        ) from error
+
+
+def sheet_rows(found: Inspection) -> list[SheetRow]:
+    """A row an environment, or a row a severity where there is one environment."""
+    root = place(found.path)
+    if found.file is not None:
+        return _lone_rows(found.file, root)
+    stages = [stage for stage in found.stages if stage.kind == "environment" and stage.finished]
+    if len(found.stages) == 1 and stages:
+        failures = _collected(stages[0], root)
+        return [] if failures is None else _by_severity(failures, class_names(stages[0].config)[0])
+    return [_environment_row(stage, _collected(stage, root)) for stage in stages]
+
+
+def _lone_rows(file: LoneFile, path: Place) -> list[SheetRow]:
+    if file.name != "collect.arrow" or file.state in BAD:
+        return []
+    failures = read_failures(path)
+    if isinstance(failures.images_NHWC_u8, RecomputedPixels):
+        raise DataError(
+            f"{path} keeps no pixels (mining.pixels: recomputed); the data set that they are made from is named in the "
+            f"manifest beside it. Inspect the folder: metarepair inspect {path.parent} --sheet FILE"
+        )
+    return _by_severity(failures, tuple(file.collected_per_class))
+
+
+def _collected(stage: StageFacts, root: Place) -> Failures | None:
+    """D_collect with its pixels; None where it is not whole."""
+    if not any(file.name == "collect.arrow" and file.state == "ok" for file in stage.files):
+        return None
+    folder = root if stage.path == "." else root / stage.path
+    failures = read_failures(folder / "collect.arrow")
+    images = failures.images_NHWC_u8
+    if isinstance(images, RecomputedPixels):
+        return replace(failures, images_NHWC_u8=images.with_data(_clean_images(stage)))
+    return failures
+
+
+def _clean_images(stage: StageFacts) -> Dataset:
+    """The split that an environment was mined from: of METAREPAIR_DATA, or the shipped sample."""
+    data = stage.config.get("data")
+    if not isinstance(data, dict) or (stage.role == "target" and "archive" in stage.inputs):
+        raise DataError(
+            f"{stage.path} keeps no pixels (mining.pixels: recomputed), and they cannot be made for --sheet: its "
+            "images came from a published archive, or its manifest names no data set. Inspect another environment."
+        )
+    clean = load_dataset(str(data.get("name")), "train" if stage.role == "experience" else "test")
+    return replace(clean, corruption_table=data.get("corruption_table"))
+
+
+def _environment_row(stage: StageFacts, failures: Failures | None) -> SheetRow:
+    if failures is None:
+        return SheetRow(name=stage.path, note="D_collect is damaged", images=(), captions=())
+    rows = evenly_spaced(np.arange(len(failures)))
+    classes = class_names(stage.config)[0]
+    captions = [
+        (first, f"{second}, s{failures.severities_N[row]}")
+        for row, (first, second) in zip(rows, _captions(failures, rows, classes), strict=True)
+    ]
+    return SheetRow(
+        name=stage.name or failures.corruption,
+        note=f"{stage.role or 'environment'}, {len(failures)} collected",
+        images=list(failures.images_NHWC_u8[rows]),
+        captions=captions,
+    )
+
+
+def _by_severity(failures: Failures, classes: Sequence[str]) -> list[SheetRow]:
+    found = []
+    for severity in np.unique(failures.severities_N):
+        members = np.flatnonzero(failures.severities_N == severity)
+        rows = evenly_spaced(members)
+        found.append(
+            SheetRow(
+                name=f"severity {severity}",
+                note=f"{failures.corruption}, {len(members)} collected",
+                images=list(failures.images_NHWC_u8[rows]),
+                captions=_captions(failures, rows, classes),
+            )
+        )
+    return found
+
+
+def evenly_spaced(rows_N: Ints) -> Ints:
+    """At most as many of the rows as the sheet has columns, from the first to the last."""
+    if not len(rows_N):
+        return rows_N
+    places = np.linspace(0, len(rows_N) - 1, min(COLUMNS, len(rows_N))).round().astype(np.int64)
+    chosen: Ints = rows_N[places]
+    return chosen
+
+
+def _captions(failures: Failures, rows: Ints, classes: Sequence[str]) -> list[tuple[str, str]]:
+    """The label, and what it was taken for; the font has no arrow of its own."""
+
+    def name(index: int) -> str:
+        return classes[index] if 0 <= index < len(classes) else f"class {index}"
+
+    return [(name(failures.labels_N[row]), f"-> {name(failures.predicted_N[row])}") for row in rows]
+
+
+def draw(rows: Sequence[SheetRow]) -> Image.Image:
+    """The picture. Small images are enlarged by a whole factor, so that their pixels stay squares."""
+    height, width = _tile(next(row.images[0] for row in rows if row.images))
+    columns = max(len(row.images) for row in rows)
+    step_x, step_y = max(width, TILE) + GAP, height + CAPTION + GAP
+    sheet = Image.new("RGB", (LABEL_WIDTH + columns * step_x, GAP + len(rows) * step_y), PAPER)
+    pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(16), ImageFont.load_default(12)
+    for line, row in enumerate(rows):
+        top = GAP + line * step_y
+        pen.text((6, top + height // 2 - 18), row.name, fill=INK, font=font)
+        pen.text((6, top + height // 2 + 4), row.note, fill=FAINT, font=small)
+        for column, (image_HWC, caption) in enumerate(zip(row.images, row.captions, strict=True)):
+            left = LABEL_WIDTH + column * step_x
+            tile_height, tile_width = _tile(image_HWC)
+            scaling = Image.Resampling.NEAREST if tile_height >= len(image_HWC) else Image.Resampling.LANCZOS
+            picture = Image.fromarray(np.ascontiguousarray(image_HWC).squeeze())
+            sheet.paste(picture.resize((tile_width, tile_height), scaling), (left, top))
+            lines = "\n".join(_cut(text, small, step_x - GAP) for text in caption)
+            pen.text((left, top + height + 1), lines, fill=FAINT, font=small, spacing=2)
+    return sheet
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """As much of the text as is not wider than `width` pixels."""
+    while font.getlength(text) > width:
+        text = text[:-1]
+    return text
+
+
+def _tile(image_HWC: Pixels) -> tuple[int, int]:
+    height, width = image_HWC.shape[:2]
+    longer = max(height, width)
+    scale = max(1, TILE // longer) if longer <= LARGEST_TILE else LARGEST_TILE / longer
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _own_files(found: Inspection) -> set[Path]:
+    root = Path(found.path)
+    return {(root / stage.path / file.name).resolve() for stage in found.stages for file in stage.files}

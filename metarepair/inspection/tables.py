@@ -1,0 +1,136 @@
+"""Stages of environments in, tables of plain text out: by severity, and by class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from metarepair.inspection.facts import EnvironmentFacts, FeatureFacts, StageFacts
+
+NAMED_CLASSES = 12  # of more classes the extremes are shown
+WORST = 5
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns under their heads: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in [head, *rows]
+    ]
+
+
+def severity_table(facts: EnvironmentFacts) -> list[str]:
+    """One environment, severity by severity."""
+    rows = [
+        [severity, count(s.examined), percent(s.accuracy), count(s.failures), count(s.collected)]
+        for severity, s in facts.severities.items()
+    ]
+    return table(["severity", "examined", "accuracy", "failures", "collected"], rows)
+
+
+def environments_table(stages: Sequence[StageFacts]) -> list[str]:
+    """One row an environment; accuracy and rows of D_collect by severity."""
+    found = [(stage, facts) for stage in stages if isinstance(facts := stage.details, EnvironmentFacts)]
+    severities = sorted({s for _, facts in found for s in facts.severities}, key=int)
+    head = [
+        "environment",
+        "examined",
+        *(f"acc s{s}" for s in severities),
+        "D_collect",
+        *(f"s{s}" for s in severities),
+    ]
+    head += ["D_fail", "unused", "size", "checksums"]
+    rows = []
+    for stage, facts in found:
+        by = facts.severities
+        seen = [s.examined for s in by.values() if s.examined is not None]
+        cells = [stage.path, count(sum(seen) if seen else None)]
+        cells += [percent(by[s].accuracy) if s in by else "?" for s in severities]
+        cells.append(count(stage.rows.get("collect")))
+        cells += [count(by[s].collected) if s in by else "?" for s in severities]
+        cells += [count(stage.rows.get("fail")), count(stage.rows.get("unused")), size(stage.size_bytes)]
+        rows.append([*cells, _state(stage, f"{facts.parts} whole parts")])
+    return table(head, rows)
+
+
+def features_table(stages: Sequence[StageFacts]) -> list[str]:
+    """One row for the features of each environment."""
+    rows = []
+    for stage in stages:
+        facts = stage.details if isinstance(stage.details, FeatureFacts) else None
+        known = [facts.extractor or "?", count(facts.dim)] if facts is not None else ["?", "?"]
+        parts = sum(file.name.endswith(".parquet") and file.state != "missing" for file in stage.files)
+        state = _state(stage, f"{parts} parts")
+        rows.append([stage.path, count(stage.rows.get("features")), *known, size(stage.size_bytes), state])
+    return table(["features", "rows", "extractor", "dim", "size", "checksums"], rows)
+
+
+def _state(stage: StageFacts, there: str) -> str:
+    if stage.manifest == "damaged":
+        return "manifest damaged"
+    return tally(file.state for file in stage.files) if stage.finished else f"unfinished, {there}"
+
+
+def classes_table(stages: Sequence[StageFacts]) -> list[str]:
+    """D_collect by class: a row an environment; of many classes the fewest and the most."""
+    found = [(stage, facts) for stage in stages if isinstance(facts := stage.details, EnvironmentFacts)]
+    found = [(stage, facts) for stage, facts in found if facts.collected_per_class]
+    if not found:
+        return ["D_collect by class is not known."]
+    names = list(dict.fromkeys(name for _, facts in found for name in facts.collected_per_class))
+    title = "D_collect by class" + ("" if all(facts.classes_named for _, facts in found) else " (by number)")
+    if len(names) <= NAMED_CLASSES:
+        rows = [
+            [_path(stage), *(count(facts.collected_per_class.get(name)) for name in names)]
+            for stage, facts in found
+        ]
+        return table([title, *names], rows)
+    lines = [f"{title}, {len(names)} classes"]
+    return lines + [f"{_path(stage)}: {_extremes(facts.collected_per_class)}" for stage, facts in found]
+
+
+def _path(stage: StageFacts) -> str:
+    return "failures" if stage.path == "." else stage.path
+
+
+def _extremes(counts: dict[str, int]) -> str:
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    without = [name for name, number in ranked if not number]
+    most = ", ".join(f"{name} {number}" for name, number in ranked[:WORST])
+    least = ", ".join(f"{name} {number}" for name, number in ranked[-WORST:])
+    return f"most {most}; fewest {least}; {len(without)} classes without any"
+
+
+def count(number: object) -> str:
+    """`12,345`, or `?` for what is not known."""
+    return f"{number:,}" if isinstance(number, int) else "?"
+
+
+def percent(fraction: float | None) -> str:
+    """`12.3%`, or `?` for what is not known."""
+    return "?" if fraction is None else f"{fraction:.1%}"
+
+
+def size(size_bytes: int | None) -> str:
+    """`1.5 MiB`, or `-` for what is not there."""
+    if size_bytes is None:
+        return "-"
+    value, unit = float(size_bytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{size_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def tally(states: Iterable[str]) -> str:
+    """`5 ok, 1 missing`, the bad ones last."""
+    counts = Counter(states)
+    order = ("ok", "unchecked", "differs", "missing", "unreadable")
+    return ", ".join(f"{counts[state]} {state}" for state in order if counts[state]) or "no files"
+
+
+def times(number: int) -> str:
+    """`once`, `3 times`."""
+    return "once" if number == 1 else f"{number} times"

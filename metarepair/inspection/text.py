@@ -1,0 +1,240 @@
+"""An inspection in, lines for a person out: what it is, whether it is finished and whole, then stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metarepair.inspection.checks import WORDS
+from metarepair.inspection.facts import (
+    BAD,
+    DeployedFacts,
+    EnvironmentFacts,
+    FeatureFacts,
+    Inspection,
+    LoneFile,
+    RepairFacts,
+    ScoreFacts,
+    StageFacts,
+    TrainingFacts,
+)
+from metarepair.inspection.tables import (
+    classes_table,
+    count,
+    environments_table,
+    features_table,
+    percent,
+    severity_table,
+    size,
+    table,
+    tally,
+    times,
+)
+from metarepair.progress import duration
+
+FILES_SHOWN = 20  # of more, only the damaged ones
+
+
+def describe(found: Inspection) -> str:
+    """Everything, in lines."""
+    if found.file is not None:
+        return "\n".join([f"{found.path}: {size(found.size_bytes)}", *_file(found.file)])
+    lines = [f"{found.path}: {_headline(found)}"]
+    if len(found.stages) == 1:
+        return "\n".join([*lines, *_stage(found.stages[0])])
+    lines += _common(found.stages)
+    if found.d_fail_reads is not None:
+        lines.append(f"D_fail of a target was opened {times(found.d_fail_reads)} so far, to judge repairs.")
+    environments = [stage for stage in found.stages if stage.kind == "environment"]
+    if environments:
+        lines += ["", *environments_table(environments), "", *classes_table(environments)]
+    features = [stage for stage in found.stages if stage.kind == "features"]
+    if features:
+        lines += ["", *features_table(features)]
+    for stage in found.stages:
+        if stage.kind not in ("environment", "features"):
+            lines += ["", f"{stage.path}: {_state(stage)}", *_details(stage)]
+    broken = [line for stage in found.stages for line in _broken(stage)]
+    return "\n".join([*lines, *(["", "Damaged:", *broken] if broken else [])])
+
+
+def _headline(found: Inspection) -> str:
+    done = sum(stage.finished for stage in found.stages)
+    if len(found.stages) == 1:
+        stage = found.stages[0]
+        return f"{title(stage)}, {_state(stage)}"
+    kind = "a run" if found.kind == "run" else "a folder of a run"
+    unfinished = f", {len(found.stages) - done} not" if done < len(found.stages) else ""
+    files = [file for stage in found.stages for file in stage.files]
+    return (
+        f"{kind} with {len(found.stages)} stages, {done} finished{unfinished}{_span(found.stages)}; "
+        f"{size(found.size_bytes)}; checksums: {tally(file.state for file in files)}"
+    )
+
+
+def _span(stages: Sequence[StageFacts]) -> str:
+    """The first and the last time at which a stage was finished."""
+    moments = sorted(_moment(stage.written) for stage in stages if stage.written)
+    return f", written {moments[0]} to {moments[-1]}" if moments else ""
+
+
+def _moment(written: str) -> str:
+    return written[:19].replace("T", " ")
+
+
+def title(stage: StageFacts) -> str:
+    """What a stage is, in words."""
+    named = f" {stage.name}" if stage.name else ""
+    words = {
+        "environment": f"{stage.role or 'environment'}{named}",
+        "features": f"features of {stage.role or 'an environment'}{named}",
+        "score": "distances and confidence",
+        "meta": f"meta-training for{named}",
+        "repaired": f"repairs for{named}",
+        "deployed": "a pretrained DNN",
+        "hypothesis": "the study of the hypothesis",
+    }
+    return words[stage.kind]
+
+
+def _state(stage: StageFacts) -> str:
+    if stage.manifest == "damaged":
+        return f"its manifest is damaged; {size(stage.size_bytes)}"
+    if not stage.finished:
+        return f"unfinished (no manifest yet); {size(stage.size_bytes)}"
+    when = f", written {_moment(stage.written)}" if stage.written else ""
+    return f"finished{when}; {size(stage.size_bytes)}; checksums: {tally(file.state for file in stage.files)}"
+
+
+def _stage(stage: StageFacts) -> list[str]:
+    """One stage in full."""
+    lines = [*_common([stage]), *_details(stage)]
+    if isinstance(stage.details, EnvironmentFacts):
+        lines += ["", *severity_table(stage.details)]
+        if stage.details.collected_per_class:
+            lines += ["", *classes_table([stage])]
+    shown = [f for f in stage.files if f.state in BAD] if len(stage.files) > FILES_SHOWN else stage.files
+    left = len(stage.files) - len(shown)
+    rows = [[f.name, size(f.size_bytes), WORDS[f.state]] for f in shown]
+    lines += ["", *table(["file", "size", "state"], rows), *([f"and {left} more"] if left else [])]
+    return lines
+
+
+def _common(stages: Sequence[StageFacts]) -> list[str]:
+    """Settings and versions that the stages have; where they do not agree, that is said."""
+    lines = [f"Settings: {line}" for line in _settings(stages)]
+    having: dict[str, list[str]] = {}
+    for stage in stages:
+        if stage.versions:
+            text = ", ".join(f"{name} {version}" for name, version in stage.versions.items())
+            having.setdefault(text, []).append(stage.path)
+    for text, paths in having.items():
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        lines.append(f"Versions{f' of {paths[0]}{more}' if len(having) > 1 else ''}: {text}")
+    return lines
+
+
+def _settings(stages: Sequence[StageFacts]) -> list[str]:
+    for stage in stages:
+        data, model = stage.config.get("data"), stage.config.get("model")
+        words = []
+        if isinstance(data, dict):
+            words.append(f"data {data.get('name')}")
+        if isinstance(model, dict):
+            words.append(f"DNN {model.get('name')} ({model.get('weights')})")
+        if words:
+            seed = stage.config.get("seed")
+            digest = f", digest {stage.settings}" if len(stages) == 1 else ""
+            return [f"{', '.join(words)}, seed {seed}{digest}"]
+    return [f"digest {stages[0].settings}"] if len(stages) == 1 and stages[0].settings else []
+
+
+def _details(stage: StageFacts) -> list[str]:
+    match stage.details:
+        case EnvironmentFacts() as facts:
+            return _environment(stage, facts)
+        case FeatureFacts() as facts:
+            rows = count(stage.rows.get("features"))
+            parts = sum(f.name.endswith(".parquet") and f.state != "missing" for f in stage.files)
+            return [f"  {rows} rows of {facts.dim or '?'} features ({facts.extractor}), in {parts} parts"]
+        case ScoreFacts() as facts:
+            return [line for target in facts.confidence for line in _confidence(facts, target)]
+        case TrainingFacts() as facts:
+            return _training(facts)
+        case RepairFacts() as facts:
+            return _repair(facts)
+        case DeployedFacts() as facts:
+            return [f"  {facts.epochs or 0} epochs, clean test accuracy {percent(facts.clean_test_accuracy)}"]
+        case _:
+            return []
+
+
+def _environment(stage: StageFacts, facts: EnvironmentFacts) -> list[str]:
+    if facts.parts is not None:
+        return [f"  {facts.parts} whole parts are mined; D_collect is split off when all are."]
+    rows = [f"{count(stage.rows.get(key))} {words}" for key, words in ROWS.items()]
+    return [f"  Failures: {', '.join(rows)}; pixels {facts.pixels or 'unknown'}"]
+
+
+ROWS = {
+    "collect": "in D_collect",
+    "fail": "in D_fail",
+    "unused": "unused (their image is in D_collect)",
+}
+
+
+def _confidence(facts: ScoreFacts, target: str) -> list[str]:
+    ranked = sorted(facts.confidence[target].items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{name} {p:.3f}" for name, p in ranked[:5]) + (", …" if len(ranked) > 5 else "")
+    return [
+        f"  {target} learns from {shown}",
+        f"    effective number of experiences {facts.effective_number[target]:.2f} of {len(ranked)}",
+    ]
+
+
+def _training(facts: TrainingFacts) -> list[str]:
+    wanted = f" of {facts.episodes_wanted}" if facts.episodes_wanted is not None else ""
+    skipped = f", {facts.skipped_episodes} skipped" if facts.skipped_episodes is not None else ""
+    took = f", took {duration(facts.seconds)}" if facts.seconds is not None else ""
+    lines = [f"  {facts.episodes or 0}{wanted} episodes{skipped}{took}"]
+    if facts.validation_accuracy is not None:
+        lines.append(f"  validation accuracy at the last {percent(facts.validation_accuracy)}")
+    good = [str(c.episode) for c in facts.checkpoints if c.whole]
+    lines.append(
+        f"  checkpoints: {', of episodes '.join([str(len(good)), ', '.join(good)]) if good else 'none'}"
+    )
+    lines += [
+        f"  checkpoint {c.path} is not whole: it is passed over" for c in facts.checkpoints if not c.whole
+    ]
+    return lines
+
+
+def _repair(facts: RepairFacts) -> list[str]:
+    if not facts.methods:
+        return [f"  weights: {', '.join(facts.weights) or 'none yet'}; not judged, or not readable"]
+    rows = [
+        [m.method, "?" if m.seed is None else str(m.seed), *map(percent, (m.d_fail, m.corrupted, m.clean))]
+        for m in facts.methods
+    ]
+    return [f"  {line}" for line in table(["method", "seed", "D_fail", "corrupted", "clean"], rows)]
+
+
+def _broken(stage: StageFacts) -> list[str]:
+    lines = [f"  {stage.path}/manifest.json is damaged"] if stage.manifest == "damaged" else []
+    for file in (f for f in stage.files if f.state in BAD):
+        lines.append(f"  {stage.path}/{file.name} {WORDS[file.state]}")
+    return lines
+
+
+def _file(file: LoneFile) -> list[str]:
+    promise = f", as {file.promised_by} promises" if file.state == "ok" and file.promised_by else ""
+    lines = [f"  {file.format}: {WORDS[file.state]}{promise}"]
+    for key, value in file.header.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        if isinstance(value, dict):
+            shown = ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+        lines.append(f"  {key.replace('_', ' ')}: {shown}")
+    for label, counts in (("severity", file.collected_per_severity), ("class", file.collected_per_class)):
+        if counts:
+            shown = ", ".join(f"{number} of {label} {key}" for key, number in counts.items() if number)
+            lines.append(f"  collected: {shown}")
+    return lines
