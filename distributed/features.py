@@ -31,7 +31,7 @@ from metarepair.progress import Progress
 from tasks.errors import DataError
 from tasks.frechet import Moments, Scatter, merge, moments, scatter
 from tasks.manifest import MANIFEST, Manifest, begin, check_done, damaged_files, file_hash, write_manifest
-from tasks.storage import Place
+from tasks.storage import Place, find
 from tasks.store import open_side
 
 # N examples, D features
@@ -78,6 +78,12 @@ def feature_folder(run: Run, environment: Environment) -> Place:
     return run.features / f"{environment.role}-{environment.corruption}"
 
 
+def feature_parts(run: Run, experience: str, target: str) -> tuple[list[Place], list[Place]]:
+    """The feature files of an experience and of a target."""
+    folders = (run.features / f"experience-{experience}", run.features / f"target-{target}")
+    return find(folders[0], "part-*.parquet"), find(folders[1], "part-*.parquet")
+
+
 def extract_all(
     run: Run, config: Config, mined: Mapping[tuple[Role, str], Manifest], say: Say
 ) -> dict[tuple[Role, str], Manifest]:
@@ -85,7 +91,7 @@ def extract_all(
 
     Raises WeightsError, ConfigError, StageError, DataError (a NaN feature names its image).
     """
-    stages = {(e.role, e.corruption): _stage(run, config, e, mined) for e in environments(run, config)}
+    stages = {(e.role, e.corruption): feature_stage(run, config, e, mined) for e in environments(run, config)}
     done = {key: manifest for key, stage in stages.items() if (manifest := _done(stage, say)) is not None}
     missing = {key: stage for key, stage in stages.items() if key not in done}
     for stage in missing.values():
@@ -105,9 +111,10 @@ def extract_all(
     return {key: done[key] for key in stages}
 
 
-def _stage(
+def feature_stage(
     run: Run, config: Config, environment: Environment, mined: Mapping[tuple[Role, str], Manifest]
 ) -> FeatureStage:
+    """What an environment's features are and depend on."""
     manifest = mined[environment.role, environment.corruption]
     folder, count = feature_folder(run, environment), manifest.rows["collect"]
     size = config.features.shard_images

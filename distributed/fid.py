@@ -6,16 +6,18 @@ An environment's factor is made once and mapped by every actor that needs it. So
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distributed.pool import map_items
-from metarepair.feature_file import read_moments
+from metarepair.feature_file import read_features, read_moments
 from metarepair.progress import Progress
+from tasks.fid_statistics import bootstrap_interval, fid_infinity
 from tasks.frechet import frechet_distance
+from tasks.records import FidScore
 from tasks.storage import Place
 
 BLOCK = 16  # pairs of a work item: seconds of work, and few enough that the last actor is not waited for
@@ -54,5 +56,56 @@ def _build_distances(paths: tuple[Place, ...]) -> Callable[[Block], list[float]]
     def work(block: Block) -> list[float]:
         mine = read_moments(paths[block.row])
         return [frechet_distance(mine, read_moments(paths[other])) for other in block.columns]
+
+    return work
+
+
+def with_intervals(
+    scores: Sequence[FidScore],
+    parts_of: Callable[[FidScore], tuple[Sequence[Place], Sequence[Place]]],
+    *,
+    resamples: int,
+    extrapolate: bool,
+    seed: int,
+    workers: int,
+) -> list[FidScore]:
+    """The scores with their bootstrap intervals and FID∞, as asked for; `parts_of` gives both sides' feature files.
+
+    Draws are keyed by `seed` and the same for every pair.
+    """
+    if not resamples and not extrapolate:
+        return list(scores)
+    found: dict[int, FidScore] = {}
+    items = [_Pair(number, score, *map(tuple, parts_of(score))) for number, score in enumerate(scores)]
+    progress = Progress("intervals", len(items), "pairs")
+    build = partial(_build_intervals, resamples, extrapolate, seed)
+    for pair, score in map_items(build, items, workers=workers):
+        found[pair.number] = score
+        progress.advance(note=f"{score.experience}, {score.target}")
+    return [found[number] for number in range(len(scores))]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    number: int
+    score: FidScore
+    experience: tuple[Place, ...]
+    target: tuple[Place, ...]
+
+
+def _build_intervals(resamples: int, extrapolate: bool, seed: int) -> Callable[[_Pair], FidScore]:
+    def work(pair: _Pair) -> FidScore:
+        x, y = (
+            np.concatenate([read_features(path)[0] for path in side])
+            for side in (pair.experience, pair.target)
+        )
+        score = pair.score
+        if resamples:
+            interval = bootstrap_interval(x, y, seed=seed, resamples=resamples)
+            score = replace(score, low=interval.low, high=interval.high)
+        if extrapolate:
+            line = fid_infinity(x, y, seed=seed)
+            score = replace(score, limit=line.limit, limit_error=line.standard_error)
+        return score
 
     return work

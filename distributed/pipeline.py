@@ -12,29 +12,23 @@ from typing import Literal
 
 import torch
 
-from distributed.features import MOMENTS, extract_all, feature_folder, load_extractor
-from distributed.fid import all_distances
+from distributed.features import load_extractor
 from distributed.mining import Role, environments, mine_all, mining_settings
+from distributed.score import score_stage, stale_features
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
-from metarepair.features import SPECS, distance_name
+from metarepair.features import SPECS
 from metarepair.layout import RATES, Run, open_run
 from metarepair.meta_train import training_settings
 from metarepair.methods import get_method
 from metarepair.repair_stage import repair_target
 from metarepair.reports import load_results
-from metarepair.reports.figures import heat_map, save
 from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.score import (
-    TARGET_SUFFIX,
-    confidence_of,
-    describe_confidence,
     read_confidence,
-    scores_of,
-    write_scores,
 )
 from tasks.confidence import choose_experiences
 from tasks.corruptions import category_of
@@ -83,8 +77,7 @@ class Pipeline:
         """
         if stage != "report":
             self.here.inputs()
-        if STAGES.index(stage) > STAGES.index("mine"):
-            self._mined()
+        mined = self._mined() if STAGES.index(stage) > STAGES.index("mine") else {}
         if stage == "score":
             load_extractor(self.config, self.here)
         if stage == "train":
@@ -99,7 +92,7 @@ class Pipeline:
         ]
         folders: dict[Stage, list[Place]] = {
             "mine": [self.run.root / "experiences", self.run.root / "targets"],
-            "score": [self.run.features, self.run.score],
+            "score": [self.run.score, *self._features_to_discard(stage, mined)],
             "report": [self.run.report],
         }
         alone = stage in ("train", "repair")
@@ -111,6 +104,10 @@ class Pipeline:
                 for done in find(folder, MANIFEST, deep=True):
                     discard(done.parent)
                 remove_tree(folder)
+
+    def _features_to_discard(self, stage: Stage, mined: dict[tuple[Role, str], Manifest]) -> list[Place]:
+        """All when mining begins anew; when scoring does, those that are not as they would be made again."""
+        return stale_features(self.run, self.config, mined) if stage == "score" else [self.run.features]
 
     def _mined(self) -> dict[tuple[Role, str], Manifest]:
         """Manifests of all environments, mined with these very settings, data and DNN; StageError otherwise."""
@@ -138,36 +135,7 @@ class Pipeline:
 
     def score(self) -> None:
         """Features of all environments, distances of all pairs, confidence of each target's experiences."""
-        run, config = self.run, self.config
-        mined = self._mined()
-        for environment in environments(run, config):
-            verify_checksums(environment.folder, mined[environment.role, environment.corruption])
-        features = extract_all(run, config, mined, self.say)
-        settings = config.model_dump(mode="json", include={"targets", "experiences"})
-        settings["mined"] = list(config.mining.experiences)
-        inputs = {f"features {role} {name}": found.digest for (role, name), found in features.items()}
-        if check_done(run.score, stage="score", config=settings, inputs=inputs) is not None:
-            self.say(f"score: done before, see {run.score}")
-            return
-        found = environments(run, config)
-        paths = [feature_folder(run, e) / MOMENTS for e in found]
-        matrix = all_distances(paths, workers=config.workers)
-        extractor = config.features.extractor
-        rows = [features[e.role, e.corruption].rows["features"] for e in found]
-        scores = scores_of(matrix, config.mining.experiences, config.targets, extractor=extractor, rows=rows)
-        confidences = {t: confidence_of(scores, t, config.experiences) for t in config.targets}
-        names = [e.corruption + (TARGET_SUFFIX if e.role == "target" else "") for e in found]
-        files = write_scores(run.score, scores, matrix, names, confidences)
-        pairs = {(a, b): float(matrix[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
-        label = distance_name(extractor)
-        picture = heat_map(pairs, names, _category, f"Distances of {len(names)} environments", label)
-        save(run.score / "heatmap.png", picture)
-        write_manifest(
-            run.score, stage="score", config=settings, inputs=inputs, files=[*files, "heatmap.png"]
-        )
-        for target, confidence in confidences.items():
-            self.say(describe_confidence(target, confidence, scores))
-        self.say(f"{label}: {run.score / 'heatmap.png'}")
+        score_stage(self.run, self.config, self._mined(), self.say)
 
     def train(self) -> None:
         """θ_meta of each target."""
@@ -257,7 +225,3 @@ def _check_names(config: Config) -> None:
             target=target,
             category_of=category_of,
         )
-
-
-def _category(name: str) -> str:
-    return category_of(name.removesuffix(TARGET_SUFFIX))

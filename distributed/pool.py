@@ -1,7 +1,7 @@
 """Work items and a worker in, small results out as they are done: Ray actors, or this process.
 
 An actor constructs the worker once and calls it for each item. Items are handed out one after the other to
-whoever is free; an actor that dies is restarted and its item done again.
+whoever is free; an actor that dies is restarted and its item done again, nothing else.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from tasks.errors import UserError
+from tasks.errors import UserError, WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 IN_FLIGHT = 2  # items per actor: the next is there when one is done, and no queue grows
+CPUS = 1.0  # of an actor
+ATTEMPTS = 4  # at an item; actors are restarted as often as it takes
 
 
 def map_items(
@@ -27,7 +29,7 @@ def map_items(
 ) -> Iterator[tuple[Item, Result]]:
     """Yields (item, result) in the order of completion. `build` makes the worker where it runs.
 
-    Raises what the worker raised; a UserError comes out as itself.
+    Raises what the worker raised; a UserError comes out as itself. WorkerError where an item kills its actor each time.
     """
     if not items:
         return
@@ -44,7 +46,8 @@ def _map_on_actors(
 ) -> Iterator[tuple[Item, Result]]:
     import ray
 
-    actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Actor)
+    options = {"max_restarts": -1, "max_task_retries": ATTEMPTS - 1}
+    actor_class = ray.remote(num_cpus=CPUS, num_gpus=gpus, **options)(_Actor)
     actors = [actor_class.remote(build) for _ in range(workers)]
     waiting = list(reversed(items))
     running: dict[Any, tuple[Any, Item]] = {}
@@ -59,13 +62,13 @@ def _map_on_actors(
             if waiting:
                 following = waiting.pop()
                 running[actor.do.remote(following)] = (actor, following)
-            yield item, _result(done)
+            yield item, _result(done, item)
     finally:
         for actor in actors:
             ray.kill(actor)
 
 
-def _result(reference: Any) -> Any:
+def _result(reference: Any, item: Any) -> Any:
     import ray
 
     try:
@@ -74,6 +77,11 @@ def _result(reference: Any) -> Any:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+    except ray.exceptions.RayActorError as error:
+        raise WorkerError(
+            f"A worker died {ATTEMPTS} times at or next to {item}: {str(error).strip().splitlines()[0]} Mostly there was too little "
+            "memory: set workers or batch sizes lower, or look into Ray's logs. What is done is kept: run again to go on."
+        ) from error
 
 
 class _Actor:

@@ -98,6 +98,13 @@ class FeatureConfig(Section):
     weights: str | None = Field(None, description="The extractor's weights file, where it needs one.")
     batch_size: Positive = Field(100, description="Images per forward pass.")
     shard_images: Positive = Field(250, description="Collected examples per work item of a feature actor.")
+    bootstrap: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Resamples of the 95 % interval of each experience's distance to a target; 0: no interval.",
+    )
+    extrapolate: bool = Field(
+        False, description="Also FID∞, the distance extrapolated to infinitely many examples."
+    )
 
 
 class ExperienceConfig(Section):

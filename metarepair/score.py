@@ -6,7 +6,7 @@ Source: paper Eq. 7 and 8, Fig. 4.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,20 @@ from numpy.typing import NDArray
 
 from metarepair.config import ExperienceConfig
 from metarepair.layout import Run
-from tasks.confidence import Confidence, choose_experiences, confidence
+from tasks.confidence import (
+    Confidence,
+    alpha_for_effective_number,
+    choose_experiences,
+    confidence,
+)
 from tasks.corruptions import category_of
-from tasks.errors import DataError, StageError
+from tasks.errors import ConfigError, DataError, StageError
 from tasks.records import FID_SCHEMA, FidScore
 from tasks.storage import Place, local, write_table
 
 TARGET_SUFFIX = " (target)"
+GUIDED = (1, 3, 5)  # effective numbers of experiences that guidance is given for
+ONE = 1.05  # as near to 1 as a finite α should be asked to come
 
 
 def scores_of(
@@ -76,7 +83,7 @@ def write_scores(
     names: Sequence[str],
     confidences: Mapping[str, Confidence],
 ) -> list[str]:
-    """fid.parquet, matrix.parquet, confidence.parquet and .csv; returns the files' names."""
+    """fid.parquet, matrix.parquet, confidence.parquet and .csv, guidance.csv; returns the files' names."""
     write_table(folder / "fid.parquet", pa.Table.from_pylist([asdict(s) for s in scores], schema=FID_SCHEMA))
     columns = {"environment": pa.array(list(names))} | {
         n: pa.array(matrix[:, i]) for i, n in enumerate(names)
@@ -89,6 +96,8 @@ def write_scores(
             "experience": name,
             "distance": distance[name, target],
             "probability": float(p),
+            "category": category_of(name),
+            "effective_number": found.effective_number,
             "rule": found.rule,
             "alpha": float(found.alpha),
             "beta": float(found.beta),
@@ -100,7 +109,13 @@ def write_scores(
     table = pa.Table.from_pylist(rows)
     write_table(folder / "confidence.parquet", table)
     write_table(folder / "confidence.csv", table)
-    return ["fid.parquet", "matrix.parquet", "confidence.parquet", "confidence.csv"]
+    guidance = [
+        {"target": target, "effective_number": g.number, "hinge_alpha": g.alpha, "cutoff_beta": g.beta}
+        for target, found in confidences.items()
+        for g in guides({name: distance[name, target] for name in found.names})
+    ]
+    write_table(folder / "guidance.csv", pa.Table.from_pylist(guidance))
+    return ["fid.parquet", "matrix.parquet", "confidence.parquet", "confidence.csv", "guidance.csv"]
 
 
 def read_confidence(run: Run, target: str) -> Confidence:
@@ -125,13 +140,53 @@ def read_confidence(run: Run, target: str) -> Confidence:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """α (with β the smallest distance, hinge) and β (with α = 0, cutoff) that make `number` experiences effective.
+
+    alpha is for `number` + 0.05 where number is 1, since only α → ∞ gives 1; None where no α does.
+    """
+
+    number: int
+    alpha: float | None
+    beta: float
+
+
+def guides(distances: Mapping[str, float], numbers: Sequence[int] = GUIDED) -> list[Guide]:
+    """How to set α or β for each of so many effective experiences that there are."""
+    ordered = sorted(distances.values())
+    found = []
+    for number in (n for n in numbers if n <= len(ordered)):
+        try:
+            alpha = alpha_for_effective_number(distances, max(float(number), ONE))
+        except ConfigError:  # several share the smallest distance
+            alpha = None
+        found.append(Guide(number=number, alpha=alpha, beta=ordered[number - 1]))
+    return found
+
+
 def describe_confidence(target: str, found: Confidence, scores: Sequence[FidScore]) -> str:
-    """A target's experiences, nearest first, in lines for a person."""
-    distance = {s.experience: s.distance for s in scores if s.target == target}
-    order = sorted(zip(found.names, found.probabilities_K, strict=True), key=lambda pair: distance[pair[0]])
+    """A target's experiences, nearest first, in lines for a person, with guidance for α and β."""
+    of = {s.experience: s for s in scores if s.target == target}
+    order = sorted(
+        zip(found.names, found.probabilities_K, strict=True), key=lambda pair: of[pair[0]].distance
+    )
     lines = [
         f"{target}: rule {found.rule}, alpha {found.alpha:.4g}, beta {found.beta:.4g}, "
-        f"effective number of experiences {found.effective_number:.2f}"
+        f"effective number of experiences {found.effective_number:.2f} of {len(order)}"
     ]
-    lines += [f"  {name:20s} distance {distance[name]:10.4f}   p {p:.3f}" for name, p in order]
+    lines += [f"  {name:20s} distance {_distance(of[name])}   p {p:.3f}" for name, p in order]
+    for guide in guides({name: of[name].distance for name in found.names}):
+        many = "1 experience effective" if guide.number == 1 else f"{guide.number} experiences effective"
+        alpha = "no alpha does" if guide.alpha is None else f"hinge with alpha {guide.alpha:.4g}"
+        lines.append(f"  for {many}: {alpha}, or cutoff with alpha 0 and beta {guide.beta:.6g}")
     return "\n".join(lines)
+
+
+def _distance(score: FidScore) -> str:
+    text = f"{score.distance:10.4f}"
+    if score.low is not None and score.high is not None:
+        text += f" ({score.low:.2f} to {score.high:.2f})"
+    if score.limit is not None and score.limit_error is not None:
+        text += f", extrapolated {score.limit:.2f} ± {score.limit_error:.2f}"
+    return text

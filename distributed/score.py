@@ -1,0 +1,107 @@
+"""Mined environments in, distances of all pairs and each target's confidence in its experiences out: the stage `score`.
+
+Source: paper Eq. 7 and 8, Fig. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from distributed.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stage
+from distributed.fid import all_distances, with_intervals
+from distributed.mining import Role, environments
+from metarepair.config import Config
+from metarepair.features import distance_name
+from metarepair.layout import Run
+from metarepair.reports.figures import heat_map, save
+from metarepair.score import (
+    TARGET_SUFFIX,
+    confidence_of,
+    describe_confidence,
+    scores_of,
+    write_scores,
+)
+from tasks.corruptions import category_of
+from tasks.errors import DataError, StageError
+from tasks.manifest import Manifest, check_done, verify_checksums, write_manifest
+from tasks.records import FidScore
+from tasks.storage import Place
+
+Say = Callable[[str], None]
+Mined = Mapping[tuple[Role, str], Manifest]
+
+
+def score_stage(run: Run, config: Config, mined: Mined, say: Say) -> None:
+    """Features of all environments, distances of all pairs, confidence of each target's experiences."""
+    for environment in environments(run, config):
+        verify_checksums(environment.folder, mined[environment.role, environment.corruption])
+    features = extract_all(run, config, mined, say)
+    settings = score_settings(config)
+    inputs = {f"features {role} {name}": found.digest for (role, name), found in features.items()}
+    if check_done(run.score, stage="score", config=settings, inputs=inputs) is not None:
+        say(f"score: done before, see {run.score}")
+        return
+    scores, files = _score(run, config, features)
+    write_manifest(run.score, stage="score", config=settings, inputs=inputs, files=files)
+    for target in config.targets:
+        say(describe_confidence(target, confidence_of(scores, target, config.experiences), scores))
+    say(f"{distance_name(config.features.extractor)}: {run.score / 'heatmap.png'}")
+
+
+def score_settings(config: Config) -> dict[str, object]:
+    """The settings that distances and confidence depend on, besides those of the features."""
+    settings: dict[str, object] = config.model_dump(mode="json", include={"targets", "experiences"})
+    settings["mined"] = list(config.mining.experiences)
+    intervals = {"bootstrap", "extrapolate"}
+    settings["features"] = config.features.model_dump(mode="json", include=intervals)
+    if config.features.bootstrap or config.features.extrapolate:
+        settings["seed"] = config.seed
+    return settings
+
+
+def _score(run: Run, config: Config, features: Mined) -> tuple[list[FidScore], list[str]]:
+    """Distances with their intervals, and the names of the files that now hold them."""
+    found = environments(run, config)
+    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], workers=config.workers)
+    scores = with_intervals(
+        scores_of(
+            matrix,
+            config.mining.experiences,
+            config.targets,
+            extractor=config.features.extractor,
+            rows=[features[e.role, e.corruption].rows["features"] for e in found],
+        ),
+        lambda score: feature_parts(run, score.experience, score.target),
+        resamples=config.features.bootstrap,
+        extrapolate=config.features.extrapolate,
+        seed=config.seed,
+        workers=config.workers,
+    )
+    names = [e.corruption + (TARGET_SUFFIX if e.role == "target" else "") for e in found]
+    confidences = {t: confidence_of(scores, t, config.experiences) for t in config.targets}
+    files = write_scores(run.score, scores, matrix, names, confidences)
+    pairs = {(a, b): float(matrix[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
+    title, label = f"Distances of {len(names)} environments", distance_name(config.features.extractor)
+    save(run.score / "heatmap.png", heat_map(pairs, names, _category, title, label))
+    return scores, [*files, "heatmap.png"]
+
+
+def stale_features(run: Run, config: Config, mined: Mined) -> list[Place]:
+    """Folders of features that are unfinished, or of other settings or failures: what a new beginning deletes.
+
+    Others are kept: with other α, β or experiences, they need not be made again.
+    """
+    stale = []
+    for environment in environments(run, config):
+        stage = feature_stage(run, config, environment, mined)
+        try:
+            done = check_done(stage.folder, stage=stage.stage, config=stage.settings, inputs=stage.inputs)
+        except (StageError, DataError):
+            done = None
+        if done is None:
+            stale.append(stage.folder)
+    return stale
+
+
+def _category(name: str) -> str:
+    return category_of(name.removesuffix(TARGET_SUFFIX))

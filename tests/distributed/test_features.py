@@ -1,0 +1,255 @@
+"""Features by shard: the same bits for any number of actors, nothing lost to a death, and damage found and mended."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from distributed import features as stage
+from distributed import pool
+from distributed.features import MOMENTS, moments_of_parts
+from distributed.pipeline import Pipeline
+from metarepair.cli import main
+from metarepair.config import Config
+from metarepair.feature_file import read_features, read_moments, write_features, write_moments
+from tasks.errors import DataError, WorkerError
+from tasks.frechet import frechet_distance, moments
+from tasks.manifest import read_manifest, verify_checksums
+
+Tiny = Callable[..., Config]
+SHARDS = {"extractor": "deployed", "shard_images": 4}
+
+
+def rescored(tiny: Tiny, storage: Path, say: Callable[[str], None] = lambda _: None, **changes: Any) -> Path:
+    """Scores a mined run anew and returns its folder."""
+    for name in ("features", "score"):
+        shutil.rmtree(storage / "tiny" / name, ignore_errors=True)
+    Pipeline(tiny(storage, features=SHARDS, **changes), say).score()
+    return storage / "tiny"
+
+
+def results(run: Path) -> dict[str, bytes]:
+    files = [
+        *run.glob("features/*/*.parquet"),
+        *run.glob(f"features/*/{MOMENTS}"),
+        *run.glob("score/*.parquet"),
+    ]
+    return {str(p.relative_to(run)): p.read_bytes() for p in files}
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_one_process_and_four_actors_give_the_same_bits(
+    cluster: None, tiny: Tiny, storage_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CPUS", 0.5)  # four of them share the cluster's two
+    found = [results(rescored(tiny, storage_of(f"w{workers}"), workers=workers)) for workers in (0, 4)]
+    assert len(found[0]) > 30
+    assert found[0] == found[1]
+
+
+def test_the_size_of_a_shard_shows_in_the_distances_by_rounding_alone(
+    tiny: Tiny, storage_of: Callable[[str], Path]
+) -> None:
+    storage, distances = storage_of("s"), []
+    for size in (1, 7, 1000):
+        shutil.rmtree(storage / "tiny" / "features")
+        shutil.rmtree(storage / "tiny" / "score")
+        Pipeline(tiny(storage, features={"shard_images": size}), lambda _: None).score()
+        scores = pq.read_table(storage / "tiny" / "score" / "fid.parquet")
+        distances.append(scores["distance"].to_numpy())
+    for other in distances[1:]:
+        np.testing.assert_allclose(other, distances[0], rtol=1e-4)
+
+
+def parts_of(folder: Path, features_ND: np.ndarray, size: int) -> list[Path]:
+    paths = []
+    for start in range(0, len(features_ND), size):
+        paths.append(folder / f"part-{start}.parquet")
+        write_features(
+            paths[-1],
+            features_ND[start : start + size],
+            np.arange(start, start + size)[: len(features_ND) - start],
+        )
+    return paths
+
+
+@pytest.mark.parametrize("count", [2, 19, 20, 21, 200])
+def test_moments_of_parts_are_those_of_all_rows(tmp_path: Path, count: int) -> None:
+    generator = np.random.default_rng(count)
+    mixing = generator.normal(size=(20, 20))
+    x = (generator.normal(size=(count, 20)) @ mixing).astype(np.float32)
+    other = moments(generator.normal(size=(300, 20)) @ mixing)
+    found, whole = moments_of_parts(parts_of(tmp_path, x, 6)), moments(x)
+    assert found.count == count
+    np.testing.assert_allclose(found.mean_D, whole.mean_D, rtol=1e-12, atol=1e-13)
+    assert frechet_distance(found, other) == pytest.approx(frechet_distance(whole, other), rel=1e-9)
+
+
+def test_a_nan_feature_names_its_image(tmp_path: Path) -> None:
+    x = np.ones((10, 3), np.float32)
+    x[7, 1] = np.nan
+    with pytest.raises(DataError, match=r"image 7\b"):
+        moments_of_parts(parts_of(tmp_path, x, 4))
+
+
+def test_damaged_files_are_named_and_they_alone_made_again(
+    tiny: Tiny, storage_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = storage_of("d")
+    run = rescored(tiny, storage)
+    before = results(run)
+    part, moments_file = (
+        run / "features/target-gaussian_noise/part-00003.parquet",
+        run / "features/experience-snow" / MOMENTS,
+    )
+    flip(part)
+    moments_file.write_bytes(moments_file.read_bytes()[:100])
+    written, said = [], []
+    write = stage.write_features
+    monkeypatch.setattr(
+        stage, "write_features", lambda path, *rest: (written.append(path), write(path, *rest))
+    )
+    Pipeline(tiny(storage, features=SHARDS), said.append).score()
+    assert written == [part]
+    for path in (part, moments_file):
+        assert sum(f"{path} is damaged" in line for line in said) == 1
+    assert results(run) == before
+
+
+def test_a_damaged_shard_of_an_unfinished_environment_is_made_again(
+    tiny: Tiny, storage_of: Callable[[str], Path]
+) -> None:
+    storage = storage_of("u")
+    run = rescored(tiny, storage)
+    before, said = results(run), list[str]()
+    (run / "features/experience-snow/manifest.json").unlink()
+    flip(run / "features/experience-snow/part-00002.parquet")
+    Pipeline(tiny(storage, features=SHARDS), said.append).score()
+    assert any("experience-snow/part-00002.parquet is damaged" in line for line in said)
+    assert results(run) == before
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of the values."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_a_changed_bit_of_a_feature_is_never_read(tmp_path: Path) -> None:
+    (path,) = parts_of(tmp_path, np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32), 50)
+    whole = path.read_bytes()
+    start = whole.index(read_features(path)[0][20].tobytes())
+    for place in (start, start + 9, start + 31):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=r"part-0\.parquet is missing or damaged"):
+            read_features(path)
+
+
+def test_another_alpha_needs_no_new_features(tiny: Tiny, storage_of: Callable[[str], Path]) -> None:
+    storage = storage_of("a")
+    run = rescored(tiny, storage)
+    times = {p: p.stat().st_mtime_ns for p in run.glob("features/*/*")}
+    pipeline = Pipeline(tiny(storage, features=SHARDS, experiences={"alpha": 0.5}), lambda _: None)
+    pipeline.restart("score")
+    pipeline.score()
+    assert {p: p.stat().st_mtime_ns for p in run.glob("features/*/*")} == times
+
+
+@pytest.mark.distributed
+def test_killing_actors_at_random_moments_loses_nothing(
+    cluster: None, tiny: Tiny, storage_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = results(rescored(tiny, storage_of("undisturbed")))
+    monkeypatch.setattr(stage, "gpus_per_worker", lambda _: 0)
+    generator, kills, over = np.random.default_rng(0), list[int](), threading.Event()
+
+    def kill() -> None:
+        while not over.wait(float(generator.uniform(0.3, 1.5))) and len(kills) < 10:
+            pids = actor_pids()
+            if pids:
+                kills.append(int(generator.choice(pids)))
+                os.kill(kills[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        found = results(rescored(tiny, storage_of("killed"), workers=2))
+    finally:
+        over.set()
+        killer.join()
+    assert kills
+    assert found == expected
+
+
+def actor_pids() -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"ray::_Actor" in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def deadly() -> Callable[[int], int]:
+    def work(x: int) -> int:
+        if x == 1:
+            os._exit(1)
+        return x
+
+    return work
+
+
+@pytest.mark.distributed
+def test_an_item_that_kills_every_actor_is_named(cluster: None) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.raises(WorkerError, match=r"died 4 times at or next to [012]: .*run again"):
+        list(pool.map_items(deadly, [0, 1, 2], workers=1))
+
+
+@pytest.mark.slow
+def test_killing_the_driver_at_random_moments_loses_nothing(tiny: Tiny, scored: Path, tmp_path: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    settings = tiny(tmp_path / "runs", features=SHARDS, mining={"shard_images": 10})
+    config.write_text(settings.model_dump_json(exclude_none=True), encoding="utf-8")  # JSON is YAML
+    Pipeline(tiny(tmp_path / "whole", features=SHARDS, mining={"shard_images": 10}), lambda _: None).mine()
+    expected = results(rescored(tiny, tmp_path / "whole", mining={"shard_images": 10}))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["distributed.pipeline"])
+    generator, run = np.random.default_rng(1), tmp_path / "runs" / "tiny"
+    for number in range(11):
+        for verb in ("mine", "score"):
+            child = context.Process(target=main, args=([verb, "--config", str(config)],))
+            child.start()
+            child.join(float(generator.uniform(0.1, 2.5)) if number < 10 else None)
+            child.kill()
+            child.join()
+            for path in run.rglob("manifest.json"):
+                manifest = read_manifest(path.parent)
+                assert manifest is not None
+                verify_checksums(path.parent, manifest)
+    assert results(run) == expected
+
+
+def test_moments_come_back_as_they_were(tmp_path: Path) -> None:
+    found = moments(np.random.default_rng(0).normal(size=(5, 7)))
+    write_moments(tmp_path / MOMENTS, found)
+    again = read_moments(tmp_path / MOMENTS)
+    assert again.count == 5
+    np.testing.assert_array_equal(again.mean_D, found.mean_D)
+    np.testing.assert_array_equal(again.factor_RD, found.factor_RD)

@@ -1,0 +1,71 @@
+"""What `score` says of a target: experiences by distance, and α and β that do what they are said to do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.csv as csv
+import pytest
+
+from metarepair.config import ExperienceConfig
+from metarepair.score import GUIDED, ONE, confidence_of, describe_confidence, guides, write_scores
+from tasks.confidence import confidence
+from tasks.records import FidScore
+from tasks.storage import Place, local
+
+DISTANCES = {"fog": 12.0, "snow": 3.0, "frost": 5.0, "contrast": 40.0, "saturate": 7.5, "spatter": 9.0}
+
+
+def scores(**more: float) -> list[FidScore]:
+    return [
+        FidScore(
+            experience=name,
+            target="brightness",
+            distance=distance,
+            extractor="deployed",
+            num_experience=9,
+            num_target=9,
+            **more,
+        )
+        for name, distance in DISTANCES.items()
+    ]
+
+
+@pytest.mark.parametrize("number", GUIDED)
+def test_guidance_gives_the_effective_number_that_it_names(number: int) -> None:
+    guide = next(g for g in guides(DISTANCES) if g.number == number)
+    by_alpha = confidence(DISTANCES, rule="hinge", alpha=guide.alpha, beta=None)
+    assert by_alpha.effective_number == pytest.approx(max(number, ONE), rel=1e-6)
+    by_beta = confidence(DISTANCES, rule="cutoff", alpha=0.0, beta=guide.beta)
+    assert by_beta.effective_number == pytest.approx(number)
+
+
+def test_guidance_is_given_for_as_many_as_there_are() -> None:
+    assert [g.number for g in guides({"fog": 1.0, "snow": 2.0, "frost": 3.0})] == [1, 3]
+
+
+def test_no_alpha_is_named_where_none_does_it() -> None:
+    assert guides({"fog": 1.0, "snow": 1.0, "frost": 3.0})[0].alpha is None
+
+
+def test_experiences_are_told_nearest_first_with_probability_and_effective_number() -> None:
+    found = confidence_of(scores(), "brightness", ExperienceConfig())
+    lines = describe_confidence("brightness", found, scores()).splitlines()
+    assert "effective number of experiences 3.00 of 6" in lines[0]
+    assert [line.split()[0] for line in lines[1:7]] == sorted(DISTANCES, key=DISTANCES.__getitem__)
+    assert sum(float(line.split()[-1]) for line in lines[1:7]) == pytest.approx(1, abs=0.003)
+    assert [line.split()[1] for line in lines[7:]] == ["1", "3", "5"]
+
+
+def test_intervals_are_told_where_there_are_some() -> None:
+    found = confidence_of(scores(), "brightness", ExperienceConfig())
+    text = describe_confidence("brightness", found, scores(low=2.0, high=4.0, limit=1.5, limit_error=0.25))
+    assert "(2.00 to 4.00), extrapolated 1.50 ± 0.25" in text
+
+
+def test_guidance_is_written_for_programs(root: Place) -> None:
+    found = confidence_of(scores(), "brightness", ExperienceConfig())
+    files = write_scores(root, scores(), np.zeros((1, 1)), ["x"], {"brightness": found})
+    assert all((root / name).is_file() for name in files)
+    rows = csv.read_csv(local(root / "guidance.csv")).to_pylist()
+    assert [row["effective_number"] for row in rows] == [1, 3, 5]
+    assert [row["cutoff_beta"] for row in rows] == [3.0, 7.5, 12.0]
