@@ -46,7 +46,7 @@ def _data(name: str) -> str:
 
 
 def _inception() -> str:
-    from metarepair.models.inception import find_fid_inception
+    from metarepair.models.inception_weights import find_fid_inception
 
     try:
         return str(find_fid_inception(None))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from metarepair import features
 from metarepair.features import FeatureExtractor, build_extractor, distance_name, lite0_key
-from metarepair.models.inception import FILE_NAMES, build_fid_inception
+from metarepair.models.inception import build_fid_inception
+from metarepair.models.inception_weights import FILE_NAMES
 from tasks.errors import ConfigError, DataError, WeightsError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

@@ -1,8 +1,7 @@
-"""The FID Inception against torch-fidelity's own network with the same weights, and the ways to its file."""
+"""The FID Inception against torch-fidelity's own network, and torchmetrics' FID, with the same weights."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-from metarepair.models import inception
+from metarepair.features import FeatureExtractor, Pixels, build_extractor
 from metarepair.models.inception import (
-    FILE_NAMES,
-    PUBLISHED,
+    ConvBlock,
     build_fid_inception,
-    download_fid_inception,
+    fold_fid_inception,
     load_fid_inception,
     resize_like_tensorflow_1,
 )
+from metarepair.models.inception_weights import FILE_NAMES
 from tasks.errors import DataError, WeightsError
 from tasks.frechet import frechet_distance, moments
 
@@ -60,29 +60,73 @@ def reference(weights_file: Path) -> torch.nn.Module:
     return network
 
 
-@pytest.fixture(autouse=True)
-def no_weights_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home, a torch.hub and an environment without weights."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv("METAREPAIR_WEIGHTS", raising=False)
+@pytest.fixture(scope="module")
+def extractor(weights_file: Path) -> FeatureExtractor:
+    """As it is used: batch norms folded, channels last, a few images at a time."""
+    return build_extractor(
+        "inception", weights=weights_file, deployed=None, mean=(), std=(), device=torch.device("cpu")
+    )
 
 
-def test_features_and_fid_are_those_of_torch_fidelity(weights_file: Path, reference: torch.nn.Module) -> None:
-    network = load_fid_inception(weights_file)
+def pixels(images_BCHW_u8: Tensor) -> Pixels:
+    return np.ascontiguousarray(images_BCHW_u8.permute(0, 2, 3, 1).numpy())
+
+
+def test_features_and_fid_are_those_of_torch_fidelity(
+    extractor: FeatureExtractor, reference: torch.nn.Module
+) -> None:
     ours, theirs = [], []
     with torch.inference_mode():
-        for images in (smooth_images(2, 5, 32, 32), 255 - smooth_images(3, 4, 32, 32) // 2):
-            ours.append(network(images).numpy())
+        for images in (smooth_images(2, 3, 32, 32), 255 - smooth_images(3, 2, 32, 32) // 2):
+            ours.append(extractor(pixels(images)))
             theirs.append(reference(images)[0].numpy())
     scale = np.abs(theirs[0]).max()
     assert theirs[0].std(axis=0).mean() > 0.01 * scale  # they tell images apart
     for x, y in zip(ours, theirs, strict=True):
         assert x.dtype == np.float32
         assert np.abs(x - y).max() <= 1e-4 * scale
+        assert np.sqrt(np.square(x - y).mean()) <= 1e-5 * scale
     fids = [frechet_distance(*map(moments, features)) for features in (ours, theirs)]
     assert fids[0] > 0.0
     assert fids[0] == pytest.approx(fids[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_fid_is_that_of_torchmetrics(extractor: FeatureExtractor, weights_file: Path) -> None:
+    # antialias=False: TensorFlow 1's resize. The default is another, with which no published FID was made.
+    metric = FrechetInceptionDistance(
+        feature=2048, feature_extractor_weights_path=str(weights_file), antialias=False
+    )
+    sets = (smooth_images(6, 20, 32, 32), smooth_images(7, 20, 32, 32) // 2)
+    for images, real in zip(sets, (True, False), strict=True):
+        metric.update(images, real=real)
+    ours = frechet_distance(*(moments(extractor(pixels(images))) for images in sets))
+    assert ours == pytest.approx(float(metric.compute()), rel=1e-3)
+
+
+def test_the_unfolded_network_has_the_same_features(weights_file: Path, extractor: FeatureExtractor) -> None:
+    images = smooth_images(8, 2, 32, 32)
+    with torch.inference_mode():
+        unfolded = load_fid_inception(weights_file)(images).numpy()
+    folded = extractor(pixels(images))
+    assert not np.array_equal(folded, unfolded)  # it is another way to them
+    assert np.sqrt(np.square(folded - unfolded).mean()) <= 1e-5 * np.abs(unfolded).max()
+
+
+def test_in_float64_every_folded_block_equals_the_unfolded_one(weights_file: Path) -> None:
+    network = load_fid_inception(weights_file).double()
+    generator = torch.Generator().manual_seed(0)
+    blocks = [module for module in network.modules() if isinstance(module, ConvBlock)]
+    inputs = [
+        torch.randn(1, block.conv.in_channels, 7, 7, generator=generator, dtype=torch.float64)
+        for block in blocks
+    ]
+    expected = [block(x) for block, x in zip(blocks, inputs, strict=True)]
+    assert fold_fid_inception(network) is network
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    for block, x, y in zip(blocks, inputs, expected, strict=True):
+        torch.testing.assert_close(block(x), y, rtol=0, atol=1e-12 * float(y.abs().max()))
+        assert y.max() > 0
 
 
 def test_features_agree_on_larger_oblong_images(weights_file: Path, reference: torch.nn.Module) -> None:
@@ -97,49 +141,6 @@ def test_resize_is_tensorflow_1_bit_for_bit(size: tuple[int, int]) -> None:
     images = smooth_images(5, 1, *size).float()
     expected = interpolate_bilinear_2d_like_tensorflow1x(images, size=(299, 299), align_corners=False)
     assert torch.equal(resize_like_tensorflow_1(images, 299), expected)
-
-
-def test_weights_are_found_by_path_environment_and_cache(
-    weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert inception.find_fid_inception(weights_file) == weights_file
-    assert inception.find_fid_inception(weights_file.parent) == weights_file
-    for place in (weights_file, weights_file.parent):
-        monkeypatch.setenv("METAREPAIR_WEIGHTS", str(place))
-        assert inception.find_fid_inception(None) == weights_file
-    monkeypatch.delenv("METAREPAIR_WEIGHTS")
-    hub = tmp_path / "torch" / "hub" / "checkpoints" / FILE_NAMES[1]
-    cache = tmp_path / "home" / ".cache" / "metarepair" / FILE_NAMES[1]
-    for file in (hub, cache):  # our own cache comes first
-        file.parent.mkdir(parents=True)
-        file.symlink_to(weights_file)
-        assert inception.find_fid_inception(None) == file
-    monkeypatch.setenv("METAREPAIR_WEIGHTS", str(tmp_path))  # a directory of other weights
-    assert inception.find_fid_inception(None) == cache
-
-
-def test_without_weights_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WeightsError) as error:
-        load_fid_inception(None)
-    for part in (
-        *FILE_NAMES[:2],
-        *PUBLISHED,
-        "METAREPAIR_WEIGHTS",
-        ".cache/metarepair",
-        "efficientnet_lite0",
-    ):
-        assert part in str(error.value)
-    monkeypatch.setenv("METAREPAIR_WEIGHTS", str(tmp_path / "gone.pth"))
-    with pytest.raises(WeightsError, match=r"gone\.pth"):
-        load_fid_inception(None)
-
-
-def test_a_path_that_is_not_there_is_not_replaced_by_the_cache(weights_file: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "home" / ".cache" / "metarepair" / FILE_NAMES[0]
-    cache.parent.mkdir(parents=True)
-    cache.symlink_to(weights_file)
-    with pytest.raises(WeightsError, match=r"mistyped\.pth"):
-        load_fid_inception(tmp_path / "mistyped.pth")
 
 
 def test_safetensors_in_half_precision_without_counters_load_too(weights_file: Path, tmp_path: Path) -> None:
@@ -191,25 +192,3 @@ def test_anything_but_uint8_colour_images_is_refused() -> None:
     for images in (torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)):
         with pytest.raises(DataError, match="uint8 images"):
             network(images)
-
-
-def test_nothing_is_downloaded_unasked(tmp_path: Path) -> None:
-    source = tmp_path / FILE_NAMES[0]
-    source.write_bytes(b"weights")
-    with pytest.raises(WeightsError, match="allow_download=True"):
-        download_fid_inception(source.as_uri())
-    assert not (tmp_path / "home").exists()
-
-
-def test_a_download_is_checked_by_its_sha_256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / FILE_NAMES[0]
-    source.write_bytes(b"weights")
-    with pytest.raises(WeightsError, match="invalid hash"):
-        download_fid_inception(source.as_uri(), allow_download=True)
-    cache = tmp_path / "home" / ".cache" / "metarepair"
-    assert list(cache.iterdir()) == []
-    monkeypatch.setattr(inception, "HASH_PREFIX", hashlib.sha256(b"weights").hexdigest()[:8])
-    assert download_fid_inception(source.as_uri(), allow_download=True) == cache / FILE_NAMES[0]
-    assert (cache / FILE_NAMES[0]).read_bytes() == b"weights"
-    with pytest.raises(WeightsError, match="could not be had"):
-        download_fid_inception((tmp_path / "gone.pth").as_uri(), allow_download=True)

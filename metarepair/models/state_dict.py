@@ -1,0 +1,51 @@
+"""A weights file in, its tensors by name out: read without running the file's code, held against a network's."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tasks.errors import WeightsError
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors or torch.save file, on the CPU; runs no code of the file's.
+
+    Raises WeightsError when the file is missing, damaged, or holds anything but named tensors.
+    """
+    try:
+        safe = file.suffix == ".safetensors"
+        state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as e:
+        raise WeightsError(f"{file} cannot be read as weights ({type(e).__name__}); copy it again") from e
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsError(f"{file} holds no state dict (tensors by name): save `model.state_dict()`")
+    return dict(state)
+
+
+def check_state_dict(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, file: Path, network: str
+) -> None:
+    """WeightsError that names what is missing, surplus or of another shape, unless `state` fits exactly."""
+    wrong = {
+        "missing": [k for k in expected if k not in state],
+        "not in the network": [k for k in state if k not in expected],
+        "of another shape": [k for k in expected if k in state and state[k].shape != expected[k].shape],
+    }
+    told = [f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in wrong.items() if names]
+    if told:
+        raise WeightsError(f"{file} is not for {network}: of its tensors {'; '.join(told)}")
