@@ -78,9 +78,10 @@ def _result(reference: Any, item: Any) -> Any:
             raise error.cause from None
         raise
     except ray.exceptions.RayActorError as error:
+        said = str(error).strip().splitlines()[0]
         raise WorkerError(
-            f"A worker died {ATTEMPTS} times at or next to {item}: {str(error).strip().splitlines()[0]} Mostly there was too little "
-            "memory: set workers or batch sizes lower, or look into Ray's logs. What is done is kept: run again to go on."
+            f"A worker died {ATTEMPTS} times at or next to {item}: {said} Mostly there was too little memory: set "
+            "workers or batch sizes lower, or look into Ray's logs. What is done is kept: run again to go on."
         ) from error
 
 

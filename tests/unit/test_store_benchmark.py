@@ -1,0 +1,35 @@
+"""The store benchmark draws what it says, and drops and keeps pages as it says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import store
+from tasks.failure_file import read_failures
+from tasks.records import Experience
+
+
+def test_the_benchmark_keeps_its_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures.json"
+    monkeypatch.setattr(sys, "argv", ["store", "--smoke", "--folder", str(tmp_path), "--json", str(out)])
+    store.main()
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures["smoke"]
+    assert all(figures[key] > 0 for key in store.MEANING if key != "memory_mib")
+    assert list(tmp_path.iterdir()) == [out]
+    assert "\ntasks_per_s_cold " in capsys.readouterr().out
+
+
+def test_a_task_is_as_large_as_is_said(tmp_path: Path) -> None:
+    store.write_store(tmp_path / "a.arrow", 500, seed=0)
+    failures = read_failures(tmp_path / "a.arrow")
+    assert len(np.unique(failures.labels_N)) == store.CLASSES
+    drawn = store.draw(Experience(corruption="x", collect=failures, fail=failures), 3, episode=0)
+    assert drawn == 3 * 200 * 32 * 32 * 3
