@@ -30,7 +30,7 @@ from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.errors import DataError
 from tasks.frechet import Moments, Scatter, merge, moments, scatter
-from tasks.manifest import MANIFEST, Manifest, begin, check_done, damaged_files, file_hash, write_manifest
+from tasks.manifest import Manifest, begin, check_whole, file_hash, write_manifest
 from tasks.storage import Place, find
 from tasks.store import open_side
 
@@ -92,7 +92,13 @@ def extract_all(
     Raises WeightsError, ConfigError, StageError, DataError (a NaN feature names its image).
     """
     stages = {(e.role, e.corruption): feature_stage(run, config, e, mined) for e in environments(run, config)}
-    done = {key: manifest for key, stage in stages.items() if (manifest := _done(stage, say)) is not None}
+    done = {}
+    for key, stage in stages.items():
+        manifest = check_whole(
+            stage.folder, stage=stage.stage, config=stage.settings, inputs=stage.inputs, say=say
+        )
+        if manifest is not None:
+            done[key] = manifest
     missing = {key: stage for key, stage in stages.items() if key not in done}
     for stage in missing.values():
         begin(stage.folder, config=stage.settings, inputs=stage.inputs)
@@ -136,27 +142,12 @@ def feature_stage(
     )
 
 
-def _done(stage: FeatureStage, say: Say) -> Manifest | None:
-    """The manifest where the features are there and whole. A damaged file is named and deleted."""
-    manifest = check_done(
-        stage.folder, stage=stage.stage, config=stage.settings, inputs=stage.inputs, sizes=False
-    )
-    damaged = [] if manifest is None else damaged_files(stage.folder, manifest)
-    if not damaged:
-        return manifest
-    (stage.folder / MANIFEST).unlink()
-    for name in damaged:
-        (stage.folder / name).unlink(missing_ok=True)
-        say(f"{stage.folder / name} is damaged. It alone is made again now.")
-    return None
-
-
 def _extract(config: Config, shards: Sequence[FeatureShard], say: Say) -> str:
     """Features of all shards that are not there yet, or are damaged; the extractor's name."""
     there = [s for s in shards if s.path.exists()]
     damaged = [s for s in there if not is_part(s.path, s.stop - s.start)]
     for shard in damaged:
-        say(f"{shard.path} is damaged. It alone is made again now.")
+        say(f"{shard.path} is damaged. What it holds is made again now.")
     whole = {s.path for s in there} - {s.path for s in damaged}
     missing = [s for s in shards if s.path not in whole]
     if missing:

@@ -6,7 +6,7 @@ so a killed run goes on with the shards that are missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -22,8 +22,7 @@ from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
-from tasks.errors import DataError
-from tasks.manifest import DAMAGED, Manifest, begin, check_done, discard, verify_checksums
+from tasks.manifest import Manifest, begin, check_whole
 from tasks.mining import Predict, mine, split_failures
 from tasks.records import Failures, Ints, Pixels
 from tasks.storage import Place
@@ -94,7 +93,9 @@ def mine_all(
     shards: list[Shard] = []
     done: dict[tuple[Role, str], Manifest] = {}
     for environment in environments(run, config):
-        manifest = _done(environment, settings, inputs, say)
+        manifest = check_whole(
+            environment.folder, stage=environment.stage, config=settings, inputs=inputs, say=say
+        )
         if manifest is not None:
             done[environment.role, environment.corruption] = manifest
             continue
@@ -118,25 +119,6 @@ def mine_all(
     return done
 
 
-def _done(
-    environment: Environment,
-    settings: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    say: Callable[[str], None],
-) -> Manifest | None:
-    """The manifest of an environment that is mined and whole; a damaged one is named and deleted."""
-    folder = environment.folder
-    try:
-        manifest = check_done(folder, stage=environment.stage, config=settings, inputs=inputs)
-        if manifest is not None:
-            verify_checksums(folder, manifest)
-    except DataError as error:
-        say(f"{str(error).removesuffix(DAMAGED)}This environment alone is mined again now.")
-        discard(folder)
-        return None
-    return manifest
-
-
 def _mine_shards(config: Config, shards: Sequence[Shard], say: Callable[[str], None]) -> None:
     """Mines the shards that are not there, or whose bytes are not those that were written."""
     if not shards:
@@ -144,7 +126,7 @@ def _mine_shards(config: Config, shards: Sequence[Shard], say: Callable[[str], N
     there = [s for s in shards if s.path.exists()]
     damaged = {s for s in there if not is_whole(s.path)}
     for shard in sorted(damaged, key=lambda s: str(s.path)):
-        say(f"{shard.path} is damaged. This shard alone is mined again now.")
+        say(f"{shard.path} is damaged. What it holds is made again now.")
     whole = set(there) - damaged
     missing = [s for s in shards if s not in whole]
     progress = Progress("mine", len(shards), "shards", done=len(whole))

@@ -23,7 +23,7 @@ from metarepair.score import (
 )
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
-from tasks.manifest import Manifest, check_done, verify_checksums, write_manifest
+from tasks.manifest import Manifest, check_done, check_whole, verify_checksums, write_manifest
 from tasks.records import FidScore
 from tasks.storage import Place
 
@@ -38,7 +38,7 @@ def score_stage(run: Run, config: Config, mined: Mined, say: Say) -> None:
     features = extract_all(run, config, mined, say)
     settings = score_settings(config)
     inputs = {f"features {role} {name}": found.digest for (role, name), found in features.items()}
-    if check_done(run.score, stage="score", config=settings, inputs=inputs) is not None:
+    if check_whole(run.score, stage="score", config=settings, inputs=inputs, say=say) is not None:
         say(f"score: done before, see {run.score}")
         return
     scores, files = _score(run, config, features)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -134,16 +134,55 @@ def check_done(
     stage: str,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
-    sizes: bool = True,
 ) -> Manifest | None:
     """The manifest when this very stage is done, None when it is to be done (or gone on with).
 
-    Raises StageError with the difference when the folder holds the stage with other settings or inputs, and (unless
-    `sizes` is off) DataError when a file has another size than promised.
+    Raises StageError with the difference when the folder holds the stage with other settings or inputs, DataError when
+    a file has another size than promised.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         return None
+    _refuse_others(folder, manifest, stage, config, inputs)
+    verify_sizes(folder, manifest)
+    return manifest
+
+
+def check_whole(
+    folder: Place,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    say: Callable[[str], None],
+) -> Manifest | None:
+    """As `check_done`, for a stage that mends itself: every file is read, and one that is not as promised is named.
+
+    It is deleted, and the manifest with it (or the manifest alone, where that is damaged), so None says that the stage
+    is to be gone on with. Raises StageError as `check_done` does.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        damaged, manifest = [MANIFEST], None
+        say(f"{str(error).removesuffix(DAMAGED)}What it stands for is made again now.")
+    else:
+        if manifest is None:
+            return None
+        _refuse_others(folder, manifest, stage, config, inputs)
+        damaged = damaged_files(folder, manifest)
+        for name in damaged:
+            say(f"{folder / name} is damaged. What it holds is made again now.")
+    if damaged:
+        for name in (MANIFEST, *damaged):
+            (folder / name).unlink(missing_ok=True)
+        return None
+    return manifest
+
+
+def _refuse_others(
+    folder: Place, manifest: Manifest, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> None:
     lines = difference({"settings": manifest.config}, {"settings": _plain(config)})
     lines += difference({"inputs": manifest.inputs}, {"inputs": dict(inputs)})
     if lines:
@@ -153,9 +192,6 @@ def check_done(
             f"{folder} holds the stage {stage!r} with other settings: {shown}{more}. Give this run another name, "
             "set the settings back, or begin anew with --restart (which deletes the stage and those after it)."
         )
-    if sizes:
-        verify_sizes(folder, manifest)
-    return manifest
 
 
 def begin(folder: Place, *, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:

@@ -291,8 +291,7 @@ def test_mining_again_mends_what_is_damaged_and_nothing_else(done: Cli) -> None:
     code, out, _ = done.answer("mine")
     assert code == 0
     assert "shot_noise/collect.arrow" in out
-    assert "This environment alone is mined again now" in out
-    assert out.count("mined again") == 1
+    assert out.count("is made again now") == 1
     assert pixels_and_index() == before
 
 
@@ -360,14 +359,28 @@ def test_a_damaged_manifest_is_refused_by_name(done: Cli, folder: str, verb: str
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"files": {}}', "null"])
-def test_mining_again_mends_a_damaged_manifest(done: Cli, content: str) -> None:
-    path = done.root / "experiences/shot_noise/manifest.json"
+@pytest.mark.parametrize(
+    ("folder", "verb"),
+    [("experiences/shot_noise", "mine"), ("features/experience-shot_noise", "score"), ("score", "score")],
+)
+def test_doing_it_again_mends_a_damaged_manifest(done: Cli, folder: str, verb: str, content: str) -> None:
+    path = done.root / folder / "manifest.json"
     before = path.read_text(encoding="utf-8")
     path.write_text(content, encoding="utf-8")
-    code, out, _ = done.answer("mine")
+    code, out, _ = done.answer(verb)
     assert code == 0
     assert "manifest.json is damaged" in out
     assert json.loads(path.read_text(encoding="utf-8"))["files"] == json.loads(before)["files"]
+
+
+@pytest.mark.parametrize("name", ["fid.parquet", "confidence.csv", "heatmap.png"])
+def test_scoring_again_mends_a_damaged_score(done: Cli, name: str) -> None:
+    before = files_under(done.root / "score")
+    cut(done.root / "score" / name)
+    code, out, _ = done.answer("score")
+    assert code == 0
+    assert f"score/{name} is damaged" in out
+    assert files_under(done.root / "score") == before
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 1}'])
