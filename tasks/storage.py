@@ -12,17 +12,11 @@ AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, …), those of GCS from Google's; none of 
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -30,113 +24,16 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from tasks.errors import ConfigError, StorageError
+from tasks.remote_path import (
+    RemotePath,
+    copies_of,
+    copy_of,
+    forget_copies,
+    reaching,
+)
 
-CACHE_VARIABLE = "METAREPAIR_CACHE"
 SCHEMES = ("s3", "gs")
-
-
-@dataclass(frozen=True, order=True)
-class RemotePath:
-    """An object, or all objects whose names begin alike: `scheme://key`, the bucket being the key's first part.
-
-    Methods are named and behave as pathlib's. Small files are read anew each time; nothing here is cached. Raises
-    StorageError, which says what to look at, for all that is no missing file.
-    """
-
-    scheme: str
-    key: str
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.key}"
-
-    def __truediv__(self, name: str | Path) -> RemotePath:
-        return RemotePath(self.scheme, str(PurePosixPath(self.key) / name))
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.key).name
-
-    @property
-    def stem(self) -> str:
-        return PurePosixPath(self.key).stem
-
-    @property
-    def suffix(self) -> str:
-        return PurePosixPath(self.key).suffix
-
-    @property
-    def parent(self) -> RemotePath:
-        return RemotePath(self.scheme, str(PurePosixPath(self.key).parent))
-
-    def with_name(self, name: str) -> RemotePath:
-        return self.parent / name
-
-    def exists(self) -> bool:
-        return bool(self._info().type != pa.fs.FileType.NotFound)
-
-    def is_file(self) -> bool:
-        return bool(self._info().type == pa.fs.FileType.File)
-
-    def is_dir(self) -> bool:
-        return bool(self._info().type == pa.fs.FileType.Directory)
-
-    def mkdir(self, *, parents: bool = True, exist_ok: bool = True) -> None:
-        """Nothing: an object store has no folders."""
-
-    def touch(self) -> None:
-        self.write_bytes(b"")
-
-    def read_bytes(self) -> bytes:
-        with _reaching(self), self._system().open_input_stream(self.key) as stream:
-            content: bytes = stream.read()
-        return content
-
-    def read_text(self, encoding: str = "utf-8") -> str:
-        return self.read_bytes().decode(encoding)
-
-    def write_bytes(self, content: bytes) -> None:
-        with _reaching(self), self._system().open_output_stream(self.key) as stream:
-            stream.write(content)
-        _forget_copies(self)
-
-    def unlink(self, *, missing_ok: bool = False) -> None:
-        with _reaching(self):
-            try:
-                self._system().delete_file(self.key)
-            except FileNotFoundError:
-                if not missing_ok:
-                    raise
-
-    def iterdir(self) -> Iterator[RemotePath]:
-        return self._listed(recursive=False)
-
-    def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """Of this folder, names alone: a pattern with a slash is refused."""
-        assert "/" not in pattern, pattern
-        return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
-
-    def rglob(self, pattern: str) -> Iterator[RemotePath]:
-        """Of this folder and all below it, by the last part of the name."""
-        return (path for path in self._listed(recursive=True) if fnmatchcase(path.name, pattern))
-
-    def size(self) -> int | None:
-        """Bytes of an object, None where there is none."""
-        info = self._info()
-        return int(info.size) if info.type == pa.fs.FileType.File else None
-
-    def _listed(self, *, recursive: bool) -> Iterator[RemotePath]:
-        selector = pa.fs.FileSelector(self.key, allow_not_found=True, recursive=recursive)
-        with _reaching(self):
-            found = self._system().get_file_info(selector)
-        return (RemotePath(self.scheme, info.path) for info in found)
-
-    def _info(self) -> Any:
-        with _reaching(self):
-            return self._system().get_file_info(self.key)
-
-    def _system(self) -> Any:
-        return _file_system(self.scheme, self.key.partition("/")[0])
-
+CHUNK_BYTES = 1 << 22
 
 Place = Path | RemotePath
 
@@ -156,40 +53,6 @@ def place(text: str) -> Place:
     return RemotePath(scheme, key)
 
 
-@cache
-def _file_system(scheme: str, bucket: str) -> Any:
-    try:
-        return pa.fs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(_unreachable(f"{scheme}://{bucket}", error)) from error
-
-
-@contextmanager
-def _reaching(path: RemotePath) -> Iterator[None]:
-    """Missing files are FileNotFoundError as ever; all else that a store answers becomes a StorageError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(_unreachable(str(path), error)) from error
-
-
-def _unreachable(where: str, error: Exception) -> str:
-    return (
-        f"{where} cannot be read or written: {' '.join(str(error).split())}. Look at the bucket's name, the "
-        "credentials and the endpoint (AWS_ENDPOINT_URL for S3); then run the same command again to go on."
-    )
-
-
-def cache_folder() -> Path:
-    """Where copies of remote files are kept: METAREPAIR_CACHE, else `metarepair` in the user's cache folder."""
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "metarepair"
-
-
 def local(path: Place) -> Path:
     """A local file with the content of `path`. Raises FileNotFoundError, StorageError.
 
@@ -198,33 +61,26 @@ def local(path: Place) -> Path:
     """
     if isinstance(path, Path):
         return path
-    info = path._info()
+    info = path.info()
     if info.type != pa.fs.FileType.File:
         raise FileNotFoundError(f"{path} is not there")
-    copy = _copy_of(path, info)
+    copy = copy_of(path, info)
     if not copy.is_file():
-        part = _unique(copy)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with _reaching(path), path._system().open_input_stream(path.key) as stream, part.open("wb") as sink:
-            shutil.copyfileobj(stream, sink, 1 << 22)
-        part.replace(copy)
-        _forget_copies(path, but=copy)
+        with writing(copy) as part:
+            with reaching(path), path.system().open_input_stream(path.key) as stream, part.open("wb") as sink:
+                shutil.copyfileobj(stream, sink, CHUNK_BYTES)
+            if part.stat().st_size != info.size:
+                raise StorageError(
+                    f"{path} was cut off on the way here. Run the same command again to go on."
+                )
+        forget_copies(path, but=copy)
     return copy
-
-
-def _copy_of(path: RemotePath, info: Any) -> Path:
-    return _copies_of(path) / f"{info.size}-{info.mtime_ns}{path.suffix}"
-
-
-def _copies_of(path: RemotePath) -> Path:
-    digest = hashlib.blake2b(str(path).encode(), digest_size=12).hexdigest()
-    return cache_folder() / "objects" / digest
 
 
 @contextmanager
 def writing(path: Place) -> Iterator[Path]:
     """A new local file to fill, which becomes `path` when the block ends and is gone when it raises."""
-    part = _unique(path if isinstance(path, Path) else _copies_of(path) / path.name)
+    part = _unique(path if isinstance(path, Path) else copies_of(path) / path.name)
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield part
@@ -238,19 +94,12 @@ def writing(path: Place) -> Iterator[Path]:
 
 
 def _upload(part: Path, path: RemotePath) -> None:
-    with _reaching(path), part.open("rb") as stream, path._system().open_output_stream(path.key) as sink:
-        shutil.copyfileobj(stream, sink, 1 << 22)
-    copy = _copy_of(path, path._info())
-    part.replace(
-        copy
-    )  # it need not be fetched again; an older copy of the same size and second would be wrong
-    _forget_copies(path, but=copy)
-
-
-def _forget_copies(path: RemotePath, *, but: Path | None = None) -> None:
-    for old in _copies_of(path).glob("*"):
-        if old != but and old.suffix != ".tmp":
-            old.unlink(missing_ok=True)  # mapped by a reader, it lives on until that one ends
+    with reaching(path), part.open("rb") as stream, path.system().open_output_stream(path.key) as sink:
+        shutil.copyfileobj(stream, sink, CHUNK_BYTES)
+    # It need not be fetched again, and an older copy of the same size and second would be wrong.
+    copy = copy_of(path, path.info())
+    part.replace(copy)
+    forget_copies(path, but=copy)
 
 
 def _unique(path: Path) -> Path:
@@ -309,8 +158,8 @@ def remove_tree(path: Place) -> None:
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
         return
-    with suppress(FileNotFoundError), _reaching(path):
-        path._system().delete_dir(path.key)
+    with suppress(FileNotFoundError), reaching(path):
+        path.system().delete_dir(path.key)
 
 
 def copy_file(source: Place, target: Place) -> None:

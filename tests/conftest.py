@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import S3FileSystem
 
-from tasks.storage import CACHE_VARIABLE, Place, place
+from tasks.remote_path import CACHE_VARIABLE
+from tasks.storage import Place, place
 
 BUCKET = "metarepair-tests"
 

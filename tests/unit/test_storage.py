@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.errors import ConfigError, StorageError
+from tasks.remote_path import RemotePath, cache_folder
 from tasks.storage import (
     Place,
-    RemotePath,
     append_line,
-    cache_folder,
     copy_file,
     find,
     inside,
