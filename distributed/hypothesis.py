@@ -33,8 +33,9 @@ from metarepair.repair import Start, accuracy_on, repair_data
 from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
 from tasks.corruptions import CORRUPTIONS
-from tasks.errors import ConfigError, DataError, DivergedError
+from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.manifest import (
+    MANIFEST,
     Manifest,
     begin,
     check_done,
@@ -70,7 +71,11 @@ class HypothesisStudy:
         self.run: Run = self.pipeline.run
 
     def study(self, *, restart: bool = False) -> None:
-        """Mines and scores where that is not done, then measures. `restart` begins anew with the study alone."""
+        """Mines and scores where that is not done, then measures.
+
+        `restart` begins anew with the study alone; fine-tunes that would come out the same are kept, so that
+        distances in other features cost no more than scoring.
+        """
         self.pipeline.mine()
         self.pipeline.score()
         found = environments(self.run, self.config)
@@ -78,11 +83,11 @@ class HypothesisStudy:
         score = require_manifest(self.run.score, "Score first: metarepair score --config …")
         verify_checksums(self.run.score, score)
         folder, settings = self.run.hypothesis, study_settings(self.config)
-        if restart:
-            discard(folder)
         repaired_from = {f"{role} {name}": manifest.digest for (role, name), manifest in mined.items()}
         repaired_from["deployed"] = self.pipeline.here.inputs()["deployed"]
         inputs = repaired_from | {"score": score.digest}
+        if restart:
+            self._discard(settings, repaired_from)
         done = check_done(folder, stage=STAGE, config=settings, inputs=inputs)
         if done is None:
             begin(folder / "gains", config=settings, inputs=repaired_from)
@@ -92,6 +97,14 @@ class HypothesisStudy:
             verify_checksums(folder, done)
             self.say(f"hypothesis: done before, see {folder}")
         self.say(describe(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+
+    def _discard(self, settings: Mapping[str, Any], repaired_from: Mapping[str, str]) -> None:
+        """The correlations, and the fine-tunes where settings, failures or the deployed DNN are others."""
+        (self.run.hypothesis / MANIFEST).unlink(missing_ok=True)
+        try:
+            begin(self.run.hypothesis / "gains", config=settings, inputs=repaired_from)
+        except (StageError, DataError):
+            discard(self.run.hypothesis)
 
     def _fine_tune(self, mined: Mined) -> list[FineTune]:
         """Every experience and seed that has no result yet."""

@@ -155,7 +155,7 @@ def test_d_fail_is_not_opened(copied: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return read(path)
 
     monkeypatch.setattr(store, "read_failures", guarded)
-    assert run(copied, "--restart") == 0
+    assert run(copied, "--restart", "--set", "inner.steps=2") == 0  # other fine-tunes: none is kept
     assert not list(copied.rglob("d_fail_reads.jsonl"))
     with pytest.raises(OpenedError):  # the guard does see who reads it
         opened(pipeline_of(copied), "targets/fog", "fail")
@@ -222,6 +222,15 @@ def test_a_restart_begins_the_study_anew_and_nothing_else(
     assert after.keys() == before.keys()
     assert changed
     assert all(name.startswith("tiny/hypothesis/") for name in changed)
+
+
+def test_a_restart_keeps_fine_tunes_that_would_come_out_the_same(
+    copied: Path, repairs: list[tuple[str, int]]
+) -> None:
+    before = contents(study_of(copied))
+    assert run(copied, "--restart") == 0
+    assert repairs == []
+    assert contents(study_of(copied)) == before
 
 
 def test_a_damaged_result_is_named_and_it_alone_is_done_again(
