@@ -24,13 +24,14 @@ from distributed.mining import Environment, Role, environments
 from distributed.pool import map_items
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings
-from metarepair.feature_file import is_part, read_features, write_features, write_moments
-from metarepair.features import FeatureExtractor, build_extractor
+from metarepair.feature_file import read_features, write_features, write_moments
+from metarepair.features import FeatureExtractor, build_extractor, weights_digest
 from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.errors import DataError
 from tasks.frechet import Moments, Scatter, merge, moments, scatter
-from tasks.manifest import Manifest, begin, check_whole, file_hash, write_manifest
+from tasks.manifest import Manifest, begin, check_whole, content_hash, write_manifest
+from tasks.seal import missing_parts, seal
 from tasks.storage import Place, find
 from tasks.store import open_side
 
@@ -49,6 +50,13 @@ class FeatureShard:
     start: int
     stop: int
     path: Place
+    made_of: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its file is sealed with."""
+        name = [self.environment.role, self.environment.corruption]
+        return {"features of": name, "rows": [self.start, self.stop], "made of": self.made_of}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +75,12 @@ class FeatureStage:
 
 
 def feature_settings(config: Config) -> dict[str, Any]:
-    """The settings that features depend on, with a digest of the extractor's weights where they are given."""
-    settings = config.features.model_dump(mode="json", include={"extractor", "weights", "shard_images"})
-    path = Path(config.features.weights).expanduser() if config.features.weights else None
-    return settings | {"weights_digest": file_hash(path) if path is not None and path.is_file() else None}
+    """The settings that features depend on, with a digest of the weights file that is used.
+
+    Raises WeightsError where that file is missing. The deployed DNN is among the inputs of mining.
+    """
+    settings = config.features.model_dump(mode="json", include={"extractor", "shard_images"})
+    return settings | {"weights_digest": weights_digest(config.features.extractor, config.features.weights)}
 
 
 def feature_folder(run: Run, environment: Environment) -> Place:
@@ -101,7 +111,7 @@ def extract_all(
             done[key] = manifest
     missing = {key: stage for key, stage in stages.items() if key not in done}
     for stage in missing.values():
-        begin(stage.folder, config=stage.settings, inputs=stage.inputs)
+        begin(stage.folder, config=stage.settings, inputs=stage.inputs, sealed=True)
     extractor = _extract(config, [s for stage in missing.values() for s in stage.shards], say)
     found = map_items(_build_moments, list(missing.items()), workers=config.workers)
     for (key, stage), (count, dim) in found:
@@ -123,12 +133,14 @@ def feature_stage(
     """What an environment's features are and depend on."""
     manifest = mined[environment.role, environment.corruption]
     folder, count = feature_folder(run, environment), manifest.rows["collect"]
-    size = config.features.shard_images
+    size, settings = config.features.shard_images, feature_settings(config)
+    inputs = {"mined": manifest.digest}
+    made_of = content_hash([settings, inputs])
     return FeatureStage(
         folder=folder,
         stage=f"features {environment.role} {environment.corruption}",
-        settings=feature_settings(config),
-        inputs={"mined": manifest.digest},
+        settings=settings,
+        inputs=inputs,
         shards=tuple(
             FeatureShard(
                 environment=environment,
@@ -136,6 +148,7 @@ def feature_stage(
                 start=start,
                 stop=min(start + size, count),
                 path=folder / f"part-{number:05d}.parquet",
+                made_of=made_of,
             )
             for number, start in enumerate(range(0, count, size))
         ),
@@ -144,14 +157,9 @@ def feature_stage(
 
 def _extract(config: Config, shards: Sequence[FeatureShard], say: Say) -> str:
     """Features of all shards that are not there yet, or are damaged; the extractor's name."""
-    there = [s for s in shards if s.path.exists()]
-    damaged = [s for s in there if not is_part(s.path, s.stop - s.start)]
-    for shard in damaged:
-        say(f"{shard.path} is damaged. What it holds is made again now.")
-    whole = {s.path for s in there} - {s.path for s in damaged}
-    missing = [s for s in shards if s.path not in whole]
+    missing = missing_parts(shards, say)
     if missing:
-        progress = Progress("features", len(shards), "shards", done=len(whole))
+        progress = Progress("features", len(shards), "shards", done=len(shards) - len(missing))
         build = partial(_build_extractor, config)
         for shard, _ in map_items(
             build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
@@ -185,6 +193,7 @@ def _build_extractor(config: Config) -> Callable[[FeatureShard], int]:
         features = [extractor(images[start : min(start + size, shard.stop)]) for start in starts]
         ids = collect.image_ids_N[shard.start : shard.stop]
         write_features(shard.path, np.concatenate(features), ids)
+        seal(shard.path, shard.identity)
         return shard.stop - shard.start
 
     return work

@@ -38,13 +38,15 @@ from tasks.manifest import (
     MANIFEST,
     Manifest,
     begin,
-    check_done,
+    check_whole,
+    content_hash,
     discard,
     require_manifest,
     verify_checksums,
     write_manifest,
 )
-from tasks.storage import Place, local, write_text, writing
+from tasks.seal import missing_parts, seal
+from tasks.storage import Place, local, remove, write_text, writing
 from tasks.store import open_side
 
 STAGE = "hypothesis"
@@ -54,11 +56,17 @@ Mined = Mapping[tuple[Role, str], Manifest]
 
 @dataclass(frozen=True)
 class FineTune:
-    """One experience and seed, and where the accuracies of the repaired DNN go."""
+    """One experience and seed, and where the accuracies of the repaired DNN go; `made_of` digests what they are of."""
 
     experience: str
     seed: int
     path: Place
+    made_of: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its result is sealed with."""
+        return {"fine-tune": self.experience, "seed": self.seed, "made of": self.made_of}
 
 
 class HypothesisStudy:
@@ -88,32 +96,33 @@ class HypothesisStudy:
         inputs = repaired_from | {"score": score.digest}
         if restart:
             self._discard(settings, repaired_from)
-        done = check_done(folder, stage=STAGE, config=settings, inputs=inputs)
+        done = check_whole(folder, stage=STAGE, config=settings, inputs=inputs, say=self.say)
         if done is None:
-            begin(folder / "gains", config=settings, inputs=repaired_from)
-            items = self._fine_tune(mined)
+            begin(folder / "gains", config=settings, inputs=repaired_from, sealed=True)
+            items = self._fine_tune(mined, content_hash([settings, repaired_from]))
             done = self._judge(items, settings, inputs)
         else:
-            verify_checksums(folder, done)
             self.say(f"hypothesis: done before, see {folder}")
         self.say(describe(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
 
     def _discard(self, settings: Mapping[str, Any], repaired_from: Mapping[str, str]) -> None:
         """The correlations, and the fine-tunes where settings, failures or the deployed DNN are others."""
-        (self.run.hypothesis / MANIFEST).unlink(missing_ok=True)
+        remove(self.run.hypothesis / MANIFEST)
         try:
-            begin(self.run.hypothesis / "gains", config=settings, inputs=repaired_from)
+            begin(self.run.hypothesis / "gains", config=settings, inputs=repaired_from, sealed=True)
         except (StageError, DataError):
             discard(self.run.hypothesis)
 
-    def _fine_tune(self, mined: Mined) -> list[FineTune]:
-        """Every experience and seed that has no result yet."""
+    def _fine_tune(self, mined: Mined, made_of: str) -> list[FineTune]:
+        """Every experience and seed that has no result yet, or not the one that was sealed."""
         folder = self.run.hypothesis / "gains"
         seeds = self.config.repair.seeds
         items = [
-            FineTune(name, seed, folder / f"{name}-{seed}.json") for name in self.names for seed in seeds
+            FineTune(name, seed, folder / f"{name}-{seed}.json", made_of)
+            for name in self.names
+            for seed in seeds
         ]
-        missing = [item for item in items if not item.path.exists()]
+        missing = missing_parts(items, self.say)
         progress = Progress(STAGE, len(items), "fine-tunes", done=len(items) - len(missing))
         build = partial(_build_worker, self.config, self.run, mined)
         gpus = gpus_per_worker(self.config)
@@ -192,7 +201,8 @@ def _build_worker(config: Config, run: Run, mined: Mined) -> Callable[[FineTune]
             for t, failures in targets.items()
         }
         result = {"validation": model.validation, "notes": model.notes, "accuracies": accuracies}
-        write_text(item.path, json.dumps(result, indent=1) + "\n")
+        write_text(item.path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+        seal(item.path, item.identity)
         return float(np.mean(list(accuracies.values())))
 
     return work
@@ -206,13 +216,10 @@ def _read_gains(items: Sequence[FineTune], names: Sequence[str], seeds: Sequence
     """Gains [S, C, C]: the deployed DNN has accuracy 0 on its failures, so a gain is the accuracy after."""
     gains_SCC = np.full((len(seeds), len(names), len(names)), np.nan)
     for item in items:
-        try:
-            accuracies = json.loads(item.path.read_text(encoding="utf-8"))["accuracies"]
-            row = [float(accuracies[name]) for name in names]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{item.path} is missing or damaged ({error}). Delete it and run again: it alone is done again."
-            ) from error
+        accuracies = json.loads(item.path.read_text(encoding="utf-8"))[
+            "accuracies"
+        ]  # sealed: as it was written
+        row = [float(accuracies[name]) for name in names]
         gains_SCC[list(seeds).index(item.seed), list(names).index(item.experience)] = row
     return gains_SCC
 

@@ -22,11 +22,12 @@ from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
-from tasks.manifest import Manifest, begin, check_whole
+from tasks.manifest import Manifest, begin, check_whole, content_hash
 from tasks.mining import Predict, mine, split_failures
 from tasks.records import Failures, Ints, Pixels
+from tasks.seal import missing_parts, seal
 from tasks.storage import Place
-from tasks.store import finish_environment, is_whole, write_part
+from tasks.store import finish_environment, write_part
 
 Role = Literal["experience", "target"]
 
@@ -50,12 +51,18 @@ class Environment:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows `start` to `stop` of an environment's split."""
+    """Rows `start` to `stop` of an environment's split; `made_of` digests settings and inputs."""
 
     environment: Environment
     index: int
     start: int
     stop: int
+    made_of: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its part is sealed with."""
+        return {"stage": self.environment.stage, "rows": [self.start, self.stop], "made of": self.made_of}
 
     @property
     def path(self) -> Place:
@@ -100,10 +107,9 @@ def mine_all(
             done[environment.role, environment.corruption] = manifest
             continue
         parts = settings | {"mining.shard_images": config.mining.shard_images}
-        begin(environment.folder / "parts", config=parts, inputs=inputs)
-        shards += _shards(
-            environment, len(here.split(environment.split).labels_N), config.mining.shard_images
-        )
+        begin(environment.folder / "parts", config=parts, inputs=inputs, sealed=True)
+        made_of, images = content_hash([settings, inputs]), len(here.split(environment.split).labels_N)
+        shards += _shards(environment, images, config.mining.shard_images, made_of)
     _mine_shards(config, shards, say)
     for environment in dict.fromkeys(s.environment for s in shards):
         paths = [s.path for s in shards if s.environment == environment]
@@ -120,16 +126,11 @@ def mine_all(
 
 
 def _mine_shards(config: Config, shards: Sequence[Shard], say: Callable[[str], None]) -> None:
-    """Mines the shards that are not there, or whose bytes are not those that were written."""
+    """Mines the shards that are not there, or are not what they are sealed to be."""
     if not shards:
         return
-    there = [s for s in shards if s.path.exists()]
-    damaged = {s for s in there if not is_whole(s.path)}
-    for shard in sorted(damaged, key=lambda s: str(s.path)):
-        say(f"{shard.path} is damaged. What it holds is made again now.")
-    whole = set(there) - damaged
-    missing = [s for s in shards if s not in whole]
-    progress = Progress("mine", len(shards), "shards", done=len(whole))
+    missing = missing_parts(shards, say)
+    progress = Progress("mine", len(shards), "shards", done=len(shards) - len(missing))
     build = partial(_build_worker, config)
     for shard, failures in map_items(
         build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
@@ -137,9 +138,10 @@ def _mine_shards(config: Config, shards: Sequence[Shard], say: Callable[[str], N
         progress.advance(note=f"{shard.environment.corruption}: {failures} failures")
 
 
-def _shards(environment: Environment, num_images: int, shard_images: int) -> list[Shard]:
+def _shards(environment: Environment, num_images: int, shard_images: int, made_of: str) -> list[Shard]:
     starts = range(0, num_images, shard_images)
-    return [Shard(environment, i, s, min(s + shard_images, num_images)) for i, s in enumerate(starts)]
+    ends = [min(start + shard_images, num_images) for start in starts]
+    return [Shard(environment, i, s, e, made_of) for i, (s, e) in enumerate(zip(starts, ends, strict=True))]
 
 
 def _sides(failures: Failures, *, config: Config, environment: Environment) -> np.ndarray:
@@ -171,6 +173,7 @@ def _build_worker(config: Config) -> Callable[[Shard], int]:
             keep=config.mining.pixels,
         )
         write_part(shard.path, mined)
+        seal(shard.path, shard.identity)
         return len(mined.failures)
 
     return work

@@ -19,7 +19,7 @@ from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
-from metarepair.features import SPECS
+from metarepair.features import check_extractor
 from metarepair.layout import RATES, Run, open_run
 from metarepair.meta_train import training_settings
 from metarepair.methods import get_method
@@ -32,7 +32,7 @@ from metarepair.score import (
 )
 from tasks.confidence import choose_experiences
 from tasks.corruptions import category_of
-from tasks.errors import ConfigError, DataError, unknown_name
+from tasks.errors import DataError
 from tasks.manifest import (
     MANIFEST,
     Manifest,
@@ -212,9 +212,7 @@ def _check_names(config: Config) -> None:
     """Refuses what a late stage would refuse, before the first one has cost anything."""
     for method in config.repair.methods:
         get_method(method)
-    extractor = config.features.extractor
-    if extractor not in SPECS and not extractor.startswith("timm:"):
-        raise ConfigError(unknown_name("feature extractor", extractor, SPECS))
+    check_extractor(config.features.extractor, config.features.weights)
     distances = dict.fromkeys(config.mining.experiences, 0.0)  # which is nearest is not known yet
     for target in config.targets:
         choose_experiences(

@@ -63,14 +63,17 @@ def _score(run: Run, config: Config, features: Mined) -> tuple[list[FidScore], l
     """Distances with their intervals, and the names of the files that now hold them."""
     found = environments(run, config)
     matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], workers=config.workers)
+    plain = scores_of(
+        matrix,
+        config.mining.experiences,
+        config.targets,
+        extractor=config.features.extractor,
+        rows=[features[e.role, e.corruption].rows["features"] for e in found],
+    )
+    # Before the intervals, which take long: a β that leaves nothing is refused here.
+    confidences = {t: confidence_of(plain, t, config.experiences) for t in config.targets}
     scores = with_intervals(
-        scores_of(
-            matrix,
-            config.mining.experiences,
-            config.targets,
-            extractor=config.features.extractor,
-            rows=[features[e.role, e.corruption].rows["features"] for e in found],
-        ),
+        plain,
         lambda score: feature_parts(run, score.experience, score.target),
         resamples=config.features.bootstrap,
         extrapolate=config.features.extrapolate,
@@ -78,7 +81,6 @@ def _score(run: Run, config: Config, features: Mined) -> tuple[list[FidScore], l
         workers=config.workers,
     )
     names = [e.corruption + (TARGET_SUFFIX if e.role == "target" else "") for e in found]
-    confidences = {t: confidence_of(scores, t, config.experiences) for t in config.targets}
     files = write_scores(run.score, scores, matrix, names, confidences)
     pairs = {(a, b): float(matrix[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
     title, label = f"Distances of {len(names)} environments", distance_name(config.features.extractor)

@@ -40,14 +40,6 @@ def read_features(path: Place) -> tuple[NDArray[np.float32], Ints]:
     return features, ids
 
 
-def is_part(path: Place, rows: int) -> bool:
-    """Whether a file holds the features of so many examples, every byte as written."""
-    try:
-        return len(read_features(path)[0]) == rows
-    except DataError:
-        return False
-
-
 def write_moments(path: Place, moments: Moments) -> None:
     """[1 + 1 + R, D] float64: the count (repeated), the mean, the factor."""
     count_D = np.full_like(moments.mean_D, moments.count)

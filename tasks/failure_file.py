@@ -6,7 +6,6 @@ index columns, and either the pixels or (`pixels: recomputed`) their digests.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -60,7 +59,7 @@ def _write(path: Place, failures: Failures, rows_N: Ints, pixels: pa.Array, fact
         pixels,
     ]
     schema = failure_schema(failures.images_NHWC_u8.shape[1:], stored=pixels.type != pa.uint64())
-    texts = {"corruption": failures.corruption, "facts": json.dumps(dict(facts)), "digest": _digest(columns)}
+    texts = {"corruption": failures.corruption, "facts": json.dumps(dict(facts))}
     schema = schema.with_metadata(
         {**(schema.metadata or {}), **{k.encode(): v.encode() for k, v in texts.items()}}
     )
@@ -86,24 +85,13 @@ def _gathered(images: PixelRows, rows: Ints | None) -> Iterator[Pixels]:
         yield array
 
 
-def _digest(columns: list[pa.Array]) -> str:
-    """Of all columns' bytes, the pixels among them."""
-    digest = hashlib.blake2b(digest_size=16)
-    for column in columns:
-        for buffer in column.buffers():
-            if buffer is not None:
-                start = column.offset * column.type.bit_width // 8
-                digest.update(memoryview(buffer)[start : start + len(column) * column.type.bit_width // 8])
-    return digest.hexdigest()
-
-
 def read_failures(path: Place) -> Failures:
     """The failures of one file; the pixels are a read-only memory map. Raises DataError for a damaged file."""
     return read_with_facts(path)[0]
 
 
-def read_with_facts(path: Place, *, whole: bool = False) -> tuple[Failures, dict[str, Any]]:
-    """The failures, and the metadata that they were written with; `whole` reads every byte and checks them all."""
+def read_with_facts(path: Place) -> tuple[Failures, dict[str, Any]]:
+    """The failures, and the metadata that they were written with."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(local(path))))
         texts = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
@@ -112,8 +100,6 @@ def read_with_facts(path: Place, *, whole: bool = False) -> tuple[Failures, dict
         if reader.num_record_batches != 1:
             raise DataError(f"{path} has {reader.num_record_batches} record batches; a store's file has one.")
         batch = reader.get_batch(0)
-        if whole and _digest(batch.columns) != texts["digest"]:
-            raise ValueError("its bytes are not those of its digest")
         return _failures(batch, texts["corruption"], shape, facts), facts
     except (OSError, pa.ArrowException, KeyError, ValueError, UnicodeDecodeError) as error:
         raise DataError(

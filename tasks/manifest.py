@@ -15,11 +15,22 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tasks.errors import DataError, StageError
-from tasks.storage import Place, local, remove_tree, size_of, write_text
+from tasks.remote_path import RemotePath, forget_copies
+from tasks.storage import Place, local, remove, remove_tree, size_of, write_text
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
-DAMAGED = "Run the stage again: `mine` and `score` mend what is damaged, other stages take --restart."
+CHECKSUM = "checksum"
+MENDING = (
+    "mine",
+    "features",
+    "score",
+    "hypothesis",
+)  # first words of the stages that make what is damaged again
+DAMAGED = (
+    "Run the stage that made it again: `mine`, `score` and `hypothesis` make what is damaged again, and nothing else; "
+    "other stages take --restart."
+)
 _PACKAGES = (
     "metarepair",
     "numpy",
@@ -98,7 +109,8 @@ def write_manifest(
         files={name: _size_and_hash(folder / name) for name in sorted(files)},
         versions=versions(),
     )
-    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+    content = asdict(manifest) | {CHECKSUM: content_hash(_plain(asdict(manifest)))}
+    write_text(folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True) + "\n")
     return manifest
 
 
@@ -112,6 +124,8 @@ def read_manifest(folder: Place) -> Manifest | None:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop(CHECKSUM) != content_hash(content):
+            raise ValueError("it is not as it was written")
         content["files"] = {name: (int(size), digest) for name, (size, digest) in content["files"].items()}
         return Manifest(**content)
     except FileNotFoundError:
@@ -175,7 +189,7 @@ def check_whole(
             say(f"{folder / name} is damaged. What it holds is made again now.")
     if damaged:
         for name in (MANIFEST, *damaged):
-            (folder / name).unlink(missing_ok=True)
+            remove(folder / name)
         return None
     return manifest
 
@@ -183,6 +197,11 @@ def check_whole(
 def _refuse_others(
     folder: Place, manifest: Manifest, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]
 ) -> None:
+    if manifest.stage != stage:
+        raise StageError(
+            f"{folder} holds {manifest.stage!r}, where {stage!r} belongs. Put it back where it came from, or delete "
+            "the folder and run again."
+        )
     lines = difference({"settings": manifest.config}, {"settings": _plain(config)})
     lines += difference({"inputs": manifest.inputs}, {"inputs": dict(inputs)})
     if lines:
@@ -194,17 +213,23 @@ def _refuse_others(
         )
 
 
-def begin(folder: Place, *, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+def begin(
+    folder: Place, *, config: Mapping[str, Any], inputs: Mapping[str, str], sealed: bool = False
+) -> None:
     """Marks an unfinished stage with what it depends on, so that a killed one goes on with the same alone.
 
-    Raises StageError with the difference when `folder` was begun with other settings or inputs.
+    Raises StageError with the difference when `folder` was begun with other settings or inputs, DataError when the mark
+    is damaged. With `sealed` parts, which tell themselves what they are of, a damaged mark is written anew.
     """
     path = folder / BEGUN
     content = _plain({"config": config, "inputs": inputs})
     try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else content
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}). Run the stage again with --restart.") from error
+        before = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else content
+    except (OSError, ValueError, TypeError) as error:
+        if not sealed:
+            raise DataError(f"{path} is damaged ({error}). Run the stage again with --restart.") from error
+        remove(path)
+        before = content
     lines = difference(before, content)
     if lines:
         shown = "; ".join(line.removeprefix("config.") for line in lines)
@@ -222,7 +247,8 @@ def verify_sizes(folder: Place, manifest: Manifest) -> None:
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes"
             raise DataError(
-                f"{folder / name} {state}, its manifest promises {size}: it was truncated or replaced. {DAMAGED}"
+                f"{folder / name} {state}, its manifest promises {size}: it was truncated or replaced. "
+                f"{_remedy(manifest)}"
             )
 
 
@@ -230,14 +256,29 @@ def verify_checksums(folder: Place, manifest: Manifest) -> None:
     """Reads every file. Raises DataError naming the first whose bytes are not the promised ones."""
     verify_sizes(folder, manifest)
     for name, (_, digest) in manifest.files.items():
-        if file_hash(folder / name) != digest:
-            raise DataError(f"{folder / name} differs from its checksum. {DAMAGED}")
+        if not has_digest(folder / name, digest):
+            raise DataError(f"{folder / name} differs from its checksum. {_remedy(manifest)}")
+
+
+def _remedy(manifest: Manifest) -> str:
+    verb = manifest.stage.partition(" ")[0]
+    if verb not in MENDING:
+        return "Run the stage again with --restart."
+    verb = "score" if verb == "features" else verb
+    return f"Run `metarepair {verb}` again: it makes what is damaged again, and nothing else."
+
+
+def has_digest(path: Place, digest: str) -> bool:
+    """Whether a file has these bytes. A remote one whose copy on this node has others is fetched once more."""
+    if isinstance(path, RemotePath) and path.is_file() and file_hash(path) != digest:
+        forget_copies(path)
+    return path.is_file() and file_hash(path) == digest
 
 
 def damaged_files(folder: Place, manifest: Manifest) -> list[str]:
     """Names of the files that are missing, or whose bytes are not the promised ones. Reads every file."""
     promised = manifest.files.items()
-    return [n for n, (size, d) in promised if size_of(folder / n) != size or file_hash(folder / n) != d]
+    return [n for n, (size, d) in promised if size_of(folder / n) != size or not has_digest(folder / n, d)]
 
 
 def discard(folder: Place) -> None:

@@ -23,8 +23,9 @@ import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet
 
-from tasks.errors import ConfigError, StorageError
+from tasks.errors import ConfigError, DataError, StorageError
 from tasks.remote_path import (
+    CACHE_VARIABLE,
     RemotePath,
     copies_of,
     copy_of,
@@ -65,7 +66,8 @@ def local(path: Place) -> Path:
     if info.type != pa.fs.FileType.File:
         raise FileNotFoundError(f"{path} is not there")
     copy = copy_of(path, info)
-    if not copy.is_file():
+    if size_of(copy) != info.size:
+        _make_cache(copy.parent)
         with writing(copy) as part:
             with reaching(path), path.system().open_input_stream(path.key) as stream, part.open("wb") as sink:
                 shutil.copyfileobj(stream, sink, CHUNK_BYTES)
@@ -80,17 +82,44 @@ def local(path: Place) -> Path:
 @contextmanager
 def writing(path: Place) -> Iterator[Path]:
     """A new local file to fill, which becomes `path` when the block ends and is gone when it raises."""
-    part = _unique(path if isinstance(path, Path) else copies_of(path) / path.name)
-    part.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, Path):
+        part = _unique(path)
+        with _right_kinds(path):
+            part.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        part = _unique(copies_of(path) / path.name)
+        _make_cache(part.parent)
     try:
         yield part
         part.chmod(0o644)  # some writers make it private; all workers must be able to read a shared path
         if isinstance(path, Path):
-            part.replace(path)
+            with _right_kinds(path):
+                part.replace(path)
         else:
             _upload(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _right_kinds(path: Path) -> Iterator[None]:
+    """A folder where a file belongs, or a file where a folder does, is the user's to move."""
+    try:
+        yield
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror}, {error.filename}. Something else stands there; move it away, "
+            "then run the same command again."
+        ) from error
+
+
+def _make_cache(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The cache for remote files cannot be written ({error}). Set {CACHE_VARIABLE} to a folder that can."
+        ) from error
 
 
 def _upload(part: Path, path: RemotePath) -> None:
@@ -151,6 +180,14 @@ def size_of(path: Place) -> int | None:
     if isinstance(path, RemotePath):
         return path.size()
     return path.stat().st_size if path.is_file() else None
+
+
+def remove(path: Place) -> None:
+    """Deletes what stands at `path`, be it a file or a folder; nothing where there is nothing."""
+    if path.is_dir():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_tree(path: Place) -> None:

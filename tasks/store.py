@@ -34,20 +34,14 @@ def write_part(path: Place, mined: Mined) -> None:
     write_failures(path, mined.failures, metadata=facts)
 
 
-def read_part(path: Place, *, whole: bool = False) -> Mined:
-    """What `write_part` wrote; `whole` checks every byte. Raises DataError for a damaged one."""
-    failures, facts = read_with_facts(path, whole=whole)
-    by_severity = {key: {int(s): n for s, n in facts[key].items()} for key in ("examined", "correct")}
-    return Mined(failures=failures, seconds=facts.get("seconds", {}), **by_severity)
-
-
-def is_whole(path: Place) -> bool:
-    """Whether a part is there with the very bytes that were written."""
+def read_part(path: Place) -> Mined:
+    """What `write_part` wrote. Raises DataError for a damaged one."""
+    failures, facts = read_with_facts(path)
     try:
-        read_part(path, whole=True)
-    except DataError:
-        return False
-    return True
+        by_severity = {key: {int(s): n for s, n in facts[key].items()} for key in ("examined", "correct")}
+    except (KeyError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is no part of a mined environment. Mine it again with --restart.") from error
+    return Mined(failures=failures, seconds=facts.get("seconds", {}), **by_severity)
 
 
 def finish_environment(

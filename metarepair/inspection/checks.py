@@ -11,7 +11,8 @@ from metarepair.inspection.places import TRACES, StagePlace
 from metarepair.progress import Progress
 from tasks.errors import DataError
 from tasks.failure_file import read_with_facts
-from tasks.manifest import BEGUN, MANIFEST, Manifest, file_hash, read_manifest
+from tasks.manifest import BEGUN, MANIFEST, Manifest, has_digest, read_manifest
+from tasks.seal import is_untouched, seal_of
 from tasks.storage import Place, size_of
 
 SHOWN_FROM_BYTES = 1 << 28  # less is read in about a second, and needs no progress
@@ -31,17 +32,19 @@ class Checksums:
             size = size_of(path)
             if size != promised[0]:
                 return "missing" if size is None else "differs"
-            same = file_hash(path) == promised[1]
+            same = has_digest(path, promised[1])
         except (OSError, ValueError):
             return "unreadable"
         self._advance(size, path.name)
         return "ok" if same else "differs"
 
     def own_state(self, path: Place) -> tuple[State, dict[str, Any]]:
-        """Of a part, by the digest that it carries; and its counts."""
+        """Of a part, by its seal; and its counts. Without a seal nothing promises what its bytes are."""
+        found: State = "unchecked"
+        if seal_of(path).exists():
+            found = "ok" if is_untouched(path) else "differs"
         try:
-            _, facts = read_with_facts(path, whole=True)
-            found: State = "ok"
+            facts = read_with_facts(path)[1] if found != "differs" else {}
         except DataError:
             found, facts = "differs", {}
         self._advance(size_of(path) or 0, path.name)

@@ -278,7 +278,7 @@ def test_a_truncated_store_is_refused_by_the_name_of_the_file(done: Cli) -> None
     shutil.rmtree(done.root / "features")
     shutil.rmtree(done.root / "score")
     cut(done.root / "experiences" / "shot_noise" / "collect.arrow")
-    done.refused("score", says=["shot_noise/collect.arrow", "`mine`"], unfinished="features")
+    done.refused("score", says=["shot_noise/collect.arrow", "`metarepair mine`"], unfinished="features")
 
 
 def test_mining_again_mends_what_is_damaged_and_nothing_else(done: Cli) -> None:
@@ -422,10 +422,10 @@ RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
         ("distributed.mining.finish_environment", 1),
         ("tasks.store.write_failures", 7),
         ("distributed.features.write_features", 1),
-        ("distributed.pipeline.write_scores", 0),
+        ("distributed.score.write_scores", 0),
         ("metarepair.meta_train.MetaTrainer.run_episode", 1),
         ("metarepair.meta_train.seal", 1),
-        ("distributed.pipeline.write_manifest", 1),
+        ("distributed.pipeline.write_manifest", 0),
         ("metarepair.repair_stage.save_weights", 1),
         ("metarepair.repair_stage._write_samples", 0),
     ],

@@ -233,18 +233,37 @@ def test_a_restart_keeps_fine_tunes_that_would_come_out_the_same(
     assert contents(study_of(copied)) == before
 
 
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("damage", ["cut", "another value", "another fine-tune"])
 def test_a_damaged_result_is_named_and_it_alone_is_done_again(
-    copied: Path, repairs: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+    copied: Path,
+    repairs: list[tuple[str, int]],
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+    done: bool,
 ) -> None:
     undisturbed = contents(study_of(copied))
     damaged = study_of(copied) / "gains" / "fog-1.json"
-    damaged.write_text('{"accuracies": {', encoding="utf-8")
-    (study_of(copied) / "manifest.json").unlink()
-    assert run(copied) == 2
-    assert str(damaged) in capsys.readouterr().err
-    damaged.unlink()
+    text = damaged.read_text(encoding="utf-8")
+    other = (damaged.parent / "contrast-0.json").read_text(encoding="utf-8")
+    changed = {"cut": text[:20], "another value": text.replace("0.", "0.9", 1), "another fine-tune": other}
+    damaged.write_text(changed[damage], encoding="utf-8")
+    if not done:
+        (study_of(copied) / "manifest.json").unlink()
     assert run(copied) == 0
+    assert f"{damaged} is damaged" in capsys.readouterr().out
     assert repairs == [("fog", 1)]
+    assert contents(study_of(copied)) == undisturbed
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "summary.json", "scatter.png", "manifest.json"])
+def test_damaged_tables_are_made_again_from_the_fine_tunes_that_are_there(
+    copied: Path, repairs: list[tuple[str, int]], name: str
+) -> None:
+    undisturbed = contents(study_of(copied))
+    (study_of(copied) / name).write_bytes(b"{")
+    assert run(copied) == 0
+    assert repairs == []
     assert contents(study_of(copied)) == undisturbed
 
 

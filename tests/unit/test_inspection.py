@@ -25,9 +25,10 @@ from metarepair.inspection.inspect import inspect
 from metarepair.inspection.text import describe
 from tasks.datasets import CIFAR10_CLASSES
 from tasks.failure_file import write_failures
-from tasks.manifest import begin, read_manifest, write_manifest
+from tasks.manifest import CHECKSUM, begin, content_hash, read_manifest, write_manifest
 from tasks.mining import Mined
 from tasks.records import Failures
+from tasks.seal import seal as seal_part
 from tasks.storage import Place, write_text
 from tasks.store import finish_environment, write_part
 
@@ -134,8 +135,10 @@ def test_counts_are_those_that_were_mined(run: Place) -> None:
 
 def test_classes_of_a_data_set_that_is_not_known_have_numbers(here: Path) -> None:
     folder = here / "experiences" / "fog"
-    text = (folder / "manifest.json").read_text(encoding="utf-8")
-    (folder / "manifest.json").write_text(text.replace("cifar10_sample", "my_images"), encoding="utf-8")
+    text = (folder / "manifest.json").read_text(encoding="utf-8").replace("cifar10_sample", "my_images")
+    content = json.loads(text)
+    del content[CHECKSUM]
+    write_text(folder / "manifest.json", json.dumps(content | {CHECKSUM: content_hash(content)}))
     facts: Any = inspect(str(folder)).stages[0].details
     assert list(facts.collected_per_class) == [str(i) for i in range(10)]
     assert not facts.classes_named
@@ -199,6 +202,7 @@ def test_an_unfinished_environment_tells_its_parts_and_names_a_damaged_one(run: 
     begin(folder / "parts", config=CONFIG, inputs={})
     for i in range(3):
         write_part(folder / "parts" / f"part-0000{i}.arrow", mined(i, "rain"))
+        seal_part(folder / "parts" / f"part-0000{i}.arrow", {"shard": i})
     rain = stage(inspect(str(run)), "targets/rain")
     facts: Any = rain.details
     assert (rain.finished, rain.manifest, rain.config["seed"], facts.parts) == (False, "missing", 3, 3)
@@ -377,7 +381,11 @@ def test_one_file_is_checked_by_whoever_promises_it(here: Path) -> None:
     assert (closed.state, closed.collected_per_class, closed.collected_per_severity) == ("ok", {}, {})
     alone = here.parent / "collect.arrow"
     (folder / "collect.arrow").rename(alone)
-    assert inspect(str(alone)).damaged == ()
+    found = inspect(str(alone))
+    assert found.damaged == ()
+    assert found.file is not None
+    assert found.file.state == "unchecked"
+    seal_part(alone, {"shard": 0})
     damage(alone, "one bit")
     found = inspect(str(alone))
     assert found.file is not None

@@ -17,6 +17,7 @@ from tasks.manifest import (
     Manifest,
     begin,
     check_done,
+    check_whole,
     discard,
     read_manifest,
     require_manifest,
@@ -25,8 +26,8 @@ from tasks.manifest import (
 )
 from tasks.mining import Mined
 from tasks.records import Failures
-from tasks.storage import Place, local, write_text
-from tasks.store import finish_environment, is_whole, open_side, read_part, write_part
+from tasks.storage import Place, find, local, place, write_text
+from tasks.store import finish_environment, open_side, read_part, write_part
 
 SETTINGS = {"seed": 0, "mining": {"collect": 20, "severities": (3, 5)}}
 INPUTS = {"train": "abc"}
@@ -239,18 +240,6 @@ def test_a_damaged_manifest_is_refused_by_name(root: Place, content: str) -> Non
         read_manifest(root)
 
 
-def test_a_part_with_a_changed_byte_is_not_whole(root: Place) -> None:
-    path = root / "p.arrow"
-    write_part(path, mined(6, 1))
-    assert is_whole(path)
-    content = bytearray(path.read_bytes())
-    content[content.index(failures(6, 1).images_NHWC_u8[3].tobytes())] ^= 1
-    path.write_bytes(bytes(content))
-    assert not is_whole(path)
-    with pytest.raises(DataError, match=r"p\.arrow .*digest"):
-        read_part(path, whole=True)
-
-
 def test_the_second_of_two_writers_finds_the_environment_finished(root: Place) -> None:
     paths = [root / "parts" / f"part-{i}.arrow" for i in range(2)]
     for i, path in enumerate(paths):
@@ -279,3 +268,67 @@ def test_many_writers_finish_one_environment(tmp_path: Path) -> None:
         "manifest.json",
     ]
     verify_checksums(tmp_path, manifests[0])
+
+
+@pytest.mark.parametrize("key", ["rows", "facts", "stage", "config", "files"])
+def test_a_manifest_that_was_changed_by_hand_is_damaged(root: Place, key: str) -> None:
+    made(root)
+    content = json.loads((root / "manifest.json").read_text())
+    content[key] = {} if isinstance(content[key], dict) and content[key] else "x"
+    write_text(root / "manifest.json", json.dumps(content))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        read_manifest(root)
+
+
+def test_the_folder_of_another_stage_is_not_taken_for_this_one(root: Place) -> None:
+    made(root)
+    with pytest.raises(StageError, match=r"holds 's', where 't' belongs"):
+        check_done(root, stage="t", config=SETTINGS, inputs=INPUTS)
+
+
+def whole(root: Place, said: list[str]) -> Manifest | None:
+    return check_whole(root, stage="s", config=SETTINGS, inputs=INPUTS, say=said.append)
+
+
+def test_what_mends_itself_deletes_what_is_damaged_and_names_it(root: Place) -> None:
+    made(root)
+    said: list[str] = []
+    assert whole(root, said) is not None
+    (root / "a.bin").write_bytes(b"0123456780")
+    assert whole(root, said) is None
+    assert len(said) == 1
+    assert "a.bin is damaged" in said[0]
+    assert [p.name for p in find(root, "*")] == ["b.bin"]
+
+
+def test_what_mends_itself_takes_away_folders_that_stand_for_files(tmp_path: Path) -> None:
+    for name in ("a.bin", "manifest.json"):
+        folder = tmp_path / name.partition(".")[0]
+        made(folder)
+        (folder / name).unlink()
+        (folder / name / "x").mkdir(parents=True)
+        said: list[str] = []
+        assert whole(folder, said) is None
+        assert name in said[0]
+        assert not (folder / name).exists()
+
+
+def test_a_damaged_copy_on_this_node_is_fetched_once_more(s3: str) -> None:
+    root = place(s3)
+    manifest = made(root)
+    copy = local(root / "a.bin")
+    copy.write_bytes(b"x" * copy.stat().st_size)
+    verify_checksums(root, manifest)
+    assert local(root / "a.bin").read_bytes() == b"0123456789"
+    local(root / "a.bin").write_bytes(b"cut")
+    assert local(root / "a.bin").read_bytes() == b"0123456789"
+
+
+@pytest.mark.parametrize("content", ["{", "3", "null"])
+def test_a_damaged_mark_of_sealed_parts_is_written_anew(root: Place, content: str) -> None:
+    write_text(root / "begun.json", content)
+    with pytest.raises(DataError, match=r"begun\.json is damaged"):
+        begin(root, config=SETTINGS, inputs=INPUTS)
+    begin(root, config=SETTINGS, inputs=INPUTS, sealed=True)
+    with pytest.raises(StageError, match="seed: 0 -> 1"):
+        begin(root, config={**SETTINGS, "seed": 1}, inputs=INPUTS, sealed=True)

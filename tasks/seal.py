@@ -1,0 +1,66 @@
+"""A finished part of an unfinished stage in, a seal beside it out: which part it is, and the digest of its bytes.
+
+A manifest is written when a stage is done; until then each part vouches for itself. A part that was damaged, exchanged
+with another, or made with other settings is not taken for the one that is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from tasks.manifest import content_hash, file_hash
+from tasks.storage import Place, write_text
+
+SUFFIX = ".seal"
+AnyPart = TypeVar("AnyPart", bound="Part")
+
+
+def seal(path: Place, identity: Mapping[str, Any]) -> None:
+    """Writes `path`.seal, last: a part without one is not there. `identity` is plain JSON content."""
+    content = {"identity": content_hash(dict(identity)), "digest": file_hash(path)}
+    write_text(seal_of(path), json.dumps(content))
+
+
+def is_sealed(path: Place, identity: Mapping[str, Any]) -> bool:
+    """Whether `path` is there, is what `identity` says, and has the very bytes that were sealed."""
+    try:
+        found = json.loads(seal_of(path).read_text(encoding="utf-8"))
+        return bool(found == {"identity": content_hash(dict(identity)), "digest": file_hash(path)})
+    except (OSError, ValueError):
+        return False
+
+
+def is_untouched(path: Place) -> bool:
+    """Whether `path` has the bytes that were sealed, whatever it is."""
+    try:
+        return bool(json.loads(seal_of(path).read_text(encoding="utf-8"))["digest"] == file_hash(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+class Part(Protocol):
+    """A piece of work with its file."""
+
+    @property
+    def path(self) -> Place: ...
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+
+def missing_parts(parts: Sequence[AnyPart], say: Callable[[str], None]) -> list[AnyPart]:
+    """Those that are to be made: not there, or there and not what they should be, which is said."""
+    missing = []
+    for part in parts:
+        if is_sealed(part.path, part.identity):
+            continue
+        if part.path.exists() and seal_of(part.path).exists():
+            say(f"{part.path} is damaged, or not what belongs there. What it stands for is made again now.")
+        missing.append(part)
+    return missing
+
+
+def seal_of(path: Place) -> Place:
+    """Where the seal of a part is."""
+    return path.with_name(path.name + SUFFIX)

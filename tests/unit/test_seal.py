@@ -1,0 +1,79 @@
+"""A part is taken for what it was sealed as, with the bytes that it had then, and for nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tasks.seal import SUFFIX, is_sealed, is_untouched, missing_parts, seal, seal_of
+from tasks.storage import Place, remove, write_text
+
+
+@dataclass(frozen=True)
+class Piece:
+    path: Place
+    number: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"piece": self.number, "rows": [0, self.number]}
+
+    def make(self, content: str = "content") -> Piece:
+        write_text(self.path, f"{content} {self.number}")
+        seal(self.path, self.identity)
+        return self
+
+
+def made(root: Place, count: int = 3) -> list[Piece]:
+    return [Piece(root / f"part-{n}", n).make() for n in range(count)]
+
+
+def test_what_was_sealed_is_there(root: Place) -> None:
+    said: list[str] = []
+    assert missing_parts(made(root), said.append) == []
+    assert said == []
+
+
+def test_what_was_never_made_is_missing_without_a_word(root: Place) -> None:
+    pieces, said = [*made(root), Piece(root / "part-9", 9)], list[str]()
+    assert missing_parts(pieces, said.append) == pieces[-1:]
+    assert said == []
+
+
+@pytest.mark.parametrize("place", [0, 3, 8])
+def test_any_changed_byte_breaks_the_seal(root: Place, place: int) -> None:
+    pieces, said = made(root), list[str]()
+    content = bytearray(pieces[1].path.read_bytes())
+    content[place] ^= 1
+    pieces[1].path.write_bytes(bytes(content))
+    assert missing_parts(pieces, said.append) == [pieces[1]]
+    assert len(said) == 1
+    assert str(pieces[1].path) in said[0]
+    assert not is_untouched(pieces[1].path)
+
+
+def test_parts_that_were_exchanged_are_not_taken_for_each_other(root: Place) -> None:
+    pieces = made(root, 2)
+    contents = [(p.path.read_bytes(), seal_of(p.path).read_bytes()) for p in pieces]
+    for piece, (content, sealed) in zip(pieces, reversed(contents), strict=True):
+        piece.path.write_bytes(content)
+        seal_of(piece.path).write_bytes(sealed)
+    assert missing_parts(pieces, lambda _: None) == pieces
+    assert is_untouched(pieces[0].path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", "null", "[]", '{"identity": 1}'])
+def test_a_damaged_seal_is_no_seal(root: Place, content: str) -> None:
+    (piece,) = made(root, 1)
+    write_text(seal_of(piece.path), content)
+    assert not is_sealed(piece.path, piece.identity)
+    assert not is_untouched(piece.path)
+
+
+def test_a_part_that_was_killed_before_its_seal_is_not_there(root: Place) -> None:
+    (piece,) = made(root, 1)
+    remove(seal_of(piece.path))
+    assert missing_parts([piece], lambda _: None) == [piece]
+    assert seal_of(piece.path).name == piece.path.name + SUFFIX
