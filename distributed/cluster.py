@@ -22,6 +22,8 @@ def connected(workers: int, address: str | None, *, gpus: int = 0) -> Iterator[N
         return
     # The controller polls this often; a report waits for the poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Training workers stay in the driver's folder: paths of the settings and the user's modules are relative to it.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     import ray
 
     if ray.is_initialized():

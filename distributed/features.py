@@ -177,6 +177,7 @@ def load_extractor(config: Config, here: Surroundings) -> FeatureExtractor:
         mean=here.deployed.mean,
         std=here.deployed.std,
         device=here.deployed.device,
+        input_size=here.deployed.input_size,
     )
 
 

@@ -27,9 +27,9 @@ from metarepair.config import Config
 from metarepair.deploy import load_surroundings
 from metarepair.hypothesis import Study, summarise
 from metarepair.layout import Run
+from metarepair.meta_test import Start, accuracy_on, repair_data
 from metarepair.methods import MethodContext, get_method
 from metarepair.progress import Progress
-from metarepair.repair import Start, accuracy_on, repair_data
 from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
 from tasks.corruptions import CORRUPTIONS

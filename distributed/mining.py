@@ -81,7 +81,7 @@ def environments(run: Run, config: Config) -> list[Environment]:
 def mining_settings(config: Config) -> dict[str, Any]:
     """The settings that failures depend on; sizes of batches and shards are not among them."""
     values = config.model_dump(mode="json", include={"seed", "model"})
-    values["data"] = config.data.model_dump(mode="json", exclude={"root", "archive"})
+    values["data"] = config.data.model_dump(mode="json", exclude={"root", "train", "test", "archive"})
     values["mining"] = config.mining.model_dump(
         mode="json", exclude={"experiences", "batch_size", "shard_images"}
     )
@@ -121,6 +121,7 @@ def mine_all(
             config=settings,
             inputs=inputs,
             num_classes=here.deployed.num_classes,
+            class_names=here.split(environment.split).classes,
         )
     return done
 

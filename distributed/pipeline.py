@@ -17,8 +17,10 @@ from distributed.mining import Role, environments, mine_all, mining_settings
 from distributed.score import score_stage, stale_features
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
+from metarepair.clean_check import check_on_clean
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
+from metarepair.export import require_packages
 from metarepair.features import check_extractor
 from metarepair.layout import RATES, Run, open_run
 from metarepair.meta_train import training_settings
@@ -55,13 +57,25 @@ class Pipeline:
     """The stages of one run. A stage that is done with the same settings is skipped and said to be."""
 
     def __init__(self, config: Config, say: Say) -> None:
-        self.config, self.say = config, say
+        self.config, self.say, self._checked = config, say, False
         _check_names(config)
         self.run: Run = open_run(config)
 
     @cached_property
     def here(self) -> Surroundings:
-        return load_surroundings(self.config, device=self.device)
+        found = load_surroundings(self.config, device=self.device)
+        for note in found.deployed.notes:
+            self.say(note)
+        return found
+
+    def check_clean(self) -> None:
+        """The deployed DNN on some clean test images, once. Raises WeightsError where it is near chance on them."""
+        if self._checked:
+            return
+        self._checked = True
+        found = check_on_clean(self.here.deployed, self.here.split("test"))
+        note = "" if found.note is None else f"; {found.note}"
+        self.say(f"{self.here.deployed.name}: {found.accuracy:.1%} of {found.images} clean test images{note}")
 
     @property
     def device(self) -> torch.device:
@@ -77,6 +91,8 @@ class Pipeline:
         """
         if stage != "report":
             self.here.inputs()
+        if stage == "mine":
+            self.check_clean()
         mined = self._mined() if STAGES.index(stage) > STAGES.index("mine") else {}
         if stage == "score":
             load_extractor(self.config, self.here)
@@ -121,6 +137,9 @@ class Pipeline:
 
     def mine(self) -> None:
         """Experiences from the training split, targets from the test split."""
+        folders = [environment.folder for environment in environments(self.run, self.config)]
+        if not all((folder / MANIFEST).is_file() for folder in folders):
+            self.check_clean()  # before hours of mining what a wrong preprocessing alone fails on
         mined = mine_all(self.run, self.config, self.here, self.say)
         for (role, name), manifest in mined.items():
             examined = sum(manifest.facts["examined"].values())
@@ -212,6 +231,8 @@ def _check_names(config: Config) -> None:
     """Refuses what a late stage would refuse, before the first one has cost anything."""
     for method in config.repair.methods:
         get_method(method)
+    for kind in config.repair.export or ():
+        require_packages(kind)
     check_extractor(config.features.extractor, config.features.weights)
     distances = dict.fromkeys(config.mining.experiences, 0.0)  # which is nearest is not known yet
     for target in config.targets:

@@ -17,9 +17,9 @@ from metarepair.config import Config
 from metarepair.context import Context, LocalContext, Metrics, last_report
 from metarepair.deploy import load_surroundings
 from metarepair.layout import Run
+from metarepair.meta_test import repair_data
 from metarepair.meta_train import MetaTrainer, meta_train
 from metarepair.progress import Progress
-from metarepair.repair import repair_data
 from metarepair.score import read_confidence
 from metarepair.settings import parse_config
 from metarepair.task_source import TaskSource

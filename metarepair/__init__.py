@@ -1,3 +1,36 @@
-"""How a DNN is repaired: models, inner loop, meta-gradient, repair, evaluation, reports, command line."""
+"""How a DNN is repaired: models, inner loop, meta-gradient, repair, evaluation, reports, command line.
 
+In Python: `from metarepair import RepairConfig, repair`. Both are imported when they are first asked for, so that
+the command line's help needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metarepair.call import Repaired, repair
+    from metarepair.repair_config import RepairConfig
+
+__all__ = ["RepairConfig", "Repaired", "__version__", "repair"]
 __version__ = "0.1.0"
+
+_LAZY = {
+    "RepairConfig": "metarepair.repair_config",
+    "Repaired": "metarepair.call",
+    "repair": "metarepair.call",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

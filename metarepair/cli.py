@@ -28,6 +28,7 @@ VERBS = {
     "repair": "repair the deployed DNN for each target, and judge it",
     "report": "table, figures and HTML page of a repaired run",
     "hypothesis": "measure whether nearer experiences repair better, on all pairs of corruptions",
+    "export": "write a repaired DNN as torch.export or ONNX, or into a file like the one that it came from",
     "inspect": "show what is in a run or an experience store, and check its checksums",
     "corruptions": "list the corruptions, or show all of them on one image",
     "doctor": "what this machine and environment can do",
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if given.verb == "corruptions":
             return _show_corruptions(given)
+        if given.verb == "export":
+            return _export(given)
         if given.verb == "inspect":
             from metarepair.inspection.command import show
 
@@ -92,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         if verb == "inspect":
             _add_inspection_options(sub)
             continue
+        if verb == "export":
+            _add_export_options(sub)
+            continue
         sub.add_argument("--storage", metavar="PATH", help="folder of the runs (overrides storage_path)")
         if verb == "doctor":
             continue
@@ -103,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help="one setting, as train.episodes=20",
         )
+        sub.add_argument(
+            "--model",
+            metavar="NAME",
+            help="the DNN: timm:NAME, or module:FACTORY, the import path of what returns an nn.Module",
+        )
+        sub.add_argument("--weights", metavar="FILE", help="its weights: .safetensors, or of torch.save")
         sub.add_argument("--restart", action="store_true", help="begin this stage and those after it anew")
         if verb != "pretrain":
             sub.add_argument(
@@ -136,6 +148,25 @@ def _add_inspection_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN_OR_WEIGHTS", help="a run (STORAGE/NAME), or a model.safetensors")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=("torch", "onnx", "original"),
+        help="a program of torch.export or ONNX, checked on real images; or model.weights' own names and wrapping",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="where it goes")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="model and data of weights outside a run")
+
+
+def _export(given: argparse.Namespace) -> int:
+    from metarepair.export_command import export
+
+    export(given.path, kind=given.format, out=given.out, config_file=given.config, say=_say)
+    return 0
+
+
 def _show_corruptions(given: argparse.Namespace) -> int:
     from metarepair.contact_sheet import describe_corruptions, write_contact_sheet
 
@@ -166,7 +197,12 @@ def _check_own_packages() -> None:
 def _run(given: argparse.Namespace) -> int:
     from metarepair.settings import load_config
 
-    config = load_config(given.config, given.set, storage_path=given.storage)
+    config = load_config(
+        given.config,
+        given.set,
+        model={"name": given.model, "weights": given.weights},
+        storage_path=given.storage,
+    )
     if given.verb == "pretrain":
         from metarepair.pretrain_stage import pretrain_stage
 

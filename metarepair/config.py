@@ -5,54 +5,69 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from metarepair.data_config import Colour, DataConfig
 from metarepair.section import Positive, Rate, Section
 from metarepair.train_config import InnerConfig, TrainConfig
 from tasks.corruptions import resolve
-from tasks.datasets import dataset_info
 from tasks.errors import ConfigError
 
 Corruption = str
 Value = TypeVar("Value")
 
 
-class DataConfig(Section):
-    """Which clean images."""
-
-    name: str = Field("cifar10_sample", description="Data set: cifar10 or cifar10_sample.")
-    root: str | None = Field(None, description="Folder of the data set; METAREPAIR_DATA when not given.")
-    archive: str | None = Field(
-        None,
-        min_length=1,
-        description="Folder of a published archive (CIFAR-10-C) that the test split's corrupted images come from.",
-    )
-    corruption_table: Literal["cifar", "tinyimagenet", "imagenet"] | None = Field(
-        None, description="Constants made for 32, 64 or 224 pixels; the data set's own when not given."
-    )
-    max_train_images: Positive | None = Field(
-        None, description="Experiences are mined from the first so many training images (all when not given)."
-    )
-    max_test_images: Positive | None = Field(
-        None, description="Targets and clean accuracy use the first so many test images (all when not given)."
-    )
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        dataset_info(name)
-        return name
-
-
 class ModelConfig(Section):
     """The deployed DNN."""
 
-    name: str = Field("resnet8_cifar", description="A timm name.")
-    weights: str = Field(
-        "shipped:resnet8_cifar10", description="A .safetensors file, or shipped:NAME for the project's own."
+    name: str = Field(
+        "resnet8_cifar",
+        min_length=1,
+        description="NAME or timm:NAME of timm's, or module:FACTORY, the import path of what returns an nn.Module.",
     )
+    weights: str = Field(
+        "shipped:resnet8_cifar10",
+        description="A .safetensors or torch.save file, or shipped:NAME for the project's own.",
+    )
+    entry: str | None = Field(
+        None,
+        min_length=1,
+        description="Entry of a torch.save file that the weights are under, where it has several.",
+    )
+    stem: Literal["imagenet", "cifar"] = Field(
+        "imagenet",
+        description="imagenet: the model as timm builds it; cifar: 3 × 3 at stride 1, no pooling, for small images.",
+    )
+    input_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
+        None,
+        description="Images are resized to so many pixels a side for the DNN; as they are when not given.",
+    )
+    normalisation: Literal["dataset", "checkpoint"] = Field(
+        "dataset",
+        description="Mean and deviation of the pixels: the data set's, or those timm states for the model.",
+    )
+
+    mean: Colour | None = Field(
+        None, description="Of pixels in [0, 1], red, green, blue: in place of the normalisation's."
+    )
+    std: Colour | None = Field(None, description="As mean: the deviation of pixels in [0, 1].")
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: Colour | None) -> Colour | None:
+        if std is not None and min(std) <= 0:
+            raise ValueError("a deviation of pixels is above 0; give three such numbers")
+        return std
+
+    @model_serializer(mode="wrap")
+    def _plain(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the later settings at their defaults: runs recorded before them stay equal to the same today."""
+        values: dict[str, Any] = rest(self)
+        fields = type(self).model_fields
+        added = {k for k in values.keys() - {"name", "weights"} if values[k] == fields[k].default}
+        return {k: v for k, v in values.items() if k not in added}
 
 
 class MiningConfig(Section):
@@ -160,6 +175,11 @@ class RepairSettings(Section):
         ("none", "finetune", "bn_adapt", "metarepair"), min_length=1, description="Repair methods, compared."
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="One repair per method and seed.")
+    export: tuple[Literal["torch", "onnx"], ...] | None = Field(
+        None,
+        min_length=1,
+        description="Programs made of each repaired DNN beside its weights: torch (model.pt2), onnx (model.onnx).",
+    )
 
     @field_validator("methods", "seeds")
     @classmethod

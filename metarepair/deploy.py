@@ -30,7 +30,7 @@ class Surroundings:
         if split not in self._splits:
             data = self.config.data
             limit = data.max_train_images if split == "train" else data.max_test_images
-            whole = load_dataset(data.name, split, root=data.root)
+            whole = load_dataset(data.source(), split)
             cut = whole if limit is None else whole.head(limit)
             archive = self._archive(cut) if split == "test" and data.archive else None
             self._splits[split] = replace(cut, corruption_table=data.corruption_table, archive=archive)
@@ -66,9 +66,18 @@ def pick_device(name: str) -> torch.device:
 
 def load_surroundings(config: Config, *, device: torch.device | None = None) -> Surroundings:
     """The deployed DNN on `device` (the configured one when not given); data are not read yet."""
-    info = dataset_info(config.data.name)
+    info = dataset_info(config.data.source())
     deployed = load_deployed(
-        config.model.name, config.model.weights, info, device=device or pick_device(config.device)
+        config.model.name,
+        config.model.weights,
+        info,
+        stem=config.model.stem,
+        input_size=config.model.input_size,
+        normalisation=config.model.normalisation,
+        mean=config.model.mean,
+        std=config.model.std,
+        entry=config.model.entry,
+        device=device or pick_device(config.device),
     )
     adapted_names(deployed.module, config.inner.parts)  # a part that names nothing is said before any work
     return Surroundings(config, deployed)

@@ -8,7 +8,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from tasks.datasets import DATA_VARIABLE, load_dataset
+from tasks.datasets import DATA_VARIABLE, NAMES, USERS, count_images
 from tasks.errors import UserError
 from tasks.manifest import versions
 
@@ -20,8 +20,7 @@ def examine(storage: str) -> str:
         f"packages   {', '.join(f'{k} {v}' for k, v in versions().items())}",
         f"devices    {_devices()}",
         f"ray        {'installed' if find_spec('ray') else 'not installed: only workers=0 works'}",
-        f"data       cifar10_sample: {_data('cifar10_sample')}",
-        f"           cifar10: {_data('cifar10')}",
+        f"data       {_data()}",
         f"features   inception: {_inception()}",
         f"           efficientnet_lite0: {_efficientnet()}",
         f"storage    {_storage(Path(storage))}",
@@ -37,12 +36,17 @@ def _devices() -> str:
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
 
 
-def _data(name: str) -> str:
-    try:
-        data = load_dataset(name, "test")
-    except UserError as error:
-        return f"not found. {error} ({DATA_VARIABLE}={os.environ.get(DATA_VARIABLE)})"
-    return f"{len(data.labels_N)} test images"
+def _data() -> str:
+    """A line for each published data set, and for a user's own that lies in METAREPAIR_DATA itself."""
+    lines = []
+    for name in sorted(NAMES, key=lambda n: n != "cifar10_sample"):
+        try:
+            images, classes = count_images(name, "test")
+            lines.append(f"{name}: {images} test images of {classes} classes")
+        except UserError as error:
+            if name not in USERS:
+                lines.append(f"{name}: not found. {error} ({DATA_VARIABLE}={os.environ.get(DATA_VARIABLE)})")
+    return f"\n{' ' * 11}".join(lines)
 
 
 def _inception() -> str:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from metarepair.config import Config
 from metarepair.inner import FunctionalNet, InnerRule
 from metarepair.layout import Run
+from metarepair.meta_test import accuracy_on, predict
 from metarepair.methods.base import RepairedModel
 from metarepair.models.build import DeployedModel
-from metarepair.repair import accuracy_on, predict
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import Dataset
 from tasks.environment import corrupted_images

@@ -22,12 +22,12 @@ from typing import Any, Protocol
 import numpy as np
 import timm
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarepair.models.folding import absorb_same_padding, fold_batch_norms
 from metarepair.models.inception import FEATURES, fold_fid_inception, load_fid_inception
+from metarepair.models.preprocessing import resized
 from metarepair.models.state_dict import check_state_dict, read_state_dict
 from tasks.errors import ConfigError, DataError, WeightsError, near_names, unknown_name
 
@@ -64,13 +64,15 @@ def build_extractor(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device,
+    input_size: int | None = None,
 ) -> FeatureExtractor:
     """The extractor that `spec` names, on `device`, in evaluation mode and float32.
 
     weights: a .safetensors or torch.save file; required for timm, else None for the usual place. deployed,
-    mean, std: the deployed DNN and its normalisation of pixels in 0..1, for `deployed` alone; the DNN is
-    copied, so that later repairs do not change the features. Raises ConfigError for an unknown spec or one
-    that lacks what it needs, WeightsError for weights that are missing or another network's.
+    mean, std, input_size: the deployed DNN, its normalisation of pixels in 0..1 and the size that it resizes
+    images to (None: as they are), for `deployed` alone; the DNN is copied, so that later repairs do not change
+    the features. Raises ConfigError for an unknown spec or one that lacks what it needs, WeightsError for
+    weights that are missing or another network's.
     """
     if spec == "inception":
         network, dim = fold_fid_inception(load_fid_inception(weights)), FEATURES
@@ -80,7 +82,8 @@ def build_extractor(
         if deployed is None:
             raise ConfigError("features 'deployed' need the deployed DNN, and none was given")
         penultimate = _penultimate(copy.deepcopy(deployed))
-        network, dim = _Normalised(penultimate, None, mean, std), penultimate.dim
+        size = None if input_size is None else (input_size, input_size)
+        network, dim = _Normalised(penultimate, size, mean, std), penultimate.dim
     elif spec.startswith("timm:"):
         network, dim = _timm(spec.removeprefix("timm:"), weights)
     else:
@@ -151,9 +154,8 @@ class _Normalised(nn.Module):
 
     def forward(self, images_BCHW_u8: Tensor) -> Tensor:
         x_BCHW = images_BCHW_u8.float()
-        if self.size is not None and x_BCHW.shape[2:] != self.size:
-            shrinks = x_BCHW.shape[2] > self.size[0] or x_BCHW.shape[3] > self.size[1]
-            x_BCHW = F.interpolate(x_BCHW, self.size, mode="bilinear", antialias=shrinks)
+        if self.size is not None:
+            x_BCHW = resized(x_BCHW, self.size)
         features_BD: Tensor = self.network(x_BCHW.sub_(self.mean).div_(self.std))
         return features_BD
 

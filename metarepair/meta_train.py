@@ -23,6 +23,7 @@ from metarepair.layout import RATES
 from metarepair.lookahead import Lookahead
 from metarepair.memory import MemoryPlan, free_bytes, plan_memory
 from metarepair.meta_gradient import TaskBatch, kept_steps, task_gradient
+from metarepair.meta_test import RepairData, Start, inner_rule, validate_repair
 from metarepair.models.build import read_tensors, save_weights
 from metarepair.outer import (
     build_optimizer,
@@ -33,7 +34,6 @@ from metarepair.outer import (
     outer_rate,
     outer_step,
 )
-from metarepair.repair import RepairData, Start, inner_rule, validate_repair
 from metarepair.task_source import TaskSource, slots_of
 from metarepair.vectors import State, flatten, pairwise_sum, unflatten
 from tasks.errors import DivergedError, StageError

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.config import PretrainConfig
+from metarepair.config import ModelConfig, PretrainConfig
 from metarepair.models.build import DeployedModel, build_model, read_tensors, save_weights
+from metarepair.models.preprocessing import mean_and_std
 from tasks.datasets import Dataset, DatasetInfo
 from tasks.errors import ConfigError, DivergedError
 from tasks.keys import keyed_generator
@@ -37,7 +38,7 @@ class Epoch:
 
 
 def pretrain(
-    model_name: str,
+    model: ModelConfig,
     data: Dataset,
     info: DatasetInfo,
     config: PretrainConfig,
@@ -47,16 +48,14 @@ def pretrain(
     folder: Place,
     on_epoch: Callable[[Epoch], None],
 ) -> DeployedModel:
-    """Trains `model_name` on `data`, writing a checkpoint in `folder` after each epoch; goes on from it.
+    """Trains the DNN that `model` names on `data`, writing a checkpoint in `folder` after each epoch; goes on from it.
 
     SGD with Nesterov momentum, one-cycle cosine with linear warm-up, flips and shifts, label smoothing, EMA.
     Raises DivergedError when the loss is not finite.
     """
     torch.manual_seed(seed)
-    module = build_model(model_name, len(info.classes)).to(device)
-    deployed = DeployedModel(
-        name=model_name, module=module, num_classes=len(info.classes), mean=info.mean, std=info.std
-    )
+    deployed = _untrained(model, info, device)
+    module = deployed.module
     rows = keyed_generator("pretrain-split", seed).permutation(len(data.labels_N))
     held_out = round(len(rows) * config.validation_fraction)
     validation, training = rows[:held_out], rows[held_out:]
@@ -85,6 +84,23 @@ def pretrain(
     module.load_state_dict(average)
     module.eval()
     return deployed
+
+
+def _untrained(model: ModelConfig, info: DatasetInfo, device: torch.device) -> DeployedModel:
+    """With the stem, the input size and the normalisation that it will be deployed with."""
+    module = build_model(model.name, len(info.classes), stem=model.stem).to(device)
+    mean, std = model.mean, model.std
+    if mean is None or std is None:
+        usual_mean, usual_std = mean_and_std(module, model.name, info, model.normalisation)
+        mean, std = mean or usual_mean, std or usual_std
+    return DeployedModel(
+        name=model.name,
+        module=module,
+        num_classes=len(info.classes),
+        mean=mean,
+        std=std,
+        input_size=model.input_size,
+    )
 
 
 def _batches(rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:

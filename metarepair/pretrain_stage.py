@@ -20,7 +20,7 @@ from tasks.storage import write_text
 def pretrain_stage(config: Config, say: Callable[[str], None], *, restart: bool) -> None:
     """Trains the configured DNN on the clean training split and states its accuracy on the test split."""
     folder = open_run(config).root / "deployed"
-    data = load_dataset(config.data.name, "train", root=config.data.root)
+    data = load_dataset(config.data.source(), "train")
     if config.data.max_train_images is not None:
         data = data.head(config.data.max_train_images)
     if restart:  # only now: a wrong setting must not cost the old one
@@ -28,9 +28,12 @@ def pretrain_stage(config: Config, say: Callable[[str], None], *, restart: bool)
     settings = config.model_dump(mode="json", include={"seed", "pretrain"}) | {
         "model": config.model.name,
         "data": config.data.model_dump(
-            mode="json", exclude={"root", "max_test_images", "archive", "corruption_table"}
+            mode="json", exclude={"root", "train", "test", "max_test_images", "archive", "corruption_table"}
         ),
     }
+    preparation = config.model.model_dump(mode="json", exclude={"name", "weights", "entry"})
+    if preparation:  # what differs from the usual stem, size and normalisation
+        settings["preparation"] = preparation
     inputs = {"train": data.digest()}
     if check_done(folder, stage="pretrain", config=settings, inputs=inputs) is not None:
         say(f"pretrain: done before, see {folder}")
@@ -47,16 +50,16 @@ def pretrain_stage(config: Config, say: Callable[[str], None], *, restart: bool)
         progress.advance(epoch.epoch - progress.done, note)
 
     deployed = pretrain(
-        config.model.name,
+        config.model,
         data,
-        dataset_info(config.data.name),
+        dataset_info(config.data.source()),
         config.pretrain,
         seed=config.seed,
         device=pick_device(config.device),
         folder=folder,
         on_epoch=on_epoch,
     )
-    test = load_dataset(config.data.name, "test", root=config.data.root)
+    test = load_dataset(config.data.source(), "test")
     predicted = deployed.logits(test.images(slice(None))).argmax(1).numpy()
     accuracy = float((predicted == test.labels_N).mean())
     save_weights(folder / "model.safetensors", deployed.module.state_dict(), {"model": config.model.name})

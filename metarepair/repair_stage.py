@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from metarepair.config import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate, Judged, evaluate
+from metarepair.export import EQUALITY_IMAGES, FILE_NAMES, export_program
 from metarepair.features import distance_name
 from metarepair.layout import RATES, Run
+from metarepair.meta_test import RepairData, Start, repair_data
 from metarepair.methods import MethodContext, get_method
 from metarepair.models.build import read_tensors, save_weights
-from metarepair.repair import RepairData, Start, repair_data
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.score import read_confidence
 from tasks.errors import DivergedError
@@ -67,19 +68,20 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings, pro
     parts = {seed: repair_data(collect, config, seed) for seed in config.repair.seeds}
     for seed, data in parts.items():
         for name in config.repair.methods:
-            candidates.append(_repair(run, config, name, data, here, seed))
+            candidates.append(_repair(run, config, name, data, here, seed, progress))
             progress(f"{target}: repaired by {name}, seed {seed}, {candidates[-1].seconds:.1f} s")
     judged = evaluate(run, config, target, here.deployed, here.split("test"), candidates, progress=progress)
     _write_samples(folder / "samples.parquet", judged)
     result = _result(run, config, target, mined, judged, parts)
     write_text(folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    weights = [str(_weights(c.model.method, c.seed)) for c in candidates]
+    weights = [_weights(c.model.method, c.seed) for c in candidates]
+    programs = [path.with_name(FILE_NAMES[kind]) for path in weights for kind in config.repair.export or ()]
     return write_manifest(
         folder,
         stage=stage,
         config=repair_settings(config),
         inputs=inputs,
-        files=["result.json", "samples.parquet", *weights],
+        files=["result.json", "samples.parquet", *map(str, weights + programs)],
     )
 
 
@@ -88,7 +90,7 @@ def _weights(method: str, seed: int) -> Path:
 
 
 def _repair(
-    run: Run, config: Config, name: str, data: RepairData, here: Surroundings, seed: int
+    run: Run, config: Config, name: str, data: RepairData, here: Surroundings, seed: int, progress: Progress
 ) -> Candidate:
     def load_meta() -> Start:
         folder = run.meta(data.target)
@@ -114,9 +116,13 @@ def _repair(
             "Lower the rates in repair.rates; nothing was written for this target."
         )
     path = run.repaired(data.target) / _weights(name, seed)
-    save_weights(
-        path, model.state(), {"model": config.model.name, "method": name, "target": data.target, "seed": seed}
-    )
+    module = model.fill(here.deployed.module)
+    notes = {"model": config.model.name, "method": name, "target": data.target, "seed": seed}
+    save_weights(path, module.state_dict(), notes)
+    for kind in config.repair.export or ():
+        images = here.split("test").images(np.arange(EQUALITY_IMAGES))
+        exported = export_program(replace(here.deployed, module=module), images, kind, path.parent)
+        progress(f"{data.target}: {exported.words}")
     return Candidate(model=model, seed=seed, seconds=seconds)
 
 

@@ -17,11 +17,20 @@ from tasks.errors import ConfigError, UserError, near_names
 
 
 def load_config(path: Path, overrides: list[str], **direct: Any) -> Config:
-    """The YAML file at `path`, then `a.b=value` overrides, then `direct` top-level settings (None: not given)."""
+    """The YAML file at `path`, then `a.b=value` overrides, then `direct` settings: values, or some of a group's.
+
+    None is a setting that is not given.
+    """
     values = _read_yaml(path)
     for override in overrides:
         _set(values, override)
-    values |= {key: value for key, value in direct.items() if value is not None}
+    for key, value in direct.items():
+        if isinstance(value, dict):
+            given = {k: v for k, v in value.items() if v is not None}
+            before = values.get(key, {})
+            values |= {key: before | given} if given and isinstance(before, dict) else {}
+        elif value is not None:
+            values[key] = value
     return parse_config(values, where=str(path))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.archives import Archive
 from tasks.corruptions import corrupt
-from tasks.datasets import ArrayDataset, Dataset, dataset_info
+from tasks.datasets import ArrayDataset, Dataset, corruption_table_of
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
 
@@ -22,7 +22,7 @@ def corrupted_images(data: Dataset, rows_B: Ints, *, corruption: str, severity: 
         corruption=corruption,
         severity=severity,
         seed=seed,
-        table=data.corruption_table or dataset_info(data.name).corruption_table,
+        table=corruption_table_of(data),
     )
 
 

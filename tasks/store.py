@@ -53,14 +53,16 @@ def finish_environment(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
     num_classes: int,
+    class_names: Sequence[str] = (),
 ) -> Manifest:
     """Joins the parts in shard order, splits them, writes both sides and the manifest, drops the parts.
 
+    class_names: recorded for those who look at the store without its data set.
     Where another writer has finished the same environment meanwhile, its manifest is returned.
     """
     try:
         mined = [read_part(path) for path in parts]
-        manifest = _finish(folder, mined, sides_of, stage, config, inputs, num_classes)
+        manifest = _finish(folder, mined, sides_of, stage, config, inputs, num_classes, class_names)
     except (DataError, FileNotFoundError):
         done = check_done(folder, stage=stage, config=config, inputs=inputs)
         if done is None:
@@ -78,6 +80,7 @@ def _finish(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
     num_classes: int,
+    class_names: Sequence[str],
 ) -> Manifest:
     failures = concatenate([m.failures for m in mined], copy=False)
     outside = np.flatnonzero(failures.labels_N >= num_classes)
@@ -105,6 +108,7 @@ def _finish(
             "seconds": {k: round(sum(m.seconds[k] for m in mined), 3) for k in mined[0].seconds},
             "collected_per_class": counts.tolist(),
             "classes_without_failures": np.flatnonzero(counts == 0).tolist(),
+            "class_names": list(class_names),
         },
     )
 

@@ -28,8 +28,8 @@ from metarepair.inspection.facts import (
     TrainingFacts,
 )
 from metarepair.inspection.places import StagePlace
-from tasks.datasets import dataset_info
-from tasks.errors import ConfigError, DataError, UserError
+from tasks.datasets import DATASETS
+from tasks.errors import DataError, UserError
 from tasks.failure_file import read_failures
 from tasks.manifest import Manifest
 from tasks.pixels import RecomputedPixels
@@ -84,7 +84,7 @@ def load_collect(folder: Place) -> Failures | None:
 def _environment(facts: Settings, config: Settings, collect: Failures | None) -> EnvironmentFacts:
     examined, correct = by_severity([facts], "examined"), by_severity([facts], "correct")
     collected = None if collect is None else count_severities(collect)
-    names, named = class_names(config)
+    names, named = class_names(config, facts)
     return EnvironmentFacts(
         pixels=None if collect is None else pixels_of(collect),
         parts=None,
@@ -100,7 +100,7 @@ def _unfinished_environment(parts: Sequence[Settings], config: Settings) -> Envi
         parts=len(parts),
         severities=_severities(by_severity(parts, "examined"), by_severity(parts, "correct"), None),
         collected_per_class={},
-        classes_named=class_names(config)[1],
+        classes_named=class_names(config, {})[1],
     )
 
 
@@ -142,14 +142,14 @@ def _severities(
     return found
 
 
-def class_names(config: Settings) -> tuple[tuple[str, ...], bool]:
-    """Names of the data set's classes and True; none and False where the data set is not known here."""
+def class_names(config: Settings, facts: Settings) -> tuple[tuple[str, ...], bool]:
+    """Names of the data set's classes and True: as recorded, or as known here; none and False where neither is."""
+    recorded = facts.get("class_names")
+    if isinstance(recorded, list) and recorded:
+        return tuple(map(str, recorded)), True
     data = config.get("data")
     name = data.get("name") if isinstance(data, dict) else None
-    try:
-        return (tuple(dataset_info(name).classes), True) if isinstance(name, str) else ((), False)
-    except ConfigError:
-        return (), False
+    return (DATASETS[name].classes, True) if isinstance(name, str) and name in DATASETS else ((), False)
 
 
 def per_class(collect: Failures | None, recorded: Any, names: Sequence[str]) -> dict[str, int]:

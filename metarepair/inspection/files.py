@@ -27,12 +27,13 @@ def inspect_file(path: Place) -> Inspection:
     if form is None:
         raise DataError(f"{path} is no file that can be inspected. {ALLOWED}.")
     size = size_of(path) or 0
-    owner = _owner(path)
+    owner, names = _owner(path), tuple[str, ...]()
     if owner is None:
-        promised_by, promise, state, config = None, None, _own_state(path, form, size), {}
+        promised_by, promise, state = None, None, _own_state(path, form, size)
     else:
         folder, name, manifest = owner
-        promised_by, promise, config = folder / MANIFEST, manifest.files[name], manifest.config
+        promised_by, promise = folder / MANIFEST, manifest.files[name]
+        names = class_names(manifest.config, manifest.facts)[0]
         state = Checksums(size).state(path, promise)
     header = None if state == "differs" else _header(path, form)
     if header is None and state != "differs":
@@ -47,7 +48,7 @@ def inspect_file(path: Place) -> Inspection:
         promised_by=None if promised_by is None else str(promised_by),
         header=header or {},
         collected_per_severity={} if collect is None else count_severities(collect),
-        collected_per_class={} if collect is None else per_class(collect, None, class_names(config)[0]),
+        collected_per_class={} if collect is None else per_class(collect, None, names),
     )
     damaged = [Damage(path=path.name, state=state, remedy=_remedy(promised_by))] if state in BAD else []
     return Inspection(

@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from metarepair.contact_sheet import FAINT, GAP, INK, LARGEST_TILE, PAPER, TILE
-from metarepair.inspection.details import class_names
-from metarepair.inspection.facts import BAD, Inspection, LoneFile, StageFacts
-from tasks.datasets import Dataset, load_dataset
+from metarepair.inspection.facts import BAD, EnvironmentFacts, Inspection, LoneFile, StageFacts
+from tasks.datasets import Dataset, load_dataset, source_from
 from tasks.errors import ConfigError, DataError
 from tasks.failure_file import read_failures
 from tasks.pixels import RecomputedPixels
@@ -76,7 +75,7 @@ def sheet_rows(found: Inspection) -> list[SheetRow]:
     stages = [stage for stage in found.stages if stage.kind == "environment" and stage.finished]
     if len(found.stages) == 1 and stages:
         failures = _collected(stages[0], root)
-        return [] if failures is None else _by_severity(failures, class_names(stages[0].config)[0])
+        return [] if failures is None else _by_severity(failures, _class_names(stages[0]))
     return [_environment_row(stage, _collected(stage, root)) for stage in stages]
 
 
@@ -112,7 +111,7 @@ def _clean_images(stage: StageFacts) -> Dataset:
             f"{stage.path} keeps no pixels (mining.pixels: recomputed), and they cannot be made for --sheet: its "
             "images came from a published archive, or its manifest names no data set. Inspect another environment."
         )
-    clean = load_dataset(str(data.get("name")), "train" if stage.role == "experience" else "test")
+    clean = load_dataset(source_from(data), "train" if stage.role == "experience" else "test")
     return replace(clean, corruption_table=data.get("corruption_table"))
 
 
@@ -120,7 +119,7 @@ def _environment_row(stage: StageFacts, failures: Failures | None) -> SheetRow:
     if failures is None:
         return SheetRow(name=stage.path, note="D_collect is damaged", images=(), captions=())
     rows = evenly_spaced(np.arange(len(failures)))
-    classes = class_names(stage.config)[0]
+    classes = _class_names(stage)
     captions = [
         (first, f"{second}, s{failures.severities_N[row]}")
         for row, (first, second) in zip(rows, _captions(failures, rows, classes), strict=True)
@@ -130,6 +129,15 @@ def _environment_row(stage: StageFacts, failures: Failures | None) -> SheetRow:
         note=f"{stage.role or 'environment'}, {len(failures)} collected",
         images=list(failures.images_NHWC_u8[rows]),
         captions=captions,
+    )
+
+
+def _class_names(stage: StageFacts) -> tuple[str, ...]:
+    facts = stage.details
+    return (
+        tuple(facts.collected_per_class)
+        if isinstance(facts, EnvironmentFacts) and facts.classes_named
+        else ()
     )
 
 

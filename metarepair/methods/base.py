@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from metarepair.config import Config
+import torch
+from torch import nn
+
+from metarepair.meta_test import Choice, RepairData, Start, Step, choose, walk
 from metarepair.models.build import DeployedModel
-from metarepair.repair import Choice, RepairData, Start, Step, choose, walk
+from metarepair.repair_config import AnyConfig
 from metarepair.vectors import State
 from tasks.errors import ConfigError, unknown_name
 
@@ -17,7 +21,7 @@ from tasks.errors import ConfigError, unknown_name
 class MethodContext:
     """Settings, the seed of the repair, and what was prepared before: θ_meta for those that ask for it."""
 
-    config: Config
+    config: AnyConfig
     seed: int
     load_meta: Callable[[], Start]
 
@@ -26,7 +30,8 @@ class MethodContext:
 class RepairedModel:
     """A repaired DNN as parameters and buffers, and what the repair cost.
 
-    `steps` walks the same tasks again, for the paper's mean acc_s; None for a method without tasks.
+    `rate` and `episode` (from 0) are those that validation chose; `steps` walks the same tasks again, for the paper's
+    mean acc_s. All three are None for a method without tasks.
     """
 
     method: str
@@ -36,11 +41,24 @@ class RepairedModel:
     images_seen: int
     gradient_steps: int
     notes: tuple[str, ...] = ()
+    rate: float | None = None
+    episode: int | None = None
     steps: Callable[[], Iterator[Step]] | None = None
 
     def state(self) -> State:
-        """The state dict to save."""
+        """All parameters and buffers."""
         return {**self.parameters, **self.buffers}
+
+    @torch.no_grad()
+    def fill(self, module: nn.Module) -> nn.Module:
+        """A copy of `module` that is repaired, in evaluation mode; its state dict has the names that files have.
+
+        These may be fewer than parameters and buffers, or more: some buffers are not saved, a shared tensor is twice.
+        """
+        found, state = copy.deepcopy(module).eval(), self.state()
+        for name, tensor in (*found.named_parameters(), *found.named_buffers()):
+            tensor.copy_(state[name])
+        return found
 
 
 class Method(Protocol):
@@ -97,6 +115,8 @@ def repair_from(
         validation=choice.validation,
         images_seen=choice.images_seen,
         gradient_steps=choice.gradient_steps,
+        rate=choice.rate,
+        episode=choice.episode,
         notes=(f"inner rate {choice.rate} and episode {choice.episode + 1} chosen on validation",),
         steps=steps,
     )

@@ -11,9 +11,9 @@ import copy
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods.base import MethodContext, RepairedModel, register
 from metarepair.models.build import DeployedModel
-from metarepair.repair import RepairData, accuracy_on
 
 
 @register

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from metarepair.meta_test import RepairData
 from metarepair.methods.base import MethodContext, RepairedModel, register, repair_from
 from metarepair.models.build import DeployedModel
-from metarepair.repair import RepairData
 
 
 @register

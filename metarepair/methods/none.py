@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from metarepair.inner import FunctionalNet, InnerRule
+from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods.base import MethodContext, RepairedModel, register
 from metarepair.models.build import DeployedModel
-from metarepair.repair import RepairData, accuracy_on
 
 
 @register

@@ -1,4 +1,4 @@
-"""A timm name and a safetensors file in, a deployed DNN that takes uint8 images out."""
+"""A name (timm's, or a factory's) and a weights file in, a deployed DNN that takes uint8 images out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import metarepair.models.resnet8  # noqa: F401  registers resnet8_cifar with timm
+from metarepair.models.classes import check_class_names, stated_classes
+from metarepair.models.factory import TIMM, build_from_factory, is_import_path
+from metarepair.models.fit import load_weights
+from metarepair.models.preprocessing import Colour, Normalisation, mean_and_std, resized
+from metarepair.models.stems import Stem, use_small_stem  # with van_b0 to van_b6, which register themselves
+from metarepair.models.weights_file import read_weights
 from metarepair.weights import SHIPPED
 from tasks.datasets import DatasetInfo
 from tasks.errors import ConfigError, WeightsError, near_names
@@ -28,7 +34,8 @@ from tasks.storage import Place, local, writing
 class DeployedModel:
     """The deployed DNN F_θ (paper Sec. 3) with the preprocessing that belongs to it.
 
-    `module` maps normalised images [B, C, H, W] to logits [B, K]; `mean` and `std` are of pixels in [0, 1].
+    `module` maps normalised images [B, C, H, W] to logits [B, K]; `mean` and `std` are of pixels in [0, 1]. Images are
+    resized to `input_size` pixels a side first, where one is given. `notes` tell what was found in the weights file.
     """
 
     name: str
@@ -36,6 +43,8 @@ class DeployedModel:
     num_classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    input_size: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -48,6 +57,9 @@ class DeployedModel:
     def normalise(self, images_BHWC_u8: Pixels) -> Tensor:
         """uint8 [B, H, W, C] to the module's normalised input [B, C, H, W], channels last in memory."""
         x_BHWC = torch.from_numpy(images_BHWC_u8.copy()).to(self.device).to(self.dtype)
+        if self.input_size is not None:
+            size = (self.input_size, self.input_size)
+            x_BHWC = resized(x_BHWC.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
         scale = 255.0 * torch.tensor(self.std, dtype=self.dtype, device=self.device)
         shift = torch.tensor(self.mean, dtype=self.dtype, device=self.device) / torch.tensor(
             self.std, dtype=self.dtype, device=self.device
@@ -65,14 +77,26 @@ class DeployedModel:
         return torch.cat(parts) if parts else torch.empty(0, self.num_classes)
 
 
-def build_model(name: str, num_classes: int) -> nn.Module:
-    """A freshly initialised timm model in channels-last layout. ConfigError (near names) for an unknown one."""
+def build_model(name: str, num_classes: int, *, stem: Stem = "imagenet") -> nn.Module:
+    """A freshly initialised DNN in channels-last layout: NAME or timm:NAME of timm's, or module:FACTORY.
+
+    Raises ConfigError for an unknown one (near names), or one without a known stem for small images.
+    """
+    if is_import_path(name):
+        own = build_from_factory(name, num_classes)
+        if stem == "cifar":
+            use_small_stem(own, name)
+        return own.to(memory_format=torch.channels_last)
+    name = name.removeprefix(TIMM)
     if name not in timm.list_models():
         raise ConfigError(
             f"no model {name!r} in timm {timm.__version__}{near_names(name, timm.list_models()) or '.'} "
-            "`timm.list_models()` names all; the project adds resnet8_cifar."
+            "`timm.list_models()` names all; the project adds resnet8_cifar and van_b0 to van_b6. A DNN of your own "
+            "is module:FACTORY."
         )
     module: nn.Module = timm.create_model(name, num_classes=num_classes)
+    if stem == "cifar":
+        use_small_stem(module, name)
     return module.to(memory_format=torch.channels_last)
 
 
@@ -87,41 +111,47 @@ def resolve_weights(weights: str) -> Path:
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(
-            f"model.weights={weights!r}: no such file. Give a .safetensors file, or shipped:resnet8_cifar10."
+            f"model.weights={weights!r}: no such file. Give a .safetensors or torch.save file, or "
+            "shipped:resnet8_cifar10."
         )
     return path
 
 
 def load_deployed(
-    name: str, weights: str, info: DatasetInfo, *, device: torch.device | None = None
+    name: str,
+    weights: str,
+    info: DatasetInfo,
+    *,
+    stem: Stem = "imagenet",
+    input_size: int | None = None,
+    normalisation: Normalisation = "dataset",
+    mean: Colour | None = None,
+    std: Colour | None = None,
+    entry: str | None = None,
+    device: torch.device | None = None,
 ) -> DeployedModel:
-    """The DNN `name` with `weights`, in evaluation mode.
+    """The DNN `name` with `weights`, in evaluation mode; of the file's entry `entry` where one is given.
 
-    Raises WeightsError when the file is not safetensors, or its tensors are another DNN's.
+    mean, std: in place of those of `normalisation`. Raises WeightsError when the file is neither safetensors nor
+    a torch.save file of plain tensors, or its tensors are another DNN's.
     """
-    module = build_model(name, len(info.classes))
-    load_weights(module, resolve_weights(weights), name)
+    module = build_model(name, len(info.classes), stem=stem)
+    file = read_weights(resolve_weights(weights), entry=entry)
+    notes = load_weights(module, file, name)
+    names = file.classes or stated_classes(module)
+    if names is not None:
+        notes += check_class_names(names, info.classes, where=file.path.name if file.classes else name)
     module.to(device or torch.device("cpu")).eval()
+    usual_mean, usual_std = (mean, std) if mean and std else mean_and_std(module, name, info, normalisation)
     return DeployedModel(
-        name=name, module=module, num_classes=len(info.classes), mean=info.mean, std=info.std
+        name=name,
+        module=module,
+        num_classes=len(info.classes),
+        mean=mean or usual_mean,
+        std=std or usual_std,
+        input_size=input_size,
+        notes=notes,
     )
-
-
-def load_weights(module: nn.Module, path: Path, name: str) -> None:
-    """Copies the tensors of a safetensors file into `module`; all must fit by name and shape."""
-    tensors = read_tensors(path)
-    wanted = module.state_dict()
-    missing = sorted(wanted.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - wanted.keys())
-    shapes = sorted(k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape)
-    if missing or unexpected or shapes:
-        first = (missing or unexpected or shapes)[0]
-        raise WeightsError(
-            f"{path} holds the weights of another DNN than {name} with these classes: {len(missing)} tensors are "
-            f"missing, {len(unexpected)} unexpected, {len(shapes)} of another shape (first: {first}). "
-            "Set model.name to the DNN that the weights belong to, or model.weights to its file."
-        )
-    module.load_state_dict(tensors)
 
 
 def read_tensors(path: Place) -> dict[str, Tensor]:
@@ -141,7 +171,8 @@ def read_tensors(path: Place) -> dict[str, Tensor]:
 
 def save_weights(path: Place, state: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
     """Writes tensors as safetensors; the file appears complete or not at all."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    # Copies, as safetensors takes no two names for one tensor, which a DNN with shared weights has.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     # One entry: safetensors writes several in a random order, and equal weights should be equal files.
     with writing(path) as part:
         save_file(tensors, part, metadata={"metarepair": json.dumps(dict(metadata), sort_keys=True)})

@@ -37,6 +37,7 @@ from metarepair.reports.table import (
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS, Dataset
 from tasks.errors import StageError
+from tasks.manifest import read_manifest
 from tasks.storage import Place, find, inside, local, write_text
 
 STYLE = """
@@ -188,7 +189,7 @@ def _pictures(run: Run, result: Result, target: str, test: Callable[[], Dataset]
         page += _picture(run, f"{name}_training.png", png, "Meta-training by episode.")
     else:
         page += f"<p>No training curve: {_e(inside(metrics, run.root))} is missing.</p>\n"
-    found = example_figure(run, result, target, _classes(result), test)
+    found = example_figure(run, result, target, _classes(run, result, target), test)
     if isinstance(found, str):
         return page + f"<p>No examples are shown: {_e(found)}.</p>\n"
     return page + _picture(run, f"{name}_examples.png", found.png, found.caption)
@@ -198,9 +199,13 @@ def _data(result: Result) -> str:
     return str((result["config"].get("data") or {}).get("name"))
 
 
-def _classes(result: Result) -> tuple[str, ...]:
+def _classes(run: Run, result: Result, target: str) -> tuple[str, ...]:
+    """As known here, or as mining recorded them."""
     name = _data(result)
-    return DATASETS[name].classes if name in DATASETS else ()
+    if name in DATASETS:
+        return DATASETS[name].classes
+    manifest = read_manifest(run.target(target))
+    return tuple(manifest.facts.get("class_names", ())) if manifest is not None else ()
 
 
 def _experiences(run: Run, result: Result, target: str) -> str:

@@ -168,6 +168,7 @@ def test_a_truncated_image_file_is_refused_by_name(fresh: Cli) -> None:
     path = fresh.folder / "data" / "cifar10" / "cifar10_train_webp.zip"
     path.parent.mkdir(parents=True)
     shutil.copy(SAMPLE / "train.zip", path)
+    shutil.copy(SAMPLE / "test.zip", path.with_name("cifar10_test_webp.zip"))
     cut(path)
     override = f"data={{name: cifar10, root: {fresh.folder / 'data'}}}"
     fresh.refused(

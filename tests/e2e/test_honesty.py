@@ -11,7 +11,7 @@ import pytest
 from distributed.pipeline import Pipeline
 from metarepair import evaluate, repair_stage
 from metarepair.layout import Run
-from metarepair.repair import RepairData
+from metarepair.meta_test import RepairData
 from metarepair.settings import load_config
 from tasks import store
 from tasks.records import Failures

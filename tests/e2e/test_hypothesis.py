@@ -13,11 +13,11 @@ import torch
 
 from distributed.pipeline import Pipeline
 from metarepair.cli import main
+from metarepair.meta_test import RepairData, repair_data
 from metarepair.methods import MethodContext, get_method
 from metarepair.methods.base import RepairedModel
 from metarepair.methods.finetune import Finetune
 from metarepair.models.build import DeployedModel
-from metarepair.repair import RepairData, repair_data
 from metarepair.settings import load_config
 from tasks import store
 from tasks.manifest import require_manifest

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 
 from metarepair.batches import failure_batch
-from metarepair.config import Config
 from metarepair.inner import FunctionalNet, InnerRule, adapt
 from metarepair.models.build import DeployedModel
+from metarepair.repair_config import AnyConfig
 from metarepair.vectors import State
 from tasks.keys import keyed_generator
 from tasks.records import Failures
@@ -68,7 +68,7 @@ class Choice:
     gradient_steps: int
 
 
-def repair_data(collect: Failures, config: Config, seed: int) -> RepairData:
+def repair_data(collect: Failures, config: AnyConfig, seed: int) -> RepairData:
     """Splits D_collect by image; the same split for every method of a seed."""
     learn, validation = split_validation(
         collect.image_ids_N,
@@ -81,13 +81,13 @@ def repair_data(collect: Failures, config: Config, seed: int) -> RepairData:
     )
 
 
-def inner_rule(config: Config, rate: float | None = None) -> InnerRule:
+def inner_rule(config: AnyConfig, rate: float | None = None) -> InnerRule:
     """The inner rule of a run's settings, at another rate where one is given."""
     settings = config.inner.model_dump()
     return InnerRule(**(settings if rate is None else settings | {"rate": rate}))
 
 
-def repair_rule(config: Config, rate: float) -> InnerRule:
+def repair_rule(config: AnyConfig, rate: float) -> InnerRule:
     """The inner rule of repair. `batch` statistics exist in meta-training only: repair stores what it adapts to."""
     rule = inner_rule(config, rate)
     if rule.batch_norm != "batch":
@@ -99,7 +99,7 @@ def walk(
     deployed: DeployedModel,
     start: Start,
     data: RepairData,
-    config: Config,
+    config: AnyConfig,
     *,
     seed: int,
     rate: float,
@@ -125,7 +125,9 @@ def walk(
             )
 
 
-def choose(deployed: DeployedModel, start: Start, data: RepairData, config: Config, *, seed: int) -> Choice:
+def choose(
+    deployed: DeployedModel, start: Start, data: RepairData, config: AnyConfig, *, seed: int
+) -> Choice:
     """Walks M episodes at every rate of `repair.rates` and keeps the end that is best on validation."""
     best: Choice | None = None
     images_seen = gradient_steps = 0
@@ -150,7 +152,7 @@ def choose(deployed: DeployedModel, start: Start, data: RepairData, config: Conf
     return Choice(**(vars(best) | {"images_seen": images_seen, "gradient_steps": gradient_steps}))
 
 
-def validate_repair(deployed: DeployedModel, start: Start, data: RepairData, config: Config) -> float:
+def validate_repair(deployed: DeployedModel, start: Start, data: RepairData, config: AnyConfig) -> float:
     """Accuracy on validation after one episode of repair at the inner rate of meta-training."""
     steps = list(walk(deployed, start, data, config, seed=0, rate=config.inner.rate, episodes=1))
     return accuracy_on(deployed, steps[-1].parameters, steps[-1].buffers, data.validation)

@@ -1,0 +1,1 @@
+"""DNNs of others, as a user would bring them: a factory each, named by its import path."""

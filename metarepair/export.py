@@ -1,0 +1,166 @@
+"""A repaired DNN in, a program that other runtimes take out: torch.export (.pt2) or ONNX, held against the DNN itself.
+
+The program maps what the DNN maps: normalised images [batch, C, H, W] to logits, for any batch. It is read back and
+run on real images before it takes its place.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from metarepair.models.build import DeployedModel
+from metarepair.models.fit import without_prefix
+from metarepair.models.weights_file import load_pickle, read_weights
+from tasks.errors import ConfigError, UserError, WeightsError
+from tasks.records import Pixels
+from tasks.storage import Place, writing
+
+# B images, C H W pixels, K classes
+
+Kind = Literal["torch", "onnx"]
+FILE_NAMES: Mapping[Kind, str] = {"torch": "model.pt2", "onnx": "model.onnx"}
+EQUALITY_IMAGES = 64
+TOLERANCE = 1e-3  # of the largest logit: runtimes sum in other orders, in float32
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_COMMAND = "pip install '.[onnx]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A program that was checked, and how far its logits are from the DNN's on so many images."""
+
+    path: Place
+    images: int
+    difference: float
+
+    @property
+    def words(self) -> str:
+        return (
+            f"{self.path}: the same classes on {self.images} images of the data set, logits differ by at most "
+            f"{self.difference:.2g}"
+        )
+
+
+def require_packages(kind: Kind) -> None:
+    """Raises ConfigError with the install command where the packages for `kind` are missing."""
+    missing = [package for package in ONNX_PACKAGES if find_spec(package) is None] if kind == "onnx" else []
+    if missing:
+        raise ConfigError(
+            f"the format onnx needs packages that are not installed ({', '.join(missing)}): {ONNX_COMMAND}, in "
+            "MetaRepair's folder and environment. The format torch needs none."
+        )
+
+
+def export_program(
+    deployed: DeployedModel, images_BHWC_u8: Pixels, kind: Kind, folder: Place, *, name: str | None = None
+) -> Exported:
+    """Writes `deployed` as a program into `folder`, and runs it on the images.
+
+    Raises ConfigError for missing packages; UserError when the DNN cannot be exported, or the program's classes or
+    logits are others: then nothing is written.
+    """
+    require_packages(kind)
+    module = copy.deepcopy(deployed.module).eval().float().cpu().to(memory_format=torch.contiguous_format)
+    x_BCHW = deployed.normalise(images_BHWC_u8).float().cpu().contiguous()
+    path = folder / (name or FILE_NAMES[kind])
+    write, read = (_write_torch, _read_torch) if kind == "torch" else (_write_onnx, _read_onnx)
+    with writing(path) as part, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters' own: of what they are built from, not of this DNN
+        try:
+            write(module, x_BCHW[:2], part)
+        except Exception as error:  # whatever stands in the DNN's forward may raise here
+            said = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{deployed.name} cannot be exported as {kind} ({type(error).__name__}: {said}). Its forward probably "
+                "branches on values of tensors, or calls what the exporter does not know; its weights are not touched."
+            ) from error
+        difference = _compare(module, read(part), x_BCHW, path)
+    return Exported(path=path, images=len(x_BCHW), difference=difference)
+
+
+def _compare(module: nn.Module, program: Callable[[Tensor], Tensor], x_BCHW: Tensor, path: Place) -> float:
+    ours_BK: Tensor = module(x_BCHW)
+    theirs_BK = program(x_BCHW)
+    difference = float((ours_BK - theirs_BK).abs().max())
+    others = int((ours_BK.argmax(1) != theirs_BK.argmax(1)).sum())
+    if others or not difference <= TOLERANCE * max(1.0, float(ours_BK.abs().max())):
+        raise UserError(
+            f"{path} was not written: the program gives another class for {others} of {len(x_BCHW)} images, and logits "
+            f"differ by up to {difference:.2g}. Use the weights (model.safetensors), or the other format."
+        )
+    return difference
+
+
+def _batches() -> Any:
+    return ({0: torch.export.Dim("batch", min=1)},)
+
+
+def _write_torch(module: nn.Module, x_BCHW: Tensor, part: Path) -> None:
+    program = torch.export.export(module, (x_BCHW,), dynamic_shapes=_batches())
+    with part.open("wb") as stream:
+        torch.export.save(program, stream)
+
+
+def _read_torch(part: Path) -> Callable[[Tensor], Tensor]:
+    with part.open("rb") as stream:
+        program: Callable[[Tensor], Tensor] = torch.export.load(stream).module()
+    return program
+
+
+def _write_onnx(module: nn.Module, x_BCHW: Tensor, part: Path) -> None:
+    torch.onnx.export(
+        module,
+        (x_BCHW,),
+        str(part),
+        dynamo=True,
+        dynamic_shapes=_batches(),
+        external_data=False,  # one file, as long as ONNX' 2 GiB allow
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+    )
+
+
+def _read_onnx(part: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
+
+    session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+    return lambda x_BCHW: torch.from_numpy(session.run(["logits"], {"images": x_BCHW.numpy()})[0])
+
+
+def export_original(state: Mapping[str, Tensor], original: Path, out: Place, *, entry: str | None) -> str:
+    """`original`, a weights file, again with the tensors of `state` in place of its own; what was put back, in words.
+
+    Names, their prefix, the entry that they are under, types, and whatever else is in the file stay as they are.
+    """
+    file = read_weights(original, entry=entry)
+    _, prefix = without_prefix(file.tensors, state)
+    named = {prefix + key: value for key, value in state.items()}
+    surplus = [k for k in named if k not in file.tensors]
+    if surplus:
+        raise WeightsError(
+            f"{original} has other names than the DNN ({surplus[0]} is not in it): its names were mapped when it was "
+            "read, and are not mapped back. Take model.safetensors, which timm.create_model loads."
+        )
+    tensors = {k: named[k].to(v.dtype).clone() if k in named else v for k, v in file.tensors.items()}
+    with writing(out) as part:
+        if file.container == "safetensors":
+            with safe_open(original, framework="pt") as old:
+                save_file(tensors, part, metadata=old.metadata())
+        else:
+            content = load_pickle(original)
+            torch.save(tensors if file.entry is None else content | {file.entry: tensors}, part)
+    around = [f"prefix {prefix!r}"] if prefix else []
+    around += [f"entry {file.entry!r}"] if file.entry is not None else []
+    return f"{out}: {original.name} with the repaired tensors ({', '.join(around) or 'the same names'})"

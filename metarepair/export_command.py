@@ -1,0 +1,79 @@
+"""`metarepair export`: a run, or a weights file, in; a program or a file like the user's own out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from metarepair.config import Config
+from metarepair.deploy import load_surroundings
+from metarepair.export import EQUALITY_IMAGES, export_original, export_program, require_packages
+from metarepair.models.build import resolve_weights
+from metarepair.settings import load_config, parse_config
+from tasks.errors import ConfigError, DataError
+from tasks.storage import Place, find, local, place
+
+Format = Literal["torch", "onnx", "original"]
+RESULT = "result.json"
+
+
+def export(
+    what: str, *, kind: Format, out: str, config_file: Path | None, say: Callable[[str], None]
+) -> None:
+    """Writes the repaired DNN of `what` (a run's folder, one of its weights files, or any with a config) to `out`."""
+    if kind != "original":
+        require_packages(kind)
+    weights = _find_weights(place(what))
+    config = _config_of(weights, config_file)
+    target = place(out)
+    path = str(local(weights))
+    model = config.model.model_copy(update={"weights": path, "entry": None})
+    here = load_surroundings(config.model_copy(update={"model": model}), device=torch.device("cpu"))
+    if kind == "original":
+        state = here.deployed.module.state_dict()
+        say(export_original(state, resolve_weights(config.model.weights), target, entry=config.model.entry))
+        return
+    images = here.split("test").images(np.arange(EQUALITY_IMAGES))
+    say(export_program(here.deployed, images, kind, target.parent, name=target.name).words)
+
+
+def _find_weights(path: Place) -> Place:
+    """The weights themselves, or the ones that MetaRepair made in a run's folder, where these are of one target."""
+    if path.is_file():
+        return path
+    found = find(path, "model.safetensors", deep=True)
+    repaired = [p for p in found if (p.parent.parent.parent / RESULT).is_file()]
+    if not repaired:
+        raise ConfigError(
+            f"{path} is neither a weights file nor a run with repaired weights. Give STORAGE/NAME of a run that is "
+            "repaired, or a model.safetensors."
+        )
+    best = [p for p in repaired if p.parent.parent.name == "metarepair"] or repaired
+    targets = {str(p.parent.parent.parent) for p in best}
+    methods = {p.parent.parent.name for p in best}
+    if len(targets) > 1 or len(methods) > 1:
+        raise ConfigError(
+            f"{path} holds several repaired DNNs. Name one: {', '.join(str(p) for p in best[:8])}"
+        )
+    return min(best, key=lambda p: int(p.parent.name))  # the first seed
+
+
+def _config_of(weights: Place, file: Path | None) -> Config:
+    """The settings of the run that made `weights`, else those of a YAML file."""
+    if file is not None:
+        return load_config(file, [])
+    result = weights.parent.parent.parent / RESULT
+    if not result.is_file():
+        raise ConfigError(
+            f"{weights} lies in no run's repaired/<target>/<method>/<seed>/, so its DNN and data set are not known. "
+            "Add --config FILE with its model and data."
+        )
+    try:
+        return parse_config(json.loads(result.read_text(encoding="utf-8"))["config"], where=str(result))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{result} is damaged ({error}). Add --config FILE.") from error

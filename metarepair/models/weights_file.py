@@ -1,0 +1,200 @@
+"""A user's weights file in, its tensors by name out, with what they were wrapped in; no code of the file's is run.
+
+Read are safetensors, and torch.save files by torch's `weights_only` unpickler: tensors and plain containers, nothing
+else. Which of the two a file is, its first bytes say, not its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tasks.errors import WeightsError, near_names
+
+# Where training programs keep a state dict, averages first: what was averaged is what was meant to be deployed
+# (timm's loader takes them in this order as well).
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+ENTRIES = (*AVERAGES, "state_dict", "model_state_dict", "model", "net", "module", "weights")
+CLASS_ENTRIES = ("classes", "class_names", "class_to_idx")
+
+Container = Literal["safetensors", "torch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """What a weights file holds. `entry` is where the tensors were in it, None where they are all of it."""
+
+    path: Path
+    container: Container
+    tensors: dict[str, Tensor]
+    entry: str | None = None
+    entries: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def averaged(self) -> bool:
+        return self.entry in AVERAGES
+
+
+def read_weights(path: Path, *, entry: str | None = None) -> WeightsFile:
+    """The tensors of a .safetensors or torch.save file, on the CPU; of its entry `entry` where one is named.
+
+    Raises WeightsError for anything else: a pickle that asks for more than tensors, a web page, half a file.
+    """
+    if _container(path) == "safetensors":
+        tensors, classes = _read_safetensors(path)
+        if entry is not None:
+            raise WeightsError(
+                f"model.entry={entry!r}, but {path} is a safetensors file, which has no entries; leave model.entry out."
+            )
+        return WeightsFile(path=path, container="safetensors", tensors=tensors, classes=classes)
+    content = load_pickle(path)
+    if not isinstance(content, Mapping):
+        raise WeightsError(
+            f"{path} holds {type(content).__name__}, not tensors by name. Save `model.state_dict()` instead."
+        )
+    found = _entry(path, content, entry)
+    tensors = _tensors(path, content if found is None else content[found])
+    return WeightsFile(
+        path=path,
+        container="torch",
+        tensors=tensors,
+        entry=found,
+        entries=tuple(k for k in content if _is_state(content[k])),
+        classes=_classes(content),
+    )
+
+
+def load_pickle(path: Path) -> Any:
+    """What a torch.save file holds, read with weights_only. WeightsError says why it cannot be."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols that torch does not expect
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged bytes the unpickler raises whatever they lead it to
+        said = " ".join(str(error).split())
+        asked = re.search(r"GLOBAL (\S+)", said)
+        # An operand that torch never writes: the file is pickle's own, and what it would do is not read any further.
+        if asked or "TorchScript" in said or "Unsupported operand" in said:
+            other = (
+                "a TorchScript program" if "TorchScript" in said else "objects that torch.save does not write"
+            )
+            what = asked[1].rstrip(".,") if asked else other
+            raise WeightsError(
+                f"{path} is a pickle (torch.save) that holds more than tensors ({what}), and such a file can run code "
+                "when it is read: refused. Where you trust it, save the tensors alone: "
+                "torch.save(model.state_dict(), …), or safetensors.torch.save_file(model.state_dict(), …)."
+            ) from error
+        if _head(path).startswith(b"PK") and zipfile.is_zipfile(path):
+            raise WeightsError(
+                f"{path} is a zip archive, but none of torch.save ({said[:120]}). Give a file with a state dict."
+            ) from error
+        raise WeightsError(
+            f"{path} is truncated or damaged ({type(error).__name__}: {said[:120]}), or no file of torch.save. "
+            "Copy it again."
+        ) from error
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(512)
+
+
+def _container(path: Path) -> Container:
+    try:
+        head = _head(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error}). Give a file with weights.") from error
+    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] <= b"\x05"):  # a zip, or protocols 2 to 5
+        return "torch"
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return "safetensors"
+    raise WeightsError(f"{path} {_other_kind(head)}")
+
+
+def _other_kind(head: bytes) -> str:
+    if not head:
+        return "is empty. Copy it again."
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
+        return (
+            "is a web page (HTML), not weights: the download got a page about the file, a login or an error. "
+            "Download the file itself."
+        )
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights themselves. Fetch them: `git lfs pull`."
+    if head.startswith(b"\x1f\x8b"):
+        return "is packed with gzip. Unpack it: gunzip FILE."
+    return "is neither a safetensors file nor one of torch.save. Give a file with a state dict."
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
+            notes = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file ({error}). Copy it again.") from error
+    try:
+        names = json.loads(notes.get("classes", "null"))
+    except ValueError:
+        names = None
+    return tensors, _classes({"classes": names})
+
+
+def _is_state(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def _entry(path: Path, content: Mapping[Any, Any], wanted: str | None) -> str | None:
+    """The entry to take: the wanted one, or the first of the usual ones; None where the file is a state dict itself."""
+    states = [key for key in content if isinstance(key, str) and _is_state(content[key])]
+    if wanted is not None:
+        if wanted not in states:
+            raise WeightsError(
+                f"{path} has no entry {wanted!r} with tensors{near_names(wanted, states) or '.'} "
+                f"Such entries are: {', '.join(states) or 'none'} (model.entry)."
+            )
+        return wanted
+    if not states:
+        return None
+    usual = next((key for key in ENTRIES if key in states), None)
+    if usual is None and len(states) > 1:
+        raise WeightsError(
+            f"{path} holds tensors under {', '.join(states)}; set model.entry to the one that is the DNN."
+        )
+    return usual or states[0]
+
+
+def _tensors(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    if not _is_state(state):
+        kinds = sorted({f"{k}: {type(v).__name__}" for k, v in state.items()})[:5]
+        raise WeightsError(
+            f"{path} holds no state dict, alone or under {', '.join(ENTRIES)}; it has {'; '.join(kinds) or 'nothing'}. "
+            "Save `model.state_dict()`."
+        )
+    return {key: tensor.detach() for key, tensor in state.items()}
+
+
+def _classes(content: Mapping[Any, Any]) -> tuple[str, ...] | None:
+    """Names of the classes in the order of the logits, where the file tells them."""
+    for key in CLASS_ENTRIES:
+        names = content.get(key)
+        if isinstance(names, Mapping) and all(isinstance(i, int) for i in names.values()):
+            names = sorted(names, key=names.__getitem__)
+        if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return None

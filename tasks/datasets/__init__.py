@@ -1,0 +1,38 @@
+"""A name, a split and a folder in, labelled images out: the published data sets, and the user's own."""
+
+from tasks.datasets.base import ArrayDataset, Dataset, Split
+from tasks.datasets.cifar import SAMPLE
+from tasks.datasets.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES
+from tasks.datasets.load import count_images, dataset_info, load_dataset
+from tasks.datasets.source import (
+    DATA_VARIABLE,
+    DATASETS,
+    NAMES,
+    USERS,
+    DatasetInfo,
+    DataSource,
+    corruption_table_of,
+    source_from,
+    table_for,
+)
+
+__all__ = [
+    "CIFAR10_CLASSES",
+    "CIFAR100_CLASSES",
+    "DATASETS",
+    "DATA_VARIABLE",
+    "NAMES",
+    "SAMPLE",
+    "USERS",
+    "ArrayDataset",
+    "DataSource",
+    "Dataset",
+    "DatasetInfo",
+    "Split",
+    "corruption_table_of",
+    "count_images",
+    "dataset_info",
+    "load_dataset",
+    "source_from",
+    "table_for",
+]

@@ -1,0 +1,164 @@
+"""A folder in, CIFAR-10 or CIFAR-100 out, and the shipped sample.
+
+Layouts (Krizhevsky 2009), looked for under the data root in this order, NAME being cifar10 or cifar100:
+    cifar-10-batches-py/, cifar-100-python/   the published Python batches (as torchvision unpacks them)
+    NAME/{train,test}.npz                     arrays images [N,32,32,3] uint8, labels [N]
+    NAME/NAME_{split}_webp.zip                lossless WebP strips with labels_u1.npy
+The published batches are pickles: they are read by an unpickler that can build arrays and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tasks.datasets.base import ArrayDataset, Split
+from tasks.datasets.source import DATA_VARIABLE, DATASETS, DataSource
+from tasks.errors import DataError
+from tasks.records import Ints, Pixels
+
+SAMPLE = Path(__file__).parents[1] / "sample"
+# What reading an array, an image or a zip raises when its bytes are not what they should be.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """The published Python batches of a data set: their folder, their files, the key of the labels."""
+
+    title: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: bytes
+
+
+BATCHES = {
+    "cifar10": Batches(
+        title="CIFAR-10",
+        folder="cifar-10-batches-py",
+        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+        test=("test_batch",),
+        labels=b"labels",
+    ),
+    "cifar100": Batches(
+        title="CIFAR-100",
+        folder="cifar-100-python",
+        train=("train",),
+        test=("test",),
+        labels=b"fine_labels",
+    ),
+}
+
+
+def load_cifar(source: DataSource, split: Split) -> ArrayDataset:
+    """One split of cifar10, cifar100 or cifar10_sample. Raises DataError when nothing readable is found."""
+    name = source.name
+    if name == "cifar10_sample":
+        return _read_strips(SAMPLE / f"{split}.zip", name, split)
+    published = BATCHES[name]
+    folder = source.folder(published.title)
+    readers: dict[Path, Callable[[Path, str, Split], ArrayDataset]] = {
+        folder / published.folder: _read_python_batches,
+        folder / name / f"{split}.npz": _read_npz,
+        folder / name / f"{name}_{split}_webp.zip": _read_strips,
+    }
+    for path, read in readers.items():
+        if path.exists():
+            return read(path, name, split)
+    downloader = f"torchvision.datasets.{published.title.replace('-', '')}(root, download=True)"
+    raise DataError(
+        f"No {published.title} under {folder}: none of {', '.join(str(p.relative_to(folder)) for p in readers)} is "
+        f"there. Set data.root (or {DATA_VARIABLE}) to the folder that holds one of them; torchvision's downloader "
+        f"(`{downloader}`) makes the first. Without any, `--set data.name=cifar10_sample` uses the shipped sample."
+    )
+
+
+def _dataset(name: str, split: Split, images: Pixels, labels: Ints, ids: Ints | None = None) -> ArrayDataset:
+    return ArrayDataset(
+        name=name,
+        split=split,
+        classes=DATASETS[name].classes,
+        image_ids_N=np.arange(len(images)) if ids is None else ids,
+        labels_N=labels,
+        images_NHWC_u8=images,
+    )
+
+
+def _read_npz(path: Path, name: str, split: Split) -> ArrayDataset:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"].astype(np.int64)
+    except (*_DAMAGED, TypeError) as error:  # TypeError: a lone array is no archive
+        raise DataError(
+            f"{path} cannot be read as arrays `images` and `labels` ({error}). Make it again."
+        ) from error
+    return _dataset(name, split, images, labels)
+
+
+def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
+    """A zip of lossless WebP strips (32 px wide, images one below the other), labels_u1.npy, maybe ids.npy."""
+    strips = []
+    member = ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in sorted(n for n in archive.namelist() if n.endswith(".webp")):
+                with Image.open(io.BytesIO(archive.read(member))) as strip:
+                    strips.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
+            labels = np.load(io.BytesIO(archive.read(member := "labels_u1.npy")), allow_pickle=False)
+            ids = np.arange(len(labels))
+            if "ids.npy" in archive.namelist():
+                ids = np.load(io.BytesIO(archive.read(member := "ids.npy")), allow_pickle=False)
+    except _DAMAGED as error:
+        raise DataError(
+            f"{path}: {member or 'the archive'} is truncated or not an image ({error}). "
+            "Copy the file again; nothing was written."
+        ) from error
+    if not strips:
+        raise DataError(f"{path} holds no .webp images. Copy the file again.")
+    return _dataset(name, split, np.concatenate(strips), labels.astype(np.int64), ids.astype(np.int64))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds NumPy arrays and plain containers, nothing else: a pickle cannot run code through it."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a CIFAR batch never does")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _read_python_batches(folder: Path, name: str, split: Split) -> ArrayDataset:
+    published = BATCHES[name]
+    images, labels = [], []
+    for path in (folder / file for file in (published.train if split == "train" else published.test)):
+        try:
+            with path.open("rb") as stream:
+                batch = _ArrayUnpickler(stream, encoding="bytes").load()
+            images.append(np.asarray(batch[b"data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            labels.append(np.asarray(batch[published.labels], dtype=np.int64))
+        except (*_DAMAGED, pickle.UnpicklingError, TypeError, AttributeError, IndexError) as error:
+            raise DataError(
+                f"{path} is missing, truncated, or no {published.title} batch ({error}). "
+                "Unpack the published archive again."
+            ) from error
+    return _dataset(name, split, np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels))

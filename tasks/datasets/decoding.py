@@ -1,0 +1,184 @@
+"""A listing of encoded images in, one uint8 array out: decoded by threads, mapped from a file where it is large.
+
+The encoded images of a batch are all that is in memory besides the array. An array of more than MAPPED_BYTES is written
+to tasks.storage.cache_folder() once, whole or not at all, and mapped from there by all processes of a node. Its name is
+a digest of the files' names, sizes and times of writing, of the labels and of the image size.
+
+Rows go round the classes (the first image of each, the second of each, …), so that a head of a data set has all of
+them; ids are the places in the listing, whatever the order of the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tasks.datasets.base import ArrayDataset, Split, digest_of
+from tasks.datasets.images import UnreadableImageError, decode_image
+from tasks.errors import DataError
+from tasks.records import Ints, Pixels
+from tasks.storage import cache_folder, write_text, writing
+
+# N images, H W C pixels
+
+MAPPED_BYTES = 1 << 30
+BATCH = 256  # encoded images that are held at a time
+_SHOWN, _ENOUGH = 3, 100  # unreadable images that are named, and after how many decoding stops
+_DECODER = 1  # another number for another rule of decoding: arrays that were kept are of no use then
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """An image before it is decoded: what a person would call it, and its bytes or its file."""
+
+    name: str
+    content: bytes | Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The encoded images of a split in a stable order, with their labels; none is decoded.
+
+    `files` are read for them; `batches` starts from the first image each time it is called. image_size: side of the
+    square that each is resized and cropped to; None where all have one size.
+    """
+
+    name: str
+    split: Split
+    classes: tuple[str, ...]
+    labels_N: Ints
+    image_size: int | None
+    files: Sequence[Path]
+    batches: Callable[[], Iterator[Sequence[Encoded]]]
+
+
+def decode_listing(listing: Listing) -> ArrayDataset:
+    """The split that is listed. Raises DataError naming the images that cannot be used, or that differ in size."""
+    order_N = rows_by_class(listing.labels_N)
+    side = listing.image_size or native_size(next(listing.batches())[0])
+    shape = (len(order_N), side, side, 3)
+    known_digest = None
+    if np.prod(shape, dtype=np.int64) > MAPPED_BYTES:
+        images, known_digest = _kept(listing, order_N, shape)
+    else:
+        images = np.empty(shape, np.uint8)
+        _fill(images, listing, order_N)
+    return ArrayDataset(
+        name=listing.name,
+        split=listing.split,
+        classes=listing.classes,
+        image_ids_N=order_N,
+        labels_N=listing.labels_N[order_N],
+        images_NHWC_u8=images,
+        known_digest=known_digest,
+    )
+
+
+def rows_by_class(labels_N: Ints) -> Ints:
+    """Places of the listing in the order of the rows: round the classes, each in its own order."""
+    by_class = np.argsort(labels_N, kind="stable")
+    counts = np.bincount(labels_N)
+    rank_N = np.empty(len(labels_N), np.int64)
+    rank_N[by_class] = np.arange(len(labels_N)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order: Ints = np.lexsort((labels_N, rank_N)).astype(np.int64)
+    return order
+
+
+def native_size(first: Encoded) -> int:
+    """Side of a data set's images, by its first. Raises DataError where that is not square."""
+    try:
+        height, width = map(int, decode_image(first.content).shape[:2])
+    except UnreadableImageError as error:
+        raise DataError(f"{first.name} cannot be read: {error}. Copy it again, or remove it.") from error
+    if height != width:
+        raise DataError(
+            f"{first.name} is {width} x {height} px, and a DNN takes squares of one size. Set data.image_size to their "
+            "side: the shorter side is resized to it and the centre is kept."
+        )
+    return height
+
+
+def _fill(images_NHWC_u8: Pixels, listing: Listing, order_N: Ints) -> None:
+    """Decodes all images into their rows."""
+    row_of = np.empty(len(order_N), np.int64)
+    row_of[order_N] = np.arange(len(order_N))
+    decode = partial(_decode, side=images_NHWC_u8.shape[1], resize=listing.image_size is not None)
+    unreadable: list[str] = []
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for batch in listing.batches():
+            for found in pool.map(decode, batch):
+                if isinstance(found, str):
+                    unreadable.append(found)
+                else:
+                    images_NHWC_u8[row_of[done]] = found
+                done += 1
+            if len(unreadable) >= _ENOUGH:
+                break
+    if unreadable:
+        more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
+        raise DataError(
+            f"{len(unreadable)} of {done} images of the {listing.split} split of {listing.name} cannot be used: "
+            f"{'; '.join(unreadable[:_SHOWN])}{more}. Correct or remove them."
+        )
+    if done != len(order_N):
+        raise DataError(
+            f"{listing.files[0].parent} changed while it was read: {done} images were there of {len(order_N)}. "
+            "Run the command again."
+        )
+
+
+def _decode(encoded: Encoded, *, side: int, resize: bool) -> Pixels | str:
+    """Pixels [side, side, 3], or a phrase that names the image and says what is wrong with it."""
+    try:
+        image = decode_image(encoded.content, side if resize else None)
+    except UnreadableImageError as error:
+        return f"{encoded.name} ({error})"
+    height, width, _ = image.shape
+    if (height, width) != (side, side):
+        return (
+            f"{encoded.name} ({width} x {height} px, the first image has {side} x {side}: set data.image_size "
+            "to resize all)"
+        )
+    return image
+
+
+def _kept(listing: Listing, order_N: Ints, shape: tuple[int, ...]) -> tuple[Pixels, str]:
+    """The array from its file in the cache, which is made where it is not there, and its digest."""
+    path = cache_folder() / "decoded" / f"{listing.name}-{listing.split}-{_key(listing, shape)}.npy"
+    note = path.with_suffix(".json")
+    if not (path.is_file() and note.is_file()):
+        with writing(path) as part:
+            new = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+            _fill(new, listing, order_N)
+            new.flush()
+            digest = digest_of(new, listing.labels_N[order_N])
+            del new
+        # Last, so that it stands for a whole array; whoever writes it too writes the same.
+        write_text(note, json.dumps({"digest": digest, "files": len(listing.files)}))
+    try:
+        images: Pixels = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        digest = str(json.loads(note.read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{path} is damaged ({error}). Delete it; it is made again.") from error
+    if images.shape != shape or images.dtype != np.uint8:
+        raise DataError(f"{path} is damaged ({images.dtype} {images.shape}). Delete it; it is made again.")
+    return images, digest
+
+
+def _key(listing: Listing, shape: tuple[int, ...]) -> str:
+    """Of all that the array depends on."""
+    digest = hashlib.blake2b(repr((_DECODER, shape, listing.image_size)).encode(), digest_size=12)
+    digest.update(listing.labels_N.astype("<i8").tobytes())
+    for file in listing.files:
+        found = file.stat()
+        digest.update(repr((str(file), found.st_size, found.st_mtime_ns)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,243 @@
+"""Parquet or Arrow tables in, a listing of a split out: a column of encoded images, and a column of labels.
+
+The image column holds bytes of image files, or Hugging Face's struct {bytes, path}. Labels are integers, or strings
+(also as a dictionary). Names of the classes, in this order of precedence: data.classes; the ClassLabel that Hugging
+Face keeps in the schema's metadata; for strings, the sorted ones of the training split.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.datasets.base import Split
+from tasks.datasets.decoding import BATCH, Encoded, Listing, native_size
+from tasks.datasets.source import IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, DataSource, table_for
+from tasks.datasets.table_files import iter_rows, read_schema, split_files
+from tasks.errors import DataError, near_names
+from tasks.records import Ints
+
+LABEL_ROWS = 65536  # labels that are read at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns hold images and labels, and the names that the schema gives the labels."""
+
+    image: str
+    label: str
+    names: tuple[str, ...] | None
+
+
+def describe_table(source: DataSource) -> DatasetInfo:
+    """Classes and image size, by the training split's schema and its first image."""
+    files = split_files(source, "train")
+    columns = find_columns(source, files[0])
+    first = next(_batches(files, columns), None)
+    if first is None:
+        raise _no_rows(files, "train")
+    size = source.image_size or native_size(first[0])
+    return DatasetInfo(
+        classes=_classes(source, files, columns),
+        image_size=size,
+        corruption_table=table_for(size),
+        mean=source.mean or IMAGENET_MEAN,
+        std=source.std or IMAGENET_STD,
+    )
+
+
+def list_table(source: DataSource, split: Split) -> Listing:
+    """The images of a split in the order of files and rows. Raises DataError for what cannot be used."""
+    train = split_files(source, "train")
+    classes = _classes(source, train, find_columns(source, train[0]))
+    files = train if split == "train" else split_files(source, split)
+    columns = find_columns(source, files[0])
+    for path in files if source.classes is None else ():
+        _check_names(path, find_columns(source, path).names, classes)
+    labels_N = np.concatenate([_labels(path, columns, classes) for path in files])
+    if not len(labels_N):
+        raise _no_rows(files, split)
+    return Listing(
+        name=source.name,
+        split=split,
+        classes=classes,
+        labels_N=labels_N,
+        image_size=source.image_size,
+        files=files,
+        batches=lambda: _batches(files, columns),
+    )
+
+
+def _no_rows(files: Sequence[Path], split: Split) -> DataError:
+    return DataError(
+        f"{', '.join(map(str, files[:3]))}: no rows in the {split} split. Give files that have some."
+    )
+
+
+def find_columns(source: DataSource, path: Path) -> Columns:
+    """The columns that the settings name, or the only ones that can be meant. Raises DataError."""
+    schema = read_schema(path)
+    features = _features(schema)
+    image = source.image_column or _only(
+        path,
+        "image",
+        [n for n in schema.names if _kind(features, n) == "Image"]
+        or [field.name for field in schema if _holds_bytes(field.type)],
+        schema,
+    )
+    label = source.label_column or _only(
+        path,
+        "label",
+        [n for n in schema.names if _kind(features, n) == "ClassLabel"]
+        or [n for n in schema.names if n == "label"],
+        schema,
+    )
+    _check_column(path, schema, image, "image")
+    _check_column(path, schema, label, "label")
+    if not _holds_bytes(schema.field(image).type):
+        raise DataError(
+            f"{path}: the column {image!r} is {schema.field(image).type}; it must hold the bytes of image files, or "
+            "structs with such `bytes`. Set data.image_column to one that does."
+        )
+    names = features.get(label, {}).get("names")
+    return Columns(
+        image=image, label=label, names=tuple(map(str, names)) if isinstance(names, list) else None
+    )
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """What Hugging Face's metadata says of the columns; nothing where there is none."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = json.loads(text)["info"]["features"] if text else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {k: v for k, v in features.items() if isinstance(v, dict)} if isinstance(features, dict) else {}
+
+
+def _kind(features: dict[str, Any], column: str) -> object:
+    return features.get(column, {}).get("_type")
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _only(path: Path, what: str, candidates: Sequence[str], schema: pa.Schema) -> str:
+    if len(candidates) != 1:
+        found = (
+            f"{len(candidates)} columns could hold the {what}s"
+            if candidates
+            else f"no column holds the {what}s"
+        )
+        raise DataError(
+            f"{path}: {found}; there are {', '.join(f'{f.name} ({f.type})' for f in schema)}. Set data.{what}_column."
+        )
+    return candidates[0]
+
+
+def _check_column(path: Path, schema: pa.Schema, name: str, what: str) -> None:
+    if name not in schema.names:
+        raise DataError(
+            f"{path} has no column {name!r}{near_names(name, schema.names) or '.'} There are: "
+            f"{', '.join(schema.names)}. Set data.{what}_column."
+        )
+
+
+def _classes(source: DataSource, train: Sequence[Path], columns: Columns) -> tuple[str, ...]:
+    names = source.classes or columns.names
+    if names is not None:
+        return names
+    if not _is_text(read_schema(train[0]).field(columns.label).type):
+        raise DataError(
+            f"{train[0]}: the labels in column {columns.label!r} are numbers, and the schema names no classes. Set "
+            'data.classes to their names in the order of the numbers, as in --set "data.classes=[cat, dog]".'
+        )
+    found: set[str] = set()
+    for path in train:
+        for batch in iter_rows(path, [columns.label], LABEL_ROWS):
+            found |= {str(v) for v in batch.column(0).unique().to_pylist() if v is not None}
+    return tuple(sorted(found))
+
+
+def _check_names(path: Path, names: tuple[str, ...] | None, classes: tuple[str, ...]) -> None:
+    if names is not None and names != classes:
+        odd = next((i for i, (a, b) in enumerate(zip(names, classes, strict=False)) if a != b), None)
+        how = (
+            f"{len(names)} names for {len(classes)} classes"
+            if odd is None
+            else f"label {odd} is {names[odd]!r}"
+        )
+        raise DataError(
+            f"{path}: the schema names other classes than the training split's first file ({how}). Write all files "
+            "with the same names in the same order."
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _labels(path: Path, columns: Columns, classes: tuple[str, ...]) -> Ints:
+    """Labels of a file as numbers of classes. Raises DataError naming the first row that has none."""
+    schema = read_schema(path)
+    for name, what in ((columns.image, "image"), (columns.label, "label")):
+        _check_column(path, schema, name, what)
+    kind, text = schema.field(columns.label).type, _is_text(schema.field(columns.label).type)
+    if not text and not pa.types.is_integer(kind):
+        raise DataError(
+            f"{path}: the labels in column {columns.label!r} are {kind}; they must be integers or strings. "
+            "Set data.label_column to a column that has such."
+        )
+    number = {name: label for label, name in enumerate(classes)}
+    found: list[int] = []
+    for batch in iter_rows(path, [columns.label], LABEL_ROWS):
+        for value in batch.column(0).to_pylist():
+            label = number.get(value) if text else value
+            if label is None or not 0 <= label < len(classes):
+                raise DataError(
+                    f"{path}, row {len(found)}: the label is {value!r}; there are {len(classes)} classes"
+                    + (
+                        f": {', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
+                        if text
+                        else f", 0 to {len(classes) - 1}"
+                    )
+                    + ". Correct the label, leave the row out, or set data.classes."
+                )
+            found.append(label)
+    return np.array(found, np.int64)
+
+
+def _batches(files: Sequence[Path], columns: Columns) -> Iterator[Sequence[Encoded]]:
+    for path in files:
+        row = 0
+        for batch in iter_rows(path, [columns.image], BATCH):
+            contents = [
+                _bytes_of(value, path, row + i) for i, value in enumerate(batch.column(0).to_pylist())
+            ]
+            yield [
+                Encoded(name=f"{path}, row {row + i}", content=content) for i, content in enumerate(contents)
+            ]
+            row += len(contents)
+
+
+def _bytes_of(value: Any, path: Path, row: int) -> bytes:
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if content is None:
+        elsewhere = (
+            f" (it names the file {value['path']})" if isinstance(value, dict) and value.get("path") else ""
+        )
+        raise DataError(
+            f"{path}, row {row}: there are no image bytes{elsewhere}. Embed the images in the table, leave the row "
+            "out, or use data.name: imagefolder for image files."
+        )
+    return bytes(content)

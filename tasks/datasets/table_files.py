@@ -1,0 +1,101 @@
+"""Parquet and Arrow files in, record batches of some columns out; and which files are a split's.
+
+Read are .parquet, and .arrow or .feather in Arrow's file or stream format (the latter is what Hugging Face's `datasets`
+keeps on disk). Splits are told apart as on the Hugging Face hub: by `train`, `test` or `validation` as the beginning of
+a file's or a folder's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from tasks.datasets.base import Split
+from tasks.datasets.source import DataSource
+from tasks.errors import DataError
+
+SUFFIXES = (".parquet", ".arrow", ".feather")
+TEST_NAMES = ("test", "validation", "valid", "val")
+
+
+def split_files(source: DataSource, split: Split) -> list[Path]:
+    """The files of a split in the order of their names. Raises DataError where there are none."""
+    given = source.train if split == "train" else source.test
+    if given is not None:
+        return _given_files(Path(given).expanduser(), split)
+    root = source.folder("the Parquet data set")
+    there = _table_files(root)
+    names = ("train",) if split == "train" else TEST_NAMES
+    for name in names:
+        begins = re.compile(rf"(^|/){name}([-_./0-9]|$)")
+        found = [path for path in there if begins.search(path.relative_to(root).as_posix())]
+        if found:
+            return found
+    raise DataError(
+        f"{root} has no file or folder whose name begins with {' or '.join(names)} and that is Parquet or Arrow "
+        f"({', '.join(SUFFIXES)}); there are {len(there)} such files in all. Set data.train and data.test to the "
+        "files, or to folders of them."
+    )
+
+
+def _given_files(path: Path, split: Split) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = _table_files(path) if path.is_dir() else []
+    if not found:
+        raise DataError(
+            f"data.{split} {path} is neither a file nor a folder that holds some ({', '.join(SUFFIXES)}). Correct it."
+        )
+    return found
+
+
+def _table_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Columns and metadata. Raises DataError for a damaged file."""
+    with _reading(path):
+        if path.suffix.lower() == ".parquet":
+            return pa.parquet.read_schema(path)
+        with pa.memory_map(str(path)) as stream:
+            return _open_arrow(stream)[0]
+
+
+def iter_rows(path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """Batches of at most `batch_rows` rows, in order. Raises DataError for a damaged file."""
+    with _reading(path):
+        if path.suffix.lower() == ".parquet":
+            with pa.parquet.ParquetFile(path) as file:
+                yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
+            return
+        with pa.memory_map(str(path)) as stream:
+            for batch in _open_arrow(stream)[1]:
+                for start in range(0, batch.num_rows, batch_rows):
+                    yield batch.select(list(columns)).slice(start, batch_rows)
+
+
+def _open_arrow(stream: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Schema and batches, of either format."""
+    try:
+        file = pa.ipc.open_file(stream)
+    except pa.ArrowInvalid:
+        stream.seek(0)
+        reader = pa.ipc.open_stream(stream)
+        return reader.schema, iter(reader)
+    return file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path} is truncated, or neither Parquet nor Arrow ({' '.join(str(error).split())}). Copy it again."
+        ) from error

@@ -1,0 +1,69 @@
+"""A DNN of the user's folder on Ray: workers import its module, whether they mine, score or train."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from metarepair.config import Config
+from metarepair.weights import SHIPPED
+
+pytestmark = pytest.mark.distributed
+
+MODULE = """\
+from metarepair.models.resnet8 import ResNet8
+
+def net(num_classes):
+    return ResNet8(num_classes)
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_ray_that_the_command_starts_import_the_users_module(
+    tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    (tmp_path / "strange_nets.py").write_text(MODULE, encoding="utf-8")
+    state = {f"module.{k}": v for k, v in load_file(SHIPPED / "resnet8_cifar10.safetensors").items()}
+    torch.save({"state_dict": state}, tmp_path / "net.th")
+    train = {"episodes": 2, "round_episodes": 1, "tasks": 2}
+    config = tiny(
+        tmp_path / "runs",
+        workers=1,
+        train=train,
+        repair={"methods": ["none", "metarepair"]},
+        evaluate={"others": []},
+    )
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    # As the installed command: the current folder is not on the path. The checkout is, on the workers' as well.
+    code = "import sys; sys.path[:] = [p for p in sys.path if p]; from metarepair.cli import main; sys.exit(main())"
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "run",
+            "--config",
+            "own.yaml",
+            "--model",
+            "strange_nets:net",
+            "--weights",
+            "net.th",
+        ],
+        cwd=tmp_path,
+        env=environment | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the prefix 'module.' was left out") == 1
+    assert (tmp_path / "runs/tiny/report/index.html").is_file()

@@ -1,0 +1,125 @@
+"""A DNN that is fed otherwise than it was trained: found out on clean images, and the reason named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metarepair.clean_check import check_on_clean
+from metarepair.models import DeployedModel, build_model, load_deployed
+from tasks.datasets import dataset_info, load_dataset
+from tasks.errors import WeightsError
+
+RIGHT_MEAN, RIGHT_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+@cache
+def shipped() -> DeployedModel:
+    return load_deployed("resnet8_cifar", "shipped:resnet8_cifar10", dataset_info("cifar10_sample"))
+
+
+@cache
+def clean_images():  # type: ignore[no-untyped-def]  # whatever the data set is
+    return load_dataset("cifar10_sample", "test")
+
+
+class Around(nn.Module):
+    """The shipped DNN with its output changed."""
+
+    def __init__(self, change) -> None:  # type: ignore[no-untyped-def]  # a function of logits
+        super().__init__()
+        self.inner, self.change = shipped().module, change
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        changed: Tensor = self.change(self.inner(x_BCHW))
+        return changed
+
+
+class Flat(nn.Module):
+    """Made for 16 pixels a side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3 * 16 * 16, 10)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits: Tensor = self.head(x_BCHW.flatten(1))
+        return logits
+
+
+def test_a_dnn_that_is_right_is_looked_at_briefly() -> None:
+    found = check_on_clean(shipped(), clean_images())
+    assert found.images == 64
+    assert found.accuracy > 0.75
+    assert found.note is None
+
+
+def test_a_missing_normalisation_is_named() -> None:
+    fed = replace(shipped(), mean=(0.5, 0.5, 0.5), std=(20.0, 20.0, 20.0))
+    with pytest.raises(
+        WeightsError,
+        match=r"near chance.*the normalisation (CIFAR|ImageNet)'s it is [89]\d\.\d%.*model\.mean",
+    ):
+        check_on_clean(fed, clean_images())
+
+
+def test_a_dnn_above_chance_that_another_normalisation_helps_is_noted_not_refused() -> None:
+    fed = replace(shipped(), mean=(0.9, 0.2, 0.1), std=(0.6, 0.6, 0.6))
+    found = check_on_clean(fed, clean_images())
+    assert 0.19 < found.accuracy < 0.5
+    assert found.note is not None
+    assert "probably set model.mean" in found.note
+
+
+def test_another_order_of_the_classes_is_named() -> None:
+    turned = replace(shipped(), module=Around(lambda logits_BK: logits_BK.roll(3, dims=1)))
+    with pytest.raises(
+        WeightsError, match=r"another order of the classes \(its class \d goes with the label \d\)"
+    ):
+        check_on_clean(turned, clean_images())
+
+
+def test_an_untrained_dnn_is_refused_with_what_to_look_at() -> None:
+    torch.manual_seed(0)
+    untrained = replace(shipped(), module=build_model("resnet8_cifar", 10).eval())
+    with pytest.raises(
+        WeightsError, match=r"near chance \(10\.0%\).*None of the usual normalisations.*model\.weights"
+    ):
+        check_on_clean(untrained, clean_images())
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (Around(lambda logits_BK: logits_BK[:, :7]), "returns 7 logits, and the data set has 10 classes"),
+        (Around(lambda logits_BK: (logits_BK, 0)), "returns tuple, not a tensor of logits"),
+        (Around(lambda logits_BK: logits_BK[..., None]), r"returns \[2, 10, 1\] for 2 images"),
+        (Flat(), r"cannot take a batch of images of 32×32 pixels.*model\.input_size"),
+        (nn.Sequential(nn.Conv2d(1, 10, 32), nn.Flatten()), "cannot take a batch.*number of channels"),
+    ],
+)
+def test_a_dnn_of_another_shape_is_refused(module: nn.Module, says: str) -> None:
+    with pytest.raises(WeightsError, match=says):
+        check_on_clean(replace(shipped(), module=module), clean_images())
+
+
+def test_the_first_images_are_of_all_classes_where_labels_are_sorted() -> None:
+    whole = clean_images()
+    rows = np.argsort(whole.labels_N, kind="stable")
+    images, labels = whole.images(rows), whole.labels_N[rows]
+
+    class Sorted:
+        name, labels_N = "sorted", labels
+
+        def images(self, rows: np.ndarray) -> np.ndarray:
+            seen.append(labels[rows])
+            return images[rows]
+
+    seen: list[np.ndarray] = []
+    assert check_on_clean(shipped(), Sorted()).images == 64
+    assert set(seen[0][:64]) == set(range(10))

@@ -1,0 +1,207 @@
+"""Weights files in the ways that people have them: read without running anything, and fitted by name."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from metarepair.models.fit import fit, load_weights
+from metarepair.models.weights_file import read_weights
+from tasks.errors import WeightsError
+
+
+class Net(nn.Module):
+    """A classifier of ten classes with a batch norm."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, classes)
+
+
+def state(seed: int = 1, classes: int = 10) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    own = Net(classes).state_dict()
+    return {
+        k: torch.rand(v.shape, generator=generator) if v.is_floating_point() else v for k, v in own.items()
+    }
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return OrderedDict((prefix + k, v) for k, v in tensors.items())
+
+
+def saved(path: Path, content: Any, *, legacy: bool = False) -> Path:
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def holds(module: nn.Module, wanted: dict[str, Tensor]) -> bool:
+    return all(torch.equal(v, wanted[k]) for k, v in module.state_dict().items())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("wrap", "entry", "says"),
+    [
+        (lambda s: s, None, []),
+        (lambda s: {"state_dict": s, "best": 91.7}, None, ["entry 'state_dict'"]),
+        (lambda s: {"model": s, "epoch": 3}, None, ["entry 'model'"]),
+        (lambda s: {"teacher": s, "epoch": 3}, None, ["entry 'teacher'"]),
+        (
+            lambda s: {"state_dict": prefixed(s, "module.")},
+            None,
+            ["entry 'state_dict'", "prefix 'module.' was left out"],
+        ),
+        (lambda s: prefixed(s, "module._orig_mod."), None, ["prefix 'module._orig_mod.' was left out"]),
+        (lambda s: {"state_dict": state(2), "state_dict_ema": s}, None, ["EMA", "'state_dict' as well"]),
+        (lambda s: {"model": state(2), "model_ema": prefixed(s, "module.")}, None, ["'model_ema'", "EMA"]),
+        (lambda s: {"state_dict": s, "state_dict_ema": state(2)}, "state_dict", ["entry 'state_dict'"]),
+        (
+            lambda s: {"n_averaged": torch.tensor(9), **prefixed(s, "module.")},
+            None,
+            ["AveragedModel", "'module.'"],
+        ),
+    ],
+)
+def test_what_is_around_the_tensors_is_found_and_said(
+    tmp_path: Path, wrap: Any, entry: str | None, says: list[str], legacy: bool
+) -> None:
+    path, module = saved(tmp_path / "net.th", wrap(state()), legacy=legacy), Net()
+    notes = load_weights(module, read_weights(path, entry=entry), "net")
+    assert holds(module, state())
+    assert len(notes) == bool(says)
+    for word in says:
+        assert word in notes[0]
+
+
+def test_a_safetensors_file_is_known_by_its_bytes_and_needs_no_note(tmp_path: Path) -> None:
+    save_file(state(), tmp_path / "net.bin")
+    module = Net()
+    assert load_weights(module, read_weights(tmp_path / "net.bin"), "net") == ()
+    assert holds(module, state())
+
+
+def test_names_that_begin_with_the_prefix_in_the_dnn_too_keep_it(tmp_path: Path) -> None:
+    module = nn.DataParallel(Net())
+    file = read_weights(saved(tmp_path / "net.pt", prefixed(state(), "module.")))
+    assert load_weights(module, file, "net") == ()
+    assert holds(module.module, state())
+
+
+def test_a_file_without_batch_norm_counters_is_taken(tmp_path: Path) -> None:
+    old = {k: v for k, v in state().items() if not k.endswith("num_batches_tracked")}
+    module = Net()
+    load_weights(module, read_weights(saved(tmp_path / "old.pth", old)), "net")
+    assert holds(module, state())
+
+
+def test_the_map_of_a_family_takes_its_published_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def published(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        return {k.replace("fc.", "head."): v for k, v in tensors.items()}
+
+    monkeypatch.setattr(f"{__name__}.checkpoint_filter_fn", published, raising=False)
+    monkeypatch.setitem(__import__("sys").modules, Net.__module__, __import__("sys").modules[__name__])
+    old = {k.replace("head.", "fc."): v for k, v in state().items()}
+    module = Net()
+    (note,) = load_weights(module, read_weights(saved(tmp_path / "old.pth", old)), "net")
+    assert "first publication" in note
+    assert holds(module, state())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda s: {k.replace("norm", "bn"): v for k, v in s.items()},
+            r"4 tensors are missing, 5 unexpected.*first missing: norm\.weight, near it in the file: bn\.",
+        ),
+        (
+            lambda s: s | {"heads.bias": s["head.bias"]},
+            r"1 unexpected.*heads\.bias, near it in the DNN: head\.bias",
+        ),
+        (
+            lambda s: s | {"conv.weight": s["conv.weight"][:, :, :1]},
+            r"1 of another shape \(first: conv\.weight is 4×3×1×3 in the file and 4×3×3×3 in the DNN",
+        ),
+        (lambda _: state(classes=1000), r"Only the classifier differs.*1000 classes, the DNN 10 "),
+        (lambda s: s | {"head.bias": s["head.bias"] * float("nan")}, r"head\.bias is not finite"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, change: Any, says: str) -> None:
+    file = read_weights(saved(tmp_path / "net.pt", change(state())))
+    with pytest.raises(WeightsError, match=says):
+        fit(Net(), file, "net")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "is a web page"),
+        (b"\n  <html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
+        (b"\x1f\x8b\x08\x00rest", "gunzip"),
+        (b"weights, honestly", "neither a safetensors file nor one of torch.save"),
+        (b"\x80\x04\x95 and then nothing", "is a pickle.*objects that torch.save does not write"),
+        (b"PK\x03\x04 and then nothing", "truncated or damaged"),
+    ],
+)
+def test_what_is_no_weights_file_is_said(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=says):
+        read_weights(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
+def test_half_a_file_is_said_to_be_damaged(tmp_path: Path, legacy: bool, share: float) -> None:
+    path = saved(tmp_path / "net.pth", {"state_dict": state()}, legacy=legacy)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(WeightsError, match=r"net\.pth.*truncated or damaged.*Copy it again"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([1, 2], "holds list, not tensors by name"),
+        ({"epoch": 3, "best": 0.9}, "holds no state dict.*best: float"),
+        ({}, "holds no state dict"),
+        ({"generator": state(), "discriminator": state()}, "under generator, discriminator; set model.entry"),
+        (Net(), r"is a pickle.*more than tensors \(.*Net\).*torch\.save\(model\.state_dict"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_said(tmp_path: Path, content: Any, says: str) -> None:
+    with pytest.raises(WeightsError, match=says):
+        read_weights(saved(tmp_path / "net.pt", content))
+
+
+def test_an_entry_that_is_not_there_is_said_with_those_that_are(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.pt", {"state_dict": state(), "epoch": 1})
+    with pytest.raises(
+        WeightsError, match=re.escape("no entry 'state_dic' with tensors; did you mean 'state_dict'?")
+    ):
+        read_weights(path, entry="state_dic")
+    save_file(state(), tmp_path / "net.safetensors")
+    with pytest.raises(WeightsError, match="has no entries"):
+        read_weights(tmp_path / "net.safetensors", entry="state_dict")
+
+
+def test_names_of_classes_are_read_in_the_order_of_the_logits(tmp_path: Path) -> None:
+    by_list = saved(tmp_path / "a.pt", {"state_dict": state(), "classes": ["cat", "dog"]})
+    by_number = saved(tmp_path / "b.pt", {"state_dict": state(), "class_to_idx": {"dog": 1, "cat": 0}})
+    save_file(state(), tmp_path / "c.safetensors", metadata={"classes": '["cat", "dog"]'})
+    for path in (by_list, by_number, tmp_path / "c.safetensors"):
+        assert read_weights(path).classes == ("cat", "dog")
+    assert read_weights(saved(tmp_path / "d.pt", state())).classes is None
