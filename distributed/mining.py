@@ -22,7 +22,7 @@ from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
-from tasks.manifest import Manifest, begin, check_whole, content_hash
+from tasks.manifest import Manifest, begin, check_whole, content_hash, read_manifest
 from tasks.mining import Predict, mine, split_failures
 from tasks.records import Failures, Ints, Pixels
 from tasks.seal import missing_parts, seal
@@ -173,8 +173,12 @@ def _build_worker(config: Config) -> Callable[[Shard], int]:
             batch_size=config.mining.batch_size,
             keep=config.mining.pixels,
         )
-        write_part(shard.path, mined)
-        seal(shard.path, shard.identity)
+        try:
+            write_part(shard.path, mined)
+            seal(shard.path, shard.identity)
+        except FileNotFoundError:  # another writer has finished this environment, and cleared its parts away
+            if read_manifest(environment.folder) is None:
+                raise
         return len(mined.failures)
 
     return work

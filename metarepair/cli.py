@@ -170,16 +170,15 @@ def _export(given: argparse.Namespace) -> int:
 def _show_corruptions(given: argparse.Namespace) -> int:
     from metarepair.contact_sheet import describe_corruptions, write_contact_sheet
 
-    if given.list:
-        print(describe_corruptions(given.table or "cifar"))
-    if given.image and given.out:
-        table = write_contact_sheet(given.image, given.out, table=given.table, seed=given.seed)
-        print(f"Constants of the table {table}. Written to {given.out}")
-    elif given.image or given.out or not given.list:
+    if bool(given.image) != bool(given.out) or not (given.image or given.list):
         raise UserError(
             "the verb corruptions shows nothing without --list, or --image FILE and --out FILE together: "
             "metarepair corruptions --image photo.jpg --out sheet.png"
         )
+    if given.list:
+        print(describe_corruptions("cifar" if given.table is None else given.table))
+    if given.image:
+        print(write_contact_sheet(given.image, given.out, table=given.table, seed=given.seed))
     return 0
 
 

@@ -14,6 +14,7 @@ from metarepair.section import Positive, Rate, Section
 from metarepair.train_config import InnerConfig, TrainConfig
 from tasks.corruptions import resolve
 from tasks.errors import ConfigError
+from tasks.fid_statistics import FEWEST_ROWS, LEVEL, fewest_resamples
 
 Corruption = str
 Value = TypeVar("Value")
@@ -115,11 +116,29 @@ class FeatureConfig(Section):
     shard_images: Positive = Field(250, description="Collected examples per work item of a feature actor.")
     bootstrap: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Resamples of the 95 % interval of each experience's distance to a target; 0: no interval.",
+        description="Resamples, at least 40, of the 95 % interval of each experience's distance to a target; 0: none.",
     )
     extrapolate: bool = Field(
-        False, description="Also FID∞, the distance extrapolated to infinitely many examples."
+        False,
+        description="Also FID∞, the distance extrapolated to infinitely many examples; takes 20 collected.",
     )
+
+    @field_validator("extractor", mode="before")
+    @classmethod
+    def _one_word(cls, extractor: object) -> object:
+        if isinstance(extractor, dict):  # what YAML makes of `timm: resnet18`, and of `timm:`
+            raise ValueError("give one word, as inception or timm:resnet18: a name after timm:, and no space")
+        return extractor
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _enough_resamples(cls, resamples: int) -> int:
+        if 0 < resamples < fewest_resamples():
+            raise ValueError(
+                f"{resamples} resamples are too few for a {LEVEL:.0%} interval; give at least "
+                f"{fewest_resamples()}, or 0 for no interval"
+            )
+        return resamples
 
 
 class ExperienceConfig(Section):
@@ -246,6 +265,15 @@ class Config(Section):
     @classmethod
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return _resolved(names)
+
+    @model_validator(mode="after")
+    def _can_be_extrapolated(self) -> Config:
+        if self.features.extrapolate and self.mining.collect < FEWEST_ROWS:
+            raise ValueError(
+                f"features.extrapolate: true needs mining.collect of at least {FEWEST_ROWS} examples to extrapolate "
+                f"from; it is {self.mining.collect}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rates_can_be_learned(self) -> Config:

@@ -5,13 +5,15 @@ Rows are the 19 corruptions by category; columns are the image as it came and se
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from tasks.corruptions import CORRUPTIONS, corrupt
+from metarepair.progress import Progress
+from tasks.corruptions import CORRUPTIONS, MIN_SIZE, corrupt
 from tasks.corruptions.severity import SEVERITIES, TABLES, load_table, severity_table
 from tasks.errors import ConfigError, DataError
 from tasks.records import Pixels
@@ -20,6 +22,7 @@ TILE, LARGEST_TILE = (
     128,
     224,
 )  # pixels; small images are enlarged to the first, large ones shrunk to the second
+SHEET_SIDE = 500  # pixels of the longer side that are corrupted; a tile shows no more than the half of them
 GAP, LABEL_WIDTH, HEADER = 3, 170, 24
 INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
@@ -40,19 +43,45 @@ def table_for(height: int, width: int) -> str:
 
 
 def write_contact_sheet(image_path: Path, out: Path, *, table: str | None = None, seed: int = 0) -> str:
-    """Writes the sheet as PNG or JPEG (by `out`'s ending); returns the table that was used.
+    """Writes the sheet as PNG or JPEG (by `out`'s ending); returns what there is to say about it.
 
+    A large image is shrunk first. Progress goes to stderr.
     Raises DataError for what is no readable image, ConfigError for an ending that is neither.
     """
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ConfigError(f"--out {out} ends in neither .png nor .jpg; name the picture with one of them")
-    if out.exists() and image_path.exists() and out.samefile(image_path):
+    if _same_file(out, image_path):
         raise ConfigError(f"--out {out} is the image itself; name another file for the sheet")
-    image_HWC = load_rgb(image_path)
-    table = table or table_for(*image_HWC.shape[:2])
-    sheet = contact_sheet(image_HWC, table=table, seed=seed)
-    _save(sheet, out)
-    return table
+    given_HWC = load_rgb(image_path)
+    image_HWC = shrunk(given_HWC)
+    table = table_for(*image_HWC.shape[:2]) if table is None else table
+    progress = Progress("corruptions", len(CORRUPTIONS) * len(SEVERITIES), "pictures")
+    _save(contact_sheet(image_HWC, table=table, seed=seed, progress=progress), out)
+    text = f"Constants of the table {table}. Written to {out}"
+    if image_HWC.shape == given_HWC.shape:
+        return text
+    sizes = [f"{width}x{height}" for height, width in (given_HWC.shape[:2], image_HWC.shape[:2])]
+    return f"The image was shrunk from {sizes[0]} to {sizes[1]} pixels before it was corrupted. {text}"
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there, or cannot be
+        return False
+
+
+def shrunk(image_HWC: Pixels) -> Pixels:
+    """The image at `SHEET_SIDE` pixels on its longer side, or as it is where it has no more.
+
+    Where the shorter side would then be too short for corruptions, the longer one is kept longer.
+    """
+    height, width = image_HWC.shape[:2]
+    scale = max(SHEET_SIDE / max(height, width), MIN_SIZE / min(height, width))
+    if scale >= 1:
+        return image_HWC
+    size = round(width * scale), round(height * scale)
+    return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))
 
 
 def _save(sheet: Image.Image, out: Path) -> None:
@@ -63,7 +92,7 @@ def _save(sheet: Image.Image, out: Path) -> None:
         sheet.save(part, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=92)
         part.replace(out)
     except OSError as error:
-        if part.is_file():
+        with contextlib.suppress(OSError):
             part.unlink()
         raise DataError(
             f"--out {out} cannot be written ({error}). Name a file in a folder of yours"
@@ -89,13 +118,20 @@ def load_rgb(path: Path) -> Pixels:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen bits of grey become the upper eight of them; Pillow would cut them off at 255."""
+    """Sixteen bits of grey become the upper eight of them; Pillow would cut them off at 255.
+
+    Floats are a ValueError: 1.0 is white to some who write them, and 255.0 to others.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, of no known scale; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     return image
 
 
-def contact_sheet(image_HWC: Pixels, *, table: str, seed: int = 0) -> Image.Image:
+def contact_sheet(
+    image_HWC: Pixels, *, table: str, seed: int = 0, progress: Progress | None = None
+) -> Image.Image:
     """The picture: a row for each corruption, a column for the clean image and each severity."""
     height, width = _tile_size(image_HWC)
     columns = 1 + len(SEVERITIES)
@@ -124,6 +160,8 @@ def contact_sheet(image_HWC: Pixels, *, table: str, seed: int = 0) -> Image.Imag
                     table=table,
                 )
             )
+            if progress:
+                progress.advance(note=chosen.name)
         for column, tile in enumerate(tiles):
             scaling = Image.Resampling.NEAREST if height >= tile.shape[0] else Image.Resampling.LANCZOS
             scaled = Image.fromarray(tile).resize((width, height), scaling)

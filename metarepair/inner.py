@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from metarepair.engine_checks import check_batch, check_choice, check_number, check_parts, check_state
 from metarepair.parts import adapted_names
+from metarepair.stateless import StatelessModule, TwiceDifferentiable, seeded
 from metarepair.vectors import State
+from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 
 # B images, C H W, K classes, T inner steps
@@ -51,6 +53,16 @@ class InnerRule:
     learned_rates: bool = False
     dropout: bool = False
 
+    def __post_init__(self) -> None:
+        check_number("steps", self.steps, "a whole number from 1", whole=True, least=1)
+        check_number("rate", self.rate, "a number above 0", above=0)
+        check_choice("batch_norm", self.batch_norm, get_args(BatchNormMode))
+        momentum = self.batch_norm_momentum
+        check_number("batch_norm_momentum", momentum, "above 0 and at most 1", above=0, most=1)
+        check_number("momentum", self.momentum, "from 0 to below 1", least=0, below=1)
+        check_number("weight_decay", self.weight_decay, "a number from 0", least=0)
+        check_parts(self.parts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -68,16 +80,20 @@ class FunctionalNet:
     """A module called with parameters and buffers from outside, in one of the batch-norm modes.
 
     `bf16`: layers run under bfloat16 autocast where it is safe; parameters, losses and gradients stay float32.
-    Attention runs on the math kernel, the one with a second derivative.
+    Attention runs on the math kernel, the one with a second derivative. The module is put in evaluation mode once,
+    here, and stays so; from then on every call leaves it as it was, buffers included.
     """
 
     def __init__(self, module: nn.Module, rule: InnerRule, *, bf16: bool = False) -> None:
         self.module = module.eval()
         self.rule, self.bf16 = rule, bf16
         self.adapted = adapted_names(module, rule.parts)
+        self.parameter_names = tuple(k for k, _ in module.named_parameters())
+        self.buffer_names = tuple(k for k, _ in module.named_buffers())
         norms = {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm)}
         self._norms = [(m, m.track_running_stats, m.momentum) for m in norms.values()]
         self._statistics = {f"{name}.{key}" for name, m in norms.items() for key, _ in m.named_buffers()}
+        self._stateless = StatelessModule(module, self._statistics)
         # All but these are in training mode where dropout is on: some layers drop by their own flag alone.
         self._others = [m for m in module.modules() if not isinstance(m, _BatchNorm)]
 
@@ -105,19 +121,20 @@ class FunctionalNet:
         """
         own_batch = self.rule.batch_norm != "frozen"
         moves = moves and self.rule.batch_norm == "adapt"
-        with self._masks(batch, step):
+        with self._masks(batch, step, dropped=self.rule.dropout):
             return self._call(parameters, buffers, batch, own_batch=own_batch, moves=moves)[1:]
 
     def query(self, parameters: State, buffers: State, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross entropy and accuracy on a query batch; never sets statistics."""
-        logits_BK, loss, _ = self._call(parameters, buffers, batch, own_batch=self.rule.batch_norm == "batch")
+        own_batch = self.rule.batch_norm == "batch"
+        with self._masks(batch, "query", dropped=False):
+            logits_BK, loss, _ = self._call(parameters, buffers, batch, own_batch=own_batch)
         return loss, (logits_BK.detach().argmax(1) == batch.labels_B).float().mean()
 
     @torch.inference_mode()
     def logits(self, parameters: State, buffers: State, images_BCHW: Tensor) -> Tensor:
         """Logits [B, K] in evaluation: stored statistics, whatever the mode."""
-        logits_BK: Tensor = functional_call(self.module, (parameters, buffers), (images_BCHW,))
-        return logits_BK
+        return self._stateless(parameters, buffers, images_BCHW)
 
     def _call(
         self, parameters: State, buffers: State, batch: Batch, *, own_batch: bool, moves: bool = False
@@ -128,8 +145,9 @@ class FunctionalNet:
         device = batch.images_BCHW.device.type
         # Autocast's cache holds casts of leaves with their graphs: a second derivative must not meet old ones.
         cast = torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.bf16 else nullcontext()
-        with self._batch_norm(own_batch=own_batch, moves=moves), sdpa_kernel(SDPBackend.MATH), cast:
-            logits_BK: Tensor = functional_call(self.module, (parameters, buffers), (batch.images_BCHW,))
+        norms, kernel = self._batch_norm(own_batch=own_batch, moves=moves), sdpa_kernel(SDPBackend.MATH)
+        with norms, kernel, cast, TwiceDifferentiable():
+            logits_BK = self._stateless(parameters, buffers, batch.images_BCHW)
         if self.bf16:
             logits_BK = logits_BK.float()
         return logits_BK, F.cross_entropy(logits_BK, batch.labels_B), buffers
@@ -146,22 +164,17 @@ class FunctionalNet:
                 norm.training, norm.track_running_stats, norm.momentum = False, tracks, momentum
 
     @contextmanager
-    def _masks(self, batch: Batch, step: int) -> Iterator[None]:
-        if not self.rule.dropout:
-            yield
-            return
+    def _masks(self, batch: Batch, step: int | str, *, dropped: bool) -> Iterator[None]:
+        """Keyed draws, also where no layer is told to drop: some modules always do."""
         seed = int(keyed_generator("dropout", batch.seed, step).integers(2**63))
-        device = batch.images_BCHW.device
-        devices = [device] if device.type == "cuda" else []
-        try:
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(seed)
-                for module in self._others:
-                    module.training = True
+        with seeded(batch.images_BCHW.device, seed):
+            for module in self._others if dropped else ():
+                module.training = True
+            try:
                 yield
-        finally:
-            for module in self._others:
-                module.training = False
+            finally:
+                for module in self._others if dropped else ():
+                    module.training = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +216,15 @@ def scaled_by_rates(net: FunctionalNet, u: Sequence[Tensor], step: int, factors:
     return list(torch._foreach_mul(list(u), [-net.rule.rate * factors[k][step] for k in net.adapted]))
 
 
+@torch.enable_grad()
 def adapt(
     net: FunctionalNet, parameters: State, buffers: State, support: Batch, factors: State | None = None
 ) -> tuple[State, State]:
     """All inner steps without a graph: what repair does (Algorithm 1, line 18). Parameters and buffers after it."""
+    check_call(net, parameters, buffers)
+    check_batch("support", support.images_BCHW, support.labels_B)
+    if factors:
+        check_state("factors", factors, net.adapted)
     point = Point(parameters=parameters)
     for step in range(net.rule.steps):
         leaves = point.leaves(net.adapted)
@@ -214,6 +232,14 @@ def adapt(
         gradients = gradients_of(loss, [leaves[k] for k in net.adapted])
         point, _ = inner_step(net, point, gradients, step, factors or {})
     return {k: v.detach() for k, v in point.parameters.items()}, buffers
+
+
+def check_call(net: FunctionalNet, parameters: State, buffers: State) -> None:
+    """Raises ConfigError where gradients are off for good, or the states are not the net's."""
+    if torch.is_inference_mode_enabled():
+        raise ConfigError("torch.inference_mode() is on, and adaptation needs gradients. Call outside of it.")
+    check_state("parameters", parameters, net.parameter_names)
+    check_state("buffers", buffers, net.buffer_names)
 
 
 def gradients_of(loss: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:

@@ -9,13 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from metarepair.engine_checks import check_choice, check_number, second_derivative_of
 from metarepair.inner import FunctionalNet, gradients_of
-from metarepair.meta_gradient import TaskBatch
 from metarepair.vectors import State
+
+if TYPE_CHECKING:
+    from metarepair.meta_gradient import TaskBatch
+
+Memory = Literal["auto", "graph", "recompute"]
 
 USED = 0.8  # share of the free memory that a plan may take
 # limit, usage, statistics, and the name there of page cache that can be dropped: version 2, version 1
@@ -38,6 +44,36 @@ class MemoryPlan:
     reason: str
 
 
+def kept_steps(memory: Memory | int, steps: int) -> int:
+    """For how many of the last inner steps a memory mode (not `auto`) keeps the graphs."""
+    if isinstance(memory, int):
+        return min(memory, steps)
+    return steps if memory == "graph" else 0
+
+
+def plan_for(
+    net: FunctionalNet,
+    parameters: State,
+    buffers: State,
+    task: TaskBatch,
+    memory: Memory | int,
+    order: str,
+) -> MemoryPlan:
+    """For which steps graphs are kept: as asked, or what fits."""
+    if not isinstance(memory, int):
+        check_choice("memory", memory, get_args(Memory), more="or a number of steps from 0")
+    else:
+        check_number(
+            "memory", memory, "auto, graph, recompute or a number of steps from 0", whole=True, least=0
+        )
+    if order != "second":
+        return MemoryPlan(kept=0, reason=f"order: {order} keeps no graphs")
+    if memory == "auto":
+        free = free_bytes(task.support.images_BCHW.device)
+        return plan_memory(net, parameters, buffers, task, free_bytes=free)
+    return MemoryPlan(kept=kept_steps(memory, net.rule.steps), reason=f"{memory}, as set")
+
+
 def plan_memory(
     net: FunctionalNet, parameters: State, buffers: State, task: TaskBatch, *, free_bytes: int | None
 ) -> MemoryPlan:
@@ -47,7 +83,8 @@ def plan_memory(
         return MemoryPlan(
             kept=0, reason="recompute: how much memory is free is not known here; set train.memory"
         )
-    graph = graph_bytes(net, parameters, buffers, task)
+    with second_derivative_of(net):
+        graph = graph_bytes(net, parameters, buffers, task)
     theta = sum(v.numel() * v.element_size() for v in parameters.values())
     # Besides the kept graphs: one at work with its own temporaries, θ of every step, gradients and products.
     working = 2 * graph + (steps + 6) * theta

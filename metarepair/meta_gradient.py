@@ -13,26 +13,28 @@ Source: Finn et al. 2017, Eq. 1 and Sec. 5.2 (first order); paper Algorithm 1, l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from metarepair.engine_checks import check_choice, check_number, check_task, second_derivative_of
 from metarepair.inner import (
     Batch,
     FunctionalNet,
     Point,
+    check_call,
     gradients_of,
     inner_step,
     scaled_by_rates,
 )
+from metarepair.memory import Memory, plan_for
 from metarepair.vectors import State
 
 # T inner steps
 
 Order = Literal["second", "first", "reptile"]
-Memory = Literal["graph", "recompute"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +50,15 @@ class TaskBatch:
 class TaskGradient:
     """The outer loss, the accuracy after adaptation, and the gradient in the parameters' own layout.
 
-    `factors` is the gradient by the learned rates' factors, empty where there are none.
+    `factors` is the gradient by the learned rates' factors, empty where there are none. `memory` says for which
+    steps graphs were kept, and why.
     """
 
     loss: float
     accuracy: float
     gradient: State
     factors: State
+    memory: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,11 @@ class OuterLoss:
 
     clean_weight: float = 0.0
     step_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("clean_weight", self.clean_weight, "from 0 to 1", least=0, most=1)
+        for weight in self.step_weights or ():
+            check_number("step_weights", weight, "a finite number for each step")
 
     def weight(self, after: int, steps: int) -> float:
         """Weight of the loss after `after` of `steps` inner steps."""
@@ -85,13 +94,7 @@ class OuterLoss:
         return loss.detach(), accuracy, gradients_of(loss, list(leaves.values()))
 
 
-def kept_steps(memory: Memory | int, steps: int) -> int:
-    """For how many of the last inner steps a memory mode keeps the graphs."""
-    if isinstance(memory, int):
-        return min(memory, steps)
-    return steps if memory == "graph" else 0
-
-
+@torch.enable_grad()
 def task_gradient(
     net: FunctionalNet,
     parameters: State,
@@ -108,23 +111,30 @@ def task_gradient(
     """The gradient of the outer loss by θ_0, and by the rates' `factors` ([T] each) where these are given.
 
     order: second is exact; first takes H for 0 (FOMAML); reptile gives θ_0 − θ_T, and nothing to the factors.
-    memory: a mode, or the number of last steps whose graphs are kept. theta_on_host: the θ_i wait in host memory.
+    memory: a mode, or the number of last steps whose graphs are kept; auto measures at every call (for many tasks
+    plan once, with metarepair.memory). theta_on_host: the θ_i wait in host memory.
     Statistics that support batches update are constants to the gradient, as in every autograd framework.
     `replayed_buffers` are the queries' buffers by the number of inner steps before, in place of the recorded
     ones: a finite-difference check holds them still.
     """
+    outer, factors = outer or OuterLoss(), factors or {}
+    check_call(net, parameters, buffers)
+    check_choice("order", order, get_args(Order))
+    check_task(net, task, outer, factors)
+    plan = plan_for(net, parameters, buffers, task, memory, order)
     unrolled = _Unrolled(
         net=net,
         parameters={k: v.detach() for k, v in parameters.items()},
         buffers=buffers,
         task=task,
-        outer=outer or OuterLoss(),
-        factors=factors or {},
+        outer=outer,
+        factors=factors,
         on_host=theta_on_host,
     )
-    end = unrolled.forward(kept_steps(memory, net.rule.steps) if order == "second" else 0)
-    unrolled.query_buffers |= replayed_buffers or {}
-    return unrolled.backward(end, order)
+    with second_derivative_of(net):
+        end = unrolled.forward(plan.kept)
+        unrolled.query_buffers |= replayed_buffers or {}
+        return replace(unrolled.backward(end, order), memory=plan.reason)
 
 
 class _InPlaceOf(torch.autograd.Function):
@@ -201,7 +211,7 @@ class _Unrolled:
             if self.factors:
                 self._directions.append(direction)
             del direction
-            if self.outer.weight(step + 1, net.rule.steps):
+            if self.outer.weight(step + 1, net.rule.steps) or step + 1 == net.rule.steps:
                 self.query_buffers[step + 1] = buffers
         return point
 

@@ -21,11 +21,12 @@ from metarepair.context import Context
 from metarepair.inner import FunctionalNet
 from metarepair.layout import RATES
 from metarepair.lookahead import Lookahead
-from metarepair.memory import MemoryPlan, free_bytes, plan_memory
-from metarepair.meta_gradient import TaskBatch, kept_steps, task_gradient
+from metarepair.memory import MemoryPlan, free_bytes, kept_steps, plan_memory
+from metarepair.meta_gradient import TaskBatch, task_gradient
 from metarepair.meta_test import RepairData, Start, inner_rule, validate_repair
 from metarepair.models.build import read_tensors, save_weights
 from metarepair.outer import (
+    all_finite,
     build_optimizer,
     load_optimizer_state,
     optimizer_state,
@@ -70,7 +71,7 @@ class MetaTrainer:
         """Lines 4-11: the sum of the tasks' meta-gradients, then one outer step; into the history as well.
 
         An episode whose loss or gradient is not finite takes no step and is counted. Raises DivergedError when
-        there are more of them than train.max_skipped, or nothing else.
+        there are more of them than train.max_skipped, or nothing else, and when θ is not finite after a step.
         """
         started = time.monotonic()
         terms = [self._task_vector(slot) for slot in self.mine]
@@ -170,6 +171,14 @@ class MetaTrainer:
             gradient_P = gradient_P * (settings.clip_norm / norm)
         gradients = unflatten(gradient_P, self.learned)
         outer_step(self.optimizer, self.learned, gradients, outer_rate(settings, self.episode))
+        # Every rank holds the same bits, so all of them stop here or none.
+        if not all_finite(self.learned):
+            raise DivergedError(
+                f"The outer step of episode {self.episode + 1} left values in θ that are not finite, while loss and "
+                f"gradient were (norm {norm:.3g}). That is the outer optimizer's doing: {settings.outer_optimizer} "
+                f"with outer_options={settings.outer_options}, outer_rate={settings.outer_rate}. Change these in "
+                "train; the last checkpoint is kept, and changed settings need --restart."
+            )
 
     def validation_accuracy(self) -> float:
         """Accuracy on the target's held-out collected examples after one episode of repair from θ."""

@@ -33,6 +33,11 @@ def outer_step(optimizer: Optimizer, parameters: State, gradients: State, rate: 
     optimizer.step()
 
 
+def all_finite(state: State) -> bool:
+    """Whether there is no NaN and no infinity in any tensor; one wait for the device."""
+    return bool(torch.stack([v.isfinite().all() for v in state.values()]).all())
+
+
 def outer_rate(settings: TrainConfig, episode: int) -> float:
     """The rate of an episode (from 0): a linear rise, then the decay over what is left."""
     if episode < settings.warmup_episodes:

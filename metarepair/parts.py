@@ -23,11 +23,16 @@ def adapted_names(module: nn.Module, parts: Sequence[str]) -> tuple[str, ...]:
     module's name, or a pattern of these (`layer3.*`); `*` is all. Raises ConfigError for a part that names nothing.
     """
     names = [name for name, _ in module.named_parameters()]
+    listed = {id(parameter): name for name, parameter in module.named_parameters()}
+    # A tensor with two names is found by either, and goes by the one that it is listed by.
+    known = {name: listed[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
     chosen: set[str] = set()
     for part in parts:
-        found = _head(module) if part == HEAD else {n for n in names if _names(part, n)}
+        found = (
+            _head(module) if part == HEAD else {first for name, first in known.items() if _names(part, name)}
+        )
         if not found:
-            near = get_close_matches(part, [HEAD, *_modules_of(names)], n=3)
+            near = get_close_matches(part, [HEAD, *_modules_of(list(known))], n=3)
             hint = f" Near names: {', '.join(near)}." if near else ""
             raise ConfigError(
                 f"inner.parts: {part!r} names no parameter of {type(module).__name__}.{hint} Give head, *, a "
@@ -49,7 +54,17 @@ def _head(module: nn.Module) -> set[str]:
     classifier = getattr(module, "get_classifier", None)
     linear = next((m for m in reversed(list(module.modules())) if isinstance(m, nn.Linear)), None)
     head = classifier() if callable(classifier) else linear
-    if not isinstance(head, nn.Module):
-        return set()
-    mine = {id(p) for p in head.parameters()}
+    # Distilled nets have a classifier for each of their two tokens.
+    heads = [m for m in (head if isinstance(head, tuple | list) else [head]) if isinstance(m, nn.Module)]
+    mine = {id(p) for m in heads for p in m.parameters()}
+    if not mine:
+        kind = (
+            f"its head is {type(heads[0]).__name__}, without parameters"
+            if heads
+            else "it has no linear layer"
+        )
+        raise ConfigError(
+            f"inner.parts: 'head' names no parameter of {type(module).__name__}: {kind}. "
+            "Name the last layer with parameters instead, or give * for all."
+        )
     return {name for name, parameter in module.named_parameters() if id(parameter) in mine}

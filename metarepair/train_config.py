@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,6 +36,13 @@ class InnerConfig(Section):
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="Weight of a support batch in the running statistics, for batch_norm: adapt."
     )
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _in_a_list(cls, parts: Any) -> Any:
+        if isinstance(parts, str):
+            raise ValueError(f"{parts!r} is one name, and this is a list of names: write [{parts}]")
+        return parts
 
 
 class TrainConfig(Section):
@@ -85,6 +92,17 @@ class TrainConfig(Section):
     )
     threads: Positive = Field(1, description="CPU threads of each training worker.")
 
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _a_mode_or_a_number(cls, memory: Any) -> Any:
+        number = isinstance(memory, int) and not isinstance(memory, bool) and memory >= 1
+        if not number and memory not in ("auto", "graph", "recompute"):
+            raise ValueError(
+                f"{memory!r} is no way to use memory. There are: auto, graph, recompute, or a number from 1: of how "
+                "many of the last inner steps graphs are kept"
+            )
+        return memory
+
     @field_validator("outer_optimizer")
     @classmethod
     def _known(cls, name: str) -> str:
@@ -97,6 +115,11 @@ class TrainConfig(Section):
     def _consistent(self) -> TrainConfig:
         if self.outer_options:
             check_options(self.outer_optimizer, self.outer_options)
+        for key in ("warmup_episodes", "first_order_episodes", "multi_step_episodes"):
+            if getattr(self, key) > self.episodes:
+                raise ValueError(
+                    f"{key}={getattr(self, key)} is more than the {self.episodes} episodes of train.episodes"
+                )
         if self.order != "second" and self.first_order_episodes:
             raise ValueError("first_order_episodes comes before order: second; leave it 0 for another order")
         if self.order == "reptile" and (self.clean_weight or self.multi_step_episodes):

@@ -135,7 +135,7 @@ def choose_experiences(
         case "category":
             chosen = [name for name in others if category_of(name) == category_of(target)]
         case "list":
-            chosen = _listed(names, known=[*others, target], target=target)
+            chosen = _listed(names, mined=list(distances), target=target)
         case _:
             raise ConfigError(unknown_name("choice of experiences", choice, get_args(Choice)))
     if not chosen:
@@ -156,10 +156,10 @@ def _nearest(distances: Mapping[str, float], top_k: int | None) -> list[str]:
     return sorted(distances, key=lambda name: (distances[name], name))[:top_k]
 
 
-def _listed(names: Sequence[str], *, known: Sequence[str], target: str) -> list[str]:
+def _listed(names: Sequence[str], *, mined: Sequence[str], target: str) -> list[str]:
     for name, times in Counter(names).items():
-        if name not in known:
-            raise ConfigError(unknown_name("experience", name, known))
+        if name not in mined and name != target:
+            raise ConfigError(unknown_name("experience", name, mined))
         if times > 1:
             raise ConfigError(f"experiences.names has {name!r} {times} times; name each experience once")
     return [name for name in names if name != target]

@@ -21,10 +21,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tasks.errors import ConfigError, DataError, unknown_name
 from tasks.frechet import (
@@ -44,6 +44,8 @@ Method = Literal["centred", "basic", "percentile"]
 
 FEWEST_ROWS = 20  # of a sample whose distance is a point of FID∞'s line
 POINTS = 15  # of that line, as in the paper
+LEVEL = 0.95  # of an interval, where none is given
+LARGEST = 1e70  # the scatter of distances squares them: features beyond it have fourth powers that overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +85,11 @@ class Extrapolation:
 
 
 def bootstrap_interval(
-    x_ND: NDArray[Any],
-    y_MD: NDArray[Any],
+    features_x: ArrayLike,
+    features_y: ArrayLike,
     *,
     seed: int,
-    level: float = 0.95,
+    level: float = LEVEL,
     resamples: int = 1000,
     method: Method = "centred",
     names_x: Names | None = None,
@@ -108,10 +110,11 @@ def bootstrap_interval(
     In simulations with Gaussians, at level 0.95: basic covered 91 to 97 % for N ≥ 3 D, centred 96 to 100 %
     from N = D/2 to 50 D, percentile 0 to 81 % of the true distance.
 
-    Raises ConfigError for a level, a number or a method out of range, DataError as `moments` does.
+    Raises ConfigError for a level, a number or a method out of range, DataError as `moments` does, and for
+    features beyond 1e70.
     """
     _check_settings(level, resamples, method)
-    x_ND, y_MD = _checked_pair(x_ND, y_MD, names_x, names_y)
+    x_ND, y_MD = _checked_pair(features_x, features_y, names_x, names_y)
     distance = frechet_distance(moments(x_ND), moments(y_MD))
     of_counts = _distance_of_counts(x_ND, y_MD)
     drawn = np.array(
@@ -139,8 +142,8 @@ def bootstrap_interval(
 
 
 def fid_infinity(
-    x_ND: NDArray[Any],
-    y_MD: NDArray[Any],
+    features_x: ArrayLike,
+    features_y: ArrayLike,
     *,
     seed: int,
     points: int = POINTS,
@@ -152,12 +155,12 @@ def fid_infinity(
     Sizes are evenly spaced, as in the paper, and both sides are drawn in the same proportion, so that the bias
     of each falls on one line in 1/N. That it is a line holds for N and M well above D, where simulations show
     no bias at N ≥ 3 D; below D the curve bends, and the limit is nearer to the truth than the distance, and
-    still too high. Raises ConfigError for fewer than 3 points, DataError for fewer than 20 rows on a side and
-    as `moments` does.
+    still too high. Raises ConfigError for fewer than 3 points, DataError for fewer than 20 rows on a side,
+    features beyond 1e70, and as `moments` does.
     """
     if points < 3:
         raise ConfigError(f"points={points}; a line and its error take at least 3")
-    x_ND, y_MD = _checked_pair(x_ND, y_MD, names_x, names_y)
+    x_ND, y_MD = _checked_pair(features_x, features_y, names_x, names_y)
     fewest = min(len(x_ND), len(y_MD))
     if fewest < FEWEST_ROWS:
         raise DataError(f"{fewest} rows are too few to extrapolate from; give at least {FEWEST_ROWS} a side")
@@ -199,17 +202,23 @@ def _check_settings(level: float, resamples: int, method: str) -> None:
         raise ConfigError(unknown_name("method", method, get_args(Method)))
     if not 0.0 < level < 1.0:
         raise ConfigError(f"level={level} is outside 0..1; 0.95 is usual")
-    fewest = math.ceil(2.0 / (1.0 - level) - 1e-9)  # one resample beyond either end
+    fewest = fewest_resamples(level)
     if resamples < fewest:
         raise ConfigError(f"resamples={resamples} are too few for level={level}; give at least {fewest}")
 
 
+def fewest_resamples(level: float = LEVEL) -> int:
+    """The least number that an interval at `level` takes: one resample beyond either end."""
+    return math.ceil(2.0 / (1.0 - level) - 1e-9)
+
+
 def _checked_pair(
-    x_ND: NDArray[Any], y_MD: NDArray[Any], names_x: Names | None, names_y: Names | None
+    x_ND: ArrayLike, y_MD: ArrayLike, names_x: Names | None, names_y: Names | None
 ) -> tuple[Doubles, Doubles]:
-    x_ND, y_MD = checked_features(x_ND, names=names_x), checked_features(y_MD, names=names_y)
-    need_same_dim(x_ND.shape[1], y_MD.shape[1])
-    return x_ND, y_MD
+    checked_ND = checked_features(x_ND, names=names_x, largest=LARGEST)
+    checked_MD = checked_features(y_MD, names=names_y, largest=LARGEST)
+    need_same_dim(checked_ND.shape[1], checked_MD.shape[1])
+    return checked_ND, checked_MD
 
 
 def _subset(generator: np.random.Generator, total: int, size: int) -> Counts:

@@ -21,7 +21,7 @@ from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tasks.errors import DataError
 from tasks.nuclear_norm import nuclear_norm_by_gram, nuclear_norm_by_svd
@@ -34,6 +34,7 @@ Names = Sequence[str] | Sequence[int] | NDArray[np.integer[Any]]
 # 2e-6 (near), where the difference to the SVD is 1e-14 to 3e-11. float32 features are themselves off by 6e-8.
 TOLERANCE = 1e-6
 LARGEST = 1e150  # features beyond it have squares that overflow
+REAL_KINDS = "biuf"  # NumPy's letters: bool, integer, unsigned, float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,8 +79,8 @@ class Scatter:
         )
 
 
-def moments(features_ND: NDArray[Any], *, names: Names | None = None) -> Moments:
-    """Mean and covariance factor of features [N, D] of any float type; computed in float64.
+def moments(features_ND: ArrayLike, *, names: Names | None = None) -> Moments:
+    """Mean and covariance factor of features [N, D] of any real type; computed in float64.
 
     For N − 1 ≤ D the factor is the centred features over √(n−1), reflected so that the direction in which
     all rows are equal, where nothing is left, is the first row, and that row dropped: n − 1 rows with the
@@ -87,27 +88,27 @@ def moments(features_ND: NDArray[Any], *, names: Names | None = None) -> Moments
     of their QR decomposition, which has the same RᵀR without squaring the condition number as an
     eigendecomposition of the covariance would.
 
-    names: of the images, one a row, for errors to name. Raises DataError for fewer than two rows, and for
-    features that are NaN, infinite or beyond 1e150 (it names the row, and the image).
+    names: of the images, one a row, for errors to name. Raises DataError for fewer than two rows, for features
+    that are complex, text or masked, and for NaN, infinite or beyond 1e150 (it names the row, and the image).
     """
-    features_ND = checked_features(features_ND, names=names)
-    count, dim = features_ND.shape
+    checked_ND = checked_features(features_ND, names=names)
+    count, dim = checked_ND.shape
     _need_two_rows(count)
-    shifted_ND, shift_D = _shifted(features_ND)
+    shifted_ND, shift_D = _shifted(checked_ND)
     root = np.sqrt(count)
     # The Householder reflection that takes the vector of ones to the first axis; shifted rows begin with 0.
     rows_RD = shifted_ND[1:] - shift_D * (root / (root + 1.0))
     factor_RD = rows_RD if len(rows_RD) <= dim else np.linalg.qr(rows_RD, mode="r")
-    return Moments(count=count, mean_D=features_ND[0] + shift_D, factor_RD=factor_RD / np.sqrt(count - 1))
+    return Moments(count=count, mean_D=checked_ND[0] + shift_D, factor_RD=factor_RD / np.sqrt(count - 1))
 
 
-def scatter(features_ND: NDArray[Any], *, names: Names | None = None) -> Scatter:
+def scatter(features_ND: ArrayLike, *, names: Names | None = None) -> Scatter:
     """Mergeable raw moments of features [N, D], N ≥ 1, in float64; names and errors as in `moments`."""
-    features_ND = checked_features(features_ND, names=names)
-    if len(features_ND) == 0:
+    checked_ND = checked_features(features_ND, names=names)
+    if len(checked_ND) == 0:
         raise DataError("no features: the scatter of zero rows has no mean; give at least one row")
-    mean_D, centred_ND = centred(features_ND)
-    return Scatter(count=len(features_ND), mean_D=mean_D, scatter_DD=centred_ND.T @ centred_ND)
+    mean_D, centred_ND = centred(checked_ND)
+    return Scatter(count=len(checked_ND), mean_D=mean_D, scatter_DD=centred_ND.T @ centred_ND)
 
 
 def merge(a: Scatter, b: Scatter) -> Scatter:
@@ -195,21 +196,39 @@ def _shifted(features_ND: Doubles) -> tuple[Doubles, Doubles]:
     return shifted_ND, shifted_ND.mean(axis=0)
 
 
-def checked_features(features_ND: NDArray[Any], *, names: Names | None = None) -> Doubles:
-    """Features [N, D] as float64; DataError for another shape, and for rows that are not finite."""
-    if features_ND.ndim != 2 or features_ND.shape[1] == 0:
-        raise DataError(f"features have shape {features_ND.shape}; give one row per example, [N, D], D ≥ 1")
-    if names is not None and len(names) != len(features_ND):
-        raise DataError(f"{len(names)} names for {len(features_ND)} rows of features; give one a row")
-    features_ND = features_ND.astype(np.float64)
-    bad_rows = np.flatnonzero(~((features_ND >= -LARGEST) & (features_ND <= LARGEST)).all(axis=1))
+def checked_features(
+    features_ND: ArrayLike, *, names: Names | None = None, largest: float = LARGEST
+) -> Doubles:
+    """Features [N, D] as float64; DataError for another shape, for what is no real number or masked, and for rows
+    that are not finite or beyond `largest`."""
+    features = _real_numbers(features_ND)
+    if features.ndim != 2 or features.shape[1] == 0:
+        raise DataError(f"features have shape {features.shape}; give one row per example, [N, D], D ≥ 1")
+    if names is not None and len(names) != len(features):
+        raise DataError(f"{len(names)} names for {len(features)} rows of features; give one a row")
+    found_ND: Doubles = features.astype(np.float64)
+    bad_rows = np.flatnonzero(~((found_ND >= -largest) & (found_ND <= largest)).all(axis=1))
     if len(bad_rows):
         image = "" if names is None else f" (image {names[bad_rows[0]]})"
         raise DataError(
-            f"row {bad_rows[0]}{image} of the features is NaN, infinite or beyond {LARGEST:g} "
-            f"({len(bad_rows)} of {len(features_ND)} rows are); look at that image and at the extractor's weights"
+            f"row {bad_rows[0]}{image} of the features is NaN, infinite or beyond {largest:g} "
+            f"({len(bad_rows)} of {len(found_ND)} rows are); look at that image and at the extractor's weights"
         )
-    return features_ND
+    return found_ND
+
+
+def _real_numbers(features: ArrayLike) -> NDArray[Any]:
+    if isinstance(features, np.ma.MaskedArray):
+        raise DataError(
+            "features are a masked array; leave the masked rows out, and give the others' `.data`"
+        )
+    try:
+        array = np.asarray(features)
+    except (TypeError, ValueError) as error:  # rows of different lengths
+        raise DataError(f"features are no array ({error}); give one row per example, [N, D]") from error
+    if array.dtype.kind not in REAL_KINDS:
+        raise DataError(f"features are {array.dtype}; give real numbers, as float32 or float64")
+    return array
 
 
 def _need_two_rows(count: int) -> None:

@@ -67,7 +67,7 @@ def finish_environment(
         done = check_done(folder, stage=stage, config=config, inputs=inputs)
         if done is None:
             raise
-        return done
+        manifest = done
     remove_tree(folder / "parts")
     return manifest
 

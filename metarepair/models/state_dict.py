@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,21 +22,35 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     Raises WeightsError when the file is missing, damaged, or holds anything but named tensors.
     """
     try:
-        safe = file.suffix == ".safetensors"
-        state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        SafetensorError,
-        pickle.UnpicklingError,
-    ) as e:
-        raise WeightsError(f"{file} cannot be read as weights ({type(e).__name__}); copy it again") from e
+        state = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    except OSError as error:
+        raise WeightsError(f"{file} cannot be read as weights: {error.strerror or error}") from error
+    except (EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{file} cannot be read as weights: {_reason(file, error)}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise WeightsError(f"{file} holds no state dict (tensors by name): save `model.state_dict()`")
     return dict(state)
+
+
+def _load_pickle(file: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on foreign pickles, which are refused in our own words
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _reason(file: Path, error: Exception) -> str:
+    with file.open("rb") as stream:
+        start = stream.read(64).lstrip()
+    if start.startswith(b"<"):
+        return "it is a web page or other text, as a failed download leaves one; download the file itself"
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "it is no torch.save file of tensors alone, and nothing else is unpickled, because that can run code; "
+            "save `model.state_dict()` by torch.save or safetensors, and give that file"
+        )
+    return (
+        f"it is damaged, or in no format of weights ({type(error).__name__}); copy it again, or give another"
+    )
 
 
 def check_state_dict(

@@ -19,6 +19,7 @@ Perturbations", ICLR 2019; short names and categories as in the paper that MetaR
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -155,6 +156,8 @@ def checked_ids(images: Pixels, image_ids: Ints | Sequence[int]) -> list[int]:
     """The ids as plain integers, after all that can be wrong with images and ids has been ruled out."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         raise DataError(_not_uint8(images))
+    if isinstance(images, np.ma.MaskedArray):
+        raise DataError("images are a masked array, and no corruption knows masks; images.filled(0) fills it")
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise DataError(
             f"images have shape {list(images.shape)}; corruptions take a batch [B, H, W, 3] of RGB, or "
@@ -164,14 +167,24 @@ def checked_ids(images: Pixels, image_ids: Ints | Sequence[int]) -> list[int]:
         raise DataError(
             f"images are {images.shape[1]}x{images.shape[2]}; at least {MIN_SIZE}x{MIN_SIZE} is needed"
         )
-    ids = np.asarray(image_ids)
+    # Of a list as it is: as an array, whole numbers beyond 64 bits would become floats.
+    ids = image_ids if isinstance(image_ids, np.ndarray) else np.array(image_ids, dtype=object)
     if ids.shape != images.shape[:1]:
         raise DataError(
             f"image ids have shape {list(ids.shape)} for {len(images)} images; give one id per image"
         )
-    if len(ids) and not np.issubdtype(ids.dtype, np.integer):
+    if len(ids) and ids.dtype != object and not np.issubdtype(ids.dtype, np.integer):
         raise DataError(f"image ids are {ids.dtype}; give integers")
-    return [int(i) for i in ids]
+    return [_whole(i) for i in ids]
+
+
+def _whole(image_id: object) -> int:
+    try:
+        if not isinstance(image_id, bool):
+            return operator.index(image_id)  # type: ignore[arg-type]  # what is no integer, it refuses
+    except TypeError:
+        pass
+    raise DataError(f"the image id {image_id!r} is no integer but {type(image_id).__name__}; give integers")
 
 
 def _not_uint8(images: object) -> str:

@@ -30,6 +30,10 @@ Sparse = Any
 # OpenCV filters with a larger kernel through Fourier transforms, which is slower and less exact here.
 DIRECT_AREA = 120
 NUM_ANGLES = 1024
+# Up to so many pixels per image a filter is applied as a whole: zoom blur's matrix, elastic's full kernel. Above,
+# time and memory are kept in proportion to the pixels, and a result differs by less than a grey level.
+WHOLE_PIXELS = 2**16
+STRIP_VALUES = 2**18
 
 
 def smooth(layers: Pixels | Levels, sigma: float, *, mode: Edge = "nearest", truncate: float = 4.0) -> Levels:
@@ -204,12 +208,30 @@ def zoom_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
     """The mean of the image and of its zooms into the centre."""
     start, stop, step = dose.constants
     batch, height, width, channels = images_BHWC.shape
+    if height * width > WHOLE_PIXELS:
+        return zoom_by_zoom(images_BHWC, start=start, stop=stop, step=step)
     matrix_PP = zoom_blur_matrix(height, width, start=start, stop=stop, step=step)
     columns = images_BHWC.reshape(batch, height * width, channels).transpose(1, 0, 2)
     # Row by row, each nonzero adds one multiple of a row: no column's sum depends on the others.
     blurred = np.asarray(matrix_PP @ columns.astype(np.float32).reshape(height * width, -1))
     blurred = blurred.reshape(height * width, batch, channels).transpose(1, 0, 2)
     return np.ascontiguousarray(blurred, dtype=np.float32).reshape(images_BHWC.shape)
+
+
+def zoom_by_zoom(images_BHWC: Pixels, *, start: float, stop: float, step: float) -> Levels:
+    """`zoom_blur` without its matrix, some rows at a time: nothing is as large as the result but the result."""
+    height, width, channels = images_BHWC.shape[1:]
+    factors = np.arange(start, stop, step).tolist()
+    zooms = [(zoom_taps(height, factor), zoom_taps(width, factor)) for factor in factors]
+    blurred: Levels = images_BHWC.astype(np.float32)
+    num_rows = max(1, STRIP_VALUES // (width * channels))
+    for image_HWC, into in zip(images_BHWC, blurred, strict=True):
+        for top in range(0, height, num_rows):
+            strip = slice(top, top + num_rows)
+            for rows, columns in zooms:
+                into[strip] += stretched(stretched(image_HWC, rows.part(strip), axis=0), columns, axis=1)
+    blurred /= np.float32(len(factors) + 1)
+    return blurred
 
 
 @functools.lru_cache(maxsize=8)
@@ -233,6 +255,10 @@ class ZoomTaps:
     upper: Ints
     fraction: NDArray[np.float64]
 
+    def part(self, outputs: slice) -> ZoomTaps:
+        """The taps of some output positions alone."""
+        return ZoomTaps(self.lower[outputs], self.upper[outputs], self.fraction[outputs])
+
     def matrix(self) -> Sparse:
         """The same as a sparse matrix, output by input."""
         size = len(self.lower)
@@ -242,7 +268,19 @@ class ZoomTaps:
         return sparse.csr_array(sparse.coo_array(entries, shape=(size, size)))
 
 
-@functools.cache
+def stretched(layers: Pixels | Levels, taps: ZoomTaps, *, axis: int) -> Levels:
+    """The layers with one axis resampled at the taps."""
+    shape = [1] * layers.ndim
+    shape[axis] = -1
+    upper = layers.take(taps.upper, axis=axis).astype(np.float32, copy=False)
+    lower: Levels = layers.take(taps.lower, axis=axis).astype(np.float32, copy=False)
+    upper -= lower
+    upper *= taps.fraction.astype(np.float32).reshape(shape)
+    lower += upper
+    return lower
+
+
+@functools.lru_cache(maxsize=256)
 def zoom_taps(size: int, factor: float) -> ZoomTaps:
     """Cut ceil(size / factor) from the centre, stretch it linearly end to end, cut `size` from the centre."""
     cut = math.ceil(size / factor)

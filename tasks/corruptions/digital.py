@@ -17,12 +17,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.corruptions.blur import smooth
+from tasks.corruptions.blur import WHOLE_PIXELS, gaussian_taps, smooth
 from tasks.corruptions.draws import uniforms
 from tasks.corruptions.severity import Dose, Levels
+from tasks.errors import DataError
 from tasks.records import Ints, Pixels
 
 BOX_BITS = 22
+CELLS_PER_SIGMA = 64
+# Pixels of a side: OpenCV resamples by 16-bit places; libjpeg ends here.
+LONGEST_BENT, LONGEST_JPEG = 2**15 - 2, 65_500
 NO_SECOND_MAP: Any = None  # x and y stand in the first; the stubs know no None here
 
 
@@ -85,6 +89,7 @@ def _weighted(taps: list[Pixels], weights: NDArray[np.int32]) -> Pixels:
 def jpeg_compression(images_BHWC: Pixels, dose: Dose) -> Pixels:
     """Through JPEG at quality c. OpenCV's encoder is Pillow's (libjpeg-turbo), called with less ado."""
     (quality,) = dose.constants
+    check_sides(*images_BHWC.shape[1:3], corruption="jpeg_compression", longest=LONGEST_JPEG)
     options = [cv2.IMWRITE_JPEG_QUALITY, int(quality)]
     grey = images_BHWC.shape[3] == 1
     decoded_BHWC = np.empty_like(images_BHWC)
@@ -95,6 +100,14 @@ def jpeg_compression(images_BHWC: Pixels, dose: Dose) -> Pixels:
     return decoded_BHWC
 
 
+def check_sides(height: int, width: int, *, corruption: str, longest: int) -> None:
+    """A side that the libraries below have no numbers for is a DataError."""
+    if max(height, width) > longest:
+        raise DataError(
+            f"images are {height}x{width}; {corruption} takes sides of up to {longest:,} pixels. Cut or shrink them"
+        )
+
+
 def elastic_transform(images_BHWC: Pixels, dose: Dose) -> Levels:
     """A random affine map, then a smooth random displacement of every pixel.
 
@@ -102,6 +115,7 @@ def elastic_transform(images_BHWC: Pixels, dose: Dose) -> Levels:
     the table's size.
     """
     batch, height, width = images_BHWC.shape[:3]
+    check_sides(height, width, corruption="elastic_transform", longest=LONGEST_BENT)
     growth = min(height, width) / dose.native_size
     amplitude, sigma, jitter = (growth * c for c in dose.constants)
     num_shifts = 2 * height * width if amplitude else 0
@@ -110,7 +124,7 @@ def elastic_transform(images_BHWC: Pixels, dose: Dose) -> Levels:
     moved_B32 = points_32 + jitter * drawn[:, :6].reshape(batch, 3, 2)
     if amplitude:
         shifts_BHW2 = drawn[:, 6:].reshape(batch, height, width, 2)
-        positions_BHW2 = smooth(shifts_BHW2, sigma, mode="reflect", truncate=3.0)
+        positions_BHW2 = smooth_shifts(shifts_BHW2, sigma)
         positions_BHW2 *= np.float32(amplitude)
         positions_BHW2 += np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=2)
     bent: Levels = np.empty(images_BHWC.shape, np.float32)
@@ -130,6 +144,31 @@ def elastic_transform(images_BHWC: Pixels, dose: Dose) -> Levels:
             )
         bent[i] = turned.reshape(bent[i].shape)
     return bent
+
+
+def smooth_shifts(shifts_BHW2: Levels, sigma: float) -> Levels:
+    """Gaussian smoothing, cut at 3 σ and mirrored at the edge; of large images by way of a coarser grid.
+
+    Its cells are 1/64 σ wide, so a smoothed value differs by at most some 2 % of the values' spread.
+    """
+    height, width = shifts_BHW2.shape[1:3]
+    if not is_wide(height, width, sigma=sigma):
+        return smooth(shifts_BHW2, sigma, mode="reflect", truncate=3.0)
+    rows, columns = (round(size / (sigma / CELLS_PER_SIGMA)) for size in (height, width))
+    down, across = (
+        gaussian_taps(sigma * n / size, truncate=3.0) for n, size in ((rows, height), (columns, width))
+    )
+    smoothed: Levels = np.empty(shifts_BHW2.shape, np.float32)
+    for shifts_HW2, into in zip(shifts_BHW2, smoothed, strict=True):
+        coarse = cv2.resize(shifts_HW2, (columns, rows), interpolation=cv2.INTER_AREA)
+        coarse = cv2.sepFilter2D(coarse, cv2.CV_32F, across, down, borderType=cv2.BORDER_REFLECT)
+        into[:] = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    return smoothed
+
+
+def is_wide(height: int, width: int, *, sigma: float) -> bool:
+    """Whether a Gaussian is so wide on so large an image that a coarser grid must do."""
+    return height * width > WHOLE_PIXELS and sigma > CELLS_PER_SIGMA
 
 
 def anchor_points(height: int, width: int) -> NDArray[np.float64]:

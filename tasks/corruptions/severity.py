@@ -54,11 +54,15 @@ class SeverityTable:
     frost_scale: float
 
 
-@functools.cache
 def load_table(table: str) -> SeverityTable:
-    """Read a table from the package; an unknown name is a ConfigError."""
+    """A table of the package; an unknown name is a ConfigError."""
     if table not in TABLES:
         raise ConfigError(unknown_name("severity table", str(table), TABLES))
+    return _read_table(table)
+
+
+@functools.cache
+def _read_table(table: str) -> SeverityTable:
     text = resources.files("tasks.corruptions").joinpath(f"severity_{table}.json").read_text("utf-8")
     content = json.loads(text)
     meta = content.pop("_meta")

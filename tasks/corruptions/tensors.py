@@ -22,13 +22,14 @@ from torch import Tensor
 
 from tasks.corruptions import checked_ids, corrupt, dose_for, resolve
 from tasks.corruptions.blur import angles, disk_kernel, glass_sources
-from tasks.corruptions.digital import affine_map, anchor_points
+from tasks.corruptions.digital import affine_map, anchor_points, is_wide, smooth_shifts
 from tasks.corruptions.draws import NUM_WORDS, WORD_BITS, draw_words, normal_quantiles, uniforms
 from tasks.corruptions.image_property import brighter_levels, stretch
 from tasks.corruptions.noise import shot_levels, whole_levels
+from tasks.corruptions.plasma import haze
 from tasks.corruptions.severity import NUDGE, Dose, Levels
 from tasks.corruptions.tensor_filters import bilinear, filtered, smooth, streaks, to_device, zoomed
-from tasks.corruptions.weather import GREY_WEIGHTS, frost_crops, next_power_of_two, plasma, snow_layers
+from tasks.corruptions.weather import GREY_WEIGHTS, frost_crops, snow_layers
 from tasks.errors import DataError
 from tasks.records import Ints
 
@@ -83,6 +84,10 @@ def _checked(images: Tensor, image_ids_B: Tensor | Ints | Sequence[int]) -> list
             f"images are {images.dtype}; corrupt_tensor takes uint8 tensors [B, H, W, 3] with values 0..255"
         )
         raise DataError(f"{text}. From 0..1, (255 * images).round().to(torch.uint8) makes them")
+    if images.layout != torch.strided:
+        raise DataError(
+            f"images have the layout {images.layout}; corrupt_tensor takes dense ones: to_dense()"
+        )
     given = image_ids_B.cpu().numpy() if isinstance(image_ids_B, Tensor) else image_ids_B
     # A stand-in of the same shape that takes no memory: the checks are those of the CPU.
     return checked_ids(np.broadcast_to(np.uint8(0), tuple(images.shape)), given)
@@ -191,10 +196,9 @@ def frost(images: Tensor, dose: Dose) -> Tensor:
 
 def fog(images: Tensor, dose: Dose) -> Tensor:
     strength, decay = dose.constants
-    batch, height, width = images.shape[:3]
-    haze = plasma(batch, dose, size=next_power_of_two(max(height, width)), decay=decay)[:, :height, :width]
+    layers = haze(tuple(images.shape[:3]), dose, decay=decay)
     brightest = images.amax(dim=(1, 2, 3), keepdim=True).to(torch.float32)
-    hazy = images + 255 * strength * to_device(haze, images)[..., None]
+    hazy = images + 255 * strength * to_device(layers, images)[..., None]
     return hazy * (brightest / (brightest + 255 * strength))
 
 
@@ -236,8 +240,12 @@ def elastic_transform(images: Tensor, dose: Dose) -> Tensor:
     turned = _affine(images.to(torch.float32), to_device(inverse_B23, images))
     if not amplitude:
         return turned
-    drawn_BHW2 = to_device(drawn[:, 6:].reshape(batch, height, width, 2), images)
-    shifts_BHW2 = smooth(drawn_BHW2, sigma, mode="reflect", truncate=3.0) * amplitude
+    drawn_BHW2 = drawn[:, 6:].reshape(batch, height, width, 2)
+    if is_wide(height, width, sigma=sigma):
+        shifts_BHW2 = to_device(smooth_shifts(drawn_BHW2, sigma), images)
+    else:
+        shifts_BHW2 = smooth(to_device(drawn_BHW2, images), sigma, mode="reflect", truncate=3.0)
+    shifts_BHW2 = shifts_BHW2 * amplitude
     rows_H1, columns_W = _grid(images, torch.float32)
     rows, columns = rows_H1 + shifts_BHW2[..., 1], columns_W + shifts_BHW2[..., 0]
     return bilinear(turned, rows, columns, mode="reflect")

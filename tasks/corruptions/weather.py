@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tasks.corruptions.blur import ZoomTaps, angles, smooth, streak, zoom_taps
+from tasks.corruptions.blur import ZoomTaps, angles, smooth, streak, stretched, zoom_taps
 from tasks.corruptions.draws import (
     WORD_BITS,
     Words,
@@ -24,12 +24,14 @@ from tasks.corruptions.draws import (
     normal_quantiles,
     normals,
     spread,
-    uniforms,
 )
+from tasks.corruptions.plasma import haze
 from tasks.corruptions.severity import Dose, Levels
 from tasks.records import Pixels
 
 NUM_TEXTURES = 5
+# Pixels of a frost texture that is kept for the next image; of larger ones only the window is made.
+KEPT_TEXTURE = 2**20
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma of R, G, B
 WATER = np.array([175, 238, 238], np.float32)  # pale turquoise
 MUD = np.array([63, 42, 20], np.float32)
@@ -39,44 +41,12 @@ EMBOSS = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
 def fog(images_BHWC: Pixels, dose: Dose) -> Levels:
     """x + c0 · plasma, then darkened so that the brightest value stays."""
     strength, decay = dose.constants
-    height, width = images_BHWC.shape[1:3]
-    haze_BHW = plasma(images_BHWC.shape[0], dose, size=next_power_of_two(max(height, width)), decay=decay)
+    haze_BHW = haze(images_BHWC.shape[:3], dose, decay=decay)
     brightest_B111 = images_BHWC.max(axis=(1, 2, 3), keepdims=True).astype(np.float32)
-    haze_BHW = np.ascontiguousarray(haze_BHW[:, :height, :width])
     haze_BHW *= np.float32(255 * strength)
     levels_BHWC: Levels = spread(haze_BHW, images_BHWC.shape[3]) + images_BHWC
     levels_BHWC *= brightest_B111 / (brightest_B111 + 255 * strength)
     return levels_BHWC
-
-
-def next_power_of_two(size: int) -> int:
-    """The least power of two that is not below `size`."""
-    return 1 << (size - 1).bit_length()
-
-
-def plasma(batch: int, dose: Dose, *, size: int, decay: float) -> Levels:
-    """Diamond-square clouds [B, size, size] in 0..1 on a torus; `size` is a power of two.
-
-    From the coarsest grid to the finest, the centre of each square and then of each diamond is the mean
-    of its four corners plus U(-w², w²), and w shrinks by `decay` (so the shock by its square).
-    """
-    shocks = uniforms((batch, size * size - 1), dose) * 2 - 1
-    clouds: Levels = np.zeros((batch, size, size), np.float32)
-    step, wibble, used = size, 100.0, 0
-    while step >= 2:
-        half, cells = step // 2, size // step
-        shock = shocks[:, used : used + 3 * cells**2].reshape(batch, 3, cells, cells) * wibble**2
-        corner = clouds[:, ::step, ::step].copy()
-        east = corner + np.roll(corner, -1, axis=2)
-        centre = (east + np.roll(east, -1, axis=1)) / 4 + shock[:, 0]
-        south = corner + np.roll(corner, -1, axis=1)
-        clouds[:, half::step, half::step] = centre
-        clouds[:, ::step, half::step] = (east + centre + np.roll(centre, 1, axis=1)) / 4 + shock[:, 1]
-        clouds[:, half::step, ::step] = (south + centre + np.roll(centre, 1, axis=2)) / 4 + shock[:, 2]
-        step, wibble, used = half, wibble / decay, used + 3 * cells**2
-    clouds -= clouds.min(axis=(1, 2), keepdims=True)
-    clouds /= clouds.max(axis=(1, 2), keepdims=True)
-    return clouds
 
 
 def frost(images_BHWC: Pixels, dose: Dose) -> Levels:
@@ -93,24 +63,57 @@ def frost_crops(shape: tuple[int, ...], dose: Dose) -> Pixels:
     crops_BHWC = np.empty(shape, np.uint8)
     for words, into in zip(draw_words((batch, 3), dose).tolist(), crops_BHWC, strict=True):
         number = 1 + (words[0] * NUM_TEXTURES >> WORD_BITS)
-        texture = frost_texture(number, dose.frost_scale, height=height, width=width)
-        top = words[1] * (texture.shape[0] - height) >> WORD_BITS
-        left = words[2] * (texture.shape[1] - width) >> WORD_BITS
-        crop = texture[top : top + height, left : left + width]
+        rows, columns = texture_size(number, dose.frost_scale, height=height, width=width)
+        top = words[1] * (rows - height) >> WORD_BITS
+        left = words[2] * (columns - width) >> WORD_BITS
+        window = slice(top, top + height), slice(left, left + width)
+        if rows * columns <= KEPT_TEXTURE:
+            crop = frost_texture(number, rows, columns)[window]
+        else:
+            crop = frost_window(photograph(number), (rows, columns), window)
         into[:] = crop if channels == 3 else cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)[..., None]
     return crops_BHWC
 
 
-@functools.lru_cache(maxsize=16)
-def frost_texture(number: int, scale: float, *, height: int, width: int) -> Pixels:
-    """Texture 1..5 shrunk by `scale`, but never below a pixel more than the crop. Read-only."""
+def texture_size(number: int, scale: float, *, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of texture 1..5 shrunk by `scale`, but never below a pixel more than the crop."""
+    rows, columns = photograph(number).shape[:2]
+    scale = max(scale, (height + 1) / rows, (width + 1) / columns)
+    return max(height + 1, round(rows * scale)), max(width + 1, round(columns * scale))
+
+
+@functools.cache
+def photograph(number: int) -> Pixels:
+    """Texture 1..5 as it is shipped. Read-only."""
     with resources.files("tasks.corruptions").joinpath(f"frost/frost{number}.jpg").open("rb") as file:
-        texture = np.asarray(Image.open(file).convert("RGB"))
-    scale = max(scale, (height + 1) / texture.shape[0], (width + 1) / texture.shape[1])
-    size = max(width + 1, round(texture.shape[1] * scale)), max(height + 1, round(texture.shape[0] * scale))
-    resized = np.asarray(cv2.resize(texture, size), np.uint8)
+        texture = np.array(Image.open(file).convert("RGB"))
+    texture.setflags(write=False)
+    return texture
+
+
+@functools.lru_cache(maxsize=16)
+def frost_texture(number: int, rows: int, columns: int) -> Pixels:
+    """Texture 1..5 at that size. Read-only."""
+    resized = np.asarray(cv2.resize(photograph(number), (columns, rows)), np.uint8)
     resized.setflags(write=False)
     return resized
+
+
+def frost_window(texture_HWC: Pixels, size: tuple[int, int], window: tuple[slice, slice]) -> Pixels:
+    """Of the texture at a size, one window alone: as OpenCV's bilinear resize has it, within a level."""
+    for axis in (0, 1):
+        texture_HWC = _window(texture_HWC, size[axis], window[axis], axis=axis)
+    return texture_HWC
+
+
+def _window(texture_HWC: Pixels, size: int, window: slice, *, axis: int) -> Pixels:
+    """Some rows or columns of those that one axis has at a size."""
+    given = texture_HWC.shape[axis]
+    position = (np.arange(window.start, window.stop) + 0.5) * (given / size) - 0.5
+    position = np.clip(position, 0, given - 1)
+    lower = np.minimum(np.floor(position), given - 2).astype(np.int64)
+    part = stretched(texture_HWC, ZoomTaps(lower, lower + 1, position - lower), axis=axis)
+    return np.rint(part).astype(np.uint8)
 
 
 def snow(images_BHWC: Pixels, dose: Dose) -> Levels:
@@ -140,22 +143,11 @@ def snow_layers(words_BHW: Words, dose: Dose) -> Pixels:
     layers = lookup(normal_quantiles() * np.float32(std) + np.float32(mean), words_BHW)
     rows, columns = (zoom_taps(size, zoom) for size in words_BHW.shape[1:])
     if zoom != 1:
-        layers = _stretched(_stretched(layers, rows, axis=1), columns, axis=2)
+        layers = stretched(stretched(layers, rows, axis=1), columns, axis=2)
     np.minimum(layers, 1, out=layers)
     layers[layers < threshold] = 0
     layers *= 255
     return layers.astype(np.uint8)
-
-
-def _stretched(layers: Levels, taps: ZoomTaps, *, axis: int) -> Levels:
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    upper = layers.take(taps.upper, axis=axis)
-    stretched = layers.take(taps.lower, axis=axis)
-    upper -= stretched
-    upper *= taps.fraction.astype(np.float32).reshape(shape)
-    stretched += upper
-    return stretched
 
 
 def luma(images_BHWC: Pixels) -> Levels:

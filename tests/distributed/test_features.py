@@ -5,9 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,43 +165,6 @@ def test_another_alpha_needs_no_new_features(tiny: Tiny, storage_of: Callable[[s
     pipeline.restart("score")
     pipeline.score()
     assert {p: p.stat().st_mtime_ns for p in run.glob("features/*/*")} == times
-
-
-@pytest.mark.distributed
-def test_killing_actors_at_random_moments_loses_nothing(
-    cluster: None, tiny: Tiny, storage_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = results(rescored(tiny, storage_of("undisturbed")))
-    monkeypatch.setattr(stage, "gpus_per_worker", lambda _: 0)
-    generator, kills, over = np.random.default_rng(0), list[int](), threading.Event()
-
-    def kill() -> None:
-        while not over.wait(float(generator.uniform(0.3, 1.5))) and len(kills) < 10:
-            pids = actor_pids()
-            if pids:
-                kills.append(int(generator.choice(pids)))
-                os.kill(kills[-1], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        found = results(rescored(tiny, storage_of("killed"), workers=2))
-    finally:
-        over.set()
-        killer.join()
-    assert kills
-    assert found == expected
-
-
-def actor_pids() -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"ray::_Actor" in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 def deadly() -> Callable[[int], int]:

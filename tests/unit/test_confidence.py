@@ -228,3 +228,16 @@ def test_a_choice_that_leaves_nothing_is_refused() -> None:
 def test_an_unknown_choice_is_answered_with_the_near_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'top_k'"):
         choose("top-k")  # type: ignore[arg-type]
+
+
+def test_a_target_that_was_not_mined_is_not_told_as_an_experience() -> None:
+    with pytest.raises(ConfigError) as error:
+        choose_experiences(
+            {"fog": 1.0, "jpeg": 2.0},
+            choice="list",
+            top_k=None,
+            names=("frog",),
+            target="snow",
+            category_of=str,
+        )
+    assert str(error.value).endswith("There are: fog, jpeg")

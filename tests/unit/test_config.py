@@ -269,3 +269,30 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_settings_come_back_from_json_as_they_were() -> None:
     config = parse_config(LEAST | {"mining": mining(severities=[2, 4]), "repair": {"rates": [0.1, 1]}})
     assert parse_config(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("resamples", [1, 39])
+def test_resamples_too_few_for_an_interval_are_refused(resamples: int) -> None:
+    message = refusal(features={"bootstrap": resamples})
+    assert f"features.bootstrap: {resamples} resamples are too few for a 95% interval" in message
+    assert "at least 40, or 0" in message
+
+
+@pytest.mark.parametrize("resamples", [0, 40])
+def test_no_interval_and_the_least_resamples_are_taken(resamples: int) -> None:
+    config = parse_config(LEAST | {"features": {"bootstrap": resamples}})
+    assert config.features.bootstrap == resamples
+
+
+def test_too_few_collected_to_extrapolate_from_are_refused() -> None:
+    message = refusal(features={"extrapolate": True}, mining=mining(collect=19))
+    assert "features.extrapolate: true needs mining.collect of at least 20" in message
+    assert "it is 19" in message
+    for extrapolate, collect in ((True, 20), (False, 19)):
+        parse_config(LEAST | {"features": {"extrapolate": extrapolate}, "mining": mining(collect=collect)})
+
+
+@pytest.mark.parametrize("text", ["timm:", "timm: resnet18"])
+def test_an_extractor_that_yaml_reads_as_a_mapping_is_explained(least: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^features\.extractor: give one word, as .*timm:resnet18"):
+        load_config(least, [f"features.extractor={text}"])

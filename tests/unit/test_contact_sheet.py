@@ -14,6 +14,7 @@ from metarepair.contact_sheet import (
     contact_sheet,
     describe_corruptions,
     load_rgb,
+    shrunk,
     table_for,
 )
 from tasks.corruptions import CORRUPTIONS, corrupt
@@ -87,6 +88,38 @@ def test_the_command_writes_the_sheet_and_says_where(image_path, tmp_path, capsy
     assert [p.name for p in out.parent.iterdir()] == ["sheet.png"]
 
 
+def test_a_photograph_is_shrunk_first_which_is_said_and_progress_shown(tmp_path, capsys, monkeypatch):
+    sizes = []
+
+    def as_it_was(images, **_):
+        sizes.append(images.shape)
+        return images
+
+    monkeypatch.setattr("metarepair.contact_sheet.corrupt", as_it_was)
+    photo, out = tmp_path / "photo.jpg", tmp_path / "sheet.jpg"
+    Image.new("RGB", (2000, 1500), (9, 99, 200)).save(photo)
+    assert main(["corruptions", "--image", str(photo), "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "shrunk from 2000x1500 to 500x375 pixels" in said.out
+    assert "Constants of the table imagenet. Written to" in said.out
+    assert "corruptions: 95 of 95 pictures" in said.err
+    assert set(sizes) == {(1, 375, 500, 3)}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((500, 300), (500, 300)),
+        ((501, 300), (500, 299)),
+        ((300, 4000), (38, 500)),
+        ((8, 2000), (8, 2000)),
+        ((16, 2000), (8, 1000)),
+    ],
+)
+def test_an_image_is_shrunk_to_what_the_sheet_shows_and_corruptions_take(given, expected):
+    assert shrunk(np.zeros((*given, 3), np.uint8)).shape[:2] == expected
+
+
 def test_grey_transparent_and_turned_files_are_read_upright_on_white(tmp_path):
     grey = tmp_path / "grey.png"
     Image.new("L", (9, 12), 77).save(grey)
@@ -117,7 +150,14 @@ def test_grey_transparent_and_turned_files_are_read_upright_on_white(tmp_path):
         (["--image", "{image}", "--out", "{image}"], "is the image itself"),
         (["--image", "{image}", "--out", "{text}/s.png"], "cannot be written"),
         (["--image", "{image}", "--out", "{folder}"], "cannot be written"),
+        (["--image", "{image}", "--out", "s" * 300 + ".png"], "cannot be written"),
+        (["--image", "s" * 300, "--out", "s.png"], "cannot be read as an image"),
+        (["--image", "{image}", "--out", "s.png", "--table", ""], "no severity table ''"),
+        (["--image", "{floats}", "--out", "s.png"], "its pixels are floats"),
         (["--list", "--table", "cifr"], "did you mean 'cifar'"),
+        (["--list", "--table", ""], "no severity table ''"),
+        (["--list", "--image", "{image}"], "--image FILE and --out FILE together"),
+        (["--list", "--out", "s.png"], "--image FILE and --out FILE together"),
     ],
 )
 def test_bad_input_is_one_paragraph_and_writes_nothing(
@@ -127,10 +167,16 @@ def test_bad_input_is_one_paragraph_and_writes_nothing(
     text, tiny = tmp_path / "text.png", tmp_path / "tiny.png"
     text.write_text("no image")
     Image.new("RGB", (7, 30)).save(tiny)
+    floats = tmp_path / "floats.tiff"
+    Image.fromarray(np.full((30, 30), 0.5, np.float32)).save(floats)
     folder = tmp_path / "folder.png"
     folder.mkdir()
     before = {p: p.read_bytes() if p.is_file() else b"" for p in tmp_path.rglob("*")}
-    given = [a.format(image=image_path, text=text, tiny=tiny, folder=folder) for a in arguments]
+    given = [
+        a.format(image=image_path, text=text, tiny=tiny, folder=folder, floats=floats) for a in arguments
+    ]
     assert main(["corruptions", *given]) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert message in said.err
+    assert not said.out
     assert {p: p.read_bytes() if p.is_file() else b"" for p in tmp_path.rglob("*")} == before

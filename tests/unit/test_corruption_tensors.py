@@ -113,6 +113,16 @@ def test_flat_and_black_images_lose_no_level_to_rounding(name, device):
     assert (got != expected).mean() < 0.005
 
 
+@pytest.mark.parametrize(
+    ("name", "height", "width"), [("elastic_transform", 258, 256), ("fog", 8, 1100), ("zoom_blur", 258, 256)]
+)
+def test_large_and_oblong_tensors_come_out_as_arrays(name, height, width):
+    """Where the arrays go by coarser grids, windows or zooms, and so do tensors."""
+    got, expected = both(scenes(1, height, width), name, severity=1, table="imagenet")
+    assert np.abs(got - expected).max() <= 1
+    assert (got != expected).mean() < 0.005
+
+
 def test_an_empty_batch_gives_an_empty_batch():
     for name in CORRUPTIONS:
         empty = torch.zeros((0, 32, 32, 3), dtype=torch.uint8)
@@ -155,6 +165,12 @@ def test_all_but_three_stay_on_the_device():
         (torch.zeros((2, 3, 32, 32), dtype=torch.uint8), {}, DataError, r"shape \[2, 3, 32, 32\]"),
         (torch.zeros((2, 7, 32, 3), dtype=torch.uint8), {}, DataError, "at least 8x8"),
         (torch.zeros((3, 32, 32, 3), dtype=torch.uint8), {}, DataError, "one id per image"),
+        (
+            torch.zeros((2, 32, 32, 3), dtype=torch.uint8).to_sparse(),
+            {},
+            DataError,
+            r"torch.sparse_coo.*to_dense",
+        ),
         (torch.zeros((2, 32, 32, 3), dtype=torch.uint8), {"severity": 6}, ConfigError, r"outside 1\.\.5"),
         (torch.zeros((2, 32, 32, 3), dtype=torch.uint8), {"corruption": "fogg"}, ConfigError, "did you mean"),
         (torch.zeros((2, 32, 32, 3), dtype=torch.uint8), {"table": "cifr"}, ConfigError, "did you mean"),

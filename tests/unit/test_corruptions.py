@@ -494,7 +494,7 @@ def test_a_seed_that_is_no_whole_number_is_refused(seed):
         corrupted(scenes(1), "fog", seed=seed)
 
 
-@pytest.mark.parametrize("name", [None, 3, ("fog",)])
+@pytest.mark.parametrize("name", [None, 3, ("fog",), ["fog"], {"fog": 1}])
 def test_names_of_another_type_are_refused_with_the_names(name):
     with pytest.raises(ConfigError, match=r"There are: .*fog"):
         corrupted(scenes(1), name)
@@ -507,6 +507,26 @@ def test_ids_and_seeds_of_any_size_and_sign_are_keys_of_their_own():
     ids = [np.array([i]) for i in (0, -1, 2**63 - 1)] + [np.array([2**64 - 1], np.uint64)]
     outcomes = {corrupted(image, "snow", ids=i, seed=s).tobytes() for i in ids for s in (0, -1, 2**80)}
     assert len(outcomes) == 12
+
+
+def test_ids_of_more_than_64_bits_may_stand_beside_others():
+    images = scenes(3)
+    ids = [0, 2**63, -(2**90)]
+    together = corrupted(images, "snow", ids=ids)
+    for i, image_id in enumerate(ids):
+        assert np.array_equal(corrupted(images[i : i + 1], "snow", ids=[image_id])[0], together[i])
+
+
+def test_ids_may_be_whole_numbers_of_any_kind():
+    images = scenes(3)
+    expected = corrupted(images, "snow", ids=np.arange(3))
+    for ids in (
+        range(3),
+        (0, np.uint8(1), np.int64(2)),
+        np.array([0, 1, 2], object),
+        np.arange(3, dtype=np.int8),
+    ):
+        assert np.array_equal(corrupted(images, "snow", ids=ids), expected)
 
 
 @pytest.mark.parametrize("severity", [0, 6, 7, -1])
@@ -527,7 +547,17 @@ def test_a_severity_outside_one_to_five_is_refused(severity):
         (np.zeros((2, 3, 32, 32), np.uint8), [0, 1], r"shape \[2, 3, 32, 32\]"),
         (np.zeros((2, 4, 32, 3), np.uint8), [0, 1], "at least 8x8"),
         (np.zeros((2, 32, 32, 3), np.uint8), [0], "one id per image"),
-        (np.zeros((2, 32, 32, 3), np.uint8), [0.0, 1.0], "give integers"),
+        (
+            np.zeros((2, 32, 32, 3), np.uint8),
+            [0.0, 1.0],
+            "image id 0.0 is no integer but float; give integers",
+        ),
+        (np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2), "image ids are float64; give integers"),
+        (np.zeros((2, 32, 32, 3), np.uint8), [0, None], "image id None is no integer"),
+        (np.zeros((2, 32, 32, 3), np.uint8), [0, True], "image id True is no integer but bool"),
+        (np.zeros((2, 32, 32, 3), np.uint8), ["0", "1"], "image id '0' is no integer"),
+        (np.zeros((2, 32, 32, 3), np.uint8), [[0], [1]], r"image ids have shape \[2, 1\]"),
+        (np.ma.masked_less(np.zeros((2, 32, 32, 3), np.uint8), 5), [0, 1], "masked array"),
     ],
 )
 def test_images_or_ids_of_another_kind_are_refused(images, ids, message):

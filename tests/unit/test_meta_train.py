@@ -218,6 +218,11 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
         ({"precision": "float16"}, {}, "train.precision"),
         ({}, {"momentum": 1.0}, "inner.momentum"),
         ({}, {"parts": []}, "inner.parts"),
+        ({"memory": -1}, {}, r"train\.memory: -1 .*auto, graph, recompute, or a number from 1"),
+        ({}, {"parts": "head"}, r"inner\.parts: 'head' .*write \[head\]"),
+        ({"warmup_episodes": 7}, {}, "warmup_episodes=7 is more than the 6 episodes"),
+        ({"first_order_episodes": 7}, {}, "first_order_episodes=7 is more than"),
+        ({"multi_step_episodes": 7}, {}, "multi_step_episodes=7 is more than"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(
@@ -225,6 +230,45 @@ def test_settings_that_cannot_be_meant_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(inner=inner, **train)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("Adam", {"weight_decay": True}, "outer_options of Adam"),
+        ("NAdam", {"betas": [0.9, 0.9, 0.9]}, "must be a list of 2 numbers"),
+        ("Adam", {"betas": 0.9}, "must be a list of 2 numbers"),
+        ("Adam", {"eps": 0}, r"without gradient to nan"),
+        ("SGD", {"momentum": 1.0}, "momentum=1.0 must be a number from 0 to below 1"),
+        ("SGD", {"weight_decay": 1e38}, "in one step"),
+        ("RMSprop", {"alpha": 5.0}, "alpha=5.0 must be a number from 0 to below 1"),
+    ],
+)
+def test_outer_options_that_fail_in_a_step_are_refused_before_it(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(outer_optimizer=name, outer_options=options)
+
+
+@pytest.mark.parametrize("learned", ["0.weight", "factor 5.weight"])
+def test_a_step_to_what_is_not_finite_stops_training_and_saves_nothing(tmp_path: Path, learned: str) -> None:
+    options = {"outer_optimizer": "SGD", "outer_options": {"momentum": 0.5}, "inner": {"learned_rates": True}}
+    made = trainer(tmp_path, settings(episodes=4, round_episodes=1, **options))
+
+    class Breaking(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step(closure)
+            if made.episode == 2:
+                made.learned[learned].flatten()[0] = torch.nan
+
+    made.optimizer = Breaking(list(made.learned.values()), lr=0.01)
+    with pytest.raises(
+        DivergedError, match=r"outer step of episode 3 .*SGD with outer_options=.*momentum.*0.5"
+    ):
+        meta_train(made)
+    made.close()
+    assert made.context.last_checkpoint() == tmp_path / "checkpoints" / "checkpoint-000002"
 
 
 def test_every_task_is_made_once_and_in_order(tmp_path: Path) -> None:
