@@ -25,7 +25,8 @@ from tasks.datasets.base import ArrayDataset, Split, digest_of
 from tasks.datasets.images import UnreadableImageError, decode_image
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
-from tasks.remote_path import cache_folder, write_text, writing
+from tasks.remote_path import cache_folder
+from tasks.storage import write_text, writing
 
 # N images, H W C pixels
 
