@@ -90,7 +90,10 @@ class _Actor:
 
     def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
         torch.set_num_threads(1)
-        self.work = build()
+        self.build = build
+        self.work: Callable[[Any], Any] | None = None
 
     def do(self, item: Any) -> Any:
+        if self.work is None:  # not in the constructor: there, an error would come out as the actor's death
+            self.work = self.build()
         return self.work(item)

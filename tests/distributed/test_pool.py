@@ -59,6 +59,16 @@ def test_a_user_error_comes_out_as_itself(cluster: None, workers: int) -> None:
         list(map_items(failing, list(range(6)), workers=workers))
 
 
+def unbuildable() -> Callable[[int], int]:
+    raise DataError("the worker cannot be built")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_user_error_of_building_the_worker_comes_out_as_itself(cluster: None, workers: int) -> None:
+    with pytest.raises(DataError, match="cannot be built"):
+        list(map_items(unbuildable, list(range(3)), workers=workers))
+
+
 def test_an_actor_that_dies_is_restarted_and_its_item_done_again(cluster: None, tmp_path: Path) -> None:
     build = partial(dying_once, tmp_path / "died")
     found = [item for item, _ in map_items(build, list(range(8)), workers=2)]
