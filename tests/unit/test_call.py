@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -188,8 +187,7 @@ def test_a_start_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     other = meta(tmp_path / "other", {"head.weight": torch.zeros(2)})
     with pytest.raises(WeightsError, match="meta-trained from another DNN"):
         call(start=other)
-    manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"config": {}, "stage": "mine fog"}))
+    write_manifest(other, stage="mine fog", config={}, inputs={}, files=[])
     with pytest.raises(ConfigError, match="is no meta/<target>/ folder"):
         call(start=other, config=None)
 
