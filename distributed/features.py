@@ -10,17 +10,17 @@ Source: paper Eq. 7.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distributed.cluster import gpus_per_worker
-from distributed.mining import Environment, Role, environments
+from distributed.mining import Environment, Mined, Role, Say, environments
 from distributed.pool import map_items
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings
@@ -29,8 +29,9 @@ from metarepair.features import FeatureExtractor, build_extractor, weights_diges
 from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.errors import DataError
-from tasks.frechet import Moments, Scatter, merge, moments, scatter
+from tasks.frechet import Moments, merge_in_order, moments, scatter
 from tasks.manifest import Manifest, begin, check_whole, content_hash, write_manifest
+from tasks.records import Ints
 from tasks.seal import missing_parts, seal
 from tasks.storage import Place, find
 from tasks.store import open_side
@@ -38,7 +39,6 @@ from tasks.store import open_side
 # N examples, D features
 
 MOMENTS = "moments.npy"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +94,12 @@ def feature_parts(run: Run, experience: str, target: str) -> tuple[list[Place], 
     return find(folders[0], "part-*.parquet"), find(folders[1], "part-*.parquet")
 
 
-def extract_all(
-    run: Run, config: Config, mined: Mapping[tuple[Role, str], Manifest], say: Say
-) -> dict[tuple[Role, str], Manifest]:
+def extract_all(run: Run, config: Config, mined: Mined, say: Say) -> dict[tuple[Role, str], Manifest]:
     """Features and moments of every environment's D_collect.
 
     Raises WeightsError, ConfigError, StageError, DataError (a NaN feature names its image).
     """
-    stages = {(e.role, e.corruption): feature_stage(run, config, e, mined) for e in environments(run, config)}
+    stages = feature_stages(run, config, mined)
     done = {}
     for key, stage in stages.items():
         manifest = check_whole(
@@ -112,7 +110,7 @@ def extract_all(
     missing = {key: stage for key, stage in stages.items() if key not in done}
     for stage in missing.values():
         begin(stage.folder, config=stage.settings, inputs=stage.inputs, sealed=True)
-    extractor = _extract(config, [s for stage in missing.values() for s in stage.shards], say)
+    _extract(config, [s for stage in missing.values() for s in stage.shards], say)
     found = map_items(_build_moments, list(missing.items()), workers=config.workers)
     for (key, stage), (count, dim) in found:
         done[key] = write_manifest(
@@ -122,18 +120,22 @@ def extract_all(
             inputs=stage.inputs,
             files=stage.files,
             rows={"features": count},
-            facts={"extractor": extractor, "dim": dim},
+            facts={"extractor": config.features.extractor, "dim": dim},
         )
     return {key: done[key] for key in stages}
 
 
-def feature_stage(
-    run: Run, config: Config, environment: Environment, mined: Mapping[tuple[Role, str], Manifest]
-) -> FeatureStage:
-    """What an environment's features are and depend on."""
-    manifest = mined[environment.role, environment.corruption]
-    folder, count = feature_folder(run, environment), manifest.rows["collect"]
-    size, settings = config.features.shard_images, feature_settings(config)
+def feature_stages(run: Run, config: Config, mined: Mined) -> dict[tuple[Role, str], FeatureStage]:
+    """What every environment's features are and depend on. Raises WeightsError as `feature_settings` does."""
+    settings = feature_settings(config)
+    return {
+        (e.role, e.corruption): _stage(run, e, mined[e.role, e.corruption], settings)
+        for e in environments(run, config)
+    }
+
+
+def _stage(run: Run, environment: Environment, manifest: Manifest, settings: dict[str, Any]) -> FeatureStage:
+    folder, count, size = feature_folder(run, environment), manifest.rows["collect"], settings["shard_images"]
     inputs = {"mined": manifest.digest}
     made_of = content_hash([settings, inputs])
     return FeatureStage(
@@ -155,24 +157,24 @@ def feature_stage(
     )
 
 
-def _extract(config: Config, shards: Sequence[FeatureShard], say: Say) -> str:
-    """Features of all shards that are not there yet, or are damaged; the extractor's name."""
+def _extract(config: Config, shards: Sequence[FeatureShard], say: Say) -> None:
+    """Features of all shards that are not there yet, or are damaged."""
     missing = missing_parts(shards, say)
-    if missing:
-        progress = Progress("features", len(shards), "shards", done=len(shards) - len(missing))
-        build = partial(_build_extractor, config)
-        for shard, _ in map_items(
-            build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
-        ):
-            progress.advance(note=shard.environment.corruption)
-    return config.features.extractor
+    if not missing:
+        return
+    progress = Progress("features", len(shards), "shards", done=len(shards) - len(missing))
+    build = partial(_build_extractor, config)
+    for shard, _ in map_items(
+        build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
+    ):
+        progress.advance(note=shard.environment.corruption)
 
 
 def load_extractor(config: Config, here: Surroundings) -> FeatureExtractor:
     """The configured extractor. Raises WeightsError where its weights are missing."""
     return build_extractor(
         config.features.extractor,
-        weights=Path(config.features.weights).expanduser() if config.features.weights else None,
+        weights=config.features.weights,
         deployed=here.deployed.module,
         mean=here.deployed.mean,
         std=here.deployed.std,
@@ -215,27 +217,13 @@ def moments_of_parts(paths: Sequence[Place]) -> Moments:
 
     Merged in the parts' order, so the bits depend neither on how many actors there were nor on who was first.
     """
-    parts, count, total = [], 0, None
-    for path in paths:
-        features_ND, ids = read_features(path)
-        count += len(features_ND)
-        if total is None and count <= features_ND.shape[1]:
-            parts.append((features_ND, ids))
-            continue
-        for kept_ND, names in [*parts, (features_ND, ids)]:
-            total = _merged(total, _scatter(kept_ND, names))
-        parts = []
-    if total is not None:
-        return total.moments()
-    if not parts:
+    waiting = map(read_features, paths)
+    kept: list[tuple[NDArray[np.float32], Ints]] = []
+    for part in waiting:
+        kept.append(part)
+        if sum(len(features_ND) for features_ND, _ in kept) > part[0].shape[1]:
+            return merge_in_order(scatter(f, names=ids) for f, ids in chain(kept, waiting)).moments()
+    if not kept:
         raise DataError("There are no features. Collect failures first (mining.collect).")
-    features = np.concatenate([f for f, _ in parts])
-    return moments(features, names=np.concatenate([ids for _, ids in parts]))
-
-
-def _merged(total: Scatter | None, part: Scatter) -> Scatter:
-    return part if total is None else merge(total, part)
-
-
-def _scatter(features_ND: NDArray[np.float32], ids_N: NDArray[np.int64]) -> Scatter:
-    return scatter(features_ND, names=ids_N)
+    features_ND, ids_N = (np.concatenate(column) for column in zip(*kept, strict=True))
+    return moments(features_ND, names=ids_N)

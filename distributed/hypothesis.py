@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distributed.cluster import gpus_per_worker
-from distributed.mining import Role, environments
-from distributed.pipeline import Pipeline, Say
+from distributed.mining import Mined, Say, environments
+from distributed.pipeline import Pipeline
 from distributed.pool import map_items
 from distributed.train import MINE_FIRST
 from metarepair.config import Config
@@ -51,7 +51,6 @@ from tasks.store import open_side
 
 STAGE = "hypothesis"
 FEWEST = 4  # corruptions: a correlation within a target needs three experiences besides it
-Mined = Mapping[tuple[Role, str], Manifest]
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def _build_worker(config: Config, run: Run, mined: Mined) -> Callable[[FineTune]
         collect = open_side(run.experience(name), "collect", mined["experience", name], train)
         context = MethodContext(config=config, seed=item.seed, load_meta=_no_meta)
         model = get_method("finetune").repair(deployed, repair_data(collect, config, item.seed), context)
-        if not all(bool(v.isfinite().all()) for v in model.state().values() if v.is_floating_point()):
+        if model.first_not_finite() is not None:
             raise DivergedError(
                 f"the fine-tune on {name} (seed {item.seed}) diverged. Lower the rates in repair.rates."
             )

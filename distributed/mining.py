@@ -6,7 +6,7 @@ so a killed run goes on with the shards that are missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -30,6 +30,8 @@ from tasks.storage import Place
 from tasks.store import finish_environment, write_part
 
 Role = Literal["experience", "target"]
+Mined = Mapping[tuple[Role, str], Manifest]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +91,7 @@ def mining_settings(config: Config) -> dict[str, Any]:
     return values
 
 
-def mine_all(
-    run: Run, config: Config, here: Surroundings, say: Callable[[str], None]
-) -> dict[tuple[Role, str], Manifest]:
+def mine_all(run: Run, config: Config, here: Surroundings, say: Say) -> dict[tuple[Role, str], Manifest]:
     """Mines every environment that is not done, and those whose files are damaged, anew.
 
     Raises TooFewFailuresError, StageError, DataError.
@@ -126,7 +126,7 @@ def mine_all(
     return done
 
 
-def _mine_shards(config: Config, shards: Sequence[Shard], say: Callable[[str], None]) -> None:
+def _mine_shards(config: Config, shards: Sequence[Shard], say: Say) -> None:
     """Mines the shards that are not there, or are not what they are sealed to be."""
     if not shards:
         return

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from distributed.features import load_extractor
-from distributed.mining import Role, environments, mine_all, mining_settings
+from distributed.mining import Mined, Role, Say, environments, mine_all, mining_settings
 from distributed.score import score_stage, stale_features
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
@@ -29,9 +29,7 @@ from metarepair.repair_stage import repair_target
 from metarepair.reports import load_results
 from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
-from metarepair.score import (
-    read_confidence,
-)
+from metarepair.score import read_confidence
 from tasks.confidence import choose_experiences
 from tasks.corruptions import category_of
 from tasks.errors import DataError
@@ -50,7 +48,6 @@ from tasks.storage import Place, copy_file, find, remove_tree, write_text
 
 Stage = Literal["mine", "score", "train", "repair", "report"]
 STAGES: tuple[Stage, ...] = ("mine", "score", "train", "repair", "report")
-Say = Callable[[str], None]
 
 
 class Pipeline:
@@ -121,7 +118,7 @@ class Pipeline:
                     discard(done.parent)
                 remove_tree(folder)
 
-    def _features_to_discard(self, stage: Stage, mined: dict[tuple[Role, str], Manifest]) -> list[Place]:
+    def _features_to_discard(self, stage: Stage, mined: Mined) -> list[Place]:
         """All when mining begins anew; when scoring does, those that are not as they would be made again."""
         return stale_features(self.run, self.config, mined) if stage == "score" else [self.run.features]
 

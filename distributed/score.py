@@ -5,11 +5,9 @@ Source: paper Eq. 7 and 8, Fig. 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from distributed.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stage
+from distributed.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
 from distributed.fid import all_distances, with_intervals
-from distributed.mining import Role, environments
+from distributed.mining import Mined, Say, environments
 from metarepair.config import Config
 from metarepair.features import distance_name
 from metarepair.layout import Run
@@ -23,12 +21,9 @@ from metarepair.score import (
 )
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
-from tasks.manifest import Manifest, check_done, check_whole, verify_checksums, write_manifest
+from tasks.manifest import check_done, check_whole, verify_checksums, write_manifest
 from tasks.records import FidScore
 from tasks.storage import Place
-
-Say = Callable[[str], None]
-Mined = Mapping[tuple[Role, str], Manifest]
 
 
 def score_stage(run: Run, config: Config, mined: Mined, say: Say) -> None:
@@ -94,8 +89,7 @@ def stale_features(run: Run, config: Config, mined: Mined) -> list[Place]:
     Others are kept: with other α, β or experiences, they need not be made again.
     """
     stale = []
-    for environment in environments(run, config):
-        stage = feature_stage(run, config, environment, mined)
+    for stage in feature_stages(run, config, mined).values():
         try:
             done = check_done(stage.folder, stage=stage.stage, config=stage.settings, inputs=stage.inputs)
         except (StageError, DataError):

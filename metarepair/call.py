@@ -19,19 +19,20 @@ from torch import nn
 
 from metarepair.clean_check import check_on_clean, check_output
 from metarepair.given_images import GivenImages, collect_images
-from metarepair.layout import RATES
-from metarepair.meta_test import RepairData, Start, accuracy_on, repair_data
-from metarepair.methods import MethodContext, RepairedModel, get_method
-from metarepair.models.build import DeployedModel, read_tensors
+from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
+from metarepair.methods import MethodContext, get_method
+from metarepair.models.build import DeployedModel
 from metarepair.models.preprocessing import Colour
 from metarepair.parts import adapted_names
 from metarepair.repair_config import RepairConfig
 from metarepair.train_config import InnerConfig
 from metarepair.vectors import State
-from tasks.errors import ConfigError, DataError, DivergedError, WeightsError
-from tasks.manifest import require_manifest, verify_checksums
+from tasks.errors import ConfigError, DataError, DivergedError
+from tasks.manifest import require_manifest
 from tasks.records import Failures
-from tasks.storage import Place, place
+from tasks.storage import place
+
+NAME_A_START = "Name a finished meta/<target>/ folder of a run."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +90,17 @@ def repair(
 
     def load_meta() -> Start:
         assert start is not None  # checked with the method
-        return load_start(place(str(start)), deployed.module, config)
+        return load_start(place(str(start)), deployed.module, config, remedy=NAME_A_START)
 
     context = MethodContext(config=config, seed=0, load_meta=load_meta)
     before = accuracy_on(deployed, *_own_state(deployed.module), data.validation)
     found = get_method(method).repair(deployed, data, context)
-    _check_finite(found)
+    bad = found.first_not_finite()
+    if bad is not None:
+        raise DivergedError(
+            f"the repair by {found.method} diverged, {bad} is not finite. Lower the rates "
+            "(config=RepairConfig(repair={'rates': [0.003]}))."
+        )
     module = found.fill(deployed.module)
     after = replace(deployed, module=module)
     return Repaired(
@@ -109,26 +115,6 @@ def repair(
         clean_before=None if others is None else _accuracy(deployed, others),
         clean_after=None if others is None else _accuracy(after, others),
         notes=notes + found.notes,
-    )
-
-
-def load_start(folder: Place, module: nn.Module, config: RepairConfig) -> Start:
-    """θ_meta of a run's meta/<target>/ for `module`. Raises StageError, DataError, WeightsError (another DNN's)."""
-    verify_checksums(folder, require_manifest(folder, "Name a finished meta/<target>/ folder of a run."))
-    tensors = read_tensors(folder / "model.safetensors")
-    wanted = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    differ = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
-    if differ or len(tensors) != len(wanted):
-        raise WeightsError(
-            f"{folder} was meta-trained from another DNN than the given one: {len(differ)} of its {len(wanted)} "
-            f"tensors are missing or of another shape (first: {(differ or ['none'])[0]}). Give the DNN that the "
-            "run deployed."
-        )
-    rates = read_tensors(folder / RATES) if config.inner.learned_rates else {}
-    return Start(
-        parameters={k: tensors[k].to(v) for k, v in module.named_parameters()},
-        buffers={k: tensors[k].to(v) for k, v in module.named_buffers()},
-        factors={k: v.to(wanted[k]) for k, v in rates.items()},
     )
 
 
@@ -150,7 +136,7 @@ def _config_of(start: str | Path | None) -> RepairConfig:
     if start is None:
         return RepairConfig()
     folder = place(str(start))
-    manifest = require_manifest(folder, "Name a finished meta/<target>/ folder of a run.")
+    manifest = require_manifest(folder, NAME_A_START)
     if not {"inner", "task"} <= manifest.config.keys():
         raise ConfigError(f"{folder} is no meta/<target>/ folder of a run, but of {manifest.stage!r}.")
     inner = InnerConfig.model_validate(manifest.config["inner"])
@@ -241,15 +227,6 @@ def _repair_data(
     )
     data = repair_data(failures, config, seed=0)
     return data, notes
-
-
-def _check_finite(repaired: RepairedModel) -> None:
-    bad = [k for k, v in repaired.state().items() if v.is_floating_point() and not bool(v.isfinite().all())]
-    if bad:
-        raise DivergedError(
-            f"the repair by {repaired.method} diverged, {bad[0]} is not finite. Lower the rates "
-            "(config=RepairConfig(repair={'rates': [0.003]}))."
-        )
 
 
 def _own_state(module: nn.Module) -> tuple[State, State]:

@@ -18,10 +18,9 @@ from tasks.corruptions.severity import SEVERITIES, TABLES, load_table, severity_
 from tasks.errors import ConfigError, DataError
 from tasks.records import Pixels
 
-TILE, LARGEST_TILE = (
-    128,
-    224,
-)  # pixels; small images are enlarged to the first, large ones shrunk to the second
+# Pixels of a tile: small images are enlarged to the first, large ones shrunk to the second.
+TILE, LARGEST_TILE = 128, 224
+ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 SHEET_SIDE = 500  # pixels of the longer side that are corrupted; a tile shows no more than the half of them
 GAP, LABEL_WIDTH, HEADER = 3, 170, 24
 INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
@@ -48,15 +47,15 @@ def write_contact_sheet(image_path: Path, out: Path, *, table: str | None = None
     A large image is shrunk first. Progress goes to stderr.
     Raises DataError for what is no readable image, ConfigError for an ending that is neither.
     """
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError(f"--out {out} ends in neither .png nor .jpg; name the picture with one of them")
+    check_ending(out, "--out")
     if _same_file(out, image_path):
         raise ConfigError(f"--out {out} is the image itself; name another file for the sheet")
     given_HWC = load_rgb(image_path)
     image_HWC = shrunk(given_HWC)
     table = table_for(*image_HWC.shape[:2]) if table is None else table
     progress = Progress("corruptions", len(CORRUPTIONS) * len(SEVERITIES), "pictures")
-    _save(contact_sheet(image_HWC, table=table, seed=seed, progress=progress), out)
+    sheet = contact_sheet(image_HWC, table=table, seed=seed, progress=progress)
+    save_sheet(sheet, out, "--out", quality=92)
     text = f"Constants of the table {table}. Written to {out}"
     if image_HWC.shape == given_HWC.shape:
         return text
@@ -84,18 +83,27 @@ def shrunk(image_HWC: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))
 
 
-def _save(sheet: Image.Image, out: Path) -> None:
-    """Under a name of its own first, so that a sheet that was there is replaced by a whole one."""
+def check_ending(out: Path, option: str) -> None:
+    """Refuses, before anything is read, what cannot be written. Raises ConfigError that names the option."""
+    if out.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"{option} {out} ends in neither .png nor .jpg; name the picture with one of them")
+
+
+def save_sheet(sheet: Image.Image, out: Path, option: str, *, quality: int = 75) -> None:
+    """Under a name of its own first, so that a sheet that was there is replaced by a whole one.
+
+    quality: JPEG's. Raises DataError that names the option.
+    """
     part = out.with_name(out.name + ".tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(part, format="PNG" if out.suffix.lower() == ".png" else "JPEG", quality=92)
+        sheet.save(part, format=ENDINGS[out.suffix.lower()], quality=quality)
         part.replace(out)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
         raise DataError(
-            f"--out {out} cannot be written ({error}). Name a file in a folder of yours"
+            f"{option} {out} cannot be written ({error}). Name a file in a folder of yours."
         ) from error
 
 
@@ -133,7 +141,7 @@ def contact_sheet(
     image_HWC: Pixels, *, table: str, seed: int = 0, progress: Progress | None = None
 ) -> Image.Image:
     """The picture: a row for each corruption, a column for the clean image and each severity."""
-    height, width = _tile_size(image_HWC)
+    height, width = tile_size(image_HWC)
     columns = 1 + len(SEVERITIES)
     font, small = ImageFont.load_default(16), ImageFont.load_default(12)
     sheet = Image.new(
@@ -169,7 +177,8 @@ def contact_sheet(
     return sheet
 
 
-def _tile_size(image_HWC: Pixels) -> tuple[int, int]:
+def tile_size(image_HWC: Pixels) -> tuple[int, int]:
+    """Height and width of an image on a sheet."""
     height, width = image_HWC.shape[:2]
     longer = max(height, width)
     # A whole factor, so that enlarged pixels stay squares.

@@ -15,7 +15,6 @@ import copy
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,7 +60,7 @@ class FeatureExtractor(Protocol):
 def build_extractor(
     spec: str,
     *,
-    weights: Path | None,
+    weights: str | Path | None,
     deployed: nn.Module | None,
     mean: Sequence[float],
     std: Sequence[float],
@@ -109,12 +108,7 @@ def weights_path(spec: str, weights: str | Path | None) -> Path | None:
 def weights_digest(spec: str, weights: str | Path | None) -> str | None:
     """The digest of the file that `weights_path` names, on which features depend; None for `deployed`."""
     file = weights_path(spec, weights)
-    return None if file is None else _digest(file, file.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=4)  # every environment of a run asks, and the file may have 100 MB
-def _digest(file: Path, _changed_ns: int) -> str:
-    return file_hash(file)
+    return None if file is None else file_hash(file)
 
 
 def check_extractor(spec: str, weights: str | Path | None) -> None:

@@ -58,8 +58,10 @@ def plan_for(
     task: TaskBatch,
     memory: Memory | int,
     order: str,
+    *,
+    processes: int = 1,
 ) -> MemoryPlan:
-    """For which steps graphs are kept: as asked, or what fits."""
+    """For which steps graphs are kept: as asked, or what fits where so many processes share this machine."""
     if not isinstance(memory, int):
         check_choice("memory", memory, get_args(Memory), more="or a number of steps from 0")
     else:
@@ -69,7 +71,7 @@ def plan_for(
     if order != "second":
         return MemoryPlan(kept=0, reason=f"order: {order} keeps no graphs")
     if memory == "auto":
-        free = free_bytes(task.support.images_BCHW.device)
+        free = free_bytes(task.support.images_BCHW.device, processes=processes)
         return plan_memory(net, parameters, buffers, task, free_bytes=free)
     return MemoryPlan(kept=kept_steps(memory, net.rule.steps), reason=f"{memory}, as set")
 

@@ -11,15 +11,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from metarepair.batches import failure_batch
 from metarepair.inner import FunctionalNet, InnerRule, adapt
-from metarepair.models.build import DeployedModel
+from metarepair.layout import RATES
+from metarepair.models.build import DeployedModel, read_tensors
 from metarepair.repair_config import AnyConfig
 from metarepair.vectors import State
+from tasks.errors import WeightsError
 from tasks.keys import keyed_generator
+from tasks.manifest import require_manifest, verify_checksums
 from tasks.records import Failures
 from tasks.sampler import semantic_cover, split_validation
+from tasks.storage import Place
 
 # N failures, B images
 
@@ -66,6 +71,29 @@ class Choice:
     step: Step
     images_seen: int
     gradient_steps: int
+
+
+def load_start(folder: Place, module: nn.Module, config: AnyConfig, *, remedy: str) -> Start:
+    """θ_meta of a run's meta/<target>/ for `module`.
+
+    Raises StageError with the remedy where it is not finished, DataError for damage, WeightsError for another DNN's.
+    """
+    verify_checksums(folder, require_manifest(folder, remedy))
+    tensors = read_tensors(folder / "model.safetensors")
+    wanted = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    differ = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
+    if differ or len(tensors) != len(wanted):
+        raise WeightsError(
+            f"{folder} was meta-trained from another DNN than the given one: {len(differ)} of its {len(wanted)} "
+            f"tensors are missing or of another shape (first: {(differ or ['none'])[0]}). Give the DNN that the "
+            "run deployed."
+        )
+    rates = read_tensors(folder / RATES) if config.inner.learned_rates else {}
+    return Start(
+        parameters={k: tensors[k].to(v) for k, v in module.named_parameters()},
+        buffers={k: tensors[k].to(v) for k, v in module.named_buffers()},
+        factors={k: v.to(wanted[k]) for k, v in rates.items()},
+    )
 
 
 def repair_data(collect: Failures, config: AnyConfig, seed: int) -> RepairData:

@@ -21,7 +21,7 @@ from metarepair.context import Context
 from metarepair.inner import FunctionalNet
 from metarepair.layout import RATES
 from metarepair.lookahead import Lookahead
-from metarepair.memory import MemoryPlan, free_bytes, kept_steps, plan_memory
+from metarepair.memory import MemoryPlan, plan_for
 from metarepair.meta_gradient import TaskBatch, task_gradient
 from metarepair.meta_test import RepairData, Start, inner_rule, validate_repair
 from metarepair.models.build import read_tensors, save_weights
@@ -119,19 +119,19 @@ class MetaTrainer:
     def _planned(self, task: TaskBatch) -> int:
         """For how many of the last inner steps graphs are kept: as set, or measured once on a first task."""
         if self._plan is None:
-            self._plan = self._new_plan(task)
+            settings, processes = self.config.train, self.context.world_size
+            self._plan = plan_for(
+                self.net,
+                self.parameters,
+                self.buffers,
+                task,
+                settings.memory,
+                settings.order,
+                processes=processes,
+            )
             if self.context.rank == 0:
                 print(f"memory: {self._plan.reason}", flush=True)
         return self._plan.kept
-
-    def _new_plan(self, task: TaskBatch) -> MemoryPlan:
-        memory, settings = self.config.train.memory, self.config.train
-        if settings.order != "second":
-            return MemoryPlan(kept=0, reason=f"order: {settings.order} keeps no graphs")
-        if memory != "auto":
-            return MemoryPlan(kept=kept_steps(memory, self.net.rule.steps), reason=f"{memory}, as set")
-        free = free_bytes(self.context.device, processes=self.context.world_size)
-        return plan_memory(self.net, self.parameters, self.buffers, task, free_bytes=free)
 
     def _task_vector(self, slot: int) -> Tensor:
         """One task's gradient, loss, accuracy and a 1, in one vector: what is summed over tasks and workers."""

@@ -21,10 +21,10 @@ from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate, Judged, evaluate
 from metarepair.export import EQUALITY_IMAGES, FILE_NAMES, export_program
 from metarepair.features import distance_name
-from metarepair.layout import RATES, Run
-from metarepair.meta_test import RepairData, Start, repair_data
+from metarepair.layout import Run
+from metarepair.meta_test import RepairData, Start, load_start, repair_data
 from metarepair.methods import MethodContext, get_method
-from metarepair.models.build import read_tensors, save_weights
+from metarepair.models.build import save_weights
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.score import read_confidence
 from tasks.errors import DivergedError
@@ -32,7 +32,6 @@ from tasks.manifest import (
     Manifest,
     check_done,
     require_manifest,
-    verify_checksums,
     versions,
     write_manifest,
 )
@@ -93,26 +92,16 @@ def _repair(
     run: Run, config: Config, name: str, data: RepairData, here: Surroundings, seed: int, progress: Progress
 ) -> Candidate:
     def load_meta() -> Start:
-        folder = run.meta(data.target)
-        verify_checksums(folder, require_manifest(folder, TRAIN_FIRST))
-        tensors = read_tensors(folder / "model.safetensors")
-        module = here.deployed.module
-        parameters = {k: tensors[k].to(v) for k, v in module.named_parameters()}
-        rates = read_tensors(folder / RATES) if config.inner.learned_rates else {}
-        return Start(
-            parameters=parameters,
-            buffers={k: tensors[k].to(v) for k, v in module.named_buffers()},
-            factors={k: v.to(parameters[k]) for k, v in rates.items()},
-        )
+        return load_start(run.meta(data.target), here.deployed.module, config, remedy=TRAIN_FIRST)
 
     started = time.monotonic()
     context = MethodContext(config=config, seed=seed, load_meta=load_meta)
     model = get_method(name).repair(here.deployed, data, context)
     seconds = time.monotonic() - started
-    bad = [k for k, v in model.state().items() if v.is_floating_point() and not bool(v.isfinite().all())]
-    if bad:
+    bad = model.first_not_finite()
+    if bad is not None:
         raise DivergedError(
-            f"{data.target}: the repair by {name} (seed {seed}) diverged, {bad[0]} is not finite. "
+            f"{data.target}: the repair by {name} (seed {seed}) diverged, {bad} is not finite. "
             "Lower the rates in repair.rates; nothing was written for this target."
         )
     path = run.repaired(data.target) / _weights(name, seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,11 @@ def unflatten(vector_P: Tensor, like: State) -> State:
     """The inverse of `flatten`: views into the vector, shaped as `like`."""
     parts = torch.split(vector_P, [v.numel() for v in like.values()])
     return {k: p.view_as(v) for (k, v), p in zip(like.items(), parts, strict=True)}
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors of floating-point numbers with a NaN or an infinity."""
+    return [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
 
 
 def pairwise_sum(terms: list[Tensor]) -> Tensor:

@@ -21,12 +21,8 @@ from tasks.storage import Place, local, remove, remove_tree, size_of, write_text
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
 CHECKSUM = "checksum"
-MENDING = (
-    "mine",
-    "features",
-    "score",
-    "hypothesis",
-)  # first words of the stages that make what is damaged again
+# The verbs that make what is damaged again without being told, by the first word of their stages' names.
+MENDING = {"mine": "mine", "features": "score", "score": "score", "hypothesis": "hypothesis"}
 DAMAGED = (
     "Run the stage that made it again: `mine`, `score` and `hypothesis` make what is damaged again, and nothing else; "
     "other stages take --restart."
@@ -261,18 +257,23 @@ def verify_checksums(folder: Place, manifest: Manifest) -> None:
 
 
 def _remedy(manifest: Manifest) -> str:
-    verb = manifest.stage.partition(" ")[0]
-    if verb not in MENDING:
+    verb = MENDING.get(manifest.stage.partition(" ")[0])
+    if verb is None:
         return "Run the stage again with --restart."
-    verb = "score" if verb == "features" else verb
     return f"Run `metarepair {verb}` again: it makes what is damaged again, and nothing else."
 
 
 def has_digest(path: Place, digest: str) -> bool:
     """Whether a file has these bytes. A remote one whose copy on this node has others is fetched once more."""
-    if isinstance(path, RemotePath) and path.is_file() and file_hash(path) != digest:
+    try:
+        if file_hash(path) == digest:
+            return True
+        if not isinstance(path, RemotePath):
+            return False
         forget_copies(path)
-    return path.is_file() and file_hash(path) == digest
+        return file_hash(path) == digest
+    except (FileNotFoundError, IsADirectoryError):
+        return False
 
 
 def damaged_files(folder: Place, manifest: Manifest) -> list[str]:

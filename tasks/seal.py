@@ -25,19 +25,24 @@ def seal(path: Place, identity: Mapping[str, Any]) -> None:
 
 def is_sealed(path: Place, identity: Mapping[str, Any]) -> bool:
     """Whether `path` is there, is what `identity` says, and has the very bytes that were sealed."""
-    try:
-        found = json.loads(seal_of(path).read_text(encoding="utf-8"))
-        return bool(found == {"identity": content_hash(dict(identity)), "digest": file_hash(path)})
-    except (OSError, ValueError):
-        return False
+    return _sealed(path).get("identity") == content_hash(dict(identity)) and is_untouched(path)
 
 
 def is_untouched(path: Place) -> bool:
     """Whether `path` has the bytes that were sealed, whatever it is."""
     try:
-        return bool(json.loads(seal_of(path).read_text(encoding="utf-8"))["digest"] == file_hash(path))
-    except (OSError, ValueError, KeyError, TypeError):
+        return _sealed(path).get("digest") == file_hash(path)
+    except OSError:
         return False
+
+
+def _sealed(path: Place) -> dict[str, Any]:
+    """What the seal of a part says; nothing where there is none, or a damaged one."""
+    try:
+        found = json.loads(seal_of(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Part(Protocol):

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from metarepair.inspection.facts import BAD, MENDING, VERBS, Damage, FileFacts, Kind, StageFacts, State
+from metarepair.inspection.facts import BAD, VERBS, Damage, FileFacts, Kind, StageFacts, State
 from metarepair.inspection.places import TRACES, StagePlace
 from metarepair.progress import Progress
 from tasks.errors import DataError
 from tasks.failure_file import read_with_facts
-from tasks.manifest import BEGUN, MANIFEST, Manifest, has_digest, read_manifest
+from tasks.manifest import BEGUN, MANIFEST, MENDING, Manifest, has_digest, read_manifest
 from tasks.seal import is_untouched, seal_of
 from tasks.storage import Place, size_of
 
@@ -145,7 +145,7 @@ def damage_of(facts: StageFacts) -> list[Damage]:
 def _remedy(kind: Kind, gone: str) -> str:
     """A stage goes on from what is whole once what is not, and its manifest, are gone; some see to that alone."""
     verb = VERBS[kind]
-    if verb in MENDING:
+    if verb in MENDING.values():
         return f"Run `metarepair {verb} --config FILE` again, which makes anew what is damaged."
     return f"Delete {gone}, and run `metarepair {verb} --config FILE` again."
 

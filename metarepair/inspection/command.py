@@ -13,9 +13,9 @@ from tasks.errors import DataError, UserError
 def show(path: str, *, sheet: Path | None, as_json: bool) -> None:
     """Prints everything that is there to be told; then raises DataError for what is damaged or not to be drawn."""
     if sheet is not None:
-        from metarepair.inspection.sheet import check_sheet
+        from metarepair.contact_sheet import check_ending
 
-        check_sheet(sheet)
+        check_ending(sheet, "--sheet")
     found = inspect(path)
     if as_json:
         print(json.dumps(found.plain(), indent=1, ensure_ascii=False))

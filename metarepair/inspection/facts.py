@@ -20,7 +20,6 @@ VERBS: dict[Kind, str] = {
     "deployed": "pretrain",
     "hypothesis": "hypothesis",
 }
-MENDING = ("mine", "score", "hypothesis")  # these make anew what is damaged, without being told
 
 
 @dataclass(frozen=True, kw_only=True)

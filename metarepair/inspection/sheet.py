@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from metarepair.contact_sheet import FAINT, GAP, INK, LARGEST_TILE, PAPER, TILE
+from metarepair.contact_sheet import FAINT, GAP, INK, PAPER, TILE, check_ending, save_sheet, tile_size
 from metarepair.inspection.facts import BAD, EnvironmentFacts, Inspection, LoneFile, StageFacts
 from tasks.datasets import Dataset, load_dataset, source_from
 from tasks.errors import ConfigError, DataError
@@ -24,7 +24,6 @@ from tasks.storage import Place, place
 
 COLUMNS = 10
 LABEL_WIDTH, CAPTION = 200, 32  # pixels: the row's name, the lines under an image
-ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +36,9 @@ class SheetRow:
     captions: Sequence[tuple[str, str]]
 
 
-def check_sheet(out: Path) -> None:
-    """Refuses, before anything is read, what cannot be written. Raises ConfigError."""
-    if out.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--sheet {out} ends in neither .png nor .jpg; name the picture with one of them")
-
-
 def write_sheet(found: Inspection, out: Path) -> None:
     """Draws what `found` collected. Raises DataError where nothing is collected, or its pixels cannot be made."""
-    check_sheet(out)
+    check_ending(out, "--sheet")
     if out.resolve() in _own_files(found):
         raise ConfigError(f"--sheet {out} is a file of what is inspected; name another file for the sheet")
     rows = sheet_rows(found)
@@ -54,17 +47,7 @@ def write_sheet(found: Inspection, out: Path) -> None:
             f"{found.path} has no collected failures to draw: --sheet needs a run, an environment "
             "(experiences/CORRUPTION, targets/CORRUPTION) or its collect.arrow, mined to the end and whole."
         )
-    sheet = draw(rows)
-    part = out.with_name(out.name + ".tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(part, format=ENDINGS[out.suffix.lower()])
-        part.replace(out)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DataError(
-            f"--sheet {out} cannot be written ({error}). Name a file in a folder of yours."
-        ) from error
+    save_sheet(draw(rows), out, "--sheet")
 
 
 def sheet_rows(found: Inspection) -> list[SheetRow]:
@@ -177,7 +160,7 @@ def _captions(failures: Failures, rows: Ints, classes: Sequence[str]) -> list[tu
 
 def draw(rows: Sequence[SheetRow]) -> Image.Image:
     """The picture. Small images are enlarged by a whole factor, so that their pixels stay squares."""
-    height, width = _tile(next(row.images[0] for row in rows if row.images))
+    height, width = tile_size(next(row.images[0] for row in rows if row.images))
     columns = max(len(row.images) for row in rows)
     step_x, step_y = max(width, TILE) + GAP, height + CAPTION + GAP
     sheet = Image.new("RGB", (LABEL_WIDTH + columns * step_x, GAP + len(rows) * step_y), PAPER)
@@ -188,7 +171,7 @@ def draw(rows: Sequence[SheetRow]) -> Image.Image:
         pen.text((6, top + height // 2 + 4), row.note, fill=FAINT, font=small)
         for column, (image_HWC, caption) in enumerate(zip(row.images, row.captions, strict=True)):
             left = LABEL_WIDTH + column * step_x
-            tile_height, tile_width = _tile(image_HWC)
+            tile_height, tile_width = tile_size(image_HWC)
             scaling = Image.Resampling.NEAREST if tile_height >= len(image_HWC) else Image.Resampling.LANCZOS
             picture = Image.fromarray(np.ascontiguousarray(image_HWC).squeeze())
             sheet.paste(picture.resize((tile_width, tile_height), scaling), (left, top))
@@ -202,13 +185,6 @@ def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
     while font.getlength(text) > width:
         text = text[:-1]
     return text
-
-
-def _tile(image_HWC: Pixels) -> tuple[int, int]:
-    height, width = image_HWC.shape[:2]
-    longer = max(height, width)
-    scale = max(1, TILE // longer) if longer <= LARGEST_TILE else LARGEST_TILE / longer
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _own_files(found: Inspection) -> set[Path]:

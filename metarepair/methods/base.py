@@ -13,7 +13,7 @@ from torch import nn
 from metarepair.meta_test import Choice, RepairData, Start, Step, choose, walk
 from metarepair.models.build import DeployedModel
 from metarepair.repair_config import AnyConfig
-from metarepair.vectors import State
+from metarepair.vectors import State, not_finite
 from tasks.errors import ConfigError, unknown_name
 
 
@@ -48,6 +48,10 @@ class RepairedModel:
     def state(self) -> State:
         """All parameters and buffers."""
         return {**self.parameters, **self.buffers}
+
+    def first_not_finite(self) -> str | None:
+        """Name of the first tensor with a NaN or an infinity, None where there is none."""
+        return next(iter(not_finite(self.state())), None)
 
     @torch.no_grad()
     def fill(self, module: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from metarepair.models.weights_file import WeightsFile
+from metarepair.vectors import not_finite
 from tasks.errors import WeightsError
 
 PREFIXES = ("module.", "_orig_mod.")
@@ -50,7 +51,7 @@ def fit(module: nn.Module, file: WeightsFile, name: str) -> Fitted:
     uncounted = {k for k in wanted if k.endswith(COUNTER)} - tensors.keys()
     tensors |= {k: wanted[k] for k in uncounted}
     _check(wanted, tensors, file, name)
-    bad = [k for k, v in tensors.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    bad = not_finite(tensors)
     if bad:
         raise WeightsError(
             f"{file.path}: {bad[0]} is not finite (NaN or infinite; {len(bad)} such tensors). Take a checkpoint from "
@@ -105,58 +106,59 @@ def _published_names(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[s
 
 
 def _check(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file: WeightsFile, name: str) -> None:
-    missing = [k for k in wanted if k not in tensors]
-    unexpected = [k for k in tensors if k not in wanted]
-    shapes = [k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape]
-    if not (missing or unexpected or shapes):
+    differ = _Difference(
+        wanted=wanted,
+        tensors=tensors,
+        missing=[k for k in wanted if k not in tensors],
+        unexpected=[k for k in tensors if k not in wanted],
+        shapes=[k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape],
+    )
+    if not (differ.missing or differ.unexpected or differ.shapes):
         return
-    first = _first(missing, unexpected, shapes, wanted, tensors)
-    remedy = _remedy(missing, unexpected, shapes, wanted, tensors)
     raise WeightsError(
-        f"{file.path} holds the weights of another DNN than {name} with these classes: {len(missing)} tensors are "
-        f"missing, {len(unexpected)} unexpected, {len(shapes)} of another shape ({first}). {remedy}"
+        f"{file.path} holds the weights of another DNN than {name} with these classes: {len(differ.missing)} tensors "
+        f"are missing, {len(differ.unexpected)} unexpected, {len(differ.shapes)} of another shape ({differ.first()}). "
+        f"{differ.remedy()}"
     )
 
 
-def _first(
-    missing: list[str],
-    unexpected: list[str],
-    shapes: list[str],
-    wanted: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-) -> str:
-    """The first thing that differs, with the nearest name on the other side."""
-    if missing:
-        near = difflib.get_close_matches(missing[0], unexpected, n=2)
-        hint = f", near it in the file: {' or '.join(near)}" if near else ""
-        return f"first missing: {missing[0]}{hint}"
-    if unexpected:
-        near = difflib.get_close_matches(unexpected[0], list(wanted), n=2)
-        hint = f", near it in the DNN: {' or '.join(near)}" if near else ""
-        return f"first unexpected: {unexpected[0]}{hint}"
-    key = shapes[0]
-    return f"first: {key} is {_size(tensors[key])} in the file and {_size(wanted[key])} in the DNN"
+@dataclass(frozen=True, kw_only=True)
+class _Difference:
+    """What a DNN wants, what a file has, and the names in which they differ."""
 
+    wanted: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    missing: list[str]
+    unexpected: list[str]
+    shapes: list[str]
 
-def _remedy(
-    missing: list[str],
-    unexpected: list[str],
-    shapes: list[str],
-    wanted: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-) -> str:
-    if not missing and not unexpected and 0 < len(shapes) <= 2:
-        key = shapes[-1]
-        have, need = tensors[key].shape, wanted[key].shape
-        if len(have) and have[0] != need[0] and have[1:] == need[1:]:
-            return (
-                f"Only the classifier differs: the file has {have[0]} classes, the DNN {need[0]} (the data set's, "
-                "where its factory takes num_classes). Bring weights for the data set's classes, or "
-                "set data.name to theirs."
-            )
-    return (
-        "Set model.name (and model.stem) to the DNN that the weights belong to, or model.weights to its file."
-    )
+    def first(self) -> str:
+        """The first thing that differs, with the nearest name on the other side."""
+        if self.missing:
+            near = difflib.get_close_matches(self.missing[0], self.unexpected, n=2)
+            hint = f", near it in the file: {' or '.join(near)}" if near else ""
+            return f"first missing: {self.missing[0]}{hint}"
+        if self.unexpected:
+            near = difflib.get_close_matches(self.unexpected[0], list(self.wanted), n=2)
+            hint = f", near it in the DNN: {' or '.join(near)}" if near else ""
+            return f"first unexpected: {self.unexpected[0]}{hint}"
+        key = self.shapes[0]
+        return (
+            f"first: {key} is {_size(self.tensors[key])} in the file and {_size(self.wanted[key])} in the DNN"
+        )
+
+    def remedy(self) -> str:
+        """What to do about it."""
+        if not self.missing and not self.unexpected and 0 < len(self.shapes) <= 2:
+            key = self.shapes[-1]
+            have, need = self.tensors[key].shape, self.wanted[key].shape
+            if len(have) and have[0] != need[0] and have[1:] == need[1:]:
+                return (
+                    f"Only the classifier differs: the file has {have[0]} classes, the DNN {need[0]} (the data set's, "
+                    "where its factory takes num_classes). Bring weights for the data set's classes, or "
+                    "set data.name to theirs."
+                )
+        return "Set model.name (and model.stem) to the DNN that the weights belong to, or model.weights to its file."
 
 
 def _size(tensor: Tensor) -> str:

@@ -26,6 +26,12 @@ evaluate: {others: [], others_images: 20}
 
 
 @pytest.fixture(scope="session")
+def tiny_settings() -> str:
+    """The YAML of a run of seconds."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `tiny.yaml` and the finished run `runs/tiny`; not to be written to."""
     folder = tmp_path_factory.mktemp("finished")

@@ -42,20 +42,6 @@ def breaks(num_classes):
 def nothing():
     return {"a": "dictionary"}
 """
-SETTINGS = """\
-name: own
-workers: 0
-device: cpu
-targets: [gaussian_noise]
-data: {name: cifar10_sample, max_train_images: 200, max_test_images: 200}
-mining: {experiences: [shot_noise, impulse_noise], severities: [3, 5], collect: 20, shard_images: 100}
-features: {extractor: deployed}
-task: {shots: 1, query_size: 10}
-inner: {steps: 1}
-train: {episodes: 2, round_episodes: 1, tasks: 1}
-repair: {episodes: 1, tasks: 1, methods: [none, metarepair]}
-evaluate: {others: [], others_images: 20}
-"""
 NET = ("--model", "strange_nets:net")
 PREFIX = "module."
 
@@ -70,10 +56,10 @@ def wrapped() -> dict[str, Any]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, tiny_settings: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The user's folder, which is the current one: a module, a weights file, settings."""
     (tmp_path / "strange_nets.py").write_text(MODULE, encoding="utf-8")
-    (tmp_path / "own.yaml").write_text(SETTINGS, encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(tiny_settings.replace("name: tiny", "name: own"), encoding="utf-8")
     torch.save(wrapped(), tmp_path / "net.th")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

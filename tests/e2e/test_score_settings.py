@@ -8,16 +8,6 @@ import pytest
 
 from metarepair.cli import main
 
-SETTINGS = """\
-name: tiny
-workers: 0
-device: cpu
-targets: [gaussian_noise]
-data: {name: cifar10_sample, max_train_images: 200, max_test_images: 200}
-mining: {experiences: [shot_noise, impulse_noise], severities: [3, 5], collect: 19, shard_images: 100}
-features: {extractor: deployed}
-"""
-
 
 @pytest.mark.parametrize("verb", ["run", "mine", "score"])
 @pytest.mark.parametrize(
@@ -35,6 +25,7 @@ features: {extractor: deployed}
 )
 def test_it_is_refused_before_mining(
     tmp_path: Path,
+    tiny_settings: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     verb: str,
@@ -42,7 +33,7 @@ def test_it_is_refused_before_mining(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("tiny.yaml").write_text(SETTINGS, encoding="utf-8")
+    Path("tiny.yaml").write_text(tiny_settings.replace("collect: 20", "collect: 19"), encoding="utf-8")
     Path("here.pth").write_bytes(b"")
     changes = [argument for setting in settings for argument in ("--set", setting)]
     assert main([verb, "--config", "tiny.yaml", "--storage", "runs", *changes]) == 2
