@@ -13,6 +13,7 @@ AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, …), those of GCS from Google's; none of 
 from __future__ import annotations
 
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -85,7 +86,7 @@ def writing(path: Place) -> Iterator[Path]:
     if isinstance(path, Path):
         part = _unique(path)
         with _right_kinds(path):
-            part.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(part.parent)
     else:
         part = _unique(copies_of(path) / path.name)
         _make_cache(part.parent)
@@ -111,6 +112,19 @@ def _right_kinds(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror}, {error.filename}. Something else stands there; move it away, "
             "then run the same command again."
         ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """With those above it. Another writer may clear it away between pathlib's two looks at it: then once more."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            with suppress(FileNotFoundError):  # gone at this look, as at pathlib's second
+                if not stat.S_ISDIR(folder.lstat().st_mode):  # something else stands there
+                    raise
+        else:
+            return
 
 
 def _make_cache(folder: Path) -> None:

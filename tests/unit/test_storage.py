@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.errors import ConfigError, StorageError
+from tasks.errors import ConfigError, DataError, StorageError
 from tasks.remote_path import RemotePath, cache_folder
 from tasks.storage import (
     Place,
@@ -131,6 +132,34 @@ def test_many_writers_of_one_file_leave_one_of_theirs(root: Place) -> None:
     content = local(root / "x").read_bytes()
     assert content == content[:1] * 1000
     assert [p.name for p in find(root, "*")] == ["x"]
+
+
+def test_a_folder_that_is_cleared_away_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, make = 0, os.mkdir
+
+    def cleared(path: str, mode: int = 0o777) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise FileExistsError(path)  # there at this look, gone at pathlib's next
+        make(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", cleared)
+    write_text(tmp_path / "parts" / "x", "content")
+    assert (tmp_path / "parts" / "x").read_text() == "content"
+    assert calls == 2
+
+
+@pytest.mark.parametrize("other", ["a file", "a link to nowhere"])
+def test_what_stands_where_a_folder_belongs_is_named(tmp_path: Path, other: str) -> None:
+    if other == "a file":
+        (tmp_path / "parts").write_text(other)
+    else:
+        (tmp_path / "parts").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"cannot be written: .*parts\. Something else stands there"):
+        write_text(tmp_path / "parts" / "x", "content")
 
 
 def test_a_copy_is_fetched_once(s3: str) -> None:
