@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from metarepair.data_config import Colour, DataConfig
+from metarepair.ray_config import RayConfig
+from metarepair.search.config import SearchConfig
 from metarepair.section import Positive, Rate, Section
 from metarepair.train_config import InnerConfig, TrainConfig
 from tasks.corruptions import resolve
@@ -260,6 +262,10 @@ class Config(Section):
     repair: RepairSettings = RepairSettings()
     evaluate: EvaluateConfig = EvaluateConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    ray: RayConfig = RayConfig()
+    search: SearchConfig | None = Field(
+        None, description="What `metarepair tune` tries; other verbs leave it."
+    )
 
     @field_validator("targets")
     @classmethod
@@ -273,6 +279,13 @@ class Config(Section):
                 f"features.extrapolate: true needs mining.collect of at least {FEWEST_ROWS} examples to extrapolate "
                 f"from; it is {self.mining.collect}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fewer_at_least(self) -> Config:
+        least = self.ray.min_workers
+        if least is not None and least > self.workers:
+            raise ValueError(f"ray.min_workers={least} is more than workers={self.workers}")
         return self
 
     @model_validator(mode="after")

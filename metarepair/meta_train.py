@@ -227,7 +227,7 @@ class MetaTrainer:
 def training_settings(config: Config) -> dict[str, Any]:
     """The settings that θ_meta depends on (on `memory` only to rounding), as plain values."""
     values = config.model_dump(mode="json", include={"seed", "model", "task", "inner", "experiences"})
-    skipped = {"threads", "memory", "theta_on_host", "max_skipped"}
+    skipped = {"threads", "memory", "theta_on_host", "max_skipped", "kept_checkpoints"}
     return values | {"train": config.train.model_dump(mode="json", exclude=skipped)}
 
 

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from metarepair.optimizers import OPTIMIZERS, check_options
-from metarepair.section import Fraction, Positive, Rate, Section
+from metarepair.section import Count, Fraction, Positive, Rate, Section
 from tasks.errors import near_names
 
 BatchNorm = Literal["frozen", "adapt", "batch"]
-Count = Annotated[int, Field(ge=0)]
 
 
 class InnerConfig(Section):
@@ -90,6 +89,7 @@ class TrainConfig(Section):
     max_skipped: Count = Field(
         5, description="Episodes whose loss or gradient is not finite, and are skipped, before the run stops."
     )
+    kept_checkpoints: Positive = Field(2, description="Newest checkpoints that are kept.")
     threads: Positive = Field(1, description="CPU threads of each training worker.")
 
     @field_validator("memory", mode="before")
