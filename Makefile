@@ -21,7 +21,7 @@ run: $(READY)
 	$(BIN)/metarepair run --config tune_configs/sample.yaml
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not full_data and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not full_data and not gpu and not soak'
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -30,7 +30,8 @@ check: $(READY)
 	$(MAKE) test
 
 accept: $(READY)
-	$(BIN)/python -m pytest -m 'full_data'
+	$(BIN)/python -m pytest -m 'full_data or soak'
+	METAREPAIR_KILLS=5 $(BIN)/python -m pytest tests/distributed/test_killed.py
 	$(BIN)/metarepair run --config tune_configs/cifar10_small.yaml
 	$(BIN)/python -m benchmarks.fid --quick
 	$(BIN)/python -m benchmarks.meta_gradient --quick

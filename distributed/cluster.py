@@ -1,23 +1,31 @@
-"""An address or none in, a connection to Ray out; what was started here is stopped here."""
+"""An address or none in, a connection to Ray out; what was started here is stopped here.
+
+What was asked for is set against what the cluster has before anything is begun: Ray itself would wait for ever.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from metarepair.config import Config
 from tasks.errors import ConfigError, UserError
 
+POLL_S = 1.0
+
 
 @contextmanager
-def connected(workers: int, address: str | None, *, gpus: int = 0) -> Iterator[None]:
+def connected(config: Config, address: str | None) -> Iterator[None]:
     """Ray for the time of the block; nothing at all when `workers` is 0.
 
     A cluster is joined at `address` or RAY_ADDRESS; otherwise one is started on this machine and stopped again.
-    Raises UserError when no cluster answers, ConfigError when this machine has too few CPUs or GPUs.
+    Raises UserError when no cluster answers, ConfigError when it has too few CPUs or GPUs for what is asked.
     """
-    if workers == 0:
+    if config.workers == 0:
         yield
         return
     # The controller polls this often; a report waits for the poll.
@@ -27,41 +35,84 @@ def connected(workers: int, address: str | None, *, gpus: int = 0) -> Iterator[N
     import ray
 
     if ray.is_initialized():
-        _check_room(workers, gpus)
+        check_room(config)
         yield
         return
+    remote = address or os.environ.get("RAY_ADDRESS")
     try:
-        remote = address or os.environ.get("RAY_ADDRESS")
         options = {"address": remote} if remote else {"num_cpus": os.cpu_count(), "include_dashboard": False}
         ray.init(**options, logging_level="warning", log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"No Ray cluster at {address or os.environ.get('RAY_ADDRESS')} ({' '.join(str(error).split())}). "
+            f"No Ray cluster at {remote} ({' '.join(str(error).split())}). "
             "Start one (`ray start --head`), correct --address, or set workers=0 to do without."
         ) from error
     try:
-        _check_room(workers, gpus)
+        check_room(config)
         yield
     finally:
         ray.shutdown()
 
 
-def gpus_per_worker(config: Config) -> int:
-    """Whole GPUs that each actor asks for: one with device: cuda, none otherwise."""
-    return 1 if config.device == "cuda" else 0
+def gpus_per_worker(config: Config) -> float:
+    """GPUs that each worker asks for: none but with device: cuda."""
+    return config.ray.gpus_per_worker if config.device == "cuda" else 0.0
 
 
-def _check_room(workers: int, gpus: int) -> None:
+def worker_resources(config: Config) -> dict[str, float]:
+    """What Ray reserves for each training worker."""
+    gpus = gpus_per_worker(config)
+    return {"CPU": config.ray.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+
+
+def check_room(config: Config) -> None:
+    """Raises ConfigError when the cluster cannot place the workers asked for, after `ray.wait_s` seconds of waiting."""
     import ray
 
-    has = ray.cluster_resources()
-    cpus = int(has.get("CPU", 0))
-    if workers > cpus:
-        raise ConfigError(
-            f"workers={workers} needs {workers} CPUs, the cluster has {cpus}. Set workers={cpus} or less."
-        )
-    if gpus > has.get("GPU", 0):
-        raise ConfigError(
-            f"workers={workers} with device=cuda needs {gpus} GPUs, the cluster has {int(has.get('GPU', 0))}. "
-            "Set workers lower, or device=cpu."
-        )
+    deadline = time.monotonic() + config.ray.wait_s
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        lacking = _lacking(config, nodes)
+        if lacking is None:
+            return
+        if time.monotonic() >= deadline:
+            raise ConfigError(lacking)
+        time.sleep(POLL_S)
+
+
+def places(config: Config) -> int:
+    """How many trainings of `workers` workers the cluster has room for at once; at least 1."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(1, _fitting(worker_resources(config), nodes) // max(config.workers, 1))
+
+
+def _fitting(worker: Mapping[str, float], nodes: list[dict[str, Any]]) -> int:
+    """Workers that fit; a worker is on one node."""
+    # A tenth part taken ten times leaves a little more or less than nothing.
+    return sum(
+        min(math.floor(node.get(kind, 0) / amount + 1e-6) for kind, amount in worker.items())
+        for node in nodes
+    )
+
+
+def _lacking(config: Config, nodes: list[dict[str, Any]]) -> str | None:
+    """What to say where fewer workers fit than are needed; None where enough do."""
+    worker, needed = worker_resources(config), config.ray.min_workers or config.workers
+    fitting = _fitting(worker, nodes)
+    if fitting >= needed:
+        return None
+    has = {kind: sum(node.get(kind, 0) for node in nodes) for kind in worker}
+    asked = " and ".join(f"{needed * amount:g} {kind}s" for kind, amount in worker.items())
+    there = " and ".join(f"{amount:g} {kind}s" for kind, amount in has.items())
+    split = ""
+    if all(has[kind] >= needed * amount for kind, amount in worker.items()):
+        split = f", but no more than {fitting} workers fit on its {len(nodes)} nodes, since a worker is on one of them"
+    remedy = f"Set workers={fitting} or less" if fitting else "Set workers=0 to do without Ray"
+    less = [f"ray.{kind.lower()}s_per_worker lower" for kind in worker]
+    others = ", ".join([*less, *(["device=cpu"] if "GPU" in worker else [])])
+    return (
+        f"workers={config.workers} needs {asked}, the cluster has {there}{split}. {remedy}, {others}, "
+        "or ray.wait_s to the seconds that an autoscaling cluster needs to grow."
+    )

@@ -2,57 +2,79 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from ray.train import Checkpoint
 from torch import Tensor
 
-from metarepair.checkpoint import newest_checkpoint
-from metarepair.context import Metrics, write_last_report
-from tasks.storage import Place
+from distributed.metrics import count_round
+from metarepair.context import Journal, Metrics
+from tasks.storage import Place, place
+
+BUCKET_BYTES = 1 << 25  # of an all-reduce: the next is under way while one is summed
 
 
 @dataclass(kw_only=True)
 class RayContext:
-    """One rank of a Ray Train worker group."""
+    """One rank of a Ray Train worker group. Checkpoints are our own: Ray Train is told the metrics alone.
+
+    So they have one layout with and without Ray, are published while the training goes on, and the newest whole one is
+    found whoever wrote it.
+    """
 
     folder: Place
+    kept: int | None = 2
+    say: Callable[[str], object] = print
 
-    @property
+    @cached_property
+    def journal(self) -> Journal:
+        return Journal(self.folder, kept=self.kept)
+
+    @cached_property
     def rank(self) -> int:
         return int(ray.train.get_context().get_world_rank())
 
-    @property
+    @cached_property
     def world_size(self) -> int:
         return int(ray.train.get_context().get_world_size())
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         return torch.device(ray.train.torch.get_device())
 
     def sum_over_workers(self, values: Tensor) -> Tensor:
         if self.world_size > 1:
-            torch.distributed.all_reduce(values)
+            buckets = torch.split(values, BUCKET_BYTES // values.element_size())
+            under_way = [torch.distributed.all_reduce(bucket, async_op=True) for bucket in buckets]
+            for work in under_way:
+                work.wait()
         return values
 
-    def last_checkpoint(self) -> Place | None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:  # maybe begun without Ray
-            return newest_checkpoint(self.folder)
-        return Path(checkpoint.to_directory())
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        if self.world_size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
 
-    def report(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
-        if self.rank != 0:
-            ray.train.report(dict(metrics))
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
-        write_last_report(self.folder, metrics)
+    def last_checkpoint(self) -> Place | None:
+        # Rank 0 chooses: a file that is damaged on one node alone must not send the ranks apart.
+        found = self.journal.checkpoints.newest(self.say) if self.rank == 0 else None
+        chosen = [None if found is None else str(found)]
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(chosen, src=0, device=self.device)
+        return None if chosen[0] is None else place(chosen[0])
+
+    def report(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:
+        if self.rank == 0:
+            self.journal.record(metrics, write, episodes)
+            count_round(metrics, episodes)
+        ray.train.report(dict(metrics))
+
+    def finish(self) -> None:
+        if self.rank == 0:
+            self.journal.finish()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.cluster import gpus_per_worker
+from distributed.cluster import worker_resources
 from distributed.mining import Environment, Mined, Role, Say, environments
 from distributed.pool import map_items
 from metarepair.config import Config
@@ -95,7 +95,7 @@ def feature_parts(run: Run, experience: str, target: str) -> tuple[list[Place], 
 
 
 def extract_all(run: Run, config: Config, mined: Mined, say: Say) -> dict[tuple[Role, str], Manifest]:
-    """Features and moments of every environment's D_collect.
+    """Features and moments of the D_collect of every environment in `mined`.
 
     Raises WeightsError, ConfigError, StageError, DataError (a NaN feature names its image).
     """
@@ -131,6 +131,7 @@ def feature_stages(run: Run, config: Config, mined: Mined) -> dict[tuple[Role, s
     return {
         (e.role, e.corruption): _stage(run, e, mined[e.role, e.corruption], settings)
         for e in environments(run, config)
+        if (e.role, e.corruption) in mined
     }
 
 
@@ -164,9 +165,7 @@ def _extract(config: Config, shards: Sequence[FeatureShard], say: Say) -> None:
         return
     progress = Progress("features", len(shards), "shards", done=len(shards) - len(missing))
     build = partial(_build_extractor, config)
-    for shard, _ in map_items(
-        build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
-    ):
+    for shard, _ in map_items(build, missing, workers=config.workers, resources=worker_resources(config)):
         progress.advance(note=shard.environment.corruption)
 
 

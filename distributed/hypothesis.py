@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.cluster import gpus_per_worker
+from distributed.cluster import worker_resources
 from distributed.mining import Mined, Say, environments
 from distributed.pipeline import Pipeline
 from distributed.pool import map_items
@@ -124,8 +124,8 @@ class HypothesisStudy:
         missing = missing_parts(items, self.say)
         progress = Progress(STAGE, len(items), "fine-tunes", done=len(items) - len(missing))
         build = partial(_build_worker, self.config, self.run, mined)
-        gpus = gpus_per_worker(self.config)
-        for item, mean in map_items(build, missing, workers=self.config.workers, gpus_per_worker=gpus):
+        resources = worker_resources(self.config)
+        for item, mean in map_items(build, missing, workers=self.config.workers, resources=resources):
             progress.advance(note=f"{item.experience}, seed {item.seed}: mean accuracy {mean:.1%}")
         return items
 

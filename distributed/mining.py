@@ -6,7 +6,8 @@ so a killed run goes on with the shards that are missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from distributed.cluster import gpus_per_worker
+from distributed.cluster import worker_resources
 from distributed.pool import map_items
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings
@@ -49,6 +50,9 @@ class Environment:
     @property
     def stage(self) -> str:
         return f"mine {self.role} {self.corruption}"
+
+
+OnDone = Callable[[Environment, Manifest], object]
 
 
 @dataclass(frozen=True)
@@ -91,31 +95,32 @@ def mining_settings(config: Config) -> dict[str, Any]:
     return values
 
 
-def mine_all(run: Run, config: Config, here: Surroundings, say: Say) -> dict[tuple[Role, str], Manifest]:
+def mine_all(
+    run: Run, config: Config, here: Surroundings, say: Say, on_done: OnDone = lambda *_: None
+) -> dict[tuple[Role, str], Manifest]:
     """Mines every environment that is not done, and those whose files are damaged, anew.
 
-    Raises TooFewFailuresError, StageError, DataError.
+    `on_done` is called with each as soon as it is finished. Raises TooFewFailuresError, StageError, DataError.
     """
     settings, inputs = mining_settings(config), here.inputs()
-    shards: list[Shard] = []
-    done: dict[tuple[Role, str], Manifest] = {}
+    shards: dict[Environment, list[Shard]] = {}
+    found: dict[Environment, Manifest] = {}
     for environment in environments(run, config):
         manifest = check_whole(
             environment.folder, stage=environment.stage, config=settings, inputs=inputs, say=say
         )
         if manifest is not None:
-            done[environment.role, environment.corruption] = manifest
+            found[environment] = manifest
+            on_done(environment, manifest)
             continue
         parts = settings | {"mining.shard_images": config.mining.shard_images}
         begin(environment.folder / "parts", config=parts, inputs=inputs, sealed=True)
         made_of, images = content_hash([settings, inputs]), len(here.split(environment.split).labels_N)
-        shards += _shards(environment, images, config.mining.shard_images, made_of)
-    _mine_shards(config, shards, say)
-    for environment in dict.fromkeys(s.environment for s in shards):
-        paths = [s.path for s in shards if s.environment == environment]
-        done[environment.role, environment.corruption] = finish_environment(
+        shards[environment] = _shards(environment, images, config.mining.shard_images, made_of)
+    for environment in _mine_shards(config, shards, say):
+        manifest = finish_environment(
             environment.folder,
-            paths,
+            [shard.path for shard in shards[environment]],
             partial(_sides, config=config, environment=environment),
             stage=environment.stage,
             config=settings,
@@ -123,20 +128,30 @@ def mine_all(run: Run, config: Config, here: Surroundings, say: Say) -> dict[tup
             num_classes=here.deployed.num_classes,
             class_names=here.split(environment.split).classes,
         )
-    return done
+        found[environment] = manifest
+        on_done(environment, manifest)
+    return {(e.role, e.corruption): found[e] for e in environments(run, config)}
 
 
-def _mine_shards(config: Config, shards: Sequence[Shard], say: Say) -> None:
-    """Mines the shards that are not there, or are not what they are sealed to be."""
-    if not shards:
+def _mine_shards(
+    config: Config, shards: Mapping[Environment, Sequence[Shard]], say: Say
+) -> Iterator[Environment]:
+    """Mines the shards that are not there, or are not what they are sealed to be; yields whose shards are complete."""
+    every = [shard for of_environment in shards.values() for shard in of_environment]
+    if not every:
         return
-    missing = missing_parts(shards, say)
-    progress = Progress("mine", len(shards), "shards", done=len(shards) - len(missing))
+    missing = missing_parts(every, say)
+    left = Counter(shard.environment for shard in missing)
+    yield from (environment for environment in shards if not left[environment])
+    progress = Progress("mine", len(every), "shards", done=len(every) - len(missing))
     build = partial(_build_worker, config)
     for shard, failures in map_items(
-        build, missing, workers=config.workers, gpus_per_worker=gpus_per_worker(config)
+        build, missing, workers=config.workers, resources=worker_resources(config)
     ):
         progress.advance(note=f"{shard.environment.corruption}: {failures} failures")
+        left[shard.environment] -= 1
+        if not left[shard.environment]:
+            yield shard.environment
 
 
 def _shards(environment: Environment, num_images: int, shard_images: int, made_of: str) -> list[Shard]:

@@ -1,20 +1,27 @@
-"""A configuration in, a run's stages done in order out; each stage is resumable and can be run alone.
+"""A configuration in, a run's stages done out; each stage is resumable and can be run alone.
 
 mine -> score (features, distances, confidence) -> train -> repair (and evaluate) -> report
+
+On Ray, what does not wait for each other is done at the same time, as far as there is room: features of environments
+that are mined, while others are; the targets, each of them trained for and then repaired.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Literal
 
 import torch
 
-from distributed.features import load_extractor
-from distributed.mining import Mined, Role, Say, environments, mine_all, mining_settings
+from distributed.cluster import places
+from distributed.features import extract_all, load_extractor
+from distributed.mining import Environment, Mined, OnDone, Role, Say, environments, mine_all, mining_settings
+from distributed.repair import repair_on_ray
 from distributed.score import score_stage, stale_features
+from distributed.together import Follower, each_at_once
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.clean_check import check_on_clean
@@ -132,12 +139,48 @@ class Pipeline:
             found[environment.role, environment.corruption] = manifest or require_manifest(folder, MINE_FIRST)
         return found
 
+    def whole(self) -> None:
+        """All stages."""
+        with self._features_meanwhile() as on_done:
+            self._mine(on_done)
+        self.score()
+        mined = self._mined()
+
+        def learn(target: str) -> None:
+            self._train(target)
+            self._repair(target, mined)
+
+        self._each_target(learn)
+        self.report()
+
+    @contextmanager
+    def _features_meanwhile(self) -> Iterator[OnDone]:
+        """Makes features of environments as they are handed over, where there is room for as many workers again."""
+        if self.config.workers == 0 or places(self.config) < 2:
+            yield lambda *_: None
+            return
+
+        def extract(batch: Sequence[tuple[Environment, Manifest]]) -> None:
+            mined = {(environment.role, environment.corruption): manifest for environment, manifest in batch}
+            extract_all(self.run, self.config, mined, self.say)
+
+        follower = Follower(extract)
+        try:
+            yield lambda environment, manifest: follower.add((environment, manifest))
+        except BaseException:
+            follower.abandon()
+            raise
+        follower.finish()
+
     def mine(self) -> None:
         """Experiences from the training split, targets from the test split."""
+        self._mine(lambda *_: None)
+
+    def _mine(self, on_done: OnDone) -> None:
         folders = [environment.folder for environment in environments(self.run, self.config)]
         if not all((folder / MANIFEST).is_file() for folder in folders):
             self.check_clean()  # before hours of mining what a wrong preprocessing alone fails on
-        mined = mine_all(self.run, self.config, self.here, self.say)
+        mined = mine_all(self.run, self.config, self.here, self.say, on_done)
         for (role, name), manifest in mined.items():
             examined = sum(manifest.facts["examined"].values())
             right = sum(manifest.facts["correct"].values())
@@ -155,8 +198,12 @@ class Pipeline:
 
     def train(self) -> None:
         """θ_meta of each target."""
-        for target in self.config.targets:
-            self._train(target)
+        self._each_target(self._train)
+
+    def _each_target(self, work: Callable[[str], object]) -> None:
+        """Does `work` for every target, for as many at once as the cluster has room for."""
+        config = self.config
+        each_at_once(work, config.targets, at_once=1 if config.workers == 0 else places(config))
 
     def _train(self, target: str) -> None:
         run, config, folder = self.run, self.config, self.run.meta(target)
@@ -171,9 +218,9 @@ class Pipeline:
             return
         begin(folder, config=settings, inputs=inputs)
         if config.workers == 0:
-            train_here(run, config, target, self.device)
+            train_here(run, config, target, self.device, self.say)
         else:
-            train_on_ray(run, config, target)
+            train_on_ray(run, config, target, self.say)
         checkpoint = newest_checkpoint(folder)
         state = read_state(checkpoint) if checkpoint is not None else None
         if checkpoint is None or state is None or state["episode"] != config.train.episodes:
@@ -203,9 +250,14 @@ class Pipeline:
     def repair(self) -> None:
         """Every method and seed on each target, then the evaluation."""
         mined = self._mined()
-        for target in self.config.targets:
-            verify_checksums(self.run.target(target), mined["target", target])
+        self._each_target(lambda target: self._repair(target, mined))
+
+    def _repair(self, target: str, mined: Mined) -> None:
+        verify_checksums(self.run.target(target), mined["target", target])
+        if self.config.workers == 0:
             repair_target(self.run, self.config, target, self.here, self.say)
+        else:
+            repair_on_ray(self.run, self.config, target, self.say)
 
     def report(self) -> None:
         """The table, the figures and the page. Raises StageError when a target is not repaired."""

@@ -6,17 +6,18 @@ whoever is free; an actor that dies is restarted and its item done again, nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 
+from distributed.metrics import count_restart_of_actor
 from tasks.errors import UserError, WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 IN_FLIGHT = 2  # items per actor: the next is there when one is done, and no queue grows
-CPUS = 1.0  # of an actor
+ONE_CPU: Mapping[str, float] = {"CPU": 1.0}
 ATTEMPTS = 4  # at an item; actors are restarted as often as it takes
 
 
@@ -25,10 +26,12 @@ def map_items(
     items: Sequence[Item],
     *,
     workers: int,
-    gpus_per_worker: float = 0,
+    resources: Mapping[str, float] = ONE_CPU,
 ) -> Iterator[tuple[Item, Result]]:
     """Yields (item, result) in the order of completion. `build` makes the worker where it runs.
 
+    resources: the CPUs and GPUs that each of the `workers` actors reserves. Those that the cluster has no room for at
+    the moment get no items, and join in when there is.
     Raises what the worker raised; a UserError comes out as itself. WorkerError where an item kills its actor each time.
     """
     if not items:
@@ -38,31 +41,35 @@ def map_items(
         for item in items:
             yield item, work(item)
         return
-    yield from _map_on_actors(build, items, min(workers, len(items)), gpus_per_worker)
+    yield from _map_on_actors(build, items, min(workers, len(items)), resources)
 
 
 def _map_on_actors(
-    build: Callable[[], Callable[[Item], Result]], items: Sequence[Item], workers: int, gpus: float
+    build: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    workers: int,
+    resources: Mapping[str, float],
 ) -> Iterator[tuple[Item, Result]]:
     import ray
 
-    options = {"max_restarts": -1, "max_task_retries": ATTEMPTS - 1}
-    actor_class = ray.remote(num_cpus=CPUS, num_gpus=gpus, **options)(_Actor)
+    reserved = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
+    actor_class = ray.remote(**reserved, max_restarts=-1, max_task_retries=ATTEMPTS - 1)(_Actor)
     actors = [actor_class.remote(build) for _ in range(workers)]
     waiting = list(reversed(items))
+    coming = {actor.ready.remote(): actor for actor in actors}
     running: dict[Any, tuple[Any, Item]] = {}
     try:
-        for actor in actors * IN_FLIGHT:
-            if waiting:
-                item = waiting.pop()
-                running[actor.do.remote(item)] = (actor, item)
-        while running:
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            actor, item = running.pop(done)
-            if waiting:
+        while waiting or running:
+            (done,), _ = ray.wait([*running, *coming], num_returns=1)
+            actor, room = (coming.pop(done), IN_FLIGHT) if done in coming else (running[done][0], 1)
+            for _ in range(min(room, len(waiting))):
                 following = waiting.pop()
                 running[actor.do.remote(following)] = (actor, following)
-            yield item, _result(done, item)
+            if done in running:
+                item = running.pop(done)[1]
+                yield item, _result(done, item)
+            if not any(busy is actor for busy, _ in running.values()):
+                ray.kill(actor)  # it has nothing more to do: its place is for one whose node was lost
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -92,6 +99,13 @@ class _Actor:
         torch.set_num_threads(1)
         self.build = build
         self.work: Callable[[Any], Any] | None = None
+        import ray
+
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            count_restart_of_actor()
+
+    def ready(self) -> None:
+        """Answers when the actor has its place."""
 
     def do(self, item: Any) -> Any:
         if self.work is None:  # not in the constructor: there, an error would come out as the actor's death

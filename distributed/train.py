@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from metarepair.checkpoint import newest_checkpoint, read_state
+from distributed.cluster import worker_resources
+from distributed.failures import read_failure, user_error, write_failure
+from metarepair.checkpoint import Say, newest_checkpoint, read_state
 from metarepair.config import Config
 from metarepair.context import Context, LocalContext, Metrics, last_report
 from metarepair.deploy import load_surroundings
@@ -23,53 +25,65 @@ from metarepair.progress import Progress
 from metarepair.score import read_confidence
 from metarepair.settings import parse_config
 from metarepair.task_source import TaskSource
+from metarepair.training_inputs import TrainingInputs
 from tasks.errors import UserError
 from tasks.manifest import require_manifest
 from tasks.records import Experience
-from tasks.storage import place
+from tasks.storage import Place, place
 from tasks.store import open_side
 
 MINE_FIRST = "Mine it first: metarepair mine --config …"
 
 
-def build_trainer(run: Run, config: Config, target: str, context: Context) -> MetaTrainer:
-    """Everything a rank needs, from the run's folder: experiences as memory maps, confidence, validation part."""
+def inputs_of(run: Run, target: str) -> TrainingInputs:
+    """What training for a target reads of a mined and scored run."""
+    confidence = read_confidence(run, target)
+    return TrainingInputs(
+        target=target,
+        experiences={name: run.experience(name) for name in confidence.names},
+        collect=run.target(target),
+        split="test",
+        confidence=confidence,
+    )
+
+
+def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> MetaTrainer:
+    """Everything a rank needs, from storage: experiences as memory maps, confidence, validation part."""
     torch.set_num_threads(config.train.threads)
     here = load_surroundings(config, device=context.device)
     here.deployed.module.to(torch.float64 if config.train.precision == "float64" else torch.float32)
-    confidence = read_confidence(run, target)
     experiences = {}
-    for name in confidence.names:
-        folder = run.experience(name)
+    for name, folder in inputs.experiences.items():
         manifest = require_manifest(folder, MINE_FIRST)
         experiences[name] = Experience(
             corruption=name,
             collect=open_side(folder, "collect", manifest, here.split("train")),
             fail=open_side(folder, "fail", manifest, here.split("train")),
         )
-    mined = require_manifest(run.target(target), MINE_FIRST)
-    collect = open_side(run.target(target), "collect", mined, here.split("test"))
+    mined = require_manifest(inputs.collect, MINE_FIRST)
+    collect = open_side(inputs.collect, "collect", mined, here.split(inputs.split))
     source = TaskSource(
         deployed=here.deployed,
         experiences=experiences,
-        confidence=confidence,
+        confidence=inputs.confidence,
         config=config,
         clean=here.split("train") if config.train.clean_weight > 0 else None,
     )
     return MetaTrainer(source, config, context, validation=repair_data(collect, config, seed=0))
 
 
-def train_here(run: Run, config: Config, target: str, device: torch.device) -> None:
+def train_here(run: Run, config: Config, target: str, device: torch.device, say: Say) -> None:
     """Meta-trains in this process, without Ray."""
-    context = LocalContext(folder=run.meta(target) / "checkpoints", device=device)
-    trainer = build_trainer(run, config, target, context)
-    progress = _progress(run, config, target)
+    kept = config.train.kept_checkpoints
+    context = LocalContext(folder=run.meta(target), device=device, say=say, kept=kept)
+    trainer = build_trainer(inputs_of(run, target), config, context)
+    progress = _progress(run, config, target, lambda _: None)  # the context says what is damaged
     context.on_report = lambda metrics: _show(progress, metrics)
     meta_train(trainer)
 
 
-def _progress(run: Run, config: Config, target: str) -> Progress:
-    checkpoint = newest_checkpoint(run.meta(target))
+def _progress(run: Run, config: Config, target: str, say: Say) -> Progress:
+    checkpoint = newest_checkpoint(run.meta(target), say)
     state = read_state(checkpoint) if checkpoint is not None else None
     done = 0 if state is None else int(state["episode"])
     return Progress(f"train {target}", config.train.episodes, "episodes", done=done)
@@ -89,37 +103,57 @@ def describe(metrics: Metrics) -> str:
     return text
 
 
-def train_on_ray(run: Run, config: Config, target: str) -> None:
+def train_on_ray(run: Run, config: Config, target: str, say: Say) -> None:
     """Meta-trains on `config.workers` Ray Train workers. A killed worker group starts again from its checkpoint."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    folder = run.meta(target)
+    settings = {"root": str(run.root), "target": target}
+    with _watched(_progress(run, config, target, say), folder):
+        fit(_loop, settings, config, folder)
 
+
+def fit(loop: Any, settings: dict[str, Any], config: Config, folder: Place, **run_options: Any) -> None:
+    """Runs `loop` on every worker of a Ray Train group, with `settings` and the configuration; `folder` is its own.
+
+    Raises the UserError that a worker raised, and what Ray Train raises when the group died too often.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    least, most = config.ray.min_workers or config.workers, config.workers
     trainer = TorchTrainer(
-        _loop,
-        train_loop_config={"root": str(run.root), "config": config.model_dump(mode="json"), "target": target},
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.device == "cuda"),
+        loop,
+        train_loop_config={**settings, "config": config.model_dump(mode="json"), "folder": str(folder)},
+        torch_config=TorchConfig(timeout_s=config.ray.timeout_s),
+        scaling_config=ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=config.device == "cuda",
+            resources_per_worker=worker_resources(config),
+        ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(run.meta(target)),
-            failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=config.ray.max_failures),
+            **run_options,
         ),
     )
-    with _watched(run, config, target):
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise _user_error(error) from error
+    write_failure(folder, None)
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise read_failure(folder) or user_error(error) from error
+    failure = read_failure(folder)
+    if failure is not None:
+        raise failure
 
 
 @contextmanager
-def _watched(run: Run, config: Config, target: str) -> Iterator[None]:
+def _watched(progress: Progress, folder: Place) -> Iterator[None]:
     """Shows what rank 0 last reported, every second, while the block runs."""
-    progress, over = _progress(run, config, target), threading.Event()
+    over = threading.Event()
 
     def watch() -> None:
         while not over.wait(1.0):
-            metrics = last_report(run.meta(target))
+            metrics = last_report(folder)
             if metrics is not None and metrics["episode"] > progress.done:
                 _show(progress, metrics)
 
@@ -132,23 +166,16 @@ def _watched(run: Run, config: Config, target: str) -> Iterator[None]:
         watcher.join()
 
 
-def _user_error(error: BaseException) -> BaseException:
-    """The UserError that a worker raised, if that is what ended the run; else the error itself."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        cause: Any = failure
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return error
-
-
 def _loop(settings: dict[str, Any]) -> None:
     """One rank's whole life."""
     from distributed.context import RayContext
 
-    run, target = Run(place(settings["root"])), settings["target"]
-    config = parse_config(settings["config"])
-    context = RayContext(folder=run.meta(target))
-    meta_train(build_trainer(run, config, target, context))
+    run, target, config = Run(place(settings["root"])), settings["target"], parse_config(settings["config"])
+    context = RayContext(folder=run.meta(target), kept=config.train.kept_checkpoints)
+    if read_failure(context.folder) is not None:
+        return
+    try:
+        meta_train(build_trainer(inputs_of(run, target), config, context))
+    except UserError as error:
+        write_failure(context.folder, error)
+        raise

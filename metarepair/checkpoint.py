@@ -1,19 +1,24 @@
-"""A folder of training checkpoints in, the newest complete one out.
+"""A training's state in, checkpoints on storage out, written while the training goes on; the newest whole one back.
 
 A checkpoint is model.safetensors, optimizer.safetensors and state.json, which is written last and holds the
-digests of the other two: a half-copied one is passed over, whoever copied it.
+digests of the other two: a half-copied one is passed over, whoever copied it, and one with a flipped byte too.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import StorageError
 from tasks.manifest import file_hash
 from tasks.storage import Place, copy_file, find, remove_tree, write_text
 
 STATE = "state.json"
+Say = Callable[[str], object]
 
 
 def seal(folder: Place, state: dict[str, Any]) -> None:
@@ -24,22 +29,49 @@ def seal(folder: Place, state: dict[str, Any]) -> None:
 
 def read_state(folder: Place) -> dict[str, Any] | None:
     """The state of a complete checkpoint, None when anything of it is missing or damaged."""
+    state = _claim(folder)
+    return state if state is not None and not _damaged(folder, state) else None
+
+
+def newest_checkpoint(folder: Place, say: Say = lambda _: None) -> Place | None:
+    """The complete checkpoint under `folder` with the most episodes, None when there is none.
+
+    One that is not as its digests promise is said to be passed over.
+    """
+    found = [path.parent for path in find(folder, STATE, deep=True) if path.parent.suffix != ".tmp"]
+    claims = {path: state for path in found if (state := _claim(path)) is not None}
+    for path in (path for path in found if path not in claims):
+        say(f"The checkpoint {path} is damaged ({STATE} is not as it was written) and passed over.")
+    for path in sorted(claims, key=lambda p: claims[p]["episode"], reverse=True):
+        damaged = _damaged(path, claims[path])
+        if not damaged:
+            return path
+        say(
+            f"The checkpoint {path} is damaged ({', '.join(damaged)}: missing, or not as written) and passed over: "
+            "the one before is used."
+        )
+    return None
+
+
+def _claim(folder: Place) -> dict[str, Any] | None:
+    """What state.json says; None where it cannot be read."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        whole = all(file_hash(folder / name) == digest for name, digest in state["files"].items())
-    except (OSError, ValueError, KeyError):
+        return state if isinstance(state["episode"], int) and isinstance(state["files"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return state if whole else None
 
 
-def newest_checkpoint(folder: Place) -> Place | None:
-    """The complete checkpoint under `folder` with the most episodes, None when there is none."""
-    newest, most = None, -1
-    for path in find(folder, STATE, deep=True):
-        state = None if path.parent.suffix == ".tmp" else read_state(path.parent)
-        if state is not None and state["episode"] > most:
-            newest, most = path.parent, state["episode"]
-    return newest
+def _damaged(folder: Place, state: dict[str, Any]) -> list[str]:
+    """Names of the files that are missing or not as their digests promise."""
+
+    def differs(name: str, digest: str) -> bool:
+        try:
+            return file_hash(folder / name) != digest
+        except OSError:
+            return True
+
+    return [name for name, digest in state["files"].items() if differs(name, digest)]
 
 
 def publish(folder: Path, final: Place) -> None:
@@ -47,3 +79,66 @@ def publish(folder: Path, final: Place) -> None:
     remove_tree(final)
     for path in sorted(folder.iterdir(), key=lambda p: (p.name == STATE, p.name)):
         copy_file(path, final / path.name)
+
+
+class Checkpoints:
+    """The checkpoints of one training: `folder`/checkpoint-NNNNNN, of which the newest `kept` stay (None: all).
+
+    They are filled on this machine and published by a thread; the next one waits for the one before. What failed
+    there comes out of the next `write`, or of `finish`.
+    """
+
+    def __init__(self, folder: Place, *, kept: int | None = 2) -> None:
+        self.folder, self.kept = folder, kept
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def newest(self, say: Say = lambda _: None) -> Place | None:
+        """The newest whole one of this training, wherever below the folder above this one it was put."""
+        return newest_checkpoint(self.folder.parent, say)
+
+    def write(
+        self, episode: int, fill: Callable[[Path], None], then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Has `fill(folder)` write the state as it is now; returns while it is published, which `then` follows.
+
+        Raises StorageError when this one or the one before cannot be written.
+        """
+        self._wait()
+        part = tempfile.TemporaryDirectory(prefix="metarepair")
+        try:
+            fill(Path(part.name))
+        except OSError as error:
+            part.cleanup()
+            raise _not_written(Path(part.name), episode, error) from error
+        self._pending = self._pool.submit(self._publish, part, episode, then)
+
+    def finish(self) -> None:
+        """Waits for the last one. Raises StorageError when it could not be written."""
+        self._pool.shutdown(wait=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _publish(
+        self, part: tempfile.TemporaryDirectory[str], episode: int, then: Callable[[], None]
+    ) -> None:
+        final = self.folder / f"checkpoint-{episode:06d}"
+        with part:
+            try:
+                publish(Path(part.name), final)
+                then()
+                for old in [] if self.kept is None else find(self.folder, "checkpoint-*")[: -self.kept]:
+                    remove_tree(old)
+            except (OSError, StorageError) as error:
+                raise _not_written(final, episode, error) from error
+
+
+def _not_written(place: Place, episode: int, error: Exception) -> StorageError:
+    return StorageError(
+        f"The checkpoint of episode {episode} cannot be written to {place} ({error}). The training stops here; those "
+        "before are kept. Make room, permit it, or bring the storage back; then run the same command again to go on."
+    )

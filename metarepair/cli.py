@@ -10,6 +10,7 @@ import errno
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,11 @@ VERBS = {
     "train": "meta-train on the experiences of each target",
     "repair": "repair the deployed DNN for each target, and judge it",
     "report": "table, figures and HTML page of a repaired run",
+    "tune": "search for settings and sets of experiences, judged by examples held out of D_collect",
     "hypothesis": "measure whether nearer experiences repair better, on all pairs of corruptions",
     "export": "write a repaired DNN as torch.export or ONNX, or into a file like the one that it came from",
     "inspect": "show what is in a run or an experience store, and check its checksums",
+    "status": "how far a run is and who works on it, from its storage alone",
     "corruptions": "list the corruptions, or show all of them on one image",
     "doctor": "what this machine and environment can do",
 }
@@ -53,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from metarepair.inspection.command import show
 
             show(given.path, sheet=given.sheet, as_json=given.json)
+            return 0
+        if given.verb == "status":
+            from metarepair.status.command import show_status
+
+            show_status(given.path, as_json=given.json)
             return 0
         return _run(given)
     except UserError as error:
@@ -94,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
             continue
         if verb == "inspect":
             _add_inspection_options(sub)
+            continue
+        if verb == "status":
+            sub.add_argument("path", metavar="RUN", help="a run (STORAGE/NAME), here, on s3:// or on gs://")
+            sub.add_argument("--json", action="store_true", help="one JSON object in place of the text")
             continue
         if verb == "export":
             _add_export_options(sub)
@@ -203,45 +215,65 @@ def _run(given: argparse.Namespace) -> int:
         storage_path=given.storage,
     )
     if given.verb == "pretrain":
+        from metarepair.layout import open_run
         from metarepair.pretrain_stage import pretrain_stage
+        from tasks.run_lock import locked
 
-        pretrain_stage(config, _say, restart=given.restart)
+        with locked(open_run(config).root, given.verb, say=_say):
+            pretrain_stage(config, _say, restart=given.restart)
         return 0
     if given.verb == "hypothesis":
         return _study_hypothesis(given, config)
+    if given.verb == "tune":
+        return _search(given, config)
     return _run_stages(given, config)
 
 
 def _run_stages(given: argparse.Namespace, config: Config) -> int:
-    from distributed.cluster import connected, gpus_per_worker
-    from distributed.pipeline import STAGES, Pipeline, Stage
+    from distributed.cluster import connected
+    from distributed.pipeline import Pipeline
+    from tasks.run_lock import locked
 
     pipeline = Pipeline(config, _say)
-    wanted: tuple[Stage, ...] = STAGES if given.verb == "run" else (given.verb,)
-    actions: dict[str, Callable[[], object]] = {stage: getattr(pipeline, stage) for stage in STAGES}
-    needs_ray = config.workers if given.verb != "report" else 0
-    with connected(needs_ray, given.address, gpus=config.workers * gpus_per_worker(config)):
+    do: Callable[[], object] = pipeline.whole if given.verb == "run" else getattr(pipeline, given.verb)
+    cluster = nullcontext() if given.verb == "report" else connected(config, given.address)
+    with locked(pipeline.run.root, given.verb, say=_say), cluster:
         if given.restart:
-            pipeline.restart(wanted[0])
-        for stage in wanted:
-            actions[stage]()
+            pipeline.restart("mine" if given.verb == "run" else given.verb)
+        do()
     print(f"Written to {pipeline.run.root}")
     return 0
 
 
 def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
-    from distributed.cluster import connected, gpus_per_worker
+    from distributed.cluster import connected
     from distributed.hypothesis import HypothesisStudy
+    from tasks.run_lock import locked
 
     study = HypothesisStudy(config, _say)
-    with connected(config.workers, given.address, gpus=config.workers * gpus_per_worker(config)):
+    with locked(study.run.root, given.verb, say=_say), connected(config, given.address):
         study.study(restart=given.restart)
     print(f"Written to {study.run.hypothesis}")
     return 0
 
 
+def _search(given: argparse.Namespace, config: Config) -> int:
+    from distributed.cluster import connected
+    from distributed.search_room import cluster_settings
+    from distributed.tune import TuneSearch
+    from tasks.run_lock import locked
+
+    search = TuneSearch(config, _say)
+    with locked(search.run.root, given.verb, say=_say), connected(cluster_settings(config), given.address):
+        search.search(restart=given.restart)
+    print(f"Written to {search.run.search}")
+    return 0
+
+
 def _say(text: str) -> None:
-    print(text, flush=True)
+    from metarepair.progress import say
+
+    say(text)
 
 
 if __name__ == "__main__":

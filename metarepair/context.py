@@ -1,22 +1,27 @@
 """What a training loop sees of its surroundings: rank, device, sum, report, checkpoint. One process here.
 
-`distributed.context` implements the same on Ray Train.
+`distributed.context` implements the same on Ray Train. What either leaves on storage is the same, too:
+
+    <folder>/checkpoints/checkpoint-NNNNNN/   the newest few, written while the training goes on
+    <folder>/tensorboard/                     events of every episode
+    <folder>/last_report.json                 the newest round's metrics, for those who watch
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from metarepair.checkpoint import newest_checkpoint, publish
-from tasks.storage import Place, find, remove_tree, write_text
+from metarepair.checkpoint import Checkpoints
+from metarepair.events import EventLog
+from tasks.storage import Place, write_text
 
 Metrics = Mapping[str, float]
 LAST_REPORT = "last_report.json"
@@ -35,40 +40,83 @@ class Context(Protocol):
         """The sum of `values` over all workers, on every worker."""
         ...
 
-    def last_checkpoint(self) -> Place | None:
-        """A folder with the newest complete checkpoint, None at the start."""
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Gives `tensors` of every rank the values that they have on rank 0."""
         ...
 
-    def report(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
-        """Called equally often by every rank; on rank 0 `write(folder)` fills a new checkpoint."""
+    def last_checkpoint(self) -> Place | None:
+        """A folder with the newest complete checkpoint, the same on every rank; None at the start."""
         ...
+
+    def report(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:
+        """Called equally often by every rank; on rank 0 `write(folder)` fills a new checkpoint.
+
+        metrics: of the round, `episode` among them; episodes: the metrics of each of its episodes.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Waits until all that was reported is on storage."""
+        ...
+
+
+class Journal:
+    """What rank 0 of a training leaves in `folder`."""
+
+    def __init__(self, folder: Place, *, kept: int | None) -> None:
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder / "checkpoints", kept=kept)
+        self._events = EventLog(folder / "tensorboard")
+
+    def record(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:
+        """A checkpoint first, then what tells of it. Raises StorageError as Checkpoints.write does."""
+        self._events.add(episodes)
+
+        def tell() -> None:
+            self._events.publish()
+            write_last_report(self.folder, metrics)
+
+        self.checkpoints.write(int(metrics["episode"]), write, then=tell)
+
+    def finish(self) -> None:
+        """Waits until all of it is there. Raises StorageError when it could not be written."""
+        try:
+            self.checkpoints.finish()
+        finally:
+            self._events.close()
 
 
 @dataclass(kw_only=True)
 class LocalContext:
-    """One process without Ray; checkpoints are `folder/checkpoint-NNNNNN`, the newest two are kept."""
+    """One process without Ray; the newest `kept` checkpoints stay (None: all)."""
 
     folder: Place
     device: torch.device
     on_report: Callable[[Metrics], None] = lambda _: None
+    say: Callable[[str], object] = print
     rank: int = 0
     world_size: int = 1
-    kept: int = 2
+    kept: int | None = 2
+
+    @cached_property
+    def journal(self) -> Journal:
+        return Journal(self.folder, kept=self.kept)
 
     def sum_over_workers(self, values: Tensor) -> Tensor:
         return values
 
-    def last_checkpoint(self) -> Place | None:
-        return newest_checkpoint(self.folder.parent)  # maybe begun on Ray
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Nothing: there is one rank."""
 
-    def report(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
-        final = self.folder / f"checkpoint-{int(metrics['episode']):06d}"
-        with tempfile.TemporaryDirectory() as part:
-            write(Path(part))
-            publish(Path(part), final)
-        for old in find(self.folder, "checkpoint-*")[: -self.kept]:
-            remove_tree(old)
+    def last_checkpoint(self) -> Place | None:
+        return self.journal.checkpoints.newest(self.say)
+
+    def report(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:
+        self.journal.record(metrics, write, episodes)
         self.on_report(metrics)
+
+    def finish(self) -> None:
+        self.journal.finish()
 
 
 def write_last_report(folder: Place, metrics: Metrics) -> None:

@@ -9,6 +9,7 @@
     repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet
     report/                     index.html table.md figures
     hypothesis/                 pairs.parquet pairs.csv summary.json scatter.png, gains/ by experience and seed
+    search/                     trials.parquet trials.csv best.yaml, figures; inputs/ and trials/ of `metarepair tune`
     d_fail_reads.jsonl          each opening of a target's D_fail; outlives --restart
     deployed/                   of `metarepair pretrain`
 """
@@ -59,6 +60,10 @@ class Run:
         return self.root / "hypothesis"
 
     @property
+    def search(self) -> Place:
+        return self.root / "search"
+
+    @property
     def report(self) -> Place:
         return self.root / "report"
 
@@ -70,7 +75,7 @@ def open_run(config: Config) -> Run:
         probe = root / ".writable.tmp"
         root.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # of two who come at once
     except StorageError:
         raise
     except (OSError, RuntimeError, ValueError) as error:

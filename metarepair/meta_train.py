@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class MetaTrainer:
         seconds = time.monotonic() - started
         self.seconds += seconds
         self.history.append({"episode": self.episode, **metrics})
-        return self.history[-1] | {"tasks_per_s": count / seconds}
+        return self.history[-1] | {"tasks_per_s": count / seconds, "episodes_per_s": 1 / seconds}
 
     def close(self) -> None:
         """Ends the thread that makes batches."""
@@ -203,12 +204,12 @@ class MetaTrainer:
         }
         seal(folder, state)
 
-    def load(self, folder: Place) -> None:
-        """The inverse of `save`. Raises StageError when the checkpoint is of other settings."""
+    def load(self, folder: Place, *, other_settings: bool = False) -> None:
+        """The inverse of `save`. Raises StageError when the checkpoint is of other settings, unless that is wanted."""
         state, settings = read_state(folder), training_settings(self.config)
         if state is None:
             raise StageError(f"{folder} is no complete checkpoint. Begin anew with --restart.")
-        lines = "; ".join(difference(state["config"], settings))
+        lines = "" if other_settings else "; ".join(difference(state["config"], settings))
         if lines:
             raise StageError(
                 f"{folder.parent} holds a checkpoint of episode {state['episode']} with other settings: {lines}. Set "
@@ -236,16 +237,29 @@ def meta_train(trainer: MetaTrainer) -> State:
 
     After each round of N episodes every rank reports, and rank 0 judges a repair on validation examples.
     """
-    context, settings = trainer.context, trainer.config.train
+    context = trainer.context
     checkpoint = context.last_checkpoint()
     if checkpoint is not None:
         trainer.load(checkpoint)
+    context.share([*trainer.learned.values(), *trainer.buffers.values()])
+    reported = trainer.episode
+    try:
+        for metrics in rounds(trainer):
+            context.report(metrics, trainer.save, trainer.history[reported:])
+            reported = trainer.episode
+    finally:
+        trainer.close()
+        context.finish()
+    return trainer.parameters | trainer.buffers
+
+
+def rounds(trainer: MetaTrainer) -> Iterator[dict[str, float]]:
+    """Trains from where the trainer stands to the last episode; yields the metrics of each round of N episodes."""
+    settings = trainer.config.train
     while trainer.episode < settings.episodes:
         metrics = trainer.run_episode()
         if trainer.episode % settings.round_episodes == 0 or trainer.episode == settings.episodes:
-            if context.rank == 0 and trainer.validation is not None:
+            if trainer.context.rank == 0 and trainer.validation is not None:
                 accuracy = trainer.validation_accuracy()
                 metrics["validation_accuracy"] = trainer.history[-1]["validation_accuracy"] = accuracy
-            context.report(metrics, trainer.save)
-    trainer.close()
-    return trainer.parameters | trainer.buffers
+            yield metrics

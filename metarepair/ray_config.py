@@ -29,6 +29,6 @@ class RayConfig(Section):
     wait_s: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Seconds to wait for an autoscaling cluster to have what was asked for."
     )
-    timeout_s: Annotated[float, Field(gt=0)] = Field(
-        600.0, description="Seconds after which a collective operation whose partner is gone fails."
+    timeout_s: Positive = Field(
+        600, description="Seconds after which a collective operation whose partner is gone fails."
     )

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from metarepair.config import Config
+from metarepair.search.config import KINDS
 from tasks.errors import ConfigError, UserError, near_names
 
 
@@ -44,6 +45,14 @@ def parse_config(values: dict[str, Any], *, where: str = "the configuration") ->
         raise ConfigError(_explain(error, where)) from error
 
 
+def config_text(config: Config) -> str:
+    """The settings as YAML that `load_config` reads as the same again; without those of a search where none is."""
+    values = config.model_dump(mode="json", exclude={"search"} if config.search is None else set())
+    return yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
+    )
+
+
 class _Loader(yaml.SafeLoader):
     """Reads 1e-3 as the number that it is meant to be, and refuses a key that is given twice.
 
@@ -60,9 +69,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that _Loader would read as numbers."""
+
+
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def _parse_yaml(text: str) -> Any:
@@ -90,7 +106,7 @@ def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override!r} is not key=value, as in --set train.episodes=20.")
-    *sections, last = key.split(".")
+    *sections, last = _steps(key)
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
@@ -101,32 +117,60 @@ def _set(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error
 
 
+def _steps(key: str) -> list[str]:
+    """`a.b.c` as a, b, c; in `search.space` the name of a setting, which has a dot, is one step."""
+    before, space, name = key.partition("search.space.")
+    if before or not space:
+        return key.split(".")
+    setting, _, last = name.rpartition(".")
+    named = last in KINDS and "." in setting  # experiences.choice is a setting itself
+    return ["search", "space", *([setting, last] if named else [name])]
+
+
 def _explain(error: ValidationError, where: str) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = known_keys()
-        same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-        near = near_names(key, known if "." in key else [*known, *Config.model_fields])
-        hint = f"; did you mean {same[0]!r}?" if same else near
-        *_, section = [Config, *(_section(part) for part in first["loc"][:-1])]
-        return f"no setting {key!r}{hint or '.'} There are: {', '.join(section.model_fields)} (in {where})"
+        return f"{_unknown(key, _group_at(first['loc'][:-1]))} (in {where})"
     if first["type"] == "missing":
         return f"the setting {key!r} is missing in {where}. Add it, or `--set {key}=…`."
     came = "" if first["type"] in {"value_error", "model_type"} else f"={first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{key}{came}: {message[:1].lower()}{message[1:]} (in {where})"
+    if first["type"] == "literal_error":
+        message += near_names(str(first["input"]), re.findall(r"'([^']*)'", first["ctx"]["expected"]))
+    named = f"{key}{came}: " if key else ""  # a rule of the whole names its settings itself
+    return f"{named}{message[:1].lower()}{message[1:]} (in {where})"
 
 
-def _section(name: int | str) -> type[BaseModel]:
-    kind = Config.model_fields[str(name)].annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else Config
+def _unknown(key: str, group: type[BaseModel]) -> str:
+    above, _, name = key.rpartition(".")
+    known = known_keys()
+    same = [k for k in known if k.rpartition(".")[2] == name]
+    here = [f"{above}.{field}" for field in group.model_fields] if above else [*Config.model_fields]
+    hint = f"; did you mean {same[0]!r}?" if same else near_names(key, dict.fromkeys([*here, *known]))
+    return f"no setting {key!r}{hint or '.'} There are: {', '.join(group.model_fields)}"
 
 
-def known_keys() -> list[str]:
+def _group_at(steps: tuple[int | str, ...]) -> type[BaseModel]:
+    """The innermost group of settings on the way to a setting."""
+    group: type[BaseModel] = Config
+    for name in steps:
+        field = group.model_fields.get(str(name))
+        group = (_group(field.annotation) if field else None) or group
+    return group
+
+
+def _group(annotation: Any) -> type[BaseModel] | None:
+    """The group of settings in an annotation: itself, where it may be None, or each value of a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _group(part))), None)
+
+
+def known_keys(group: type[BaseModel] = Config, above: str = "") -> list[str]:
     """All dotted setting names."""
     keys = []
-    for name in Config.model_fields:
-        section = _section(name)
-        keys += [name] if section is Config else [f"{name}.{field}" for field in section.model_fields]
+    for name, field in group.model_fields.items():
+        inner = None if get_origin(field.annotation) is dict else _group(field.annotation)
+        keys += [above + name] if inner is None else known_keys(inner, f"{above}{name}.")
     return keys

@@ -6,6 +6,7 @@
     ├── WeightsError          weights: missing, of another DNN, not safetensors
     ├── TooFewFailuresError   fewer failures than asked to collect
     ├── StageError            a stage's directory holds something else, or is unfinished where it must be done
+    ├── LockError             another process writes in the same run, or took it over
     ├── StorageError          an object store: unreachable, no such bucket, not permitted
     ├── WorkerError           an actor died again and again at one piece of work
     └── DivergedError         a loss became NaN or infinite
@@ -45,6 +46,10 @@ class StorageError(UserError):
 
 class StageError(UserError):
     """A stage's directory holds another configuration, or is unfinished where it must be done."""
+
+
+class LockError(UserError):
+    """Another process writes in the same run, or took it over."""
 
 
 class WorkerError(UserError):

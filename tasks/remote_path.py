@@ -112,11 +112,21 @@ class RemotePath:
         info = self.info()
         return int(info.size) if info.type == pa.fs.FileType.File else None
 
+    def objects(self) -> Iterator[tuple[RemotePath, Any]]:
+        """All objects below this one, each with pyarrow's FileInfo: one listing, however many there are."""
+        found = self._infos(recursive=True)
+        return (
+            (RemotePath(self.scheme, info.path), info) for info in found if info.type == pa.fs.FileType.File
+        )
+
     def _listed(self, *, recursive: bool) -> Iterator[RemotePath]:
+        return (RemotePath(self.scheme, info.path) for info in self._infos(recursive=recursive))
+
+    def _infos(self, *, recursive: bool) -> list[Any]:
         selector = pa.fs.FileSelector(self.key, allow_not_found=True, recursive=recursive)
         with reaching(self):
-            found = self.system().get_file_info(selector)
-        return (RemotePath(self.scheme, info.path) for info in found)
+            found: list[Any] = self.system().get_file_info(selector)
+        return found
 
     def info(self) -> Any:
         """pyarrow's FileInfo."""

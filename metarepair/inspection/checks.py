@@ -88,12 +88,23 @@ def parts_of(place: StagePlace) -> list[str]:
 
 def begun_config(place: StagePlace) -> dict[str, Any]:
     """The settings that an unfinished stage was begun with; empty when it left none."""
-    names = place.matching(*(pattern for pattern in TRACES[place.kind] if pattern.endswith(BEGUN)))
+    config: dict[str, Any] = begun_mark(place).get("config", {})
+    return config
+
+
+def begun_name(place: StagePlace) -> str | None:
+    """The file that an unfinished stage was marked with when it began, None where there is none."""
+    return next(iter(place.matching(*(p for p in TRACES[place.kind] if p.endswith(BEGUN)))), None)
+
+
+def begun_mark(place: StagePlace) -> dict[str, Any]:
+    """What that file says; empty when it is not there, or damaged."""
+    name = begun_name(place)
     try:
-        config = json.loads((place.folder / names[0]).read_text(encoding="utf-8"))["config"] if names else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        mark = json.loads((place.folder / name).read_text(encoding="utf-8")) if name is not None else {}
+    except (OSError, ValueError, RecursionError):
         return {}
-    return config if isinstance(config, dict) else {}
+    return mark if isinstance(mark, dict) and isinstance(mark.get("config"), dict) else {}
 
 
 def promised_files(place: StagePlace, manifest: Manifest, checksums: Checksums) -> list[FileFacts]:
@@ -129,7 +140,7 @@ def damage_of(facts: StageFacts) -> list[Damage]:
     found = []
     if facts.manifest == "damaged":
         path = f"{where}{MANIFEST}"
-        found.append(Damage(path=path, state="damaged", remedy=_remedy(facts.kind, path)))
+        found.append(Damage(path=path, state="damaged", remedy=remedy_for(facts.kind, path)))
     for file in facts.files:
         if file.state in BAD:
             gone = [
@@ -137,12 +148,12 @@ def damage_of(facts: StageFacts) -> list[Damage]:
                 *([f"{where}{MANIFEST}"] if file.promised_bytes is not None else []),
             ]
             found.append(
-                Damage(path=gone[0], state=file.state, remedy=_remedy(facts.kind, " and ".join(gone)))
+                Damage(path=gone[0], state=file.state, remedy=remedy_for(facts.kind, " and ".join(gone)))
             )
     return found
 
 
-def _remedy(kind: Kind, gone: str) -> str:
+def remedy_for(kind: Kind, gone: str) -> str:
     """A stage goes on from what is whole once what is not, and its manifest, are gone; some see to that alone."""
     verb = VERBS[kind]
     if verb in MENDING.values():

@@ -30,7 +30,7 @@ def inspect(path: str) -> Inspection:
         size_bytes=sum(found.files.values()),
         damaged=tuple(damage for stage in stages for damage in damage_of(stage)),
         stages=stages,
-        d_fail_reads=_lines(root / READS) if found.kind == "run" and READS in found.files else None,
+        d_fail_reads=count_lines(root / READS) if found.kind == "run" and READS in found.files else None,
     )
 
 
@@ -46,7 +46,8 @@ def _existing(path: str) -> Place:
     raise DataError(f"{root} {state}. {ALLOWED}.")
 
 
-def _lines(path: Place) -> int | None:
+def count_lines(path: Place) -> int | None:
+    """Lines of a small log, None when it cannot be read."""
     try:
         return len(path.read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from stat import S_ISREG
 from typing import Literal
 
 from metarepair.inspection.facts import Kind, Role
 from tasks.errors import DataError
 from tasks.manifest import BEGUN, MANIFEST, read_manifest
-from tasks.storage import Place, inside, size_of
+from tasks.storage import Place, inside
 
 # Folders of a run that hold one stage for each corruption or target, and those that are one, as a run makes them.
 GROUPS: dict[str, tuple[Kind, Role | None]] = {
@@ -43,6 +45,14 @@ ALLOWED = (
     "features/ENVIRONMENT, score, meta/TARGET, repaired/TARGET), or an .arrow, .parquet or .safetensors file in one"
 )
 Listing = Mapping[str, int]  # every file under a folder, by its relative path, with its bytes
+
+
+@dataclass(frozen=True)
+class FileStat:
+    """Bytes of a file, and when it was written: seconds since 1970, by the clock of its storage."""
+
+    size_bytes: int
+    written_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +101,15 @@ def find_stages(root: Place) -> Found:
         members = _members(root, root.name, "", files)
         if members:
             return Found(kind="folder", stages=tuple(members), files=files)
-    stages = tuple(stage for name in ORDER for stage in _stages_of(root, name, files))
+    stages = stages_of_run(root, files)
     if not stages:
         raise DataError(_refusal(root, entries))
     return Found(kind="run", stages=stages, files=files)
+
+
+def stages_of_run(root: Place, files: Listing) -> tuple[StagePlace, ...]:
+    """The stages that were begun in a run's folder, in their order."""
+    return tuple(stage for name in ORDER for stage in _stages_of(root, name, files))
 
 
 def folders_in(folder: Place) -> list[Place]:
@@ -107,10 +122,18 @@ def folders_in(folder: Place) -> list[Place]:
 
 
 def list_files(folder: Place) -> dict[str, int]:
-    """Every file under `folder` with its bytes; links are followed, each folder is visited once."""
+    """Every file under `folder` with its bytes."""
+    return {name: stat.size_bytes for name, stat in stat_files(folder).items()}
+
+
+def stat_files(folder: Place) -> dict[str, FileStat]:
+    """Every file under `folder`, by its relative path; links are followed, each folder is visited once."""
     if not isinstance(folder, Path):
-        sizes = {inside(path, folder): size_of(path) for path in folder.rglob("*")}
-        return {name: size for name, size in sorted(sizes.items()) if size is not None}
+        stats = {
+            inside(path, folder): FileStat(int(info.size), info.mtime_ns / 1e9)
+            for path, info in folder.objects()
+        }
+        return dict(sorted(stats.items()))
     found, seen = {}, {os.path.realpath(folder)}
 
     def refuse(error: OSError) -> None:
@@ -122,8 +145,9 @@ def list_files(folder: Place) -> dict[str, int]:
         seen.update(real.values())
         for name in names:
             path = Path(parent) / name
-            if path.is_file():
-                found[inside(path, folder)] = path.stat().st_size
+            with suppress(FileNotFoundError):  # a writer is at work, or a link leads nowhere
+                if S_ISREG((stat := path.stat()).st_mode):
+                    found[inside(path, folder)] = FileStat(stat.st_size, stat.st_mtime)
     return dict(sorted(found.items()))
 
 

@@ -15,6 +15,16 @@ from distributed.pipeline import Pipeline
 from metarepair.config import Config
 from metarepair.settings import parse_config
 
+# Ray starts its workers with a low priority; what waits for them here would only wait longer.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that needs a Ray is done by one of the processes that share the tests: they share its cluster, too."""
+    for item in items:
+        if item.get_closest_marker("distributed"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
 
 def tiny(storage: Path, **changes: Any) -> Config:
     """A configuration whose stages take seconds; `changes` are sections to merge in."""

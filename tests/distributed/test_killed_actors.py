@@ -51,7 +51,6 @@ def test_killing_actors_at_random_moments_loses_nothing(
     shutil.rmtree(run / "score")
     Pipeline(tiny(storage, features=SHARDS), lambda _: None).score()
     expected = results(run)
-    monkeypatch.setattr(stage, "gpus_per_worker", lambda _: 0)
     monkeypatch.setattr(stage, "_build_extractor", build_slowly)
     generator, total, in_the_midst = np.random.default_rng(0), 0, 0
     while total < DEATHS:

@@ -92,11 +92,12 @@ def test_actors_mine_and_score_the_same_bytes_as_one_process(
 
 def test_mining_goes_on_with_the_shards_that_are_missing(tiny: Tiny, scored: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tiny(tmp_path), lambda _: None)
-    stopped_after(pipeline, parts=5)
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny").rglob("part-*.arrow")}
-    assert len(kept) == 5
+    kept = stopped_after(pipeline, parts=5)
+    # Four shards each: the first environment is finished, and of the second there is one.
+    assert [p.name for p in kept] == ["collect.arrow", "fail.arrow", "part-00000.arrow"]
     pipeline = Pipeline(tiny(tmp_path), lambda _: None)
-    seen = stopped_after(pipeline, parts=7)
+    seen = stopped_after(pipeline, parts=2)
+    assert len(seen) == 5
     assert {p: m for p, m in seen.items() if p in kept} == kept  # none was done again
     pipeline.mine()
     for path in (scored / "tiny").rglob("*.arrow"):
@@ -104,18 +105,19 @@ def test_mining_goes_on_with_the_shards_that_are_missing(tiny: Tiny, scored: Pat
 
 
 def stopped_after(pipeline: Pipeline, parts: int) -> dict[Path, int]:
-    """Mines until there are `parts` shards on disk, then is interrupted."""
+    """Mines `parts` shards, then is interrupted; the Arrow files that there are then, and their times."""
     from distributed import mining
 
-    root, write = pipeline.run.root, mining.write_part
+    root, write, written = pipeline.run.root, mining.write_part, []
 
     def counting(path: Path, mined: object) -> None:
-        if len(list(root.rglob("part-*.arrow"))) == parts:
+        if len(written) == parts:
             raise KeyboardInterrupt
+        written.append(path)
         write(path, mined)  # type: ignore[arg-type]  # passed through
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mining, "write_part", counting)
         with pytest.raises(KeyboardInterrupt):
             pipeline.mine()
-    return {p: p.stat().st_mtime_ns for p in root.rglob("part-*.arrow")}
+    return {p: p.stat().st_mtime_ns for p in sorted(root.rglob("*.arrow"))}

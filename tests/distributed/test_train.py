@@ -20,6 +20,7 @@ from distributed.pipeline import Pipeline
 from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.config import Config
 from metarepair.layout import Run
+from tasks.errors import DataError
 
 pytestmark = pytest.mark.distributed
 
@@ -39,15 +40,41 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.slow
-def test_no_worker_one_and_two_workers_train_the_same_model(
+def test_no_worker_one_two_and_four_workers_train_the_same_model(
     cluster: None, storage_of: StorageOf, tiny: Tiny
 ) -> None:
-    precise = {"precision": "float64"}
-    models = [trained(tiny(storage_of(f"w{n}"), workers=n, train=precise)) for n in (0, 1, 2)]
+    precise = {"precision": "float64", "episodes": 50, "round_episodes": 25}
+    half = {"cpus_per_worker": 0.5}  # four workers on two CPUs
+    none, *others = (
+        trained(tiny(storage_of(f"w{n}"), workers=n, train=precise, ray=half)) for n in (0, 1, 2, 4)
+    )
     start = {k: v.double() for k, v in load_start(tiny(storage_of("start"))).items()}
-    assert difference(models[0], start) > 1e-3  # it did train
-    assert difference(models[0], models[1]) < 1e-9
-    assert difference(models[1], models[2]) < 1e-9
+    assert difference(none, start) > 1e-3  # it did train
+    assert all(difference(none, other) < 1e-9 for other in others)
+
+
+@pytest.mark.slow
+def test_more_workers_than_tasks_and_than_room_train_on_with_fewer(
+    cluster: None, storage_of: StorageOf, tiny: Tiny
+) -> None:
+    train = {"episodes": 6, "round_episodes": 3, "tasks": 1}
+    one = trained(tiny(storage_of("one"), workers=0, train=train))
+    # Three CPUs are asked for, there are two: elastic, two workers begin, one of them without a task.
+    elastic = tiny(storage_of("elastic"), workers=3, train=train, ray={"min_workers": 1})
+    assert difference(one, trained(elastic)) == 0.0
+
+
+@pytest.mark.slow
+def test_what_a_worker_finds_wrong_comes_out_as_itself_after_one_more_start(
+    cluster: None, storage_of: StorageOf, tiny: Tiny, tmp_path: Path
+) -> None:
+    storage = storage_of("damaged")
+    config = tiny(storage, workers=1)
+    collect = Run(storage / "tiny").experience("snow") / "collect.arrow"
+    size, content = collect.stat().st_size, b"no Arrow file"
+    collect.write_bytes(content + bytes(size - len(content)))
+    with pytest.raises(DataError, match=r"experiences/snow/collect.arrow"):
+        Pipeline(config, lambda _: None).train()
 
 
 @pytest.mark.slow

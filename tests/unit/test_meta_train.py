@@ -59,7 +59,7 @@ class Source:
 
 
 def trainer(tmp_path: Path, config: Config, source: Source | None = None) -> MetaTrainer:
-    context = LocalContext(folder=tmp_path / "checkpoints", device=torch.device("cpu"))
+    context = LocalContext(folder=tmp_path, device=torch.device("cpu"))
     return MetaTrainer(source or Source(), config, context)  # type: ignore[arg-type]
 
 
@@ -269,6 +269,44 @@ def test_a_step_to_what_is_not_finite_stops_training_and_saves_nothing(tmp_path:
         meta_train(made)
     made.close()
     assert made.context.last_checkpoint() == tmp_path / "checkpoints" / "checkpoint-000002"
+
+
+@pytest.mark.parametrize("killed_at", [2, 5, 6, 9, 11])
+def test_a_killed_training_does_fewer_than_two_intervals_again(tmp_path: Path, killed_at: int) -> None:
+    config = settings(episodes=12, round_episodes=3)
+    whole = after(trainer(tmp_path / "whole", config), 12)
+    source = Source()
+    made = trainer(tmp_path / "killed", config, source)
+    publish = made.context.journal.checkpoints._publish  # type: ignore[attr-defined]
+
+    def never(part: Any, episode: int, then: Any) -> None:
+        """As a death in the midst of publishing: the last one before it never comes to be."""
+        if episode + 3 <= killed_at:
+            publish(part, episode, then)
+
+    made.context.journal.checkpoints._publish = never  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(dying(made, killed_at))
+    done = {episode for episode, _ in source.made if episode < killed_at}
+    assert len(done) == killed_at
+    source.made.clear()
+    again = trainer(tmp_path / "killed", config, source)
+    meta_train(again)
+    assert len({e for e, _ in source.made} & done) < 2 * 3
+    assert torch.equal(flatten(again.parameters), whole[: flatten(again.parameters).numel()])
+
+
+def dying(made: MetaTrainer, episode: int) -> MetaTrainer:
+    """A trainer that is ended at the beginning of an episode."""
+    run = made.run_episode
+
+    def run_episode() -> dict[str, float]:
+        if made.episode == episode:
+            raise KeyboardInterrupt
+        return run()
+
+    made.run_episode = run_episode  # type: ignore[method-assign]
+    return made
 
 
 def test_every_task_is_made_once_and_in_order(tmp_path: Path) -> None:

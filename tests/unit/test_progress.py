@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
 from metarepair import progress
-from metarepair.progress import Progress, duration
+from metarepair.progress import Progress, duration, say
 
 
 class Stream(io.StringIO):
@@ -90,6 +91,45 @@ def test_a_terminal_has_one_line_redrawn_until_the_end(clock: Clock) -> None:
     assert stream.getvalue().count("\r") == 4
     assert stream.getvalue().count("\n") == 1
     assert stream.getvalue().endswith("took 4 s\n")
+
+
+def test_what_goes_on_at_once_has_a_line_each_on_a_terminal(clock: Clock) -> None:
+    stream = Stream(terminal=True)
+    first, second = (Progress(name, 2, "episodes", stream=stream) for name in ("train fog", "train snow"))
+    for shown in (first, second, first, second):
+        clock.now += 1
+        shown.advance()
+    assert screen(stream.getvalue()) == [
+        "train fog: 2 of 2 episodes, 0.667 episodes/s, took 3 s",
+        "train snow: 2 of 2 episodes, 0.5 episodes/s, took 4 s",
+    ]
+
+
+def test_what_is_said_stands_above_what_goes_on(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(terminal=True)
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("sys.stdout", stream)
+    shown = Progress("train", 2, "episodes")
+    clock.now += 1
+    shown.advance()
+    say("a word")
+    assert screen(stream.getvalue()) == ["a word", "train: 1 of 2 episodes, 1 episodes/s, 1 s left"]
+
+
+def screen(written: str) -> list[str]:
+    """The lines that a terminal shows after all that was written."""
+    lines, row = [""], 0
+    for piece in re.split(r"(\r|\n|\x1b\[\d+A|\x1b\[J)", written):
+        if piece == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif piece == "\x1b[J":
+            lines = [*lines[:row], ""]
+        elif piece.endswith("A") and piece.startswith("\x1b["):
+            row -= int(piece[2:-1])
+        elif piece != "\r":
+            lines[row] += piece
+    return [line for line in lines if line]
 
 
 def test_nothing_done_yet_leaves_an_unknown_time(clock: Clock) -> None:

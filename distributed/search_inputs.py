@@ -1,0 +1,154 @@
+"""A mined run in, what the trials of a search may read out; no D_fail that they are judged by is among it.
+
+<run>/search/inputs/
+    distances/          fid.parquet: every experience to every environment that judges
+    <environment>/      collect.arrow: a copy of its D_collect, with a manifest of its own
+Judged are the targets, or experiences that are left out in turn (search.objective).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distributed.features import MOMENTS, feature_folder
+from distributed.fid import all_distances
+from distributed.mining import Environment, Mined, Role, Say, environments
+from metarepair.config import Config
+from metarepair.layout import Run
+from metarepair.score import confidence_of
+from metarepair.search.check import check_distances
+from metarepair.search.space import judged_environments, search_of
+from metarepair.training_inputs import TrainingInputs
+from tasks.datasets import Split
+from tasks.manifest import check_whole, write_manifest
+from tasks.records import FID_SCHEMA, FidScore
+from tasks.storage import Place, copy_file, local, write_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """An environment that trials are judged by: a folder with its D_collect alone, and the split it was mined from."""
+
+    name: str
+    collect: Place
+    split: Split
+    scores: tuple[FidScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSetup:
+    """All that a trial is given besides what it drew. trials: the folder that it writes to a folder of its own in."""
+
+    config: Config
+    trials: Place
+    experiences: Mapping[str, Place]
+    judges: tuple[Judge, ...]
+
+
+def searched_config(config: Config) -> Config:
+    """The configuration that a search mines by: for pseudo-targets without the targets, which it has no use for."""
+    if search_of(config).objective == "validation":
+        return config
+    return config.model_copy(update={"targets": ()})
+
+
+def prepare_inputs(run: Run, config: Config, mined: Mined, features: Mined, say: Say) -> TrialSetup:
+    """Copies and measures what trials read, where that is not done.
+
+    mined, features: of the environments of `searched_config`. Raises ConfigError where a β of the space leaves a judge
+    nothing to learn from, now that distances are known.
+    """
+    role: Role = "target" if search_of(config).objective == "validation" else "experience"
+    found = environments(run, searched_config(config))
+    of = {(e.role, e.corruption): e for e in found}
+    judged = [of[role, name] for name in judged_environments(config)]
+    scores = _distances(run, config, found, judged, features, say)
+    judges = tuple(
+        Judge(
+            name=e.corruption,
+            collect=_copied(run, e, mined, say),
+            split=e.split,
+            scores=tuple(s for s in scores if s.target == e.corruption),
+        )
+        for e in judged
+    )
+    check_distances(config, {j.name: {s.experience: s.distance for s in j.scores} for j in judges})
+    return TrialSetup(
+        config=config,
+        trials=run.search / "trials",
+        experiences={name: run.experience(name) for name in config.mining.experiences},
+        judges=judges,
+    )
+
+
+def _copied(run: Run, environment: Environment, mined: Mined, say: Say) -> Place:
+    """A folder with the environment's D_collect, and not with its D_fail."""
+    source = mined[environment.role, environment.corruption]
+    folder = run.search / "inputs" / environment.corruption
+    stage, inputs = f"search input {environment.corruption}", {"mined": source.digest}
+    if check_whole(folder, stage=stage, config={}, inputs=inputs, say=say) is None:
+        copy_file(environment.folder / "collect.arrow", folder / "collect.arrow")
+        rows = {"collect": source.rows["collect"]}
+        write_manifest(folder, stage=stage, config={}, inputs=inputs, files=["collect.arrow"], rows=rows)
+    return folder
+
+
+def _distances(
+    run: Run,
+    config: Config,
+    found: list[Environment],
+    judged: list[Environment],
+    features: Mined,
+    say: Say,
+) -> list[FidScore]:
+    """Of every experience to every environment that judges, but to itself; read where they were measured before."""
+    folder = run.search / "inputs" / "distances"
+    stage = "search distances"
+    settings = {"judged": [[e.role, e.corruption] for e in judged]}
+    inputs = {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}
+    if check_whole(folder, stage=stage, config=settings, inputs=inputs, say=say) is None:
+        rows = [asdict(s) for s in _measured(run, config, found, judged, features)]
+        write_table(folder / "fid.parquet", pa.Table.from_pylist(rows, schema=FID_SCHEMA))
+        write_manifest(folder, stage=stage, config=settings, inputs=inputs, files=["fid.parquet"])
+    return [FidScore(**row) for row in pq.read_table(local(folder / "fid.parquet")).to_pylist()]
+
+
+def _measured(
+    run: Run, config: Config, found: list[Environment], judged: list[Environment], features: Mined
+) -> list[FidScore]:
+    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], workers=config.workers)
+    rows = {e: features[e.role, e.corruption].rows["features"] for e in found}
+    return [
+        FidScore(
+            experience=experience.corruption,
+            target=judge.corruption,
+            distance=float(matrix[found.index(experience), found.index(judge)]),
+            extractor=config.features.extractor,
+            num_experience=rows[experience],
+            num_target=rows[judge],
+        )
+        for judge in judged
+        for experience in found
+        if experience.role == "experience" and experience.corruption != judge.corruption
+    ]
+
+
+def trial_inputs(setup: TrialSetup, settings: Config) -> tuple[TrainingInputs, ...]:
+    """What the trainings of a trial with these settings read, one for each environment that judges it."""
+    found = []
+    for judge in setup.judges:
+        confidence = confidence_of(judge.scores, judge.name, settings.experiences)
+        found.append(
+            TrainingInputs(
+                target=judge.name,
+                experiences={name: setup.experiences[name] for name in confidence.names},
+                collect=judge.collect,
+                split=judge.split,
+                confidence=confidence,
+            )
+        )
+    return tuple(found)

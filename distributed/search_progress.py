@@ -1,0 +1,141 @@
+"""Tune's trials in, how the search is getting on out: a table that is redrawn on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from ray.tune import Callback
+
+from distributed.search_draws import OBJECTIVE, OVER, ROUND, drawn_of
+from metarepair.progress import PLAIN_INTERVAL_S, TERMINAL_INTERVAL_S, duration
+from metarepair.search.space import Dimension
+
+STATES = ("running", "waiting", "finished", "stopped early", "failed")
+ROWS = 12  # trials in the table: those that run, then the best
+
+
+class SearchProgress(Callback):  # type: ignore[misc]  # Ray ships no types
+    """Tells of a search of `trials` trials of up to `rounds` rounds. Tune pickles it, to have it when it restores."""
+
+    def __init__(self, dimensions: Sequence[Dimension], *, trials: int, rounds: int) -> None:
+        self.dimensions, self.trials, self.rounds = tuple(dimensions), trials, rounds
+        self.stream: TextIO | None = None  # those below are of one run of the search
+        self._first: int | None = None
+        self._started = self._shown = 0.0
+        self._lines = 0
+
+    def setup(self, **_info: Any) -> None:
+        self.stream = self.stream or sys.stderr
+        self._first, self._lines = None, 0
+        self._started = time.monotonic()
+        self._shown = float("-inf")
+
+    def on_step_end(self, trials: Sequence[Any], **_info: Any) -> None:
+        """Shows where the search is when the last time is long enough ago."""
+        if self._first is None:
+            self._first = sum(map(_round, trials))
+        interval = TERMINAL_INTERVAL_S if self._terminal else PLAIN_INTERVAL_S
+        now = time.monotonic()
+        if now - self._shown >= interval:
+            self._shown = now
+            self._show(trials, now)
+
+    def on_experiment_end(self, trials: Sequence[Any], **_info: Any) -> None:
+        self._show(trials, time.monotonic())
+
+    @property
+    def _terminal(self) -> bool:
+        return self.stream is not None and self.stream.isatty()
+
+    def _show(self, trials: Sequence[Any], now: float) -> None:
+        assert self.stream is not None  # Tune sets up before it steps
+        if not self._terminal:
+            self.stream.write(f"{self.line(trials, now)}\n")
+        else:
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps would be two to go back over
+            lines = [line[:width] for line in self.table(trials, now)]
+            back = f"\x1b[{self._lines}F" if self._lines else ""
+            self.stream.write(f"{back}\x1b[J" + "\n".join(lines) + "\n")
+            self._lines = len(lines)
+        self.stream.flush()
+
+    def line(self, trials: Sequence[Any], now: float) -> str:
+        """`search: 2 of 8 trials, 2 running; 9 of 48 rounds, 0.5 rounds/s, 1 min 18 s left; best 61.0% trial-0002`."""
+        return "; ".join(self._words(trials, now))
+
+    def table(self, trials: Sequence[Any], now: float) -> list[str]:
+        """The same in lines, then the trials: those that run, then the others, the best first."""
+        order = sorted(trials, key=lambda t: (_state(t) != "running", -_score(t), str(t)))
+        head = f"  {'trial':12s} {'state':14s} {'rounds':>9s} {'objective':>10s}  settings"
+        rows = [
+            f"  {t!s:12s} {_state(t):14s} {f'{_round(t)}/{self._rounds_of(t)}':>9s} {_objective(t):>10s}  "
+            f"{self._settings(t)}"
+            for t in order[:ROWS]
+        ]
+        more = [f"  and {len(order) - ROWS} more"] if len(order) > ROWS else []
+        return [*self._words(trials, now), head, *rows, *more]
+
+    def _words(self, trials: Sequence[Any], now: float) -> list[str]:
+        """Trials by state; rounds, rate and time left; the best so far, where there is one."""
+        counts = Counter(map(_state, trials))
+        counts["waiting"] += self.trials - len(trials)  # not drawn yet
+        over = sum(counts[state] for state in STATES[2:])
+        states = [f"{counts[state]} {state}" for state in STATES if counts[state] and state != "finished"]
+        done, total = sum(map(_round, trials)), self._rounds_in_all(trials)
+        rate = (done - (self._first or 0)) / max(now - self._started, 1e-9)
+        left = f"{duration((total - done) / rate if rate else float('inf'))} left"
+        took = f"took {duration(now - self._started)}"
+        best = max((t for t in trials if _score(t) >= 0), key=_score, default=None)
+        return [
+            ", ".join([f"search: {over} of {self.trials} trials", *states]),
+            f"{done} of {total} rounds, {rate:.3g} rounds/s, {left if over < self.trials else took}",
+            *([] if best is None else [f"best {_objective(best)} {best} ({self._settings(best)})"]),
+        ]
+
+    def _rounds_in_all(self, trials: Sequence[Any]) -> int:
+        """Those of trials that are over, and those that the others may come to."""
+        known = sum(_round(t) if _state(t) in STATES[2:] else self._rounds_of(t) for t in trials)
+        return known + (self.trials - len(trials)) * self.rounds
+
+    def _rounds_of(self, trial: Any) -> int:
+        return int(_reported(trial).get("rounds") or self.rounds)
+
+    def _settings(self, trial: Any) -> str:
+        drawn = drawn_of(self.dimensions, trial.config)
+        return ", ".join(f"{name} {_short(value)}" for name, value in drawn.items())
+
+
+def _reported(trial: Any) -> Mapping[str, Any]:
+    """A trial's last report, empty before the first."""
+    return trial.last_result or {}
+
+
+def _round(trial: Any) -> int:
+    return int(_reported(trial).get(ROUND, 0))
+
+
+def _state(trial: Any) -> str:
+    report = _reported(trial)
+    if trial.status == "ERROR" or report.get("failed"):
+        return "failed"
+    if trial.status == "TERMINATED":
+        return "finished" if report.get(OVER) else "stopped early"
+    return "running" if trial.status == "RUNNING" else "waiting"
+
+
+def _score(trial: Any) -> float:
+    """The objective; below every other where there is none."""
+    return float(_reported(trial).get(OBJECTIVE, -1.0)) if _state(trial) != "failed" else -1.0
+
+
+def _objective(trial: Any) -> str:
+    return f"{_score(trial):.1%}" if _score(trial) >= 0 else "-"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

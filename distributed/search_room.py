@@ -1,0 +1,65 @@
+"""A search's configuration in; what Ray reserves for each trial, and how many have room at once, out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from distributed.cluster import check_room, places, worker_resources
+from metarepair.config import Config
+from metarepair.ray_config import RayConfig
+from metarepair.search.space import search_of
+from tasks.errors import ConfigError
+
+HEAD = "node:__internal_head__"  # Ray's own resource of the head node, 1 in all
+
+
+def trial_resources(config: Config) -> dict[str, float]:
+    """What Tune reserves for a trial; with `workers`, whose group reserves for itself, a share of the head node."""
+    if config.workers == 0:
+        return worker_resources(config)
+    return {HEAD: max(math.floor(1e4 / trials_at_once(config)), 1) / 1e4}
+
+
+def trials_at_once(config: Config) -> int:
+    """As many as there is room for, or search.max_concurrent."""
+    return min(places(config), search_of(config).max_concurrent or places(config))
+
+
+def placement(config: Config) -> dict[str, Any]:
+    """What an unfinished search goes on with alone: Tune keeps each trial's resources, and trials of both kinds at once
+    could wait for each other."""
+    return {"workers": config.workers, "device": config.device, "resources": worker_resources(config)}
+
+
+def cluster_settings(config: Config) -> Config:
+    """What to connect to Ray with: it runs the trials also with workers=0, where each trains in its own process."""
+    if config.workers > 0:
+        return config
+    return config.model_copy(update={"workers": 1, "device": "cpu", "ray": RayConfig()})
+
+
+def check_trial_fits(config: Config) -> None:
+    """Raises ConfigError, after `ray.wait_s` seconds of waiting, where the cluster cannot place a single trial."""
+    search = search_of(config)
+    if search.scheduler == "pbt" and search.max_concurrent is not None and config.workers == 0:
+        raise ConfigError(
+            f"search.max_concurrent={search.max_concurrent}: scheduler: pbt keeps its whole population, and with "
+            "workers=0 nothing else than room holds trials back. Leave it out, or set workers=1."
+        )
+    if config.workers > 0:
+        check_room(config)
+        return
+    try:
+        check_room(config.model_copy(update={"workers": 1}))
+    except ConfigError as error:
+        import ray
+
+        wanted, has = worker_resources(config), ray.cluster_resources()
+        asked = " and ".join(f"{amount:g} {kind}s" for kind, amount in wanted.items())
+        there = " and ".join(f"{has.get(kind, 0):g} {kind}s" for kind in wanted)
+        gpu = ", ray.gpus_per_worker lower, device=cpu" if "GPU" in wanted else ""
+        raise ConfigError(
+            f"A trial of this search needs {asked} on one node, the cluster has {there} in all. Set "
+            f"ray.cpus_per_worker lower{gpu}, or ray.wait_s to the seconds that an autoscaling cluster needs to grow."
+        ) from error

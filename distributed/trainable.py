@@ -1,0 +1,167 @@
+"""A trial as Tune runs it: in a process of its own, or as a Ray Train run of `workers` workers.
+
+The second holds no CPU: trials that held one each, and waited for their workers, would wait for each other for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from distributed.failures import read_failure, write_failure
+from distributed.search_draws import OBJECTIVE, OVER, ROUND, drawn_of
+from distributed.search_inputs import TrialSetup
+from distributed.train import fit
+from distributed.trial import (
+    Donor,
+    JointTraining,
+    TrialRecord,
+    begin_trial,
+    read_record,
+    trial_settings,
+    write_record,
+)
+from metarepair.config import Config
+from metarepair.context import LocalContext
+from metarepair.deploy import pick_device
+from metarepair.search.space import dimensions, search_of
+from metarepair.settings import parse_config
+from tasks.errors import ConfigError, DivergedError, UserError
+
+DONOR = "donor.json"
+
+
+def train_trial(config: dict[str, Any], *, setup: TrialSetup) -> None:
+    """Tune's trainable: reports after every round; the last report says that it is over.
+
+    What would fail again as it did is the trial's result. All else leaves, and Tune starts the trial again.
+    """
+    from ray import tune
+
+    name, donor = tune.get_context().get_trial_name(), _donor()
+    drawn = drawn_of(dimensions(setup.config), config)
+    record = begin_trial(setup, name, drawn, donor)
+    if record.over:
+        _report(setup, name, record)
+        return
+    try:
+        settings = trial_settings(setup, name, drawn)
+        if settings is None:
+            _report(setup, name, _over(setup, name, replace(record, objective=0.0)))
+        elif settings.workers == 0:
+            _train_here(setup, settings, record, donor)
+        else:
+            _train_on_ray(setup, settings, record, donor)
+    except (ConfigError, DivergedError) as error:
+        before = read_record(setup.trials / name) or record
+        _report(setup, name, _over(setup, name, replace(before, error=str(error))))
+
+
+def _over(setup: TrialSetup, name: str, record: TrialRecord) -> TrialRecord:
+    return write_record(setup.trials / name, replace(record, over=True))
+
+
+def _donor() -> Donor | None:
+    """Where Tune wants the trial to begin; None: at its own newest checkpoints."""
+    from ray import tune
+
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return Donor(**json.loads((Path(folder) / DONOR).read_text(encoding="utf-8")))
+
+
+def _report(setup: TrialSetup, name: str, record: TrialRecord, *, episode: int | None = None) -> None:
+    """Tells Tune of a round. Of a population, with what others need to begin there: a pointer to our checkpoints."""
+    from ray import tune
+
+    if episode is None or search_of(setup.config).scheduler != "pbt":
+        tune.report(metrics_of(record))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        donor = Donor(trial=name, rounds=record.rounds, episode=episode)
+        (Path(folder) / DONOR).write_text(json.dumps(asdict(donor)), encoding="utf-8")
+        tune.report(metrics_of(record), checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def metrics_of(record: TrialRecord) -> dict[str, float]:
+    """What searcher, scheduler and progress go by. A trial that failed repairs nothing, so its objective is 0."""
+    failed = record.error is not None
+    return {
+        OBJECTIVE: 0.0 if failed or record.objective is None else record.objective,
+        ROUND: record.rounds,
+        OVER: int(record.over),
+        "rounds": record.of,
+        "failed": int(failed),
+        "seconds": record.seconds,
+    }
+
+
+def _kept(settings: Config, setup: TrialSetup) -> int | None:
+    return None if search_of(setup.config).scheduler == "pbt" else settings.train.kept_checkpoints
+
+
+def _train_here(setup: TrialSetup, settings: Config, record: TrialRecord, donor: Donor | None) -> None:
+    device, kept = pick_device(settings.device), _kept(settings, setup)
+    training = JointTraining(
+        setup, settings, lambda folder: LocalContext(folder=folder, device=device, kept=kept), kept=kept
+    )
+    for told in training.records(record, donor, training.total):
+        _report(setup, settings.name, told, episode=training.episode_after(told.rounds))
+
+
+def _train_on_ray(setup: TrialSetup, settings: Config, record: TrialRecord, donor: Donor | None) -> None:
+    """Each round is reported by Ray Train's callback; of a population the last round before each exchange, by us.
+
+    A report of the callback has no pointer, and a population pauses at its exchanges anyway.
+    """
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    folder = setup.trials / settings.name
+    options: dict[str, Any] = {"setup": setup, "record": asdict(record), "donor": donor}
+    search = search_of(setup.config)
+    if search.scheduler != "pbt":
+        fit(_loop, options | {"until": None}, settings, folder, callbacks=[TuneReportCallback()])
+        _report(setup, settings.name, _require_record(setup, settings))
+        return
+    while not record.over:
+        until = (record.rounds // search.perturbation_rounds + 1) * search.perturbation_rounds
+        fit(_loop, options | {"until": until}, settings, folder)
+        record = _require_record(setup, settings)
+        episode = min(record.rounds * settings.train.round_episodes, settings.train.episodes)
+        _report(setup, settings.name, record, episode=episode)
+        donor = Donor(trial=settings.name, rounds=record.rounds, episode=episode)
+        options |= {"record": asdict(record), "donor": donor}
+
+
+def _require_record(setup: TrialSetup, settings: Config) -> TrialRecord:
+    record = read_record(setup.trials / settings.name)
+    assert record is not None  # rank 0 wrote it after every round
+    return record
+
+
+def _loop(options: dict[str, Any]) -> None:
+    """One rank's whole life."""
+    import ray.train
+
+    from distributed.context import RayContext
+
+    setup, settings = options["setup"], parse_config(options["config"])
+    folder, kept = setup.trials / settings.name, _kept(settings, setup)
+    if read_failure(folder) is not None:
+        return
+    try:
+        training = JointTraining(
+            setup, settings, lambda place: RayContext(folder=place, kept=kept), kept=kept
+        )
+        until = training.total if options["until"] is None else options["until"]
+        for told in training.records(TrialRecord(**options["record"]), options["donor"], until):
+            # Over it is when this run has ended, not while Tune could still stop it in the middle of that.
+            ray.train.report(metrics_of(told) | {OVER: 0})
+    except UserError as error:
+        write_failure(folder, error)
+        raise

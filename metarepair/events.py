@@ -1,0 +1,44 @@
+"""A training's metrics in, files that TensorBoard reads out: written here, copied to storage as a whole."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.storage import Place, copy_file
+
+
+class EventLog:
+    """One file of events in `folder`, of the episodes since this process began; TensorBoard joins it to others."""
+
+    def __init__(self, folder: Place) -> None:
+        self.folder = folder
+        self._local: tempfile.TemporaryDirectory[str] | None = None
+        self._writer: Any = None
+
+    def add(self, episodes: Sequence[Mapping[str, float]]) -> None:
+        """Scalars of each episode, by the number that it has under `episode`."""
+        if self._writer is None:
+            from tensorboardX import SummaryWriter  # not paid for where nothing is trained
+
+            self._local = tempfile.TemporaryDirectory(prefix="metarepair")
+            self._writer = SummaryWriter(self._local.name, flush_secs=3600)
+        for metrics in episodes:
+            for name, value in metrics.items():
+                if name != "episode":
+                    self._writer.add_scalar(f"meta-training/{name}", value, int(metrics["episode"]))
+        self._writer.flush()
+
+    def publish(self) -> None:
+        """Copies the file to its folder."""
+        if self._local is not None:
+            for path in Path(self._local.name).iterdir():
+                copy_file(path, self.folder / path.name)
+
+    def close(self) -> None:
+        """Ends the writer; the local file goes."""
+        if self._writer is not None and self._local is not None:
+            self._writer.close()
+            self._local.cleanup()

@@ -1,0 +1,177 @@
+"""A dimension in; ConfigError where its setting cannot be searched, or not so, or where no trial would depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_origin
+
+from metarepair.config import Config
+from metarepair.settings import known_keys
+from tasks.errors import ConfigError, near_names
+
+if TYPE_CHECKING:
+    from metarepair.search.space import Dimension
+
+SECTIONS = ("experiences", "task", "inner", "train")  # what meta-training depends on
+
+_WHERE = "no objective depends on it: it says where, how fast or how safely a run is done"
+_BEFORE = (
+    "experiences and distances are made once, before the first trial, and all trials learn from the same"
+)
+REASONS = {
+    "name": "it is the name of the run that all trials belong to",
+    "storage_path": "all trials are kept in the run that they belong to",
+    "seed": f"what is mined depends on it ({_BEFORE}), and the best of several seeds is the luckiest",
+    "targets": "it says what is repaired, and trials are compared on the same",
+    "data": _BEFORE,
+    "model": _BEFORE,
+    "mining": _BEFORE,
+    "features": _BEFORE,
+    "device": _WHERE,
+    "workers": _WHERE,
+    "ray": _WHERE,
+    "train.threads": _WHERE,
+    "train.memory": _WHERE,
+    "train.theta_on_host": _WHERE,
+    "train.kept_checkpoints": _WHERE,
+    "train.max_skipped": _WHERE,
+    "train.round_episodes": "it says how often a trial is judged, and trials are compared round by round",
+    "repair": "it is how all trials are judged, and what comes after meta-training; a repair chooses its rate itself",
+    "evaluate": "it comes after the search, on D_fail, which no trial may see",
+    "pretrain": "the deployed DNN is there before the search",
+    "search": "a search does not search itself",
+}
+
+# A setting that has an effect only where another has one of these values.
+NEEDS = {
+    "experiences.alpha": ("experiences.rule", ("softmax", "hinge", "cutoff")),
+    "experiences.beta": ("experiences.rule", ("hinge", "cutoff")),
+    "experiences.top_k": ("experiences.choice", ("top_k",)),
+    "experiences.names": ("experiences.choice", ("list",)),
+    "inner.batch_norm_momentum": ("inner.batch_norm", ("adapt", "batch")),
+}
+WEIGHING = ("experiences.alpha", "experiences.beta", "experiences.rule")
+CANCELS = (
+    "That is Eq. 8 as printed, and there β cancels: exp(αβ) is a common factor of all experiences, which "
+    "normalisation divides out"
+)
+
+# What pbt cannot change in a half-trained trial, which takes over another's weights and state.
+FIXED_IN_TRAINING = {
+    "train.episodes": "all of a population train equally long",
+    "train.precision": "weights would be of another type",
+    "train.outer_optimizer": "the optimizer's state would be another one's",
+    "train.outer_options": "the optimizer's state would be of other options",
+    "inner.parts": "other parameters would have been learned",
+    "inner.learned_rates": "the factors of the rates would be there or not",
+}
+
+
+def refuse(name: str, text: str) -> NoReturn:
+    """One paragraph on a dimension."""
+    raise ConfigError(f"search.space {name}: {text}")
+
+
+def can_be_searched() -> list[str]:
+    """The dotted settings that a space may name."""
+    return [k for k in known_keys() if k.partition(".")[0] in SECTIONS and k not in REASONS]
+
+
+def check_setting(name: str) -> None:
+    """Refuses a setting that is none, or that no trial may set, with the reason."""
+    allowed, known = can_be_searched(), [*known_keys(), *Config.model_fields]
+    if name in allowed:
+        return
+    reason = REASONS.get(name) or REASONS.get(name.partition(".")[0])
+    if name in known and reason:
+        refuse(
+            name,
+            f"this setting cannot be searched; {reason}. Set it to one value outside of search, and search settings "
+            f"of {', '.join(SECTIONS)}.",
+        )
+    same = [k for k in allowed if k.rpartition(".")[2] == name.rpartition(".")[2]]
+    hint = f"; did you mean {same[0]!r}?" if same else near_names(name, allowed) or "."
+    raise ConfigError(f"no setting {name!r} (in search.space){hint} There are: {', '.join(allowed)}")
+
+
+def check_kind(dimension: Dimension) -> None:
+    """Refuses real numbers for a setting of whole ones, the reverse, and a range for what is no number."""
+    name, kind = dimension.name, dimension.kind
+    numbers = number_types(name)
+    ways = (["integers"] if int in numbers else []) + (["uniform", "log_uniform"] if float in numbers else [])
+    if kind == "choice" or kind in ways:
+        return
+    if not numbers:
+        refuse(name, f"{kind} is for numbers, and this setting is none; give choice: [value, value].")
+    what = "a whole number" if int in numbers else "a real number"
+    refuse(name, f"{kind} does not suit {what}, which this setting is; give {' or '.join(ways)}, or choice.")
+
+
+def number_types(name: str) -> set[type]:
+    """int, float, both or neither: what numbers a setting may be."""
+    section, _, field = name.partition(".")
+    annotation = Config.model_fields[section].annotation
+    assert isinstance(annotation, type)  # a group of settings
+    return _numbers(annotation.model_fields[field].annotation)
+
+
+def _numbers(annotation: Any) -> set[type]:
+    if annotation in (int, float):
+        return {annotation}
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _numbers(parts[0])
+    single = get_origin(annotation) not in (tuple, dict, list)  # a list of numbers is no number
+    return set().union(*map(_numbers, parts)) if single else set()
+
+
+def check_effects(config: Config, dimensions: Mapping[str, Dimension], most: Callable[[], int]) -> None:
+    """Refuses what no trial depends on, given the other settings. `most`: experiences that any environment has."""
+    for name, (other, wanted) in NEEDS.items():
+        without = [v for v in possible(config, dimensions, other) if v not in wanted]
+        if name in dimensions and without:
+            _refuse_without_effect(name, other, without[0], wanted, searched=other in dimensions)
+    searched = [name for name in WEIGHING if name in dimensions]
+    alphas, rules = (possible(config, dimensions, name) for name in ("experiences.alpha", "experiences.rule"))
+    if "experiences.beta" in searched and "hinge" in rules and all(alpha == 0 for alpha in alphas):
+        refuse(
+            "experiences.beta",
+            "experiences.alpha is 0, so under hinge all experiences count alike whatever β is. Search alpha too, leave "
+            "it out, or set rule: cutoff.",
+        )
+    if searched and most() < 2:
+        refuse(
+            searched[0],
+            "every target and judged environment has one experience to learn from, which has all the confidence "
+            "whatever the rule, α and β are. Mine or choose more.",
+        )
+
+
+def possible(config: Config, dimensions: Mapping[str, Dimension], name: str) -> tuple[Any, ...]:
+    """The values that a setting may have in a trial; of a range, its ends."""
+    section, _, field = name.partition(".")
+    return dimensions[name].values if name in dimensions else (getattr(getattr(config, section), field),)
+
+
+def _refuse_without_effect(
+    name: str, other: str, value: Any, wanted: tuple[str, ...], *, searched: bool
+) -> NoReturn:
+    why = f"Beside {value} it has no effect, so trials would differ in nothing but a number"
+    if name == "experiences.beta" and value == "softmax":
+        why = CANCELS
+    came = f"{other} is searched and can be {value}" if searched else f"{other} is {value}"
+    remedy = f"Leave {name} out of the space, or let {other} be {' or '.join(wanted)} only"
+    refuse(name, f"{came}. {why}. {remedy}.")
+
+
+def check_change(config: Config, dimensions: Mapping[str, Dimension]) -> None:
+    """Refuses what pbt would have to change in a half-trained trial and cannot."""
+    fixed = FIXED_IN_TRAINING
+    if config.inner.learned_rates:
+        fixed = fixed | {"inner.steps": "with inner.learned_rates every step has factors of its own"}
+    for name in (name for name in dimensions if name in fixed):
+        refuse(
+            name,
+            f"scheduler: pbt changes settings in mid-training, and this one cannot be: {fixed[name]}. Search it with "
+            "scheduler: asha or none.",
+        )

@@ -1,0 +1,163 @@
+"""A configuration with a `search` in; its dimensions, the settings of a trial, and the environments that judge it out.
+
+A dimension is a dotted setting, the set of experiences to learn from, or the leaving of one experience. The whole space
+is checked before the first trial: what any trial would refuse is a ConfigError here (metarepair.search.check).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from metarepair.config import Config
+from metarepair.search.config import TARGETS_OWN, Distribution, ExperienceSets, SearchConfig
+from metarepair.settings import parse_config
+from tasks.confidence import choose_experiences
+from tasks.corruptions import category_of
+from tasks.errors import ConfigError
+
+Kind = Literal["choice", "uniform", "log_uniform", "integers"]
+
+EXPERIENCE_SET = "experience set"  # the dimension of top_k, categories and sets
+FREE = "experience "  # … and the beginning of those of free, one for each experience: no corruption is named "set"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """What a trial draws one value of. `values`: the choices, or the two bounds, both included."""
+
+    name: str
+    kind: Kind
+    values: tuple[Any, ...]
+
+
+def is_free(name: str) -> bool:
+    """Whether a dimension is the taking or leaving of one experience."""
+    return name.startswith(FREE) and name != EXPERIENCE_SET
+
+
+def search_of(config: Config) -> SearchConfig:
+    """The section `search`. Raises ConfigError where there is none."""
+    if config.search is None:
+        raise ConfigError(
+            "the setting 'search' is missing, and `metarepair tune` needs it. Add search: {space: …}, as in "
+            "tune_configs/search_smoke.yaml, or use `metarepair run`."
+        )
+    return config.search
+
+
+def dimensions(config: Config) -> tuple[Dimension, ...]:
+    """What is varied, in the file's order; the sets of experiences last."""
+    search = search_of(config)
+    settings = [_dimension(name, found) for name, found in search.space.items()]
+    if search.experience_sets is None:
+        return tuple(settings)
+    return (*settings, *_set_dimensions(config, search.experience_sets))
+
+
+def judged_environments(config: Config) -> tuple[str, ...]:
+    """The environments whose held-out examples judge a trial: the targets, or the pseudo-targets."""
+    search = search_of(config)
+    if search.objective == "validation":
+        return config.targets
+    return search.pseudo_targets or config.mining.experiences
+
+
+def trial_config(config: Config, drawn: Mapping[str, Any]) -> Config | None:
+    """The settings of one trial, without `search`. Raises ConfigError where they do not go together.
+
+    None: the drawn subset of experiences leaves a target or a judged environment nothing to learn from.
+    """
+    settings = {name: value for name, value in drawn.items() if not is_free(name)}
+    values = config.model_dump(mode="json", exclude={"search"})
+    if len(settings) < len(drawn):
+        taken = [name for name in config.mining.experiences if drawn.get(FREE + name)]
+        if any(set(taken) <= {environment} for environment in learners(config)):
+            return None
+        values["experiences"] |= _listed(taken)
+    if EXPERIENCE_SET in settings:
+        values["experiences"] |= _set_settings(config, _plain(settings.pop(EXPERIENCE_SET)))
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        values[section][key] = _plain(value)
+    return parse_config(values, where="a trial of the search")
+
+
+def learners(config: Config) -> tuple[str, ...]:
+    """The judged environments, and the targets, which the best trial's settings are for."""
+    return tuple(dict.fromkeys((*judged_environments(config), *config.targets)))
+
+
+def experiences_of(
+    config: Config, environment: str, distances: Mapping[str, float] | None = None
+) -> tuple[str, ...]:
+    """The experiences that an environment may learn from. Raises ConfigError as `choose_experiences` does.
+
+    Without distances, how many of `top_k` is right and which is not.
+    """
+    settings = config.experiences
+    return choose_experiences(
+        dict.fromkeys(config.mining.experiences, 0.0) if distances is None else distances,
+        choice=settings.choice,
+        top_k=settings.top_k,
+        names=settings.names,
+        target=environment,
+        category_of=category_of,
+    )
+
+
+def check_space(config: Config) -> None:
+    """Raises ConfigError for whatever a trial of this search would refuse, and for what no trial depends on."""
+    from metarepair.search.check import check  # it is made of the functions above
+
+    check(config)
+
+
+def _dimension(name: str, found: Distribution) -> Dimension:
+    for kind in get_args(Kind):
+        values = getattr(found, kind)
+        if values is not None:
+            return Dimension(name=name, kind=kind, values=tuple(values))
+    raise AssertionError(f"{name} has no values")  # a Distribution has exactly one
+
+
+def _set_dimensions(config: Config, sets: ExperienceSets) -> list[Dimension]:
+    if sets.free is None:
+        values = sets.top_k or sets.categories or tuple(sets.sets or ())
+        return [Dimension(name=EXPERIENCE_SET, kind="choice", values=values)]
+    return [
+        Dimension(name=FREE + name, kind="choice", values=(True, False)) for name in free_experiences(config)
+    ]
+
+
+def free_experiences(config: Config) -> tuple[str, ...]:
+    """The experiences that are taken or left one by one: those of `free` that some environment can learn from."""
+    sets = search_of(config).experience_sets
+    given = () if sets is None or sets.free is None else sets.free
+    names = config.mining.experiences if given is True else given
+    return tuple(name for name in names if set(judged_environments(config)) != {name})
+
+
+def _set_settings(config: Config, value: str | int) -> dict[str, Any]:
+    """The settings of `experiences` that one of the sets stands for."""
+    sets = search_of(config).experience_sets
+    assert sets is not None  # the value was drawn from it
+    if sets.top_k:
+        return {"choice": "top_k", "top_k": value, "names": []}
+    if sets.sets:
+        return _listed(sets.sets[str(value)])
+    if value == TARGETS_OWN:
+        return {"choice": "category", "top_k": None, "names": []}
+    return _listed([name for name in config.mining.experiences if category_of(name) == value])
+
+
+def _listed(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    return {"choice": "list", "top_k": None, "names": list(names)}
+
+
+def _plain(value: Any) -> Any:
+    """Searchers draw NumPy's numbers, too, which strict settings refuse."""
+    return value.item() if isinstance(value, np.generic) else value

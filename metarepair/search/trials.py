@@ -1,0 +1,69 @@
+"""What a search has tried: its trials, and which of them is the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+State = Literal["finished", "stopped early", "failed", "unfinished"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What one trial drew and how far it came.
+
+    objective: a fraction, higher is better; None where it was never judged. rounds, seconds: of training in all; a
+    trial with no experience to learn from has objective 0 after 0 rounds.
+    """
+
+    name: str
+    state: State
+    objective: float | None
+    rounds: int
+    seconds: float
+    drawn: Mapping[str, Any]
+    error: str | None
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial | None:
+    """The trial of most objective; of equal ones that of fewest rounds, then by name.
+
+    Those that were stopped early count only where none is finished; those that trained for no round never do.
+    """
+    able = [t for t in ranked(trials) if is_judged(t) and t.rounds > 0]
+    return able[0] if able else None
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Finished ones first, then those stopped early, unfinished, failed; of each the best first."""
+    order = ("finished", "stopped early", "unfinished", "failed")
+    assert set(order) == set(get_args(State))
+    return sorted(
+        trials,
+        key=lambda t: (
+            order.index(t.state),
+            not has_objective(t),
+            -(t.objective or 0.0) if has_objective(t) else 0.0,
+            t.rounds,
+            t.name,
+        ),
+    )
+
+
+def has_objective(trial: Trial) -> bool:
+    """Whether it was judged at all, and by a number."""
+    return trial.objective is not None and math.isfinite(trial.objective)
+
+
+def is_judged(trial: Trial) -> bool:
+    """Whether it came to an end of its own or of the scheduler's, with an objective."""
+    return has_objective(trial) and trial.state in ("finished", "stopped early")
+
+
+def counts(trials: Sequence[Trial]) -> str:
+    """`12 trials: 9 finished, 2 stopped early, 1 failed`."""
+    states = [t.state for t in trials]
+    found = [f"{states.count(state)} {state}" for state in get_args(State) if state in states]
+    return f"{len(trials)} trial{'s' * (len(trials) != 1)}" + (f": {', '.join(found)}" if found else "")

@@ -1,0 +1,161 @@
+"""A status in, lines for a person out: on one screen, the long lists cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from metarepair.inspection.checks import WORDS
+from metarepair.inspection.tables import count, percent, times
+from metarepair.progress import duration
+from metarepair.status.facts import HolderFacts, Member, RunningTrial, RunStatus, SearchStatus, StageStatus
+
+SHOWN = 8  # members that are begun, trials, damaged files
+NAMED = 6  # members not begun
+
+
+def describe(found: RunStatus) -> str:
+    """Everything, in lines."""
+    lines = [_headline(found), *_holder(found.holder)]
+    if found.d_fail_reads is not None:
+        lines.append(f"D_fail of a target was opened {times(found.d_fail_reads)} so far, to judge repairs.")
+    lines.append("")
+    begun = "under way" if found.state == "under way" else "begun"
+    for stage in found.stages:
+        lines += _stage(stage, begun)
+    if found.search is not None:
+        lines += _search(found.search, begun)
+    if found.damaged:
+        shown = [f"  {damage.path} {WORDS[damage.state]}" for damage in found.damaged]
+        lines += ["", "Damaged, by their sizes:", *_cut(shown, len(found.damaged))]
+    return "\n".join(lines)
+
+
+def _headline(found: RunStatus) -> str:
+    known = [stage for stage in found.stages if stage.members]
+    done = sum(stage.state == "done" for stage in known)
+    words = {
+        "finished": "finished",
+        "under way": "under way",
+        "unfinished": "unfinished, and nobody works on it: the command that began it goes on from here",
+        "not begun": "nothing is done yet",
+    }
+    counted = (
+        f"; {done} of {len(found.stages)} stages done" if found.state in ("under way", "unfinished") else ""
+    )
+    return f"{found.path}: {words[found.state]}{counted}"
+
+
+def _holder(holder: HolderFacts | None) -> list[str]:
+    if holder is None:
+        return []
+    if holder.host is None or holder.since is None:
+        return ["Held by a process that has only begun."]
+    since = _ago(holder.since)
+    who = f"`metarepair {holder.verb}`, process {holder.pid} on host {holder.host}, begun {since}"
+    sign = f"last sign of life {duration(holder.last_sign_s or 0.0)} ago"
+    if holder.alive:
+        return [f"Held by {who}, {sign}."]
+    return [f"{who} ended without an end of its own, {sign}; the next command takes its place."]
+
+
+def _stage(stage: StageStatus, begun: str) -> list[str]:
+    """A stage in a line; those of its members that are begun below it."""
+    left = f", about {duration(stage.seconds_left)} left" if stage.seconds_left is not None else ""
+    if stage.state == "done" and len(stage.members) == 1:
+        return [_titled(stage.name, f"done{_of(stage.members[0])}")]
+    done = f"{stage.done} of {len(stage.members)} done"
+    if stage.state == "done":
+        return [_titled(stage.name, f"done: {len(stage.members)} {_kinds(stage.members)}")]
+    if stage.state == "not begun":
+        names = _names(stage.members)
+        return [_titled(stage.name, f"not begun{f': {names}' if names else ''}")]
+    running = [member for member in stage.members if member.state == "begun"]
+    waiting = [member for member in stage.members if member.state == "not begun"]
+    counted = f": {done}" if len(stage.members) > 1 else ""
+    lines = [_titled(stage.name, f"{begun}{counted}{left}")]
+    lines += _cut([f"  {_member(member)}" for member in running], len(running))
+    return lines + ([f"  not begun: {_names(waiting)}"] if waiting else [])
+
+
+def _titled(name: str, words: str) -> str:
+    return f"{name:10s} {words}"
+
+
+def _of(member: Member) -> str:
+    return f": {_label(member)}" if member.name else ""
+
+
+def _kinds(members: Sequence[Member]) -> str:
+    """`targets`, `environments`, …: what the members of a stage are."""
+    roles = {member.role for member in members}
+    if roles == {None}:
+        return "targets"
+    return f"{roles.pop()}s" if len(roles) == 1 else "environments"
+
+
+def _names(members: Sequence[Member]) -> str:
+    names = [_label(member) for member in members if member.name]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _label(member: Member) -> str:
+    return f"{member.name} ({member.role})" if member.role else f"{member.name}"
+
+
+def _member(member: Member) -> str:
+    """`snow (target): 7 of 20 shards, last 3 s ago`; of a training also its newest figures."""
+    parts = []
+    if member.unit is not None:
+        total = f" of {count(member.total)}" if member.total is not None else ""
+        parts.append(f"{count(member.done)}{total} {member.unit}")
+    if member.written is not None:
+        what = "last checkpoint" if member.unit == "episodes" and member.done else "last file"
+        parts.append(f"{what} {_ago(member.written)}")
+    parts += [_metric(name, value) for name, value in member.metrics.items()]
+    if member.seconds_left:
+        parts.append(f"about {duration(member.seconds_left)} of work left")
+    parts += [f"{path} is not whole and will be passed over" for path in member.passed_over]
+    return f"{_label(member) if member.name else member.path}: {', '.join(parts) or 'begun'}"
+
+
+def _metric(name: str, value: float) -> str:
+    if name == "skipped_episodes":
+        return f"{value:.0f} episodes skipped"
+    shown = percent(value) if name.endswith("accuracy") else f"{value:.3f}"
+    return f"{name.replace('_', ' ')} {shown}"
+
+
+def _search(search: SearchStatus, begun: str) -> list[str]:
+    counts = [f"{number} {state}" for state, number in search.trials.items()]
+    total = f" of {search.total} trials" if search.total is not None else " (trials)"
+    told = f": {', '.join(counts)}{total}" if counts else (f": 0{total}" if search.total is not None else "")
+    lines = [_titled("search", f"{'done' if search.state == 'done' else begun}{told}")]
+    if search.best is not None:
+        so_far = "" if search.state == "done" else " so far"
+        lines.append(
+            f"  best{so_far}: {search.best.name} ({search.best.state}), objective {search.best.objective:.4f}"
+        )
+    return lines + _cut([f"  {_trial(trial)}" for trial in search.running], len(search.running))
+
+
+def _trial(trial: RunningTrial) -> str:
+    if not trial.rounds:
+        return f"{trial.name}: no round yet"
+    total = f" of {count(trial.of)}" if trial.of is not None else ""
+    parts = [f"{count(trial.rounds)}{total} rounds"]
+    if trial.objective is not None:
+        parts.append(f"objective {trial.objective:.4f}")
+    if trial.written is not None:
+        parts.append(f"last {_ago(trial.written)}")
+    return f"{trial.name}: {', '.join(parts)}"
+
+
+def _cut(lines: list[str], number: int) -> list[str]:
+    return lines if number <= SHOWN else [*lines[:SHOWN], f"  and {number - SHOWN} more"]
+
+
+def _ago(moment: str) -> str:
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+    return f"{duration(max(seconds, 0.0))} ago"

@@ -1,0 +1,244 @@
+"""SIGKILL of a worker, an actor, the driver and a raylet at random moments: the very weights and shards, no orphans.
+
+METAREPAIR_KILLS says how many of each (1; `make accept` takes 5).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from distributed.pipeline import Pipeline
+from metarepair.config import Config
+from metarepair.layout import Run
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+Tiny = Callable[..., Config]
+StorageOf = Callable[[str], Path]
+KILLS = int(os.environ.get("METAREPAIR_KILLS", "1"))
+TARGET = "gaussian_noise"
+LOSING_NODES = Path(__file__).with_name("losing_nodes.py")
+done: Callable[[Run, str], int] = runpy.run_path(str(LOSING_NODES))["done"]
+# Slow enough to be killed in: the rounds take about half a second.
+TRAIN = {"episodes": 60 * (1 + KILLS), "round_episodes": 5}
+MINING = {"shard_images": 20}
+GONE_WITHIN_S = 120.0
+
+
+@pytest.fixture
+def environment() -> Iterator[dict[str, str]]:
+    """Of a driver with a Ray of its own, in a temporary folder with a short name (sockets have short names)."""
+    with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ours = {**os.environ, "RAY_TMPDIR": folder, "OMP_NUM_THREADS": "1"}
+        ours["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+        ours["PYTHONPATH"] = str(Path.cwd())
+        ours.pop("RAY_ADDRESS", None)
+        yield ours
+
+
+@pytest.fixture
+def seed() -> int:
+    """Another one each time, printed so that a failure can be looked at."""
+    chosen = int(time.time())
+    print("seed", chosen)
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def whole(tiny: Tiny, scored: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """θ_meta of an undisturbed training without Ray, which 1 and 2 workers equal bit for bit (test_train)."""
+    import shutil
+
+    storage = Path(shutil.copytree(scored, tmp_path_factory.mktemp("whole") / "runs"))
+    Pipeline(tiny(storage, train=TRAIN), lambda _: None).train()
+    return weights(storage)
+
+
+@pytest.fixture(scope="session")
+def mined(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The store of an undisturbed mining without Ray."""
+    storage = tmp_path_factory.mktemp("mined")
+    Pipeline(tiny(storage, mining=MINING), lambda _: None).mine()
+    return shards(storage)
+
+
+def weights(storage: Path) -> dict[str, torch.Tensor]:
+    return load_file(Run(storage / "tiny").meta(TARGET) / "model.safetensors")
+
+
+def shards(storage: Path) -> dict[str, bytes]:
+    root = storage / "tiny"
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.arrow")}
+
+
+def written(config: Config, folder: Path) -> str:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+    return str(path)
+
+
+def started(verb: str, config: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "metarepair", verb, "--config", config]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=quiet, stderr=quiet)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Command lines of all processes below `pid`."""
+    children: dict[int, list[int]] = {}
+    names: dict[int, str] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (path / "stat").read_text()
+            names[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        children.setdefault(int(status.rpartition(")")[2].split()[1]), []).append(int(path.name))
+    found, next_ones = {}, [pid]
+    while next_ones:
+        for child in children.get(next_ones.pop(), []):
+            found[child] = names[child]
+            next_ones.append(child)
+    return found
+
+
+def alive(pids: dict[int, str]) -> dict[int, str]:
+    """Those that still run what they ran."""
+    now = {}
+    for pid, name in pids.items():
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                now[pid] = name
+        except OSError:
+            continue
+    return now
+
+
+def gone(pids: dict[int, str]) -> bool:
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return not alive(pids)
+
+
+def killed_at_random(
+    process: subprocess.Popen[bytes], run: Run, stage: str, who: str, generator: np.random.Generator
+) -> int:
+    """Kills `who`, a name in a command line, up to KILLS times, each time after progress; returns how often."""
+    deaths, seen = 0, done(run, stage)
+    while deaths < KILLS and process.poll() is None:
+        time.sleep(float(generator.uniform(0.02, 0.5)))
+        if done(run, stage) <= seen:
+            continue
+        found = [pid for pid, name in descendants(process.pid).items() if name.startswith(who)]
+        if found:
+            os.kill(int(generator.choice(found)), signal.SIGKILL)
+            deaths, seen = deaths + 1, done(run, stage)
+    return deaths
+
+
+def ended(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code, and nothing of it left."""
+    below = descendants(process.pid)
+    code = process.wait(timeout=900)
+    assert gone(below)
+    return code
+
+
+def test_killed_training_workers(
+    tiny: Tiny, storage_of: StorageOf, tmp_path: Path, environment: dict[str, str], seed: int, whole: object
+) -> None:
+    storage = storage_of("killed")
+    config = tiny(storage, workers=2, train=TRAIN, ray={"max_failures": -1})
+    process = started("train", written(config, tmp_path), environment)
+    generator = np.random.default_rng(seed)
+    deaths = killed_at_random(process, Run(storage / "tiny"), "train", "ray::RayTrainWorker", generator)
+    assert deaths == KILLS
+    assert ended(process) == 0
+    assert_same(weights(storage), whole)
+
+
+def test_killed_mining_actors(
+    tiny: Tiny, tmp_path: Path, environment: dict[str, str], seed: int, mined: object
+) -> None:
+    config = tiny(tmp_path, workers=2, mining=MINING)
+    process = started("mine", written(config, tmp_path), environment)
+    generator = np.random.default_rng(seed)
+    assert killed_at_random(process, Run(tmp_path / "tiny"), "mine", "ray::_Actor", generator) == KILLS
+    assert ended(process) == 0
+    assert shards(tmp_path) == mined
+
+
+@pytest.mark.parametrize("stage", ["mine", "train"])
+def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(
+    stage: str,
+    tiny: Tiny,
+    storage_of: StorageOf,
+    tmp_path: Path,
+    environment: dict[str, str],
+    seed: int,
+    whole: object,
+    mined: object,
+) -> None:
+    storage = storage_of("killed") if stage == "train" else tmp_path
+    config = written(tiny(storage, workers=2, train=TRAIN, mining=MINING), tmp_path)
+    run, generator = Run(storage / "tiny"), np.random.default_rng(seed)
+    for _ in range(KILLS):
+        process, seen = started(stage, config, environment), done(run, stage)
+        while done(run, stage) <= seen:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        time.sleep(float(generator.uniform(0, 0.5)))
+        below = descendants(process.pid)
+        process.kill()
+        process.wait()
+        assert gone(below), alive(below)
+    assert ended(started(stage, config, environment)) == 0
+    if stage == "train":
+        assert_same(weights(storage), whole)
+    else:
+        assert shards(tmp_path) == mined
+
+
+@pytest.mark.parametrize("stage", ["mine", "train"])
+def test_a_killed_raylet_of_another_node(
+    stage: str,
+    tiny: Tiny,
+    storage_of: StorageOf,
+    tmp_path: Path,
+    environment: dict[str, str],
+    seed: int,
+    whole: object,
+    mined: object,
+) -> None:
+    storage = storage_of("killed") if stage == "train" else tmp_path
+    config = tiny(storage, workers=2, train=TRAIN, mining=MINING, ray={"max_failures": -1})
+    command = [sys.executable, str(LOSING_NODES), written(config, tmp_path), stage, str(KILLS), str(seed)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert json.loads(ran.stdout.splitlines()[-1]) == {"deaths": KILLS}
+    if stage == "train":
+        assert_same(weights(storage), whole)
+    else:
+        assert shards(tmp_path) == mined
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: object) -> None:
+    assert isinstance(theirs, dict)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)

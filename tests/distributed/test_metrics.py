@@ -1,0 +1,59 @@
+"""Speed, skipped episodes and restarted actors, as Prometheus reads them from a node."""
+
+from __future__ import annotations
+
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+
+from distributed.metrics import count_round
+from distributed.pool import map_items
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def dying_once(marker: Path) -> Callable[[int], int]:
+    """Its process ends at the first item, the first time only."""
+    import os
+
+    def work(item: int) -> int:
+        if not marker.exists():
+            marker.touch()
+            os._exit(1)
+        return item
+
+    return work
+
+
+def test_they_are_there(cluster: None, tmp_path: Path) -> None:
+    marker = tmp_path / "died"
+    assert dict(map_items(lambda: dying_once(marker), [3], workers=1)) == {3: 3}
+    for episodes in ([{"episode": 1.0}], [{"episode": 2.0}, {"episode": 3.0, "skipped": 1.0}]):
+        count_round({"tasks_per_s": 8.0, "episodes_per_s": 2.0}, episodes)
+    wanted = {
+        "ray_metarepair_tasks_per_s": 8.0,
+        "ray_metarepair_episodes_per_s": 2.0,
+        "ray_metarepair_episodes_total": 3.0,
+        "ray_metarepair_episodes_skipped_total": 1.0,
+        "ray_metarepair_actor_restarts_total": 1.0,
+    }
+    deadline, found = time.monotonic() + 60, dict[str, float]()
+    while not wanted.items() <= found.items() and time.monotonic() < deadline:
+        time.sleep(0.5)
+        found = scraped()
+    assert wanted.items() <= found.items(), found
+
+
+def scraped() -> dict[str, float]:
+    """Our metrics of the cluster's one node, by name."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    ours = (line for line in lines if line.startswith("ray_metarepair"))
+    return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in ours}

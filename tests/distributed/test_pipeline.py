@@ -1,0 +1,54 @@
+"""A whole run on Ray with several targets: what waits for nothing is done at once, and comes out the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from distributed.pipeline import Pipeline
+from metarepair.config import Config
+from metarepair.layout import Run
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+TARGETS = ("gaussian_noise", "fog")
+
+
+def test_targets_that_are_learned_at_once_come_out_as_one_after_the_other(
+    cluster: None, tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    changes = {
+        "targets": list(TARGETS),
+        "train": {"episodes": 6, "round_episodes": 2},
+        "repair": {"methods": ["none", "metarepair"]},
+        "evaluate": {"others": []},
+    }
+    found = []
+    for workers in (0, 1):
+        said: list[str] = []
+        pipeline = Pipeline(tiny(tmp_path / str(workers), workers=workers, **changes), said.append)
+        pipeline.whole()
+        found.append(results(pipeline.run))
+        assert all(any(f"{target}: repaired by metarepair" in line for line in said) for target in TARGETS)
+    assert found[0] == found[1]
+    began, ended = zip(*(lifetime(pipeline.run.meta(target)) for target in TARGETS), strict=True)
+    assert max(began) < min(ended)  # both were under way at one time
+
+
+def results(run: Run) -> dict[str, object]:
+    """What each target's methods came to, and θ_meta to the bit."""
+    found: dict[str, object] = {}
+    for target in TARGETS:
+        rows = json.loads((run.repaired(target) / "result.json").read_text())["methods"]
+        found[target] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        theta = load_file(run.meta(target) / "model.safetensors")
+        found[f"θ {target}"] = {k: v.tolist() for k, v in theta.items()}
+    return found
+
+
+def lifetime(folder: Path) -> tuple[int, int]:
+    """When training of a target began, and when it ended."""
+    return (folder / "begun.json").stat().st_mtime_ns, (folder / "manifest.json").stat().st_mtime_ns

@@ -1,0 +1,516 @@
+"""A search on a real local Ray: honest, the same again, gone on with after a kill, and clear when it cannot be."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from distributed.search_draws import Bounds, TrialName, count_trials, drawn_of, most_rounds
+from distributed.search_inputs import TrialSetup, trial_inputs
+from distributed.search_progress import SearchProgress
+from distributed.trial import Donor, JointTraining, TrialRecord, begin_trial, read_record, trial_settings
+from distributed.tune import TuneSearch
+from metarepair.config import Config
+from metarepair.context import LocalContext
+from metarepair.search.space import dimensions
+from metarepair.search.trials import Trial
+from metarepair.settings import load_config
+from tasks import store
+from tasks.errors import ConfigError, DivergedError, StageError, UserError
+from tasks.records import Failures
+from tasks.storage import Place
+
+pytestmark = pytest.mark.distributed
+
+StorageOf = Callable[[str], Path]
+Tiny = Callable[..., Config]
+SPACE: dict[str, Any] = {
+    "space": {"inner.rate": {"log_uniform": [0.01, 0.3]}, "task.shots": {"choice": [1, 2]}},
+    "trials": 3,
+}
+SHORT = {"episodes": 4, "round_episodes": 2, "tasks": 2}
+
+
+def searching(tiny: Tiny, storage: Path, search: dict[str, Any], **changes: Any) -> Config:
+    return tiny(storage, search=search, **({"train": SHORT} | changes))
+
+
+def searched(config: Config) -> list[Trial]:
+    """The trials of a search, begun or gone on with."""
+    search = TuneSearch(config, lambda _: None)
+    search.search()
+    return trials_of(search)
+
+
+def trials_of(search: TuneSearch) -> list[Trial]:
+    return [Trial(**t) for t in json.loads((search.run.search / "trials.json").read_text())]
+
+
+def outcome(trials: list[Trial]) -> list[tuple[Any, ...]]:
+    """All that does not depend on the clock."""
+    return [(t.name, t.state, t.objective, t.rounds, dict(t.drawn), t.error) for t in trials]
+
+
+def prepared(config: Config) -> TrialSetup:
+    """What trials are given, without Ray."""
+    from distributed.search_inputs import prepare_inputs
+
+    search = TuneSearch(config, lambda _: None)
+    return prepare_inputs(search.run, config, *search._mined(), lambda _: None)
+
+
+def joint(setup: TrialSetup, name: str, drawn: dict[str, Any]) -> JointTraining:
+    settings = trial_settings(setup, name, drawn)
+    assert settings is not None
+
+    def context(folder: Place) -> LocalContext:
+        return LocalContext(folder=folder, device=torch.device("cpu"), say=lambda _: None)
+
+    return JointTraining(setup, settings, context, kept=None)
+
+
+def trained_here(
+    setup: TrialSetup, name: str, drawn: dict[str, Any], donor: Donor | None = None
+) -> TrialRecord:
+    """A trial's last record, trained in this process."""
+    record, training = begin_trial(setup, name, drawn, donor), joint(setup, name, drawn)
+    *_, last = training.records(record, donor, training.total)
+    return last
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: None, scored: Path, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Config, list[Trial]]:
+    """A search that nothing came in the way of, and its trials."""
+    storage = Path(shutil.copytree(scored, tmp_path_factory.mktemp("search") / "whole"))
+    config = searching(tiny, storage, SPACE)
+    return config, searched(config)
+
+
+# What a trial may read
+
+
+@pytest.fixture
+def d_fail_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = store.read_failures
+
+    def guarded(path: Path) -> Failures:
+        if path.name == "fail.arrow" and "targets" in path.parts:
+            raise AssertionError(f"{path} was opened")
+        return read(path)
+
+    monkeypatch.setattr(store, "read_failures", guarded)
+
+
+def paths_in(value: Any) -> Iterator[Path]:
+    """Every path in what a trial is given, however deep."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from paths_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from paths_in(part)
+    elif hasattr(value, "__dataclass_fields__"):
+        yield from paths_in([getattr(value, name) for name in value.__dataclass_fields__])
+
+
+def test_what_a_trial_is_given_has_no_path_to_a_target(storage_of: StorageOf, tiny: Tiny) -> None:
+    setup = prepared(searching(tiny, storage_of("paths"), SPACE))
+    settings = trial_settings(setup, "trial-0001", {"inner.rate": 0.1, "task.shots": 1})
+    assert settings is not None
+    given = [setup.trials, *paths_in(setup.judges), *paths_in(trial_inputs(setup, settings))]
+    assert len(given) == 1 + 1 + 4  # the judge's folder; it again, and three experiences
+    assert not [p for p in given if "targets" in p.parts]
+    copied = setup.judges[0].collect
+    assert sorted(p.name for p in copied.iterdir()) == ["collect.arrow", "manifest.json"]
+    # Its settings name the folder of trials in place of the run's.
+    assert settings.storage_path == str(setup.trials)
+
+
+def test_a_trial_trains_and_is_judged_with_d_fail_gone_and_locked(
+    storage_of: StorageOf, tiny: Tiny, d_fail_is_locked: None
+) -> None:
+    drawn = {"inner.rate": 0.1, "task.shots": 1}
+    with_it = prepared(searching(tiny, storage_of("with"), SPACE))
+    without = prepared(searching(tiny, storage_of("without"), SPACE))
+    fail = Path(str(without.trials)).parents[1] / "targets" / "gaussian_noise" / "fail.arrow"
+    fail.unlink()
+    first, second = (trained_here(setup, "trial-0001", drawn) for setup in (with_it, without))
+    assert first.objective is not None
+    assert first.objective > 0  # it did repair
+    assert (first.objective, first.rounds) == (second.objective, second.rounds)
+
+
+def test_the_whole_search_is_the_same_without_d_fail_and_draws_the_same_trials_again(
+    undisturbed: tuple[Config, list[Trial]],
+    storage_of: StorageOf,
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    try_all = TuneSearch.try_all
+
+    def try_without_d_fail(self: TuneSearch, setup: TrialSetup) -> list[Trial]:
+        (self.run.target("gaussian_noise") / "fail.arrow").unlink()
+        return try_all(self, setup)
+
+    monkeypatch.setattr(TuneSearch, "try_all", try_without_d_fail)
+    again = searched(searching(tiny, storage_of("again"), SPACE))
+    whole = undisturbed[1]
+    assert outcome(again) == outcome(whole)
+    assert [t.state for t in whole] == ["finished"] * 3
+    assert len({t.drawn["inner.rate"] for t in whole}) == 3
+    assert all(t.objective is not None and t.rounds == 2 for t in whole)
+
+
+def test_a_pseudo_target_learns_from_the_others_alone_and_needs_no_target(tmp_path: Path, tiny: Tiny) -> None:
+    search = SPACE | {"objective": "pseudo_targets", "pseudo_targets": ["snow", "shot_noise"]}
+    config = searching(tiny, tmp_path, search, mining={"collect": 25, "severities": [5]})
+    setup = prepared(config)
+    assert not (tmp_path / "tiny" / "targets").exists()  # nothing of a target was even mined
+    drawn = {"inner.rate": 0.1, "task.shots": 1}
+    settings = trial_settings(setup, "trial-0001", drawn)
+    assert settings is not None
+    for inputs in trial_inputs(setup, settings):
+        assert set(inputs.experiences) == {"snow", "shot_noise", "speckle_noise"} - {inputs.target}
+        assert inputs.split == "train"
+    record = trained_here(setup, "trial-0001", drawn)
+    assert set(record.accuracies) == {"snow", "shot_noise"}
+    assert record.objective == pytest.approx(sum(record.accuracies.values()) / 2)
+
+
+# Going on
+
+
+def test_a_finished_search_says_so_and_other_settings_are_refused_with_the_difference(
+    undisturbed: tuple[Config, list[Trial]],
+) -> None:
+    config, trials = undisturbed
+    said: list[str] = []
+    TuneSearch(config, said.append).search()
+    assert f"search: done before, see {config.storage_path}/tiny/search" in said
+    assert "trial-0002" in said[-1]
+    values = config.model_dump(mode="json")
+    values["search"]["trials"] = 5
+    with pytest.raises(StageError, match=r"search\.trials: 3 -> 5"):
+        TuneSearch(type(config).model_validate(values), said.append).search()
+    best = load_config(Path(config.storage_path) / "tiny" / "search" / "best.yaml", [])
+    chosen = max(trials, key=lambda t: t.objective or 0.0)
+    assert best.search is None
+    assert best.inner.rate in [t.drawn["inner.rate"] for t in trials if t.objective == chosen.objective]
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_and_does_nothing_twice(
+    undisturbed: tuple[Config, list[Trial]], storage_of: StorageOf, tiny: Tiny, tmp_path: Path
+) -> None:
+    config = searching(tiny, storage_of("killed"), SPACE | {"max_concurrent": 1})
+    folder = Path(config.storage_path) / "tiny" / "search" / "trials"
+    kill_when(config, tmp_path, lambda: _rounds(folder / "trial-0002") >= 1)
+    first = folder / "trial-0001" / "gaussian_noise" / "checkpoints"
+    made = {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
+    assert _rounds(folder / "trial-0001") == 2
+    assert not (folder.parent / "manifest.json").exists()
+    after = searched(config)
+    assert outcome(after) == outcome(undisturbed[1])
+    assert made
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")} == made
+
+
+def _rounds(trial: Path) -> int:
+    record = read_record(trial)
+    return 0 if record is None else record.rounds
+
+
+def kill_when(config: Config, folder: Path, reached: Callable[[], bool]) -> None:
+    """Runs the search by its command until it is somewhere, and kills it with all that it started."""
+    path = folder / "search.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metarepair", "tune", "--config", str(path)],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not reached():
+            assert process.poll() is None, "the search ended before it could be killed"
+            assert time.monotonic() < deadline, "the search did not get there"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_trial_that_died_goes_on_from_its_checkpoints_to_the_same_record(
+    storage_of: StorageOf, tiny: Tiny
+) -> None:
+    train = {"episodes": 6, "round_episodes": 2, "tasks": 2}
+    setup = prepared(searching(tiny, storage_of("died"), SPACE, train=train))
+    drawn = {"inner.rate": 0.1, "task.shots": 1}
+    whole = trained_here(setup, "trial-0001", drawn)
+    training = joint(setup, "trial-0002", drawn)
+    going = training.records(begin_trial(setup, "trial-0002", drawn, None), None, training.total)
+    assert next(going).rounds == 1
+    going.close()  # as an exception or a stop from outside ends it
+    again = joint(setup, "trial-0002", drawn)
+    record = begin_trial(setup, "trial-0002", drawn, None)
+    told = list(again.records(record, None, again.total))
+    assert [r.rounds for r in told] == [1, 2, 3]  # the first is told once more, and not trained
+    assert told[-1].objective == whole.objective
+    weights = [
+        (setup.trials / n / "gaussian_noise/checkpoints/checkpoint-000006/model.safetensors").read_bytes()
+        for n in ("trial-0001", "trial-0002")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_name_that_other_values_were_drawn_under_before_begins_anew(
+    storage_of: StorageOf, tiny: Tiny
+) -> None:
+    setup = prepared(searching(tiny, storage_of("names"), SPACE))
+    drawn = {"inner.rate": 0.1, "task.shots": 1}
+    done = trained_here(setup, "trial-0001", drawn)
+    assert begin_trial(setup, "trial-0001", drawn, None) == done
+    fresh = begin_trial(setup, "trial-0001", drawn | {"task.shots": 2}, None)
+    assert (fresh.rounds, fresh.over) == (0, False)
+    assert sorted(p.name for p in (setup.trials / "trial-0001").iterdir()) == ["record.json"]
+
+
+def test_a_trial_that_pbt_copied_begins_at_the_other_with_settings_of_its_own(
+    storage_of: StorageOf, tiny: Tiny
+) -> None:
+    search = SPACE | {"trials": 4, "scheduler": "pbt", "perturbation_rounds": 1}
+    train = {"episodes": 6, "round_episodes": 2, "tasks": 2}
+    setup = prepared(searching(tiny, storage_of("pbt"), search, train=train))
+    trained_here(setup, "trial-0001", {"inner.rate": 0.1, "task.shots": 1})
+    donor = Donor(trial="trial-0001", rounds=2, episode=4)
+    last = trained_here(setup, "trial-0002", {"inner.rate": 0.02, "task.shots": 2}, donor)
+    assert (last.rounds, last.drawn["inner.rate"]) == (3, 0.02)
+    states = [
+        json.loads((setup.trials / n / "gaussian_noise/checkpoints/checkpoint-000006/state.json").read_text())
+        for n in ("trial-0001", "trial-0002")
+    ]
+    losses = [[line["query_loss"] for line in state["history"]] for state in states]
+    assert losses[0][:4] == losses[1][:4]
+    assert losses[0][4:] != losses[1][4:]
+
+
+# Schedulers, failures, room
+
+
+def test_asha_stops_the_poor_optuna_draws_and_a_failure_ends_nothing(
+    cluster: None, storage_of: StorageOf, tiny: Tiny
+) -> None:
+    """Every subset of two experiences: both and the near one train, the far one is beyond β, none has objective 0."""
+    setup = prepared(searching(tiny, storage_of("look"), SPACE))
+    distance = {s.experience: s.distance for s in setup.judges[0].scores}
+    near, *_, far = sorted(distance, key=lambda name: distance[name])
+    config = searching(
+        tiny,
+        storage_of("subsets"),
+        {"experience_sets": {"free": [near, far]}, "searcher": "grid", "trials": 1},
+        experiences={"rule": "cutoff", "beta": (distance[near] + distance[far]) / 2},
+    )
+    trials = {(t.drawn[f"experience {near}"], t.drawn[f"experience {far}"]): t for t in searched(config)}
+    assert trials[True, True].state == trials[True, False].state == "finished"
+    assert trials[True, True].objective == trials[True, False].objective  # β leaves the far one no weight
+    assert (trials[False, False].objective, trials[False, False].rounds) == (0.0, 0)
+    failed = trials[False, True]
+    assert (failed.state, failed.objective) == ("failed", None)
+    assert "cuts off every experience" in (failed.error or "")
+
+
+@pytest.mark.slow
+def test_asha_and_optuna_stop_a_poor_trial_early_and_learn_of_it(
+    cluster: None, storage_of: StorageOf, tiny: Tiny
+) -> None:
+    search = {
+        "space": {"inner.rate": {"choice": [0.1, 1e-6]}},
+        "searcher": "optuna",
+        "scheduler": "asha",
+        "reduction": 2.0,
+        "trials": 5,
+        "max_concurrent": 1,  # asha compares with those who were there before
+    }
+    train = SHORT | {"outer_rate": 1e-6}
+    trials = searched(searching(tiny, storage_of("asha"), search, train=train))
+    poor = [t for t in trials if t.drawn["inner.rate"] == 1e-6]
+    good = [t for t in trials if t.drawn["inner.rate"] == 0.1]
+    assert poor
+    assert all(t.state == "finished" for t in good)
+    assert all(t.state == "stopped early" and t.rounds == 1 for t in poor if t.name > good[0].name)
+
+
+@pytest.mark.slow
+def test_a_population_exchanges_and_all_of_it_trains_to_the_end(
+    cluster: None, storage_of: StorageOf, tiny: Tiny
+) -> None:
+    search = {
+        "space": {"inner.rate": {"choice": [0.1, 1e-6, 1e-7, 1e-5]}},
+        "scheduler": "pbt",
+        "perturbation_rounds": 1,
+        "trials": 4,
+    }
+    storage = storage_of("population")
+    trials = searched(searching(tiny, storage, search))
+    assert [(t.state, t.rounds) for t in trials] == [("finished", 2)] * 4
+    folder = storage / "tiny" / "search" / "trials"
+    histories = [
+        json.loads((folder / t.name / "gaussian_noise/checkpoints/checkpoint-000004/state.json").read_text())
+        for t in trials
+    ]
+    first = [state["history"][0]["query_loss"] for state in histories]
+    assert len(set(first)) < len(first)  # somebody went on from somebody else's weights
+
+
+@pytest.mark.slow
+def test_trials_on_ray_train_give_what_trials_in_their_own_process_do(
+    undisturbed: tuple[Config, list[Trial]], storage_of: StorageOf, tiny: Tiny
+) -> None:
+    trials = searched(searching(tiny, storage_of("train"), SPACE, workers=1))
+    for here, there in zip(undisturbed[1], trials, strict=True):
+        assert (here.name, here.state, here.drawn) == (there.name, there.state, there.drawn)
+        assert here.objective == pytest.approx(there.objective, abs=0.2)  # one of 7 examples, to rounding
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 4}, "workers=4 needs 4 CPUs, the cluster has 2 CPUs"),
+        (
+            {"device": "cuda"},
+            "A trial of this search needs 1 CPUs and 1 GPUs on one node, the cluster has 2 CPUs",
+        ),
+        ({"ray": {"cpus_per_worker": 8.0}}, "needs 8 CPUs on one node, the cluster has 2 CPUs in all"),
+    ],
+)
+def test_what_the_cluster_cannot_place_is_refused_before_anything_is_mined(
+    cluster: None, tmp_path: Path, tiny: Tiny, changes: dict[str, Any], message: str
+) -> None:
+    config = searching(tiny, tmp_path, SPACE, **changes)
+    with pytest.raises(ConfigError) as caught:
+        TuneSearch(config, lambda _: None).search()
+    assert message in str(caught.value)
+    assert [p.name for p in (tmp_path / "tiny").iterdir()] == []
+
+
+def test_when_all_trials_fail_the_first_error_is_one_paragraph(
+    storage_of: StorageOf, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = searching(tiny, storage_of("failing"), SPACE)
+    setup, search = prepared(config), TuneSearch(config, lambda _: None)
+    results = [
+        SimpleNamespace(path=f"/x/trial-000{n}", metrics={}, error=DivergedError("The loss became nan."))
+        for n in (2, 1, 3)
+    ]
+    monkeypatch.setattr(search, "_tuner", lambda _: SimpleNamespace(fit=lambda: results))
+    with pytest.raises(UserError, match=r"All 3 trials .* trial-0001, of: The loss became nan\. Mend"):
+        search.try_all(setup)
+    results[0].error, results[0].metrics = None, {"done": False}
+    with pytest.raises(KeyboardInterrupt):  # stopped, not failed
+        search.try_all(setup)
+
+
+# What Tune is given, and what is shown
+
+
+def test_choices_are_given_to_tune_by_number_and_come_back_as_they_were(tmp_path: Path, tiny: Tiny) -> None:
+    space = {
+        "inner.parts": {"choice": [["*"], ["head"]]},
+        "train.tasks": {"integers": [1, 3]},
+        "experiences.alpha": {"choice": [None, 0.5]},
+    }
+    config = searching(tiny, tmp_path, {"space": space, "searcher": "grid", "trials": 2})
+    assert count_trials(config) == 2 * 2 * 3 * 2
+    drawn = drawn_of(dimensions(config), {"inner.parts": 1, "train.tasks": 3, "experiences.alpha": 0})
+    assert drawn == {"inner.parts": ["head"], "train.tasks": 3, "experiences.alpha": None}
+    longer = searching(tiny, tmp_path, {"space": {"train.episodes": {"choice": [4, 7]}}, "trials": 2})
+    assert most_rounds(longer) == 4
+
+
+def test_mutations_stay_in_their_ranges(tmp_path: Path, tiny: Tiny) -> None:
+    bounds = Bounds(dimensions(searching(tiny, tmp_path, SPACE)))
+    assert bounds({"inner.rate": 0.36, "task.shots": 1}) == {"inner.rate": 0.3, "task.shots": 1}
+    assert bounds({"inner.rate": 0.008, "task.shots": 0}) == {"inner.rate": 0.01, "task.shots": 0}
+
+
+def test_trials_are_named_in_the_order_of_drawing() -> None:
+    tags = ["0_inner.rate=0.1", "9_x", "10"]
+    assert [TrialName(first=0)(SimpleNamespace(experiment_tag=t)) for t in tags] == [
+        "trial-0001",
+        "trial-0010",
+        "trial-0011",
+    ]
+    assert TrialName(first=1)(SimpleNamespace(experiment_tag="1_x")) == "trial-0001"
+
+
+class FakeTrial(SimpleNamespace):
+    def __str__(self) -> str:
+        return str(self.name)
+
+
+def fake_trials() -> list[FakeTrial]:
+    def trial(name: str, status: str, drawn: tuple[float, int], **report: float) -> FakeTrial:
+        config = {"inner.rate": drawn[0], "task.shots": drawn[1]}
+        return FakeTrial(name=name, status=status, config=config, last_result=report)
+
+    return [
+        trial("trial-0001", "TERMINATED", (0.03, 0), objective=0.5, round=4, over=1, rounds=4),
+        trial("trial-0002", "TERMINATED", (0.1, 1), objective=0.25, round=1, over=0, rounds=4),
+        trial("trial-0003", "TERMINATED", (0.2, 0), objective=0.0, round=2, over=1, rounds=4, failed=1),
+        trial("trial-0004", "RUNNING", (0.05, 1), objective=0.75, round=2, over=0, rounds=4),
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_a_table_on_a_terminal_and_a_line_elsewhere(
+    tmp_path: Path, tiny: Tiny, terminal: bool
+) -> None:
+    found = dimensions(searching(tiny, tmp_path, SPACE))
+    progress = SearchProgress(found, trials=6, rounds=4)
+    progress.stream = Terminal() if terminal else io.StringIO()
+    progress.setup()
+    progress.on_experiment_end(trials=fake_trials())
+    text = progress.stream.getvalue()
+    break_ = "\n" if terminal else "; "
+    states = "search: 3 of 6 trials, 1 running, 2 waiting, 1 stopped early, 1 failed"
+    assert f"{states}{break_}9 of 19 rounds" in text
+    assert "best 75.0% trial-0004 (inner.rate 0.05, task.shots 2)" in text
+    assert ("\n  trial-0002   stopped early        1/4      25.0%  inner.rate 0.1" in text) == terminal
+    progress.on_experiment_end(trials=fake_trials())
+    assert ("\x1b[8F\x1b[J" in progress.stream.getvalue()) == terminal  # goes back over its eight lines
+
+
+def test_a_record_reads_back_and_a_torn_one_is_none(tmp_path: Path) -> None:
+    from distributed.trial import write_record
+
+    record = write_record(tmp_path, TrialRecord(drawn={"inner.rate": 0.1}, rounds=2, objective=0.5))
+    assert read_record(tmp_path) == record
+    (tmp_path / "record.json").write_text(json.dumps(asdict(record))[:20])
+    assert read_record(tmp_path) is None

@@ -1,0 +1,89 @@
+"""What is asked of a cluster against what it has: one paragraph where it cannot be placed, before anything waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distributed.cluster import _fitting, _lacking, worker_resources
+from metarepair.config import Config
+from metarepair.settings import parse_config
+from tasks.errors import ConfigError
+
+
+def asked(**settings: Any) -> Config:
+    return parse_config({"name": "unit", "mining": {"experiences": ["fog"]}, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "words"),
+    [
+        (
+            {"workers": 4},
+            [{"CPU": 2}],
+            "workers=4 needs 4 CPUs, the cluster has 2 CPUs. Set workers=2 or less",
+        ),
+        (
+            {"workers": 4, "device": "cuda"},
+            [{"CPU": 16, "GPU": 1}],
+            "needs 4 CPUs and 4 GPUs, the cluster has 16 CPUs and 1 GPUs. Set workers=1 or less",
+        ),
+        (
+            {"workers": 1, "device": "cuda"},
+            [{"CPU": 2}],
+            "1 GPUs, the cluster has 2 CPUs and 0 GPUs. Set workers=0",
+        ),
+        (
+            {"workers": 2, "ray": {"cpus_per_worker": 3.0}},
+            [{"CPU": 4}, {"CPU": 4}, {"CPU": 1}],
+            None,  # one on each of the large nodes
+        ),
+        (
+            {"workers": 3, "ray": {"cpus_per_worker": 3.0}},
+            [{"CPU": 5}, {"CPU": 5}],
+            "but no more than 2 workers fit on its 2 nodes",
+        ),
+        ({"workers": 3, "ray": {"min_workers": 1}}, [{"CPU": 1}], None),
+        ({"workers": 2, "device": "cuda", "ray": {"gpus_per_worker": 0.5}}, [{"CPU": 2, "GPU": 1}], None),
+        ({"workers": 4, "ray": {"cpus_per_worker": 0.5}}, [{"CPU": 2}], None),
+        ({"workers": 10, "ray": {"cpus_per_worker": 0.1}}, [{"CPU": 1}], None),
+        ({"workers": 1}, [], "the cluster has 0 CPUs"),
+    ],
+)
+def test_what_cannot_be_placed_is_said(
+    settings: dict[str, Any], nodes: list[dict[str, float]], words: str | None
+) -> None:
+    said = _lacking(asked(**settings), nodes)
+    if words is None:
+        assert said is None
+    else:
+        assert said is not None
+        assert words in said
+        assert "ray.wait_s" in said
+
+
+def test_a_worker_is_on_one_node() -> None:
+    worker = worker_resources(asked(workers=1, ray={"cpus_per_worker": 2.0}))
+    assert _fitting(worker, [{"CPU": 3}, {"CPU": 5}, {"GPU": 8}]) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"workers": 2, "ray": {"min_workers": 3}}, "ray.min_workers=3 is more than workers=2"),
+        ({"ray": {"min_workers": 1}}, "more than workers=0"),
+        ({"ray": {"gpus_per_worker": 0}}, "ray.gpus_per_worker"),
+        ({"ray": {"cpus_per_worker": "one"}}, "ray.cpus_per_worker"),
+        ({"ray": {"max_failures": -2}}, "ray.max_failures"),
+        ({"ray": {"wait_s": -1}}, "ray.wait_s"),
+        ({"ray": {"timeout_s": 0}}, "ray.timeout_s"),
+        ({"ray": {"workers": 2}}, "no setting 'ray.workers'"),
+        ({"ray": {"max_failure": 2}}, "did you mean 'ray.max_failures'"),
+        ({"train": {"kept_checkpoints": 0}}, "train.kept_checkpoints"),
+    ],
+)
+def test_settings_of_ray_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        asked(**settings)
+    assert message in str(refused.value)

@@ -1,0 +1,350 @@
+"""One driver at a time writes in a run, here and on an object store; death and loss of a hold are found out."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import run_lock
+from tasks.errors import LockError, StorageError
+from tasks.lease import LEASE, Owner, new_owner, read_lease, renew_lease
+from tasks.run_lock import LOCK, holder, locked
+from tasks.storage import Place, write_text
+
+QUICK = {"beat_s": 0.1, "dead_s": 0.4}
+PATIENT = {"beat_s": 0.4, "dead_s": 60.0}  # so that a slow machine is not taken for a dead owner
+
+
+def said(_: str) -> None:
+    """Nobody listens."""
+
+
+def owner_elsewhere(age_s: float = 0.0, **changes: Any) -> Owner:
+    beat = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat()
+    return replace(new_owner("mine"), host="elsewhere", machine="elsewhere", beat=beat, **changes)
+
+
+def write_lease(root: Place, owner: Owner) -> None:
+    if isinstance(root, Path):
+        root.mkdir(exist_ok=True)
+    write_text(root / LEASE, json.dumps(asdict(owner)))
+
+
+@contextmanager
+def beating(root: Place, owner: Owner, *, clock_s: float = 0.0) -> Iterator[None]:
+    """An owner elsewhere that is alive, with a clock that is `clock_s` seconds behind."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.05):
+            moment = datetime.now(UTC) - timedelta(seconds=clock_s)
+            write_lease(root, replace(owner, beat=moment.isoformat()))
+
+    write_lease(root, owner)
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+def test_the_second_is_refused_and_told_who_holds_it(root: Place) -> None:
+    with locked(root, "train", say=said, **QUICK):
+        before = read_lease(root)
+        with pytest.raises(LockError) as refused, locked(root, "run", say=said, **PATIENT):
+            raise AssertionError("two are in")
+        after = read_lease(root)
+        assert before is not None
+        assert after is not None
+        assert after.token == before.token
+        words = f"`metarepair train` (process {os.getpid()} on host {before.host}, since {before.since[:10]} "
+        assert words in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert (held := holder(root)) is not None
+        assert held.alive
+        assert held.owner is not None
+        assert held.owner.token == before.token
+    assert holder(root) is None
+    with locked(root, "run", say=said, **QUICK):
+        pass
+    assert not (root / LEASE).exists()
+    assert not (root / LOCK).exists()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_it_is_free_again_however_the_work_ends(root: Place, error: type[BaseException]) -> None:
+    with pytest.raises(error, match="the work's"), locked(root, "mine", say=said, **QUICK):
+        raise error("the work's")
+    assert holder(root) is None
+    assert not (root / LEASE).exists()
+
+
+def test_a_hold_shows_that_it_lives(root: Place) -> None:
+    with locked(root, "mine", say=said, beat_s=0.05):
+        before = read_lease(root)
+        deadline = time.monotonic() + 10
+        while read_lease(root) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        after = read_lease(root)
+    assert before is not None
+    assert after == replace(before, beat=after.beat if after else "")
+
+
+def test_of_two_that_come_at_once_one_is_let_in(root: Place) -> None:
+    start, over = threading.Barrier(2), threading.Event()
+    found: list[str] = []
+
+    def work() -> None:
+        start.wait()
+        try:
+            with locked(root, "mine", say=said, **PATIENT):
+                found.append("in")
+                over.wait(10)
+        except LockError:
+            found.append("refused")
+            over.set()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(found) == ["in", "refused"]
+
+
+CHILD = """
+import sys, time
+from tasks.run_lock import locked
+from tasks.storage import place
+with locked(place(sys.argv[1]), "mine", beat_s=0.2):
+    print("in", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_owner_of_this_machine_leaves_no_lock(root: Place) -> None:
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(root)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "in\n"
+        assert (held := holder(root)) is not None
+        assert held.alive
+        assert held.owner is not None
+        assert held.owner.pid == child.pid
+        with pytest.raises(LockError), locked(root, "run", say=said, **PATIENT):
+            raise AssertionError("two are in")
+    finally:
+        child.kill()
+        child.communicate()
+    assert (held := holder(root)) is not None
+    assert not held.alive
+    heard: list[str] = []
+    with locked(root, "run", say=heard.append):
+        assert (held := holder(root)) is not None
+        assert held.alive
+    assert heard == [], "it is known at once, and not watched"
+
+
+def refuse_flock(*_: Any) -> None:
+    raise OSError(errno.ENOTSUP, "no locks here")
+
+
+def test_without_flock_the_lease_alone_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse_flock)
+    with locked(tmp_path, "mine", say=said, **QUICK):
+        assert not (tmp_path / LOCK).exists()
+        assert (held := holder(tmp_path)) is not None
+        assert held.alive
+        with pytest.raises(LockError), locked(tmp_path, "run", say=said, **PATIENT):
+            raise AssertionError("two are in")
+    assert holder(tmp_path) is None
+    write_lease(tmp_path, replace(new_owner("mine"), pid=gone_process()))
+    assert (held := holder(tmp_path)) is not None
+    assert not held.alive
+    with locked(tmp_path, "run", say=said):
+        assert (held := holder(tmp_path)) is not None
+        assert held.alive
+
+
+def gone_process() -> int:
+    """The id of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    child.wait()
+    return child.pid
+
+
+@pytest.mark.parametrize("clock_s", [0.0, 3600.0, -3600.0])
+def test_an_owner_elsewhere_that_beats_is_alive_whatever_its_clock_says(root: Place, clock_s: float) -> None:
+    """Locks of another machine may not be seen here, so a free lock is not enough on a local path either."""
+    owner, heard = owner_elsewhere(clock_s), list[str]()
+    with (
+        beating(root, owner, clock_s=clock_s),
+        pytest.raises(LockError, match="on host elsewhere"),
+        locked(root, "run", say=heard.append, beat_s=2.0, dead_s=60.0),
+    ):
+        raise AssertionError("two are in")
+    assert len(heard) == 1
+    assert "on host elsewhere" in heard[0]
+    assert (left := read_lease(root)) is not None
+    assert left.token == owner.token
+
+
+def test_an_owner_elsewhere_that_is_silent_is_taken_over(root: Place) -> None:
+    write_lease(root, owner_elsewhere(age_s=3600))
+    assert (held := holder(root)) is not None
+    assert not held.alive
+    started = time.monotonic()
+    with locked(root, "run", say=said, beat_s=0.1, dead_s=60.0):
+        assert (now := read_lease(root)) is not None
+        assert now.pid == os.getpid()
+    assert time.monotonic() - started > 0.15, "it was watched for a beat and a half: its clock may be wrong"
+    write_lease(root, owner_elsewhere())
+    assert (held := holder(root)) is not None
+    assert held.alive
+    with locked(root, "run", say=said, **QUICK):
+        assert (now := read_lease(root)) is not None
+        assert now.pid == os.getpid()
+
+
+def test_an_owner_that_ends_while_it_is_watched_is_followed(root: Place) -> None:
+    write_lease(root, owner_elsewhere())
+    ender = threading.Timer(0.2, lambda: (root / LEASE).unlink())
+    ender.start()
+    with locked(root, "run", say=said, beat_s=0.2, dead_s=60.0):
+        assert (now := read_lease(root)) is not None
+        assert now.pid == os.getpid()
+    ender.join()
+
+
+@pytest.mark.parametrize("how", ["taken over", "deleted"])
+def test_who_lost_the_hold_is_stopped_and_leaves_the_others_alone(root: Place, how: str) -> None:
+    other = owner_elsewhere()
+
+    def lose() -> None:
+        if how == "deleted":
+            (root / LEASE).unlink()
+        else:
+            write_lease(root, other)
+        time.sleep(60)  # the work ends as by Ctrl-C, also in the middle of a call that waits
+
+    started = time.monotonic()
+    with pytest.raises(LockError) as error, locked(root, "train", say=said, **QUICK):
+        lose()
+    assert time.monotonic() - started < 60
+    assert isinstance(error.value.__cause__, KeyboardInterrupt)
+    assert ("on host elsewhere" if how == "taken over" else "was deleted") in str(error.value)
+    assert read_lease(root) == (other if how == "taken over" else None)
+
+
+def test_work_that_ended_before_the_loss_was_seen_is_told_of_it(root: Place) -> None:
+    """In a thread nothing can be stopped; the end tells."""
+    errors: list[LockError] = []
+
+    def work() -> None:
+        try:
+            with locked(root, "train", say=said):
+                write_lease(root, owner_elsewhere())
+        except LockError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+
+
+def test_a_storage_out_of_reach_for_a_while_loses_nothing(
+    root: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+
+    def renew(root: Place, owner: Owner) -> bool:
+        calls.append(len(calls) < 2)
+        if calls[-1]:
+            raise StorageError("out of reach") if len(calls) == 1 else OSError(errno.ENOSPC, "full")
+        return renew_lease(root, owner)
+
+    monkeypatch.setattr(run_lock, "renew_lease", renew)
+    with locked(root, "train", say=said, beat_s=0.05):
+        before, deadline = read_lease(root), time.monotonic() + 10
+        while read_lease(root) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert calls[:3] == [True, True, False]
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"\xff"])
+def test_a_damaged_lease_tells_of_nobody_and_is_written_anew(root: Place, content: bytes) -> None:
+    write_text(root / LEASE, "")
+    (root / LEASE).write_bytes(content)
+    assert holder(root) is None
+    with locked(root, "run", say=said, **QUICK):
+        (root / LEASE).write_bytes(content)
+        deadline = time.monotonic() + 10
+        while (held := holder(root)) is None or held.owner is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert held.owner.pid == os.getpid()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pid": 0}, {"pid": "7"}, {"since": "yesterday"}, {"beat": "2026-01-01T00:00:00"}]
+)
+def test_a_lease_that_makes_no_sense_is_damaged(root: Place, changes: dict[str, Any]) -> None:
+    write_text(root / LEASE, json.dumps(asdict(new_owner("run")) | changes))
+    with pytest.raises(ValueError, match=r"."):
+        read_lease(root)
+
+
+def test_looking_changes_nothing_and_keeps_nobody_out(tmp_path: Path) -> None:
+    with locked(tmp_path, "run", say=said):
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert holder(tmp_path) is not None
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert holder(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    descriptor = os.open(tmp_path / LOCK, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    looking = threading.Timer(0.15, lambda: os.close(descriptor))
+    looking.start()
+    with locked(tmp_path, "run", say=said):
+        pass
+    looking.join()
+
+
+def test_a_file_deleted_by_its_last_owner_is_not_taken_for_the_lock(tmp_path: Path) -> None:
+    """Who opened the file before its owner deleted it would lock what no third one will ever see."""
+    first, opened = os.open(tmp_path / LOCK, os.O_RDWR | os.O_CREAT), []
+    fcntl.flock(first, fcntl.LOCK_EX)
+    real = os.open
+
+    def opening(path: Any, *rest: Any) -> int:
+        descriptor = real(path, *rest)
+        if not opened:
+            opened.append(path)
+            (tmp_path / LOCK).unlink()
+            os.close(first)
+        return descriptor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", opening)
+        with locked(tmp_path, "run", say=said):
+            patch.undo()
+            assert opened
+            with pytest.raises(LockError), locked(tmp_path, "mine", say=said):
+                raise AssertionError("two are in")

@@ -1,0 +1,66 @@
+"""Work at the same time: how many, the first error, and a follower that takes what came meanwhile as a batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from distributed.together import Follower, each_at_once
+from tasks.errors import DataError
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_as_many_as_there_is_room_for_are_done_at_once(at_once: int) -> None:
+    barrier, done = threading.Barrier(at_once, timeout=10), list[int]()
+
+    def work(item: int) -> None:
+        barrier.wait()  # breaks where fewer than `at_once` come together
+        done.append(item)
+
+    each_at_once(work, range(4), at_once=at_once)
+    assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_the_first_error_comes_out_and_the_rest_is_not_begun() -> None:
+    begun, failed = list[int](), threading.Event()
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 0:
+            failed.set()
+            raise DataError("the first is broken")
+        assert failed.wait(10)
+
+    with pytest.raises(DataError, match="the first is broken"):
+        each_at_once(work, range(20), at_once=2)
+    assert len(begun) < 20
+
+
+def test_a_follower_works_off_all_that_was_added() -> None:
+    batches, may_go_on, begun = list[list[int]](), threading.Event(), threading.Event()
+
+    def work(batch: Sequence[int]) -> None:
+        begun.set()
+        assert may_go_on.wait(10)
+        batches.append(list(batch))
+
+    follower = Follower(work)
+    follower.add(1)
+    assert begun.wait(10)
+    follower.add(2)
+    follower.add(3)
+    may_go_on.set()
+    follower.finish()
+    assert batches == [[1], [2, 3]]
+
+
+def test_an_error_of_the_follower_comes_out() -> None:
+    def work(_: Sequence[int]) -> None:
+        raise DataError("no features")
+
+    follower = Follower(work)
+    follower.add(1)
+    with pytest.raises(DataError, match="no features"):
+        follower.finish()
