@@ -109,7 +109,13 @@ def extract_all(run: Run, config: Config, mined: Mined, say: Say) -> dict[tuple[
             done[key] = manifest
     missing = {key: stage for key, stage in stages.items() if key not in done}
     for stage in missing.values():
-        begin(stage.folder, config=stage.settings, inputs=stage.inputs, sealed=True)
+        begin(
+            stage.folder,
+            config=stage.settings,
+            inputs=stage.inputs,
+            sealed=True,
+            parts=len(stage.shards),
+        )
     _extract(config, [s for stage in missing.values() for s in stage.shards], say)
     found = map_items(_build_moments, list(missing.items()), workers=config.workers)
     for (key, stage), (count, dim) in found:

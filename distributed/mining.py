@@ -114,9 +114,9 @@ def mine_all(
             on_done(environment, manifest)
             continue
         parts = settings | {"mining.shard_images": config.mining.shard_images}
-        begin(environment.folder / "parts", config=parts, inputs=inputs, sealed=True)
         made_of, images = content_hash([settings, inputs]), len(here.split(environment.split).labels_N)
-        shards[environment] = _shards(environment, images, config.mining.shard_images, made_of)
+        mine = shards[environment] = _shards(environment, images, config.mining.shard_images, made_of)
+        begin(environment.folder / "parts", config=parts, inputs=inputs, sealed=True, parts=len(mine))
     for environment in _mine_shards(config, shards, say):
         manifest = finish_environment(
             environment.folder,

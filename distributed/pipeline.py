@@ -9,8 +9,9 @@ that are mined, while others are; the targets, each of them trained for and then
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Literal
 
@@ -51,6 +52,7 @@ from tasks.manifest import (
     verify_checksums,
     write_manifest,
 )
+from tasks.remote_path import RemotePath
 from tasks.storage import Place, copy_file, find, remove_tree, write_text
 
 Stage = Literal["mine", "score", "train", "repair", "report"]
@@ -62,6 +64,7 @@ class Pipeline:
 
     def __init__(self, config: Config, say: Say) -> None:
         self.config, self.say, self._checked = config, say, False
+        self._judging = threading.Lock()
         _check_names(config)
         self.run: Run = open_run(config)
 
@@ -256,7 +259,9 @@ class Pipeline:
         verify_checksums(self.run.target(target), mined["target", target])
         if self.config.workers == 0:
             repair_target(self.run, self.config, target, self.here, self.say)
-        else:
+            return
+        # An object store cannot append: of two who log that they open a D_fail at once, one would be forgotten.
+        with self._judging if isinstance(self.run.root, RemotePath) else nullcontext():
             repair_on_ray(self.run, self.config, target, self.say)
 
     def report(self) -> None:

@@ -12,13 +12,18 @@ from metarepair.search.space import search_of
 from tasks.errors import ConfigError
 
 HEAD = "node:__internal_head__"  # Ray's own resource of the head node, 1 in all
+TRAINS_OWN = 0.003  # of it, for each run of Ray Train: its cleaner of placement groups has 0.001
 
 
 def trial_resources(config: Config) -> dict[str, float]:
-    """What Tune reserves for a trial; with `workers`, whose group reserves for itself, a share of the head node."""
+    """What Tune reserves for a trial; with `workers`, whose group reserves for itself, a share of the head node.
+
+    A share is as large as lets `trials_at_once` of them in, and leaves Ray Train what it takes of the same resource.
+    """
     if config.workers == 0:
         return worker_resources(config)
-    return {HEAD: max(math.floor(1e4 / trials_at_once(config)), 1) / 1e4}
+    at_once = trials_at_once(config)
+    return {HEAD: max(math.floor(1e4 * (1 - TRAINS_OWN * (at_once + 1)) / at_once), 10) / 1e4}
 
 
 def trials_at_once(config: Config) -> int:

@@ -165,7 +165,7 @@ class TuneSearch:
                 max_concurrent_trials=at_once,
                 search_alg=build_searcher(self.config),
                 scheduler=build_scheduler(self.config),
-                reuse_actors=True,  # a process starts for longer than a small trial takes
+                reuse_actors=False,  # a thread of a stopped trial that takes 2 s to end fails the trial that is next
                 trial_name_creator=names,
                 trial_dirname_creator=names,
             ),
@@ -253,9 +253,9 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _words(error: BaseException) -> str:
+def _words(error: BaseException | str) -> str:
     """An error as one line: a UserError's own words, else the last thing that was said."""
-    cause: Any = getattr(error, "cause", None) or error.__cause__ or error
+    cause = getattr(error, "cause", None)
     if isinstance(cause, UserError):
         return " ".join(str(cause).split())
     lines = [line for line in str(error).strip().splitlines() if line.strip()]

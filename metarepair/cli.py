@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -41,6 +43,7 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
     given = _parser().parse_args(arguments)
+    _stop_on_termination()
     try:
         _check_own_packages()
         if given.verb == "doctor":
@@ -77,6 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             given, UserError(f"Writing failed: {error}. Make room or permit it, then run again to go on."), 2
         )
+
+
+def _stop_on_termination() -> None:
+    """A terminated command (as by `ray job stop`) ends as one that Ctrl-C stops: in order, its locks given back."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _fail(given: argparse.Namespace, error: UserError, code: int) -> int:

@@ -21,6 +21,7 @@ from tasks.storage import Place, local, remove, remove_tree, size_of, write_text
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
 CHECKSUM = "checksum"
+PARTS = "parts"
 # The verbs that make what is damaged again without being told, by the first word of their stages' names.
 MENDING = {"mine": "mine", "features": "score", "score": "score", "hypothesis": "hypothesis"}
 DAMAGED = (
@@ -210,9 +211,16 @@ def _refuse_others(
 
 
 def begin(
-    folder: Place, *, config: Mapping[str, Any], inputs: Mapping[str, str], sealed: bool = False
+    folder: Place,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    sealed: bool = False,
+    parts: int | None = None,
 ) -> None:
     """Marks an unfinished stage with what it depends on, so that a killed one goes on with the same alone.
+
+    parts: how many it will have, for those who look on.
 
     Raises StageError with the difference when `folder` was begun with other settings or inputs, DataError when the mark
     is damaged. With `sealed` parts, which tell themselves what they are of, a damaged mark is written anew.
@@ -221,6 +229,7 @@ def begin(
     content = _plain({"config": config, "inputs": inputs})
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else content
+        before = {key: value for key, value in before.items() if key != PARTS}
     except (OSError, ValueError, TypeError) as error:
         if not sealed:
             raise DataError(f"{path} is damaged ({error}). Run the stage again with --restart.") from error
@@ -233,7 +242,7 @@ def begin(
             f"{folder} is unfinished, and was begun with other settings: {shown}. Set them back to go on, give this "
             "run another name, or begin anew with --restart."
         )
-    write_text(path, json.dumps(content))
+    write_text(path, json.dumps(content | ({} if parts is None else {PARTS: parts})))
 
 
 def verify_sizes(folder: Place, manifest: Manifest) -> None:

@@ -503,5 +503,5 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
 ) -> None:
     with monkeypatch.context() as patch:
         interrupt(patch, "distributed.mining.write_part", 2, OSError(28, "No space left on device", "part"))
-        fresh.refused("mine", says=["No space left", "Make room"], unfinished="experiences/shot_noise")
+        fresh.refused("mine", says=["No space left", "Make room"], unfinished="experiences/impulse_noise")
     assert fresh.run("mine")[0] == 0
