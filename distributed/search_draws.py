@@ -82,15 +82,20 @@ def most_rounds(config: Config) -> int:
     return rounds_of(max(possible(config, by_name, "train.episodes")), config.train.round_episodes)
 
 
-def build_searcher(config: Config) -> Any:
-    """Who draws the trials; with the same seed the same ones. Optuna's also depend on the results that it has seen."""
+def build_searcher(config: Config, at_once: int) -> Any:
+    """Who draws the trials; with the same seed the same ones. Optuna's also depend on the results that it has seen.
+
+    A population is drawn at once, and those of it wait that there is no room for.
+    """
+    from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.basic_variant import BasicVariantGenerator
     from ray.tune.search.optuna import OptunaSearch
 
-    seed = search_seed(config)
-    if search_of(config).searcher == "optuna":
-        return OptunaSearch(seed=seed)
-    return BasicVariantGenerator(random_state=seed)
+    search, seed = search_of(config), search_seed(config)
+    if search.searcher == "optuna":
+        return ConcurrencyLimiter(OptunaSearch(seed=seed), max_concurrent=at_once)
+    unlimited = search.scheduler == "pbt"
+    return BasicVariantGenerator(random_state=seed, max_concurrent=0 if unlimited else at_once)
 
 
 def search_seed(config: Config) -> int:

@@ -124,7 +124,9 @@ def _state(trial: Any) -> str:
     if trial.status == "ERROR" or report.get("failed"):
         return "failed"
     if trial.status == "TERMINATED":
-        return "finished" if report.get(OVER) else "stopped early"
+        if report.get(OVER):
+            return "finished"
+        return "stopped early" if report.get("done") else "waiting"  # the latter when all are stopped at once
     return "running" if trial.status == "RUNNING" else "waiting"
 
 

@@ -153,8 +153,6 @@ class TuneSearch:
 
         search, found, names = search_of(self.config), dimensions(self.config), build_names(self.config)
         progress = SearchProgress(found, trials=count_trials(self.config), rounds=most_rounds(self.config))
-        # A population is drawn at once, and those of it wait that there is no room for.
-        at_once = None if search.scheduler == "pbt" else trials_at_once(self.config)
         return tune.Tuner(
             trainable,
             param_space=param_space(self.config),
@@ -162,8 +160,7 @@ class TuneSearch:
                 metric=OBJECTIVE,
                 mode="max",
                 num_samples=search.trials,
-                max_concurrent_trials=at_once,
-                search_alg=build_searcher(self.config),
+                search_alg=build_searcher(self.config, trials_at_once(self.config)),
                 scheduler=build_scheduler(self.config),
                 reuse_actors=False,  # a thread of a stopped trial that takes 2 s to end fails the trial that is next
                 trial_name_creator=names,

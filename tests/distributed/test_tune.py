@@ -23,14 +23,22 @@ import pytest
 import torch
 import yaml
 
-from distributed.search_draws import Bounds, TrialName, count_trials, drawn_of, most_rounds
+from distributed.search_draws import (
+    Bounds,
+    TrialName,
+    build_searcher,
+    count_trials,
+    drawn_of,
+    most_rounds,
+    param_space,
+)
 from distributed.search_inputs import TrialSetup, trial_inputs
 from distributed.search_progress import SearchProgress
 from distributed.trial import Donor, JointTraining, TrialRecord, begin_trial, read_record, trial_settings
 from distributed.tune import TuneSearch
 from metarepair.config import Config
 from metarepair.context import LocalContext
-from metarepair.search.space import dimensions
+from metarepair.search.space import dimensions, search_of
 from metarepair.search.trials import Trial
 from metarepair.settings import load_config
 from tasks import store
@@ -47,8 +55,6 @@ SPACE: dict[str, Any] = {
     "trials": 3,
 }
 SHORT = {"episodes": 4, "round_episodes": 2, "tasks": 2}
-# Nothing moves but by the inner rate: a tiny one leaves all failures failures, and its objective is 0.
-STILL = {"train": SHORT | {"outer_rate": 1e-6}, "inner": {"batch_norm": "frozen"}}
 
 
 def searching(tiny: Tiny, storage: Path, search: dict[str, Any], **changes: Any) -> Config:
@@ -392,23 +398,21 @@ def test_a_trial_that_fails_is_recorded_and_one_without_experiences_has_objectiv
 
 
 @pytest.mark.slow
-def test_asha_and_optuna_stop_a_poor_trial_early_and_learn_of_it(
-    cluster: None, storage_of: StorageOf, tiny: Tiny
-) -> None:
+def test_asha_stops_a_poor_trial_early(cluster: None, storage_of: StorageOf, tiny: Tiny) -> None:
+    """Nothing moves but batch-norm statistics: frozen, all failures stay failures, and the objective is 0."""
     search = {
-        "space": {"inner.rate": {"choice": [0.1, 1e-6]}},
-        "searcher": "optuna",
+        "space": {"inner.batch_norm": {"choice": ["adapt", "frozen"]}},
+        "searcher": "grid",
         "scheduler": "asha",
         "reduction": 2.0,
-        "trials": 5,
+        "trials": 1,
         "max_concurrent": 1,  # asha compares with those who were there before
     }
-    trials = searched(searching(tiny, storage_of("asha"), search, **STILL))
-    poor = [t for t in trials if t.drawn["inner.rate"] == 1e-6]
-    good = [t for t in trials if t.drawn["inner.rate"] == 0.1]
-    assert poor
-    assert all(t.state == "finished" for t in good)
-    assert all(t.state == "stopped early" and t.rounds == 1 for t in poor if t.name > good[0].name)
+    still = {"train": SHORT | {"outer_rate": 1e-6}, "inner": {"rate": 1e-6, "batch_norm_momentum": 0.5}}
+    adapting, frozen = searched(searching(tiny, storage_of("asha"), search, **still))
+    assert (adapting.state, adapting.rounds) == ("finished", 2)
+    assert (frozen.state, frozen.rounds, frozen.objective) == ("stopped early", 1, 0.0)
+    assert (adapting.objective or 0.0) > 0
 
 
 @pytest.mark.slow
@@ -416,30 +420,30 @@ def test_a_population_exchanges_and_all_of_it_trains_to_the_end(
     cluster: None, storage_of: StorageOf, tiny: Tiny
 ) -> None:
     search = {
-        "space": {"inner.rate": {"choice": [0.1, 1e-6, 1e-7, 1e-5]}},
+        "space": {"inner.rate": {"log_uniform": [0.01, 0.3]}},
         "scheduler": "pbt",
         "perturbation_rounds": 1,
         "trials": 4,
     }
     storage = storage_of("population")
-    trials = searched(searching(tiny, storage, search, **STILL))
+    trials = searched(searching(tiny, storage, search))
     assert [(t.state, t.rounds) for t in trials] == [("finished", 2)] * 4
-    assert sum(t.drawn["inner.rate"] == 0.1 for t in trials) >= 1
     folder = storage / "tiny" / "search" / "trials"
     histories = [
         json.loads((folder / t.name / "gaussian_noise/checkpoints/checkpoint-000004/state.json").read_text())
         for t in trials
     ]
-    first = [state["history"][0]["query_loss"] for state in histories]
-    assert len(set(first)) < len(first)  # somebody went on from somebody else's weights
+    assert len({t.drawn["inner.rate"] for t in trials}) == 4
+    begun = [state["history"][0]["query_loss"] for state in histories]
+    assert len(set(begun)) == 3  # the worst went on from the weights of the best, and not with its rate
 
 
 @pytest.mark.slow
 def test_trials_on_ray_train_give_what_trials_in_their_own_process_do(
     undisturbed: tuple[Config, list[Trial]], storage_of: StorageOf, tiny: Tiny
 ) -> None:
-    trials = searched(searching(tiny, storage_of("train"), SPACE | {"trials": 2}, workers=1))
-    for here, there in zip(undisturbed[1], trials, strict=False):  # the first two of the three
+    trials = searched(searching(tiny, storage_of("train"), SPACE | {"trials": 1}, workers=1))
+    for here, there in zip(undisturbed[1], trials, strict=False):  # the first of the three
         assert (here.name, here.state, here.drawn) == (there.name, there.state, there.drawn)
         assert here.objective == pytest.approx(there.objective, abs=0.2)  # one of 7 examples, to rounding
 
@@ -499,6 +503,48 @@ def test_choices_are_given_to_tune_by_number_and_come_back_as_they_were(tmp_path
     assert most_rounds(longer) == 4
 
 
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_the_same_seed_draws_the_same_trials_and_another_seed_others(
+    tmp_path: Path, tiny: Tiny, searcher: str
+) -> None:
+    def draws(seed: int) -> list[dict[str, Any]]:
+        space = SPACE["space"] | {"train.tasks": {"integers": [1, 3]}}
+        config = searching(tiny, tmp_path, {"space": space, "searcher": searcher}, seed=seed)
+        return [drawn_of(dimensions(config), drawn) for drawn in drawn_by_tune(config, 12)]
+
+    assert draws(0) == draws(0)
+    assert draws(0) != draws(1)
+    for drawn in draws(0):
+        assert 0.01 <= drawn["inner.rate"] <= 0.3
+        assert drawn["task.shots"] in (1, 2)
+    assert {drawn["train.tasks"] for drawn in draws(0)} == {1, 2, 3}
+
+
+def drawn_by_tune(config: Config, count: int) -> list[dict[str, Any]]:
+    """What Tune's searcher draws when every trial has the same result."""
+    from ray import tune
+
+    searcher, space = build_searcher(config, 1), param_space(config)
+    if search_of(config).searcher == "optuna":
+        searcher.set_search_properties("objective", "max", space)
+        found = []
+        for number in range(count):
+            found.append(searcher.suggest(str(number)))
+            searcher.on_trial_complete(str(number), {"objective": 0.5, "training_iteration": 1})
+        return found
+    searcher.add_configurations(tune.Experiment("draws", _nothing, config=space, num_samples=count))
+    found = []
+    for _ in range(count):
+        trial = searcher.next_trial()
+        found.append(trial.config)
+        searcher.on_trial_complete(trial.trial_id)
+    return found
+
+
+def _nothing(config: dict[str, Any]) -> None:
+    """A trainable that does nothing."""
+
+
 def test_mutations_stay_in_their_ranges(tmp_path: Path, tiny: Tiny) -> None:
     bounds = Bounds(dimensions(searching(tiny, tmp_path, SPACE)))
     assert bounds({"inner.rate": 0.36, "task.shots": 1}) == {"inner.rate": 0.3, "task.shots": 1}
@@ -527,7 +573,7 @@ def fake_trials() -> list[FakeTrial]:
 
     return [
         trial("trial-0001", "TERMINATED", (0.03, 0), objective=0.5, round=4, over=1, rounds=4),
-        trial("trial-0002", "TERMINATED", (0.1, 1), objective=0.25, round=1, over=0, rounds=4),
+        trial("trial-0002", "TERMINATED", (0.1, 1), objective=0.25, round=1, over=0, rounds=4, done=1),
         trial("trial-0003", "TERMINATED", (0.2, 0), objective=0.0, round=2, over=1, rounds=4, failed=1),
         trial("trial-0004", "RUNNING", (0.05, 1), objective=0.75, round=2, over=0, rounds=4),
     ]

@@ -1,0 +1,151 @@
+"""A function and a number of processes in, rank 0's result out: gloo over loopback, a thread each.
+
+What is timed on them: an all-reduce of given bytes, episodes of the real MetaTrainer, and an episode whose earlier
+tasks are reduced while the last one is differentiated.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks.scaling_nets import NetTask, build_net, random_task
+from distributed.context import RayContext
+from metarepair.meta_gradient import TaskBatch, task_gradient
+from metarepair.meta_train import MetaTrainer
+from metarepair.settings import parse_config
+from metarepair.task_source import TaskSource
+from metarepair.vectors import flatten
+
+Result = TypeVar("Result")
+
+
+def on_ranks(work: Callable[..., Result], *arguments: Any, world: int) -> Result:
+    """Calls `work(*arguments)` in `world` processes that are joined by gloo; rank 0's result."""
+    with tempfile.TemporaryDirectory() as folder:
+        # A process is busy in the rendezvous until all are there, so that each takes one rank.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(world, mp_context=context) as pool:
+            meeting = Path(folder) / "meeting"
+            ranks = [pool.submit(_rank, meeting, rank, world, work, arguments) for rank in range(world)]
+            results = [rank.result() for rank in ranks]  # raises what any of them raised
+            return results[0]
+
+
+def _rank(
+    meeting: Path, rank: int, world: int, work: Callable[..., Result], arguments: Sequence[Any]
+) -> Result:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=world)
+    try:
+        return work(*arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def timed_together(work: Callable[[], object]) -> float:
+    """Seconds from when all ranks are here to when all are done."""
+    dist.barrier()
+    started = time.perf_counter()
+    work()
+    dist.barrier()
+    return time.perf_counter() - started
+
+
+def all_reduce_rounds(sizes_bytes: Sequence[int], rounds: int) -> dict[int, list[float]]:
+    """Seconds of an all-reduce by its bytes, in turn over the sizes; the first round, which connects, is left out."""
+    context = GlooContext(folder=Path())
+    vectors = {size: torch.ones(size // 4) for size in sizes_bytes}
+    found: dict[int, list[float]] = {size: [] for size in sizes_bytes}
+    for number in range(rounds + 1):
+        for size, vector in vectors.items():
+            dist.barrier()
+            started = time.perf_counter()
+            context.sum_over_workers(vector)
+            seconds = time.perf_counter() - started
+            vector.fill_(1.0)
+            if number:
+                found[size].append(seconds)
+    return found
+
+
+class GlooContext(RayContext):
+    """A rank of these processes; it sums as a rank of Ray Train does."""
+
+    rank = property(lambda _: dist.get_rank())
+    world_size = property(lambda _: dist.get_world_size())
+    device = property(lambda _: torch.device("cpu"))
+
+
+def episode_rounds(spec: NetTask, tasks: int, rounds: int, warm: bool) -> list[float]:
+    """Seconds of each of so many episodes of the real trainer; warm: after one that is left out."""
+    module, batches = build_net(spec), [random_task(spec, seed) for seed in range(tasks)]
+    source = SimpleNamespace(
+        deployed=SimpleNamespace(module=module),
+        task=lambda episode, slot: batches[slot],  # noqa: ARG005
+    )
+    config = parse_config(
+        {
+            "name": "scaling",
+            "mining": {"experiences": ["fog"]},
+            # Hardly a step: random weights would go to infinity, and an episode that is skipped takes less.
+            "inner": {"steps": spec.steps, "rate": 1e-6},
+            "train": {
+                "tasks": tasks,
+                "episodes": rounds + warm,
+                "round_episodes": 1,
+                "outer_rate": 1e-6,
+                "memory": spec.memory,
+            },
+        }
+    )
+    trainer = MetaTrainer(cast(TaskSource, source), config, GlooContext(folder=Path()))
+    found = [timed_together(trainer.run_episode) for _ in range(rounds + warm)]
+    trainer.close()
+    return found[int(warm) :]
+
+
+def overlap_rounds(spec: NetTask, tasks: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of an episode of so many tasks a rank: reduced once at the end, and the earlier ones in advance."""
+    net, context = spec.functional(build_net(spec)), GlooContext(folder=Path())
+    batches = [random_task(spec, seed) for seed in range(tasks)]
+
+    def gradient(batch: TaskBatch) -> Tensor:
+        found = task_gradient(net, net.parameters(), net.buffers(), batch, memory=spec.memory)
+        return flatten(found.gradient)
+
+    def at_the_end() -> None:
+        context.sum_over_workers(sum((gradient(batch) for batch in batches[1:]), gradient(batches[0])))
+
+    def in_advance() -> None:
+        earlier = sum((gradient(batch) for batch in batches[1:-1]), gradient(batches[0]))
+        waiting = dist.all_reduce(earlier, async_op=True)
+        last = gradient(batches[-1])
+        waiting.wait()
+        context.sum_over_workers(last).add_(earlier)
+
+    found: dict[str, list[float]] = {"at the end": [], "in advance": []}
+    for number in range(rounds + 1):
+        for name, way in (("at the end", at_the_end), ("in advance", in_advance)):
+            seconds = timed_together(way)
+            if number:
+                found[name].append(seconds)
+    return found
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median over the rounds of above/below."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))

@@ -1,0 +1,80 @@
+"""What was measured here in, the cases of the model and of the plan out; and what is assumed of links and GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from benchmarks.scaling_model import Line, Link, Processor, Training
+from benchmarks.scaling_nets import NetTask, Operations, count_operations
+from benchmarks.scaling_plan import Campaign, NetCosts
+from benchmarks.scaling_rates import ImageRates
+
+# Ethernet and InfiniBand at nine tenths of what is printed on them; NVLink as H100 has it, in each direction.
+LINKS = (
+    Link(name="10 Gbit/s", bytes_per_s=0.9 * 10e9 / 8, latency_s=30e-6),
+    Link(name="25 Gbit/s", bytes_per_s=0.9 * 25e9 / 8, latency_s=30e-6),
+    Link(name="100 Gbit/s", bytes_per_s=0.9 * 100e9 / 8, latency_s=10e-6, trees=True),
+    Link(name="400 Gbit/s", bytes_per_s=0.9 * 400e9 / 8, latency_s=5e-6, trees=True),
+    Link(name="NVLink", bytes_per_s=0.8 * 450e9, latency_s=3e-6, trees=True),
+)
+# bfloat16 of the data-centre GPUs of 2020 to 2023 is 312 to 989 TFLOP/s at most; eager operators start every 10 µs.
+GPU = Processor(name="GPU", flops_per_s=100e12, operator_s=10e-6)
+# Without them: CUDA graphs, which the project does not have.
+PROCESSORS = {"GPU": GPU, "GPU with graphs": replace(GPU, operator_s=0.0)}
+GPU_BYTES_PER_S = 1.5e12  # of its memory: what adding two gradients takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All that the model and the plan start from."""
+
+    operations: Mapping[str, Operations]
+    task_s: Mapping[str, float]
+    outer_s: Mapping[str, float]
+    add_s: Mapping[str, float]
+    batch_s: float
+    line: Line
+    rates: ImageRates
+    graph_bytes: Mapping[str, float]
+
+    def training(self, net: str, tasks: int, on: Processor | None = None) -> Training:
+        """A net's training on cores of this machine, or on a processor that is assumed."""
+        operations = self.operations[net]
+        here = Training(
+            tasks=tasks,
+            task_s=self.task_s[net],
+            batch_s=self.batch_s,
+            add_s=self.add_s[net],
+            outer_s=self.outer_s[net],
+            gradient_bytes=operations.gradient_bytes,
+        )
+        if on is None:
+            return here
+        passes = operations.gradient_bytes / GPU_BYTES_PER_S
+        return replace(
+            here,
+            task_s=on.seconds(operations.flops, operations.operators),
+            add_s=3 * passes,
+            outer_s=10 * passes,
+            batch_s=0.0,
+        )
+
+
+def costs_at_224(measured: Measured, campaign: Campaign) -> list[NetCosts]:
+    """Both nets on ImageNet's tasks: a support example of every class, 100 query examples, K = 3."""
+    found = []
+    for net in measured.graph_bytes:
+        spec = NetTask(
+            net=net, pixels=224, classes=campaign.classes, support=campaign.classes, query=100, steps=3
+        )
+        task = count_operations(spec)
+        found.append(
+            NetCosts(
+                net=net,
+                task=task,
+                adapt_flops=(3 * spec.steps * spec.support + spec.query) * task.forward_flops,
+                forward_s=measured.rates.classify_s[net],
+            )
+        )
+    return found

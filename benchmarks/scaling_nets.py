@@ -1,0 +1,198 @@
+"""A net's name and a task's size in, its operations, bytes and seconds out: what a model of training is fed with.
+
+flops        of a whole task, counted by torch's FlopCounterMode on few images; linear in the images
+operators    that compute (views do not) dispatched for a task, whatever the number of images
+last_share   share of a task's operations that its last Hessian product has
+graph_bytes  that one inner step's graph holds, by image (metarepair.memory)
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from metarepair.inner import Batch, FunctionalNet, InnerRule
+from metarepair.memory import Memory, graph_bytes
+from metarepair.meta_gradient import Order, TaskBatch, task_gradient
+from metarepair.models.build import build_model
+from metarepair.vectors import flatten
+
+COUNTED, COUNTED_PIXELS = 2, 32  # images whose operations are counted, and their side
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetTask:
+    """A task of a net: random weights and images, as time does not depend on them."""
+
+    net: str
+    pixels: int
+    classes: int
+    support: int
+    query: int
+    steps: int
+    memory: Memory = "graph"
+
+    def functional(self, module: nn.Module) -> FunctionalNet:
+        """As the default inner rule has it."""
+        return FunctionalNet(module, InnerRule(steps=self.steps, rate=1e-6, batch_norm="adapt"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operations:
+    """What a task costs any processor."""
+
+    parameters: int
+    forward_flops: float
+    flops: float
+    operators: int
+    last_share: float
+
+    @property
+    def gradient_bytes(self) -> int:
+        return 4 * self.parameters
+
+
+def build_net(spec: NetTask) -> nn.Module:
+    """The net with the same random weights each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_model(spec.net, spec.classes)
+
+
+def random_task(spec: NetTask, seed: int) -> TaskBatch:
+    """Normal pixels and any labels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def batch(size: int) -> Batch:
+        shape = (size, 3, spec.pixels, spec.pixels)
+        return Batch(
+            images_BCHW=torch.randn(shape, generator=generator).to(memory_format=torch.channels_last),
+            labels_B=torch.randint(0, spec.classes, (size,), generator=generator),
+        )
+
+    return TaskBatch(support=batch(spec.support), query=batch(spec.query))
+
+
+class _Operators(TorchDispatchMode):
+    """Counts the operators that compute something: those that only make a view start nothing on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        returned = [r.alias_info for r in func._schema.returns]
+        self.count += not any(alias is not None and not alias.is_write for alias in returned)
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Operations, in forward passes of one image: of an inner step and its Hessian product, by support image; of the
+    query, by image; of the product alone. Operators of a task of one step, and of each step more.
+    """
+
+    step: float
+    query: float
+    product: float
+    operators: int
+    operators_step: int
+
+
+@cache
+def _counts(net: str) -> _Counts:
+    """Counts tasks of two images of 32 px, of one step and of two; all grow linearly in images and steps."""
+    spec = NetTask(net=net, pixels=COUNTED_PIXELS, classes=10, support=COUNTED, query=COUNTED, steps=1)
+    module, forward = build_net(spec), COUNTED * forward_flops(spec)
+    one = _counted(spec, module, "second")
+    first = _counted(spec, module, "first")
+    two = _counted(replace(spec, steps=2), module, "second")
+    more = _counted(replace(spec, query=2 * COUNTED), module, "second")
+    return _Counts(
+        step=(two[0] - one[0]) / forward,
+        query=(more[0] - one[0]) / forward,
+        product=(one[0] - first[0]) / forward,
+        operators=one[1],
+        operators_step=two[1] - one[1],
+    )
+
+
+def _counted(spec: NetTask, module: nn.Module, order: Order) -> tuple[float, int]:
+    """Operations and operators of one task."""
+    net = spec.functional(module)
+    with FlopCounterMode(display=False) as flops, _Operators() as operators:
+        task_gradient(net, net.parameters(), net.buffers(), random_task(spec, 0), order=order)
+    return float(flops.get_total_flops()), operators.count
+
+
+def count_operations(spec: NetTask) -> Operations:
+    """A task's operations: counted on small ones, and in proportion to a forward pass of its own pixels."""
+    counts, forward = _counts(spec.net), forward_flops(spec)
+    whole = spec.steps * spec.support * counts.step + spec.query * counts.query
+    return Operations(
+        parameters=sum(p.numel() for p in build_net(spec).parameters()),
+        forward_flops=forward,
+        flops=whole * forward,
+        operators=counts.operators + (spec.steps - 1) * counts.operators_step,
+        last_share=spec.support * counts.product / whole,
+    )
+
+
+def forward_flops(spec: NetTask) -> float:
+    """Of one image, counted without computing."""
+    module = build_net(spec).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.empty(1, 3, spec.pixels, spec.pixels, device="meta"))
+    return float(counter.get_total_flops())
+
+
+def task_seconds(spec: NetTask, rounds: int, warm: bool = True) -> list[float]:
+    """Seconds of a task's gradient as one vector, by the trainer's own steps."""
+    net, task = spec.functional(build_net(spec)), random_task(spec, 0)
+
+    def gradient() -> Tensor:
+        found = task_gradient(net, net.parameters(), net.buffers(), task, memory=spec.memory)
+        return flatten(found.gradient)
+
+    return seconds_of(gradient, rounds, warm)
+
+
+def forward_seconds(spec: NetTask, rounds: int) -> float:
+    """Seconds of a forward pass by image, in a batch of the support's size."""
+    module, images_BCHW = build_net(spec).eval(), random_task(spec, 0).support.images_BCHW
+    with torch.inference_mode():
+        found = seconds_of(lambda: module(images_BCHW), rounds)
+    return statistics.median(found) / spec.support
+
+
+def seconds_of(work: Callable[[], object], rounds: int, warm: bool = True) -> list[float]:
+    """Seconds of each of so many calls, after one that warms up."""
+    if warm:
+        work()
+    found = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def graph_bytes_of_image(spec: NetTask) -> float:
+    """Bytes that an inner step's graph holds for each image of the support, from two sizes."""
+    net = spec.functional(build_net(spec))
+    few, more = (
+        graph_bytes(net, net.parameters(), net.buffers(), random_task(replace(spec, support=images), 0))
+        for images in (2, 3)
+    )
+    return float(more - few)
