@@ -137,10 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--weights", metavar="FILE", help="its weights: .safetensors, or of torch.save")
         sub.add_argument("--restart", action="store_true", help="begin this stage and those after it anew")
-        if verb != "pretrain":
-            sub.add_argument(
-                "--address", help="a Ray cluster's address (else RAY_ADDRESS, else this machine)"
-            )
+        sub.add_argument("--address", help="a Ray cluster's address (else RAY_ADDRESS, else this machine)")
     return parser
 
 
@@ -224,18 +221,25 @@ def _run(given: argparse.Namespace) -> int:
         storage_path=given.storage,
     )
     if given.verb == "pretrain":
-        from metarepair.layout import open_run
-        from metarepair.pretrain_stage import pretrain_stage
-        from tasks.run_lock import locked
-
-        with locked(open_run(config).root, given.verb, say=_say):
-            pretrain_stage(config, _say, restart=given.restart)
-        return 0
+        return _pretrain(given, config)
     if given.verb == "hypothesis":
         return _study_hypothesis(given, config)
     if given.verb == "tune":
         return _search(given, config)
     return _run_stages(given, config)
+
+
+def _pretrain(given: argparse.Namespace, config: Config) -> int:
+    from distributed.cluster import connected
+    from distributed.pretrain import pretrain_on_ray
+    from metarepair.layout import open_run
+    from metarepair.pretrain_stage import pretrain_stage
+    from tasks.run_lock import locked
+
+    with locked(open_run(config).root, given.verb, say=_say), connected(config, given.address):
+        on_ray = pretrain_on_ray if config.workers else None
+        pretrain_stage(config, _say, restart=given.restart, train_elsewhere=on_ray)
+    return 0
 
 
 def _run_stages(given: argparse.Namespace, config: Config) -> int:

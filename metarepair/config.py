@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from metarepair.data_config import Colour, DataConfig
+from metarepair.pretrain_config import PretrainConfig
 from metarepair.ray_config import RayConfig
 from metarepair.search.config import SearchConfig
 from metarepair.section import Positive, Rate, Section
@@ -220,22 +221,6 @@ class EvaluateConfig(Section):
     @classmethod
     def _names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return None if names is None else _resolved(names)
-
-
-class PretrainConfig(Section):
-    """Pretraining on the clean training split (paper Sec. 5.1.4)."""
-
-    epochs: Positive = Field(40, description="Passes over the training images.")
-    batch_size: Positive = Field(128, description="Images per step.")
-    rate: Rate = Field(0.2, description="Largest SGD rate.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty of all parameters.")
-    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Share of the steps.")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of uniform label.")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Of the averaged weights.")
-    shift: Annotated[int, Field(ge=1, le=16)] = Field(4, description="Largest shift of an image, pixels.")
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.02, description="Share of the training split that is held out and only watched."
-    )
 
 
 class Config(Section):

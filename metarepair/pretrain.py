@@ -1,30 +1,42 @@
-"""Clean training split in, the weights of a DNN to deploy out.
+"""Clean training split in, the weights of a DNN to deploy out, in this process or as one of several workers.
 
-The paper picks the checkpoint by the test split (Sec. 5.1.4); ours never looks at it: the weights are the
-exponential moving average after the last epoch, and a part of the training split is held out to be watched.
+The paper picks the checkpoint by the test split (Sec. 5.1.4); ours never looks at it: a part of the training split is
+held out and judges the epochs. A step's images are shared out over the workers; gradients, losses and the statistics
+of batch norms are summed by one all-reduce, so without batch norm and dropout N workers train what one does.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from metarepair.config import ModelConfig, PretrainConfig
-from metarepair.models.build import DeployedModel, build_model, read_tensors, save_weights
+from metarepair.config import ModelConfig
+from metarepair.context import Context
+from metarepair.lookahead import Lookahead
+from metarepair.models.build import DeployedModel, build_model
 from metarepair.models.preprocessing import mean_and_std
+from metarepair.pretrain_batches import BatchSource, TrainingBatch
+from metarepair.pretrain_checks import check_compiler, check_data, check_precision, held_out_images
+from metarepair.pretrain_config import PretrainConfig
+from metarepair.pretrain_state import TrainedWeights, load_checkpoint, save_checkpoint
+from metarepair.task_source import slots_of
 from tasks.datasets import Dataset, DatasetInfo
-from tasks.errors import ConfigError, DivergedError
+from tasks.errors import DivergedError
 from tasks.keys import keyed_generator
 from tasks.storage import Place
 
-# B images, C H W, K classes
+# B images, P parameters, statistics and the loss
+
+CHECKED_STEPS = 50  # between looks at the loss: each look waits for a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +47,7 @@ class Epoch:
     loss: float
     validation_accuracy: float
     seconds: float
+    images_per_s: float
 
 
 def pretrain(
@@ -44,45 +57,29 @@ def pretrain(
     config: PretrainConfig,
     *,
     seed: int,
-    device: torch.device,
+    context: Context,
     folder: Place,
     on_epoch: Callable[[Epoch], None],
 ) -> DeployedModel:
-    """Trains the DNN that `model` names on `data`, writing a checkpoint in `folder` after each epoch; goes on from it.
+    """Trains the DNN that `model` names on `data`, with a checkpoint in `folder` after each epoch; goes on from it.
 
-    SGD with Nesterov momentum, one-cycle cosine with linear warm-up, flips and shifts, label smoothing, EMA.
-    Raises DivergedError when the loss is not finite.
+    Raises ConfigError for settings that this data set or device cannot have, DivergedError when the loss is not finite.
     """
-    torch.manual_seed(seed)
-    deployed = _untrained(model, info, device)
-    module = deployed.module
-    rows = keyed_generator("pretrain-split", seed).permutation(len(data.labels_N))
-    held_out = round(len(rows) * config.validation_fraction)
-    validation, training = rows[:held_out], rows[held_out:]
-    optimizer = torch.optim.SGD(
-        module.parameters(), lr=config.rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
-    )
-    average = {k: v.detach().clone() for k, v in module.state_dict().items()}
-    first = _resume(folder, module, optimizer, average)
-    steps = len(training) // config.batch_size
-    if steps == 0:
-        raise ConfigError(
-            f"pretrain.batch_size={config.batch_size} is more than the {len(training)} images to train on. Lower it."
-        )
-    for epoch in range(first, config.epochs):
-        started = time.monotonic()
-        total = 0.0
-        for step, batch in enumerate(_batches(training, config.batch_size, seed, epoch)):
-            _set_rate(optimizer, config, (epoch * steps + step) / (config.epochs * steps))
-            images = augment(deployed.normalise(data.images(batch)), config.shift, seed, epoch, step)
-            labels = torch.from_numpy(data.labels_N[batch]).to(device)
-            total += _step(module, optimizer, images, labels, config.label_smoothing, epoch)
-            _follow(average, module, config.ema_decay)
-        _save(folder, module, optimizer, average, epoch + 1)
-        accuracy, seconds = _validate(deployed, average, data, validation), time.monotonic() - started
-        on_epoch(Epoch(epoch=epoch + 1, loss=total / steps, validation_accuracy=accuracy, seconds=seconds))
-    module.load_state_dict(average)
-    module.eval()
+    devices = [context.device] if context.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        deployed = _untrained(model, info, context.device)
+        pretrainer = Pretrainer(deployed, data, config, context, seed=seed)
+        try:
+            load_checkpoint(folder, pretrainer.weights)
+            while pretrainer.weights.epochs_done < config.epochs:
+                on_epoch(pretrainer.run_epoch())
+                if context.rank == 0:
+                    save_checkpoint(folder, pretrainer.weights)
+        finally:
+            pretrainer.close()
+    deployed.module.load_state_dict(pretrainer.weights.kept())
+    deployed.module.float().eval()
     return deployed
 
 
@@ -103,104 +100,136 @@ def _untrained(model: ModelConfig, info: DatasetInfo, device: torch.device) -> D
     )
 
 
-def _batches(rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    order = rows[keyed_generator("pretrain-order", seed, epoch).permutation(len(rows))]
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
+class Pretrainer:
+    """One worker's DNN, optimizer and average, moved on by whole epochs."""
 
-
-def augment(images_BCHW: Tensor, shift: int, seed: int, epoch: int, step: int) -> Tensor:
-    """Random horizontal flips and shifts by up to `shift` pixels (padding reflected), per image."""
-    generator = keyed_generator("pretrain-augment", seed, epoch, step)
-    batch, _, height, width = images_BCHW.shape
-    padded = F.pad(images_BCHW, (shift,) * 4, mode="reflect")
-    dy, dx = (torch.from_numpy(generator.integers(0, 2 * shift + 1, batch)) for _ in range(2))
-    columns = torch.arange(width).expand(batch, width)
-    flipped = torch.from_numpy(generator.random(batch) < 0.5)[:, None]
-    columns = torch.where(flipped, width - 1 - columns, columns) + dx[:, None]
-    rows = torch.arange(height)[None] + dy[:, None]
-    index = torch.arange(batch)[:, None, None]
-    shifted = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
-    return shifted.permute(0, 3, 1, 2)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, config: PretrainConfig, progress: float) -> None:
-    warm = config.warmup_fraction
-    cosine = 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
-    factor = progress / warm if progress < warm else cosine
-    for group in optimizer.param_groups:
-        group["lr"] = config.rate * factor
-
-
-def _step(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    smoothing: float,
-    epoch: int,
-) -> float:
-    module.train()
-    loss = F.cross_entropy(module(images), labels, label_smoothing=smoothing)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"The pretraining loss became {value} in epoch {epoch + 1}. Lower pretrain.rate and run again; "
-            "the last epoch's checkpoint is kept, `--restart` begins anew."
+    def __init__(
+        self, deployed: DeployedModel, data: Dataset, config: PretrainConfig, context: Context, *, seed: int
+    ) -> None:
+        check_precision(config, context.device)
+        check_data(config, data, pixels=deployed.input_size, workers=context.world_size)
+        self.deployed, self.data, self.config, self.context, self.seed = deployed, data, config, context, seed
+        module = deployed.module.to(torch.float64 if config.precision == "float64" else torch.float32)
+        rows = keyed_generator("pretrain-split", seed).permutation(len(data.labels_N))
+        held_out = held_out_images(config, len(rows))
+        self.validation_N = np.sort(rows[:held_out])
+        self.source = BatchSource(
+            deployed=deployed,
+            data=data,
+            rows_N=rows[held_out:],
+            config=config,
+            seed=seed,
+            rank=context.rank,
+            world_size=context.world_size,
         )
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    optimizer.step()
-    return value
+        self.weights = TrainedWeights(module, config)
+        self._batches = Lookahead(self.source.batch, self.source.following)
+
+    @cached_property
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        if not self.config.compile:
+            return self.deployed.module
+        check_compiler(self.context.device)
+        compiled: Callable[[Tensor], Tensor] = torch.compile(self.deployed.module)
+        return compiled
+
+    def run_epoch(self) -> Epoch:
+        """All steps of the next epoch, then the average judged on the validation part."""
+        started, epoch, steps = time.monotonic(), self.weights.epochs_done, self.source.steps
+        # Masks of dropout are keyed by the epoch, so a resumed training draws what one that was not killed draws.
+        torch.manual_seed(
+            int(keyed_generator("pretrain-dropout", self.seed, epoch, self.context.rank).integers(2**63))
+        )
+        losses: list[Tensor] = []
+        for step in range(steps):
+            progress = (epoch * steps + step) / (self.config.epochs * steps)
+            self.weights.set_rate(self.config.rate * rate_factor(progress, self.config.warmup_fraction))
+            losses.append(self._step(self._batches.get((epoch, step))))
+            if (step + 1) % CHECKED_STEPS == 0 or step + 1 == steps:
+                self._check_finite(losses[-CHECKED_STEPS:], epoch)
+        trained_s = time.monotonic() - started
+        accuracy = self._validate()
+        self.weights.epoch_done(accuracy)
+        return Epoch(
+            epoch=epoch + 1,
+            loss=float(torch.stack(losses).mean()),
+            validation_accuracy=accuracy,
+            seconds=time.monotonic() - started,
+            images_per_s=steps * self.config.batch_size / trained_s,
+        )
+
+    def close(self) -> None:
+        """Ends the thread that makes batches."""
+        self._batches.close()
+
+    def _step(self, batch: TrainingBatch) -> Tensor:
+        """One step of the optimizer on this worker's share and all others'; the loss over all images."""
+        self.deployed.module.train()
+        self.weights.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for part in batch.parts(self.config.accumulation):
+            loss = self._loss_sum(part) / self.config.batch_size
+            torch.autograd.backward(loss)
+            losses.append(loss.detach())
+        loss = self._sum_over_workers(torch.stack(losses).sum())
+        self.weights.step()
+        return loss
+
+    def _loss_sum(self, batch: TrainingBatch) -> Tensor:
+        with self._autocast():
+            logits_BK = self._forward(batch.images_BCHW)
+        logits_BK = logits_BK.to(self.deployed.dtype)
+
+        def against(labels_B: Tensor) -> Tensor:
+            smoothing = self.config.label_smoothing
+            return F.cross_entropy(logits_BK, labels_B, label_smoothing=smoothing, reduction="sum")
+
+        loss = against(batch.labels_B)
+        return loss if batch.weight == 1 else torch.lerp(against(batch.partner_labels_B), loss, batch.weight)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.precision != "bfloat16":
+            return nullcontext()
+        return torch.autocast(self.context.device.type, torch.bfloat16)
+
+    def _sum_over_workers(self, loss: Tensor) -> Tensor:
+        """The whole loss; parameters have the whole gradient then, and buffers the workers' mean."""
+        if self.context.world_size == 1:
+            return loss
+        gradients, statistics = self.weights.gradients(), self.weights.statistics()
+        shared = [*gradients, *(s / self.context.world_size for s in statistics), loss]
+        sum_P = self.context.sum_over_workers(torch.cat([t.reshape(-1) for t in shared]))
+        sums = torch.split(sum_P, [t.numel() for t in shared])
+        for place, total in zip([*gradients, *statistics], sums, strict=False):
+            place.copy_(total.view_as(place))
+        summed: Tensor = sums[-1].reshape(())
+        return summed
+
+    def _check_finite(self, losses: list[Tensor], epoch: int) -> None:
+        """Every worker has the same losses, so all of them stop here or none."""
+        for value in torch.stack(losses).tolist():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"The pretraining loss became {value} in epoch {epoch + 1}. Lower pretrain.rate and run again; "
+                    "the last epoch's checkpoint is kept, `--restart` begins anew."
+                )
+
+    def _validate(self) -> float:
+        """Accuracy of the averaged weights on the validation part, whose images are shared out as well."""
+        if len(self.validation_N) == 0:
+            return math.nan
+        mine = slots_of(self.context.rank, self.context.world_size, len(self.validation_N))
+        rows = self.validation_N[mine.start : mine.stop]
+        with self.weights.averaged():
+            predicted = self.deployed.logits(self.data.images(rows)).argmax(1).numpy()
+        right = torch.tensor(
+            [float((predicted == self.data.labels_N[rows]).sum())], device=self.context.device
+        )
+        return float(self.context.sum_over_workers(right)) / len(self.validation_N)
 
 
-def _follow(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    for key, value in module.state_dict().items():
-        if value.is_floating_point():
-            average[key].lerp_(value, 1 - decay)
-        else:
-            average[key].copy_(value)
-
-
-def _validate(deployed: DeployedModel, average: dict[str, Tensor], data: Dataset, rows: np.ndarray) -> float:
-    if len(rows) == 0:
-        return math.nan
-    kept = {k: v.detach().clone() for k, v in deployed.module.state_dict().items()}
-    deployed.module.load_state_dict(average)
-    predicted = deployed.logits(data.images(rows)).argmax(1).numpy()
-    deployed.module.load_state_dict(kept)
-    return float((predicted == data.labels_N[rows]).mean())
-
-
-def _save(
-    folder: Place,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    epochs_done: int,
-) -> None:
-    """One file with weights, average and momentum, replaced as a whole."""
-    names = [name for name, _ in module.named_parameters()]
-    momentum = {
-        f"momentum.{name}": optimizer.state[parameter]["momentum_buffer"]
-        for name, parameter in zip(names, module.parameters(), strict=True)
-    }
-    state = {f"model.{k}": v for k, v in module.state_dict().items()}
-    state |= {f"average.{k}": v for k, v in average.items()} | momentum
-    state["epochs_done"] = torch.tensor(epochs_done)
-    save_weights(folder / "checkpoint.safetensors", state, {})
-
-
-def _resume(
-    folder: Place, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
-) -> int:
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return 0
-    state = read_tensors(path)
-    module.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    for key in average:
-        average[key].copy_(state[f"average.{key}"])
-    for name, parameter in module.named_parameters():
-        optimizer.state[parameter]["momentum_buffer"] = state[f"momentum.{name}"].to(parameter.device)
-    return int(state["epochs_done"])
+def rate_factor(progress: float, warm: float) -> float:
+    """Share of the largest rate at `progress` from 0 to 1: a linear rise until `warm`, then half a cosine."""
+    if progress < warm:
+        return progress / warm
+    return 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))

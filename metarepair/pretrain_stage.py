@@ -5,26 +5,75 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
+
+import torch
 
 from metarepair.config import Config
+from metarepair.context import LocalContext
 from metarepair.deploy import pick_device
 from metarepair.layout import open_run
-from metarepair.models.build import save_weights
+from metarepair.models.build import DeployedModel, save_weights
 from metarepair.pretrain import Epoch, pretrain
+from metarepair.pretrain_checks import check_data
 from metarepair.progress import Progress
-from tasks.datasets import dataset_info, load_dataset
+from tasks.datasets import ArrayDataset, dataset_info, load_dataset
 from tasks.manifest import begin, check_done, discard, write_manifest
-from tasks.storage import write_text
+from tasks.storage import Place, write_text
+
+EPOCHS = "epochs.json"
+TrainElsewhere = Callable[[Config, Place], None]
 
 
-def pretrain_stage(config: Config, say: Callable[[str], None], *, restart: bool) -> None:
-    """Trains the configured DNN on the clean training split and states its accuracy on the test split."""
+def pretrain_stage(
+    config: Config,
+    say: Callable[[str], None],
+    *,
+    restart: bool,
+    train_elsewhere: TrainElsewhere | None = None,
+) -> None:
+    """Trains the configured DNN on the clean training split and states its accuracy on the test split.
+
+    train_elsewhere: trains to the end and leaves the checkpoint (on Ray); in this process when not given.
+    """
     folder = open_run(config).root / "deployed"
-    data = load_dataset(config.data.source(), "train")
-    if config.data.max_train_images is not None:
-        data = data.head(config.data.max_train_images)
+    data = training_split(config)
+    workers = config.workers if train_elsewhere is not None else 1
+    check_data(config.pretrain, data, pixels=config.model.input_size, workers=workers)
     if restart:  # only now: a wrong setting must not cost the old one
         discard(folder)
+    settings = _settings(config)
+    inputs = {"train": data.digest()}
+    if check_done(folder, stage="pretrain", config=settings, inputs=inputs) is not None:
+        say(f"pretrain: done before, see {folder}")
+        return
+    begin(folder, config=settings, inputs=inputs)
+    if train_elsewhere is not None:
+        train_elsewhere(config, folder)
+    deployed = _train_here(config, data, folder, elsewhere=train_elsewhere is not None)
+    test = load_dataset(config.data.source(), "test")
+    predicted = deployed.logits(test.images(slice(None))).argmax(1).numpy()
+    accuracy = float((predicted == test.labels_N).mean())
+    save_weights(folder / "model.safetensors", deployed.module.state_dict(), {"model": config.model.name})
+    epochs = read_epochs(folder)
+    write_manifest(
+        folder,
+        stage="pretrain",
+        config=settings,
+        inputs=inputs,
+        files=["model.safetensors", EPOCHS],
+        facts={"clean_test_accuracy": accuracy, "seconds": sum(epoch["seconds"] for epoch in epochs)},
+    )
+    say(f"clean test accuracy {accuracy:.2%}; weights: {folder / 'model.safetensors'}")
+
+
+def training_split(config: Config) -> ArrayDataset:
+    """The clean training split, cut to data.max_train_images."""
+    data = load_dataset(config.data.source(), "train")
+    return data if config.data.max_train_images is None else data.head(config.data.max_train_images)
+
+
+def _settings(config: Config) -> dict[str, Any]:
     settings = config.model_dump(mode="json", include={"seed", "pretrain"}) | {
         "model": config.model.name,
         "data": config.data.model_dump(
@@ -34,41 +83,56 @@ def pretrain_stage(config: Config, say: Callable[[str], None], *, restart: bool)
     preparation = config.model.model_dump(mode="json", exclude={"name", "weights", "entry"})
     if preparation:  # what differs from the usual stem, size and normalisation
         settings["preparation"] = preparation
-    inputs = {"train": data.digest()}
-    if check_done(folder, stage="pretrain", config=settings, inputs=inputs) is not None:
-        say(f"pretrain: done before, see {folder}")
-        return
-    begin(folder, config=settings, inputs=inputs)
-    log = folder / "epochs.json"
-    epochs: list[dict[str, float]] = json.loads(log.read_text(encoding="utf-8")) if log.exists() else []
-    progress = Progress("pretrain", config.pretrain.epochs, "epochs", done=len(epochs))
+    return settings
+
+
+def _train_here(config: Config, data: ArrayDataset, folder: Place, *, elsewhere: bool) -> DeployedModel:
+    """From the checkpoint on; what was trained to the end elsewhere is read alone."""
+    progress = None if elsewhere else epoch_progress(config, folder)
 
     def on_epoch(epoch: Epoch) -> None:
-        epochs[epoch.epoch - 1 :] = [asdict(epoch)]
-        write_text(log, json.dumps(epochs))
-        note = f"loss {epoch.loss:.3f}, validation {epoch.validation_accuracy:.1%}"
-        progress.advance(epoch.epoch - progress.done, note)
+        log_epoch(folder, epoch)
+        if progress is not None:
+            progress.advance(epoch.epoch - progress.done, describe(asdict(epoch)))
 
-    deployed = pretrain(
+    # With workers the driver needs no GPU of its own.
+    device = (
+        torch.device("cpu") if elsewhere and not torch.cuda.is_available() else pick_device(config.device)
+    )
+    return pretrain(
         config.model,
         data,
         dataset_info(config.data.source()),
         config.pretrain,
         seed=config.seed,
-        device=pick_device(config.device),
+        context=LocalContext(folder=folder, device=device),
         folder=folder,
         on_epoch=on_epoch,
     )
-    test = load_dataset(config.data.source(), "test")
-    predicted = deployed.logits(test.images(slice(None))).argmax(1).numpy()
-    accuracy = float((predicted == test.labels_N).mean())
-    save_weights(folder / "model.safetensors", deployed.module.state_dict(), {"model": config.model.name})
-    write_manifest(
-        folder,
-        stage="pretrain",
-        config=settings,
-        inputs=inputs,
-        files=["model.safetensors", "epochs.json"],
-        facts={"clean_test_accuracy": accuracy},
-    )
-    say(f"clean test accuracy {accuracy:.2%}; weights: {folder / 'model.safetensors'}")
+
+
+def epoch_progress(config: Config, folder: Place) -> Progress:
+    """Progress in epochs, from those that are logged on."""
+    return Progress("pretrain", config.pretrain.epochs, "epochs", done=len(read_epochs(folder)))
+
+
+def describe(epoch: dict[str, float]) -> str:
+    """A line of the log in a few words."""
+    judged = f"loss {epoch['loss']:.3f}, validation {epoch['validation_accuracy']:.1%}"
+    return f"{judged}, {epoch['images_per_s']:.0f} images/s"
+
+
+def log_epoch(folder: Place, epoch: Epoch) -> None:
+    """Adds the epoch to the log; before its checkpoint is written, so one that is trained again takes its own place."""
+    epochs = read_epochs(folder)
+    epochs[epoch.epoch - 1 :] = [asdict(epoch)]
+    write_text(folder / EPOCHS, json.dumps(epochs))
+
+
+def read_epochs(folder: Place) -> list[dict[str, float]]:
+    """The log's lines; none before the first epoch."""
+    log = folder / EPOCHS
+    if not log.exists():
+        return []
+    epochs: list[dict[str, float]] = json.loads(log.read_text(encoding="utf-8"))
+    return epochs

@@ -68,7 +68,8 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings, pro
     for seed, data in parts.items():
         for name in config.repair.methods:
             candidates.append(_repair(run, config, name, data, here, seed, progress))
-            progress(f"{target}: repaired by {name}, seed {seed}, {candidates[-1].seconds:.1f} s")
+            notes = "".join(f"; {note}" for note in candidates[-1].model.notes)
+            progress(f"{target}: repaired by {name}, seed {seed}, {candidates[-1].seconds:.1f} s{notes}")
     judged = evaluate(run, config, target, here.deployed, here.split("test"), candidates, progress=progress)
     _write_samples(folder / "samples.parquet", judged)
     result = _result(run, config, target, mined, judged, parts)

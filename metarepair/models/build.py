@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import metarepair.models.convnext_cifar  # registers convnext_cifar with timm
 import metarepair.models.resnet8  # noqa: F401  registers resnet8_cifar with timm
 from metarepair.models.classes import check_class_names, stated_classes
 from metarepair.models.factory import TIMM, build_from_factory, is_import_path
@@ -54,9 +55,11 @@ class DeployedModel:
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
 
-    def normalise(self, images_BHWC_u8: Pixels) -> Tensor:
+    def normalise(self, images_BHWC_u8: Pixels | Tensor) -> Tensor:
         """uint8 [B, H, W, C] to the module's normalised input [B, C, H, W], channels last in memory."""
-        x_BHWC = torch.from_numpy(images_BHWC_u8.copy()).to(self.device).to(self.dtype)
+        if not isinstance(images_BHWC_u8, Tensor):
+            images_BHWC_u8 = torch.from_numpy(images_BHWC_u8.copy())
+        x_BHWC = images_BHWC_u8.to(self.device).to(self.dtype)
         if self.input_size is not None:
             size = (self.input_size, self.input_size)
             x_BHWC = resized(x_BHWC.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
@@ -91,8 +94,8 @@ def build_model(name: str, num_classes: int, *, stem: Stem = "imagenet") -> nn.M
     if name not in timm.list_models():
         raise ConfigError(
             f"no model {name!r} in timm {timm.__version__}{near_names(name, timm.list_models()) or '.'} "
-            "`timm.list_models()` names all; the project adds resnet8_cifar and van_b0 to van_b6. A DNN of your own "
-            "is module:FACTORY."
+            "`timm.list_models()` names all; the project adds resnet8_cifar, convnext_cifar and van_b0 to van_b6. "
+            "A DNN of your own is module:FACTORY."
         )
     module: nn.Module = timm.create_model(name, num_classes=num_classes)
     if stem == "cifar":

@@ -1,0 +1,84 @@
+"""Settings in, a finished training's checkpoint out: pretraining on Ray Train.
+
+The loop is `metarepair.pretrain`; here are only its surroundings. Checkpoints are the run's own, on its storage, so a
+training that was begun with Ray goes on without it, with any number of workers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from distributed.failures import read_failure, write_failure
+from distributed.train import fit
+from metarepair.config import Config
+from metarepair.pretrain import pretrain
+from metarepair.pretrain_stage import describe, epoch_progress, log_epoch, read_epochs, training_split
+from metarepair.settings import parse_config
+from tasks.datasets import dataset_info
+from tasks.errors import UserError
+from tasks.storage import Place, place, remove_tree
+
+POLL_S = 1.0
+
+
+def pretrain_on_ray(config: Config, folder: Place) -> None:
+    """Trains on `config.workers` Ray Train workers, each with a share of every step's images.
+
+    A worker group that dies starts again from the last epoch's checkpoint in `folder`.
+    """
+    with _watched(config, folder):
+        fit(_loop, {}, config, folder)
+    remove_tree(folder / "ray")  # Ray's own notes
+
+
+@contextmanager
+def _watched(config: Config, folder: Place) -> Iterator[None]:
+    """Shows the epochs that rank 0 logs while the block runs."""
+    progress, over = epoch_progress(config, folder), threading.Event()
+
+    def show() -> None:
+        for epoch in read_epochs(folder)[progress.done :]:
+            progress.advance(1, describe(epoch))
+
+    def watch() -> None:
+        while not over.wait(POLL_S):
+            show()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        show()
+
+
+def _loop(settings: dict[str, Any]) -> None:
+    """One rank's whole life."""
+    from distributed.context import RayContext
+
+    config, folder = parse_config(settings["config"]), place(settings["folder"])
+    if read_failure(folder) is not None:
+        return
+    torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
+    context = RayContext(folder=folder)
+    try:
+        pretrain(
+            config.model,
+            training_split(config),
+            dataset_info(config.data.source()),
+            config.pretrain,
+            seed=config.seed,
+            context=context,
+            folder=folder,
+            on_epoch=(lambda epoch: log_epoch(folder, epoch)) if context.rank == 0 else (lambda _: None),
+        )
+    except UserError as error:
+        write_failure(folder, error)
+        raise
