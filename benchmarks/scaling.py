@@ -31,6 +31,7 @@ from benchmarks.scaling_nets import (
     NetTask,
     build_net,
     count_operations,
+    flops_per_s,
     forward_seconds,
     graph_bytes_of_image,
     seconds_of,
@@ -52,6 +53,7 @@ MEANING = {
     "batch_s": "seconds to make a task's batch from pixels that are read",
     "add_s": "seconds to add two gradients",
     "graph_mb_at_224": "MB that an inner step's graph holds for each support image of 224 px",
+    "gflop_per_s_at_224": "operations a second in a task of 4 + 4 images of 224 px, K = 1",
     "all_reduce_start_s": "of two ranks: seconds of an all-reduce of nothing, from the line through all sizes",
     "all_reduce_gb_per_s": "of two ranks: GB a second, from the same line",
     "all_reduce_fit_error": "largest relative distance of a size's median from that line",
@@ -153,7 +155,7 @@ def measure(size: Sizes, *, full: bool) -> tuple[Measured, dict[str, Figure], Ti
     byte_sizes = [m * 1_000_000 for m in size.megabytes]
     reduced = on_ranks(all_reduce_rounds, byte_sizes, 8 + 4 * size.rounds, world=2)
     line = fit_line(list(reduced), [statistics.median(s) for s in reduced.values()])
-    large = NetTask(net=SMALL, pixels=32 if size.smoke else 224, classes=1000, support=1, query=1, steps=1)
+    large = NetTask(net=SMALL, pixels=32 if size.smoke else 224, classes=1000, support=4, query=4, steps=1)
     measured = Measured(
         operations={net: row["operations"] for net, row in nets.items()},
         task_s={net: row["task_s"] for net, row in nets.items()},
@@ -163,6 +165,7 @@ def measure(size: Sizes, *, full: bool) -> tuple[Measured, dict[str, Figure], Ti
         line=line,
         rates=measure_rates((SMALL, size.large), images=size.images, rounds=size.rounds, smoke=size.smoke),
         graph_bytes={net: graph_bytes_of_image(replace(large, net=net)) for net in (SMALL, size.large)},
+        rate_at_224={net: flops_per_s(replace(large, net=net)) for net in (SMALL, size.large)},
     )
     trained = {net: measure_episodes(size, net) for net in ("resnet8_cifar", SMALL)}
     figures = figures_of(measured) | checked(measured, size, trained)
@@ -213,6 +216,7 @@ def figures_of(measured: Measured) -> dict[str, Figure]:
         "outer_s": dict(measured.outer_s),
         "add_s": dict(measured.add_s),
         "graph_mb_at_224": {net: b / 1e6 for net, b in measured.graph_bytes.items()},
+        "gflop_per_s_at_224": {net: rate / 1e9 for net, rate in measured.rate_at_224.items()},
         "batch_s": measured.batch_s,
         "all_reduce_start_s": measured.line.start_s,
         "all_reduce_gb_per_s": measured.line.per_s / 1e9,

@@ -37,6 +37,7 @@ class Measured:
     line: Line
     rates: ImageRates
     graph_bytes: Mapping[str, float]
+    rate_at_224: Mapping[str, float]
 
     def training(self, net: str, tasks: int, on: Processor | None = None) -> Training:
         """A net's training on cores of this machine, or on a processor that is assumed."""
@@ -75,6 +76,7 @@ def costs_at_224(measured: Measured, campaign: Campaign) -> list[NetCosts]:
                 task=task,
                 adapt_flops=(3 * spec.steps * spec.support + spec.query) * task.forward_flops,
                 forward_s=measured.rates.classify_s[net],
+                core=Processor(name="one core", flops_per_s=measured.rate_at_224[net]),
             )
         )
     return found

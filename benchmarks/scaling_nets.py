@@ -168,6 +168,11 @@ def task_seconds(spec: NetTask, rounds: int, warm: bool = True) -> list[float]:
     return seconds_of(gradient, rounds, warm)
 
 
+def flops_per_s(spec: NetTask) -> float:
+    """Operations a second of one such task, the first in this process."""
+    return count_operations(spec).flops / task_seconds(spec, 1, warm=False)[0]
+
+
 def forward_seconds(spec: NetTask, rounds: int) -> float:
     """Seconds of a forward pass by image, in a batch of the support's size."""
     module, images_BCHW = build_net(spec).eval(), random_task(spec, 0).support.images_BCHW

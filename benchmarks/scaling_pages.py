@@ -28,7 +28,7 @@ from benchmarks.scaling_plan import (
 from benchmarks.scaling_rates import ImageRates
 
 Case = tuple[str, str]  # a net, and what differentiates its tasks: core or GPU
-SHOWN = (2, 8, 32, 128, 256, 512, 1024)
+SHOWN = (16, 128, 1024)
 NODES, CORES_OF_NODE, GPUS_OF_NODE, GPU_MEMORY_BYTES = 64, 16, 1, 80e9  # assumed
 
 
@@ -39,34 +39,34 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1)
 
 
 def number(value: float) -> str:
-    """Three digits that matter; thousands apart."""
+    """Three digits that matter; thousands apart; nothing is said of less than a hundredth."""
     if value >= 100:
         digits = max(len(str(int(value))) - 3, 0)
         return f"{round(value / 10**digits) * 10**digits:,}"
-    return f"{value:.3g}"
+    return f"{value:.3g}" if value >= 0.01 else "< 0.01"
 
 
 def efficiency_pages(cases: Mapping[Case, Training], links: Sequence[Link]) -> str:
     """Efficiency by workers and link for every case, then where the all-reduce takes over."""
     names = [link.name for link in links]
-    pages = []
-    for (net, kind), training in cases.items():
-        rows = [
-            [
-                f"{w:,}",
-                *(f"{efficiency(training, w, link):.1%}" for link in links),
-                number(episode(training, w, links[0]).compute_s),
-            ]
-            for w in SHOWN
+    rows = [
+        [
+            f"{net}, {kind}",
+            f"{w:,}",
+            number(episode(training, w, links[0]).compute_s),
+            *(f"{efficiency(training, w, link):.1%}" for link in links),
         ]
-        title = f"**{net}, a {kind} a worker**: {number(training.task_s)} s a task, {training.tasks:,} tasks an episode"
-        pages.append(f"{title}\n\n{markdown(['workers', *names, 'tasks alone, s'], rows)}")
+        for (net, kind), training in cases.items()
+        for w in SHOWN
+    ]
+    tasks = next(iter(cases.values())).tasks
+    table = markdown([f"{tasks:,} tasks an episode", "workers", "tasks alone, s", *names], rows)
     over = [
         [f"{net}, {kind}", *(_workers(takeover(training, link)) for link in links)]
         for (net, kind), training in cases.items()
     ]
     heads = ["the all-reduce takes longer than the tasks from … workers on", *names]
-    return "\n\n".join([*pages, markdown(heads, over)])
+    return "\n\n".join([table, markdown(heads, over)])
 
 
 def _workers(count: int | None) -> str:

@@ -97,17 +97,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class NetCosts:
-    """A DNN at 224 px: operations of a task and of its adaptation alone, seconds of a forward pass on one core."""
+    """A DNN at 224 px: operations of a task and of its adaptation alone, seconds of a forward pass on one core.
+
+    core: one core, at the rate of a small task of that size.
+    """
 
     net: str
     task: Operations
     adapt_flops: float
     forward_s: float
-
-    @property
-    def core(self) -> Processor:
-        """One core, at the rate of its forward passes."""
-        return Processor(name="one core", flops_per_s=self.task.forward_flops / self.forward_s)
+    core: Processor
 
 
 def compute_rows(campaign: Campaign, rates: ImageRates, net: NetCosts, gpu: Processor) -> list[Row]:
