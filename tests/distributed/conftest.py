@@ -19,11 +19,13 @@ from metarepair.settings import parse_config
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that needs a Ray is done by one of the processes that share the tests: they share its cluster, too."""
+    """Of the processes that share the tests, one does all that share a cluster, one those that start their own."""
     for item in items:
         if item.get_closest_marker("distributed"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            group = "cluster" if "cluster" in getattr(item, "fixturenames", ()) else "own cluster"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def tiny(storage: Path, **changes: Any) -> Config:

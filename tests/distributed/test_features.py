@@ -50,10 +50,12 @@ def results(run: Path) -> dict[str, bytes]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_one_process_and_four_actors_give_the_same_bits(
-    cluster: None, tiny: Tiny, storage_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    cluster: None, tiny: Tiny, storage_of: Callable[[str], Path]
 ) -> None:
-    monkeypatch.setattr(pool, "CPUS", 0.5)  # four of them share the cluster's two
-    found = [results(rescored(tiny, storage_of(f"w{workers}"), workers=workers)) for workers in (0, 4)]
+    half = {"cpus_per_worker": 0.5}  # four of them share the cluster's two
+    found = [
+        results(rescored(tiny, storage_of(f"w{workers}"), workers=workers, ray=half)) for workers in (0, 4)
+    ]
     assert len(found[0]) > 30
     assert found[0] == found[1]
 

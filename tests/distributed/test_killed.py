@@ -61,7 +61,7 @@ def seed() -> int:
 
 @pytest.fixture(scope="session")
 def whole(tiny: Tiny, scored: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """θ_meta of an undisturbed training without Ray, which 1 and 2 workers equal bit for bit (test_train)."""
+    """θ_meta of an undisturbed training without Ray, which two workers equal bit for bit, in float32, too."""
     import shutil
 
     storage = Path(shutil.copytree(scored, tmp_path_factory.mktemp("whole") / "runs"))

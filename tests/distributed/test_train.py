@@ -77,14 +77,6 @@ def test_what_a_worker_finds_wrong_comes_out_as_itself_after_one_more_start(
         Pipeline(config, lambda _: None).train()
 
 
-@pytest.mark.slow
-def test_in_float32_two_workers_cost_no_more_than_rounding(
-    cluster: None, storage_of: StorageOf, tiny: Tiny
-) -> None:
-    one, two = (trained(tiny(storage_of(f"w{n}"), workers=n)) for n in (1, 2))
-    assert difference(one, two) == 0.0  # four tasks are summed in the same binary tree on one and two workers
-
-
 def load_start(config: Config) -> dict[str, torch.Tensor]:
     return dict(Pipeline(config, lambda _: None).here.deployed.module.state_dict())
 
@@ -125,13 +117,12 @@ def killed_after(episodes: int, config: Config, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_run_killed_in_the_middle_ends_with_the_very_same_weights(
-    cluster: None, storage_of: StorageOf, tiny: Tiny, tmp_path: Path, workers: int
+def test_without_ray_a_run_killed_in_the_middle_ends_with_the_very_same_weights(
+    storage_of: StorageOf, tiny: Tiny, tmp_path: Path
 ) -> None:
     train = {"episodes": 40, "round_episodes": 2}
-    whole = trained(tiny(storage_of("whole"), workers=workers, train=train))
-    config = tiny(storage_of("killed"), workers=workers, train=train)
+    whole = trained(tiny(storage_of("whole"), train=train))
+    config = tiny(storage_of("killed"), train=train)
     killed_after(4, config, tmp_path)
     again = trained(config)
     assert all(torch.equal(whole[k], again[k]) for k in whole)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -231,8 +232,18 @@ def test_an_owner_that_ends_while_it_is_watched_is_followed(root: Place) -> None
     ender.join()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Of processes that share the tests, SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("how", ["taken over", "deleted"])
-def test_who_lost_the_hold_is_stopped_and_leaves_the_others_alone(root: Place, how: str) -> None:
+def test_who_lost_the_hold_is_stopped_and_leaves_the_others_alone(
+    interruptible: None, root: Place, how: str
+) -> None:
     other = owner_elsewhere()
 
     def lose() -> None:
