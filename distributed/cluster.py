@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from metarepair.config import Config
 from tasks.errors import ConfigError, UserError
 
 POLL_S = 1.0
+KNOCK_S = 10.0
 
 
 @contextmanager
@@ -40,9 +42,11 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
         return
     remote = address or os.environ.get("RAY_ADDRESS")
     try:
+        if remote:
+            _knock(remote)
         options = {"address": remote} if remote else {"num_cpus": os.cpu_count(), "include_dashboard": False}
         ray.init(**options, logging_level="warning", log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"No Ray cluster at {remote} ({' '.join(str(error).split())}). "
             "Start one (`ray start --head`), correct --address, or set workers=0 to do without."
@@ -52,6 +56,13 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT, which Ray would try for minutes to find out."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 def gpus_per_worker(config: Config) -> float:

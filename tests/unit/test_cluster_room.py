@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distributed.cluster import _fitting, _lacking, worker_resources
+from distributed.cluster import _fitting, _knock, _lacking, worker_resources
 from metarepair.config import Config
 from metarepair.settings import parse_config
 from tasks.errors import ConfigError
@@ -87,3 +87,14 @@ def test_settings_of_ray_that_make_no_sense_are_refused(settings: dict[str, Any]
     with pytest.raises(ConfigError) as refused:
         asked(**settings)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"])
+def test_an_address_where_nobody_listens_is_found_out_at_once(address: str) -> None:
+    with pytest.raises(OSError, match=r"refused|assign requested address|unreachable"):
+        _knock(address)
+
+
+def test_what_is_no_host_and_port_is_left_to_ray() -> None:
+    _knock("auto")
+    _knock("local")
