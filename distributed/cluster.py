@@ -47,9 +47,13 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
         options = {"address": remote} if remote else {"num_cpus": os.cpu_count(), "include_dashboard": False}
         ray.init(**options, logging_level="warning", log_to_driver=False)
     except (OSError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())
         raise UserError(
-            f"No Ray cluster at {remote} ({' '.join(str(error).split())}). "
-            "Start one (`ray start --head`), correct --address, or set workers=0 to do without."
+            f"No Ray cluster at {remote} ({why}). Start one (`ray start --head`), correct --address, or set workers=0 "
+            "to do without."
+            if remote
+            else f"Ray could not be started on this machine ({why}). Its files go to RAY_TMPDIR, which must be a short "
+            "path that can be written, else to the system's temporary folder; workers=0 does without Ray."
         ) from error
     try:
         check_room(config)

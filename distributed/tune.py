@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +49,7 @@ from metarepair.meta_train import training_settings
 from metarepair.search.results import results_table, write_results
 from metarepair.search.space import check_space, dimensions, judged_environments, search_of
 from metarepair.search.trials import Trial
-from tasks.errors import UserError
+from tasks.errors import DataError, UserError
 from tasks.manifest import begin, check_done, discard, require_manifest, write_manifest
 from tasks.storage import find, remove_tree, write_text
 
@@ -104,7 +103,7 @@ class TuneSearch:
 
     def try_all(self, setup: TrialSetup) -> list[Trial]:
         """Runs the trials that are not over. Raises UserError when all failed, KeyboardInterrupt when stopped."""
-        while True:
+        for attempt in range(2):
             with _quiet(), seeded(self.config):
                 results = self._tuner(setup).fit()
             trials = sorted((self._trial(setup, result) for result in results), key=lambda t: t.name)
@@ -112,6 +111,11 @@ class TuneSearch:
                 raise KeyboardInterrupt  # Tune takes the signal for itself, and ends in order
             if len(trials) == count_trials(self.config):
                 break
+            if attempt:
+                raise DataError(
+                    f"Ray Tune knows of {len(trials)} trials where the search has {count_trials(self.config)}: its "
+                    f"state in {self.run.search / TUNE} is damaged. Begin the trials anew with --restart."
+                )
             # Tune could not read all of a state that it was killed over, and began anew with a part of the trials.
             remove_tree(self.run.search / TUNE)
         failed = [t for t in trials if t.state == "failed"]
@@ -140,7 +144,11 @@ class TuneSearch:
                     resume_errored=True,
                 )
                 restored.get_results()
-            except (RuntimeError, EOFError, pickle.UnpicklingError):  # killed before its state was written
+            except Exception as error:
+                # Half-written or damaged, Tune's state raises whatever reading it comes upon.
+                self.say(
+                    f"Ray Tune's own state cannot be read ({_words(error)}); trials go on by their records."
+                )
                 remove_tree(self.run.search / TUNE)
             else:
                 return restored
