@@ -27,8 +27,8 @@ from metarepair.config import Config
 from metarepair.deploy import load_surroundings
 from metarepair.hypothesis import Study, summarise
 from metarepair.layout import Run
-from metarepair.meta_test import Start, accuracy_on, repair_data
-from metarepair.methods import MethodContext, get_method
+from metarepair.meta_test import accuracy_on, repair_data
+from metarepair.methods import MethodContext, get_method, repair_fairly
 from metarepair.progress import Progress
 from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
@@ -189,8 +189,8 @@ def _build_worker(config: Config, run: Run, mined: Mined) -> Callable[[FineTune]
         name = item.experience
         train = here.split("train")
         collect = open_side(run.experience(name), "collect", mined["experience", name], train)
-        context = MethodContext(config=config, seed=item.seed, load_meta=_no_meta)
-        model = get_method("finetune").repair(deployed, repair_data(collect, config, item.seed), context)
+        context, data = MethodContext(config=config, seed=item.seed), repair_data(collect, config, item.seed)
+        model = repair_fairly(get_method("finetune"), deployed, data, context)
         if model.first_not_finite() is not None:
             raise DivergedError(
                 f"the fine-tune on {name} (seed {item.seed}) diverged. Lower the rates in repair.rates."
@@ -199,16 +199,13 @@ def _build_worker(config: Config, run: Run, mined: Mined) -> Callable[[FineTune]
             t: accuracy_on(deployed, model.parameters, model.buffers, failures)
             for t, failures in targets.items()
         }
-        result = {"validation": model.validation, "notes": model.notes, "accuracies": accuracies}
+        validation = accuracy_on(deployed, model.parameters, model.buffers, data.validation)
+        result = {"validation": validation, "notes": model.notes, "accuracies": accuracies}
         write_text(item.path, json.dumps(result, indent=1, allow_nan=False) + "\n")
         seal(item.path, item.identity)
         return float(np.mean(list(accuracies.values())))
 
     return work
-
-
-def _no_meta() -> Start:
-    raise AssertionError("a fine-tune starts from the deployed DNN")
 
 
 def _read_gains(items: Sequence[FineTune], names: Sequence[str], seeds: Sequence[int]) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import nn
 from metarepair.clean_check import check_on_clean, check_output
 from metarepair.given_images import GivenImages, collect_images
 from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
-from metarepair.methods import MethodContext, get_method
+from metarepair.methods import MethodContext, get_method, method_settings, repair_fairly
 from metarepair.models.build import DeployedModel
 from metarepair.models.preprocessing import Colour
 from metarepair.parts import adapted_names
@@ -78,7 +78,8 @@ def repair(
     Raises a tasks.errors.UserError that says what is wrong.
     """
     method = method or ("finetune" if start is None else "metarepair")
-    _check_method(method, start)
+    chosen = get_method(method)
+    _check_start(method, start)
     given = collect_images(failures, name="failures")
     deployed = _deployed(model, given, mean, std)
     config = config or _config_of(start)
@@ -92,9 +93,15 @@ def repair(
         assert start is not None  # checked with the method
         return load_start(place(str(start)), deployed.module, config, remedy=NAME_A_START)
 
-    context = MethodContext(config=config, seed=0, load_meta=load_meta)
+    context = MethodContext(
+        config=config,
+        seed=0,
+        load_meta=load_meta,
+        settings=method_settings(method, config.methods.get(method, {})),
+    )
     before = accuracy_on(deployed, *_own_state(deployed.module), data.validation)
-    found = get_method(method).repair(deployed, data, context)
+    chosen.check(deployed.module, context.settings)
+    found = repair_fairly(chosen, deployed, data, context)
     bad = found.first_not_finite()
     if bad is not None:
         raise DivergedError(
@@ -107,7 +114,9 @@ def repair(
         module=module,
         method=method,
         validation_before=before,
-        validation_after=found.validation,
+        validation_after=accuracy_on(
+            found.architecture_of(deployed), found.parameters, found.buffers, data.validation
+        ),
         rate=found.rate,
         episode=found.episode,
         images_seen=found.images_seen,
@@ -118,8 +127,7 @@ def repair(
     )
 
 
-def _check_method(method: str, start: str | Path | None) -> None:
-    get_method(method)
+def _check_start(method: str, start: str | Path | None) -> None:
     if method == "metarepair" and start is None:
         raise ConfigError(
             "method='metarepair' needs start, the folder meta/<target>/ that `metarepair train` made for this DNN. "

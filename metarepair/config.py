@@ -5,22 +5,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from metarepair.compare_config import CompareConfig
 from metarepair.data_config import Colour, DataConfig
 from metarepair.pretrain_config import PretrainConfig
 from metarepair.ray_config import RayConfig
 from metarepair.search.config import SearchConfig
-from metarepair.section import Positive, Rate, Section
+from metarepair.section import Positive, Rate, Section, each_once
 from metarepair.train_config import InnerConfig, TrainConfig
 from tasks.corruptions import resolve
 from tasks.errors import ConfigError
 from tasks.fid_statistics import FEWEST_ROWS, LEVEL, fewest_resamples
 
 Corruption = str
-Value = TypeVar("Value")
+MethodSettings = dict[str, dict[str, Any]]
 
 
 class ModelConfig(Section):
@@ -100,7 +101,7 @@ class MiningConfig(Section):
     @field_validator("severities")
     @classmethod
     def _once(cls, severities: tuple[int, ...]) -> tuple[int, ...]:
-        return _each_once(severities)
+        return each_once(severities)
 
     @field_validator("experiences")
     @classmethod
@@ -206,7 +207,7 @@ class RepairSettings(Section):
     @field_validator("methods", "seeds")
     @classmethod
     def _once(cls, values: tuple[str | int, ...]) -> tuple[str | int, ...]:
-        return _each_once(values)
+        return each_once(values)
 
 
 class EvaluateConfig(Section):
@@ -245,6 +246,10 @@ class Config(Section):
     inner: InnerConfig = InnerConfig()
     train: TrainConfig = TrainConfig()
     repair: RepairSettings = RepairSettings()
+    methods: MethodSettings = Field(
+        {}, description="Settings of the repair methods themselves, by method, as methods.apricot.models."
+    )
+    compare: CompareConfig = CompareConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     pretrain: PretrainConfig = PretrainConfig()
     ray: RayConfig = RayConfig()
@@ -285,10 +290,3 @@ def _resolved(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(resolved)) != len(resolved):
         raise ConfigError(f"a corruption is named twice in {', '.join(names)}. Name each once.")
     return resolved
-
-
-def _each_once(values: tuple[Value, ...]) -> tuple[Value, ...]:
-    twice = [value for value in values if values.count(value) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is there twice; give each once")
-    return values

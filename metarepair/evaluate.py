@@ -19,7 +19,7 @@ from metarepair.config import Config
 from metarepair.inner import FunctionalNet, InnerRule
 from metarepair.layout import Run
 from metarepair.meta_test import accuracy_on, predict
-from metarepair.methods.base import RepairedModel
+from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import Dataset
@@ -35,11 +35,16 @@ from tasks.store import open_side
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A repaired DNN to be judged, with its seed and the seconds that its repair took."""
+    """A repaired DNN to be judged, with its seed, its accuracy on validation, and what its repair took.
+
+    memory_bytes: the most memory that the repair had, None where it was not measured.
+    """
 
     model: RepairedModel
     seed: int
     seconds: float
+    validation: float
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,7 @@ def evaluate(
     progress(f"{target}: other corruptions done")
     predictions = _Predictions(clean=clean, corrupted=corrupted, others=others)
     fail = open_target_fail(run, target, test)
-    logits = [predict(deployed, m.parameters, m.buffers, fail) for m in models]
+    logits = [predict(m.architecture_of(deployed), m.parameters, m.buffers, fail) for m in models]
     predicted_MN = np.stack([x.argmax(1).numpy() for x in logits])
     results = []
     for index, candidate in enumerate(candidates):
@@ -127,7 +132,7 @@ def _result(
         d_fail_paper=paper,
         d_fail_episodes_mean=float(np.mean(episodes)) if episodes else None,
         d_fail_episodes_sd=float(np.std(episodes, ddof=1)) if len(episodes) > 1 else None,
-        validation=candidate.model.validation,
+        validation=candidate.validation,
         corrupted=float(np.mean(list(severities.values()))),
         corrupted_by_severity=severities,
         clean=_accuracy(predictions.clean[row], labels),
@@ -138,6 +143,7 @@ def _result(
         break_rate_corrupted=_broken([(p[0], p[row]) for p in predictions.corrupted.values()], labels),
         calibration_error=_calibration(deployed, candidate.model, test, target, config),
         seconds=candidate.seconds,
+        memory_bytes=candidate.memory_bytes,
         images_seen=candidate.model.images_seen,
         gradient_steps=candidate.model.gradient_steps,
         notes=candidate.model.notes,
@@ -165,12 +171,13 @@ def _predict_all(
 ) -> NDArray[np.int64]:
     """Predicted classes [1 + M, N]: the deployed DNN first, then each model."""
     net = _net(deployed)
-    states = [(net.parameters(), net.buffers()), *((m.parameters, m.buffers) for m in models)]
+    others = [(_net(m.architecture_of(deployed)), m.parameters, m.buffers) for m in models]
+    states = [(net, net.parameters(), net.buffers()), *others]
     columns = []
     for start in range(0, len(rows), config.mining.batch_size):
         batch = rows[start : start + config.mining.batch_size]
         x_BCHW = deployed.normalise(_images(test, batch, corruption, severity, config))
-        columns.append(np.stack([net.logits(p, b, x_BCHW).argmax(1).cpu().numpy() for p, b in states]))
+        columns.append(np.stack([n.logits(p, b, x_BCHW).argmax(1).cpu().numpy() for n, p, b in states]))
     return np.concatenate(columns, axis=1)
 
 
@@ -220,7 +227,7 @@ def _calibration(
     deployed: DeployedModel, model: RepairedModel, test: Dataset, target: str, config: Config, bins: int = 15
 ) -> float:
     """Expected calibration error (Guo et al. 2017) on up to 2,000 corrupted test images per severity."""
-    net, rows = _net(deployed), np.arange(min(len(test.labels_N), 2000))
+    net, rows = _net(model.architecture_of(deployed)), np.arange(min(len(test.labels_N), 2000))
     confidences, rights = [], []
     for severity in config.mining.severities:
         for start in range(0, len(rows), config.mining.batch_size):

@@ -8,7 +8,8 @@ nothing of D_fail is near while a repair is made or chosen.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from metarepair.vectors import State
 from tasks.errors import WeightsError
 from tasks.keys import keyed_generator
 from tasks.manifest import require_manifest, verify_checksums
-from tasks.records import Failures
+from tasks.records import Failures, Ints, PixelRows
 from tasks.sampler import semantic_cover, split_validation
 from tasks.storage import Place
 
@@ -30,15 +31,36 @@ from tasks.storage import Place
 
 
 @dataclass(frozen=True, kw_only=True)
+class CleanImages:
+    """The clean training split: pixels [N, H, W, C] uint8 and labels [N]."""
+
+    images_NHWC_u8: PixelRows
+    labels_N: Ints
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RepairData:
     """What a method may see of the target: D_collect, in a part to learn from and a part that only selects.
 
-    There is no way from here to D_fail, or to the test split beyond D_collect.
+    `clean` is the clean training split, None where it is not given. There is no way from here to D_fail, or to the test
+    split beyond D_collect.
     """
 
     target: str
     learn: Failures
     validation: Failures
+    clean: CleanImages | None = None
+
+
+class Spending(Protocol):
+    """What counts the images and steps of a repair, and says when they are used up (metarepair.methods.budget)."""
+
+    @property
+    def over(self) -> bool: ...
+    def spend(self, *, images: int = 0, steps: int = 0) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +85,13 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The episode's end that is best on validation, over all rates tried; and what the search cost."""
+    """The episode's end that is best on validation, over all rates tried; not `whole` where the budget ended it."""
 
     rate: float
     episode: int
     validation: float
     step: Step
-    images_seen: int
-    gradient_steps: int
+    whole: bool = True
 
 
 def load_start(folder: Place, module: nn.Module, config: AnyConfig, *, remedy: str) -> Start:
@@ -154,30 +175,27 @@ def walk(
 
 
 def choose(
-    deployed: DeployedModel, start: Start, data: RepairData, config: AnyConfig, *, seed: int
+    deployed: DeployedModel, start: Start, data: RepairData, config: AnyConfig, *, seed: int, budget: Spending
 ) -> Choice:
-    """Walks M episodes at every rate of `repair.rates` and keeps the end that is best on validation."""
+    """Walks M episodes at every rate of `repair.rates` and keeps the end that is best on validation.
+
+    Where the budget is over before, the search ends with the episode that is under way; an episode that it cuts off is
+    judged as it stands.
+    """
     best: Choice | None = None
-    images_seen = gradient_steps = 0
     for rate in config.repair.rates:
         steps = walk(deployed, start, data, config, seed=seed, rate=rate, episodes=config.repair.episodes)
         for step in steps:
-            images_seen += step.images_seen
-            gradient_steps += config.inner.steps
-            if step.slot < config.repair.tasks - 1:
+            budget.spend(images=step.images_seen, steps=config.inner.steps)
+            if step.slot < config.repair.tasks - 1 and not budget.over:
                 continue
             accuracy = accuracy_on(deployed, step.parameters, step.buffers, data.validation)
             if best is None or accuracy > best.validation:
-                best = Choice(
-                    rate=rate,
-                    episode=step.episode,
-                    validation=accuracy,
-                    step=step,
-                    images_seen=0,
-                    gradient_steps=0,
-                )
+                best = Choice(rate=rate, episode=step.episode, validation=accuracy, step=step)
+            if budget.over:
+                return replace(best, whole=False)
     assert best is not None  # config has at least one rate, episode and task
-    return Choice(**(vars(best) | {"images_seen": images_seen, "gradient_steps": gradient_steps}))
+    return best
 
 
 def validate_repair(deployed: DeployedModel, start: Start, data: RepairData, config: AnyConfig) -> float:

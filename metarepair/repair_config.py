@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from metarepair.config import Config, RepairSettings, TaskConfig
+from metarepair.config import Config, MethodSettings, RepairSettings, TaskConfig
 from metarepair.section import Section
 from metarepair.train_config import InnerConfig
 
@@ -21,6 +21,7 @@ class RepairConfig(Section):
     task: TaskConfig = TaskConfig()
     inner: InnerConfig = InnerConfig()
     repair: RepairSettings = RepairSettings()
+    methods: MethodSettings = Field({}, description="Settings of the methods themselves, by method.")
 
 
 AnyConfig = Config | RepairConfig

@@ -6,9 +6,8 @@ All methods and seeds are repaired and saved first; only then is D_fail opened, 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,13 @@ import pyarrow.parquet as pq
 
 from metarepair.config import Config
 from metarepair.deploy import Surroundings
-from metarepair.evaluate import Candidate, Judged, evaluate
-from metarepair.export import EQUALITY_IMAGES, FILE_NAMES, export_program
+from metarepair.evaluate import Judged, evaluate
 from metarepair.features import distance_name
 from metarepair.layout import Run
-from metarepair.meta_test import RepairData, Start, load_start, repair_data
-from metarepair.methods import MethodContext, get_method
-from metarepair.models.build import save_weights
+from metarepair.meta_test import RepairData, Start, load_start
+from metarepair.repair_unit import WEIGHTS, Unit, files_of, repair_once, unit_data
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.score import read_confidence
-from tasks.errors import DivergedError
 from tasks.manifest import (
     Manifest,
     check_done,
@@ -47,7 +43,8 @@ def repair_settings(config: Config) -> dict[str, Any]:
     names = {"seed", "model", "task", "inner", "repair", "evaluate"}
     values = config.model_dump(mode="json", include=names)
     values["severities"] = list(config.mining.severities)
-    return values
+    own = {name: config.methods[name] for name in config.repair.methods if config.methods.get(name)}
+    return values | ({"methods": own} if own else {})
 
 
 def repair_target(run: Run, config: Config, target: str, here: Surroundings, progress: Progress) -> Manifest:
@@ -63,57 +60,30 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings, pro
         progress(f"{stage}: done before, see {folder}")
         return done
     collect = open_side(run.target(target), "collect", mined, here.split("test"))
-    candidates = []
-    parts = {seed: repair_data(collect, config, seed) for seed in config.repair.seeds}
+    candidates, files = [], ["result.json", "samples.parquet"]
+    methods = config.repair.methods
+    parts = {seed: unit_data(config, here, methods, collect, seed) for seed in config.repair.seeds}
+
+    def load_meta() -> Start:
+        return load_start(run.meta(target), here.deployed.module, config, remedy=TRAIN_FIRST)
+
     for seed, data in parts.items():
-        for name in config.repair.methods:
-            candidates.append(_repair(run, config, name, data, here, seed, progress))
+        for name in methods:
+            place = _folder(name, seed)
+            unit = Unit(method=name, seed=seed, folder=folder / place, load_meta=load_meta)
+            candidates.append(repair_once(unit, config, data, here, progress))
+            files += [str(place / file) for file in files_of(unit.folder, config)]
             notes = "".join(f"; {note}" for note in candidates[-1].model.notes)
             progress(f"{target}: repaired by {name}, seed {seed}, {candidates[-1].seconds:.1f} s{notes}")
     judged = evaluate(run, config, target, here.deployed, here.split("test"), candidates, progress=progress)
     _write_samples(folder / "samples.parquet", judged)
     result = _result(run, config, target, mined, judged, parts)
     write_text(folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    weights = [_weights(c.model.method, c.seed) for c in candidates]
-    programs = [path.with_name(FILE_NAMES[kind]) for path in weights for kind in config.repair.export or ()]
-    return write_manifest(
-        folder,
-        stage=stage,
-        config=repair_settings(config),
-        inputs=inputs,
-        files=["result.json", "samples.parquet", *map(str, weights + programs)],
-    )
+    return write_manifest(folder, stage=stage, config=repair_settings(config), inputs=inputs, files=files)
 
 
-def _weights(method: str, seed: int) -> Path:
-    return Path(method) / str(seed) / "model.safetensors"
-
-
-def _repair(
-    run: Run, config: Config, name: str, data: RepairData, here: Surroundings, seed: int, progress: Progress
-) -> Candidate:
-    def load_meta() -> Start:
-        return load_start(run.meta(data.target), here.deployed.module, config, remedy=TRAIN_FIRST)
-
-    started = time.monotonic()
-    context = MethodContext(config=config, seed=seed, load_meta=load_meta)
-    model = get_method(name).repair(here.deployed, data, context)
-    seconds = time.monotonic() - started
-    bad = model.first_not_finite()
-    if bad is not None:
-        raise DivergedError(
-            f"{data.target}: the repair by {name} (seed {seed}) diverged, {bad} is not finite. "
-            "Lower the rates in repair.rates; nothing was written for this target."
-        )
-    path = run.repaired(data.target) / _weights(name, seed)
-    module = model.fill(here.deployed.module)
-    notes = {"model": config.model.name, "method": name, "target": data.target, "seed": seed}
-    save_weights(path, module.state_dict(), notes)
-    for kind in config.repair.export or ():
-        images = here.split("test").images(np.arange(EQUALITY_IMAGES))
-        exported = export_program(replace(here.deployed, module=module), images, kind, path.parent)
-        progress(f"{data.target}: {exported.words}")
-    return Candidate(model=model, seed=seed, seconds=seconds)
+def _folder(method: str, seed: int) -> Path:
+    return Path(method) / str(seed)
 
 
 def _write_samples(path: Place, judged: Judged) -> None:
@@ -147,7 +117,8 @@ def _result(
             "classes_without_failures": mined.facts["classes_without_failures"],
         },
         "methods": [
-            asdict(r) | {"weights": f"repaired/{target}/{_weights(r.method, r.seed)}"} for r in judged.results
+            asdict(r) | {"weights": f"repaired/{target}/{_folder(r.method, r.seed)}/{WEIGHTS}"}
+            for r in judged.results
         ],
     }
     if "metarepair" not in config.repair.methods:

@@ -42,7 +42,7 @@ def parse_config(values: dict[str, Any], *, where: str = "the configuration") ->
     except UserError as error:
         raise ConfigError(f"{error} (in {where})") from error
     except ValidationError as error:
-        raise ConfigError(_explain(error, where)) from error
+        raise ConfigError(explain(error, where)) from error
 
 
 def config_text(config: Config) -> str:
@@ -127,11 +127,12 @@ def _steps(key: str) -> list[str]:
     return ["search", "space", *([setting, last] if named else [name])]
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def explain(error: ValidationError, where: str, *, root: type[BaseModel] = Config, above: str = "") -> str:
+    """The first wrong setting as a paragraph; `root` is the group that was read, `above` its dotted place."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = above + ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{_unknown(key, _group_at(first['loc'][:-1]))} (in {where})"
+        return f"{_unknown(key, _group_at(first['loc'][:-1], root), known_keys(root, above))} (in {where})"
     if first["type"] == "missing":
         return f"the setting {key!r} is missing in {where}. Add it, or `--set {key}=…`."
     came = "" if first["type"] in {"value_error", "model_type"} else f"={first['input']!r}"
@@ -142,18 +143,17 @@ def _explain(error: ValidationError, where: str) -> str:
     return f"{named}{message[:1].lower()}{message[1:]} (in {where})"
 
 
-def _unknown(key: str, group: type[BaseModel]) -> str:
+def _unknown(key: str, group: type[BaseModel], known: list[str]) -> str:
     above, _, name = key.rpartition(".")
-    known = known_keys()
     same = [k for k in known if k.rpartition(".")[2] == name]
-    here = [f"{above}.{field}" for field in group.model_fields] if above else [*Config.model_fields]
+    here = [f"{above}.{field}" if above else field for field in group.model_fields]
     hint = f"; did you mean {same[0]!r}?" if same else near_names(key, dict.fromkeys([*here, *known]))
-    return f"no setting {key!r}{hint or '.'} There are: {', '.join(group.model_fields)}"
+    return f"no setting {key!r}{hint or '.'} There are: {', '.join(group.model_fields) or 'none'}"
 
 
-def _group_at(steps: tuple[int | str, ...]) -> type[BaseModel]:
+def _group_at(steps: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel]:
     """The innermost group of settings on the way to a setting."""
-    group: type[BaseModel] = Config
+    group = root
     for name in steps:
         field = group.model_fields.get(str(name))
         group = (_group(field.annotation) if field else None) or group

@@ -143,7 +143,8 @@ class RepairResult:
     """How one repaired DNN does. Accuracies and rates are fractions (reading: Sec. 5 and supplements).
 
     `d_fail_paper` is the paper's mean acc_s over M × S tasks (Algorithm 1, line 23), None for a method
-    that has no tasks; `d_fail` the accuracy of the saved model on all of D_fail.
+    that has no tasks; `d_fail` the accuracy of the saved model on all of D_fail. `memory_bytes` is the most that the
+    repair's process held, None where it was not measured.
     """
 
     method: str
@@ -166,4 +167,5 @@ class RepairResult:
     seconds: float
     images_seen: int
     gradient_steps: int
+    memory_bytes: int | None = None
     notes: tuple[str, ...] = field(default=())

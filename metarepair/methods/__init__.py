@@ -1,16 +1,33 @@
-"""One file per repair method, behind one Protocol and one registry."""
+"""One file per repair method, behind one interface and one registry.
 
-from metarepair.methods import bn_adapt, finetune, metarepair, none
-from metarepair.methods.base import METHODS, Method, MethodContext, RepairedModel, get_method
+base.py               what a method is, and what surrounds a repair
+fair.py               the data that a method may see
+budget.py             what a repair may take
+training.py           what methods that train have in common
+"""
+
+from metarepair.methods import bn_adapt, finetune, metarepair, none, tent
+from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.budget import Budget, Limit, parse_limit
+from metarepair.methods.fair import repair_fairly
+from metarepair.methods.registry import METHODS, all_methods, get_method, method_settings
+from metarepair.methods.repaired import RepairedModel
 
 __all__ = [
     "METHODS",
+    "Budget",
+    "Limit",
     "Method",
     "MethodContext",
     "RepairedModel",
+    "all_methods",
     "bn_adapt",
     "finetune",
     "get_method",
     "metarepair",
+    "method_settings",
     "none",
+    "parse_limit",
+    "repair_fairly",
+    "tent",
 ]

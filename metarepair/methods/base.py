@@ -1,126 +1,99 @@
-"""The interface of a repair method: deployed DNN and D_collect in, repaired state out; and the registry."""
+"""The interface of a repair method: deployed DNN and what it may see in, repaired DNN out.
+
+A method is one file that subclasses Method and registers. One of another package is found by an entry point of the
+group `metarepair.methods` that names such a class.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
 from torch import nn
 
-from metarepair.meta_test import Choice, RepairData, Start, Step, choose, walk
+from metarepair.meta_test import RepairData, Start
+from metarepair.methods.budget import Budget
+from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.repair_config import AnyConfig
-from metarepair.vectors import State, not_finite
-from tasks.errors import ConfigError, unknown_name
+from metarepair.section import Section
+from tasks.errors import ConfigError
+from tasks.storage import Place
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Uses = Literal["failures", "unlabelled", "clean", "experiences"]
+Changes = Literal["weights", "statistics", "architecture"]
+
+
+class NoSettings(Section):
+    """Of a method that has none of its own."""
+
+
+def map_here(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """The results in the order of the items, one after the other in this process."""
+    return map(work, items)
+
+
+def no_experiences() -> Start:
+    """What a method gets for θ_meta that does not say that it uses experiences."""
+    raise ConfigError("this method was given no experiences: name them in what it `uses`.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodContext:
-    """Settings, the seed of the repair, and what was prepared before: θ_meta for those that ask for it."""
+    """What surrounds one repair.
+
+    config: the settings that all methods share; settings: the method's own. seed: of the repair. load_meta: θ_meta.
+    budget: what the repair may take and has taken. map: runs independent pieces, here or on Ray; what it is given must
+    pickle. folder: the repair's own, for checkpoints (None: nothing is kept); prepared: what `prepare` left. say: lines
+    of progress.
+    """
 
     config: AnyConfig
     seed: int
-    load_meta: Callable[[], Start]
+    load_meta: Callable[[], Start] = no_experiences
+    settings: Section = field(default_factory=NoSettings)
+    budget: Budget = field(default_factory=Budget)
+    map: Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]] = map_here
+    folder: Place | None = None
+    prepared: Place | None = None
+    say: Callable[[str], None] = lambda _: None
 
 
-@dataclass(frozen=True, kw_only=True)
-class RepairedModel:
-    """A repaired DNN as parameters and buffers, and what the repair cost.
+class Method(ABC):
+    """A repair method. It sees RepairData, cut to what it says that it uses, and nothing else of the target.
 
-    `rate` and `episode` (from 0) are those that validation chose; `steps` walks the same tasks again, for the paper's
-    mean acc_s. All three are None for a method without tasks.
+    words: what tables call it. uses: `failures` are D_collect with labels, `unlabelled` its images alone (labels are
+    -1), `clean` the clean training split, `experiences` θ_meta. changes: what of the DNN. cost: in words.
     """
 
-    method: str
-    parameters: State
-    buffers: State
-    validation: float
-    images_seen: int
-    gradient_steps: int
-    notes: tuple[str, ...] = ()
-    rate: float | None = None
-    episode: int | None = None
-    steps: Callable[[], Iterator[Step]] | None = None
+    name: ClassVar[str]
+    words: ClassVar[str]
+    uses: ClassVar[tuple[Uses, ...]]
+    changes: ClassVar[tuple[Changes, ...]]
+    cost: ClassVar[str]
+    Settings: ClassVar[type[Section]] = NoSettings
+    prepares: ClassVar[bool] = False  # whether `prepare` does anything
 
-    def state(self) -> State:
-        """All parameters and buffers."""
-        return {**self.parameters, **self.buffers}
+    def check(self, module: nn.Module, settings: Any) -> None:  # noqa: B027  most methods take every DNN
+        """Raises ConfigError for a DNN, or settings, that the method cannot work with: before anything has begun."""
 
-    def first_not_finite(self) -> str | None:
-        """Name of the first tensor with a NaN or an infinity, None where there is none."""
-        return next(iter(not_finite(self.state())), None)
+    def prepare(  # noqa: B027  most methods prepare nothing
+        self, deployed: DeployedModel, data: RepairData, context: MethodContext
+    ) -> None:
+        """Makes in `context.prepared` what no target is needed for; goes on with what is there already.
 
-    @torch.no_grad()
-    def fill(self, module: nn.Module) -> nn.Module:
-        """A copy of `module` that is repaired, in evaluation mode; its state dict has the names that files have.
-
-        These may be fewer than parameters and buffers, or more: some buffers are not saved, a shared tensor is twice.
+        `data` has the clean training split alone: its failures are none.
         """
-        found, state = copy.deepcopy(module).eval(), self.state()
-        for name, tensor in (*found.named_parameters(), *found.named_buffers()):
-            tensor.copy_(state[name])
-        return found
 
+    @abstractmethod
+    def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
+        """The repaired DNN; the deployed one stays as it is."""
 
-class Method(Protocol):
-    """A repair method. It sees RepairData and nothing else of the target."""
-
-    name: str
-
-    def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel: ...
-
-
-METHODS: dict[str, Method] = {}
-MethodClass = TypeVar("MethodClass", bound=Method)
-
-
-def register(cls: type[MethodClass]) -> type[MethodClass]:
-    """Adds a method class to the registry by its name."""
-    METHODS[cls.name] = cls()
-    return cls
-
-
-def get_method(name: str) -> Method:
-    """The method `name`. Raises ConfigError with near names for an unknown one."""
-    if name not in METHODS:
-        raise ConfigError(unknown_name("repair method", name, METHODS))
-    return METHODS[name]
-
-
-def repair_from(
-    method: str,
-    start: Start,
-    deployed: DeployedModel,
-    data: RepairData,
-    context: MethodContext,
-) -> RepairedModel:
-    """The meta-test from a start: what metarepair and finetune share, so that they differ in θ alone."""
-    config = context.config
-    choice: Choice = choose(deployed, start, data, config, seed=context.seed)
-
-    def steps() -> Iterator[Step]:
-        return walk(
-            deployed,
-            start,
-            data,
-            config,
-            seed=context.seed,
-            rate=choice.rate,
-            episodes=config.repair.episodes,
-        )
-
-    return RepairedModel(
-        method=method,
-        parameters=choice.step.parameters,
-        buffers=choice.step.buffers,
-        validation=choice.validation,
-        images_seen=choice.images_seen,
-        gradient_steps=choice.gradient_steps,
-        rate=choice.rate,
-        episode=choice.episode,
-        notes=(f"inner rate {choice.rate} and episode {choice.episode + 1} chosen on validation",),
-        steps=steps,
-    )
+    def rebuild(self, module: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
+        """A copy of the deployed `module` with the architecture that a repair saved; its weights are loaded after."""
+        return copy.deepcopy(module)

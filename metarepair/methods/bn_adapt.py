@@ -6,46 +6,57 @@ part: mean and variance are averaged over its batches of 500, by their sizes.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metarepair.meta_test import RepairData, accuracy_on
-from metarepair.methods.base import MethodContext, RepairedModel, register
+from metarepair.meta_test import RepairData
+from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.registry import register
+from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel
+from tasks.records import PixelRows
 
 
 @register
-class BatchNormAdapt:
+class BatchNormAdapt(Method):
     """Mean and variance over D_collect, weights untouched."""
 
     name = "bn_adapt"
+    words = "BN-adapted"
+    uses = ("unlabelled",)
+    changes = ("statistics",)
+    cost = "one forward pass over D_collect"
 
-    @torch.no_grad()
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        module = copy.deepcopy(deployed.module).eval()
-        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.training = True
         images = data.learn.images_NHWC_u8
-        for start in range(0, len(images) if norms else 0, 500):
-            stop = min(start + 500, len(images))
-            for norm in norms:
-                norm.momentum = (
-                    stop - start
-                ) / stop  # a mean over all images, also when the last batch is short
-            module(deployed.normalise(images[start : start + 500]))
-        module.eval()
-        parameters = {k: v.detach() for k, v in module.named_parameters()}
-        buffers = {k: v.detach() for k, v in module.named_buffers()}
-        return RepairedModel(
-            method=self.name,
-            parameters=parameters,
-            buffers=buffers,
-            validation=accuracy_on(deployed, parameters, buffers, data.validation),
-            images_seen=len(images) if norms else 0,
+        adapted = adapt_statistics(deployed, images)
+        context.budget.spend(images=len(images) if adapted else 0)
+        return repaired_from(
+            self.name,
+            deployed.module,
+            images_seen=context.budget.images_seen,
             gradient_steps=0,
-            notes=() if norms else ("this DNN has no batch-norm statistics: nothing to adapt",),
+            notes=() if adapted else ("this DNN has no batch-norm statistics: nothing to adapt",),
         )
+
+
+@torch.no_grad()
+def adapt_statistics(deployed: DeployedModel, images_NHWC_u8: PixelRows, *, batch_size: int = 500) -> bool:
+    """Puts mean and variance over the images into the DNN's batch norms; whether it has any with statistics."""
+    module = deployed.module.eval()
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms or not len(images_NHWC_u8):
+        return False
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.training = True
+    for start in range(0, len(images_NHWC_u8), batch_size):
+        batch = images_NHWC_u8[start : start + batch_size]
+        for norm in norms:
+            norm.momentum = len(batch) / (start + len(batch))  # a mean over all images, also of a short batch
+        module(deployed.normalise(batch))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    module.eval()
+    return True

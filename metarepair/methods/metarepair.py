@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from metarepair.meta_test import RepairData
-from metarepair.methods.base import MethodContext, RepairedModel, register, repair_from
+from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.meta_test_method import repair_from
+from metarepair.methods.registry import register
+from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 
 
 @register
-class MetaRepair:
+class MetaRepair(Method):
     """Repairs from what meta-training on other environments' experiences has learned."""
 
     name = "metarepair"
+    words = "MetaRepair"
+    uses = ("failures", "experiences")
+    changes = ("weights", "statistics")
+    cost = "as finetune; before it, once for a target, train.episodes of meta-training"
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
         return repair_from(self.name, context.load_meta(), deployed, data, context)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from metarepair.inner import FunctionalNet, InnerRule
-from metarepair.meta_test import RepairData, accuracy_on
-from metarepair.methods.base import MethodContext, RepairedModel, register
+from metarepair.meta_test import RepairData
+from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.registry import register
+from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel
 
 
 @register
-class NoRepair:
+class NoRepair(Method):
     """Changes nothing."""
 
     name = "none"
+    words = "before repair"
+    uses = ()
+    changes = ()
+    cost = "nothing"
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        net = FunctionalNet(deployed.module, InnerRule(steps=1, rate=1.0, batch_norm="frozen"))
-        parameters, buffers = net.parameters(), net.buffers()
-        return RepairedModel(
-            method=self.name,
-            parameters=parameters,
-            buffers=buffers,
-            validation=accuracy_on(deployed, parameters, buffers, data.validation),
-            images_seen=0,
-            gradient_steps=0,
-        )
+        return repaired_from(self.name, deployed.module, images_seen=0, gradient_steps=0)

@@ -151,7 +151,6 @@ def test_timm_loads_repaired_weights_by_path(tmp_path: Path, name: str) -> None:
         method="finetune",
         parameters={k: v.detach() + 0.25 for k, v in module.named_parameters()},
         buffers=dict(module.named_buffers()),
-        validation=0.0,
         images_seen=0,
         gradient_steps=0,
     )

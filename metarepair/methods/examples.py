@@ -1,0 +1,93 @@
+"""Labelled images of several sources in, the rows of each training batch out.
+
+Order is keyed by (seed, pass): a batch depends on its number alone, so a training that is interrupted goes on with
+the very batches of one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from tasks.keys import keyed_generator
+from tasks.records import Ints, PixelRows, Pixels
+
+# B images in a batch, N examples, H W C pixels
+
+
+class LabelledImages(Protocol):
+    """Failures, or clean images."""
+
+    @property
+    def images_NHWC_u8(self) -> PixelRows: ...
+    @property
+    def labels_N(self) -> Ints: ...
+
+
+class Examples:
+    """Several sources one after the other, as one list of rows."""
+
+    def __init__(self, *sources: LabelledImages) -> None:
+        self.sources = sources
+        self.sizes = [len(source.labels_N) for source in sources]
+        self.labels_N: Ints = np.concatenate([source.labels_N for source in sources])
+        self._ends = np.cumsum(self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def images(self, rows: Ints) -> Pixels:
+        """Pixels [B, H, W, C] uint8, copied."""
+        found = np.empty((len(rows), *self.sources[0].images_NHWC_u8.shape[1:]), np.uint8)
+        which_B = np.searchsorted(self._ends, rows, side="right")
+        for number, source in enumerate(self.sources):
+            here = which_B == number
+            if here.any():
+                start = int(self._ends[number]) - self.sizes[number]
+                found[here] = source.images_NHWC_u8[rows[here] - start]
+        return found
+
+
+class BatchOrder:
+    """Which rows are in which batch: each source is gone through in ever new orders.
+
+    shares: of a batch, by source; None: all rows count alike, so that sources have the shares of their sizes.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], *, batch_size: int, seed: int, shares: Sequence[float] | None = None
+    ) -> None:
+        whole = sum(sizes)
+        self.batch_size, self.seed = min(batch_size, whole), seed
+        self.steps_per_epoch = -(-whole // self.batch_size)
+        self._sizes = [whole] if shares is None else list(sizes)
+        self._counts = [self.batch_size] if shares is None else _counts(self.batch_size, shares)
+        self._permutation = lru_cache(maxsize=2 * len(self._sizes))(self._new_permutation)
+
+    def rows(self, step: int) -> Ints:
+        """Rows [B] of batch `step`, from 0."""
+        found, start = [], 0
+        for source, (size, count) in enumerate(zip(self._sizes, self._counts, strict=True)):
+            places = np.arange(step * count, (step + 1) * count)
+            parts = [
+                self._permutation(source, turn)[places[places // size == turn] % size]
+                for turn in np.unique(places // size).tolist()
+            ]
+            found += [start + part for part in parts]
+            start += size
+        return np.concatenate(found)
+
+    def _new_permutation(self, source: int, turn: int) -> Ints:
+        order: Ints = keyed_generator("method-order", self.seed, source, turn).permutation(
+            self._sizes[source]
+        )
+        return order
+
+
+def _counts(batch_size: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers of rows by share, which sum to the batch."""
+    ends = np.rint(np.cumsum(shares) / np.sum(shares) * batch_size).astype(int)
+    return [int(count) for count in np.diff([0, *ends])]

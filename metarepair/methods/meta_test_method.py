@@ -1,0 +1,41 @@
+"""A start θ and D_collect in, the meta-test's repair out: what metarepair and finetune share.
+
+Source: paper Algorithm 1, lines 13-23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from metarepair.meta_test import RepairData, Start, Step, choose, walk
+from metarepair.methods.base import MethodContext
+from metarepair.methods.repaired import RepairedModel
+from metarepair.models.build import DeployedModel
+
+
+def repair_from(
+    method: str, start: Start, deployed: DeployedModel, data: RepairData, context: MethodContext
+) -> RepairedModel:
+    """The episode's end that is best on validation, of all rates."""
+    config = context.config
+    choice = choose(deployed, start, data, config, seed=context.seed, budget=context.budget)
+    cut = () if choice.whole else ("the budget was over before all rates and episodes were tried",)
+    return RepairedModel(
+        method=method,
+        parameters=choice.step.parameters,
+        buffers=choice.step.buffers,
+        images_seen=context.budget.images_seen,
+        gradient_steps=context.budget.gradient_steps,
+        rate=choice.rate,
+        episode=choice.episode,
+        notes=(f"inner rate {choice.rate} and episode {choice.episode + 1} chosen on validation", *cut),
+        steps=lambda: walk_again(start, deployed, data, context, rate=choice.rate),
+    )
+
+
+def walk_again(
+    start: Start, deployed: DeployedModel, data: RepairData, context: MethodContext, *, rate: float
+) -> Iterator[Step]:
+    """All M × S tasks at the rate that was chosen, for the paper's mean acc_s."""
+    config = context.config
+    return walk(deployed, start, data, config, seed=context.seed, rate=rate, episodes=config.repair.episodes)

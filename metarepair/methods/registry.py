@@ -1,0 +1,67 @@
+"""A name in, the repair method out; those of other packages by their entry points."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from metarepair.methods.base import Method
+from metarepair.section import Section
+from metarepair.settings import explain
+from tasks.errors import ConfigError, unknown_name
+
+GROUP = "metarepair.methods"
+METHODS: dict[str, Method] = {}
+MethodClass = TypeVar("MethodClass", bound=type[Method])
+
+
+def register(cls: MethodClass) -> MethodClass:
+    """Adds a method class to the registry by its name."""
+    METHODS[cls.name] = cls()
+    return cls
+
+
+def all_methods() -> dict[str, Method]:
+    """The project's methods, then those of other packages. Raises ConfigError for a package whose method is none."""
+    return METHODS | _of_other_packages()
+
+
+@cache
+def _of_other_packages() -> dict[str, Method]:
+    found = dict[str, Method]()
+    for point in entry_points(group=GROUP):
+        whose = f"the entry point {point.name!r} = {point.value!r} (group {GROUP})"
+        try:
+            cls = point.load()
+        except Exception as error:
+            raise ConfigError(
+                f"{whose} cannot be loaded ({type(error).__name__}: {error}). Mend or uninstall its package."
+            ) from error
+        if not (isinstance(cls, type) and issubclass(cls, Method)):
+            raise ConfigError(f"{whose} is no class that subclasses metarepair.methods.Method.")
+        if cls.name in METHODS or cls.name in found:
+            raise ConfigError(
+                f"{whose} takes the name {cls.name!r} of another method. Rename or uninstall it."
+            )
+        found[cls.name] = cls()
+    return found
+
+
+def get_method(name: str) -> Method:
+    """The method `name`. Raises ConfigError with near names for an unknown one."""
+    found = METHODS.get(name) or all_methods().get(name)
+    if found is None:
+        raise ConfigError(unknown_name("repair method", name, all_methods()))
+    return found
+
+
+def method_settings(name: str, settings: dict[str, Any], *, where: str = "the configuration") -> Section:
+    """A method's own settings, checked. Raises ConfigError with near names for an unknown key."""
+    group = get_method(name).Settings
+    try:
+        return group.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(explain(error, where, root=group, above=f"methods.{name}.")) from error

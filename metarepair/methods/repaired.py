@@ -1,0 +1,80 @@
+"""What a method leaves: a repaired DNN as parameters and buffers, of the deployed architecture or of another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from metarepair.meta_test import Step
+from metarepair.models.build import DeployedModel
+from metarepair.vectors import State, not_finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairedModel:
+    """A repaired DNN, and what the repair cost.
+
+    `rate` and `episode` (from 0) are those that validation chose; `steps` walks the same tasks again, for the paper's
+    mean acc_s. All three are None for a method without tasks. `module` is the DNN where its architecture is another
+    than the deployed one's; `architecture` then says in plain JSON how the method's `rebuild` makes it again.
+    """
+
+    method: str
+    parameters: State
+    buffers: State
+    images_seen: int
+    gradient_steps: int
+    notes: tuple[str, ...] = ()
+    rate: float | None = None
+    episode: int | None = None
+    steps: Callable[[], Iterator[Step]] | None = None
+    module: nn.Module | None = None
+    architecture: Mapping[str, Any] | None = None
+
+    def state(self) -> State:
+        """All parameters and buffers."""
+        return {**self.parameters, **self.buffers}
+
+    def first_not_finite(self) -> str | None:
+        """Name of the first tensor with a NaN or an infinity, None where there is none."""
+        return next(iter(not_finite(self.state())), None)
+
+    def architecture_of(self, deployed: DeployedModel) -> DeployedModel:
+        """`deployed` with the architecture that `parameters` and `buffers` are of."""
+        return deployed if self.module is None else replace(deployed, module=self.module)
+
+    @torch.no_grad()
+    def fill(self, module: nn.Module) -> nn.Module:
+        """A copy of `module` (or of its own architecture) that is repaired, in evaluation mode; its state dict has the
+        names that files have.
+
+        These may be fewer than parameters and buffers, or more: some buffers are not saved, a shared tensor is twice.
+        """
+        found, state = copy.deepcopy(self.module or module).eval(), self.state()
+        for name, tensor in (*found.named_parameters(), *found.named_buffers()):
+            tensor.copy_(state[name])
+        return found
+
+
+def repaired_from(
+    method: str,
+    module: nn.Module,
+    *,
+    images_seen: int,
+    gradient_steps: int,
+    notes: tuple[str, ...] = (),
+) -> RepairedModel:
+    """A module of the deployed architecture that a method has changed, as what it leaves."""
+    return RepairedModel(
+        method=method,
+        parameters={k: v.detach().clone() for k, v in module.named_parameters()},
+        buffers={k: v.detach().clone() for k, v in module.named_buffers()},
+        images_seen=images_seen,
+        gradient_steps=gradient_steps,
+        notes=notes,
+    )

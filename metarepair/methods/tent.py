@@ -1,0 +1,112 @@
+"""Entropy minimisation of the normalisation's scales and shifts on D_collect's images, without their labels.
+
+Source: Wang et al. 2021 (Tent: Fully Test-Time Adaptation by Entropy Minimization), its settings for CIFAR-10-C: Adam
+at 1e-3, batches of 200, one step a batch, images normalised by their own batch. Theirs adapts on and on while it
+predicts; here it adapts on D_collect and is then frozen with the statistics of the last pass over it, as a repair is a
+DNN to deploy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metarepair.meta_test import RepairData
+from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.bn_adapt import adapt_statistics
+from metarepair.methods.examples import BatchOrder
+from metarepair.methods.registry import register
+from metarepair.methods.repaired import RepairedModel, repaired_from
+from metarepair.models.build import DeployedModel
+from metarepair.section import Positive, Rate, Section
+from tasks.errors import ConfigError
+
+# B images in a batch, K classes
+
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+class TentSettings(Section):
+    """Published: rate 1e-3, batch 200."""
+
+    epochs: Positive = Field(10, description="Passes over D_collect.")
+    batch_size: Positive = Field(200, description="Images of a step.")
+    rate: Rate = Field(1e-3, description="Rate of Adam.")
+
+
+@register
+class Tent(Method):
+    """Scales and shifts of the norms, and the statistics of batch norms; nothing else."""
+
+    name = "tent"
+    words = "Tent"
+    uses = ("unlabelled",)
+    changes = ("weights", "statistics")
+    cost = "epochs × (D_collect / batch_size) steps on the norms' parameters"
+    Settings = TentSettings
+
+    def check(self, module: nn.Module, settings: Any) -> None:
+        if not _affine(module):
+            raise ConfigError(
+                "tent changes the scales and shifts of norms, and this DNN has no norm with any. Leave tent out."
+            )
+
+    def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
+        settings = context.settings
+        assert isinstance(settings, TentSettings)
+        self.check(deployed.module, settings)
+        module, images = deployed.module.eval(), data.learn.images_NHWC_u8
+        affine = _affine(module)
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        for parameter in affine:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.Adam(affine, lr=settings.rate)
+        order = BatchOrder([len(images)], batch_size=settings.batch_size, seed=context.seed)
+        for step in range(settings.epochs * order.steps_per_epoch):
+            if context.budget.over:
+                break
+            x_BCHW = deployed.normalise(images[order.rows(step)])
+            with _own_batch(module):
+                loss = entropy(module(x_BCHW))
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            context.budget.spend(images=len(x_BCHW), steps=1)
+        adapt_statistics(deployed, images)
+        return repaired_from(
+            self.name,
+            module,
+            images_seen=context.budget.images_seen,
+            gradient_steps=context.budget.gradient_steps,
+        )
+
+
+def entropy(logits_BK: Tensor) -> Tensor:
+    """Mean entropy of the predictions, in nats (Wang et al. 2021, Eq. of Sec. 3.1)."""
+    log_p_BK = logits_BK.log_softmax(1)
+    return -(log_p_BK.exp() * log_p_BK).sum(1).mean()
+
+
+def _affine(module: nn.Module) -> list[nn.Parameter]:
+    return [p for m in module.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)]
+
+
+@contextmanager
+def _own_batch(module: nn.Module) -> Iterator[None]:
+    """Batch norms normalise by the batch at hand, and their stored statistics stay."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    before = [(m.training, m.track_running_stats) for m in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, (training, tracks) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, tracks

@@ -1,0 +1,256 @@
+"""A DNN, examples and a loss in, the trained DNN out: what the methods that train with an optimizer have in common.
+
+It ends with its epochs or with the budget, whichever is first; the schedule follows the larger share of the two. The
+state that is best on the held-out collected examples is kept. A long one is interrupted without loss.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from metarepair.meta_test import RepairData, accuracy_on
+from metarepair.methods.base import MethodContext
+from metarepair.methods.examples import BatchOrder, Examples
+from metarepair.models.build import DeployedModel, read_tensors, save_weights
+from metarepair.outer import load_optimizer_state, optimizer_state
+from metarepair.section import Fraction, Positive, Rate, Section
+from metarepair.stateless import seeded
+from metarepair.vectors import State
+from tasks.errors import DivergedError
+from tasks.keys import keyed_generator
+from tasks.records import Ints, Pixels
+
+# B images in a batch, H W C pixels, K classes
+
+CHECKS = 20  # times that validation is asked in a training, equally far from each other
+CHECKPOINT_S = 60.0
+SAID_S = 15.0  # between lines of progress
+CHECKPOINT = "training.safetensors"
+
+
+class TrainingSettings(Section):
+    """A training with an optimizer; methods put their published numbers in its place."""
+
+    epochs: Positive = Field(100, description="Passes over all examples; the budget may end training before.")
+    batch_size: Positive = Field(128, description="Examples of a step.")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
+    rate: Rate = Field(0.1, description="Learning rate, the largest of the schedule.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to 0 at the end.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 decay, as in torch.optim.")
+    collected_share: Fraction | None = Field(
+        None, description="Share of failures in a batch; when not given, that of the union with clean images."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodBatch:
+    """Examples of one step: which rows, their pixels and labels, and what chance is drawn from."""
+
+    rows_B: Ints
+    images_BHWC_u8: Pixels
+    labels_B: Tensor
+    generator: np.random.Generator
+
+
+class Remembers(Protocol):
+    """A loss with a state of its own, kept with the checkpoints."""
+
+    def state(self) -> State: ...
+    def load(self, state: State) -> None: ...
+
+
+Loss = Callable[[nn.Module, MethodBatch], Tensor]
+
+
+class Training:
+    """One training of `module` in place.
+
+    loss: of a batch, with the module in training mode; it normalises the pixels itself. images_per_example: forward
+    passes that an example takes, for the count of images. trainable: names of the parameters that move; all when not
+    given. patience: checks without gain after which training ends.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        deployed: DeployedModel,
+        examples: Examples,
+        data: RepairData,
+        context: MethodContext,
+        settings: TrainingSettings,
+        loss: Loss,
+        *,
+        method: str,
+        images_per_example: int = 1,
+        trainable: Iterable[str] | None = None,
+        patience: int | None = None,
+        remembers: Remembers | None = None,
+    ) -> None:
+        self.module, self.deployed = module, replace(deployed, module=module)
+        self.examples, self.data, self.context, self.settings = examples, data, context, settings
+        self.loss, self.method, self.images_per_example = loss, method, images_per_example
+        self.patience, self.remembers = patience, remembers
+        names = None if trainable is None else set(trainable)
+        self.parameters: State = {k: p for k, p in module.named_parameters() if names is None or k in names}
+        for key, parameter in module.named_parameters():
+            parameter.requires_grad_(key in self.parameters)
+        self.optimizer = _build_optimizer([p for p in module.parameters() if p.requires_grad], settings)
+        share = settings.collected_share
+        shares = None if share is None or len(examples.sizes) != 2 else (share, 1 - share)
+        self.order = BatchOrder(
+            examples.sizes, batch_size=settings.batch_size, seed=context.seed, shares=shares
+        )
+        self.step, self.checked, self.best_check = 0, 0, 0
+        self.best: State = {}
+        self.best_accuracy = -math.inf
+        self._saved_at = self._said_at = time.monotonic()
+        self._ended_early = False
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, from 0 to 1."""
+        own = self.step / (self.settings.epochs * self.order.steps_per_epoch)
+        return 1.0 if self._ended_early else min(1.0, max(own, self.context.budget.share))
+
+    def run(self) -> nn.Module:
+        """Trains, and leaves the best state in the module, in evaluation mode. Raises DivergedError."""
+        self._resume()
+        if not self.best:
+            self._check(0.0)  # the untouched DNN: a training that only harms is not kept
+        while (share := self.share) < 1:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.rate * self._rate_factor(share)
+            loss = self._one_step()
+            done = self.share
+            if done >= 1 or int(done * CHECKS) > self.checked:
+                self._check(done)
+            self._say(loss, done)
+            self._checkpoint()
+        _load_state(self.module, self.best)
+        return self.module.eval()
+
+    def _rate_factor(self, share: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * share)) if self.settings.schedule == "cosine" else 1.0
+
+    def _one_step(self) -> Tensor:
+        rows = self.order.rows(self.step)
+        generator = keyed_generator("method-step", self.context.seed, self.step)
+        batch = MethodBatch(
+            rows_B=rows,
+            images_BHWC_u8=self.examples.images(rows),
+            labels_B=torch.from_numpy(self.examples.labels_N[rows]).to(self.deployed.device),
+            generator=generator,
+        )
+        self.module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with seeded(self.deployed.device, int(generator.integers(2**63))):
+            loss = self.loss(self.module, batch)
+            torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.step += 1
+        self.context.budget.spend(images=len(rows) * self.images_per_example, steps=1)
+        return loss.detach()
+
+    def _check(self, share: float) -> None:
+        """Judges the module on validation, and keeps it where it is best."""
+        self.checked = int(share * CHECKS)
+        state = _state_of(self.module)
+        parameters = {k: state[k] for k, _ in self.module.named_parameters()}
+        buffers = {k: state[k] for k, _ in self.module.named_buffers()}
+        accuracy = accuracy_on(self.deployed, parameters, buffers, self.data.validation)
+        if accuracy > self.best_accuracy:
+            self.best, self.best_accuracy, self.best_check = state, accuracy, self.checked
+        elif self.patience is not None and self.checked - self.best_check >= self.patience:
+            self._ended_early = True
+
+    def _say(self, loss: Tensor, share: float) -> None:
+        now = time.monotonic()
+        if now - self._said_at < SAID_S:
+            return
+        self._said_at, value, spent = now, float(loss), self.context.budget.seconds
+        self._refuse_not_finite(value)
+        left = spent / share - spent if share > 0 else math.nan
+        self.context.say(
+            f"{self.method}: {share:.0%} of its training, loss {value:.3f}, validation {self.best_accuracy:.1%}, "
+            f"{left:.0f} s left"
+        )
+
+    def _refuse_not_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the training by {self.method} diverged: its loss became {loss} in step {self.step}. Lower "
+                f"methods.{self.method}.rate."
+            )
+
+    def _checkpoint(self) -> None:
+        if self.context.folder is None or time.monotonic() - self._saved_at < CHECKPOINT_S:
+            return
+        budget = self.context.budget
+        counts = {
+            "step": self.step,
+            "checked": self.checked,
+            "best_check": self.best_check,
+            "best_accuracy": self.best_accuracy,
+            "seconds": budget.seconds,
+            "images": budget.images_seen,
+            "steps": budget.gradient_steps,
+        }
+        groups: dict[str, State] = {
+            "model": _state_of(self.module),
+            "best": self.best,
+            "optimizer": optimizer_state(self.optimizer, self.parameters),
+            "own": self.remembers.state() if self.remembers else {},
+            "count": {k: torch.tensor(v, dtype=torch.float64) for k, v in counts.items()},
+        }
+        tensors = {f"{group}.{key}": value for group, state in groups.items() for key, value in state.items()}
+        save_weights(self.context.folder / CHECKPOINT, tensors, {})
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        """Goes on from a checkpoint, where the folder has one."""
+        folder = self.context.folder
+        if folder is None or not (folder / CHECKPOINT).is_file():
+            return
+        groups: dict[str, State] = {}
+        for name, value in read_tensors(folder / CHECKPOINT).items():
+            group, _, key = name.partition(".")
+            groups.setdefault(group, {})[key] = value
+        _load_state(self.module, groups["model"])
+        load_optimizer_state(self.optimizer, self.parameters, groups.get("optimizer", {}))
+        self.best = {k: v.to(self.deployed.device) for k, v in groups["best"].items()}
+        if self.remembers:
+            self.remembers.load(groups.get("own", {}))
+        count = {k: float(v) for k, v in groups["count"].items()}
+        self.step, self.checked = int(count["step"]), int(count["checked"])
+        self.best_check, self.best_accuracy = int(count["best_check"]), count["best_accuracy"]
+        self.context.budget.go_on(
+            seconds=count["seconds"], images=int(count["images"]), steps=int(count["steps"])
+        )
+        self.context.say(f"{self.method}: goes on from step {self.step}")
+
+
+def _build_optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=settings.rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=settings.rate, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
+    )
+
+
+def _state_of(module: nn.Module) -> State:
+    return {k: v.detach().clone() for k, v in (*module.named_parameters(), *module.named_buffers())}
+
+
+@torch.no_grad()
+def _load_state(module: nn.Module, state: State) -> None:
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        tensor.copy_(state[key])

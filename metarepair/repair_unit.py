@@ -1,0 +1,147 @@
+"""A method, a seed and a target's D_collect in; the repaired DNN on storage, and what its repair took, out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from metarepair.config import Config
+from metarepair.deploy import Surroundings
+from metarepair.evaluate import Candidate
+from metarepair.export import EQUALITY_IMAGES, FILE_NAMES, export_program
+from metarepair.meta_test import CleanImages, RepairData, Start, accuracy_on, repair_data
+from metarepair.methods import (
+    Budget,
+    Limit,
+    MethodContext,
+    RepairedModel,
+    get_method,
+    method_settings,
+    repair_fairly,
+)
+from metarepair.methods.base import map_here
+from metarepair.models.build import DeployedModel, read_tensors, save_weights
+from metarepair.peak_memory import peak_memory
+from tasks.errors import DataError, DivergedError
+from tasks.records import Failures
+from tasks.storage import Place, write_text
+
+WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One repair, and where it writes. `prepared` is what its method made before any target was known."""
+
+    method: str
+    seed: int
+    folder: Place
+    load_meta: Callable[[], Start]
+    limit: Limit | None = None
+    prepared: Place | None = None
+    map: Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]] = map_here
+
+
+def unit_data(
+    config: Config, here: Surroundings, methods: Sequence[str], collect: Failures, seed: int
+) -> RepairData:
+    """D_collect in its two parts, with the clean training split where one of the methods uses it."""
+    data = repair_data(collect, config, seed)
+    if not any("clean" in get_method(name).uses for name in methods):
+        return data
+    return replace(data, clean=clean_images(here))
+
+
+def clean_images(here: Surroundings) -> CleanImages:
+    """The clean training split."""
+    train = here.split("train")
+    return CleanImages(images_NHWC_u8=train.images_NHWC_u8, labels_N=train.labels_N)
+
+
+def repair_once(
+    unit: Unit, config: Config, data: RepairData, here: Surroundings, say: Callable[[str], None]
+) -> Candidate:
+    """Repairs, and writes weights, architecture where it is another, and exports. Raises DivergedError."""
+    method = get_method(unit.method)
+    context = MethodContext(
+        config=config,
+        seed=unit.seed,
+        load_meta=unit.load_meta,
+        settings=method_settings(unit.method, config.methods.get(unit.method, {})),
+        budget=Budget(unit.limit),
+        map=unit.map,
+        folder=unit.folder,
+        prepared=unit.prepared,
+        say=lambda line: say(f"{data.target}: {line}"),
+    )
+    with peak_memory(here.deployed.device) as memory:
+        model = repair_fairly(method, here.deployed, data, context)
+    seconds = context.budget.seconds
+    bad = model.first_not_finite()
+    if bad is not None:
+        raise DivergedError(
+            f"{data.target}: the repair by {unit.method} (seed {unit.seed}) diverged, {bad} is not finite. "
+            f"Lower the rates (repair.rates, or those in methods.{unit.method}); nothing was written for this repair."
+        )
+    _write(unit, config, data.target, model, here, say)
+    judged = model.architecture_of(here.deployed)
+    validation = accuracy_on(judged, model.parameters, model.buffers, data.validation)
+    return Candidate(
+        model=model, seed=unit.seed, seconds=seconds, validation=validation, memory_bytes=memory.bytes
+    )
+
+
+def _write(
+    unit: Unit,
+    config: Config,
+    target: str,
+    model: RepairedModel,
+    here: Surroundings,
+    say: Callable[[str], None],
+) -> None:
+    module = model.fill(here.deployed.module)
+    if model.architecture is not None:
+        write_text(unit.folder / ARCHITECTURE, json.dumps(dict(model.architecture), indent=1) + "\n")
+    notes = {"model": config.model.name, "method": unit.method, "target": target, "seed": unit.seed}
+    save_weights(unit.folder / WEIGHTS, module.state_dict(), notes)
+    for kind in config.repair.export or ():
+        images = here.split("test").images(np.arange(EQUALITY_IMAGES))
+        exported = export_program(replace(here.deployed, module=module), images, kind, unit.folder)
+        say(f"{target}: {exported.words}")
+
+
+def files_of(unit_folder: Place, config: Config) -> list[str]:
+    """Names of the files that `repair_once` wrote."""
+    programs = [FILE_NAMES[kind] for kind in config.repair.export or ()]
+    architecture = [ARCHITECTURE] if (unit_folder / ARCHITECTURE).is_file() else []
+    return [WEIGHTS, *architecture, *programs]
+
+
+def load_repaired(folder: Place, method: str, deployed: DeployedModel) -> nn.Module:
+    """The repaired DNN of a unit's folder, in evaluation mode on the deployed one's device. Raises DataError."""
+    module = repaired_architecture(folder, method, deployed.module)
+    try:
+        module.load_state_dict(read_tensors(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise DataError(f"{folder / WEIGHTS} does not fit {deployed.name}: {error}") from error
+    return module.to(deployed.device).eval()
+
+
+@torch.no_grad()
+def repaired_architecture(folder: Place, method: str, module: nn.Module) -> nn.Module:
+    """A DNN of the architecture of a unit's folder: the deployed one's, or what architecture.json says."""
+    path = folder / ARCHITECTURE
+    if not path.is_file():
+        return copy.deepcopy(module)
+    try:
+        architecture: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return get_method(method).rebuild(module, architecture)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error}). Repair again with --restart.") from error
