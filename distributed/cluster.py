@@ -103,6 +103,14 @@ def places(config: Config) -> int:
     return max(1, _fitting(worker_resources(config), nodes) // max(config.workers, 1))
 
 
+def single_places(config: Config) -> int:
+    """How many single workers the cluster has room for at once; at least 1."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(1, _fitting(worker_resources(config), nodes))
+
+
 def _fitting(worker: Mapping[str, float], nodes: list[dict[str, Any]]) -> int:
     """Workers that fit; a worker is on one node."""
     # A tenth part taken ten times leaves a little more or less than nothing.

@@ -26,6 +26,7 @@ from distributed.together import Follower, each_at_once
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.clean_check import check_on_clean
+from metarepair.compare.check import check_method_settings
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
 from metarepair.export import require_packages
@@ -285,6 +286,7 @@ def _check_names(config: Config) -> None:
     """Refuses what a late stage would refuse, before the first one has cost anything."""
     for method in config.repair.methods:
         get_method(method)
+    check_method_settings(config)
     for kind in config.repair.export or ():
         require_packages(kind)
     check_extractor(config.features.extractor, config.features.weights)

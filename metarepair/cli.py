@@ -29,6 +29,7 @@ VERBS = {
     "score": "features and distances of environments, confidence of experiences",
     "train": "meta-train on the experiences of each target",
     "repair": "repair the deployed DNN for each target, and judge it",
+    "compare": "repair methods side by side: methods × targets × seeds, one table",
     "report": "table, figures and HTML page of a repaired run",
     "tune": "search for settings and sets of experiences, judged by examples held out of D_collect",
     "hypothesis": "measure whether nearer experiences repair better, on all pairs of corruptions",
@@ -137,6 +138,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--weights", metavar="FILE", help="its weights: .safetensors, or of torch.save")
         sub.add_argument("--restart", action="store_true", help="begin this stage and those after it anew")
+        if verb == "compare":
+            _add_comparison_options(sub)
         sub.add_argument("--address", help="a Ray cluster's address (else RAY_ADDRESS, else this machine)")
     return parser
 
@@ -150,6 +153,20 @@ def _add_corruption_options(parser: argparse.ArgumentParser) -> None:
         help="constants for images of 32, 64 or 224 px: cifar, tinyimagenet or imagenet (the nearest)",
     )
     parser.add_argument("--seed", type=int, default=0, help="key of every draw (0)")
+
+
+def _add_comparison_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--budget",
+        metavar="AMOUNT",
+        help="what each repair may take: 60s, 500steps (of gradients) or 100000images (overrides compare.budget)",
+    )
+    parser.add_argument(
+        "--pair",
+        nargs=2,
+        metavar="METHOD",
+        help="of a comparison that is done: these two, example by example, for every target and the first seed",
+    )
 
 
 def _add_inspection_options(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +236,10 @@ def _run(given: argparse.Namespace) -> int:
         given.set,
         model={"name": given.model, "weights": given.weights},
         storage_path=given.storage,
+        compare={"budget": getattr(given, "budget", None)},
     )
+    if given.verb == "compare":
+        return _compare(given, config)
     if given.verb == "pretrain":
         return _pretrain(given, config)
     if given.verb == "hypothesis":
@@ -267,6 +287,22 @@ def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
     with locked(study.run.root, given.verb, say=_say), connected(config, given.address):
         study.study(restart=given.restart)
     print(f"Written to {study.run.hypothesis}")
+    return 0
+
+
+def _compare(given: argparse.Namespace, config: Config) -> int:
+    from distributed.cluster import connected
+    from distributed.compare import Comparison
+    from tasks.run_lock import locked
+
+    comparison = Comparison(config, _say)
+    with locked(comparison.run.root, given.verb, say=_say):
+        if given.pair:
+            comparison.pair(*given.pair)
+            return 0
+        with connected(config, given.address):
+            comparison.compare(restart=given.restart)
+    print(f"Written to {comparison.run.compare}")
     return 0
 
 

@@ -24,6 +24,7 @@ class Surroundings:
     config: Config
     deployed: DeployedModel
     _splits: dict[Split, ArrayDataset] = field(default_factory=dict)
+    _inputs: dict[str, str] = field(default_factory=dict)
 
     def split(self, split: Split) -> ArrayDataset:
         """A split, cut to data.max_*_images."""
@@ -46,6 +47,8 @@ class Surroundings:
 
     def inputs(self) -> dict[str, str]:
         """Digests of the deployed weights, of both splits, and of the archive where there is one."""
+        if self._inputs:
+            return dict(self._inputs)
         found = {"deployed": state_hash(self.deployed.module.state_dict())}
         splits: tuple[Split, ...] = ("train", "test")
         for split in splits:
@@ -53,6 +56,7 @@ class Surroundings:
         archive = self.split("test").archive
         if archive is not None:
             found["archive"] = archive.digest
+        self._inputs.update(found)
         return found
 
 

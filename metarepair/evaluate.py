@@ -49,17 +49,24 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Results in the order of the candidates, and every D_fail example before and after each."""
+    """Results in the order of the candidates; every D_fail example, and every clean test image, before and after each.
+
+    clean_MN: predictions on the clean test images, clean_before_N those of the deployed DNN, clean_labels_N what is right.
+    """
 
     results: tuple[RepairResult, ...]
     fail: Failures
     predicted_MN: NDArray[np.int64]
+    clean_before_N: NDArray[np.int64]
+    clean_MN: NDArray[np.int64]
+    clean_labels_N: Ints
 
 
-def open_target_fail(run: Run, target: str, test: Dataset) -> Failures:
-    """D_fail of a target. Every opening is logged with its time."""
+def open_target_fail(run: Run, target: str, test: Dataset, *, judged: Sequence[str] = ()) -> Failures:
+    """D_fail of a target. Every opening is logged with its time, and what is `judged` by it."""
     manifest = require_manifest(run.target(target), "Mine it first: metarepair mine.")
-    append_line(run.d_fail_log, json.dumps({"target": target, "opened": datetime.now(UTC).isoformat()}))
+    line = {"target": target, "opened": datetime.now(UTC).isoformat(), "judged": list(judged)}
+    append_line(run.d_fail_log, json.dumps(line))
     return open_side(run.target(target), "fail", manifest, test)
 
 
@@ -98,7 +105,7 @@ def evaluate(
     others = {n: _other(deployed, models, test, n, config) for n in names if n != target}
     progress(f"{target}: other corruptions done")
     predictions = _Predictions(clean=clean, corrupted=corrupted, others=others)
-    fail = open_target_fail(run, target, test)
+    fail = open_target_fail(run, target, test, judged=[f"{c.model.method}/{c.seed}" for c in candidates])
     logits = [predict(m.architecture_of(deployed), m.parameters, m.buffers, fail) for m in models]
     predicted_MN = np.stack([x.argmax(1).numpy() for x in logits])
     results = []
@@ -106,7 +113,14 @@ def evaluate(
         rate = float((predicted_MN[index] == fail.labels_N).mean())
         results.append(_result(index, rate, candidate, target, deployed, test, predictions, fail, config))
         progress(f"{target}: {candidate.model.method} seed {candidate.seed} judged on D_fail")
-    return Judged(results=tuple(results), fail=fail, predicted_MN=predicted_MN)
+    return Judged(
+        results=tuple(results),
+        fail=fail,
+        predicted_MN=predicted_MN,
+        clean_before_N=clean[0],
+        clean_MN=clean[1:],
+        clean_labels_N=test.labels_N,
+    )
 
 
 def _result(

@@ -9,6 +9,9 @@
     repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet
     report/                     index.html table.md figures
     hypothesis/                 pairs.parquet pairs.csv summary.json scatter.png, gains/ by experience and seed
+    prepared/<method>/          what a method makes before any target is known
+    compare/                    table.md rows.csv rows.parquet figures, of `metarepair compare`; by target, method, seed:
+                                model.safetensors judged.json samples.parquet
     search/                     trials.parquet trials.csv best.yaml, figures; inputs/ and trials/ of `metarepair tune`
     d_fail_reads.jsonl          each opening of a target's D_fail; outlives --restart
     deployed/                   of `metarepair pretrain`
@@ -62,6 +65,16 @@ class Run:
     @property
     def search(self) -> Place:
         return self.root / "search"
+
+    def prepared(self, method: str) -> Place:
+        return self.root / "prepared" / method
+
+    @property
+    def compare(self) -> Place:
+        return self.root / "compare"
+
+    def compared(self, target: str, method: str, seed: int) -> Place:
+        return self.compare / target / method / str(seed)
 
     @property
     def report(self) -> Place:

@@ -6,7 +6,7 @@ budget.py             what a repair may take
 training.py           what methods that train have in common
 """
 
-from metarepair.methods import bn_adapt, finetune, metarepair, none, tent
+from metarepair.methods import apricot, bn_adapt, finetune, metarepair, none, sensei, tent
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.budget import Budget, Limit, parse_limit
 from metarepair.methods.fair import repair_fairly
@@ -21,6 +21,7 @@ __all__ = [
     "MethodContext",
     "RepairedModel",
     "all_methods",
+    "apricot",
     "bn_adapt",
     "finetune",
     "get_method",
@@ -29,5 +30,6 @@ __all__ = [
     "none",
     "parse_limit",
     "repair_fairly",
+    "sensei",
     "tent",
 ]

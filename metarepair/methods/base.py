@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import nn
 
-from metarepair.meta_test import RepairData, Start
+from metarepair.meta_test import RepairData, Start, Step
 from metarepair.methods.budget import Budget
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
@@ -68,7 +68,9 @@ class Method(ABC):
     """A repair method. It sees RepairData, cut to what it says that it uses, and nothing else of the target.
 
     words: what tables call it. uses: `failures` are D_collect with labels, `unlabelled` its images alone (labels are
-    -1), `clean` the clean training split, `experiences` θ_meta. changes: what of the DNN. cost: in words.
+    -1), `clean` the clean training split, `experiences` θ_meta. changes: what of the DNN. cost: in words. prepared_by:
+    the settings that `prepare` depends on, all when not given. walks: whether it repairs by the meta-test's tasks, and so
+    goes by the settings task, inner and repair.
     """
 
     name: ClassVar[str]
@@ -78,6 +80,8 @@ class Method(ABC):
     cost: ClassVar[str]
     Settings: ClassVar[type[Section]] = NoSettings
     prepares: ClassVar[bool] = False  # whether `prepare` does anything
+    prepared_by: ClassVar[tuple[str, ...] | None] = None
+    walks: ClassVar[bool] = False
 
     def check(self, module: nn.Module, settings: Any) -> None:  # noqa: B027  most methods take every DNN
         """Raises ConfigError for a DNN, or settings, that the method cannot work with: before anything has begun."""
@@ -93,6 +97,12 @@ class Method(ABC):
     @abstractmethod
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
         """The repaired DNN; the deployed one stays as it is."""
+
+    def steps(
+        self, deployed: DeployedModel, data: RepairData, context: MethodContext, *, rate: float
+    ) -> Iterator[Step]:
+        """The tasks of a repair once more, for the paper's mean acc_s; for methods that walk alone."""
+        raise NotImplementedError(f"{self.name} has no tasks")
 
     def rebuild(self, module: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
         """A copy of the deployed `module` with the architecture that a repair saved; its weights are loaded after."""

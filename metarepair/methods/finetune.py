@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from metarepair.meta_test import RepairData, Start
+from collections.abc import Iterator
+
+from metarepair.meta_test import RepairData, Start, Step
 from metarepair.methods.base import Method, MethodContext
-from metarepair.methods.meta_test_method import repair_from
+from metarepair.methods.meta_test_method import repair_from, walk_again
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
@@ -19,10 +21,19 @@ class Finetune(Method):
     uses = ("failures",)
     changes = ("weights", "statistics")
     cost = "repair.rates × repair.episodes × repair.tasks × inner.steps gradient steps"
+    walks = True
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        start = Start(
-            parameters={k: v.detach().clone() for k, v in deployed.module.named_parameters()},
-            buffers={k: v.detach().clone() for k, v in deployed.module.named_buffers()},
-        )
-        return repair_from(self.name, start, deployed, data, context)
+        return repair_from(self.name, _start(deployed), deployed, data, context)
+
+    def steps(
+        self, deployed: DeployedModel, data: RepairData, context: MethodContext, *, rate: float
+    ) -> Iterator[Step]:
+        return walk_again(_start(deployed), deployed, data, context, rate=rate)
+
+
+def _start(deployed: DeployedModel) -> Start:
+    return Start(
+        parameters={k: v.detach().clone() for k, v in deployed.module.named_parameters()},
+        buffers={k: v.detach().clone() for k, v in deployed.module.named_buffers()},
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from metarepair.meta_test import RepairData
+from collections.abc import Iterator
+
+from metarepair.meta_test import RepairData, Step
 from metarepair.methods.base import Method, MethodContext
-from metarepair.methods.meta_test_method import repair_from
+from metarepair.methods.meta_test_method import repair_from, walk_again
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
@@ -19,6 +21,12 @@ class MetaRepair(Method):
     uses = ("failures", "experiences")
     changes = ("weights", "statistics")
     cost = "as finetune; before it, once for a target, train.episodes of meta-training"
+    walks = True
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
         return repair_from(self.name, context.load_meta(), deployed, data, context)
+
+    def steps(
+        self, deployed: DeployedModel, data: RepairData, context: MethodContext, *, rate: float
+    ) -> Iterator[Step]:
+        return walk_again(context.load_meta(), deployed, data, context, rate=rate)

@@ -31,32 +31,35 @@ def save(path: Place, png: bytes) -> None:
         part.write_bytes(png)
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that belongs to no display."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """What the figure looks like."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text of others is no formula."""
     return text.replace("$", r"\$")
 
 
 def _name(text: str) -> str:
-    return _plain(text).replace("_", " ")
+    return plain(text).replace("_", " ")
 
 
 def _style_of(result: Result) -> dict[str, tuple[str, str]]:
     return {m: (COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]) for i, m in enumerate(by_method(result))}
 
 
-def _quiet(axes: Axes) -> None:
+def quiet(axes: Axes) -> None:
+    """Two spines, and lines to read values by."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -80,18 +83,18 @@ def heat_map(
         [[scores.get((a, b), scores.get((b, a), math.nan)) for b in ordered] for a in ordered], np.float64
     ).reshape(count, count)
     side = 3.4 + 0.42 * count
-    figure = _figure(side + 0.2, side)
+    figure = blank(side + 0.2, side)
     axes = figure.add_subplot()
     axes.set_facecolor("#cccccc")
     shown = axes.imshow(np.ma.masked_invalid(values), cmap="viridis_r")
     axes.set_xticks(range(count), [_name(n) for n in ordered], rotation=90, fontsize=8)
     axes.set_yticks(range(count), [_name(n) for n in ordered], fontsize=8)
-    axes.set_title(_plain(title), pad=26)
-    figure.colorbar(shown, ax=axes, label=_plain(label), shrink=0.75, pad=0.09)
+    axes.set_title(plain(title), pad=26)
+    figure.colorbar(shown, ax=axes, label=plain(label), shrink=0.75, pad=0.09)
     _mark_categories(axes, [category_of(name) for name in ordered])
     if count <= ANNOTATED:
         _annotate(axes, values)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _mark_categories(axes: Axes, categories: Sequence[str]) -> None:
@@ -134,7 +137,7 @@ def method_bars(result: Result, title: str) -> bytes:
     """D_fail, whole corrupted set and clean accuracy by method, error bars over seeds (as Figs. 2, 3)."""
     groups, styles = by_method(result), _style_of(result)
     keys = {"d_fail": "D_fail", "corrupted": "whole corrupted set", "clean": "clean"}
-    figure = _figure(9, 4.6)
+    figure = blank(9, 4.6)
     axes = figure.add_subplot()
     width = 0.84 / len(groups)
     for i, (method, rows) in enumerate(groups.items()):
@@ -156,15 +159,15 @@ def method_bars(result: Result, title: str) -> bytes:
     axes.set_xticks(range(len(keys)), list(keys.values()))
     axes.set_ylim(0, 108)
     axes.set_ylabel("accuracy, %")
-    axes.set_title(_plain(title))
-    _quiet(axes)
+    axes.set_title(plain(title))
+    quiet(axes)
     figure.legend(loc="outside lower center", ncols=min(len(groups), 5), frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def training_curve(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
     """Query loss above; accuracy on the experiences' queries and on the target's validation part below."""
-    figure = _figure(8, 5.6)
+    figure = blank(8, 5.6)
     upper, lower = figure.subplots(2, 1, sharex=True)
     curves = (
         (upper, "query_loss", 1, "query loss", COLOURS[3], "-"),
@@ -183,16 +186,16 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     if lower.lines:
         lower.legend(frameon=False)
-    upper.set_title(_plain(title))
+    upper.set_title(plain(title))
     for axes in (upper, lower):
-        _quiet(axes)
-    return _png(figure)
+        quiet(axes)
+    return to_png(figure)
 
 
 def severity_curve(result: Result, title: str) -> bytes:
     """Accuracy on the corrupted set by severity, per method, error bars over seeds."""
     styles = _style_of(result)
-    figure = _figure(8, 4.4)
+    figure = blank(8, 4.4)
     axes = figure.add_subplot()
     severities = sorted({int(s) for row in result["methods"] for s in row["corrupted_by_severity"]})
     for method, rows in by_method(result).items():
@@ -210,10 +213,10 @@ def severity_curve(result: Result, title: str) -> bytes:
     axes.set_xticks(severities)
     axes.set_xlabel("severity of the corruption")
     axes.set_ylabel("accuracy, %")
-    axes.set_title(_plain(title))
-    _quiet(axes)
+    axes.set_title(plain(title))
+    quiet(axes)
     figure.legend(loc="outside lower center", ncols=min(len(styles), 5), frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _at(row: Row, severity: int) -> float | None:
@@ -228,9 +231,9 @@ def examples(fail: Failures, after_N: Ints, classes: Sequence[str], title: str, 
     """
     repaired_N = after_N == fail.labels_N
     blocks = ((True, "repaired"), (False, "still wrong"))
-    figure = _figure(1.45 * each + 0.6, 4.9)
+    figure = blank(1.45 * each + 0.6, 4.9)
     grid = figure.subplots(2, each, squeeze=False)
-    figure.suptitle(_plain(title))
+    figure.suptitle(plain(title))
     for line, (right, words) in enumerate(blocks):
         rows = np.flatnonzero((repaired_N == right) & (after_N >= 0))
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(int))]
@@ -249,7 +252,7 @@ def examples(fail: Failures, after_N: Ints, classes: Sequence[str], title: str, 
         grid[line][0].text(
             -0.12, 0.5, words + empty, rotation=90, va="center", ha="right", transform=grid[line][0].transAxes
         )
-    return _png(figure)
+    return to_png(figure)
 
 
 def _class(classes: Sequence[str], index: int) -> str:
@@ -259,7 +262,7 @@ def _class(classes: Sequence[str], index: int) -> str:
 def confidence_bars(experiences: Sequence[Mapping[str, Any]], title: str, label: str) -> bytes:
     """Probability of each experience, nearest on top, with its distance written at the bar."""
     nearest = sorted(experiences, key=lambda e: float(e["fid"]))
-    figure = _figure(8, 1.6 + 0.3 * len(nearest))
+    figure = blank(8, 1.6 + 0.3 * len(nearest))
     axes = figure.add_subplot()
     values = [100 * float(e["p"]) for e in nearest]
     notes = [f"{p:.1f}%, distance {float(e['fid']):.4g}" for p, e in zip(values, nearest, strict=True)]
@@ -268,7 +271,7 @@ def confidence_bars(experiences: Sequence[Mapping[str, Any]], title: str, label:
     axes.set_yticks(range(len(nearest)), [_name(str(e["name"])) for e in nearest])
     axes.invert_yaxis()
     axes.set_xlim(0, max([*values, 1e-9]) * 1.4)
-    axes.set_xlabel(f"confidence, %  (nearest first by {_plain(label)})", fontsize=9)
-    axes.set_title(_plain(title))
+    axes.set_xlabel(f"confidence, %  (nearest first by {plain(label)})", fontsize=9)
+    axes.set_title(plain(title))
     axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return to_png(figure)

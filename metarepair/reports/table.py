@@ -13,18 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from metarepair.methods import METHODS, all_methods
 from tasks.storage import Place, write_table
 
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]
 
 CLEAN_HELD_POINTS = 1.0  # clean accuracy counts as held when no more than this is lost
-METHOD_WORDS = {
-    "none": "before repair",
-    "finetune": "fine-tuned",
-    "bn_adapt": "BN-adapted",
-    "metarepair": "MetaRepair",
-}
 LEGEND = (
     "D_fail: accuracy on the failures that nothing has learned from. Only failures are in it, so it is 0 "
     "before repair by construction, and says nothing without the columns beside it.",
@@ -57,7 +52,7 @@ class Column:
     kind: Literal["percent", "seconds", "count"] = "percent"
 
 
-def _others(row: Row) -> float | None:
+def others_mean(row: Row) -> float | None:
     values = list((row.get("other_corruptions") or {}).values())
     return float(np.mean(values)) if values else None
 
@@ -66,7 +61,7 @@ COLUMNS = (
     Column("D_fail %", lambda row: row.get("d_fail")),
     Column("corrupted %", lambda row: row.get("corrupted")),
     Column("clean %", lambda row: row.get("clean")),
-    Column("others %", _others),
+    Column("others %", others_mean),
     Column("repaired %", lambda row: row.get("repair_rate")),
     Column("broken %", lambda row: row.get("break_rate")),
     Column("calibration %", lambda row: row.get("calibration_error")),
@@ -82,7 +77,8 @@ def target_of(result: Result) -> str:
 
 def method_words(method: str) -> str:
     """A method's name as a person would say it."""
-    return METHOD_WORDS.get(method, method)
+    known = METHODS.get(method) or all_methods().get(method)
+    return known.words if known else method
 
 
 def by_method(result: Result) -> dict[str, list[Row]]:
@@ -117,13 +113,14 @@ def points(difference: float) -> str:
 def table_cells(result: Result) -> tuple[list[str], list[list[str]]]:
     """Header and one row of text per method."""
     rows = [
-        [method_words(method), *(_cell(spread(c.value(row) for row in rows), c.kind) for c in COLUMNS)]
+        [method_words(method), *(cell(spread(c.value(row) for row in rows), c.kind) for c in COLUMNS)]
         for method, rows in by_method(result).items()
     ]
     return ["method", *(c.title for c in COLUMNS)], rows
 
 
-def _cell(found: Spread | None, kind: str) -> str:
+def cell(found: Spread | None, kind: str) -> str:
+    """A number as a table shows it, `—` where there is none."""
     if found is None:
         return "—"
     if kind == "count":
@@ -143,7 +140,7 @@ def paper_measure(result: Result) -> list[str]:
         )
         if tasks is None:
             continue
-        line = f"{method_words(method)}: mean acc_s {_cell(tasks, 'percent')}%"
+        line = f"{method_words(method)}: mean acc_s {cell(tasks, 'percent')}%"
         if ends is not None:
             sd = "" if sds is None else f" ± {percent(sds.mean)}"
             line += f"; on all of D_fail at the end of an episode {percent(ends.mean)}%{sd} over episodes"
@@ -167,7 +164,7 @@ def results_table(result: Result) -> str:
     header, rows = table_cells(result)
     lines = [f"## {_markdown(target_of(result)).replace('_', ' ')}", ""]
     lines += [f"- {_markdown(line)}" for line in verdict(result)]
-    lines += ["", *_aligned(header, rows), ""]
+    lines += ["", *aligned(header, rows), ""]
     measured = paper_measure(result)
     if measured:
         lines += ["The paper's measure (acc_s: accuracy on a draw of D_fail after a task of the repair):", ""]
@@ -180,7 +177,8 @@ def _markdown(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table that also reads as plain text."""
     table = [[_markdown(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(header))]
     written = [

@@ -1,0 +1,133 @@
+"""A configuration in, methods × targets × seeds repaired, judged and reported out: `metarepair compare`.
+
+Every repair, and the judging of every target, is a Ray task; with `workers: 0` one after the other in this process.
+D_fail is opened when all repairs of its target are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from distributed.cluster import single_places
+from distributed.on_worker import Say, call_on_worker, map_on_workers
+from distributed.pipeline import Pipeline
+from distributed.together import each_at_once
+from metarepair.compare.check import check_methods, check_settings
+from metarepair.compare.judge import is_judged, judge
+from metarepair.compare.pair import load_pair, write_pair
+from metarepair.compare.prepare import discard_stale, prepare_method
+from metarepair.compare.results import write_results
+from metarepair.compare.units import Compared, compared_units, done_unit, repair_compared
+from metarepair.config import Config
+from metarepair.deploy import load_surroundings
+from metarepair.layout import Run
+from metarepair.methods import get_method
+from metarepair.methods.base import map_here
+from metarepair.progress import Progress
+from tasks.errors import ConfigError, unknown_name
+from tasks.manifest import MANIFEST, discard
+from tasks.remote_path import RemotePath
+from tasks.storage import find, place, remove_tree
+
+
+class Comparison:
+    """All repairs of a comparison. What is done with the same settings is skipped."""
+
+    def __init__(self, config: Config, say: Say) -> None:
+        check_settings(config)
+        self.config, self.say = config, say
+        self.pipeline = Pipeline(config, say)
+        self.run: Run = self.pipeline.run
+        self.units = compared_units(config)
+
+    def compare(self, *, restart: bool = False) -> None:
+        """Mines, scores and trains what the methods need, prepares them, repairs, judges and reports."""
+        check_methods(self.config, self.pipeline.here)
+        if restart:
+            self._restart()
+        self.pipeline.mine()
+        if any("experiences" in get_method(name).uses for name in self.config.compare.methods):
+            self.pipeline.score()
+            self.pipeline.train()
+        for name in self.config.compare.methods:
+            self._prepare(name)
+        self._repair()
+        self._judge()
+        for line in write_results(self.run, self.config, self.units):
+            self.say(line)
+
+    def pair(self, first: str, second: str) -> None:
+        """Two methods example by example, for every target and the first seed of a comparison that is done."""
+        for name in (first, second):
+            if name not in self.config.compare.methods:
+                raise ConfigError(
+                    f"--pair: {unknown_name('method of compare.methods', name, self.config.compare.methods)}"
+                )
+        if first == second:
+            raise ConfigError(f"--pair {first} {second}: name two methods.")
+        test = self.pipeline.here.split("test")
+        for target in self.config.targets:
+            pair = load_pair(self.run, target, (first, second), self.config.compare.seeds[0])
+            for line in write_pair(self.run, pair, test, self.config.seed):
+                self.say(line)
+
+    def _restart(self) -> None:
+        """Deletes the repairs of the configured targets and methods, and preparations of other settings."""
+        for name in self.config.compare.methods:
+            for target in self.config.targets:
+                folder = self.run.compare / target / name
+                for done in find(folder, MANIFEST, deep=True):
+                    discard(done.parent)
+                remove_tree(folder)
+            discard_stale(self.run, self.config, name, self.pipeline.here)
+
+    def _prepare(self, name: str) -> None:
+        pieces = map_here if self.config.workers == 0 else partial(map_on_workers, self.config)
+        prepare_method(self.run, self.config, name, self.pipeline.here, self.say, map_pieces=pieces)
+
+    def _repair(self) -> None:
+        here = self.pipeline.here
+        waiting = [unit for unit in self.units if done_unit(self.run, self.config, unit, here) is None]
+        done = len(self.units) - len(waiting)
+        if not waiting:
+            self.say(f"compare: all {done} repairs were done before")
+            return
+        progress = Progress("compare", len(self.units), "repairs", done=done)
+
+        def repair(unit: Compared) -> None:
+            if self.config.workers == 0:
+                repair_compared(self.run, self.config, unit, here, self.say, map_pieces=map_here)
+            else:
+                call_on_worker(_repair_there, self.config, str(self.run.root), unit, say=self.say)
+            progress.advance(note=unit.words)
+
+        each_at_once(repair, waiting, at_once=self._at_once())
+
+    def _at_once(self) -> int:
+        return 1 if self.config.workers == 0 else single_places(self.config)
+
+    def _judge(self) -> None:
+        by_target = [[u for u in self.units if u.target == target] for target in self.config.targets]
+        waiting = [
+            units for units in by_target if not all(is_judged(self.run, self.config, u) for u in units)
+        ]
+
+        def judge_target(units: Sequence[Compared]) -> None:
+            if self.config.workers == 0:
+                judge(self.run, self.config, units, self.pipeline.here, self.say)
+            else:
+                call_on_worker(_judge_there, self.config, str(self.run.root), units, say=self.say)
+
+        # An object store cannot append: of two who log that they open a D_fail at once, one would be forgotten.
+        at_once = 1 if isinstance(self.run.root, RemotePath) else self._at_once()
+        each_at_once(judge_target, waiting, at_once=at_once)
+
+
+def _repair_there(config: Config, root: str, unit: Compared, say: Say) -> None:
+    run = Run(place(root))
+    repair_compared(run, config, unit, load_surroundings(config), say, map_pieces=map_here)
+
+
+def _judge_there(config: Config, root: str, units: Sequence[Compared], say: Say) -> None:
+    judge(Run(place(root)), config, units, load_surroundings(config), say)

@@ -1,0 +1,10 @@
+"""Methods, targets and seeds in; one table of how they do on the same failures out.
+
+units.py      one repair: by a method, for a target, with a seed; its weights and what it took
+prepare.py    what a method makes before any target is known
+check.py      what is refused before anything has begun
+judge.py      repaired DNNs on D_fail, clean and corrupted images; the only one to open D_fail
+results.py    all rows as Markdown, CSV and Parquet, the paper's numbers beside them
+figures.py    bars, and a radar over the corruptions
+pair.py       two methods, example by example
+"""

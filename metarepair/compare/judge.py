@@ -1,0 +1,103 @@
+"""A target's repaired DNNs in; a judged.json and samples.parquet beside each out. Nothing else opens D_fail.
+
+A repaired DNN that has been judged is not judged again: a method that is added later is judged alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from metarepair.compare.units import REPAIR_FIRST, Compared, Say, load_candidate
+from metarepair.config import Config
+from metarepair.deploy import Surroundings
+from metarepair.evaluate import Judged, evaluate
+from metarepair.layout import Run
+from tasks.errors import DataError, StageError
+from tasks.manifest import require_manifest
+from tasks.seal import is_sealed, seal
+from tasks.storage import write_table, write_text
+
+# M repaired DNNs, N examples
+
+AT_ONCE_BYTES = 2 * 2**30  # of weights; the images of all who are judged at once are corrupted once
+ROW, SAMPLES = "judged.json", "samples.parquet"
+
+
+def judging_identity(run: Run, config: Config, unit: Compared) -> dict[str, Any]:
+    """What a judgement depends on."""
+    manifest = require_manifest(run.compared(unit.target, unit.method, unit.seed), REPAIR_FIRST)
+    evaluated = config.evaluate.model_dump(mode="json")
+    return {"repaired": manifest.digest, "evaluate": evaluated, "severities": list(config.mining.severities)}
+
+
+def is_judged(run: Run, config: Config, unit: Compared) -> bool:
+    """Whether both files are there, whole, and of this very repair."""
+    folder, identity = run.compared(unit.target, unit.method, unit.seed), judging_identity(run, config, unit)
+    return all(is_sealed(folder / name, identity | {"file": name}) for name in (ROW, SAMPLES))
+
+
+def judge(run: Run, config: Config, units: Sequence[Compared], here: Surroundings, say: Say) -> None:
+    """Judges those of a target's repairs that are not yet, as many at once as memory is set aside for."""
+    waiting = [unit for unit in units if not is_judged(run, config, unit)]
+    for some in _portions(waiting, here):
+        candidates = [load_candidate(run, config, unit, here) for unit in some]
+        judged = evaluate(
+            run, config, some[0].target, here.deployed, here.split("test"), candidates, progress=say
+        )
+        for number, unit in enumerate(some):
+            folder, identity = (
+                run.compared(unit.target, unit.method, unit.seed),
+                judging_identity(run, config, unit),
+            )
+            write_table(folder / SAMPLES, _samples(judged, number))
+            row = asdict(judged.results[number])
+            write_text(folder / ROW, json.dumps(row, indent=1, allow_nan=False) + "\n")
+            for name in (SAMPLES, ROW):
+                seal(folder / name, identity | {"file": name})
+
+
+def _portions(units: Sequence[Compared], here: Surroundings) -> Iterator[Sequence[Compared]]:
+    tensors = (*here.deployed.module.parameters(), *here.deployed.module.buffers())
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    count = max(1, AT_ONCE_BYTES // size)
+    for start in range(0, len(units), count):
+        yield units[start : start + count]
+
+
+def _samples(judged: Judged, number: int) -> pa.Table:
+    """Every D_fail example and every clean test image before and after a repair, in long form.
+
+    A clean image's id is its row in the test split, its severity 0.
+    """
+    fail, clean = judged.fail, judged.clean_before_N
+    rows = np.arange(len(clean))
+    return pa.table(
+        {
+            "part": ["fail"] * len(fail) + ["clean"] * len(clean),
+            "image_id": np.concatenate([fail.image_ids_N, rows]),
+            "severity": np.concatenate([fail.severities_N, np.zeros_like(rows)]),
+            "before": np.concatenate([fail.predicted_N, clean]),
+            "after": np.concatenate([judged.predicted_MN[number], judged.clean_MN[number]]),
+            "label": np.concatenate([fail.labels_N, judged.clean_labels_N]),
+        }
+    )
+
+
+def read_row(run: Run, unit: Compared) -> Mapping[str, Any]:
+    """A judged repair's row. Raises StageError where it is not judged, DataError for damage."""
+    path = run.compared(unit.target, unit.method, unit.seed) / ROW
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StageError(f"{path} is missing: {unit.words} is not judged yet. {REPAIR_FIRST}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}). Delete it and compare again.") from error
+    if not isinstance(row, dict) or row.get("method") != unit.method:
+        raise DataError(f"{path} is damaged: it is no row of {unit.method}. Delete it and compare again.")
+    return row

@@ -1,0 +1,197 @@
+"""A target, a method and a seed in; that repair on storage, finished by its manifest, out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metarepair.config import Config
+from metarepair.deploy import Surroundings
+from metarepair.evaluate import Candidate
+from metarepair.layout import Run
+from metarepair.meta_test import RepairData, Start, Step, load_start
+from metarepair.methods import (
+    Limit,
+    Method,
+    MethodContext,
+    RepairedModel,
+    get_method,
+    method_settings,
+    parse_limit,
+)
+from metarepair.repair_unit import Unit, files_of, load_repaired, repair_once, unit_data
+from tasks.manifest import Manifest, begin, check_done, require_manifest, verify_checksums, write_manifest
+from tasks.store import open_side
+
+Say = Callable[[str], None]
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+TRAIN_FIRST = "Train it first: metarepair train --config …"
+MINE_FIRST = "Mine it first: metarepair mine --config …"
+REPAIR_FIRST = "Repair first: metarepair compare --config …"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One cell of the comparison."""
+
+    target: str
+    method: str
+    seed: int
+
+    @property
+    def words(self) -> str:
+        return f"{self.target}: {self.method}, seed {self.seed}"
+
+
+def compared_units(config: Config) -> list[Compared]:
+    """All repairs. Seeds are outermost, so that a comparison that is cut short has whole seeds."""
+    return [
+        Compared(target=target, method=method, seed=seed)
+        for seed in config.compare.seeds
+        for target in config.targets
+        for method in config.compare.methods
+    ]
+
+
+def limit_of(config: Config, method: str) -> Limit | None:
+    """The budget of a method's repairs: its own, else the one for all, else none."""
+    text = config.compare.budgets.get(method, config.compare.budget)
+    return None if text is None else parse_limit(text)
+
+
+def own_settings(config: Config, method: str) -> dict[str, Any]:
+    """A method's settings with their defaults, as plain values."""
+    return method_settings(method, config.methods.get(method, {})).model_dump(mode="json")
+
+
+def unit_settings(config: Config, method: Method) -> dict[str, Any]:
+    """The settings that a repair by `method` depends on."""
+    values = config.model_dump(mode="json", include={"seed", "model"})
+    values["validation_fraction"] = config.repair.validation_fraction
+    values["settings"] = own_settings(config, method.name)
+    limit = limit_of(config, method.name)
+    values["budget"] = None if limit is None else str(limit)
+    if method.walks:
+        shared = config.model_dump(mode="json", include={"task", "inner", "repair"})
+        values |= {"task": shared["task"], "inner": shared["inner"]}
+        values["repair"] = {k: shared["repair"][k] for k in ("episodes", "tasks", "rates", "update")}
+    return values
+
+
+def unit_inputs(run: Run, unit: Compared, here: Surroundings) -> dict[str, str]:
+    """Digests of all that the repair starts from. Raises StageError where it is not finished."""
+    method = get_method(unit.method)
+    inputs = {"target": require_manifest(run.target(unit.target), MINE_FIRST).digest}
+    inputs["deployed"] = here.inputs()["deployed"]
+    if "clean" in method.uses:
+        inputs["train"] = here.inputs()["train"]
+    if "experiences" in method.uses:
+        inputs["meta"] = require_manifest(run.meta(unit.target), TRAIN_FIRST).digest
+    if method.prepares:
+        inputs["prepared"] = require_manifest(run.prepared(unit.method), REPAIR_FIRST).digest
+    return inputs
+
+
+def done_unit(run: Run, config: Config, unit: Compared, here: Surroundings) -> Manifest | None:
+    """The manifest of a repair that is done with these very settings and inputs; StageError for others."""
+    return check_done(
+        run.compared(unit.target, unit.method, unit.seed),
+        stage=_stage(unit),
+        config=unit_settings(config, get_method(unit.method)),
+        inputs=unit_inputs(run, unit, here),
+    )
+
+
+def repair_compared(
+    run: Run, config: Config, unit: Compared, here: Surroundings, say: Say, *, map_pieces: Map
+) -> Manifest:
+    """Does one repair. Skipped when done; goes on where its method keeps checkpoints."""
+    done = done_unit(run, config, unit, here)
+    if done is not None:
+        return done
+    folder = run.compared(unit.target, unit.method, unit.seed)
+    settings = unit_settings(config, get_method(unit.method))
+    inputs = unit_inputs(run, unit, here)
+    begin(folder, config=settings, inputs=inputs)
+    data = _data(run, config, unit, here)
+    one = Unit(
+        method=unit.method,
+        seed=unit.seed,
+        folder=folder,
+        load_meta=lambda: _start(run, config, unit, here),
+        limit=limit_of(config, unit.method),
+        prepared=run.prepared(unit.method) if get_method(unit.method).prepares else None,
+        map=map_pieces,
+    )
+    found = repair_once(one, config, data, here, say)
+    notes = "".join(f"; {note}" for note in found.model.notes)
+    say(f"{unit.words}: repaired in {found.seconds:.1f} s, validation {found.validation:.1%}{notes}")
+    return write_manifest(
+        folder,
+        stage=_stage(unit),
+        config=settings,
+        inputs=inputs,
+        files=files_of(folder, config),
+        facts={
+            "seconds": found.seconds,
+            "validation": found.validation,
+            "memory_bytes": found.memory_bytes,
+            "images_seen": found.model.images_seen,
+            "gradient_steps": found.model.gradient_steps,
+            "notes": list(found.model.notes),
+            "rate": found.model.rate,
+            "episode": found.model.episode,
+        },
+    )
+
+
+def load_candidate(run: Run, config: Config, unit: Compared, here: Surroundings) -> Candidate:
+    """A repaired DNN as it was saved, to be judged. Raises StageError where it is not done, DataError for damage."""
+    folder = run.compared(unit.target, unit.method, unit.seed)
+    manifest = require_manifest(folder, REPAIR_FIRST)
+    verify_checksums(folder, manifest)
+    module = load_repaired(folder, unit.method, here.deployed)
+    facts = manifest.facts
+    rate = facts["rate"]
+
+    def steps() -> Iterator[Step]:
+        context = MethodContext(
+            config=config, seed=unit.seed, load_meta=lambda: _start(run, config, unit, here)
+        )
+        data = _data(run, config, unit, here)
+        return get_method(unit.method).steps(here.deployed, data, context, rate=rate)
+
+    model = RepairedModel(
+        method=unit.method,
+        parameters={k: v.detach() for k, v in module.named_parameters()},
+        buffers={k: v.detach() for k, v in module.named_buffers()},
+        images_seen=facts["images_seen"],
+        gradient_steps=facts["gradient_steps"],
+        notes=tuple(facts["notes"]),
+        rate=rate,
+        episode=facts["episode"],
+        steps=None if rate is None else steps,
+        module=module,
+    )
+    return Candidate(
+        model=model,
+        seed=unit.seed,
+        seconds=facts["seconds"],
+        validation=facts["validation"],
+        memory_bytes=facts["memory_bytes"],
+    )
+
+
+def _stage(unit: Compared) -> str:
+    return f"compare {unit.target} {unit.method} {unit.seed}"
+
+
+def _start(run: Run, config: Config, unit: Compared, here: Surroundings) -> Start:
+    return load_start(run.meta(unit.target), here.deployed.module, config, remedy=TRAIN_FIRST)
+
+
+def _data(run: Run, config: Config, unit: Compared, here: Surroundings) -> RepairData:
+    mined = require_manifest(run.target(unit.target), MINE_FIRST)
+    collect = open_side(run.target(unit.target), "collect", mined, here.split("test"))
+    return unit_data(config, here, [unit.method], collect, unit.seed)

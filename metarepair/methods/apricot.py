@@ -1,0 +1,117 @@
+"""Weights moved toward reduced models that get a failure right and away from those that do not, then a little training.
+
+Source: Zhang & Chan 2019 (Apricot: A Weight-Adaptation Approach to Fixing Deep Learning Models, ASE). Its numbers are
+the defaults, but for the epochs of the last training, "a few". Theirs keeps an adjustment where a validation set
+improves; here that is the part of D_collect that only selects.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarepair.meta_test import RepairData
+from metarepair.methods.apricot_models import ReducedSettings, load_models, prepare_models
+from metarepair.methods.apricot_walk import Strategy, Walk
+from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.examples import Examples
+from metarepair.methods.registry import register
+from metarepair.methods.repaired import RepairedModel, repaired_from
+from metarepair.methods.training import MethodBatch, Training, TrainingSettings
+from metarepair.models.build import DeployedModel
+from metarepair.section import Positive, Rate
+from tasks.errors import ConfigError, DataError
+
+
+class ApricotSettings(TrainingSettings):
+    """The reduced models, the adjustment, and the training after it."""
+
+    reduced: ReducedSettings = ReducedSettings()
+    strategy: Strategy = Field(
+        "both", description="both: toward right and away from wrong models; correct, incorrect: one alone."
+    )
+    adjust_rate: Rate = Field(1e-3, description="How far a failure moves the weights, of their distance.")
+    adjust_batch: Positive = Field(20, description="Failures of an adjustment.")
+    patience: Positive = Field(100, description="Adjustments without gain after which training begins.")
+    epochs: Positive = Field(5, description="Passes over failures and clean images in the training after it.")
+    optimizer: Literal["sgd", "adam"] = Field("adam", description="sgd has Nesterov momentum 0.9.")
+    rate: Rate = Field(2e-4, description="Learning rate of that training.")
+    schedule: Literal["cosine", "constant"] = Field(
+        "constant", description="Of that training's rate; cosine falls to 0 at the end."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="L2 decay of that training.")
+
+
+@register
+class Apricot(Method):
+    """Reduced models first; then, for a target, the adjustment and the training."""
+
+    name = "apricot"
+    words = "Apricot"
+    uses = ("failures", "clean")
+    changes = ("weights", "statistics")
+    cost = (
+        "D_collect through reduced.models DNNs, a validation per adjustment, epochs over D_collect and clean; before "
+        "it, once, reduced.models × reduced.epochs over reduced.per_class images of each class"
+    )
+    Settings = ApricotSettings
+    prepares = True
+    prepared_by = ("reduced",)
+
+    def prepare(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> None:
+        settings = context.settings
+        assert isinstance(settings, ApricotSettings)
+        if data.clean is None or not len(data.clean):
+            raise ConfigError(
+                "apricot trains its reduced models on the clean training split, and there is none. Give data with one, "
+                "or leave apricot out."
+            )
+        prepare_models(deployed, data.clean, settings.reduced, context)
+
+    def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
+        settings = context.settings
+        assert isinstance(settings, ApricotSettings)
+        clean = data.clean
+        if clean is None or not len(clean) or not len(data.learn) or not len(data.validation):
+            raise DataError(
+                f"apricot learns from failures and clean images, and selects by further failures: here are "
+                f"{len(data.learn)}, {0 if clean is None else len(clean)} and {len(data.validation)} of them. Collect "
+                "more failures, or give a clean training split."
+            )
+        module = deployed.module.eval()
+        walk = Walk(
+            deployed,
+            load_models(context.prepared, deployed, settings.reduced),
+            data,
+            context,
+            batch_size=settings.adjust_batch,
+            rate=settings.adjust_rate,
+            strategy=settings.strategy,
+            patience=settings.patience,
+        )
+        _put(module, walk.run())
+        context.say(f"apricot: {walk.words}")
+
+        def loss(net: nn.Module, batch: MethodBatch) -> Tensor:
+            return F.cross_entropy(net(deployed.normalise(batch.images_BHWC_u8)), batch.labels_B)
+
+        examples = Examples(data.learn, clean)
+        module = Training(module, deployed, examples, data, context, settings, loss, method=self.name).run()
+        return repaired_from(
+            self.name,
+            module,
+            images_seen=context.budget.images_seen,
+            gradient_steps=context.budget.gradient_steps,
+            notes=(walk.words,),
+        )
+
+
+@torch.no_grad()
+def _put(module: nn.Module, state: dict[str, Tensor]) -> None:
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if key in state:
+            tensor.copy_(state[key])

@@ -1,0 +1,261 @@
+"""The deployed DNN and clean images in, Apricot's reduced models (rDLM) of the same architecture out, a file for each.
+
+Source: Zhang & Chan 2019 (Apricot, ASE), the first of its steps. Every model has a subset, a start and an order of its
+own, keyed by its number: models that are alike would say nothing about a failure.
+
+A random start calls `reset_parameters` of all modules that have it, so layers begin as torch (or their author) begins
+them, not as the architecture's own code may do at its end. What no such call changes, the parameters of a timm layer
+scale or a position embedding say, is drawn from the normal distribution with the mean and deviation of the deployed
+tensor: two numbers per tensor are then all that is kept of it, and a scalar is kept as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional as F
+
+from metarepair.meta_test import CleanImages
+from metarepair.methods.base import MethodContext
+from metarepair.methods.examples import BatchOrder
+from metarepair.models.build import DeployedModel, read_tensors, save_weights, state_hash
+from metarepair.section import Positive, Rate, Section
+from metarepair.stateless import seeded
+from metarepair.vectors import State
+from tasks.errors import ConfigError, DataError, DivergedError, StageError
+from tasks.keys import keyed_generator
+from tasks.records import Ints
+from tasks.seal import is_untouched, missing_parts, seal
+from tasks.storage import Place
+
+# N clean images, B images in a batch
+
+PREPARE_FIRST = "`metarepair compare` makes them before it repairs."
+
+
+class ReducedSettings(Section):
+    """The reduced models. Published: all as here."""
+
+    models: Annotated[int, Field(ge=2)] = Field(20, description="How many.")
+    per_class: Positive = Field(
+        1000, description="Clean training images of each class that a model is given."
+    )
+    epochs: Positive = Field(60, description="Passes over them; for start=deployed a few are enough.")
+    batch_size: Positive = Field(128, description="Images of a step.")
+    rate: Rate = Field(2e-4, description="Rate of Adam.")
+    start: Literal["random", "deployed"] = Field(
+        "random",
+        description="random: from new weights. deployed: short fine-tuning of the deployed DNN, for large ones.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReducedModel:
+    """One of the models and its file; `recipe` is all that it depends on but its number."""
+
+    number: int
+    folder: Place
+    recipe: dict[str, Any]
+
+    @property
+    def path(self) -> Place:
+        return path_of(self.folder, self.number)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.recipe | {"number": self.number}
+
+    @property
+    def generator(self) -> np.random.Generator:
+        return keyed_generator("apricot-model", self.recipe["seed"], self.number)
+
+
+def path_of(folder: Place, number: int) -> Place:
+    """Where the model `number`, from 0, is."""
+    return folder / f"reduced-{number:03d}.safetensors"
+
+
+def prepare_models(
+    deployed: DeployedModel, clean: CleanImages, settings: ReducedSettings, context: MethodContext
+) -> None:
+    """Trains the models that `context.prepared` does not have yet, each on its own through `context.map`.
+
+    The budget counts the images of all of them, also of those that were there. Raises ConfigError where a class has
+    too few images, DivergedError.
+    """
+    assert context.prepared is not None
+    _check_classes(deployed, clean, settings)
+    recipe = _recipe(deployed, clean, settings, context.seed)
+    parts = [
+        ReducedModel(number=number, folder=context.prepared, recipe=recipe)
+        for number in range(settings.models)
+    ]
+    missing = missing_parts(parts, context.say)
+    work = partial(_make, deployed=deployed, clean=clean, settings=settings)
+    started = time.monotonic()
+    for done, (part, line) in enumerate(zip(missing, context.map(work, missing), strict=True), start=1):
+        left = (time.monotonic() - started) / done * (len(missing) - done)
+        context.say(f"apricot: reduced model {part.number + 1} of {len(parts)}, {line}, {left:.0f} s left")
+    steps = settings.epochs * _order(deployed, settings, seed=0).steps_per_epoch
+    size = min(settings.batch_size, settings.per_class * deployed.num_classes)
+    context.budget.spend(images=len(parts) * steps * size, steps=len(parts) * steps)
+
+
+def load_models(
+    folder: Place | None, deployed: DeployedModel, settings: ReducedSettings
+) -> list[tuple[State, State]]:
+    """Parameters and buffers of every model, on the CPU.
+
+    Raises StageError where one is missing or damaged, DataError where one is of another DNN or two are the same.
+    """
+    if folder is None:
+        raise StageError(f"apricot repairs by its reduced models, and none are prepared: {PREPARE_FIRST}")
+    paths = [path_of(folder, number) for number in range(settings.models)]
+    missing = [path for path in paths if not is_untouched(path)]
+    if missing:
+        raise StageError(
+            f"{len(missing)} of apricot's {len(paths)} reduced models are missing or damaged (first: {missing[0]}). "
+            f"Delete {folder} where it is there: {PREPARE_FIRST}"
+        )
+    found = [_load(path, deployed.module) for path in paths]
+    hashes = [state_hash(parameters | buffers) for parameters, buffers in found]
+    for number, digest in enumerate(hashes):
+        if hashes.index(digest) != number:
+            raise DataError(
+                f"{paths[number]} and {paths[hashes.index(digest)]} are the same model, and apricot learns by how its "
+                "models differ. Delete both, and prepare again."
+            )
+    return found
+
+
+def reinitialise(module: nn.Module) -> list[str]:
+    """New random weights in place, drawn from torch's generator. Names of the parameters that no module resets."""
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    for part in reversed(
+        list(module.modules())
+    ):  # parents last: one may set its children in a way of its own
+        reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+        if callable(reset):
+            reset()
+    drawn = []
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            old = before[name]
+            deviation = float(old.std(correction=0))
+            # Equal and constant is what a reset makes of zeros and ones; a draw leaves it so, too.
+            if deviation > 0 and torch.equal(parameter, old):
+                parameter.normal_(float(old.mean()), deviation)
+                drawn.append(name)
+    return drawn
+
+
+def subset(labels_N: Ints, *, per_class: int, generator: np.random.Generator) -> Ints:
+    """Rows of a random subset with `per_class` images of every class."""
+    chosen = [
+        generator.choice(np.flatnonzero(labels_N == label), per_class, replace=False)
+        for label in np.unique(labels_N)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def _make(
+    part: ReducedModel, *, deployed: DeployedModel, clean: CleanImages, settings: ReducedSettings
+) -> str:
+    """Trains one model and leaves it on storage; in words, how that went."""
+    generator = part.generator
+    rows_N = subset(clean.labels_N, per_class=settings.per_class, generator=generator)
+    module, seed = copy.deepcopy(deployed.module), int(generator.integers(2**63))
+    drawn: Sequence[str] = ()
+    with seeded(deployed.device, seed):
+        if settings.start == "random":
+            drawn = reinitialise(module)
+        loss = _train(module, deployed, clean, rows_N, settings, seed=seed)
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"apricot's reduced model {part.number + 1} diverged: its loss became {loss}. Lower "
+            "methods.apricot.reduced.rate."
+        )
+    state = dict((*module.named_parameters(), *module.named_buffers()))
+    save_weights(part.path, state, part.identity)
+    seal(part.path, part.identity)
+    unknown = f", {len(drawn)} tensors started by their mean and deviation" if drawn else ""
+    return f"loss {loss:.3f}{unknown}"
+
+
+def _train(
+    module: nn.Module,
+    deployed: DeployedModel,
+    clean: CleanImages,
+    rows_N: Ints,
+    settings: ReducedSettings,
+    *,
+    seed: int,
+) -> float:
+    """Mean loss of the last pass."""
+    module.train().requires_grad_(True)
+    optimizer = torch.optim.Adam(module.parameters(), lr=settings.rate)
+    order = _order(deployed, settings, seed=seed)
+    losses = deque[torch.Tensor](maxlen=order.steps_per_epoch)
+    for step in range(settings.epochs * order.steps_per_epoch):
+        rows_B = rows_N[order.rows(step)]
+        logits_BK = module(deployed.normalise(clean.images_NHWC_u8[rows_B]))
+        loss = F.cross_entropy(logits_BK, torch.from_numpy(clean.labels_N[rows_B]).to(deployed.device))
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(loss.detach())
+    return float(torch.stack(list(losses)).mean())
+
+
+def _order(deployed: DeployedModel, settings: ReducedSettings, *, seed: int) -> BatchOrder:
+    return BatchOrder([settings.per_class * deployed.num_classes], batch_size=settings.batch_size, seed=seed)
+
+
+def _recipe(
+    deployed: DeployedModel, clean: CleanImages, settings: ReducedSettings, seed: int
+) -> dict[str, Any]:
+    """All that a model depends on but its number. Of the pixels only their shape: a run vouches for its data set."""
+    module = deployed.module
+    return {
+        "settings": settings.model_dump(mode="json", exclude={"models"}),
+        "seed": seed,
+        "deployed": state_hash(dict((*module.named_parameters(), *module.named_buffers()))),
+        "images": list(clean.images_NHWC_u8.shape),
+        "labels": hashlib.blake2b(clean.labels_N.tobytes(), digest_size=12).hexdigest(),
+    }
+
+
+def _check_classes(deployed: DeployedModel, clean: CleanImages, settings: ReducedSettings) -> None:
+    counts = np.bincount(clean.labels_N, minlength=deployed.num_classes)
+    fewest = int(counts.argmin())
+    if counts[fewest] < settings.per_class:
+        raise ConfigError(
+            f"methods.apricot.reduced.per_class={settings.per_class}, and the clean training split has "
+            f"{counts[fewest]} images of class {fewest}. Give fewer than that, half of them say, so that the subsets "
+            "differ."
+        )
+
+
+def _load(path: Place, module: nn.Module) -> tuple[State, State]:
+    tensors = read_tensors(path)
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    wanted = parameters | buffers
+    differ = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
+    if differ or len(tensors) != len(wanted):
+        raise DataError(
+            f"{path} is a reduced model of another DNN: {len(differ)} of {len(wanted)} tensors are missing or of "
+            f"another shape (first: {(differ or ['none'])[0]}). Delete the folder, and prepare again."
+        )
+    return {k: tensors[k] for k in parameters}, {k: tensors[k] for k in buffers}

@@ -1,0 +1,209 @@
+"""A block of a DNN in, the block with further operations beside it out: all of them for the search, then the one kept.
+
+Source: Qi et al. 2023 (ArchRepair) relaxes the vulnerable block to a continuous search space and publishes no formula;
+this is our reconstruction with the mixed operation of Liu et al. 2019 (DARTS, Eq. 2): y = block(x) + Σ softmax(α)ₒ·o(x).
+Every o ends in a norm whose scale starts at 0, so that y starts as block(x) to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metarepair.stateless import seeded
+
+# B images, C channels, H W pixels, O operations
+
+Operation = Literal[
+    "zero", "skip", "separable_3x3", "separable_5x5", "dilated_3x3", "max_pool", "average_pool"
+]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)  # zero first: it is kept where nothing was learned
+NormKind = Literal["batch", "group"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """What an operation beside a block must map: channels in and out, and pixels of its input to one of its output."""
+
+    in_channels: int
+    out_channels: int
+    stride: tuple[int, int]
+    norm: NormKind
+
+    @classmethod
+    def of(cls, x_BCHW: Tensor, y_BCHW: Tensor, module: nn.Module) -> BlockShape:
+        """Of a block's input and output; `group` norms for a DNN that has no batch norm with statistics."""
+        (_, before, *size), (_, after, *small) = x_BCHW.shape, y_BCHW.shape
+        batch = any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
+        height, width = (max(1, round(large / less)) for large, less in zip(size, small, strict=True))
+        return cls(
+            in_channels=before,
+            out_channels=after,
+            stride=(height, width),
+            norm="batch" if batch else "group",
+        )
+
+
+def build_operation(name: Operation, shape: BlockShape) -> nn.Module:
+    """The operation, with a last norm whose scale is 0.
+
+    The convolutions are those of DARTS: the separable ones twice, ReLU first. What keeps channels (skip, pools) is
+    followed by a 1 × 1 convolution where the block changes them; skip is average pooling where the block has a stride.
+    """
+    before, after = shape.in_channels, shape.out_channels
+    layers: list[nn.Module]
+    if name in ("separable_3x3", "separable_5x5"):
+        kernel = 3 if name == "separable_3x3" else 5
+        first = _separable(before, after, kernel, shape.stride)
+        layers = [*first, _norm(after, shape.norm), *_separable(after, after, kernel)]
+    elif name == "dilated_3x3":
+        layers = _separable(before, after, 3, shape.stride, dilation=2)
+    else:
+        layers = [*_pooling(name, shape.stride), *_projection(before, after)]
+    last = _norm(after, shape.norm)
+    nn.init.zeros_(last.weight)
+    return nn.Sequential(*layers, last)
+
+
+def _separable(
+    before: int, after: int, kernel: int, stride: tuple[int, int] = (1, 1), *, dilation: int = 1
+) -> list[nn.Module]:
+    padding = dilation * (kernel // 2)
+    by_channel = nn.Conv2d(before, before, kernel, stride, padding, dilation, groups=before, bias=False)
+    return [nn.ReLU(), by_channel, nn.Conv2d(before, after, 1, bias=False)]
+
+
+def _pooling(name: Operation, stride: tuple[int, int]) -> list[nn.Module]:
+    if name == "max_pool":
+        return [nn.MaxPool2d(3, stride, 1)]
+    if name == "average_pool":
+        return [nn.AvgPool2d(3, stride, 1, count_include_pad=False)]
+    return [nn.AvgPool2d(stride, stride, ceil_mode=True)] if stride != (1, 1) else []
+
+
+def _projection(before: int, after: int) -> list[nn.Module]:
+    return [nn.Conv2d(before, after, 1, bias=False)] if before != after else []
+
+
+def _norm(channels: int, kind: NormKind) -> nn.BatchNorm2d | nn.GroupNorm:
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(1, channels)
+
+
+def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """The map that a block was called with; a dense layer's list of maps as one."""
+    first = arguments[0] if arguments else next(iter(named.values()))
+    return torch.cat(list(first), 1) if isinstance(first, list | tuple) else first
+
+
+def _fitted(added_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
+    """Of the size of the block's output, where padding and stride left another."""
+    size = like_BCHW.shape[2:]
+    return added_BCHW if added_BCHW.shape[2:] == size else F.adaptive_avg_pool2d(added_BCHW, size)
+
+
+class RelaxedBlock(nn.Module):
+    """The block + Σ softmax(α)ₒ·o(x); zero has a share of the softmax, and adds nothing."""
+
+    def __init__(self, block: nn.Module, shape: BlockShape) -> None:
+        super().__init__()
+        self.block = block
+        self.operations = nn.ModuleDict({name: build_operation(name, shape) for name in OPERATIONS[1:]})
+        self.alpha_O = nn.Parameter(torch.zeros(len(OPERATIONS)))
+
+    def shares(self) -> dict[Operation, float]:
+        """softmax(α), by operation."""
+        found: list[float] = self.alpha_O.detach().double().softmax(0).tolist()
+        return dict(zip(OPERATIONS, found, strict=True))
+
+    def forward(self, *arguments: Any, **named: Any) -> Tensor:
+        x_BCHW = input_of(arguments, named)
+        y_BCHW: Tensor = self.block(*arguments, **named)
+        shares_O = self.alpha_O.softmax(0)
+        for share, operation in zip(shares_O[1:], self.operations.values(), strict=True):
+            y_BCHW = y_BCHW + share * _fitted(operation(x_BCHW), y_BCHW)
+        return y_BCHW
+
+
+class ExtendedBlock(nn.Module):
+    """The block + one operation of its input."""
+
+    def __init__(self, block: nn.Module, operation: nn.Module) -> None:
+        super().__init__()
+        self.block, self.operation = block, operation
+
+    def forward(self, *arguments: Any, **named: Any) -> Tensor:
+        x_BCHW = input_of(arguments, named)
+        y_BCHW: Tensor = self.block(*arguments, **named)
+        return y_BCHW + _fitted(self.operation(x_BCHW), y_BCHW)
+
+
+AnyBlock = TypeVar("AnyBlock", RelaxedBlock, ExtendedBlock)
+
+
+def relax(module: nn.Module, name: str, shape: BlockShape, *, seed: int) -> RelaxedBlock:
+    """Puts the relaxed block in place of the block `name` of `module`; the same weights for the same seed anywhere."""
+    return _put(module, name, lambda block: RelaxedBlock(block, shape), seed=seed)
+
+
+def extend(module: nn.Module, name: str, shape: BlockShape, operation: Operation) -> ExtendedBlock:
+    """Puts the block with one operation beside it in place of the block `name` of `module`."""
+    return _put(module, name, lambda block: ExtendedBlock(block, build_operation(operation, shape)), seed=0)
+
+
+def _put(module: nn.Module, name: str, build: Callable[[nn.Module], AnyBlock], *, seed: int) -> AnyBlock:
+    old: nn.Module = module.get_submodule(name)
+    like = next(iter(chain(old.parameters(), module.parameters())))
+    with seeded(torch.device("cpu"), seed):
+        new = build(old)
+    new.to(device=like.device, dtype=like.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.set_submodule(name, new.train(old.training))
+    return new
+
+
+@torch.no_grad()
+def keep(module: nn.Module, name: str) -> tuple[Operation, nn.Module]:
+    """Leaves of the relaxed block `name` the operation of the largest α; the operation, and what takes its place.
+
+    The operation's share goes into the scale of its last norm: the block goes on from where the search left it. The
+    block alone takes the place where zero is kept.
+    """
+    relaxed = module.get_submodule(name)
+    assert isinstance(relaxed, RelaxedBlock)
+    shares = relaxed.shares()
+    chosen = max(OPERATIONS, key=lambda operation: shares[operation])  # the first of equals
+    if chosen == "zero":
+        module.set_submodule(name, relaxed.block)
+        return chosen, relaxed.block
+    operation = relaxed.operations[chosen]
+    assert isinstance(operation, nn.Sequential)
+    for parameter in operation[-1].parameters():
+        parameter.mul_(shares[chosen])
+    new = ExtendedBlock(relaxed.block, operation)
+    module.set_submodule(name, new)
+    return chosen, new
+
+
+def as_json(name: str, operation: Operation, shape: BlockShape) -> dict[str, Any]:
+    """What `from_json` makes the architecture of again."""
+    return {"block": name, "operation": operation, **asdict(shape), "stride": list(shape.stride)}
+
+
+def from_json(module: nn.Module, architecture: Mapping[str, Any]) -> None:
+    """Gives `module` the architecture. Raises ValueError, KeyError, TypeError or AttributeError for a damaged one."""
+    operation, norm = architecture["operation"], architecture["norm"]
+    numbers = [architecture["in_channels"], architecture["out_channels"], *architecture["stride"]]
+    if operation not in OPERATIONS[1:] or norm not in get_args(NormKind):
+        raise ValueError(f"operation {operation!r} with norm {norm!r} is not one of ours")
+    if len(numbers) != 4 or not all(isinstance(n, int) and 1 <= n < math.inf for n in numbers):
+        raise ValueError(f"channels and stride {numbers} are not four whole numbers from 1")
+    before, after, height, width = numbers
+    shape = BlockShape(in_channels=before, out_channels=after, stride=(height, width), norm=norm)
+    extend(module, architecture["block"], shape, operation)

@@ -1,0 +1,301 @@
+"""A DNN, its failures and clean images in, its most vulnerable block out, with the score of each.
+
+Source: Qi et al. 2023 (ArchRepair) localises by an adversarial-aware spectrum analysis of neurons' status and weights'
+gradients, and publishes no formula. Ours: Tarantula (Jones & Harrold 2005) by channel over failures, correct clean
+images and their FGSM variants (Goodfellow et al. 2015); a block's score is the mean suspiciousness of its top tenth of
+channels × mean |∂L/∂w| of its weights over what fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarepair.meta_test import RepairData
+from metarepair.methods.archrepair_block import BlockShape, input_of
+from metarepair.methods.budget import Budget
+from metarepair.models.build import DeployedModel
+from tasks.errors import ConfigError, DataError, near_names
+from tasks.keys import keyed_generator
+from tasks.records import Ints, Pixels
+
+# N executions, B images, C channels, H W pixels
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+WEIGHED = (nn.modules.conv._ConvNd, nn.Linear)
+BATCH = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localised:
+    """The most vulnerable block, its shape, and the score of each."""
+
+    block: str
+    shape: BlockShape
+    scores: Mapping[str, float]
+
+
+def find_blocks(module: nn.Module, patterns: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the blocks of any DNN, or those that match `patterns`.
+
+    A block is a module of a class of its own (no container of torch's) with two layers of weights or more: a residual
+    block, a dense block, one of ConvNeXt or VAN. A module whose containers hold blocks with most of its weights is a
+    stage, and its blocks count. A DNN with fewer than two such blocks is taken by its plain convolutions.
+    """
+    named = {name: m for name, m in module.named_modules() if name}
+    if patterns:
+        return tuple(dict.fromkeys(name for pattern in patterns for name in _matching(pattern, named)))
+    names = {id(m): name for name, m in named.items()}
+    found = _blocks_inside(module)
+    while len(found) == 1:  # a wrapper around the DNN itself
+        found = _blocks_inside(found[0])
+    if len(found) < 2:
+        found = [m for m in named.values() if isinstance(m, nn.Conv2d)]
+    if not found:
+        raise ConfigError(
+            f"archrepair puts convolutions beside a block of a DNN, and {type(module).__name__} has neither blocks of "
+            "layers nor nn.Conv2d. Leave archrepair out, or name its blocks (modules that map [B, C, H, W] to the "
+            "same) in methods.archrepair.blocks."
+        )
+    return tuple(dict.fromkeys(names[id(m)] for m in found))
+
+
+def _matching(pattern: str, named: Mapping[str, nn.Module]) -> list[str]:
+    found = [name for name in named if fnmatchcase(name, pattern)]
+    if not found:
+        raise ConfigError(
+            f"methods.archrepair.blocks: {pattern!r} names no module of the DNN{near_names(pattern, named) or '.'} "
+            "Give names of modules, or patterns such as stages.*"
+        )
+    return found
+
+
+def _is_container(module: nn.Module) -> bool:
+    """A chain of layers, or a list: not the ModuleDict of a class that says itself what it does (a dense block)."""
+    return isinstance(module, nn.Sequential) or type(module) in CONTAINERS
+
+
+def _blocks_inside(module: nn.Module) -> list[nn.Module]:
+    return [block for child in module.children() for block in _blocks_of(child)]
+
+
+def _blocks_of(module: nn.Module) -> list[nn.Module]:
+    if _is_container(module):
+        return _blocks_inside(module)
+    held = [b for child in module.children() if _is_container(child) for b in _blocks_inside(child)]
+    if 2 * sum(_size(block) for block in held) > _size(module):
+        return held
+    layers = sum(isinstance(m, WEIGHED) for m in module.modules())
+    return [module] if layers >= 2 else []
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@torch.no_grad()
+def block_shapes(
+    module: nn.Module, names: Sequence[str], x_BCHW: Tensor
+) -> dict[str, BlockShape]:
+    """Shapes of those blocks that a forward pass calls once, on a map, and that return one and have weights."""
+    calls: dict[str, list[BlockShape | None]] = {name: [] for name in names}
+
+    def hook_of(name: str) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], y_BCHW: Any) -> None:
+            x_BCHW = input_of(arguments, named)
+            maps = all(isinstance(t, Tensor) and t.ndim == 4 for t in (x_BCHW, y_BCHW))
+            calls[name].append(BlockShape.of(x_BCHW, y_BCHW, module) if maps else None)
+
+        return hook
+
+    parts = {name: module.get_submodule(name) for name in names}
+    handles = [m.register_forward_hook(hook_of(name), with_kwargs=True) for name, m in parts.items()]
+    try:
+        module(x_BCHW)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        name: found[0]
+        for name, found in calls.items()
+        if len(found) == 1 and found[0] is not None and _size(parts[name])
+    }
+
+
+@dataclass(kw_only=True)
+class Spectrum:
+    """What every execution did: mean of every channel at a block's output, and whether the DNN failed."""
+
+    means: dict[str, list[Tensor]]
+    failing: list[Tensor]
+    clean: list[Tensor]
+
+    def suspiciousness(self) -> dict[str, Tensor]:
+        """Tarantula of every channel [C], by block. A channel is active where it is above its mean on clean images."""
+        failing_N, clean_N = torch.cat(self.failing), torch.cat(self.clean)
+        found = {}
+        for name, parts in self.means.items():
+            means_NC = torch.cat(parts)
+            found[name] = tarantula(means_NC > means_NC[clean_N].mean(0), failing_N)
+        return found
+
+
+def tarantula(active_NC: Tensor, failing_N: Tensor) -> Tensor:
+    """Suspiciousness [C] from 0 to 1 (Jones & Harrold 2005): share of failing runs that a channel is active in, over
+    its sum with that of passing runs; 0 where it is never active."""
+    failed_C = active_NC[failing_N].double().mean(0)
+    passed_C = active_NC[~failing_N].double().mean(0)
+    return torch.where(failed_C + passed_C > 0, failed_C / (failed_C + passed_C), 0.0)
+
+
+def top_mean(suspiciousness_C: Tensor, share: float) -> float:
+    """Mean of the largest `share` of the values, of one at least."""
+    count = max(1, math.ceil(share * len(suspiciousness_C)))
+    return float(suspiciousness_C.topk(count).values.mean())
+
+
+def localise(
+    deployed: DeployedModel,
+    shapes: Mapping[str, BlockShape],
+    data: RepairData,
+    budget: Budget,
+    *,
+    correct: int,
+    epsilon: float,
+    top_share: float,
+    seed: int,
+) -> Localised:
+    """The block of the largest score.
+
+    correct: clean images that are right to look at, and to attack by `epsilon` (of pixels in [0, 1]). It ends with the
+    budget, after a batch of each kind at least. Raises DataError where no clean image is right.
+    """
+    observer = _Observer(deployed, tuple(shapes), epsilon)
+    fails = iter(range(0, len(data.learn), BATCH))
+    assert data.clean is not None  # fair.py sees to it
+    order = keyed_generator("archrepair-correct", seed).permutation(len(data.clean))
+    cleans, right = iter(range(0, len(order), BATCH)), 0
+    with observer.recording():
+        while not (budget.over and observer.failed and right):
+            start, first = next(fails, None), next(cleans, None) if right < correct else None
+            if start is None and first is None:
+                break
+            if start is not None:
+                rows = slice(start, start + BATCH)
+                images = data.learn.images_NHWC_u8[rows]
+                budget.spend(images=observer.see_failures(images, data.learn.labels_N[rows]))
+            if first is not None:
+                chosen = order[first : first + BATCH]
+                images = data.clean.images_NHWC_u8[chosen]
+                found, seen = observer.see_clean(images, data.clean.labels_N[chosen])
+                right += found
+                budget.spend(images=seen)
+    if not right:
+        raise DataError(
+            f"archrepair compares failures with correct clean images, and the DNN is right on none of {len(order)}. "
+            "Check that its preprocessing and the order of classes are those that it was trained with."
+        )
+    scores = observer.scores(top_share)
+    best = max(scores, key=lambda name: scores[name])
+    return Localised(block=best, shape=shapes[best], scores=scores)
+
+
+class _Observer:
+    """Runs the DNN, and writes down what each execution did, and the gradients of what fails."""
+
+    def __init__(self, deployed: DeployedModel, names: Sequence[str], epsilon: float) -> None:
+        self.deployed, self.module, self.epsilon = deployed, deployed.module.eval(), epsilon
+        self.blocks = {name: self.module.get_submodule(name) for name in names}
+        self.spectrum = Spectrum(means={name: [] for name in names}, failing=[], clean=[])
+        self.failed = 0
+        watched = {id(p) for block in self.blocks.values() for p in block.parameters()}
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(id(parameter) in watched)
+            parameter.grad = None
+        self._last: dict[str, Tensor] = {}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Every forward pass leaves the means of the channels at each block's output."""
+
+        def hook_of(name: str) -> Any:
+            def hook(_: nn.Module, __: Any, y_BCHW: Tensor) -> None:
+                self._last[name] = y_BCHW.detach().mean(dim=(2, 3)).cpu()
+
+            return hook
+
+        handles = [block.register_forward_hook(hook_of(name)) for name, block in self.blocks.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def see_failures(self, images_BHWC_u8: Pixels, labels_B: Ints) -> int:
+        """One pass over failures; how many images went through."""
+        x_BCHW, target_B = self.deployed.normalise(images_BHWC_u8), self._labels(labels_B)
+        loss = F.cross_entropy(self.module(x_BCHW), target_B, reduction="sum")
+        torch.autograd.backward(loss)
+        everywhere = torch.ones(len(labels_B), dtype=torch.bool)
+        self._write(everywhere, failing_B=everywhere, clean=False)
+        return len(labels_B)
+
+    def see_clean(self, images_BHWC_u8: Pixels, labels_B: Ints) -> tuple[int, int]:
+        """A pass over clean images, and one over FGSM variants of those that are right; the number of these, and how
+        many images went through."""
+        x_BCHW = self.deployed.normalise(images_BHWC_u8).requires_grad_()
+        target_B = self._labels(labels_B)
+        logits_BK = self.module(x_BCHW)
+        right_B = logits_BK.detach().argmax(1) == target_B
+        self._write(right_B.cpu(), failing_B=torch.zeros(len(labels_B), dtype=torch.bool), clean=True)
+        found = int(right_B.sum())
+        if not found:
+            return 0, len(labels_B)
+        (gradient_BCHW,) = torch.autograd.grad(F.cross_entropy(logits_BK, target_B, reduction="sum"), x_BCHW)
+        variants_BCHW = fgsm(self.deployed, x_BCHW.detach(), gradient_BCHW, self.epsilon)[right_B]
+        target_B = target_B[right_B]
+        logits_BK = self.module(variants_BCHW)
+        wrong_B = logits_BK.detach().argmax(1) != target_B
+        losses_B = F.cross_entropy(logits_BK, target_B, reduction="none")
+        torch.autograd.backward((losses_B * wrong_B).sum())
+        self._write(torch.ones(found, dtype=torch.bool), failing_B=wrong_B.cpu(), clean=False)
+        return found, len(labels_B) + found
+
+    def scores(self, top_share: float) -> dict[str, float]:
+        """Suspiciousness × gradient, by block."""
+        suspicious = self.spectrum.suspiciousness()
+        return {
+            name: top_mean(suspicious[name], top_share) * self._mean_gradient(block)
+            for name, block in self.blocks.items()
+        }
+
+    def _mean_gradient(self, block: nn.Module) -> float:
+        """Mean |∂L/∂w| over the block's weights; L is the mean over what failed."""
+        sums = [p.grad.abs().double().sum() for p in block.parameters() if p.grad is not None]
+        return float(sum(sums)) / self.failed / _size(block)
+
+    def _labels(self, labels_B: Ints) -> Tensor:
+        return torch.from_numpy(labels_B).to(self.deployed.device)
+
+    def _write(self, rows_B: Tensor, *, failing_B: Tensor, clean: bool) -> None:
+        for name, means_BC in self._last.items():
+            self.spectrum.means[name].append(means_BC[rows_B])
+        self.spectrum.failing.append(failing_B[rows_B])
+        self.spectrum.clean.append(torch.full((int(rows_B.sum()),), clean))
+        self.failed += int(failing_B[rows_B].sum())
+
+
+def fgsm(deployed: DeployedModel, x_BCHW: Tensor, gradient_BCHW: Tensor, epsilon: float) -> Tensor:
+    """x + ε·sign(∂L/∂x) (Goodfellow et al. 2015, Sec. 4), with ε and the range [0, 1] in pixels."""
+    mean = torch.tensor(deployed.mean, dtype=x_BCHW.dtype, device=x_BCHW.device).view(-1, 1, 1)
+    std = torch.tensor(deployed.std, dtype=x_BCHW.dtype, device=x_BCHW.device).view(-1, 1, 1)
+    attacked_BCHW = x_BCHW + epsilon / std * gradient_BCHW.sign()
+    return attacked_BCHW.clamp((0 - mean) / std, (1 - mean) / std)

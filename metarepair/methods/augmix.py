@@ -1,0 +1,171 @@
+"""D_collect and clean images in, the DNN trained on them to predict alike on mixtures of their augmented versions out.
+
+Source: Hendrycks et al. 2020 (AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty), Sec. 3,
+with the numbers of its CIFAR-10 training. Theirs trains from nothing on clean images; as a repair it fine-tunes the
+deployed DNN on D_collect ∪ clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarepair.meta_test import CleanImages, RepairData
+from metarepair.methods.augmix_operations import flip_and_crop_matrices, mixture, move, sample_mix
+from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.examples import Examples
+from metarepair.methods.registry import register
+from metarepair.methods.repaired import RepairedModel, repaired_from
+from metarepair.methods.training import MethodBatch, Training, TrainingSettings
+from metarepair.models.build import DeployedModel
+from metarepair.section import Positive
+from tasks.errors import DataError
+from tasks.records import Ints, Pixels
+
+# V views: the image and two mixtures, B images, C channels, H W pixels, K classes
+
+VIEWS = 3
+SMALLEST = 1e-7  # probability in the mean prediction, so that its logarithm stays finite
+
+
+class AugMixSettings(TrainingSettings):
+    """Published: severity 3, 3 chains of 1 to 3 operations, consistency 12; SGD 0.1, batch 128, 100 epochs."""
+
+    severity: Annotated[float, Field(gt=0.1, le=10)] = Field(
+        3.0, description="Largest level of an operation, of 10."
+    )
+    width: Positive = Field(3, description="Chains of operations that a mixture is made of.")
+    depth: Positive | None = Field(
+        None, description="Operations of a chain; when not given, 1, 2 or 3 by chance."
+    )
+    consistency: Annotated[float, Field(gt=0)] = Field(
+        12.0, description="Weight of the Jensen-Shannon divergence beside the cross entropy."
+    )
+    flip: bool = Field(True, description="Flip half of the images left to right.")
+    shift: Annotated[int, Field(ge=0, le=64)] = Field(
+        4, description="Largest shift of an image, pixels; what comes in is black."
+    )
+
+
+@register
+class AugMix(Method):
+    """Fine-tuning by cross entropy on the image and agreement with two mixtures of it."""
+
+    name = "augmix"
+    words = "AugMix"
+    uses = ("failures", "clean")
+    changes = ("weights", "statistics")
+    cost = "epochs × (D_collect ∪ clean) / batch_size steps of three forward passes an example"
+    Settings = AugMixSettings
+
+    def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
+        settings = context.settings
+        assert isinstance(settings, AugMixSettings)
+        examples = Examples(data.learn, clean_beside_failures(self.name, data))
+        loss = AugMixLoss(deployed=deployed, settings=settings)
+        training = Training(
+            deployed.module,
+            deployed,
+            examples,
+            data,
+            context,
+            settings,
+            loss,
+            method=self.name,
+            images_per_example=VIEWS,
+        )
+        return repaired_from(
+            self.name,
+            training.run(),
+            images_seen=context.budget.images_seen,
+            gradient_steps=context.budget.gradient_steps,
+        )
+
+
+def clean_beside_failures(method: str, data: RepairData) -> CleanImages:
+    """The clean images. Raises DataError where there are none, or no failures to learn from."""
+    if data.clean is None or not len(data.clean):
+        raise DataError(
+            f"{method} learns from failures and clean training images, and there are no clean images. Give data with a "
+            "training split, or take a method that needs none (finetune, bn_adapt)."
+        )
+    if not len(data.learn):
+        raise DataError(
+            f"{method} repairs by collected failures, and the learning part of D_collect has none. Collect more "
+            "failures, or lower repair.validation_fraction."
+        )
+    return data.clean
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugMixLoss:
+    """A batch in, its loss out (Hendrycks et al. 2020, Sec. 3 "Jensen-Shannon Divergence Consistency Loss").
+
+    stylise: gives the rows' images in another style, for a tenth operation; none when not given.
+    """
+
+    deployed: DeployedModel
+    settings: AugMixSettings
+    stylise: Callable[[Ints], Pixels] | None = None
+
+    def __call__(self, module: nn.Module, batch: MethodBatch) -> Tensor:
+        views_VBHWC = self.views(batch)
+        x = replace(self.deployed, module=module).normalise(views_VBHWC.flatten(0, 1))
+        logits_VBK = module(x).unflatten(0, (VIEWS, -1))
+        return F.cross_entropy(logits_VBK[0], batch.labels_B) + self.settings.consistency * divergence(
+            logits_VBK
+        )
+
+    def views(self, batch: MethodBatch) -> Tensor:
+        """Pixels from 0 to 255 [V, B, H, W, C] of each image, flipped and shifted, and of two mixtures of it."""
+        settings, generator = self.settings, batch.generator
+        images_BCHW = self._to_device(batch.images_BHWC_u8)
+        size, width = len(images_BCHW), images_BCHW.shape[3]
+        matrices = flip_and_crop_matrices(
+            generator, size, width=width, flip=settings.flip, shift=settings.shift
+        )
+        images_BCHW = move(images_BCHW, matrices)
+        draws = sample_mix(
+            generator,
+            (VIEWS - 1) * size,
+            severity=settings.severity,
+            width=settings.width,
+            depth=settings.depth,
+            style=self.stylise is not None,
+        )
+        styled_BCHW = images_BCHW
+        if self.stylise is not None:
+            rows = np.flatnonzero(draws.styled_BW.any(1).reshape(VIEWS - 1, size).any(0))
+            styled_BCHW = images_BCHW.clone()
+            other = self._to_device(self.stylise(batch.rows_B[rows]))
+            # Shifted after the transfer: the black edge of a crop is not of the image whose statistics are taken.
+            styled_BCHW[torch.from_numpy(rows).to(other.device)] = move(other, matrices[rows])
+        mixed = mixture(
+            images_BCHW.repeat(VIEWS - 1, 1, 1, 1),
+            draws,
+            styled_BCHW_u8=styled_BCHW.repeat(VIEWS - 1, 1, 1, 1),
+        )
+        views = torch.cat([images_BCHW, mixed]).unflatten(0, (VIEWS, size))
+        return views.permute(0, 1, 3, 4, 2).contiguous()
+
+    def _to_device(self, images_BHWC_u8: Pixels) -> Tensor:
+        on_device = torch.from_numpy(images_BHWC_u8).to(self.deployed.device)
+        return on_device.permute(0, 3, 1, 2).contiguous()
+
+
+def divergence(logits_VBK: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of the views' predictions: their mean divergence from their mean, in nats.
+
+    0 for views that are predicted alike, log V at most; the mean over images.
+    """
+    log_p_VBK = logits_VBK.log_softmax(2)
+    p_VBK = log_p_VBK.exp()
+    log_mean_BK = p_VBK.mean(0).clamp(SMALLEST, 1).log()
+    return (p_VBK * (log_p_VBK - log_mean_BK)).sum(2).mean()

@@ -1,0 +1,37 @@
+"""Images in, the four bands of one level of Haar wavelets out, and back.
+
+Source: Yoo et al. 2019 (Photorealistic Style Transfer via Wavelet Transforms), Sec. 3.1: kernels LLᵀ, LHᵀ, HLᵀ, HHᵀ of
+L = (1, 1)/√2 and H = (−1, 1)/√2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# F bands LL, LH, HL, HH, B images, C channels, H W pixels, h w = H/2 W/2
+
+BANDS = ("LL", "LH", "HL", "HH")
+_SIGNS = ((1, 1), (1, 1)), ((-1, 1), (-1, 1)), ((-1, -1), (1, 1)), ((1, -1), (-1, 1))
+
+
+def kernels(like: Tensor) -> Tensor:
+    """The four kernels [F, 2, 2], of the device and precision of `like`."""
+    return torch.tensor(_SIGNS, dtype=like.dtype, device=like.device) / 2
+
+
+def haar(x_BCHW: Tensor) -> Tensor:
+    """Bands [F, B, C, h, w] of images with an even number of rows and columns."""
+    blocks = x_BCHW.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))
+    return torch.einsum("bchiwj,fij->fbchw", blocks, kernels(x_BCHW))
+
+
+def spread(bands_FBChw: Tensor) -> Tensor:
+    """What each band is worth in the image, [F, B, C, H, W]: these add up to it."""
+    parts = torch.einsum("fbchw,fij->fbchiwj", bands_FBChw, kernels(bands_FBChw))
+    return parts.flatten(5, 6).flatten(3, 4)
+
+
+def inverse_haar(bands_FBChw: Tensor) -> Tensor:
+    """The images [B, C, H, W] that have these bands."""
+    return spread(bands_FBChw).sum(0)

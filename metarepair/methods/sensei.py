@@ -1,0 +1,215 @@
+"""D_collect and clean images in, a DNN trained on the worst variant of each out: SENSEI's genetic search.
+
+Source: Gao et al., ICSE 2020 (Fuzz Testing based Data Augmentation to Improve Robustness of Deep Neural Networks);
+numbers of the authors' code for CIFAR-10. As there, fitness is the loss of the current DNN in evaluation mode: a
+variant's loss then depends on no other variant, and statistics are of the images that are trained on alone. Theirs
+lowers the rate in two steps, ours by cosine; theirs also flips and mixes images, which is no part of the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarepair.meta_test import RepairData
+from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.budget import Budget
+from metarepair.methods.examples import Examples
+from metarepair.methods.registry import register
+from metarepair.methods.repaired import RepairedModel, repaired_from
+from metarepair.methods.sensei_populations import Losses, Populations
+from metarepair.methods.sensei_variants import FILTER_GENES, Gene, Genes, spatial_genes, variants
+from metarepair.methods.training import MethodBatch, Training, TrainingSettings
+from metarepair.models.build import DeployedModel
+from metarepair.section import Fraction, Positive, Rate
+from tasks.errors import ConfigError, DataError
+from tasks.records import Ints, Pixels
+
+# B images of a batch, V variants of an image, G genes, C H W pixels
+
+AT_ONCE = 500  # variants that go through the DNN together when they are only judged: more take memory, not less time
+
+
+class SenseiSettings(TrainingSettings):
+    """Published: 10 variants of which 4 stay, 200 epochs, batch 512, SGD 0.1. `skip_below` > 0 is SENSEI-SA."""
+
+    epochs: Positive = Field(200, description="Passes over all examples; the budget may end training before.")
+    batch_size: Positive = Field(512, description="Examples of a step.")
+    rate: Rate = Field(0.1, description="Learning rate, the largest of the schedule.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="L2 decay, as in torch.optim.")
+    variants: int = Field(10, ge=3, le=100, description="Variants of an image that are tried in a step.")
+    keep: int = Field(4, ge=2, le=50, description="Fittest variants of an image that stay; below `variants`.")
+    mutate: Fraction = Field(
+        0.6, description="Probability that a batch mutates its best variants; else it crosses."
+    )
+    skip_below: Annotated[float, Field(ge=0)] = Field(
+        1e-3,
+        description="Loss, in nats, of an image's worst variant under which it is not searched; 0: all are.",
+    )
+    rotation: Annotated[float, Field(gt=0, le=180)] = Field(30.0, description="Largest rotation, in degrees.")
+    translation: Annotated[float, Field(gt=0)] = Field(3.0, description="Largest shift, in pixels.")
+    shear: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="Largest slope of the horizontal shear."
+    )
+    filters: bool = Field(
+        False, description="Also zoom 0.9 to 1.1, brightness -32 to 32 (of 255) and contrast 0.8 to 1.2."
+    )
+
+    @model_validator(mode="after")
+    def _room_for_children(self) -> SenseiSettings:
+        if self.keep >= self.variants:
+            raise ValueError(
+                f"keep={self.keep} leaves no new variants among variants={self.variants}; give a smaller keep"
+            )
+        return self
+
+    @property
+    def genes(self) -> tuple[Gene, ...]:
+        """What a transformation vector is made of."""
+        spatial = spatial_genes(rotation=self.rotation, translation=self.translation, shear=self.shear)
+        return spatial + FILTER_GENES if self.filters else spatial
+
+
+@register
+class Sensei(Method):
+    """Adversarial training by natural transformations, found by search."""
+
+    name = "sensei"
+    words = "SENSEI"
+    uses = ("failures", "clean")
+    changes = ("weights", "statistics")
+    cost = "epochs × (D_collect ∪ clean / batch_size) steps, each with `variants` more forward passes of its images"
+    Settings = SenseiSettings
+
+    def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
+        settings = context.settings
+        assert isinstance(settings, SenseiSettings)
+        examples = _examples(data)
+        populations = Populations(settings.genes, images=len(examples), keep=settings.keep, seed=context.seed)
+        training = Training(
+            deployed.module,
+            deployed,
+            examples,
+            data,
+            context,
+            settings,
+            WorstVariantLoss(deployed, populations, settings, context.budget),
+            method=self.name,
+            remembers=populations,
+        )
+        return repaired_from(
+            self.name,
+            training.run(),
+            images_seen=context.budget.images_seen,
+            gradient_steps=context.budget.gradient_steps,
+        )
+
+
+def _examples(data: RepairData) -> Examples:
+    if data.clean is None or not len(data.clean):
+        raise ConfigError(
+            "sensei trains on D_collect and the clean training split, and no clean image is given. Give data with a "
+            "training split."
+        )
+    if not len(data.learn):
+        raise DataError(
+            f"sensei trains on collected failures, and the part of D_collect of {data.target} to learn from is empty. "
+            "Collect more failures."
+        )
+    return Examples(data.learn, data.clean)
+
+
+class WorstVariantLoss:
+    """Cross entropy of each image's variant of the largest loss, after a generation of the search for it."""
+
+    def __init__(
+        self, deployed: DeployedModel, populations: Populations, settings: SenseiSettings, budget: Budget
+    ) -> None:
+        self.deployed, self.populations, self.settings, self.budget = deployed, populations, settings, budget
+
+    def __call__(self, module: nn.Module, batch: MethodBatch) -> Tensor:
+        module.eval()
+        self._search(module, batch)
+        module.train()
+        worst_B1G = self.populations.vectors_NPG[batch.rows_B, :1]
+        x_BCHW = normalised_variants(
+            self.deployed, batch.images_BHWC_u8, worst_B1G, genes=self.settings.genes
+        )
+        return F.cross_entropy(module(x_BCHW), batch.labels_B)
+
+    def _search(self, module: nn.Module, batch: MethodBatch) -> None:
+        """One generation; of an image that was robust when it was last tried, the best variant alone is tried again."""
+        robust_B = self.populations.losses_NP[batch.rows_B, 0] < self.settings.skip_below
+        for places, search in (
+            ((~robust_B).nonzero()[0], self._generation),
+            (robust_B.nonzero()[0], self._best_again),
+        ):
+            if len(places):
+                search(module, batch, places)
+
+    def _generation(self, module: nn.Module, batch: MethodBatch, places: Ints) -> None:
+        """Tries the populations of these places of the batch with as many children as there is room for."""
+        rows, settings = batch.rows_B[places], self.settings
+        children_BKG = self.populations.children(
+            rows,
+            settings.variants - settings.keep,
+            mutate_probability=settings.mutate,
+            generator=batch.generator,
+        )
+        vectors_BVG = np.concatenate([self.populations.vectors_NPG[rows], children_BKG], axis=1)
+        self.populations.keep_fittest(rows, vectors_BVG, self._try(module, batch, places, vectors_BVG))
+
+    def _best_again(self, module: nn.Module, batch: MethodBatch, places: Ints) -> None:
+        rows = batch.rows_B[places]
+        best_B1G = self.populations.vectors_NPG[rows, :1]
+        self.populations.losses_NP[rows, :1] = self._try(module, batch, places, best_B1G)
+
+    def _try(self, module: nn.Module, batch: MethodBatch, places: Ints, vectors_BVG: Genes) -> Losses:
+        """The losses [B, V] of variants of the images at these places, as many at once as are worth it."""
+        images_BHWC_u8, labels_B = batch.images_BHWC_u8[places], batch.labels_B[torch.from_numpy(places)]
+        step = max(1, AT_ONCE // vectors_BVG.shape[1])
+        parts = [
+            variant_losses(
+                self.deployed,
+                module,
+                images_BHWC_u8[start : start + step],
+                labels_B[start : start + step],
+                vectors_BVG[start : start + step],
+                genes=self.settings.genes,
+            )
+            for start in range(0, len(places), step)
+        ]
+        self.budget.spend(images=vectors_BVG[:, :, 0].size)
+        return torch.cat(parts).cpu().numpy()
+
+
+def normalised_variants(
+    deployed: DeployedModel, images_BHWC_u8: Pixels, vectors_BVG: Genes, *, genes: Sequence[Gene]
+) -> Tensor:
+    """What the DNN takes: all variants of the first image, then of the next, [B * V, C, H, W]."""
+    images_BCHW = torch.from_numpy(images_BHWC_u8).to(deployed.device, deployed.dtype).permute(0, 3, 1, 2)
+    given_BVG = torch.from_numpy(vectors_BVG).to(deployed.device, deployed.dtype)
+    return deployed.normalise(variants(images_BCHW, given_BVG, genes).flatten(0, 1))
+
+
+@torch.no_grad()
+def variant_losses(
+    deployed: DeployedModel,
+    module: nn.Module,
+    images_BHWC_u8: Pixels,
+    labels_B: Tensor,
+    vectors_BVG: Genes,
+    *,
+    genes: Sequence[Gene],
+) -> Tensor:
+    """The loss [B, V] of each variant, float32."""
+    logits = module(normalised_variants(deployed, images_BHWC_u8, vectors_BVG, genes=genes))
+    number = vectors_BVG.shape[1]
+    losses = F.cross_entropy(logits, labels_B.repeat_interleave(number), reduction="none")
+    return losses.view(-1, number).float()
