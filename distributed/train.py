@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,9 +68,10 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
         experiences=experiences,
         confidence=inputs.confidence,
         config=config,
-        clean=here.split("train") if config.train.clean_weight > 0 else None,
+        clean=here.clean() if config.train.clean_weight > 0 or config.task.clean_support > 0 else None,
     )
-    return MetaTrainer(source, config, context, validation=repair_data(collect, config, seed=0))
+    validation = replace(repair_data(collect, config, seed=0), clean=source.clean)
+    return MetaTrainer(source, config, context, validation=validation)
 
 
 def train_here(run: Run, config: Config, target: str, device: torch.device, say: Say) -> None:

@@ -5,14 +5,39 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from metarepair.clean_images import CleanImages
 from metarepair.inner import Batch
 from metarepair.models.build import DeployedModel
+from tasks.errors import ConfigError
 from tasks.records import Failures, Ints, Pixels
 
 
 def failure_batch(deployed: DeployedModel, failures: Failures, rows: Ints, *, seed: int = 0) -> Batch:
     """The given rows of `failures` as a batch; `seed` keys its dropout masks."""
     return image_batch(deployed, failures.images_NHWC_u8[rows], failures.labels_N[rows], seed=seed)
+
+
+def support_batch(
+    deployed: DeployedModel,
+    failures: Failures,
+    rows: Ints,
+    clean: CleanImages | None,
+    *,
+    count: int,
+    generator: np.random.Generator,
+    seed: int = 0,
+) -> Batch:
+    """The given rows of `failures`, then `count` clean images (0: none); `seed` keys the dropout masks."""
+    images_B, labels_B = failures.images_NHWC_u8[rows], failures.labels_N[rows]
+    if count and clean is None:
+        raise ConfigError(
+            f"task.clean_support={count} needs clean training images, and none are given. Set it to 0, or give them."
+        )
+    if count and clean is not None:
+        clean_images_B, clean_labels_B = clean.sample(count, generator)
+        images_B = np.concatenate([images_B, clean_images_B])
+        labels_B = np.concatenate([labels_B, clean_labels_B])
+    return image_batch(deployed, images_B, labels_B, seed=seed)
 
 
 def image_batch(deployed: DeployedModel, images_BHWC_u8: Pixels, labels_B: Ints, *, seed: int = 0) -> Batch:

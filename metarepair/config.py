@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from metarepair.compare_config import CompareConfig
 from metarepair.data_config import Colour, DataConfig
 from metarepair.pretrain_config import PretrainConfig
 from metarepair.ray_config import RayConfig
 from metarepair.search.config import SearchConfig
-from metarepair.section import Positive, Rate, Section, each_once
+from metarepair.section import Count, Fraction, Positive, Rate, Section, each_once
 from metarepair.train_config import InnerConfig, TrainConfig
 from tasks.corruptions import resolve
 from tasks.errors import ConfigError
@@ -26,6 +26,8 @@ MethodSettings = dict[str, dict[str, Any]]
 
 class ModelConfig(Section):
     """The deployed DNN."""
+
+    LATER = frozenset({"entry", "stem", "input_size", "normalisation", "mean", "std"})
 
     name: str = Field(
         "resnet8_cifar",
@@ -65,14 +67,6 @@ class ModelConfig(Section):
         if std is not None and min(std) <= 0:
             raise ValueError("a deviation of pixels is above 0; give three such numbers")
         return std
-
-    @model_serializer(mode="wrap")
-    def _plain(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the later settings at their defaults: runs recorded before them stay equal to the same today."""
-        values: dict[str, Any] = rest(self)
-        fields = type(self).model_fields
-        added = {k for k in values.keys() - {"name", "weights"} if values[k] == fields[k].default}
-        return {k: v for k, v in values.items() if k not in added}
 
 
 class MiningConfig(Section):
@@ -176,12 +170,19 @@ class ExperienceConfig(Section):
 class TaskConfig(Section):
     """Semantic-cover tasks (paper Sec. 4.2)."""
 
+    LATER = frozenset({"clean_support"})
+
     shots: Positive = Field(10, description="Support examples per class.")
+    clean_support: Count = Field(
+        0, description="Clean training images in each support beside its failures (0: the paper's)."
+    )
     query_size: Positive = Field(100, description="Query examples of a task.")
 
 
 class RepairSettings(Section):
     """Repair, the meta-test (Algorithm 1, lines 13-23)."""
+
+    LATER = frozenset({"interpolate", "clean_weight"})
 
     episodes: Positive = Field(10, description="Episodes M.")
     tasks: Positive = Field(4, description="Tasks S of an episode.")
@@ -190,6 +191,15 @@ class RepairSettings(Section):
     )
     update: Literal["accumulated", "separate"] = Field(
         "accumulated", description="Lines 17-21, or the ablation."
+    )
+    interpolate: tuple[Fraction, ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="Weights tried of the repaired parameters in their mean with the deployed ones; 1: as repaired.",
+    )
+    clean_weight: Fraction = Field(
+        0.0,
+        description="Weight of held-out clean training images beside those of D_collect in every choice of a repair.",
     )
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="Share of D_collect's images that only select."

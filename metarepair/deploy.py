@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from metarepair.clean_images import CleanImages
 from metarepair.config import Config
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
 from metarepair.parts import adapted_names
@@ -36,6 +37,11 @@ class Surroundings:
             archive = self._archive(cut) if split == "test" and data.archive else None
             self._splits[split] = replace(cut, corruption_table=data.corruption_table, archive=archive)
         return self._splits[split]
+
+    def clean(self) -> CleanImages:
+        """The clean training split to learn from."""
+        train = self.split("train")
+        return CleanImages(images_NHWC_u8=train.images_NHWC_u8, labels_N=train.labels_N)
 
     def _archive(self, test: ArrayDataset) -> Archive:
         archive = load_archive(Path(self.config.data.archive or "").expanduser())

@@ -51,7 +51,7 @@ class Candidate:
 class Judged:
     """Results in the order of the candidates; every D_fail example, and every clean test image, before and after each.
 
-    clean_MN: predictions on the clean test images, clean_before_N those of the deployed DNN, clean_labels_N what is right.
+    clean_MN: predictions on the clean test images, clean_before_N the deployed DNN's, clean_labels_N what is right.
     """
 
     results: tuple[RepairResult, ...]

@@ -14,31 +14,21 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from metarepair.batches import failure_batch
+from metarepair.batches import support_batch
+from metarepair.clean_images import CleanImages as CleanImages
 from metarepair.inner import FunctionalNet, InnerRule, adapt
 from metarepair.layout import RATES
 from metarepair.models.build import DeployedModel, read_tensors
 from metarepair.repair_config import AnyConfig
 from metarepair.vectors import State
-from tasks.errors import WeightsError
+from tasks.errors import ConfigError, WeightsError
 from tasks.keys import keyed_generator
 from tasks.manifest import require_manifest, verify_checksums
-from tasks.records import Failures, Ints, PixelRows
+from tasks.records import Failures, PixelRows
 from tasks.sampler import semantic_cover, split_validation
 from tasks.storage import Place
 
 # N failures, B images
-
-
-@dataclass(frozen=True, kw_only=True)
-class CleanImages:
-    """The clean training split: pixels [N, H, W, C] uint8 and labels [N]."""
-
-    images_NHWC_u8: PixelRows
-    labels_N: Ints
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +79,8 @@ class Choice:
 
     rate: float
     episode: int
-    validation: float
+    weight: float
+    score: float
     step: Step
     whole: bool = True
 
@@ -163,21 +154,30 @@ def walk(
                 parameters, buffers = start.parameters, start.buffers
             generator = keyed_generator("repair", config.seed, seed, data.target, episode, slot)
             rows = semantic_cover(data.learn.labels_N, shots=config.task.shots, generator=generator)
-            support = failure_batch(deployed, data.learn, rows, seed=int(generator.integers(2**31)))
+            seed_of_masks = int(generator.integers(2**31))
+            support = support_batch(
+                deployed,
+                data.learn,
+                rows,
+                data.clean,
+                count=config.task.clean_support,
+                generator=generator,
+                seed=seed_of_masks,
+            )
             parameters, buffers = adapt(net, parameters, buffers, support, start.factors)
             yield Step(
                 episode=episode,
                 slot=slot,
                 parameters=parameters,
                 buffers=buffers,
-                images_seen=len(rows) * net.rule.steps,
+                images_seen=len(support) * net.rule.steps,
             )
 
 
 def choose(
     deployed: DeployedModel, start: Start, data: RepairData, config: AnyConfig, *, seed: int, budget: Spending
 ) -> Choice:
-    """Walks M episodes at every rate of `repair.rates` and keeps the end that is best on validation.
+    """Walks M episodes at every rate of `repair.rates` and keeps the end that is best on what is held out.
 
     Where the budget is over before, the search ends with the episode that is under way; an episode that it cuts off is
     judged as it stands.
@@ -189,13 +189,54 @@ def choose(
             budget.spend(images=step.images_seen, steps=config.inner.steps)
             if step.slot < config.repair.tasks - 1 and not budget.over:
                 continue
-            accuracy = accuracy_on(deployed, step.parameters, step.buffers, data.validation)
-            if best is None or accuracy > best.validation:
-                best = Choice(rate=rate, episode=step.episode, validation=accuracy, step=step)
+            for weight in config.repair.interpolate:
+                mixed = interpolated(start_of(deployed), step, weight)
+                found = score(deployed, mixed, data, config)
+                if best is None or found > best.score:
+                    best = Choice(rate=rate, episode=step.episode, weight=weight, score=found, step=mixed)
             if budget.over:
+                assert best is not None
                 return replace(best, whole=False)
     assert best is not None  # config has at least one rate, episode and task
     return best
+
+
+def start_of(deployed: DeployedModel) -> Start:
+    """The deployed DNN as a start."""
+    return Start(
+        parameters={k: v.detach().clone() for k, v in deployed.module.named_parameters()},
+        buffers={k: v.detach().clone() for k, v in deployed.module.named_buffers()},
+    )
+
+
+def interpolated(deployed: Start, step: Step, weight: float) -> Step:
+    """`weight` of the repaired parameters and statistics, the rest deployed (Wortsman et al. 2022, WiSE-FT)."""
+    if weight == 1.0:
+        return step
+
+    def mix(before: State, after: State) -> State:
+        return {k: before[k].lerp(v, weight) if v.is_floating_point() else v for k, v in after.items()}
+
+    return replace(
+        step,
+        parameters=mix(deployed.parameters, step.parameters),
+        buffers=mix(deployed.buffers, step.buffers),
+    )
+
+
+def score(deployed: DeployedModel, step: Step, data: RepairData, config: AnyConfig) -> float:
+    """What a repair is chosen by: accuracy on held-out examples of D_collect, and of clean images by their weight."""
+    weight = config.repair.clean_weight
+    found = accuracy_on(deployed, step.parameters, step.buffers, data.validation)
+    if weight == 0:
+        return found
+    if data.clean is None:
+        raise ConfigError(
+            f"repair.clean_weight={weight} needs clean training images, and none are given. Set it to 0."
+        )
+    images, labels_N = data.clean.held_out
+    predicted = _logits(deployed, step.parameters, step.buffers, images).argmax(1).numpy()
+    return (1 - weight) * found + weight * float((predicted == labels_N).mean())
 
 
 def validate_repair(deployed: DeployedModel, start: Start, data: RepairData, config: AnyConfig) -> float:
@@ -208,8 +249,13 @@ def predict(
     deployed: DeployedModel, parameters: State, buffers: State, failures: Failures, *, batch_size: int = 500
 ) -> torch.Tensor:
     """Logits [N, K] on the CPU for all failures, with stored statistics."""
+    return _logits(deployed, parameters, buffers, failures.images_NHWC_u8, batch_size=batch_size)
+
+
+def _logits(
+    deployed: DeployedModel, parameters: State, buffers: State, images: PixelRows, *, batch_size: int = 500
+) -> torch.Tensor:
     net = FunctionalNet(deployed.module, InnerRule(steps=1, rate=1.0, batch_norm="frozen"))
-    images = failures.images_NHWC_u8
     parts = [
         net.logits(parameters, buffers, deployed.normalise(images[start : start + batch_size])).float().cpu()
         for start in range(0, len(images), batch_size)

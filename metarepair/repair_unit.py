@@ -16,7 +16,8 @@ from metarepair.config import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate
 from metarepair.export import EQUALITY_IMAGES, FILE_NAMES, export_program
-from metarepair.meta_test import CleanImages, RepairData, Start, accuracy_on, repair_data
+from metarepair.clean_images import CleanImages
+from metarepair.meta_test import RepairData, Start, accuracy_on, repair_data
 from metarepair.methods import (
     Budget,
     Limit,
@@ -54,15 +55,9 @@ def unit_data(
 ) -> RepairData:
     """D_collect in its two parts, with the clean training split where one of the methods uses it."""
     data = repair_data(collect, config, seed)
-    if not any("clean" in get_method(name).uses for name in methods):
+    if not any("clean" in get_method(name).uses_with(config) for name in methods):
         return data
-    return replace(data, clean=clean_images(here))
-
-
-def clean_images(here: Surroundings) -> CleanImages:
-    """The clean training split."""
-    train = here.split("train")
-    return CleanImages(images_NHWC_u8=train.images_NHWC_u8, labels_N=train.labels_N)
+    return replace(data, clean=here.clean())
 
 
 def repair_once(

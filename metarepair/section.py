@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -14,8 +21,13 @@ Rate = Annotated[float, Field(gt=0, le=10)]
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, strict about types, closed to unknown keys."""
+    """A group of settings: frozen, strict about types, closed to unknown keys.
 
+    LATER: names of settings that came after runs had been recorded; they are written only where they are not at their
+    defaults, so that these runs stay equal to the same today.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -25,6 +37,13 @@ class Section(BaseModel):
         if isinstance(values, dict):
             return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return values
+
+    @model_serializer(mode="wrap")
+    def _plain(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = rest(self)
+        fields = type(self).model_fields
+        same = {k for k in self.LATER & values.keys() if getattr(self, k) == fields[k].default}
+        return {k: v for k, v in values.items() if k not in same}
 
 
 def each_once(values: tuple[Value, ...]) -> tuple[Value, ...]:

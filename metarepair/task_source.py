@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from metarepair.batches import failure_batch, image_batch
+from metarepair.batches import failure_batch, image_batch, support_batch
 from metarepair.config import Config
 from metarepair.inner import Batch
 from metarepair.meta_gradient import TaskBatch
+from metarepair.clean_images import CleanImages
 from metarepair.models.build import DeployedModel
 from tasks.confidence import Confidence
-from tasks.datasets import Dataset
 from tasks.keys import keyed_generator
 from tasks.records import Experience
 from tasks.sampler import sample_task
@@ -25,7 +25,7 @@ class TaskSource:
     experiences: Mapping[str, Experience]
     confidence: Confidence
     config: Config
-    clean: Dataset | None
+    clean: CleanImages | None
 
     def task(self, episode: int, slot: int) -> TaskBatch:
         settings, seed = self.config.task, self.config.seed
@@ -40,19 +40,28 @@ class TaskSource:
         )
         experience = self.experiences[drawn.experience]
         masks = int(keyed_generator("dropout", seed, episode, slot).integers(2**31))
+        clean = keyed_generator("clean-support", seed, episode, slot)
         return TaskBatch(
-            support=failure_batch(self.deployed, experience.collect, drawn.support_rows, seed=masks),
+            support=support_batch(
+                self.deployed,
+                experience.collect,
+                drawn.support_rows,
+                self.clean,
+                count=settings.clean_support,
+                generator=clean,
+                seed=masks,
+            ),
             query=failure_batch(self.deployed, experience.fail, drawn.query_rows),
             clean=self._clean(episode, slot, len(drawn.query_rows)),
         )
 
     def _clean(self, episode: int, slot: int, size: int) -> Batch | None:
-        if self.clean is None:
+        if self.clean is None or self.config.train.clean_weight == 0:
             return None
         generator = keyed_generator("clean", self.config.seed, episode, slot)
-        size = min(size, len(self.clean.labels_N))
-        rows = generator.choice(len(self.clean.labels_N), size=size, replace=False)
-        return image_batch(self.deployed, self.clean.images(rows), self.clean.labels_N[rows])
+        size = min(size, len(self.clean))
+        rows = generator.choice(len(self.clean), size=size, replace=False)
+        return image_batch(self.deployed, self.clean.images_NHWC_u8[rows], self.clean.labels_N[rows])
 
 
 def slots_of(rank: int, world_size: int, tasks: int) -> range:

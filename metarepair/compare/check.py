@@ -36,7 +36,7 @@ def check_methods(config: Config, here: Surroundings) -> None:
     for name in config.compare.methods:
         method = get_method(name)
         method.check(here.deployed.module, method_settings(name, config.methods.get(name, {})))
-        if "clean" in method.uses and not len(here.split("train").labels_N):
+        if "clean" in method.uses_with(config) and not len(here.split("train").labels_N):
             raise ConfigError(
                 f"{name} learns from the clean training split, which is empty here. Leave it out of compare.methods."
             )

@@ -12,7 +12,6 @@ from metarepair.deploy import Surroundings
 from metarepair.layout import Run
 from metarepair.meta_test import RepairData
 from metarepair.methods import Budget, MethodContext, get_method, method_settings
-from metarepair.repair_unit import clean_images
 from tasks.errors import DataError, StageError
 from tasks.manifest import MANIFEST, Manifest, begin, check_done, discard, write_manifest
 from tasks.records import Failures
@@ -53,7 +52,7 @@ def prepare_method(
         say=say,
     )
     none = _no_failures(here)
-    data = RepairData(target="none", learn=none, validation=none, clean=clean_images(here))
+    data = RepairData(target="none", learn=none, validation=none, clean=here.clean())
     method.prepare(here.deployed, data, context)
     files = [inside(path, folder) for path in find(folder, "*", deep=True) if path.suffix in KEPT]
     say(f"{stage}: {budget.seconds:.0f} s, {folder}")

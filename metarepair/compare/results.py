@@ -174,7 +174,7 @@ def _terms(run: Run, config: Config, results: Sequence[Result]) -> list[str]:
         rows.append(
             [
                 method.words,
-                ", ".join(method.uses) or "nothing",
+                ", ".join(method.uses_with(config)) or "nothing",
                 ", ".join(method.changes) or "nothing",
                 "its own settings" if limit is None else str(limit),
                 _preparation(run, name, [str(result["target"]) for result in results]),

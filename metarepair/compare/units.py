@@ -75,16 +75,17 @@ def unit_settings(config: Config, method: Method) -> dict[str, Any]:
     if method.walks:
         shared = config.model_dump(mode="json", include={"task", "inner", "repair"})
         values |= {"task": shared["task"], "inner": shared["inner"]}
-        values["repair"] = {k: shared["repair"][k] for k in ("episodes", "tasks", "rates", "update")}
+        others = {"methods", "seeds", "export", "validation_fraction"}
+        values["repair"] = {k: v for k, v in shared["repair"].items() if k not in others}
     return values
 
 
-def unit_inputs(run: Run, unit: Compared, here: Surroundings) -> dict[str, str]:
+def unit_inputs(run: Run, config: Config, unit: Compared, here: Surroundings) -> dict[str, str]:
     """Digests of all that the repair starts from. Raises StageError where it is not finished."""
     method = get_method(unit.method)
     inputs = {"target": require_manifest(run.target(unit.target), MINE_FIRST).digest}
     inputs["deployed"] = here.inputs()["deployed"]
-    if "clean" in method.uses:
+    if "clean" in method.uses_with(config):
         inputs["train"] = here.inputs()["train"]
     if "experiences" in method.uses:
         inputs["meta"] = require_manifest(run.meta(unit.target), TRAIN_FIRST).digest
@@ -99,7 +100,7 @@ def done_unit(run: Run, config: Config, unit: Compared, here: Surroundings) -> M
         run.compared(unit.target, unit.method, unit.seed),
         stage=_stage(unit),
         config=unit_settings(config, get_method(unit.method)),
-        inputs=unit_inputs(run, unit, here),
+        inputs=unit_inputs(run, config, unit, here),
     )
 
 
@@ -112,7 +113,7 @@ def repair_compared(
         return done
     folder = run.compared(unit.target, unit.method, unit.seed)
     settings = unit_settings(config, get_method(unit.method))
-    inputs = unit_inputs(run, unit, here)
+    inputs = unit_inputs(run, config, unit, here)
     begin(folder, config=settings, inputs=inputs)
     data = _data(run, config, unit, here)
     one = Unit(

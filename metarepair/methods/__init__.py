@@ -6,7 +6,18 @@ budget.py             what a repair may take
 training.py           what methods that train have in common
 """
 
-from metarepair.methods import apricot, bn_adapt, finetune, metarepair, none, sensei, tent
+from metarepair.methods import (
+    apricot,
+    archrepair,
+    augmix,
+    bn_adapt,
+    deeprepair,
+    finetune,
+    metarepair,
+    none,
+    sensei,
+    tent,
+)
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.budget import Budget, Limit, parse_limit
 from metarepair.methods.fair import repair_fairly
@@ -22,7 +33,10 @@ __all__ = [
     "RepairedModel",
     "all_methods",
     "apricot",
+    "archrepair",
+    "augmix",
     "bn_adapt",
+    "deeprepair",
     "finetune",
     "get_method",
     "metarepair",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 
 from tasks.errors import ConfigError
@@ -76,7 +77,9 @@ def layers_of(module: nn.Module) -> dict[str, Layer]:
 
 def _is_plain(layer: Layer) -> bool:
     kind = next(k for k in LAYERS if isinstance(layer, k))
-    same = all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward"))
+    same = all(
+        getattr(type(layer), name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward")
+    )
     return same and isinstance(layer._parameters.get("weight"), nn.Parameter)
 
 
@@ -112,7 +115,8 @@ def trace(module: nn.Module, image_1CHW: Tensor, names: Sequence[str]) -> Traced
             entered.append(layer_input.clone())  # as it is now: the DNN may change it in place
             return layer_output + marks[len(entered) - 1]
 
-        with _watching(module, names, mark):
+        # Attention as plain products: fused kernels cannot be mapped over candidates.
+        with _watching(module, names, mark), sdpa_kernel(SDPBackend.MATH):
             return (module(image), *entered)
 
     try:
@@ -122,7 +126,6 @@ def trace(module: nn.Module, image_1CHW: Tensor, names: Sequence[str]) -> Traced
             f"arachne replays a DNN from its operations, and those of {type(module).__name__} cannot be recorded "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Leave arachne out for this DNN."
         ) from error
-    graph.graph.eliminate_dead_code()
     return _read(graph, called)
 
 
@@ -168,10 +171,14 @@ def _hook(
 def _read(graph: fx.GraphModule, called: Sequence[str]) -> Traced:
     image, *marks = (node for node in graph.graph.nodes if node.op == "placeholder")
     (out,) = (node for node in graph.graph.nodes if node.op == "output")
-    logits, *entered = out.args[0]
+    logits, *copies = out.args[0]
+    entered = [copy.args[0] for copy in copies]  # nothing is changed in place any more
+    out.args = ((logits,),)
+    graph.graph.eliminate_dead_code()
     marked = [next(iter(mark.users)) for mark in marks]
     calls = [
-        Call(layer=name, entered=node, marked=at) for name, node, at in zip(called, entered, marked, strict=True)
+        Call(layer=name, entered=node, marked=at)
+        for name, node, at in zip(called, entered, marked, strict=True)
     ]
     return Traced(module=graph, image=image, logits=logits, calls={call.marked: call for call in calls})
 

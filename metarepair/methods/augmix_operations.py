@@ -82,7 +82,7 @@ def mixture(images_BCHW_u8: Tensor, draws: MixDraws, *, styled_BCHW_u8: Tensor |
 
     A chain with STYLE among its operations begins with the image's version of `styled`, and goes on with the others.
     """
-    device, (batch, width, deepest) = images_BCHW_u8.device, draws.operations_BWD.shape
+    device, (_, width, deepest) = images_BCHW_u8.device, draws.operations_BWD.shape
     chains_BWCHW = images_BCHW_u8[:, None].repeat(1, width, 1, 1, 1)
     if styled_BCHW_u8 is not None:
         b, w = (torch.from_numpy(rows).to(device) for rows in np.nonzero(draws.styled_BW))

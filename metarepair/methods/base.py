@@ -83,6 +83,11 @@ class Method(ABC):
     prepared_by: ClassVar[tuple[str, ...] | None] = None
     walks: ClassVar[bool] = False
 
+    def uses_with(self, config: AnyConfig) -> tuple[Uses, ...]:
+        """What it uses under these settings: `uses`, and clean images where a walk has them in its supports."""
+        clean = self.walks and (config.task.clean_support > 0 or config.repair.clean_weight > 0)
+        return (*self.uses, "clean") if clean else self.uses
+
     def check(self, module: nn.Module, settings: Any) -> None:  # noqa: B027  most methods take every DNN
         """Raises ConfigError for a DNN, or settings, that the method cannot work with: before anything has begun."""
 

@@ -6,12 +6,13 @@ What a method has not asked for is not in the object that it is given, so a slip
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from metarepair.meta_test import RepairData
-from metarepair.methods.base import Method, MethodContext, no_experiences
+from metarepair.methods.base import Method, MethodContext, Uses, no_experiences
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from tasks.errors import ConfigError
@@ -22,30 +23,31 @@ def repair_fairly(
     method: Method, deployed: DeployedModel, data: RepairData, context: MethodContext
 ) -> RepairedModel:
     """The repair of a copy of the deployed DNN. Raises ConfigError where the method needs clean images and has none."""
-    if "clean" in method.uses and not data.clean:
+    uses = method.uses_with(context.config)
+    if "clean" in uses and not data.clean:
         raise ConfigError(
             f"{method.name} learns from the clean training split, and none is given. Take a method that needs none "
             "(finetune, bn_adapt), or run it with data that has a training split."
         )
-    if "experiences" not in method.uses:
+    if "experiences" not in uses:
         context = replace(context, load_meta=no_experiences)
     own = replace(deployed, module=copy.deepcopy(deployed.module).eval())
-    return method.repair(own, data_for(method, data), context)
+    return method.repair(own, data_for(uses, data), context)
 
 
-def data_for(method: Method, data: RepairData) -> RepairData:
-    """`data` without what the method does not use: labels of D_collect, D_collect itself, clean images."""
+def data_for(uses: Sequence[Uses], data: RepairData) -> RepairData:
+    """`data` without what is not used: labels of D_collect, D_collect itself, clean images."""
     return replace(
         data,
-        learn=_seen(method, data.learn),
-        validation=_seen(method, data.validation),
-        clean=data.clean if "clean" in method.uses else None,
+        learn=_seen(uses, data.learn),
+        validation=_seen(uses, data.validation),
+        clean=data.clean if "clean" in uses else None,
     )
 
 
-def _seen(method: Method, failures: Failures) -> Failures:
-    if "failures" in method.uses:
+def _seen(uses: Sequence[Uses], failures: Failures) -> Failures:
+    if "failures" in uses:
         return failures
-    seen = failures if "unlabelled" in method.uses else failures.take(np.empty(0, np.int64))
+    seen = failures if "unlabelled" in uses else failures.take(np.empty(0, np.int64))
     unknown = np.full(len(seen), -1, np.int64)
     return replace(seen, labels_N=unknown, predicted_N=unknown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from metarepair.meta_test import RepairData, Start, Step
+from metarepair.meta_test import RepairData, Step, start_of
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.meta_test_method import repair_from, walk_again
 from metarepair.methods.registry import register
@@ -24,16 +24,9 @@ class Finetune(Method):
     walks = True
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        return repair_from(self.name, _start(deployed), deployed, data, context)
+        return repair_from(self.name, start_of(deployed), deployed, data, context)
 
     def steps(
         self, deployed: DeployedModel, data: RepairData, context: MethodContext, *, rate: float
     ) -> Iterator[Step]:
-        return walk_again(_start(deployed), deployed, data, context, rate=rate)
-
-
-def _start(deployed: DeployedModel) -> Start:
-    return Start(
-        parameters={k: v.detach().clone() for k, v in deployed.module.named_parameters()},
-        buffers={k: v.detach().clone() for k, v in deployed.module.named_buffers()},
-    )
+        return walk_again(start_of(deployed), deployed, data, context, rate=rate)

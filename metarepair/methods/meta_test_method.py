@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from metarepair.meta_test import RepairData, Start, Step, choose, walk
+from metarepair.meta_test import Choice, RepairData, Start, Step, choose, walk
 from metarepair.methods.base import MethodContext
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
@@ -28,9 +28,14 @@ def repair_from(
         gradient_steps=context.budget.gradient_steps,
         rate=choice.rate,
         episode=choice.episode,
-        notes=(f"inner rate {choice.rate} and episode {choice.episode + 1} chosen on validation", *cut),
+        notes=(_chosen(choice), *cut),
         steps=lambda: walk_again(start, deployed, data, context, rate=choice.rate),
     )
+
+
+def _chosen(choice: Choice) -> str:
+    mixed = "" if choice.weight == 1.0 else f", {choice.weight:g} of it in the mean with the deployed DNN"
+    return f"inner rate {choice.rate} and episode {choice.episode + 1} chosen on validation{mixed}"
 
 
 def walk_again(

@@ -132,6 +132,7 @@ class Training:
             loss = self._one_step()
             done = self.share
             if done >= 1 or int(done * CHECKS) > self.checked:
+                self._refuse_not_finite(float(loss))
                 self._check(done)
             self._say(loss, done)
             self._checkpoint()

@@ -37,6 +37,8 @@ REASONS = {
     "train.max_skipped": _WHERE,
     "train.round_episodes": "it says how often a trial is judged, and trials are compared round by round",
     "repair": "it is how all trials are judged, and what comes after meta-training; a repair chooses its rate itself",
+    "methods": "other methods than MetaRepair are not searched here",
+    "compare": "it comes after the search",
     "evaluate": "it comes after the search, on D_fail, which no trial may see",
     "pretrain": "the deployed DNN is there before the search",
     "search": "a search does not search itself",

@@ -64,7 +64,7 @@ def test_each_opening_of_d_fail_is_written_down(finished_run: Path) -> None:
 
 
 def test_what_a_method_is_given_has_no_way_to_d_fail(finished_run: Path) -> None:
-    assert {f.name for f in fields(RepairData)} == {"target", "learn", "validation"}
+    assert {f.name for f in fields(RepairData)} == {"target", "learn", "validation", "clean"}
     run = Run(finished_run / "runs" / "tiny")
     collect = store.read_failures(run.target("gaussian_noise") / "collect.arrow")
     fail = store.read_failures(run.target("gaussian_noise") / "fail.arrow")

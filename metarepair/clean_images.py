@@ -1,0 +1,46 @@
+"""The clean training split, as far as it may be learned from: pixels and labels; and the part that only selects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tasks.keys import keyed_generator
+from tasks.records import Ints, PixelRows, Pixels
+
+# N images, H W C pixels
+
+HELD_OUT = 500  # at most; a tenth where there are fewer than ten times as many
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanImages:
+    """Pixels [N, H, W, C] uint8 and labels [N]."""
+
+    images_NHWC_u8: PixelRows
+    labels_N: Ints
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @cached_property
+    def held_out_rows(self) -> Ints:
+        """Rows, in order, that repairs do not learn from: they only select."""
+        count = min(HELD_OUT, max(1, len(self) // 10))
+        return np.sort(keyed_generator("clean-held-out").permutation(len(self))[:count])
+
+    @cached_property
+    def held_out(self) -> tuple[Pixels, Ints]:
+        """Their pixels and labels."""
+        return self.images_NHWC_u8[self.held_out_rows], self.labels_N[self.held_out_rows]
+
+    def sample(self, count: int, generator: np.random.Generator) -> tuple[Pixels, Ints]:
+        """Pixels and labels of so many images that are not held out, each at most once."""
+        left = len(self) - len(self.held_out_rows)
+        places = np.sort(generator.choice(left, size=min(count, left), replace=False))
+        rows = places + np.searchsorted(
+            self.held_out_rows - np.arange(len(self.held_out_rows)), places, "right"
+        )
+        return self.images_NHWC_u8[rows], self.labels_N[rows]

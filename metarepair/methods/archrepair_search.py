@@ -1,0 +1,232 @@
+"""A DNN with a relaxed block and examples in, the same with its weights and its α searched out.
+
+Source: Liu et al. 2019 (DARTS), Algorithm 1, first order: a step of the weights on one half of the examples, a step of α
+on the other, in turns. The weights go first, so that a budget of one step is theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarepair.meta_test import CleanImages, RepairData
+from metarepair.methods.archrepair_block import RelaxedBlock
+from metarepair.methods.base import MethodContext
+from metarepair.methods.budget import Budget
+from metarepair.methods.examples import BatchOrder, Examples
+from metarepair.methods.training import Loss, MethodBatch, Training, TrainingSettings
+from metarepair.models.build import DeployedModel
+from metarepair.outer import load_optimizer_state, optimizer_state
+from metarepair.section import Fraction, Positive, Rate
+from metarepair.stateless import seeded
+from metarepair.vectors import State
+from tasks.errors import DataError
+from tasks.keys import keyed_generator
+from tasks.records import Failures, Ints, Pixels
+
+# B images in a batch, O operations
+
+
+class SearchSettings(TrainingSettings):
+    """DARTS' numbers: 50 epochs, batch 64, SGD 0.025 to 0.001, Adam 3e-4 with weight decay 1e-3 for α."""
+
+    epochs: Positive = Field(
+        50, description="Passes over one half of the examples; the budget may end it before."
+    )
+    batch_size: Positive = Field(64, description="Examples of a step, of the weights and of α each.")
+    rate: Rate = Field(0.025, description="Rate of the weights, the largest of the schedule.")
+    least_rate: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.001, description="Rate of the weights that cosine falls to; at most `rate`."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(3e-4, description="L2 decay of the weights.")
+    collected_share: Fraction | None = Field(
+        0.5, description="Share of failures in a batch; null: that of the union with clean images."
+    )
+    alpha_rate: Rate = Field(3e-4, description="Rate of Adam for α.")
+    alpha_weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="L2 decay of α.")
+
+
+class BudgetPart(Budget):
+    """A budget from one of its shares to another, as a budget of its own; what is spent is spent in the whole too."""
+
+    def __init__(self, whole: Budget, *, end: float = 1.0) -> None:
+        super().__init__(whole.limit)
+        super().go_on(seconds=whole.seconds, images=whole.images_seen, steps=whole.gradient_steps)
+        self._whole, self._begin, self._end = whole, whole.share, whole.share + (1 - whole.share) * end
+
+    def spend(self, *, images: int = 0, steps: int = 0) -> None:
+        super().spend(images=images, steps=steps)
+        self._whole.spend(images=images, steps=steps)
+
+    @property
+    def share(self) -> float:
+        """The used share of the part."""
+        if self.limit is None:
+            return 0.0
+        room, used = self._end - self._begin, self._whole.share - self._begin
+        return min(1.0, max(0.0, used / room)) if room > 0 else 1.0
+
+    def go_on(self, *, seconds: float, images: int, steps: int) -> None:
+        super().go_on(seconds=seconds, images=images, steps=steps)
+        self._whole.go_on(seconds=seconds, images=images, steps=steps)
+
+
+def block_loss(deployed: DeployedModel, block: nn.Module) -> Loss:
+    """Cross entropy with the block in training mode, and the rest of the DNN, its statistics too, as it is deployed."""
+
+    def loss(module: nn.Module, batch: MethodBatch) -> Tensor:
+        module.eval()
+        block.train()
+        return F.cross_entropy(module(deployed.normalise(batch.images_BHWC_u8)), batch.labels_B)
+
+    return loss
+
+
+class Half(Examples):
+    """Some rows of examples, source by source, as examples of their own; no pixel is copied before it is asked for."""
+
+    def __init__(self, whole: Examples, rows_of_sources: tuple[Ints, ...]) -> None:
+        self._whole, self._rows_N = whole, np.concatenate(rows_of_sources)
+        self.sizes = [len(rows) for rows in rows_of_sources]
+        self.labels_N = whole.labels_N[self._rows_N]
+
+    def images(self, rows: Ints) -> Pixels:
+        return self._whole.images(self._rows_N[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves:
+    """What the weights learn from, and what α is chosen by."""
+
+    weights: Examples
+    alpha: Examples
+
+
+def halves(failures: Failures, clean: CleanImages, seed: int) -> Halves:
+    """D_collect ∪ clean in two halves: D_collect by image, as an image that fails at two severities is one image."""
+    generator = keyed_generator("archrepair-halves", seed)
+    images = generator.permutation(np.unique(failures.image_ids_N))
+    order = generator.permutation(len(clean)) + len(failures)
+    if len(images) < 2 or len(order) < 2:
+        raise DataError(
+            f"archrepair searches on two halves of D_collect and of the clean images, and there are {len(images)} "
+            f"image(s) in D_collect and {len(order)} clean one(s). Collect failures of two images at least, and give "
+            "two clean images."
+        )
+    second_N = np.isin(failures.image_ids_N, images[len(images) // 2 :])
+    whole, middle = Examples(failures, clean), len(order) // 2
+    return Halves(
+        weights=Half(whole, (np.flatnonzero(~second_N), np.sort(order[:middle]))),
+        alpha=Half(whole, (np.flatnonzero(second_N), np.sort(order[middle:]))),
+    )
+
+
+class AlphaSteps:
+    """Adam on α, one step at a time, on examples that the weights do not learn from."""
+
+    def __init__(
+        self,
+        relaxed: RelaxedBlock,
+        deployed: DeployedModel,
+        examples: Examples,
+        context: MethodContext,
+        settings: SearchSettings,
+    ) -> None:
+        self.alpha_O, self.loss = relaxed.alpha_O, block_loss(deployed, relaxed)
+        self.deployed, self.examples, self.context = deployed, examples, context
+        share = settings.collected_share
+        self.order = BatchOrder(
+            examples.sizes,
+            batch_size=settings.batch_size,
+            seed=context.seed,
+            shares=None if share is None else (share, 1 - share),
+        )
+        self.adam = torch.optim.Adam(
+            [self.alpha_O],
+            lr=settings.alpha_rate,
+            betas=(0.5, 0.999),
+            weight_decay=settings.alpha_weight_decay,
+        )
+
+    def take(self, module: nn.Module, step: int) -> None:
+        """Step `step`, from 0."""
+        rows = self.order.rows(step)
+        generator = keyed_generator("archrepair-alpha", self.context.seed, step)
+        batch = MethodBatch(
+            rows_B=rows,
+            images_BHWC_u8=self.examples.images(rows),
+            labels_B=torch.from_numpy(self.examples.labels_N[rows]).to(self.deployed.device),
+            generator=generator,
+        )
+        with seeded(self.deployed.device, int(generator.integers(2**63))):
+            loss = self.loss(module, batch)
+            (self.alpha_O.grad,) = torch.autograd.grad(loss, [self.alpha_O])
+        self.adam.step()
+        self.context.budget.spend(images=len(rows), steps=1)
+
+    def state(self) -> State:
+        return optimizer_state(self.adam, {"alpha": self.alpha_O})
+
+    def load(self, state: State) -> None:
+        load_optimizer_state(self.adam, {"alpha": self.alpha_O}, state)
+
+
+class Search(Training):
+    """The training of the relaxed block's weights, with a step of α after each of theirs."""
+
+    def __init__(
+        self,
+        relaxed: RelaxedBlock,
+        deployed: DeployedModel,
+        given: Halves,
+        data: RepairData,
+        context: MethodContext,
+        settings: SearchSettings,
+        *,
+        method: str,
+    ) -> None:
+        self._steps = AlphaSteps(relaxed, deployed, given.alpha, context, settings)
+        self._floor = settings.least_rate / settings.rate
+        super().__init__(
+            deployed.module,
+            deployed,
+            given.weights,
+            data,
+            context,
+            settings,
+            block_loss(deployed, relaxed),
+            method=method,
+            trainable=names_in(deployed.module, relaxed, without=relaxed.alpha_O),
+            remembers=self._steps,
+        )
+        relaxed.alpha_O.requires_grad_(True)
+
+    def _rate_factor(self, share: float) -> float:
+        if self.settings.schedule == "constant":
+            return 1.0
+        return self._floor + (1 - self._floor) * 0.5 * (1 + math.cos(math.pi * share))
+
+    def _one_step(self) -> Tensor:
+        loss = super()._one_step()
+        if not self.context.budget.over:
+            self._steps.take(self.module, self.step - 1)
+        return loss
+
+    def _check(self, share: float) -> None:
+        """Validation is for the line of progress: α is what the search has come to, not what it once was."""
+        super()._check(share)
+        now = (*self.module.named_parameters(), *self.module.named_buffers())
+        self.best = {name: tensor.detach().clone() for name, tensor in now}
+
+
+def names_in(module: nn.Module, block: nn.Module, *, without: Tensor | None = None) -> list[str]:
+    """Names in `module` of the parameters of `block`."""
+    mine = {id(p) for p in block.parameters() if p is not without}
+    return [name for name, p in module.named_parameters() if id(p) in mine]

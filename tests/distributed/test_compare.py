@@ -1,0 +1,70 @@
+"""A comparison on a real local Ray: the same repairs as in this process, errors as themselves, pieces in order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from distributed.compare import Comparison
+from distributed.on_worker import call_on_worker, map_on_workers
+from metarepair.config import Config
+from tasks.errors import DataError
+
+pytestmark = pytest.mark.distributed
+Tiny = Callable[..., Config]
+# Tasks cannot import a test module by its name.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+SETTINGS = {"methods": ["none", "bn_adapt", "finetune"], "seeds": [0, 1], "budget": "4steps"}
+
+
+def backwards(item: int) -> int:
+    import time
+
+    time.sleep(0.3 if item == 0 else 0)
+    if item == 99:
+        raise DataError("piece 99 is broken")
+    return -item
+
+
+def telling(config: Config, words: str, say: Callable[[str], None]) -> None:
+    say(f"{config.name}: {words}")
+    if words == "break":
+        raise DataError("it broke")
+
+
+def test_two_workers_repair_as_one_process_does(
+    cluster: None, tiny: Tiny, storage_of: Callable[[str], Path]
+) -> None:
+    found = []
+    for name, workers in (("here", 0), ("ray", 2)):
+        storage, said = storage_of(name), list[str]()
+        Comparison(tiny(storage, workers=workers, compare=SETTINGS), said.append).compare()
+        folder = storage / "tiny" / "compare"
+        weights = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("model.safetensors")}
+        rows = pq.read_table(folder / "rows.parquet").to_pylist()
+        numbers = [(r["method"], r["seed"], r["d_fail"], r["clean"], r["corrupted"]) for r in rows]
+        found.append((weights, numbers))
+        assert any("finetune, seed 1: repaired in" in line for line in said)
+    assert len(found[0][0]) == 6
+    assert found[0] == found[1]
+
+
+def test_pieces_come_back_in_their_order(cluster: None, tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(tmp_path, workers=2)
+    assert list(map_on_workers(config, backwards, [0, 1, 2, 3])) == [0, -1, -2, -3]
+    with pytest.raises(DataError, match="piece 99"):
+        list(map_on_workers(config, backwards, [1, 99]))
+
+
+def test_what_a_worker_says_comes_back_and_its_error_as_itself(
+    cluster: None, tiny: Tiny, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with pytest.raises(DataError, match="it broke"):
+        call_on_worker(telling, tiny(tmp_path, workers=1), "break", say=said.append)
+    assert said == ["tiny: break"]

@@ -1,0 +1,253 @@
+"""`metarepair compare`: what it writes, what it skips, what it refuses, and that D_fail is opened last and once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from distributed.compare import Comparison
+from metarepair.cli import main
+from metarepair.compare import judge as judging
+from metarepair.compare.check import check_methods, check_settings
+from metarepair.compare.pair import load_pair
+from metarepair.compare.units import Compared, compared_units, load_candidate
+from metarepair.layout import Run
+from metarepair.methods import METHODS, Method
+from metarepair.settings import load_config
+from tasks import store
+from tasks.errors import ConfigError, DataError, StageError
+from tasks.records import Failures
+
+METHODS_HERE = ("none", "bn_adapt", "finetune", "metarepair")
+COMPARE = ["--set", f"compare.methods=[{', '.join(METHODS_HERE)}]", "--set", "compare.seeds=[0, 1]"]
+FILES = ("table.md", "rows.csv", "rows.parquet", "bars.png", "radar.png")
+
+
+def compare(folder: Path, *more: str) -> int:
+    storage = ["--storage", str(folder / "runs")]
+    others = ["--set", "evaluate.others=[fog, jpeg_compression]"]
+    return main(["compare", "--config", str(folder / "tiny.yaml"), *storage, *others, *COMPARE, *more])
+
+
+@pytest.fixture(scope="module")
+def compared(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny run and a finished comparison in it; not to be written to."""
+    folder = tmp_path_factory.mktemp("compared") / "run"
+    shutil.copytree(finished_run, folder)
+    assert compare(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(compared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(compared, tmp_path / "copied"))
+
+
+def run_of(folder: Path) -> Run:
+    return Run(folder / "runs" / "tiny")
+
+
+def comparison_of(folder: Path, *overrides: str) -> Comparison:
+    settings = [*COMPARE[1::2], "evaluate.others=[fog, jpeg_compression]", *overrides]
+    config = load_config(folder / "tiny.yaml", settings, storage_path=str(folder / "runs"))
+    return Comparison(config, lambda _: None)
+
+
+def units_of(folder: Path) -> list[Path]:
+    return sorted(run_of(folder).compare.glob("*/*/*/manifest.json"))
+
+
+def test_a_comparison_has_a_row_for_every_method_target_and_seed(compared: Path) -> None:
+    folder = run_of(compared).compare
+    assert all((folder / name).is_file() for name in FILES)
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    assert {(r["method"], r["seed"]) for r in rows} == {(m, s) for m in METHODS_HERE for s in (0, 1)}
+    assert {r["target"] for r in rows} == {"gaussian_noise"}
+    by_method = {(r["method"], r["seed"]): r for r in rows}
+    assert by_method["none", 0]["d_fail"] == 0
+    assert by_method["none", 0]["clean"] == by_method["none", 0]["clean_before"]
+    assert by_method["bn_adapt", 0]["d_fail"] > 0
+    assert by_method["finetune", 0]["d_fail_paper"] is not None
+    assert by_method["bn_adapt", 0]["d_fail_paper"] is None
+    assert all(r["memory_bytes"] is None or r["memory_bytes"] > 2**20 for r in rows)
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    for words in ("before repair", "BN-adapted", "fine-tuned", "MetaRepair", "73.51", "its own settings"):
+        assert words in text
+
+
+def test_d_fail_is_opened_once_after_all_repairs_of_its_target(compared: Path, finished_run: Path) -> None:
+    lines = [json.loads(line) for line in run_of(compared).d_fail_log.read_text().splitlines()]
+    before = run_of(finished_run).d_fail_log.read_text().splitlines()
+    assert len(lines) == len(before) + 1
+    assert sorted(lines[-1]["judged"]) == sorted(f"{m}/{s}" for m in METHODS_HERE for s in (0, 1))
+
+
+def test_no_repair_reads_d_fail(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = store.read_failures
+
+    def guarded(path: Path) -> Failures:
+        assert not (path.name == "fail.arrow" and "targets" in path.parts), "D_fail was opened"
+        return read(path)
+
+    monkeypatch.setattr(store, "read_failures", guarded)
+    shutil.rmtree(run_of(copied).compare)
+    with pytest.raises(AssertionError, match="D_fail was opened"):  # by the evaluator, which comes last
+        comparison_of(copied).compare()
+    assert len(units_of(copied)) == 8
+
+
+def test_what_is_repaired_and_judged_is_not_done_again(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = run_of(copied).d_fail_log.read_text()
+    assert compare(copied) == 0
+    assert "all 8 repairs were done before" in capsys.readouterr().out
+    assert run_of(copied).d_fail_log.read_text() == log
+
+
+def test_an_added_method_is_judged_alone(copied: Path) -> None:
+    assert compare(copied, "--set", "compare.methods=[none, bn_adapt, finetune, metarepair, tent]") == 0
+    last = json.loads(run_of(copied).d_fail_log.read_text().splitlines()[-1])
+    assert sorted(last["judged"]) == ["tent/0", "tent/1"]
+
+
+def test_an_interrupted_comparison_ends_as_an_undisturbed_one(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = [p.parent.joinpath("model.safetensors").read_bytes() for p in units_of(copied)]
+    shutil.rmtree(run_of(copied).compare)
+    finetune = METHODS["finetune"]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(finetune), "repair", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            comparison_of(copied).compare()
+    assert 0 < len(units_of(copied)) < 8
+    comparison_of(copied).compare()
+    assert [p.parent.joinpath("model.safetensors").read_bytes() for p in units_of(copied)] == undisturbed
+
+
+def test_another_budget_is_refused_with_the_difference_and_taken_with_restart(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(copied, "--budget", "2steps") == 2
+    assert "budget: None -> 2steps" in capsys.readouterr().err
+    assert compare(copied, "--budget", "2steps", "--restart") == 0
+    rows = pq.read_table(run_of(copied).compare / "rows.parquet").to_pylist()
+    assert {r["gradient_steps"] for r in rows} <= {0, 1, 2}
+
+
+def test_a_changed_bit_of_repaired_weights_is_refused(copied: Path) -> None:
+    run, unit = run_of(copied), Compared(target="gaussian_noise", method="finetune", seed=1)
+    path = run.compared(unit.target, unit.method, unit.seed) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    comparison = comparison_of(copied)
+    with pytest.raises(DataError, match="checksum"):
+        load_candidate(run, comparison.config, unit, comparison.pipeline.here)
+
+
+def test_a_damaged_judgement_is_made_again(copied: Path) -> None:
+    run, unit = run_of(copied), Compared(target="gaussian_noise", method="none", seed=0)
+    path = run.compared(unit.target, unit.method, unit.seed) / judging.ROW
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"d_fail": 0.0', b'"d_fail": 0.9'))
+    comparison_of(copied).compare()
+    assert json.loads(path.read_bytes())["d_fail"] == 0.0
+
+
+def test_a_loaded_candidate_predicts_as_what_was_saved(compared: Path) -> None:
+    comparison = comparison_of(compared)
+    here = comparison.pipeline.here
+    unit = Compared(target="gaussian_noise", method="bn_adapt", seed=0)
+    candidate = load_candidate(run_of(compared), comparison.config, unit, here)
+    images = here.split("test").images(np.arange(20))
+    module = candidate.model.fill(here.deployed.module)
+    with torch.inference_mode():
+        ours = module(here.deployed.normalise(images)).argmax(1).numpy()
+    samples = pq.read_table(run_of(compared).compared(unit.target, unit.method, 0) / judging.SAMPLES)
+    clean = samples.filter(np.array(samples["part"].to_pylist()) == "clean")
+    assert clean["after"].to_pylist()[:20] == ours.tolist()
+
+
+def test_a_pair_shows_where_two_methods_differ(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(copied, "--pair", "finetune", "bn_adapt") == 0
+    assert "BN-adapted repairs, fine-tuned does not" in capsys.readouterr().out
+    pair = load_pair(run_of(copied), "gaussian_noise", ("finetune", "bn_adapt"), 0)
+    fail = [kind for kind in pair.kinds if kind.words.startswith("D_fail")]
+    rows = np.concatenate([kind.rows_N for kind in fail])
+    parts = np.array(pair.table["part"].to_pylist())
+    assert sorted(rows.tolist()) == np.flatnonzero(parts == "fail").tolist()
+    label = pair.table["label"].to_numpy()
+    a, b = (pair.table[f"after_{m}"].to_numpy() == label for m in ("finetune", "bn_adapt"))
+    assert all(a[fail[0].rows_N] & ~b[fail[0].rows_N])
+    assert all(b[fail[1].rows_N] & ~a[fail[1].rows_N])
+    assert len(list((run_of(copied).compare / "pairs").glob("*.png"))) == 1
+
+
+def test_seeds_are_outermost_so_that_a_part_of_a_comparison_has_whole_seeds(compared: Path) -> None:
+    seeds = [unit.seed for unit in compared_units(comparison_of(compared).config)]
+    assert seeds == sorted(seeds)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("compare.methods=[fintune]", "did you mean 'finetune'"),
+        ("compare.methods=[]", "compare.methods"),
+        ("compare.methods=[none, none]", "twice"),
+        ("compare.seeds=[-1]", "compare.seeds"),
+        ("compare.seeds=[]", "compare.seeds"),
+        ("compare.budget=60", "compare.budget"),
+        ("compare.budget=60m", "no budget"),
+        ("compare.budget=0s", "no budget|above 0"),
+        ("compare.budget=1.5steps", "whole"),
+        ("compare.budget=-3s", "no budget"),
+        ("compare.budgets={tent: 3s}", "compare.budgets.*'tent'"),
+        ("compare.budgets={finetune: soon}", "no budget"),
+        ("methods={tennt: {rate: 0.1}}", "did you mean 'tent'"),
+        ("methods={tent: {raet: 0.1}}", "methods.tent.rate"),
+        ("methods={tent: {rate: -1.0}}", "methods.tent.rate"),
+        ("methods={tent: 3}", "methods.tent"),
+    ],
+)
+def test_bad_settings_are_refused_in_a_paragraph(
+    copied: Path, capsys: pytest.CaptureFixture[str], setting: str, said: str
+) -> None:
+    import re
+
+    assert compare(copied, "--set", setting) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("metarepair: ")
+    assert error.count("\n") == 1
+    assert re.search(said, error), error
+
+
+@pytest.mark.parametrize("pair", [("finetune", "tennt"), ("finetune", "finetune"), ("finetune", "tent")])
+def test_a_bad_pair_is_refused(copied: Path, pair: tuple[str, str]) -> None:
+    assert compare(copied, "--pair", *pair) == 2
+
+
+def test_a_pair_that_is_not_judged_names_the_remedy(compared: Path) -> None:
+    with pytest.raises(StageError, match="metarepair compare"):
+        load_pair(run_of(compared), "gaussian_noise", ("finetune", "tent"), 0)
+
+
+def test_a_method_that_needs_what_a_dnn_lacks_is_refused_before_anything_begins(
+    compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = comparison_of(compared)
+
+    def lacking(self: Method, module: torch.nn.Module, settings: object) -> None:
+        raise ConfigError("this DNN has no such layer")
+
+    monkeypatch.setattr(type(METHODS["bn_adapt"]), "check", lacking)
+    with pytest.raises(ConfigError, match="no such layer"):
+        check_methods(comparison.config, comparison.pipeline.here)
+    check_settings(comparison.config)

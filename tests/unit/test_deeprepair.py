@@ -1,0 +1,497 @@
+"""DeepRepair's stylised images have the style's band statistics and the content's edges; failures give only style."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarepair.meta_test import CleanImages, RepairData
+from metarepair.methods import augmix, deeprepair, training, wct2
+from metarepair.methods.augmix import AugMixLoss
+from metarepair.methods.augmix_operations import STYLE, MixDraws
+from metarepair.methods.base import MethodContext
+from metarepair.methods.budget import Budget, parse_limit
+from metarepair.methods.deeprepair import DeepRepairSettings
+from metarepair.methods.deeprepair_style import (
+    StyledImages,
+    WaveletStatistics,
+    band_statistics,
+    k_means,
+    standardised,
+    style_rows,
+)
+from metarepair.methods.fair import repair_fairly
+from metarepair.methods.haar import BANDS, haar, inverse_haar
+from metarepair.methods.registry import get_method, method_settings
+from metarepair.methods.repaired import RepairedModel
+from metarepair.methods.training import MethodBatch
+from metarepair.methods.wct2 import WaveletNet, WhiteningColouring, load_wct2, recoloured, spread_of
+from metarepair.models.build import DeployedModel
+from metarepair.repair_config import RepairConfig
+from tasks.errors import ConfigError, DataError, WeightsError
+from tasks.records import Failures, Ints, Pixels
+
+CPU = torch.device("cpu")
+SIZE = 16
+
+
+def images(count: int, *, seed: int, contrast: float, mean: float = 128, size: int = SIZE) -> Pixels:
+    """Blocks of 4 × 4 pixels with grain, about a mean."""
+    generator = np.random.default_rng(seed)
+    blocks = generator.normal(0, 1, (count, size // 4, size // 4, 3)).repeat(4, 1).repeat(4, 2)
+    grain = generator.normal(0, 0.3, blocks.shape)
+    return (mean + contrast * (blocks + grain)).clip(0, 255).round().astype(np.uint8)
+
+
+def float_planes(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+
+
+def test_haar_bands_give_the_image_back_and_part_its_edges() -> None:
+    x = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bands = haar(x)
+    assert bands.shape == (4, 2, 3, 4, 3)
+    torch.testing.assert_close(inverse_haar(bands), x)
+    assert float(bands.square().sum()) == pytest.approx(float(x.square().sum()))  # orthonormal
+    columns = torch.tensor([[0.0, 1.0]]).repeat(2, 1)[None, None]
+    assert haar(columns).flatten().tolist() == [1.0, 1.0, 0.0, 0.0]  # upright edges are in LH alone
+    assert haar(columns.mT).flatten().tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_stylised_image_has_the_styles_band_statistics_and_the_contents_edges() -> None:
+    content = images(6, seed=0, contrast=45)
+    styles = images(2, seed=1, contrast=12, mean=170)
+    which = np.array([0, 1, 0, 1, 0, 1])
+    styled = haar(float_planes(WaveletStatistics(styles, CPU)(content, which)))
+    for found, wanted in zip(
+        band_statistics(styled), band_statistics(haar(float_planes(styles[which]))), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0.3)  # what whole numbers leave
+    original = haar(float_planes(content))
+    (mean, deviation), (own_mean, own_deviation) = band_statistics(styled), band_statistics(original)
+    assert (mean - own_mean).abs().max() > 50  # … and not the content's
+    agreement = ((styled - mean) / deviation * (original - own_mean) / own_deviation).mean((3, 4))
+    assert agreement.min() > 0.95
+    others = ((styled - mean) / deviation).roll(1, 1) * (original - own_mean) / own_deviation
+    assert others.mean((3, 4)).abs().mean() < 0.3
+
+
+def test_flat_and_odd_images_can_be_stylised() -> None:
+    styles = images(1, seed=1, contrast=20)
+    flat = np.full((1, SIZE, SIZE, 3), 90, np.uint8)
+    styled = WaveletStatistics(styles, CPU)(flat, np.array([0]))
+    assert np.abs(styled.mean((1, 2)) - styles.mean((1, 2))).max() < 1
+    odd = WaveletStatistics(styles[:, :13, :11], CPU)(
+        images(2, seed=0, contrast=9)[:, :7, :9], np.array([0, 0])
+    )
+    assert odd.shape == (2, 7, 9, 3)
+
+
+def test_k_means_finds_planted_clusters() -> None:
+    generator = np.random.default_rng(0)
+    truth = np.arange(40) % 4
+    points = 10 * np.eye(4, 12)[truth] + generator.normal(0, 0.5, (40, 12))
+    groups = k_means(points, 4, np.random.default_rng(3))
+    assert len({(t, g) for t, g in zip(truth.tolist(), groups.tolist(), strict=True)}) == 4
+    assert len(np.unique(groups)) == 4
+
+
+def test_fewer_clusters_are_made_of_fewer_points() -> None:
+    points = np.array([[0.0, 1.0], [0.0, 1.0], [5.0, 2.0]])
+    groups = k_means(points, 5, np.random.default_rng(0))
+    assert groups[0] == groups[1] != groups[2]
+    assert len(k_means(points[:1], 5, np.random.default_rng(0))) == 1
+
+
+def test_pixels_are_standardised_over_the_images() -> None:
+    found = standardised(np.array([[10, 7], [30, 7], [50, 7]], np.uint8))
+    assert found.mean(0) == pytest.approx([0, 0])
+    assert found.std(0) == pytest.approx([1, 0])
+
+
+def failures(count: int = 30, *, seed: int = 5, contrast: float = 10) -> Failures:
+    labels = np.arange(count) % 3
+    return Failures(
+        corruption="fog",
+        image_ids_N=np.arange(count),
+        severities_N=np.ones(count, np.int64),
+        labels_N=labels,
+        predicted_N=(labels + 1) % 3,
+        images_NHWC_u8=images(count, seed=seed, contrast=contrast, mean=180),
+    )
+
+
+def test_each_cluster_of_each_class_gives_one_style_image() -> None:
+    labels, clusters = np.repeat([0, 1], 12), np.tile(np.repeat([0, 1, 2], 4), 2)
+    pixels = images(3, seed=0, contrast=40)[clusters]
+    pixels = pixels + np.random.default_rng(0).integers(0, 5, pixels.shape).astype(np.uint8)
+    planted = Failures(
+        corruption="fog",
+        image_ids_N=np.arange(24),
+        severities_N=np.ones(24, np.int64),
+        labels_N=labels,
+        predicted_N=1 - labels,
+        images_NHWC_u8=pixels,
+    )
+    rows = style_rows(planted, clusters=3, seed=0)
+    assert sorted(zip(labels[rows], clusters[rows], strict=True)) == [
+        (a, b) for a in (0, 1) for b in (0, 1, 2)
+    ]
+    assert np.array_equal(rows, style_rows(planted, clusters=3, seed=0))
+    assert any(not np.array_equal(rows, style_rows(planted, clusters=3, seed=seed)) for seed in (1, 2, 3))
+
+
+def test_a_class_with_few_failures_gives_them_all() -> None:
+    rows = style_rows(failures(8), clusters=5, seed=0)
+    assert sorted(rows) == list(range(8))
+
+
+def test_an_image_has_one_version_whatever_batch_asks_for_it() -> None:
+    clean, made = images(20, seed=2, contrast=30), list[int]()
+    transfer = WaveletStatistics(images(4, seed=3, contrast=8), CPU)
+
+    def counted(pixels: Pixels, styles: Ints) -> Pixels:
+        made.append(len(pixels))
+        return transfer(pixels, styles)
+
+    styled = StyledImages(clean, counted, styles=4, seed=0)
+    some = styled(np.array([3, 7, 3, 11]))
+    assert np.array_equal(some[0], some[2])
+    again = StyledImages(clean, transfer, styles=4, seed=0)(np.arange(20))
+    assert np.array_equal(styled(np.array([11, 3, 5])), again[[11, 3, 5]])
+    assert made == [3, 1]  # each is made once
+    assert len(np.unique(styled.style_N)) == 4
+    assert styled(np.array([], np.int64)).shape == (0, SIZE, SIZE, 3)
+
+
+class Net(nn.Module):
+    def __init__(self, *, norm: bool = False) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6) if norm else nn.Identity()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.last(self.norm(self.conv(x_BCHW)).relu().mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def deployed(*, norm: bool = False) -> DeployedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Net(norm=norm).double().eval()
+    return DeployedModel(name="net", module=module, num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def data(*, contrast: float = 10) -> RepairData:
+    found = failures(contrast=contrast)
+    return RepairData(
+        target="fog",
+        learn=found.take(np.arange(24)),
+        validation=found.take(np.arange(24, 30)),
+        clean=CleanImages(images_NHWC_u8=images(40, seed=2, contrast=30), labels_N=np.arange(40) % 3),
+    )
+
+
+def repaired(
+    given: RepairData | None = None,
+    *,
+    limit: str = "5steps",
+    folder: Path | None = None,
+    norm: bool = False,
+    **settings: Any,
+) -> RepairedModel:
+    context = MethodContext(
+        config=RepairConfig(),
+        seed=0,
+        settings=method_settings("deeprepair", {"batch_size": 16, "patience": None} | settings),
+        budget=Budget(parse_limit(limit)),
+        folder=folder,
+    )
+    return repair_fairly(get_method("deeprepair"), deployed(norm=norm), given or data(), context)
+
+
+def same(one: RepairedModel, other: RepairedModel) -> bool:
+    return all(torch.equal(v, other.state()[k]) for k, v in one.state().items())
+
+
+def last_of(monkeypatch: pytest.MonkeyPatch, given: RepairData) -> tuple[RepairedModel, dict[str, Tensor]]:
+    """The repair, and the parameters at its last step: those kept are of the best check."""
+    last: dict[str, Tensor] = {}
+    whole = AugMixLoss.__call__
+
+    def noted(self: AugMixLoss, module: nn.Module, batch: MethodBatch) -> Tensor:
+        last.update({k: v.detach().clone() for k, v in module.named_parameters()})
+        return whole(self, module, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AugMixLoss, "__call__", noted)
+        return repaired(given), last
+
+
+def test_failures_are_never_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[tuple[bytes, int]]()
+    whole = AugMixLoss.__call__
+
+    def noted(self: AugMixLoss, module: nn.Module, batch: MethodBatch) -> Tensor:
+        pixels = [image.tobytes() for image in batch.images_BHWC_u8]
+        seen.extend(zip(pixels, batch.labels_B.tolist(), strict=True))
+        return whole(self, module, batch)
+
+    monkeypatch.setattr(AugMixLoss, "__call__", noted)
+    repaired()
+    clean = data().clean
+    assert clean is not None
+    known = set(zip((i.tobytes() for i in clean.images_NHWC_u8), clean.labels_N.tolist(), strict=True))
+    assert len(seen) == 5 * 16
+    assert set(seen) <= known
+
+
+def test_another_style_of_the_failures_trains_another_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, one = last_of(monkeypatch, data())
+    _, equal = last_of(monkeypatch, data())
+    _, other = last_of(monkeypatch, data(contrast=40))
+    assert all(torch.equal(v, equal[k]) for k, v in one.items())
+    assert not all(torch.equal(v, other[k]) for k, v in one.items())
+
+
+def test_the_version_in_style_is_flipped_and_shifted_like_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_styled(generator: np.random.Generator, count: int, **_: Any) -> MixDraws:
+        return MixDraws(
+            operations_BWD=np.full((count, 1, 1), STYLE),
+            levels_BWD=np.ones((count, 1, 1)),
+            weights_BW=np.ones((count, 1)),
+            share_B=np.ones(count),
+        )
+
+    monkeypatch.setattr(augmix, "sample_mix", all_styled)
+    clean = images(8, seed=2, contrast=30) // 2
+    rows = np.array([5, 1, 2])
+    step = MethodBatch(
+        rows_B=rows,
+        images_BHWC_u8=clean[rows],
+        labels_B=torch.zeros(3, dtype=torch.int64),
+        generator=np.random.default_rng(0),
+    )
+    loss = AugMixLoss(
+        deployed=deployed(), settings=DeepRepairSettings(), stylise=lambda rows: np.asarray(clean[rows] * 2)
+    )
+    views = loss.views(step)
+    assert views[1].equal(2 * views[0])
+    assert views[2].equal(2 * views[0])
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_repair_obeys_its_budget_and_names_its_style(norm: bool) -> None:
+    found = repaired(norm=norm)
+    assert (found.gradient_steps, found.images_seen) == (5, 5 * 16 * 3)
+    assert "without a pretrained network" in found.notes[0]
+    assert "15 style images" in found.notes[0]  # three classes of five clusters
+
+
+def test_interrupted_repair_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = repaired(norm=True)
+    assert same(undisturbed, repaired(norm=True))
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+    calls, divergence = [], augmix.divergence
+
+    def failing(logits_VBK: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return divergence(logits_VBK)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(augmix, "divergence", failing)
+        repaired(norm=True, folder=tmp_path)
+    resumed = repaired(norm=True, folder=tmp_path)
+    assert same(resumed, undisturbed)
+    assert resumed.gradient_steps == 5
+
+
+def test_patience_ends_a_training_that_gains_nothing() -> None:
+    stuck = repaired(limit="60steps", rate=1e-9, patience=2)
+    assert 2 < stuck.gradient_steps < 10
+    assert repaired(limit="60steps", rate=1e-9).gradient_steps == 60
+
+
+def test_method_and_settings_pickle() -> None:
+    settings = method_settings("deeprepair", {"clusters": 2})
+    assert pickle.loads(pickle.dumps((get_method("deeprepair"), settings)))[1] == settings
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ConfigError, match="clusters"):
+        method_settings("deeprepair", {"cluster": 4})
+    with pytest.raises(ConfigError, match="wave_encoder_cat5_l4"):
+        method_settings("deeprepair", {"style": "wct2"})
+    with pytest.raises(ConfigError, match="of no use"):
+        method_settings("deeprepair", {"weights": "somewhere"})
+    with pytest.raises(ConfigError, match="collected_share"):
+        method_settings("deeprepair", {"collected_share": 0.5})
+
+
+def test_missing_failures_are_said() -> None:
+    whole = data()
+    none = RepairData(
+        target="fog", learn=whole.learn.take(np.arange(0)), validation=whole.validation, clean=whole.clean
+    )
+    with pytest.raises(DataError, match="Collect more failures"):
+        repaired(none)
+
+
+# WCT²
+
+
+def test_recolouring_is_whitening_and_colouring_by_whole_covariances() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for channels, places in ((6, 40), (12, 5)):  # more places than channels, and fewer
+        content, style = (
+            scale
+            * torch.randn(channels, channels, generator=generator, dtype=torch.float64)
+            @ torch.randn(channels, places, generator=generator, dtype=torch.float64)
+            for scale in (1.0, 0.4)
+        )
+        whole = []
+        for features, power in ((content, -0.5), (style, 0.5)):
+            covariance = torch.cov(features) + torch.eye(channels, dtype=torch.float64)
+            values, vectors = torch.linalg.eigh(covariance)
+            whole.append(vectors @ torch.diag(values**power) @ vectors.T)
+        centred = content - content.mean(1, keepdim=True)
+        expected = whole[1] @ whole[0] @ centred + style.mean(1, keepdim=True)
+        found = recoloured(content, spread_of(style))
+        torch.testing.assert_close(found, expected.clamp(content.min(), content.max()))
+        torch.testing.assert_close(recoloured(content, spread_of(content)), content)
+
+
+TINY = 16  # times fewer channels than VGG-19
+
+
+def tiny(layers: dict[str, tuple[int, int, int]], seed: int) -> dict[str, Tensor]:
+    generator, state = torch.Generator().manual_seed(seed), dict[str, Tensor]()
+    for name, (out, into, side) in layers.items():
+        out, into = (n if n == 3 else n // TINY for n in (out, into))
+        scale = (2 / (into * side**2)) ** 0.5
+        state[f"{name}.weight"] = scale * torch.randn(out, into, side, side, generator=generator)
+        state[f"{name}.bias"] = 0.1 * torch.randn(out, generator=generator)
+    return state
+
+
+@pytest.fixture
+def tiny_net() -> WaveletNet:
+    return WaveletNet(encoder=tiny(wct2.ENCODER, 0), decoder=tiny(wct2.DECODER, 1))
+
+
+def test_wct2_is_the_network_of_its_figure(tiny_net: WaveletNet) -> None:
+    down, up = tiny_net.encoder, tiny_net.decoder
+
+    def conv(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+        padded = nn.ReflectionPad2d(1)(x)
+        return F.conv2d(padded, state[f"{name}.weight"], state[f"{name}.bias"]).relu()
+
+    def filters(channels: int) -> list[Tensor]:
+        low, high = torch.tensor([1.0, 1.0]) / 2**0.5, torch.tensor([-1.0, 1.0]) / 2**0.5
+        pairs = ((low, low), (low, high), (high, low), (high, high))
+        return [torch.outer(a, b).expand(channels, 1, 2, 2) for a, b in pairs]
+
+    x = torch.rand(1, 3, 32, 24, generator=torch.Generator().manual_seed(2))
+    y, skips = F.conv2d(x, down["conv0.weight"], down["conv0.bias"]), []
+    for block in (
+        ("conv1_1", "conv1_2"),
+        ("conv2_1", "conv2_2"),
+        ("conv3_1", "conv3_2", "conv3_3", "conv3_4"),
+    ):
+        for name in block:
+            y = conv(y, down, name)
+        bands = [F.conv2d(y, f, stride=2, groups=y.shape[1]) for f in filters(y.shape[1])]
+        skips.append((bands[1:], y))
+        y = bands[0]
+    y = conv(conv(y, down, "conv4_1"), up, "conv4_1")
+    for block in (
+        ("conv3_4_2", "conv3_3", "conv3_2", "conv3_1"),
+        ("conv2_2_2", "conv2_1"),
+        ("conv1_2_2",),
+    ):
+        high, whole = skips.pop()
+        bands = zip((y, *high), filters(y.shape[1]), strict=True)
+        y = torch.cat([F.conv_transpose2d(b, f, stride=2, groups=b.shape[1]) for b, f in bands] + [whole], 1)
+        for name in block:
+            y = conv(y, up, name)
+    y = F.conv2d(nn.ReflectionPad2d(1)(y), up["conv1_1.weight"], up["conv1_1.bias"])
+    torch.testing.assert_close(tiny_net.through(x, lambda _, features: features), y)
+
+
+def test_layers_are_those_of_vgg19_up_to_relu4_1() -> None:
+    with torch.device("meta"):
+        layers = [m for m in torchvision.models.vgg19().features if isinstance(m, nn.Conv2d)]
+    shapes = [tuple(m.weight.shape[:3]) for m in layers[: len(wct2.ENCODER) - 1]]
+    assert shapes == [shape for name, shape in wct2.ENCODER.items() if name != "conv0"]
+
+
+def test_wct2_takes_the_style_of_each_image_alone(tiny_net: WaveletNet) -> None:
+    content, styles = images(3, seed=0, contrast=30), images(2, seed=1, contrast=10, mean=80)
+    transfer = WhiteningColouring(tiny_net, styles, CPU)
+    together = transfer(content, np.array([0, 1, 1]))
+    assert together.shape == content.shape
+    assert np.array_equal(together[1:2], transfer(content[1:2], np.array([1])))
+    assert not np.array_equal(together[1:2], transfer(content[1:2], np.array([0])))
+    x = transfer._input(content[0])
+    own = WhiteningColouring(tiny_net, content[:1], CPU).styles[0]
+    torch.testing.assert_close(
+        transfer._transferred(content[0], own), tiny_net.through(x, lambda _, f: f), rtol=1e-3, atol=1e-3
+    )
+    small = transfer(content[:, :11, :9], np.array([0, 0, 1]))  # too small, and no multiple of 8
+    assert small.shape == (3, 11, 9, 3)
+
+
+def haar_keys(name: str, channels: int) -> dict[str, Tensor]:
+    signs = dict(zip(BANDS, [[1, 1, 1, 1], [-1, 1, -1, 1], [-1, -1, 1, 1], [1, -1, -1, 1]], strict=True))
+    return {
+        f"{name}.{band}.weight": torch.tensor(s).view(1, 1, 2, 2).repeat(channels, 1, 1, 1) / 2
+        for band, s in signs.items()
+    }
+
+
+@pytest.fixture
+def weights(tmp_path: Path, tiny_net: WaveletNet, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of the published layout, of a smaller network."""
+    for table in ("ENCODER", "DECODER"):
+        small = {
+            k: (*(n if n == 3 else n // TINY for n in v[:2]), v[2]) for k, v in getattr(wct2, table).items()
+        }
+        monkeypatch.setattr(wct2, table, small)
+    torch.save(tiny_net.encoder | haar_keys("pool1", 4), tmp_path / "wave_encoder_cat5_l4.pth")
+    save_file(tiny_net.decoder | haar_keys("recon_block3", 16), tmp_path / "wave_decoder_cat5_l4.safetensors")
+    return tmp_path
+
+
+def test_published_weights_are_loaded_and_used(weights: Path, tiny_net: WaveletNet) -> None:
+    net = load_wct2(weights)
+    assert net.encoder.keys() == tiny_net.encoder.keys()
+    assert torch.equal(net.decoder["conv3_4_2.weight"], tiny_net.decoder["conv3_4_2.weight"])
+    settings = method_settings("deeprepair", {"style": "wct2", "weights": str(weights)})
+    get_method("deeprepair").check(deployed().module, settings)
+    found = repaired(limit="2steps", style="wct2", weights=str(weights))
+    assert "style by WCT²" in found.notes[0]
+
+
+def test_wrong_weights_are_refused_before_anything_begins(weights: Path) -> None:
+    settings = DeepRepairSettings(style="wct2", weights=str(weights))
+    path = weights / "wave_encoder_cat5_l4.pth"
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"conv2_1.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(WeightsError, match=r"conv2_1\.weight has the shape"):
+        deeprepair.DeepRepair().check(deployed().module, settings)
+    torch.save(state | {"pool1.LH.weight": torch.zeros(4, 1, 2, 2)}, path)
+    with pytest.raises(WeightsError, match="another wavelet"):
+        load_wct2(weights)
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"no wave_encoder_cat5_l4\.pth"):
+        load_wct2(weights)
