@@ -17,6 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metarepair import __version__
+from metarepair.cli_options import (
+    add_comparison_options,
+    add_corruption_options,
+    add_export_options,
+    add_inspection_options,
+)
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,17 +114,17 @@ def _parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=help_text, description=help_text)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if verb == "corruptions":
-            _add_corruption_options(sub)
+            add_corruption_options(sub)
             continue
         if verb == "inspect":
-            _add_inspection_options(sub)
+            add_inspection_options(sub)
             continue
         if verb == "status":
             sub.add_argument("path", metavar="RUN", help="a run (STORAGE/NAME), here, on s3:// or on gs://")
             sub.add_argument("--json", action="store_true", help="one JSON object in place of the text")
             continue
         if verb == "export":
-            _add_export_options(sub)
+            add_export_options(sub)
             continue
         sub.add_argument("--storage", metavar="PATH", help="folder of the runs (overrides storage_path)")
         if verb == "doctor":
@@ -139,60 +145,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--weights", metavar="FILE", help="its weights: .safetensors, or of torch.save")
         sub.add_argument("--restart", action="store_true", help="begin this stage and those after it anew")
         if verb == "compare":
-            _add_comparison_options(sub)
+            add_comparison_options(sub)
         sub.add_argument("--address", help="a Ray cluster's address (else RAY_ADDRESS, else this machine)")
     return parser
-
-
-def _add_corruption_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--list", action="store_true", help="names, short names, categories and constants")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="an image to corrupt in every way")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the contact sheet goes: .png or .jpg")
-    parser.add_argument(
-        "--table",
-        help="constants for images of 32, 64 or 224 px: cifar, tinyimagenet or imagenet (the nearest)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="key of every draw (0)")
-
-
-def _add_comparison_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--budget",
-        metavar="AMOUNT",
-        help="what each repair may take: 60s, 500steps (of gradients) or 100000images (overrides compare.budget)",
-    )
-    parser.add_argument(
-        "--pair",
-        nargs=2,
-        metavar="METHOD",
-        help="of a comparison that is done: these two, example by example, for every target and the first seed",
-    )
-
-
-def _add_inspection_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "path",
-        metavar="PATH",
-        help="a run (STORAGE/NAME), a folder in it, or an .arrow, .parquet or .safetensors file of it",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the text")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw collected failures: .png or .jpg")
-    parser.epilog = (
-        "Nothing is changed. D_fail stays closed: its bytes are checked and its counts are the manifest's; classes and "
-        "the sheet are of D_collect. The exit code is 2 when a file is not as its manifest promises."
-    )
-
-
-def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN_OR_WEIGHTS", help="a run (STORAGE/NAME), or a model.safetensors")
-    parser.add_argument(
-        "--format",
-        required=True,
-        choices=("torch", "onnx", "original"),
-        help="a program of torch.export or ONNX, checked on real images; or model.weights' own names and wrapping",
-    )
-    parser.add_argument("--out", required=True, metavar="FILE", help="where it goes")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="model and data of weights outside a run")
 
 
 def _export(given: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 
 from metarepair.config import Config
-from metarepair.deploy import load_surroundings
+from metarepair.deploy import Surroundings, load_surroundings
 from metarepair.export import EQUALITY_IMAGES, export_original, export_program, require_packages
 from metarepair.models.build import resolve_weights
+from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.settings import load_config, parse_config
 from tasks.errors import ConfigError, DataError
 from tasks.storage import Place, find, local, place
@@ -31,15 +33,37 @@ def export(
     weights = _find_weights(place(what))
     config = _config_of(weights, config_file)
     target = place(out)
-    path = str(local(weights))
-    model = config.model.model_copy(update={"weights": path, "entry": None})
-    here = load_surroundings(config.model_copy(update={"model": model}), device=torch.device("cpu"))
     if kind == "original":
-        state = here.deployed.module.state_dict()
+        _refuse_other_architecture(weights)
+        state = _load(weights, config).deployed.module.state_dict()
         say(export_original(state, resolve_weights(config.model.weights), target, entry=config.model.entry))
         return
+    here = _load(weights, config)
     images = here.split("test").images(np.arange(EQUALITY_IMAGES))
     say(export_program(here.deployed, images, kind, target.parent, name=target.name).words)
+
+
+def _load(weights: Place, config: Config) -> Surroundings:
+    """The DNN with `weights`; of the architecture that is written beside them, where one is."""
+    if _has_other_architecture(weights):
+        here = load_surroundings(config, device=torch.device("cpu"))
+        module = load_repaired(weights.parent, weights.parent.parent.name, here.deployed)
+        return replace(here, deployed=replace(here.deployed, module=module))
+    model = config.model.model_copy(update={"weights": str(local(weights)), "entry": None})
+    return load_surroundings(config.model_copy(update={"model": model}), device=torch.device("cpu"))
+
+
+def _has_other_architecture(weights: Place) -> bool:
+    return weights.name == WEIGHTS and (weights.parent / ARCHITECTURE).is_file()
+
+
+def _refuse_other_architecture(weights: Place) -> None:
+    if _has_other_architecture(weights):
+        raise ConfigError(
+            f"{weights} is of another architecture than the deployed DNN ({ARCHITECTURE} beside it says which), so a "
+            "file like the deployed one's cannot hold it. Take the format torch or onnx, or the weights together with "
+            f"{ARCHITECTURE}."
+        )
 
 
 def _find_weights(path: Place) -> Place:

@@ -64,7 +64,7 @@ def repair_once(
     unit: Unit, config: Config, data: RepairData, here: Surroundings, say: Callable[[str], None]
 ) -> Candidate:
     """Repairs, and writes weights, architecture where it is another, and exports. Raises DivergedError."""
-    method = get_method(unit.method)
+    method, target = get_method(unit.method), data.target  # not `data` in what it says: that has all labels
     context = MethodContext(
         config=config,
         seed=unit.seed,
@@ -74,7 +74,7 @@ def repair_once(
         map=unit.map,
         folder=unit.folder,
         prepared=unit.prepared,
-        say=lambda line: say(f"{data.target}: {line}"),
+        say=lambda line: say(f"{target}: {line}"),
     )
     with peak_memory(here.deployed.device) as memory:
         model = repair_fairly(method, here.deployed, data, context)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from metarepair.batches import failure_batch, image_batch, support_batch
+from metarepair.clean_images import CleanImages
 from metarepair.config import Config
 from metarepair.inner import Batch
 from metarepair.meta_gradient import TaskBatch
-from metarepair.clean_images import CleanImages
 from metarepair.models.build import DeployedModel
 from tasks.confidence import Confidence
 from tasks.keys import keyed_generator

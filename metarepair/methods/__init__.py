@@ -8,6 +8,7 @@ training.py           what methods that train have in common
 
 from metarepair.methods import (
     apricot,
+    arachne,
     archrepair,
     augmix,
     bn_adapt,
@@ -33,6 +34,7 @@ __all__ = [
     "RepairedModel",
     "all_methods",
     "apricot",
+    "arachne",
     "archrepair",
     "augmix",
     "bn_adapt",

@@ -251,11 +251,12 @@ def _check_classes(deployed: DeployedModel, clean: CleanImages, settings: Reduce
 def _load(path: Place, module: nn.Module) -> tuple[State, State]:
     tensors = read_tensors(path)
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
-    wanted = parameters | buffers
-    differ = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
-    if differ or len(tensors) != len(wanted):
+    wanted = {k: v.shape for k, v in (parameters | buffers).items()}
+    found = {k: v.shape for k, v in tensors.items()}
+    if found != wanted:
+        differ = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
         raise DataError(
-            f"{path} is a reduced model of another DNN: {len(differ)} of {len(wanted)} tensors are missing or of "
-            f"another shape (first: {(differ or ['none'])[0]}). Delete the folder, and prepare again."
+            f"{path} is a reduced model of another DNN: {len(differ)} tensors are missing, too many, or of another "
+            f"shape (first: {differ[0]}). Delete {path.parent}, and prepare again."
         )
     return {k: tensors[k] for k in parameters}, {k: tensors[k] for k in buffers}

@@ -101,7 +101,7 @@ class Coordinates:
 class Walk:
     """Batch after batch of failures; an adjustment is kept where validation improves.
 
-    `module` stays as it is: `state()` has what was kept.
+    The DNN stays as it is: `run` gives what was kept, as tensors of its own.
     """
 
     def __init__(
@@ -164,8 +164,9 @@ class Walk:
     def _right(self, parameters: State, buffers: State) -> Bools:
         """Which of the failures a model gets right [N]."""
         learn, device = self.data.learn, self.deployed.device
-        on_device = [{k: v.to(device) for k, v in state.items()} for state in (parameters, buffers)]
-        predicted_N = predict(self.deployed, *on_device, learn).argmax(1).numpy()
+        parameters = {k: v.to(device) for k, v in parameters.items()}
+        buffers = {k: v.to(device) for k, v in buffers.items()}
+        predicted_N = predict(self.deployed, parameters, buffers, learn).argmax(1).numpy()
         self.context.budget.spend(images=len(learn))
         right_N: Bools = predicted_N == learn.labels_N
         return right_N

@@ -92,12 +92,18 @@ def with_change(
         base_N1R = deployed(node).index_select(dim + 1, channels_R)
         return Few(node=node, channels_R=channels_R, values_PN1R=base_N1R + change_PN1R, dim=dim)
     if isinstance(before, Few) and before.dim == dim:
-        channels = torch.cat([before.channels_R, channels_R]).unique()
+        channels = _together(before.channels_R, channels_R)
         values = channels_of(before, channels, dim, deployed)
         values.index_add_(dim + 2, torch.searchsorted(channels, channels_R), change_PN1R)
         return Few(node=node, channels_R=channels, values_PN1R=values, dim=dim)
     everything: Tensor = whole(before, deployed).values_PN.clone()
     return Whole(values_PN=everything.index_add_(dim + 2, channels_R, change_PN1R))
+
+
+def _together(*channels: Tensor) -> Tensor:
+    """All of them, in order, each once."""
+    found: Tensor = torch.cat(channels).unique()  # type: ignore[no-untyped-call]
+    return found
 
 
 def few_channels(node: fx.Node, values: Values, deployed: Deployed) -> Value | None:
@@ -120,7 +126,7 @@ def _pointwise(node: fx.Node, values: Values, deployed: Deployed) -> Value | Non
     size = shape_of(node)[dim]
     if any(shape_of(v.node)[dim] != size for v in moved):
         return None
-    channels_R = torch.cat([v.channels_R for v in moved]).unique()
+    channels_R = _together(*(v.channels_R for v in moved))
 
     def few(n: fx.Node) -> Tensor:
         if (value := values.get(n)) is not None:
@@ -148,6 +154,7 @@ def _call(node: fx.Node, value_of: Callable[[fx.Node], Tensor]) -> Tensor:
 def _convolution(node: fx.Node, values: Values, deployed: Deployed) -> Value | None:
     x_node, weight_node, bias_node, *geometry = node.args
     groups, transposed = geometry[-1], geometry[3]
+    assert isinstance(groups, int)
     assert isinstance(x_node, fx.Node)
     assert isinstance(weight_node, fx.Node)
     x = values.get(x_node)
@@ -161,7 +168,7 @@ def _convolution(node: fx.Node, values: Values, deployed: Deployed) -> Value | N
         return Whole(values_PN=added.unflatten(0, shape).add_(deployed(node)))
     if groups != shape_of(x_node)[1]:
         return None
-    each = weight.shape[0] // groups  # output channels of an input channel
+    each = len(weight) // groups  # output channels of an input channel
     out = (x.channels_R[:, None] * each + torch.arange(each, device=weight.device)).flatten()
     bias = deployed(bias_node).index_select(0, out) if isinstance(bias_node, fx.Node) else None
     found = aten.convolution.default(
@@ -184,7 +191,7 @@ def _product(node: fx.Node, values: Values, deployed: Deployed) -> Value | None:
     return Whole(values_PN=added.add_(deployed(node)))
 
 
-def _concatenation(node: fx.Node, values: Values, deployed: Deployed) -> Value | None:
+def _concatenation(node: fx.Node, values: Values, _: Deployed) -> Value | None:
     parts = node.args[0]
     assert isinstance(parts, Sequence)
     along = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
@@ -205,7 +212,7 @@ def _concatenation(node: fx.Node, values: Values, deployed: Deployed) -> Value |
     )
 
 
-def _mean(node: fx.Node, values: Values, deployed: Deployed) -> Value | None:
+def _mean(node: fx.Node, values: Values, _: Deployed) -> Value | None:
     x = _first(node, values)
     dims, keep = node.args[1], len(node.args) > 2 and bool(node.args[2])
     assert isinstance(dims, Sequence)
@@ -217,7 +224,7 @@ def _mean(node: fx.Node, values: Values, deployed: Deployed) -> Value | None:
     return Few(node=node, channels_R=x.channels_R, values_PN1R=found, dim=dim)
 
 
-def _pooling(node: fx.Node, values: Values, deployed: Deployed) -> Value | None:
+def _pooling(node: fx.Node, values: Values, _: Deployed) -> Value | None:
     x = _first(node, values)
     if x.dim != 1 or len(shape_of(x.node)) != 4:
         return None
@@ -228,7 +235,7 @@ def _pooling(node: fx.Node, values: Values, deployed: Deployed) -> Value | None:
     )
 
 
-def _permutation(node: fx.Node, values: Values, deployed: Deployed) -> Value | None:
+def _permutation(node: fx.Node, values: Values, _: Deployed) -> Value | None:
     x, dims = _first(node, values), node.args[1]
     assert isinstance(dims, Sequence)
     order = [int(d) % len(dims) for d in dims]  # type: ignore[arg-type]  # whole numbers
@@ -236,7 +243,7 @@ def _permutation(node: fx.Node, values: Values, deployed: Deployed) -> Value | N
     return Few(node=node, channels_R=x.channels_R, values_PN1R=found, dim=order.index(x.dim))
 
 
-def _new_shape(node: fx.Node, values: Values, deployed: Deployed) -> Value | None:
+def _new_shape(node: fx.Node, values: Values, _: Deployed) -> Value | None:
     """A shape in which the channels are an axis of their own again, with as much before it."""
     x, after = _first(node, values), shape_of(node)
     before = shape_of(x.node)

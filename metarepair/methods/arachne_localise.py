@@ -13,7 +13,7 @@ of its weights at once, each within the bounds of its own layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,8 @@ from tasks.records import Ints
 
 # B images of a batch, N images, K classes, W weights
 
-BATCH = 100
+BATCH = 50  # with gradients
+LOOKED_AT = 250  # without
 Scores = dict[str, Tensor]  # by layer, in the shape of its weight
 
 
@@ -79,8 +80,8 @@ def correct_rows(
         for label, queue in queues.items()
         for row in queue[looked[label] : looked[label] + wanted[label] - len(found[label])].tolist()
     ]:
-        for start in range(0, len(rows), BATCH):
-            batch = np.array(rows[start : start + BATCH])
+        for start in range(0, len(rows), LOOKED_AT):
+            batch = np.array(rows[start : start + LOOKED_AT])
             _ask(budget, len(batch))
             predicted_B = deployed.logits(clean.images_NHWC_u8[batch]).argmax(1).numpy()
             for row, predicted in zip(batch.tolist(), predicted_B.tolist(), strict=True):
@@ -112,17 +113,24 @@ def _ask(budget: Budget, images: int) -> None:
     budget.spend(images=images)
 
 
-def blame(deployed: DeployedModel, images: LabelledImages, budget: Budget) -> Blame:
-    """Forward impact and gradient loss of the images. Raises BudgetOverError; DivergedError for what is not finite."""
-    layers = layers_of(deployed.module)
+def blame(
+    deployed: DeployedModel, images: LabelledImages, budget: Budget, *, last_layers: int | None = None
+) -> Blame:
+    """Forward impact and gradient loss of the images, of the last layers or all.
+
+    Raises BudgetOverError; DivergedError for what is not finite.
+    """
+    layers = dict([*layers_of(deployed.module).items()][-(last_layers or 0) :])
+    for layer in layers.values():
+        layer.weight.requires_grad_(True)
     sensitivity, gradient = _gradients(deployed, layers, images, budget)
     impact = _impacts(deployed, layers, images, sensitivity, budget)
     for scores in (impact, gradient):
         for name, score in scores.items():
             if not bool(torch.isfinite(score).all()):
                 raise DivergedError(
-                    f"the gradient of the DNN at {name}.weight, or what goes in there, is not finite for all failures "
-                    "and correct images, so arachne cannot say which weights are to blame. Give weights that are finite."
+                    f"the gradient of the DNN at {name}.weight, or what goes in there, is not finite for all "
+                    "images, so arachne cannot say which weights are to blame. Give weights that are finite."
                 )
     return Blame(impact=impact, gradient=gradient)
 
@@ -222,7 +230,8 @@ def _inputs(layers: Mapping[str, Layer], seen: Any) -> Iterator[None]:
         seen(name, layer, args[0] if args else kwargs["input"])
 
     handles = [
-        layer.register_forward_pre_hook(partial(note, name), with_kwargs=True) for name, layer in layers.items()
+        layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        for name, layer in layers.items()
     ]
     try:
         yield
@@ -254,8 +263,3 @@ def front_rows(first_W: Any, second_W: Any) -> Ints:
     best_before = np.maximum.accumulate(np.concatenate([[-np.inf], second_W[order][:-1]]))
     rows: Ints = order[second_W[order] > best_before]
     return rows
-
-
-def named(places: Places, module: nn.Module) -> Sequence[str]:
-    """The weights in words, layer by layer: `fc (3)`."""
-    return [f"{name} ({len(places.of(name))})" for name in layers_of(module) if name in places.layers]

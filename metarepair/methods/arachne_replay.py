@@ -1,8 +1,9 @@
-"""Images and many candidates for a few weights in, the logits of all candidates out, without running the DNN for each.
+"""Images and many candidates for a few weights in, the logits of all candidates out.
 
-What no candidate changes is computed once and kept. From the first layer with a changed weight on, the operations run for all
-candidates and images at once, on the channels that differ alone where the operation allows (arachne_channels.py). The
-change of a layer's output is one product for all candidates: of its input with the changes of its weights.
+The DNN is not run for each. What no candidate changes is computed once and kept. From the first layer with a changed
+weight on, the operations run for all candidates and images at once, on the channels that differ alone where the
+operation allows (arachne_channels.py). The change of a layer's output is one product for all candidates: of its input
+with the changes of its weights.
 """
 
 from __future__ import annotations
@@ -70,13 +71,13 @@ def part_of(layer: Layer, places: Places, name: str) -> Part:
     inputs, j = np.unique(joined, return_inverse=True)
     shape = (len(outputs), len(inputs), *weight.shape[2:])
     at = np.ravel_multi_index((r, j, *kernel), shape)
-    on = {"device": weight.device}
+    on = partial(torch.tensor, device=weight.device)
     return Part(
         layer=layer,
-        which=torch.tensor(which, **on),
-        outputs_R=torch.tensor(outputs, **on),
-        inputs_J=torch.tensor(inputs, **on),
-        at=torch.tensor(at, **on),
+        which=on(which),
+        outputs_R=on(outputs),
+        inputs_J=on(inputs),
+        at=on(at),
         shape=shape,
     )
 
@@ -129,7 +130,7 @@ class Replay:
             if node in moved or inputs & moved:
                 moved.add(node)
             if node.op == "get_attr":
-                self.constants[node] = _attribute(self.traced.module, str(node.target))
+                self.constants[node] = operator.attrgetter(str(node.target))(self.traced.module)
             elif node in self.traced.calls or inputs & with_image:
                 with_image.add(node)
             else:
@@ -137,7 +138,8 @@ class Replay:
         self.same_nodes = [n for n in nodes if n in with_image]
         self.moved_nodes = [n for n in nodes if n in moved]
         self._done_with: dict[fx.Node, list[fx.Node]] = {}
-        for node, user in {n: user for user in nodes for n in self._inputs(user)}.items():
+        last = {n: later for later in nodes for n in self._inputs(later)}
+        for node, user in last.items():
             if node is not self.traced.logits:
                 self._done_with.setdefault(user, []).append(node)
 
@@ -240,9 +242,9 @@ def _of_one_input(part: Part, x_N1J: Tensor, kernels_PRJ: Tensor) -> Tensor:
     outputs = kernels_PRJ.shape[:2]
     if isinstance(part.layer, nn.Linear):
         found = x_N1J @ kernels_PRJ.flatten(0, 1).mT
-        return found.unflatten(-1, outputs).movedim(-2, 0)
+        return found.view(*found.shape[:-1], *outputs).movedim(-2, 0)
     found = _convolve(part.layer, x_N1J.flatten(0, 1), kernels_PRJ.flatten(0, 1))
-    return found.unflatten(1, outputs).movedim(1, 0).unsqueeze(2)
+    return found.reshape(len(found), *outputs, *found.shape[2:]).movedim(1, 0).unsqueeze(2)
 
 
 def _of_own_inputs(part: Part, x_PN1J: Tensor, kernels_PRJ: Tensor) -> Tensor:
@@ -283,10 +285,6 @@ def _run(node: fx.Node, given: Sequence[Any]) -> Any:
     target = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
     assert callable(target)
     return target(*args, **kwargs)
-
-
-def _attribute(module: nn.Module, name: str) -> Any:
-    return operator.attrgetter(name)(module)
 
 
 def _bytes(value: Any) -> int:

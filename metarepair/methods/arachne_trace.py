@@ -46,7 +46,7 @@ class Places:
     def values(self, module: nn.Module) -> Tensor:
         """The weights [W] as they are in the module."""
         found = [
-            module.get_submodule(name).weight.detach().reshape(-1)[int(flat)]
+            weight_of(module, name).detach().reshape(-1)[int(flat)]
             for name, flat in zip(self.layers, self.flat_W, strict=True)
         ]
         return torch.stack(found)
@@ -55,9 +55,13 @@ class Places:
     def fill(self, module: nn.Module, values_W: Tensor) -> None:
         """Sets the weights in the module."""
         for name, flat, value in zip(self.layers, self.flat_W, values_W, strict=True):
-            weight = module.get_submodule(name).weight
-            assert isinstance(weight, Tensor)
+            weight = weight_of(module, name)
             weight[tuple(int(i) for i in np.unravel_index(int(flat), weight.shape))] = value
+
+
+def weight_of(module: nn.Module, layer: str) -> Tensor:
+    """The weight of a layer by the layer's name."""
+    return module.get_parameter(f"{layer}.weight")
 
 
 def layers_of(module: nn.Module) -> dict[str, Layer]:
@@ -149,7 +153,7 @@ class _watching(ExitStack):  # noqa: N801  a context manager, as contextlib name
         self, module: nn.Module, names: Sequence[str], seen: Callable[[str, Tensor, Tensor], Tensor]
     ) -> None:
         super().__init__()
-        names_of = {id(module.get_submodule(name).weight): name for name in names}
+        names_of = {id(weight_of(module, name)): name for name in names}
         for layer in module.modules():
             name = names_of.get(id(getattr(layer, "weight", None)))
             if name is not None:
@@ -174,6 +178,12 @@ def _read(graph: fx.GraphModule, called: Sequence[str]) -> Traced:
     logits, *copies = out.args[0]
     entered = [copy.args[0] for copy in copies]  # nothing is changed in place any more
     out.args = ((logits,),)
+    for node in graph.graph.find_nodes(op="call_function", target=aten.as_strided_.default):
+        if (
+            sum(size > 1 for size in node.meta["tensor_meta"].shape) <= 1
+        ):  # a pooled image: only strides are new
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     marked = [next(iter(mark.users)) for mark in marks]
     calls = [
@@ -186,7 +196,7 @@ def _read(graph: fx.GraphModule, called: Sequence[str]) -> Traced:
 def _batch_norm_as_one_step(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    """Batch norm with stored statistics as one product and sum for each channel, in place of an operation of its own."""
+    """Batch norm with stored statistics, as one product and sum for each channel."""
     eps = rest[-1]
     scale_C = torch.rsqrt(variance + eps)
     scale_C = scale_C if weight is None else scale_C * weight

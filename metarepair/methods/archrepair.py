@@ -75,13 +75,17 @@ class ArchRepairSettings(Section):
     correct: Positive = Field(
         1000, description="Clean images, classified rightly, that localisation compares with."
     )
-    epsilon: Fraction = Field(8 / 255, description="Strength of FGSM, of pixels in [0, 1].")
+    epsilon: Fraction = Field(2 / 255, description="Strength of FGSM, of pixels in [0, 1].")
     top_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="Share of a block's channels whose mean suspiciousness counts: the largest."
     )
     gradient: GradientScore = Field(
         "weighted",
         description="weighted: the sum of |w * dL/dw| over a block's weights; mean: the mean of |dL/dw|.",
+    )
+    keep_zero: bool = Field(
+        True,
+        description="Whether `zero`, the deployed architecture, may be kept; DARTS keeps the largest of the others.",
     )
     localise_share: Fraction = Field(0.1, description="Largest share of the budget that localisation takes.")
     search_share: Fraction = Field(
@@ -114,14 +118,16 @@ class ArchRepair(Method):
             )
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        self.check(deployed.module, context.settings)
+        settings = context.settings
+        assert isinstance(settings, ArchRepairSettings)
+        self.check(deployed.module, settings)
         _check_data(data)
         found = _localised(deployed, data, context)
         seed = int(keyed_generator("archrepair-operations", context.seed).integers(2**63))
         relaxed = relax(deployed.module, found.block, found.shape, seed=seed)
         _search(relaxed, deployed, data, context)
         shares = relaxed.shares()
-        operation, block = keep(deployed.module, found.block)
+        operation, block = keep(deployed.module, found.block, zero=settings.keep_zero)
         context.say(f"{self.name}: beside {found.block} stays {operation} (softmax {shares[operation]:.3f})")
         _tune(block, deployed, data, context)
         repaired = repaired_from(
@@ -202,7 +208,7 @@ def _search(relaxed: RelaxedBlock, deployed: DeployedModel, data: RepairData, co
     part = BudgetPart(context.budget, end=settings.search_share)
     within = replace(context, budget=part, folder=None if folder is None else folder / "search")
     given = halves(data.learn, data.clean, context.seed)
-    Search(relaxed, deployed, given, data, within, settings.search, method="archrepair's search").run()
+    Search(relaxed, deployed, given, data, within, settings.search, method="archrepair.search").run()
     if folder is not None:
         budget = context.budget
         spent = {
@@ -232,6 +238,6 @@ def _tune(block: nn.Module, deployed: DeployedModel, data: RepairData, context: 
         replace(context, budget=BudgetPart(context.budget)),
         settings.tuning,
         block_loss(deployed, block),
-        method="archrepair",
+        method="archrepair.tuning",
         trainable=names_in(deployed.module, block),
     ).run()

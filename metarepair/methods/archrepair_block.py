@@ -1,17 +1,18 @@
 """A block of a DNN in, the block with further operations beside it out: all of them for the search, then the one kept.
 
 Source: Qi et al. 2023 (ArchRepair) relaxes the vulnerable block to a continuous search space and publishes no formula;
-this is our reconstruction with the mixed operation of Liu et al. 2019 (DARTS, Eq. 2): y = block(x) + Σ softmax(α)ₒ·o(x).
-Every o ends in a norm whose scale starts at 0, so that y starts as block(x) to the bit.
+this is our reconstruction with the mixed operation of Liu et al. 2019 (DARTS, Eq. 2):
+y = block(x) + Σ softmax(α)ₒ·o(x). Every o ends in a norm whose scale starts at 0, so that y starts as block(x) to the
+bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,10 @@ def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
 
 def _fitted(added_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
     """Of the size of the block's output, where padding and stride left another."""
-    size = like_BCHW.shape[2:]
-    return added_BCHW if added_BCHW.shape[2:] == size else F.adaptive_avg_pool2d(added_BCHW, size)
+    height, width = like_BCHW.shape[2:]
+    if added_BCHW.shape[2:] == like_BCHW.shape[2:]:
+        return added_BCHW
+    return F.adaptive_avg_pool2d(added_BCHW, (height, width))
 
 
 class RelaxedBlock(nn.Module):
@@ -145,32 +148,40 @@ class ExtendedBlock(nn.Module):
         return y_BCHW + _fitted(self.operation(x_BCHW), y_BCHW)
 
 
-AnyBlock = TypeVar("AnyBlock", RelaxedBlock, ExtendedBlock)
-
-
 def relax(module: nn.Module, name: str, shape: BlockShape, *, seed: int) -> RelaxedBlock:
     """Puts the relaxed block in place of the block `name` of `module`; the same weights for the same seed anywhere."""
-    return _put(module, name, lambda block: RelaxedBlock(block, shape), seed=seed)
+    block = module.get_submodule(name)
+    with seeded(torch.device("cpu"), seed):
+        relaxed = RelaxedBlock(block, shape)
+    like = next(iter(chain(block.parameters(), module.parameters())))
+    relaxed.alpha_O.data = relaxed.alpha_O.data.to(like)
+    _like(relaxed.operations, like)
+    module.set_submodule(name, relaxed.train(block.training))
+    return relaxed
 
 
 def extend(module: nn.Module, name: str, shape: BlockShape, operation: Operation) -> ExtendedBlock:
-    """Puts the block with one operation beside it in place of the block `name` of `module`."""
-    return _put(module, name, lambda block: ExtendedBlock(block, build_operation(operation, shape)), seed=0)
+    """Puts the block with one operation beside it in place of the block `name` of `module`; its weights are loaded
+    after."""
+    block = module.get_submodule(name)
+    with seeded(torch.device("cpu"), 0):
+        added = build_operation(operation, shape)
+    extended = ExtendedBlock(block, _like(added, next(iter(chain(block.parameters(), module.parameters())))))
+    module.set_submodule(name, extended.train(block.training))
+    return extended
 
 
-def _put(module: nn.Module, name: str, build: Callable[[nn.Module], AnyBlock], *, seed: int) -> AnyBlock:
-    old: nn.Module = module.get_submodule(name)
-    like = next(iter(chain(old.parameters(), module.parameters())))
-    with seeded(torch.device("cpu"), seed):
-        new = build(old)
-    new.to(device=like.device, dtype=like.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module.set_submodule(name, new.train(old.training))
-    return new
+def _like(operations: nn.Module, parameter: Tensor) -> nn.Module:
+    """The operations where and as the DNN is; the block itself keeps its memory layout, and so its rounding."""
+    operations.to(device=parameter.device, dtype=parameter.dtype)
+    return operations.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def keep(module: nn.Module, name: str) -> tuple[Operation, nn.Module]:
+def keep(module: nn.Module, name: str, *, zero: bool = True) -> tuple[Operation, nn.Module]:
     """Leaves of the relaxed block `name` the operation of the largest α; the operation, and what takes its place.
+
+    zero: whether it may be that one.
 
     The operation's share goes into the scale of its last norm: the block goes on from where the search left it. The
     block alone takes the place where zero is kept.
@@ -178,7 +189,8 @@ def keep(module: nn.Module, name: str) -> tuple[Operation, nn.Module]:
     relaxed = module.get_submodule(name)
     assert isinstance(relaxed, RelaxedBlock)
     shares = relaxed.shares()
-    chosen = max(OPERATIONS, key=lambda operation: shares[operation])  # the first of equals
+    allowed = OPERATIONS if zero else OPERATIONS[1:]
+    chosen = max(allowed, key=lambda operation: shares[operation])  # the first of equals
     if chosen == "zero":
         module.set_submodule(name, relaxed.block)
         return chosen, relaxed.block

@@ -90,10 +90,11 @@ def usable_blocks(module: nn.Module, patterns: Sequence[str], x_BCHW: Tensor) ->
         convolutions = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d)]
         found = block_shapes(module, convolutions, x_BCHW)
     if not found:
+        looked = "methods.archrepair.blocks" if patterns else "its blocks and convolutions"
         raise ConfigError(
-            f"no block of {type(module).__name__} is called once with a map [B, C, H, W] and returns one, as archrepair "
-            f"needs ({'methods.archrepair.blocks' if patterns else 'blocks and convolutions'} were looked at). Name "
-            "such modules in methods.archrepair.blocks, or leave archrepair out."
+            f"archrepair needs a block that a forward pass of {type(module).__name__} calls once with a map "
+            f"[B, C, H, W] and that returns one; {looked} were looked at, and none is. Name such modules in "
+            "methods.archrepair.blocks, or leave archrepair out."
         )
     return found
 

@@ -3,7 +3,7 @@
 Source: Qi et al. 2023 (ArchRepair) localises by an adversarial-aware spectrum analysis of neurons' status and weights'
 gradients, and publishes no formula. Ours: Tarantula (Jones & Harrold 2005) by channel over failures, correct clean
 images and their FGSM variants (Goodfellow et al. 2015); a block's score is the mean suspiciousness of its top tenth of
-channels × the gradient of its weights over what fails: Σ|w·∂L/∂w|, or mean |∂L/∂w|. The mean falls with depth in any
+channels × the gradient of its weights over the failures: Σ|w·∂L/∂w|, or mean |∂L/∂w|. The mean falls with depth in any
 DNN, as early weights are few and used at many places: with noise in a block of ResNet-8 or ConvNeXt it names the first
 block whichever was broken. The sum is how much the loss hangs on the block, and finds it.
 """
@@ -99,7 +99,7 @@ def localise(
     order = keyed_generator("archrepair-correct", seed).permutation(len(data.clean))
     cleans, right = iter(range(0, len(order), BATCH)), 0
     with observer.recording():
-        while not (budget.over and observer.failed and right):
+        while not (budget.over and observer.failures and right):
             start, first = next(fails, None), next(cleans, None) if right < correct else None
             if start is None and first is None:
                 break
@@ -130,7 +130,7 @@ class _Observer:
         self.deployed, self.module, self.epsilon = deployed, deployed.module.eval(), epsilon
         self.blocks = {name: self.module.get_submodule(name) for name in names}
         self.spectrum = Spectrum(means={name: [] for name in names}, failing=[], clean=[])
-        self.failed = 0
+        self.failures = 0
         watched = {id(p) for block in self.blocks.values() for p in block.parameters()}
         for parameter in self.module.parameters():
             parameter.requires_grad_(id(parameter) in watched)
@@ -159,6 +159,7 @@ class _Observer:
         x_BCHW, target_B = self.deployed.normalise(images_BHWC_u8), self._labels(labels_B)
         loss = F.cross_entropy(self.module(x_BCHW), target_B, reduction="sum")
         torch.autograd.backward(loss)
+        self.failures += len(labels_B)
         everywhere = torch.ones(len(labels_B), dtype=torch.bool)
         self._write(everywhere, failing_B=everywhere, clean=False)
         return len(labels_B)
@@ -176,11 +177,8 @@ class _Observer:
             return 0, len(labels_B)
         (gradient_BCHW,) = torch.autograd.grad(F.cross_entropy(logits_BK, target_B, reduction="sum"), x_BCHW)
         variants_BCHW = fgsm(self.deployed, x_BCHW.detach(), gradient_BCHW, self.epsilon)[right_B]
-        target_B = target_B[right_B]
-        logits_BK = self.module(variants_BCHW)
-        wrong_B = logits_BK.detach().argmax(1) != target_B
-        losses_B = F.cross_entropy(logits_BK, target_B, reduction="none")
-        torch.autograd.backward((losses_B * wrong_B).sum())
+        with torch.no_grad():
+            wrong_B = self.module(variants_BCHW).argmax(1) != target_B[right_B]
         self._write(torch.ones(found, dtype=torch.bool), failing_B=wrong_B.cpu(), clean=False)
         return found, len(labels_B) + found
 
@@ -194,13 +192,15 @@ class _Observer:
 
     @torch.no_grad()
     def _gradient(self, block: nn.Module, kind: GradientScore) -> float:
-        """Σ|w·∂L/∂w| or mean |∂L/∂w| over the block's weights; L is the mean over what failed."""
+        """Σ|w·∂L/∂w| or mean |∂L/∂w| over the block's weights; L is the mean over the failures."""
         found = [(p, p.grad) for p in block.parameters() if p.grad is not None]
         if kind == "mean":
             return (
-                sum(float(g.abs().double().sum()) for _, g in found) / self.failed / number_of_weights(block)
+                sum(float(g.abs().double().sum()) for _, g in found)
+                / self.failures
+                / number_of_weights(block)
             )
-        return sum(float((p * g).abs().double().sum()) for p, g in found) / self.failed
+        return sum(float((p * g).abs().double().sum()) for p, g in found) / self.failures
 
     def _labels(self, labels_B: Ints) -> Tensor:
         return torch.from_numpy(labels_B).to(self.deployed.device)
@@ -210,7 +210,6 @@ class _Observer:
             self.spectrum.means[name].append(means_BC[rows_B])
         self.spectrum.failing.append(failing_B[rows_B])
         self.spectrum.clean.append(torch.full((int(rows_B.sum()),), clean))
-        self.failed += int(failing_B[rows_B].sum())
 
 
 def fgsm(deployed: DeployedModel, x_BCHW: Tensor, gradient_BCHW: Tensor, epsilon: float) -> Tensor:

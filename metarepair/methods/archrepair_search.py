@@ -1,7 +1,7 @@
 """A DNN with a relaxed block and examples in, the same with its weights and its α searched out.
 
-Source: Liu et al. 2019 (DARTS), Algorithm 1, first order: a step of the weights on one half of the examples, a step of α
-on the other, in turns. The weights go first, so that a budget of one step is theirs.
+Source: Liu et al. 2019 (DARTS), Algorithm 1, first order: a step of the weights on one half of the examples, a step of
+α on the other, in turns. The weights go first, so that a budget of one step is theirs.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class AugMixLoss:
     def __call__(self, module: nn.Module, batch: MethodBatch) -> Tensor:
         views_VBHWC = self.views(batch)
         x = replace(self.deployed, module=module).normalise(views_VBHWC.flatten(0, 1))
-        logits_VBK = module(x).unflatten(0, (VIEWS, -1))
+        logits_VBK: Tensor = module(x).view(VIEWS, len(batch.labels_B), -1)
         return F.cross_entropy(logits_VBK[0], batch.labels_B) + self.settings.consistency * divergence(
             logits_VBK
         )
@@ -152,7 +152,7 @@ class AugMixLoss:
             draws,
             styled_BCHW_u8=styled_BCHW.repeat(VIEWS - 1, 1, 1, 1),
         )
-        views = torch.cat([images_BCHW, mixed]).unflatten(0, (VIEWS, size))
+        views = torch.cat([images_BCHW, mixed]).view(VIEWS, *images_BCHW.shape)
         return views.permute(0, 1, 3, 4, 2).contiguous()
 
     def _to_device(self, images_BHWC_u8: Pixels) -> Tensor:

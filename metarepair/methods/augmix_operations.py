@@ -66,8 +66,9 @@ def sample_mix(
     deepest = depth or DEEPEST
     shape = (images, width, deepest)
     operations_BWD = generator.integers(len(OPERATIONS) + style, size=shape)
-    depth_BW1 = generator.integers(1, DEEPEST + 1, size=(images, width, 1)) if depth is None else deepest
-    operations_BWD[np.arange(deepest) >= depth_BW1] = NOTHING
+    if depth is None:
+        depth_BW1 = generator.integers(1, deepest + 1, size=(images, width, 1))
+        operations_BWD[np.arange(deepest) >= depth_BW1] = NOTHING
     signs_BWD = generator.choice((-1.0, 1.0), size=shape)
     return MixDraws(
         operations_BWD=operations_BWD,
@@ -152,8 +153,10 @@ def move(images_BCHW_u8: Tensor, matrices_B23: Floats) -> Tensor:
     _, _, height, width = images_BCHW_u8.shape
     device = images_BCHW_u8.device
     matrices = torch.from_numpy(matrices_B23).to(device, torch.float32)
-    y, x = (torch.arange(n, device=device) + 0.5 for n in (height, width))
-    places_HW3 = torch.stack(torch.broadcast_tensors(x, y[:, None], torch.ones_like(y)[:, None]), 2)
+    y_HW, x_HW = torch.meshgrid(
+        *(torch.arange(n, device=device) + 0.5 for n in (height, width)), indexing="ij"
+    )
+    places_HW3 = torch.stack([x_HW, y_HW, torch.ones_like(x_HW)], 2)
     from_BHW2 = torch.einsum("hwi,bji->bhwj", places_HW3, matrices)
     size = torch.tensor([width, height], device=device)
     inside_BHW = ((from_BHW2 >= 0) & (from_BHW2 < size)).all(3)

@@ -30,7 +30,7 @@ class Limit:
 
 def parse_limit(text: str) -> Limit:
     """`60s`, `500steps` or `100000images`. Raises ConfigError that says what is allowed."""
-    match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][0-9]+)?)\s*([a-z]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][0-9]+)?)\s*([a-z]+)\s*", text)
     units = get_args(Unit)
     if match is None or match[2] not in units:
         raise ConfigError(f"budget={text!r} is no budget. {ALLOWED}")

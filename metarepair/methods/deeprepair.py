@@ -48,7 +48,9 @@ class DeepRepairSettings(AugMixSettings):
         None, description="Folder with wave_encoder_cat5_l4 and wave_decoder_cat5_l4, .pth or .safetensors."
     )
     patience: Positive | None = Field(
-        5, description="Checks without gain, of the 20 of a training, after which it ends; null: it goes on."
+        5,
+        description="Checks without gain, of the 20 of a training, after which it ends; null: it goes on, which a "
+        "short budget needs, whose gain comes when the rate has fallen.",
     )
 
     @model_validator(mode="after")

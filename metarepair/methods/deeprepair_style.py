@@ -62,7 +62,7 @@ def k_means(points_NP: Floats, clusters: int, generator: np.random.Generator) ->
             break
         chosen = generator.choice(len(points_NP), p=nearest_N / nearest_N.sum())
         centres_GP = np.concatenate([centres_GP, points_NP[chosen : chosen + 1]])
-    groups_N = squared_distances(points_NP, centres_GP).argmin(1)
+    groups_N: Ints = squared_distances(points_NP, centres_GP).argmin(1)
     for _ in range(ROUNDS):
         for group in np.unique(groups_N):
             centres_GP[group] = points_NP[groups_N == group].mean(0)

@@ -6,12 +6,12 @@ What a method has not asked for is not in the object that it is given, so a slip
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from metarepair.meta_test import RepairData
+from metarepair.meta_test import RepairData, Start
 from metarepair.methods.base import Method, MethodContext, Uses, no_experiences
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
@@ -29,10 +29,15 @@ def repair_fairly(
             f"{method.name} learns from the clean training split, and none is given. Take a method that needs none "
             "(finetune, bn_adapt), or run it with data that has a training split."
         )
-    if "experiences" not in uses:
-        context = replace(context, load_meta=no_experiences)
+    context = replace(context, load_meta=_loaded(context) if "experiences" in uses else no_experiences)
     own = replace(deployed, module=copy.deepcopy(deployed.module).eval())
     return method.repair(own, data_for(uses, data), context)
+
+
+def _loaded(context: MethodContext) -> Callable[[], Start]:
+    """θ_meta without what it is loaded by, which knows the data set and so the test split."""
+    start = context.load_meta()
+    return lambda: start
 
 
 def data_for(uses: Sequence[Uses], data: RepairData) -> RepairData:

@@ -22,7 +22,8 @@ def kernels(like: Tensor) -> Tensor:
 
 def haar(x_BCHW: Tensor) -> Tensor:
     """Bands [F, B, C, h, w] of images with an even number of rows and columns."""
-    blocks = x_BCHW.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))
+    batch, channels, height, width = x_BCHW.shape
+    blocks = x_BCHW.reshape(batch, channels, height // 2, 2, width // 2, 2)
     return torch.einsum("bchiwj,fij->fbchw", blocks, kernels(x_BCHW))
 
 

@@ -14,6 +14,7 @@ from metarepair.settings import explain
 from tasks.errors import ConfigError, unknown_name
 
 GROUP = "metarepair.methods"
+DECLARED = ("name", "words", "uses", "changes", "cost")
 METHODS: dict[str, Method] = {}
 MethodClass = TypeVar("MethodClass", bound=type[Method])
 
@@ -42,6 +43,11 @@ def _of_other_packages() -> dict[str, Method]:
             ) from error
         if not (isinstance(cls, type) and issubclass(cls, Method)):
             raise ConfigError(f"{whose} is no class that subclasses metarepair.methods.Method.")
+        missing = [key for key in DECLARED if not hasattr(cls, key)] + sorted(cls.__abstractmethods__)
+        if missing:
+            raise ConfigError(
+                f"{whose} has no {missing[0]!r}. A method declares {', '.join(DECLARED)}, and has a `repair`."
+            )
         if cls.name in METHODS or cls.name in found:
             raise ConfigError(
                 f"{whose} takes the name {cls.name!r} of another method. Rename or uninstall it."

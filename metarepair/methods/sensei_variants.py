@@ -53,7 +53,7 @@ def variants(images_BCHW: Tensor, genes_BVG: Tensor, genes: Sequence[Gene]) -> T
 
     Each variant is what it would be alone: all are sampled at once, from an image that is there once.
     """
-    batch, _, height, width = images_BCHW.shape
+    batch, channels, height, width = images_BCHW.shape
     number = genes_BVG.shape[1]
     value = {gene.name: genes_BVG[:, :, place] for place, gene in enumerate(genes)}
     theta = _inverse_maps(value, height=height, width=width).flatten(0, 1)
@@ -62,7 +62,7 @@ def variants(images_BCHW: Tensor, genes_BVG: Tensor, genes: Sequence[Gene]) -> T
     tall_BCHW = F.grid_sample(
         images_BCHW, grid.view(batch, number * height, width, 2), mode="bilinear", align_corners=False
     )
-    found = tall_BCHW.unflatten(2, (number, height)).permute(0, 2, 3, 4, 1)
+    found = tall_BCHW.reshape(batch, channels, number, height, width).permute(0, 2, 3, 4, 1)
     if "contrast" in value:
         contrast, brightness = (value[name][:, :, None, None, None] for name in ("contrast", "brightness"))
         found = (found * contrast + brightness).clamp(0, 255)

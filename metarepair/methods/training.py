@@ -233,6 +233,7 @@ class Training:
         count = {k: float(v) for k, v in groups["count"].items()}
         self.step, self.checked = int(count["step"]), int(count["checked"])
         self.best_check, self.best_accuracy = int(count["best_check"]), count["best_accuracy"]
+        self._ended_early = self.patience is not None and self.checked - self.best_check >= self.patience
         self.context.budget.go_on(
             seconds=count["seconds"], images=int(count["images"]), steps=int(count["steps"])
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
-from metarepair.models.build import DeployedModel, read_tensors, save_weights, state_hash
+from metarepair.models.build import DeployedModel, read_tensors, state_hash
 from metarepair.repair_config import RepairConfig
 from metarepair.stateless import seeded
 from metarepair.vectors import State
@@ -52,7 +53,12 @@ class Scaled(nn.Module):
 
 def net(seed: int = 0, *, norm: bool = True, dtype: torch.dtype = torch.float32) -> nn.Module:
     with seeded(CPU, seed):
-        body = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4) if norm else nn.Identity(), Scaled(), nn.ReLU()]
+        body = [
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4) if norm else nn.Identity(),
+            Scaled(),
+            nn.ReLU(),
+        ]
         module = nn.Sequential(*body, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 3)).to(dtype)
         if norm:
             module.get_buffer("1.running_mean").normal_(0, 0.2)
@@ -168,9 +174,7 @@ def test_a_failure_on_which_all_models_agree_changes_nothing() -> None:
     assert not mixture(agreed, rate=0.1, strategy="both").moves
     divided = np.array([[True, True, False], [True, False, False]])
     alone = mixture(divided[:, 1:2], rate=0.1, strategy="both")
-    np.testing.assert_array_equal(
-        mixture(divided, rate=0.1, strategy="both").models_M, alone.models_M
-    )
+    np.testing.assert_array_equal(mixture(divided, rate=0.1, strategy="both").models_M, alone.models_M)
 
 
 def linear(weight: Tensor) -> nn.Module:
@@ -191,26 +195,48 @@ def test_a_walk_repairs_by_what_a_right_model_knows_that_a_wrong_one_does_not() 
         return replace(some, labels_N=teacher.logits(np.asarray(some.images_NHWC_u8)).argmax(1).numpy())
 
     known = replace(known, learn=labelled(known.learn), validation=labelled(known.validation))
-    model = deployed(linear(-truth))
+    model = deployed(linear(-0.05 * truth))
     walk = walk_of(model, [linear(truth), linear(-truth)], data=known, rate=0.02, patience=40)
     found = walk.run()
     assert walk.before < 0.2
     assert walk.accuracy > 0.9
-    assert float((found["1.weight"] * truth).sum()) > 0 > -float((truth * truth).sum())
+    assert float((found["1.weight"] * truth).sum()) > 0
     away = walk_of(model, [linear(-truth), linear(-2 * truth)], data=known, rate=0.02, patience=40)
     assert away.run() == {}  # no model is right about any failure
 
 
 def test_models_are_judged_with_their_own_buffers() -> None:
-    model, others = deployed(), [net(seed) for seed in (1, 2)]
-    for other in others:
-        other.get_buffer("1.running_mean").add_(1.5)
+    model, others, learn = deployed(), [net(1), net(2)], data().learn
+    for number, other in enumerate(others):
+        other.get_buffer("1.running_mean").copy_(torch.tensor([3.0, -3.0, 3.0, -3.0]) * (-1) ** number)
     walk = walk_of(model, others)
     walk.run()
-    learn = data().learn
     for right_N, other in zip(walk.right, others, strict=True):
-        logits_NK = deployed(other).logits(np.asarray(learn.images_NHWC_u8))
-        np.testing.assert_array_equal(right_N, logits_NK.argmax(1).numpy() == learn.labels_N)
+
+        def right(module: nn.Module) -> list[bool]:
+            predicted_N = deployed(module).logits(np.asarray(learn.images_NHWC_u8)).argmax(1).numpy()
+            return list(predicted_N == learn.labels_N)
+
+        assert list(right_N) == right(other)
+        for key, buffer in model.module.named_buffers():
+            other.get_buffer(key).copy_(buffer)
+        assert list(right_N) != right(other)
+
+
+def test_a_candidate_is_judged_with_the_buffers_that_moved_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[State] = []
+
+    def judge(_: DeployedModel, parameters: State, buffers: State, __: Failures) -> float:
+        judged.append({k: v.clone() for k, v in (parameters | buffers).items()})
+        return float(min(len(judged), 4))  # three gains, then none
+
+    monkeypatch.setattr(apricot_walk, "accuracy_on", judge)
+    walk = walk_of(deployed(), [net(1), net(2)])
+    walk.right = [np.ones(10, np.bool_), np.zeros(10, np.bool_)]
+    kept = walk.run()
+    assert walk.gains == 3
+    assert all(torch.equal(judged[3][k], v) for k, v in kept.items())
+    assert judged[0]["1.running_mean"].ne(judged[1]["1.running_mean"]).all()
 
 
 def test_statistics_move_with_the_weights_and_variances_stay_positive() -> None:
@@ -219,7 +245,6 @@ def test_statistics_move_with_the_weights_and_variances_stay_positive() -> None:
     others[1].get_buffer("1.running_var").fill_(50.0)
     every = [{**a, **b} for a, b in states(module, *others)]
     coordinates = Coordinates(module, every[1:])
-    assert gap(coordinates.state(coordinates.vector(every[0])), every[0] | {}) < 1e-12 or True
     own, share_M = 1.0, [0.1, -0.1]
     mixed_P = own * coordinates.vector(every[0])
     for share, other in zip(share_M, every[1:], strict=True):
@@ -257,9 +282,7 @@ def test_a_vector_of_a_state_is_that_state_again() -> None:
 def accuracies(values: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation says these, one after the other, then the last for ever."""
     left = list(values)
-    monkeypatch.setattr(
-        apricot_walk, "accuracy_on", lambda *_: left.pop(0) if len(left) > 1 else left[0]
-    )
+    monkeypatch.setattr(apricot_walk, "accuracy_on", lambda *_: left.pop(0) if len(left) > 1 else left[0])
 
 
 def test_what_was_kept_is_not_touched_by_what_is_tried_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,9 +369,7 @@ def test_preparing_leaves_the_deployed_dnn_as_it_is(tmp_path: Path) -> None:
 
 def test_a_subset_has_as_many_of_each_class_and_is_another_for_another_model() -> None:
     labels_N = np.arange(60) % 3
-    first, second = (
-        subset(labels_N, per_class=5, generator=np.random.default_rng(seed)) for seed in (0, 1)
-    )
+    first, second = (subset(labels_N, per_class=5, generator=np.random.default_rng(seed)) for seed in (0, 1))
     assert np.bincount(labels_N[first]).tolist() == [5, 5, 5]
     assert len(set(first.tolist())) == 15
     assert first.tolist() != second.tolist()
@@ -377,10 +398,10 @@ def test_a_tensor_that_no_module_resets_is_drawn_by_its_mean_and_deviation() -> 
     old = module[0].detach().clone()
     with seeded(CPU, 1):
         assert reinitialise(module) == ["0"]
-    assert float(module[0].mean()) == pytest.approx(float(old.mean()), abs=0.2)
-    assert float(module[0].std()) == pytest.approx(float(old.std()), rel=0.05)
-    both = torch.stack([old, module[0].detach()])
-    assert abs(float(torch.corrcoef(both)[0, 1])) < 0.06
+    new = module[0].detach()
+    assert float(new.mean()) == pytest.approx(float(old.mean()), abs=0.2)
+    assert float(new.std()) == pytest.approx(float(old.std()), rel=0.05)
+    assert abs(float(torch.corrcoef(torch.stack([old, new]))[0, 1])) < 0.06
 
 
 def test_a_deployed_start_begins_with_the_deployed_weights(tmp_path: Path) -> None:
@@ -395,8 +416,11 @@ def test_a_deployed_start_begins_with_the_deployed_weights(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equal_seeds_repair_to_equal_bits(tmp_path: Path, norm: bool, dtype: torch.dtype) -> None:
-    model = deployed(net(norm=norm, dtype=dtype))
+def test_equal_seeds_repair_to_equal_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: bool, dtype: torch.dtype
+) -> None:
+    model, judged = deployed(net(norm=norm, dtype=dtype)), count(1)
+    monkeypatch.setattr(training, "accuracy_on", lambda *_: float(next(judged)))  # all training is kept
     prepare(tmp_path, model)
     one, two = (repaired(context(tmp_path, budget=Budget(parse_limit("4steps"))), model) for _ in range(2))
     assert state_hash(one.state()) == state_hash(two.state())
@@ -404,12 +428,10 @@ def test_equal_seeds_repair_to_equal_bits(tmp_path: Path, norm: bool, dtype: tor
     assert one.images_seen == 3 * 10 + 4 * 8
     assert one.state()["0.weight"].dtype == dtype
     other = repaired(context(tmp_path, seed=4, budget=Budget(parse_limit("4steps"))), model)
-    assert state_hash(other.state()) != state_hash(one.state()) or other.notes != one.notes
+    assert state_hash(other.state()) != state_hash(one.state())
 
 
-def test_training_begins_where_the_adjustment_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_begins_where_the_adjustment_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path)
     accuracies([0.0, 0.5, 0.2], monkeypatch)
     monkeypatch.setattr(training, "accuracy_on", lambda *_: 0.5)  # so that training is not kept
@@ -436,7 +458,7 @@ def test_half_of_a_budget_is_left_for_training(tmp_path: Path) -> None:
     assert found.gradient_steps == 3
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Ends a repair at a place."""
 
 
@@ -445,7 +467,12 @@ def test_a_walk_that_was_interrupted_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
 ) -> None:
     monkeypatch.setattr(apricot_walk, "CHECKPOINT_S", 0.0)
-    others, judged = [net(seed) for seed in (1, 2, 3)], apricot_walk.accuracy_on
+    others = [net(seed) for seed in (1, 2, 3)]
+
+    def judged(_: DeployedModel, parameters: State, *__: Any) -> float:
+        return float(parameters["6.weight"].sum() * 1000 % 1)  # better now and then
+
+    monkeypatch.setattr(apricot_walk, "accuracy_on", judged)
     whole = walk_of(deployed(), others, patience=6)
     expected = whole.run()
     assert whole.gains
@@ -455,11 +482,11 @@ def test_a_walk_that_was_interrupted_ends_as_one_that_was_not(
     def dies(*arguments: Any) -> float:
         calls[0] += 1
         if calls[0] == when:
-            raise Killed
+            raise KilledError
         return judged(*arguments)
 
     monkeypatch.setattr(apricot_walk, "accuracy_on", dies)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         walk_of(deployed(), others, patience=6, context=context(None, folder=folder)).run()
     monkeypatch.setattr(apricot_walk, "accuracy_on", judged)
     around = context(None, folder=folder)
@@ -479,10 +506,10 @@ def test_models_that_are_the_same_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_models_and_those_of_another_dnn_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="none are prepared.*metarepair compare"):
+    with pytest.raises(StageError, match=r"none are prepared.*metarepair compare"):
         repaired(context(None))
     around = prepare(tmp_path)
-    with pytest.raises(DataError, match="reduced model of another DNN: 5 of 8 tensors"):
+    with pytest.raises(DataError, match=r"reduced model of another DNN: 5 tensors .*first: 1.bias"):
         repaired(around, deployed(net(norm=False)))
     path_of(tmp_path, 1).unlink()
     with pytest.raises(StageError, match=r"1 of apricot's 3 reduced models are missing.*reduced-001"):
@@ -490,14 +517,16 @@ def test_missing_models_and_those_of_another_dnn_are_refused(tmp_path: Path) -> 
 
 
 def test_impossible_data_and_settings_are_refused_in_a_paragraph(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"per_class=9, and the clean training split has 8 images of class 0"):
+    with pytest.raises(
+        ConfigError, match=r"per_class=9, and the clean training split has 8 images of class 0"
+    ):
         prepare(tmp_path, reduced=REDUCED | {"per_class": 9})
     method, none = get_method("apricot"), data(clean=0)
     with pytest.raises(ConfigError, match="and there is none"):
         method.prepare(deployed(), none, context(tmp_path))
     with pytest.raises(DataError, match="here are 0, 24 and 9 of them"):
         method.repair(deployed(), data(learn=0), prepare(tmp_path))
-    with pytest.raises(ConfigError, match="adjust_rat.*adjust_rate"):
+    with pytest.raises(ConfigError, match=r"adjust_rat.*adjust_rate"):
         method_settings("apricot", {"adjust_rat": 0.1})
     with pytest.raises(ConfigError, match="reduced"):
         method_settings("apricot", {"reduced": {"models": 1}})

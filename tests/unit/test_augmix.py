@@ -204,13 +204,13 @@ def test_loss_falls_to_cross_entropy_for_identical_views() -> None:
     still = Still(deployed=net, settings=settings)(net.module, step)
     torch.testing.assert_close(still, expected, rtol=0, atol=1e-9)
     moved = AugMixLoss(deployed=net, settings=settings)(net.module, step)
-    assert moved > expected + 1e-3
+    assert moved > expected + 1e-5
 
 
 def test_disagreement_counts_by_its_weight() -> None:
     net = deployed()
     one, twelve, thirteen = (
-        float(AugMixLoss(deployed=net, settings=AugMixSettings(consistency=weight))(net.module, batch()))
+        AugMixLoss(deployed=net, settings=AugMixSettings(consistency=weight))(net.module, batch()).item()
         for weight in (1.0, 12.0, 13.0)
     )
     assert thirteen - twelve == pytest.approx((twelve - one) / 11)
@@ -270,7 +270,7 @@ def same(one: RepairedModel, other: RepairedModel) -> bool:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_repair_learns_with_and_without_batch_norm(norm: bool) -> None:
-    net, found = deployed(norm=norm), repaired(limit="60steps", norm=norm, rate=0.05)
+    net, found = deployed(norm=norm), repaired(limit="20steps", norm=norm, rate=0.3)
     before = accuracy_on(
         net, dict(net.module.named_parameters()), dict(net.module.named_buffers()), data().validation
     )
@@ -314,9 +314,10 @@ def test_interrupted_repair_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch
             raise KeyboardInterrupt
         return divergence(logits_VBK)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(augmix, "divergence", failing)
-        repaired(norm=True, folder=tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            repaired(norm=True, folder=tmp_path)
     resumed = repaired(norm=True, folder=tmp_path)
     assert len(calls) == 4
     assert same(resumed, undisturbed)

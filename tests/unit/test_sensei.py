@@ -23,7 +23,7 @@ from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
-from metarepair.methods.sensei import Sensei, SenseiSettings, WorstVariantLoss
+from metarepair.methods.sensei import AT_ONCE, Sensei, SenseiSettings, WorstVariantLoss
 from metarepair.methods.sensei_populations import Populations
 from metarepair.methods.sensei_variants import FILTER_GENES, spatial_genes, variants
 from metarepair.methods.training import MethodBatch
@@ -36,7 +36,7 @@ from tasks.records import Failures
 SPATIAL = spatial_genes(rotation=30.0, translation=3.0, shear=0.1)
 ALL = SPATIAL + FILTER_GENES
 CONFIG = parse_config({"name": "unit", "device": "cpu", "mining": {"experiences": ["fog"]}})
-SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 6, "rate": 0.01, "variants": 5, "keep": 2}
+SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 8, "rate": 0.1, "variants": 5, "keep": 2}
 
 
 def deployed(*, norm: bool = True, dtype: torch.dtype = torch.float32) -> DeployedModel:
@@ -50,14 +50,17 @@ def deployed(*, norm: bool = True, dtype: torch.dtype = torch.float32) -> Deploy
 
 
 def failures(number: int, seed: int) -> Failures:
+    """Images whose brightness says their label: they can be learned, so that a training is kept."""
     generator = np.random.default_rng(seed)
+    labels = generator.integers(3, size=number)
+    noise = generator.integers(70, size=(number, 8, 8, 3))
     return Failures(
         corruption="snow",
         image_ids_N=np.arange(number),
         severities_N=np.ones(number, np.int64),
-        labels_N=generator.integers(3, size=number),
+        labels_N=labels,
         predicted_N=np.zeros(number, np.int64),
-        images_NHWC_u8=generator.integers(256, size=(number, 8, 8, 3), dtype=np.uint8),
+        images_NHWC_u8=(labels[:, None, None, None] * 90 + noise).astype(np.uint8),
     )
 
 
@@ -316,7 +319,7 @@ def test_with_a_threshold_of_zero_every_image_is_searched() -> None:
 def test_large_batches_are_judged_in_parts_with_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = (loss_of(deployed(dtype=torch.float64)) for _ in range(2))
     whole(whole.deployed.module, batch())
-    monkeypatch.setattr("metarepair.methods.sensei.AT_ONCE", 12)
+    monkeypatch.setitem(AT_ONCE, "cpu", 12)
     seen = Seen(parts.deployed.module)
     parts(parts.deployed.module, batch())
     assert [len(judged) for judged in seen.judged] == [10] * 5
@@ -330,6 +333,8 @@ def test_same_seed_same_bits_with_and_without_batch_norm(norm: bool, dtype: torc
     first, again = (repaired(context(), deployed(norm=norm, dtype=dtype)) for _ in range(2))
     other = repaired(replace(context(), seed=4), deployed(norm=norm, dtype=dtype))
     assert state_hash(first.state()) == state_hash(again.state()) != state_hash(other.state())
+    own = deployed(norm=norm, dtype=dtype).module
+    assert not torch.equal(own.get_parameter("6.weight"), first.parameters["6.weight"])
 
 
 def test_filters_take_part_in_a_repair() -> None:
@@ -341,7 +346,7 @@ def test_filters_take_part_in_a_repair() -> None:
 def test_a_budget_in_steps_ends_it_and_all_images_are_counted() -> None:
     found = repaired(context(Budget(parse_limit("3steps")), skip_below=0.0, epochs=50))
     assert found.gradient_steps == 3
-    assert found.images_seen == 3 * 6 * (5 + 1)
+    assert found.images_seen == 3 * 8 * (5 + 1)
 
 
 class Interrupted(Budget):
@@ -363,6 +368,7 @@ def test_a_resumed_repair_equals_one_that_was_not_interrupted(
     assert (tmp_path / training.CHECKPOINT).is_file()
     lines: list[str] = []
     resumed = repaired(replace(context(folder=tmp_path), say=lines.append))
+    assert state_hash(undisturbed.state()) != state_hash(deployed().module.state_dict())
     assert lines[0] == "sensei: goes on from step 4"
     assert state_hash(resumed.state()) == state_hash(undisturbed.state())
     assert (resumed.images_seen, resumed.gradient_steps) == (

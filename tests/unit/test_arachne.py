@@ -1,0 +1,574 @@
+"""Arachne: the weights to blame and their Pareto front, candidates replayed as the DNN would run them, the search."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import OptimizeResult
+from torch import Tensor, nn
+
+from metarepair.meta_test import CleanImages, RepairData
+from metarepair.methods import arachne, method_settings, repair_fairly
+from metarepair.methods.arachne_fitness import Fitness, scores
+from metarepair.methods.arachne_localise import Blame, blame, correct_rows, front_rows, pareto_front
+from metarepair.methods.arachne_replay import Replay
+from metarepair.methods.arachne_search import Evolution, Layers, Search, State, layers_of_weights
+from metarepair.methods.arachne_trace import Places, layers_of, weight_of
+from metarepair.methods.base import MethodContext
+from metarepair.methods.budget import Budget, parse_limit
+from metarepair.methods.registry import get_method
+from metarepair.methods.repaired import RepairedModel
+from metarepair.models.build import DeployedModel
+from metarepair.repair_config import RepairConfig
+from metarepair.stateless import seeded
+from tasks.errors import ConfigError, DataError
+from tasks.records import Failures, Ints, Pixels
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"population": 20, "generations": 30}
+
+
+class Block(nn.Module):
+    """All that a replay has rules for: norms, depthwise and grouped convolutions, a sum, a concatenation, pooling."""
+
+    def __init__(self, *, norm: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.depthwise = nn.Conv2d(4, 8, 3, padding=1, groups=4, padding_mode="circular")
+        self.grouped = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2, bias=False)
+        self.shortcut = nn.Conv2d(4, 8, 1, stride=2)
+        self.mixing = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.twice = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(24, 3)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.stem(x_BCHW)))
+        y = self.grouped(nn.functional.silu(self.depthwise(x)))
+        y += self.shortcut(x)
+        z = y + self.mixing(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        z = self.twice(self.relu(self.twice(z)))
+        parts = [nn.functional.avg_pool2d(y, 4), nn.functional.max_pool2d(z, 4), z.mean((2, 3), keepdim=True)]
+        logits: Tensor = self.head(torch.cat(parts, 1).flatten(1))
+        return logits
+
+
+def block(*, norm: bool = True, dtype: torch.dtype = torch.float64) -> nn.Module:
+    with seeded(CPU, 0):
+        module = Block(norm=norm).to(dtype)
+        if norm:
+            module.get_buffer("norm.running_mean").normal_(0, 0.3)
+            module.get_buffer("norm.running_var").uniform_(0.5, 2)
+    return module.eval()
+
+
+class Sorter(nn.Module):
+    """Says which of three colours is strongest; four channels see each colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, bias=False)
+        self.fc = nn.Linear(12, 3, bias=False)
+        sees = torch.eye(3).repeat_interleave(4, 0)
+        with torch.no_grad():
+            self.conv.weight.copy_(((sees + 0.02) / 9)[:, :, None, None].expand(-1, -1, 3, 3))
+            self.fc.weight.copy_(sees.T - 0.25)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.conv(x_BCHW).relu().mean((2, 3)))
+        return logits
+
+
+def deployed(module: nn.Module) -> DeployedModel:
+    return DeployedModel(name="small", module=module, num_classes=3, mean=(0.2,) * 3, std=(0.25,) * 3)
+
+
+def coloured(labels_N: Ints, seed: int) -> Pixels:
+    """Noise of 8 px, more or less brighter in the colour of its label."""
+    generator = np.random.default_rng(seed)
+    found = generator.integers(0, 120, (len(labels_N), 8, 8, 3))
+    found[np.arange(len(labels_N)), :, :, labels_N] += generator.integers(15, 110, (len(labels_N), 1, 1))
+    return found.astype(np.uint8)
+
+
+def failures(labels_N: Ints, seed: int) -> Failures:
+    number = len(labels_N)
+    return Failures(
+        corruption="snow",
+        image_ids_N=np.arange(number),
+        severities_N=np.ones(number, np.int64),
+        labels_N=labels_N,
+        predicted_N=(labels_N + 1) % 3,
+        images_NHWC_u8=coloured(labels_N, seed),
+    )
+
+
+def clean(number: int = 60, seed: int = 3) -> CleanImages:
+    labels_N = np.arange(number) % 3
+    return CleanImages(images_NHWC_u8=coloured(labels_N, seed), labels_N=labels_N)
+
+
+def broken() -> DeployedModel:
+    """The sorter with one weight planted that makes it fail at colour 1."""
+    module = Sorter().double()
+    with torch.no_grad():
+        module.fc.weight[1, 5] = -8.0
+    return deployed(module.eval())
+
+
+ONES = np.ones(20, np.int64)
+
+
+def hard() -> RepairData:
+    """Images that are alike and have several labels: no DNN is right on all, so a search goes on."""
+    mixed = Failures(**{**vars(failures(ONES, 1)), "labels_N": np.arange(20) % 5 % 3})
+    return RepairData(target="snow", learn=mixed, validation=mixed.take(np.arange(6)), clean=clean())
+
+
+def data(labels_N: Ints = ONES) -> RepairData:
+    return RepairData(
+        target="snow", learn=failures(labels_N, 1), validation=failures(labels_N[:6], 2), clean=clean()
+    )
+
+
+def repaired(
+    given: DeployedModel,
+    collected: RepairData | None = None,
+    *,
+    budget: str | None = None,
+    seed: int = 0,
+    **around: Any,
+) -> RepairedModel:
+    settings = method_settings("arachne", {**SMALL, **around.pop("settings", {})})
+    context = MethodContext(
+        config=RepairConfig.model_construct(),
+        seed=seed,
+        settings=settings,
+        budget=Budget(parse_limit(budget) if budget else None),
+        **around,
+    )
+    return repair_fairly(get_method("arachne"), given, collected or data(), context)
+
+
+def share_right(module: nn.Module, images: CleanImages | Failures) -> float:
+    logits = deployed(module).logits(np.asarray(images.images_NHWC_u8))
+    return float((logits.argmax(1).numpy() == images.labels_N).mean())
+
+
+def some_places(module: nn.Module, names: list[str], each: int = 2) -> Places:
+    generator = np.random.default_rng(1)
+    flat = [generator.choice(weight_of(module, name).numel(), each, replace=False) for name in names]
+    return Places(layers=tuple(n for n in names for _ in range(each)), flat_W=np.concatenate(flat))
+
+
+# Candidates without running the DNN
+
+EACH = [["stem"], ["depthwise"], ["grouped"], ["mixing.1"], ["twice"], ["head"]]
+
+
+@pytest.mark.parametrize("names", [*EACH, ["stem", "twice"], list(layers_of(block()))])
+def test_a_replay_gives_what_the_dnn_with_these_weights_gives(names: list[str]) -> None:
+    module = block()
+    places = some_places(module, names)
+    with seeded(CPU, 2):
+        images = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+        values_PW = places.values(module) + torch.randn(4, len(places), dtype=torch.float64)
+    replay = Replay(module, images[:1], places)
+    found = replay.logits(replay.deployed(images), values_PW)
+    for values_W, logits in zip(values_PW, found, strict=True):
+        changed = copy.deepcopy(module)
+        places.fill(changed, values_W)
+        expected = changed(images)
+        assert (expected - module(images)).abs().max() > 1e-4  # the weights matter
+        torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_replay_leaves_the_dnn_as_it_was() -> None:
+    module = block()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    Replay(module, torch.randn(1, 3, 8, 8, dtype=torch.float64), some_places(module, ["stem"]))
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert not any(m._forward_hooks for m in module.modules())
+
+
+def test_a_depthwise_weight_moves_one_channel_alone_up_to_the_next_mixing_layer() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(64, 64, 3, groups=64), nn.BatchNorm2d(64), nn.ReLU(), nn.AvgPool2d(2)
+    ).eval()
+    head = nn.Sequential(module, nn.Flatten(), nn.Linear(64 * 4, 3)).eval()
+    replay = Replay(head, torch.randn(1, 64, 6, 6), Places(layers=("0.0",), flat_W=np.array([100])))
+    assert replay.bytes_moved == 4 * max(
+        4 * 4, 3, 64 * 4
+    )  # one channel of 4 × 4, and all only where it is flattened
+
+
+class OfItsValues(nn.Module):
+    """What it computes depends on what it has seen first: a graph of its operations is another function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12, 3)
+        self.calls = 0
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        self.calls += 1
+        logits: Tensor = self.fc(x_BCHW.flatten(1)) * self.calls
+        return logits
+
+
+def test_a_dnn_that_is_no_function_of_its_input_and_weights_is_refused() -> None:
+    with pytest.raises(ConfigError, match="gives other logits"):
+        Replay(OfItsValues().eval(), torch.randn(1, 3, 2, 2), Places(layers=("fc",), flat_W=np.array([1])))
+
+
+# Which weights are to blame
+
+
+def test_blame_is_what_the_formulas_say_weight_by_weight() -> None:
+    with seeded(CPU, 0):
+        module = nn.Sequential(
+            nn.Conv2d(4, 6, 3, stride=2, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)
+        )
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), *module).double().eval()
+    images = CleanImages(
+        images_NHWC_u8=np.random.default_rng(0).integers(0, 256, (7, 5, 5, 3), dtype=np.uint8),
+        labels_N=np.array([0, 1, 2, 0, 1, 2, 0]),
+    )
+    given = deployed(module)
+    found = blame(given, images, Budget())
+    x = given.normalise(images.images_NHWC_u8)
+    conv, fc = module[1], module[4]
+    entered = module[0](x).detach()
+    out = conv(entered).detach().requires_grad_()
+    logits = module[4](out.relu().flatten(1))
+    (slope,) = torch.autograd.grad(logits.sum(), out, retain_graph=True)
+    sensitivity = (slope.abs() / slope.abs().sum((1, 2, 3), keepdim=True)).mean(0)
+    patches = nn.functional.unfold(entered, 3, stride=2).view(7, 2, 18, 2, 2)
+    for o, i, a, b in ((0, 0, 0, 0), (2, 1, 1, 2), (5, 1, 2, 0)):
+        terms = (patches[:, o // 3] * conv.weight[o].reshape(-1)[None, :, None, None]).abs()
+        share = (terms[:, i * 9 + a * 3 + b] / terms.sum(1)).mean(0)
+        torch.testing.assert_close(
+            found.impact["1"][o, i, a, b], (share * sensitivity[o]).sum(), rtol=1e-9, atol=0
+        )
+    features = out.detach().relu().flatten(1)
+    terms = (features[:, None] * fc.weight).abs()
+    impact = (terms / terms.sum(2, keepdim=True)).nan_to_num().mean(0) / 3  # each logit has a slope of 1 of 3
+    torch.testing.assert_close(found.impact["4"], impact.detach(), rtol=1e-9, atol=0)
+    error = logits.softmax(1) - nn.functional.one_hot(torch.from_numpy(images.labels_N), 3)
+    torch.testing.assert_close(
+        found.gradient["4"], (error.T @ features).abs().detach(), rtol=1e-9, atol=1e-12
+    )
+
+
+def test_what_correct_images_need_is_blamed_less() -> None:
+    of = {"fc": torch.tensor([[2.0, 3.0]])}
+    correct = Blame(impact={"fc": torch.tensor([[1.0, 0.0]])}, gradient={"fc": torch.tensor([[0.0, 2.0]])})
+    found = Blame(impact=of, gradient=of).over(correct)
+    assert found.impact["fc"].tolist() == [[1.0, 3.0]]
+    assert found.gradient["fc"].tolist() == [[2.0, 1.0]]
+
+
+def test_the_front_is_what_no_other_is_better_than() -> None:
+    generator = np.random.default_rng(0)
+    first = generator.integers(0, 30, 400).astype(float)
+    second = 30 - first + generator.integers(0, 9, 400)
+    better = (first[:, None] >= first) & (second[:, None] >= second)
+    better &= (first[:, None] > first) | (second[:, None] > second)
+    front = {(a, b) for a, b, bad in zip(first, second, better.any(0), strict=True) if not bad}
+    rows = front_rows(first, second)
+    assert {(first[r], second[r]) for r in rows} == front
+    assert len(rows) == len(front) > 2  # equal ones count once
+
+
+def test_the_front_may_lie_over_several_layers() -> None:
+    scored = Blame(
+        impact={"a": torch.tensor([[0.0, 5.0]]), "b": torch.tensor([[1.0], [2.0], [0.5]])},
+        gradient={"a": torch.tensor([[1.0, 1.0]]), "b": torch.tensor([[0.0], [3.0], [9.0]])},
+    )
+    places = pareto_front(scored)
+    assert list(zip(places.layers, places.flat_W.tolist(), strict=True)) == [("a", 1), ("b", 1), ("b", 2)]
+
+
+def test_correct_images_have_the_shares_of_the_classes_and_are_right() -> None:
+    labels_N = np.repeat([0, 1, 2], [40, 20, 20])
+    images = CleanImages(images_NHWC_u8=coloured(labels_N, 5), labels_N=labels_N)
+    wrong = np.arange(0, 40, 2)  # half of class 0 has another colour, and is none of them
+    images.images_NHWC_u8[wrong] = coloured(np.full(20, 2), 6)  # type: ignore[index]
+    budget = Budget()
+    rows = correct_rows(deployed(Sorter().eval()), images, count=16, seed=0, budget=budget)
+    assert np.bincount(labels_N[rows]).tolist() == [8, 4, 4]
+    assert len(set(rows.tolist())) == 16
+    assert not set(rows.tolist()) & set(wrong.tolist())
+    assert 16 < budget.images_seen <= 80
+
+
+# The search
+
+
+def test_a_planted_broken_weight_is_found_and_restored() -> None:
+    given = broken()
+    scored = blame(given, data().learn, Budget()).over(blame(given, _others(), Budget()))
+    places = pareto_front(scored)
+    assert ("fc", 17) in zip(places.layers, places.flat_W.tolist(), strict=True)
+    assert len(places) <= 8
+    assert share_right(given.module, data().learn) == 0
+    found = repaired(given)
+    module = found.fill(given.module)
+    assert share_right(module, data().learn) == 1
+    assert share_right(module, clean()) == 1
+    assert module.get_parameter("fc.weight")[1, 5] > -2  # it was -8
+    assert "accuracy on validation, which chose nothing, 0.0% to 100.0%" in found.notes
+
+
+def _others() -> CleanImages:
+    images = clean()
+    rows = np.flatnonzero(images.labels_N != 1)
+    return CleanImages(images_NHWC_u8=images.images_NHWC_u8[rows], labels_N=images.labels_N[rows])
+
+
+def test_only_weights_of_the_front_change() -> None:
+    given = broken()
+    found = repaired(given)
+    changed = sum(int((found.parameters[k] != v).sum()) for k, v in given.module.named_parameters())
+    assert 0 < changed <= int(found.notes[0].split()[0]) <= 8
+
+
+def test_the_last_layers_alone_may_be_searched() -> None:
+    given = broken()
+    found = repaired(given, settings={"last_layers": 1})
+    assert "fc (" in found.notes[0]
+    assert torch.equal(found.parameters["conv.weight"], given.module.get_parameter("conv.weight"))
+
+
+def test_fitness_is_one_for_right_and_less_the_more_wrong() -> None:
+    logits = torch.tensor([[[2.0, 0.0], [2.0, 0.0]]])
+    loss = np.log(1 + np.exp(2.0))
+    torch.testing.assert_close(
+        scores(logits, torch.tensor([0, 1])), torch.tensor([[1.0, 1 / (1 + loss)]], dtype=torch.float64)
+    )
+
+
+def test_fitness_counts_a_failure_ten_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        arachne.Fitness.__init__.__globals__["AT_ONCE_BYTES"], "cpu", 200
+    )  # many small chunks
+    given = deployed(block())
+    collected, correct = failures(np.arange(11) % 3, 1), clean(13)
+    places = some_places(given.module, ["stem", "head"])
+    budget = Budget()
+    fitness = Fitness(given, places, collected, correct, wrong_weight=10.0, budget=budget)
+    with seeded(CPU, 1):
+        values_PW = places.values(given.module) + torch.randn(5, len(places), dtype=torch.float64)
+    found = fitness(values_PW.numpy())
+    assert budget.images_seen == 5 * 24
+    for values_W, value in zip(values_PW, found, strict=True):
+        changed = deployed(copy.deepcopy(given.module))
+        places.fill(changed.module, values_W)
+        total = 0.0
+        for images, factor in ((collected, 10.0), (correct, 1.0)):
+            logits = changed.module(changed.normalise(images.images_NHWC_u8)).detach()
+            for row, label in zip(logits, images.labels_N.tolist(), strict=True):
+                right = int(row.argmax()) == label
+                total += factor * (1.0 if right else 1 / (1 - float(row.log_softmax(0)[label]) + 0))
+        assert value == pytest.approx(total, rel=1e-9)
+
+
+def test_starts_come_from_the_layer_and_bounds_are_twice_its_ends() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[-1.0, 0.0], [1.0, 4.0]]))
+        module[1].weight.copy_(torch.tensor([[1.0, 2.0], [2.0, 3.0]]))
+    layers = layers_of_weights(module, Places(layers=("0", "1"), flat_W=np.array([0, 3])))
+    assert layers.low_W.tolist() == [-2.0, 0.5]
+    assert layers.high_W.tolist() == [8.0, 6.0]
+    assert layers.mean_W.tolist() == [1.0, 2.0]
+    assert layers.sd_W == pytest.approx([np.sqrt(3.5), np.sqrt(0.5)])
+
+
+def sphere(values_PW: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    found: np.ndarray[Any, np.dtype[np.float64]] = -((values_PW - np.array([0.3, -0.7, 0.1])) ** 2).sum(1)
+    return found
+
+
+def search(after: Any = lambda _: False, state: State | None = None, **changes: Any) -> Search:
+    settings = {
+        "population": 12,
+        "generations": 25,
+        "crossover": 0.7,
+        "scale": (0.5, 1.0),
+        "patience": 50,
+        "seed": 3,
+    }
+    ends = np.ones(3)
+    layers = Layers(low_W=-ends, high_W=ends, mean_W=0 * ends, sd_W=2 * ends)
+    return Search(sphere, layers, Evolution(**(settings | changes)), after, state)
+
+
+def test_a_generation_is_rand_1_bin_and_replaces_what_is_not_better() -> None:
+    states: list[State] = []
+    run = search(lambda state: states.append(state), generations=2)
+    start = run.state.shares_PW
+    assert start.min() == 0  # N(0, 2) within [-1, 1], clipped
+    assert start.max() == 1
+    run.run()
+    best = states[0].fitness_P.argmax()
+    assert best == 0
+    assert (states[1].fitness_P[0] >= states[0].fitness_P[0]) or states[1].unchanged
+    kept = [(row[None] == start).all(1).any() for row in states[0].shares_PW]
+    assert not all(kept)
+    assert states[0].fitness_P.min() >= sphere(run.values(start)).min()
+    np.testing.assert_allclose(states[0].fitness_P, sphere(run.values(states[0].shares_PW)))
+
+
+def test_a_trial_is_a_plus_a_difference_of_three_others() -> None:
+    run = search(crossover=1.0, scale=(0.5, 0.5))
+    population = np.arange(36, dtype=float).reshape(12, 3) / 100
+    trial = run._trial(4, population)
+    sums = {
+        tuple(np.round(population[a] + 0.5 * (population[b] - population[c]), 9))
+        for a in range(12)
+        for b in range(12)
+        for c in range(12)
+        if len({a, b, c, 4}) == 4
+    }
+    assert tuple(np.round(trial, 9)) in {tuple(np.clip(s, 0, 1)) for s in sums}
+    one = search(crossover=0.0)._trial(4, population)
+    assert (one != population[4]).sum() <= 1  # one weight in any case
+
+
+def test_a_search_that_goes_on_is_the_one_that_was_not_interrupted() -> None:
+    whole = search().run()
+    assert whole.fitness_P[0] > -1e-2
+    half = search(lambda state: state.generation == 11).run()
+    assert half.generation == 11
+    again = search(state=half).run()
+    np.testing.assert_array_equal(again.shares_PW, whole.shares_PW)
+    np.testing.assert_array_equal(again.fitness_P, whole.fitness_P)
+
+
+def test_a_search_without_a_better_best_ends() -> None:
+    run = search(patience=4)
+    run.fitness = lambda values_PW: np.zeros(len(values_PW)) - np.arange(len(values_PW))
+    states = run.run()
+    assert states.generation == 6
+    assert not isinstance(states, OptimizeResult)
+
+
+# The method
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
+    first, again, other = (repaired(broken(), hard(), budget="4steps", seed=seed) for seed in (0, 0, 1))
+    assert all(torch.equal(first.parameters[k], again.parameters[k]) for k in first.parameters)
+    assert any(not torch.equal(first.parameters[k], other.parameters[k]) for k in first.parameters)
+
+
+def test_a_generation_is_a_step_of_the_budget() -> None:
+    found = repaired(broken(), hard(), budget="3steps")
+    assert found.gradient_steps == 3
+    assert "in 3 generations" in found.notes[1]
+
+
+def test_a_budget_that_ends_before_the_search_changes_nothing_and_says_so() -> None:
+    given = broken()
+    found = repaired(given, budget="30images")
+    assert all(torch.equal(found.parameters[k], v) for k, v in given.module.named_parameters())
+    assert "before the weights to blame were found" in found.notes[0]
+
+
+def test_images_are_counted_for_each_candidate() -> None:
+    few, more = (repaired(broken(), hard(), budget=f"{steps}steps").images_seen for steps in (1, 2))
+    assert more - few == SMALL["population"] * 33  # 20 failures, 13 that are right
+    assert repaired(broken(), hard(), budget="2000images").images_seen <= 2000 + 20 * 33
+
+
+def test_where_no_candidate_is_better_the_deployed_weights_stay() -> None:
+    given = deployed(Sorter().double().eval())
+    collected = data(np.zeros(20, np.int64))  # they are no failures of this DNN: it is right on all
+    found = repaired(given, collected)
+    assert all(torch.equal(found.parameters[k], v) for k, v in given.module.named_parameters())
+    assert "no candidate was better" in found.notes[0]
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_an_interrupted_repair_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = repaired(broken(), hard(), budget="10steps")
+    monkeypatch.setattr(arachne, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(arachne, "SAID_S", 0.0)
+
+    def stop(line: str) -> None:
+        if "generation 7 of" in line:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        repaired(broken(), hard(), budget="10steps", folder=tmp_path, say=stop)
+    lines: list[str] = []
+    again = repaired(broken(), hard(), budget="10steps", folder=tmp_path, say=lines.append)
+    assert "goes on from generation 6" in lines[0]
+    assert all(torch.equal(whole.parameters[k], again.parameters[k]) for k in whole.parameters)
+    assert (again.images_seen, again.gradient_steps) == (whole.images_seen + 33, whole.gradient_steps)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_it_repairs_dnns_with_and_without_batch_norm(norm: bool) -> None:
+    given = deployed(block(norm=norm, dtype=torch.float32))
+    before = {k: v.clone() for k, v in given.module.state_dict().items()}
+    labels_N = (np.asarray(given.logits(coloured(np.arange(9) % 3, 1)).argmax(1)) + 1) % 3
+    collected = RepairData(
+        target="snow",
+        learn=Failures(**{**vars(failures(np.arange(9) % 3, 1)), "labels_N": labels_N}),
+        validation=failures(np.arange(3), 2),
+        clean=clean(),
+    )
+    found = repaired(given, collected, settings={"generations": 2, "population": 6})
+    assert found.first_not_finite() is None
+    assert found.buffers.keys() == dict(given.module.named_buffers()).keys()
+    assert all(torch.equal(v, before[k]) for k, v in given.module.state_dict().items())
+
+
+def test_few_failures_may_be_used() -> None:
+    found = repaired(broken(), settings={"max_failures": 5}, budget="1steps")
+    assert found.images_seen < 400
+
+
+def test_a_dnn_without_dense_or_convolution_layers_is_refused() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
+    with pytest.raises(ConfigError, match="dense and convolution layers"):
+        get_method("arachne").check(module, method_settings("arachne", {}))
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"scale_low=0\.9 is above"):
+        get_method("arachne").check(
+            Sorter(), method_settings("arachne", {"scale_low": 0.9, "scale_high": 0.6})
+        )
+    with pytest.raises(ConfigError, match=r"did you mean 'methods\.arachne\.population'"):
+        method_settings("arachne", {"populations": 10})
+
+
+def test_no_failures_and_nothing_right_are_refused() -> None:
+    with pytest.raises(DataError, match="failures to repair"):
+        repaired(broken(), data(np.empty(0, np.int64)))
+    wrong = CleanImages(images_NHWC_u8=clean().images_NHWC_u8, labels_N=(clean().labels_N + 1) % 3)
+    collected = RepairData(target="snow", learn=data().learn, validation=data().validation, clean=wrong)
+    with pytest.raises(DataError, match="it classifies none so"):
+        repaired(deployed(Sorter().double().eval()), collected)
+
+
+def test_what_it_is_set_to_pickles() -> None:
+    settings = method_settings("arachne", {"population": 7})
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    found = pickle.loads(pickle.dumps(repaired(broken(), budget="1steps")))
+    assert found.method == "arachne"

@@ -1,0 +1,196 @@
+"""Clean images beside failures: in supports and choices, and the mean with the deployed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from metarepair.batches import support_batch
+from metarepair.clean_images import CleanImages
+from metarepair.meta_test import RepairData, Step, choose, interpolated, score, start_of, walk
+from metarepair.methods import Budget, Limit, MethodContext, get_method, repair_fairly
+from metarepair.models.build import DeployedModel
+from metarepair.repair_config import RepairConfig
+from tasks.errors import ConfigError
+from tasks.keys import keyed_generator
+from tasks.records import Failures
+
+CLASSES = 3
+
+
+def failures_of(count: int, *, light: int) -> Failures:
+    generator = np.random.default_rng(light)
+    labels = np.arange(count) % CLASSES
+    images = generator.integers(0, 60, (count, 8, 8, 3)).astype(np.uint8) + np.uint8(light)
+    return Failures(
+        corruption="fog",
+        image_ids_N=np.arange(count),
+        severities_N=np.ones(count, np.int64),
+        labels_N=labels,
+        predicted_N=(labels + 1) % CLASSES,
+        images_NHWC_u8=images,
+    )
+
+
+def clean_of(count: int) -> CleanImages:
+    images = np.arange(count, dtype=np.int64)[:, None, None, None] * np.ones((1, 8, 8, 3), np.int64)
+    return CleanImages(images_NHWC_u8=(images % 256).astype(np.uint8), labels_N=np.arange(count) % CLASSES)
+
+
+@pytest.fixture
+def deployed() -> DeployedModel:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 36, CLASSES))
+    return DeployedModel(
+        name="small",
+        module=module.double().eval(),
+        num_classes=CLASSES,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+
+
+@pytest.fixture
+def data() -> RepairData:
+    return RepairData(
+        target="fog",
+        learn=failures_of(30, light=10),
+        validation=failures_of(12, light=11),
+        clean=clean_of(200),
+    )
+
+
+def config_of(**changes: dict[str, object]) -> RepairConfig:
+    values: dict[str, dict[str, object]] = {
+        "task": {"shots": 2},
+        "inner": {"steps": 2, "rate": 0.05},
+        "repair": {"episodes": 2, "tasks": 2, "rates": [0.05]},
+    }
+    for key, change in changes.items():
+        values[key] = values[key] | change
+    return RepairConfig.model_validate(values)
+
+
+def test_held_out_images_are_never_learned_from_and_all_others_are() -> None:
+    clean = clean_of(203)
+    held_out = set(clean.held_out_rows.tolist())
+    assert len(held_out) == 20
+    images, labels = clean.sample(1000, keyed_generator("test"))
+    assert sorted(images[:, 0, 0, 0].tolist()) == sorted(set(range(203)) - held_out)
+    assert (labels == images[:, 0, 0, 0] % CLASSES).all()
+    some, _ = clean.sample(5, keyed_generator("test"))
+    assert len(set(some[:, 0, 0, 0].tolist())) == 5
+
+
+def test_a_support_has_its_failures_first_and_then_clean_images(
+    deployed: DeployedModel, data: RepairData
+) -> None:
+    rows = np.array([3, 1, 2])
+    batch = support_batch(deployed, data.learn, rows, data.clean, count=4, generator=keyed_generator("test"))
+    assert len(batch) == 7
+    assert batch.labels_B[:3].tolist() == data.learn.labels_N[rows].tolist()
+    alone = support_batch(deployed, data.learn, rows, None, count=0, generator=keyed_generator("test"))
+    assert torch.equal(batch.images_BCHW[:3], alone.images_BCHW)
+    with pytest.raises(ConfigError, match="clean_support=4 needs clean"):
+        support_batch(deployed, data.learn, rows, None, count=4, generator=keyed_generator("test"))
+
+
+def test_clean_images_in_the_support_change_what_is_learned_and_none_leave_it_as_it_was(
+    deployed: DeployedModel, data: RepairData
+) -> None:
+    def end(config: RepairConfig, given: RepairData) -> Step:
+        return list(walk(deployed, start_of(deployed), given, config, seed=0, rate=0.05, episodes=1))[-1]
+
+    without, with_clean = end(config_of(), data), end(config_of(task={"clean_support": 6}), data)
+    assert with_clean.images_seen == without.images_seen + 2 * 6
+    assert any(not torch.equal(v, without.parameters[k]) for k, v in with_clean.parameters.items())
+    same = end(config_of(), replace(data, clean=None))
+    assert all(torch.equal(v, without.parameters[k]) for k, v in same.parameters.items())
+
+
+def test_the_mean_with_the_deployed_dnn_is_linear_in_the_weight(
+    deployed: DeployedModel, data: RepairData
+) -> None:
+    start = start_of(deployed)
+    step = list(walk(deployed, start, data, config_of(), seed=0, rate=0.05, episodes=1))[-1]
+    none, half, whole = (interpolated(start, step, weight) for weight in (0.0, 0.5, 1.0))
+    for key, repaired in step.parameters.items():
+        assert torch.equal(none.parameters[key], start.parameters[key])
+        assert torch.allclose(half.parameters[key], (start.parameters[key] + repaired) / 2, atol=1e-15)
+        assert torch.equal(whole.parameters[key], repaired)
+    mean = half.buffers["1.running_mean"]
+    assert torch.allclose(mean, (start.buffers["1.running_mean"] + step.buffers["1.running_mean"]) / 2)
+    assert half.buffers["1.num_batches_tracked"] == step.buffers["1.num_batches_tracked"]
+
+
+def test_a_choice_weighs_clean_images_as_told(deployed: DeployedModel, data: RepairData) -> None:
+    clean = data.clean
+    assert clean is not None
+    images, labels = clean.held_out
+    on_clean = float((deployed.logits(images).argmax(1).numpy() == labels).mean())
+    validation = data.validation
+    on_fog = float(
+        (deployed.logits(validation.images_NHWC_u8).argmax(1).numpy() == validation.labels_N).mean()
+    )
+    start = start_of(deployed)
+    step = Step(episode=0, slot=0, parameters=start.parameters, buffers=start.buffers, images_seen=0)
+    assert on_clean != on_fog
+    for weight in (0.0, 0.25, 1.0):
+        found = score(deployed, step, data, config_of(repair={"clean_weight": weight}))
+        assert found == pytest.approx((1 - weight) * on_fog + weight * on_clean)
+    with pytest.raises(ConfigError, match=r"clean_weight=0\.25 needs clean"):
+        score(deployed, step, replace(data, clean=None), config_of(repair={"clean_weight": 0.25}))
+
+
+def test_of_all_weights_the_best_is_chosen(deployed: DeployedModel, data: RepairData) -> None:
+    config = config_of(repair={"interpolate": [0.0, 0.5, 1.0], "clean_weight": 1.0})
+    found = choose(deployed, start_of(deployed), data, config, seed=0, budget=Budget())
+    scores = []
+    for step in walk(deployed, start_of(deployed), data, config, seed=0, rate=0.05, episodes=2):
+        if step.slot == 1:
+            mixed = [interpolated(start_of(deployed), step, w) for w in (0.0, 0.5, 1.0)]
+            scores += [score(deployed, m, data, config) for m in mixed]
+    assert found.score == max(scores)
+    assert found.whole
+
+
+@pytest.mark.parametrize(("steps", "images"), [(2, 12), (4, 24), (100, 48)])
+def test_a_budget_ends_the_search_after_the_task_that_uses_it_up(
+    deployed: DeployedModel, data: RepairData, steps: int, images: int
+) -> None:
+    budget = Budget(Limit(amount=steps, unit="steps"))
+    found = choose(deployed, start_of(deployed), data, config_of(), seed=0, budget=budget)
+    assert (budget.gradient_steps, budget.images_seen) == (min(steps, 8), images)
+    assert found.whole == (steps == 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given"),
+    [({}, False), ({"task": {"clean_support": 3}}, True), ({"repair": {"clean_weight": 0.5}}, True)],
+)
+def test_a_walking_method_is_given_clean_images_only_where_its_settings_use_them(
+    deployed: DeployedModel,
+    data: RepairData,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, dict[str, object]],
+    given: bool,
+) -> None:
+    method, seen = get_method("finetune"), list[bool]()
+    repair: Callable[..., object] = type(method).repair
+
+    def watched(self: object, deployed: DeployedModel, data: RepairData, context: MethodContext) -> object:
+        seen.append(data.clean is not None)
+        return repair(self, deployed, data, context)
+
+    monkeypatch.setattr(type(method), "repair", watched)
+    repair_fairly(method, deployed, data, MethodContext(config=config_of(**changes), seed=0))
+    assert seen == [given]
+    if given:
+        context = MethodContext(config=config_of(**changes), seed=0)
+        with pytest.raises(ConfigError, match="clean training split"):
+            repair_fairly(method, deployed, replace(data, clean=None), context)

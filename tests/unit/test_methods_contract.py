@@ -1,0 +1,283 @@
+"""What every repair method is held to: it sees what it says that it uses, and there is no way to anything else."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from metarepair.clean_images import CleanImages
+from metarepair.deploy import Surroundings
+from metarepair.meta_test import RepairData, Start, repair_data
+from metarepair.methods import METHODS, repair_fairly
+from metarepair.methods.base import Method, MethodContext, no_experiences
+from metarepair.methods.repaired import RepairedModel, repaired_from
+from metarepair.models.build import DeployedModel, state_hash
+from metarepair.repair_unit import Unit, repair_once, unit_data
+from metarepair.settings import parse_config
+from tasks.datasets import ArrayDataset
+from tasks.errors import ConfigError
+from tasks.records import Failures
+
+CONFIG = parse_config({"name": "unit", "device": "cpu", "mining": {"experiences": ["fog"]}})
+NAMES = sorted(METHODS)
+TEST, TRAIN = 80, 30
+
+
+def pixels(number: int, seed: int) -> Any:
+    return np.random.default_rng(seed).integers(256, size=(number, 8, 8, 3), dtype=np.uint8)
+
+
+class MadeRows:
+    """Corrupted images that are made from the test split's when they are asked for, as a store's may be."""
+
+    def __init__(self, test_NHWC_u8: Any) -> None:
+        self.test_NHWC_u8 = test_NHWC_u8
+        self.shape = test_NHWC_u8.shape
+
+    def __len__(self) -> int:
+        return len(self.test_NHWC_u8)
+
+    def __getitem__(self, rows: Any) -> Any:
+        return 255 - self.test_NHWC_u8[rows]
+
+
+@dataclass(frozen=True)
+class World:
+    """All that there is of a target: the test split, D_collect (rows 0 to 39) and D_fail (40 to 79), clean images."""
+
+    here: Surroundings
+    collect: Failures
+    fail: Failures
+
+    @property
+    def secrets(self) -> dict[str, list[bytes]]:
+        """What no method may get at, by what it is; each image apart."""
+        test = self.here.split("test").images_NHWC_u8
+        return {
+            "D_fail": [image.tobytes() for image in self.fail.images_NHWC_u8[:]],
+            "the test split": [image.tobytes() for image in test],
+        }
+
+
+@pytest.fixture
+def world() -> World:
+    test, train = pixels(TEST, 0), pixels(TRAIN, 1)
+    splits: Any = {
+        name: ArrayDataset(
+            name="unit",
+            split=name,
+            images_NHWC_u8=images,
+            labels_N=np.random.default_rng(2).integers(3, size=len(images)),
+            image_ids_N=np.arange(len(images)),
+            classes=("a", "b", "c"),
+        )
+        for name, images in (("test", test), ("train", train))
+    }
+    deployed = DeployedModel(
+        name="small", module=net(), num_classes=3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+    )
+    mined = Failures(
+        corruption="snow",
+        image_ids_N=np.arange(TEST),
+        severities_N=np.ones(TEST, np.int64),
+        labels_N=splits["test"].labels_N,
+        predicted_N=np.zeros(TEST, np.int64),
+        images_NHWC_u8=MadeRows(test),
+    )
+    half = np.arange(TEST // 2)
+    collect = replace(mined.take(half), images_NHWC_u8=MadeRows(test[: len(half)]))
+    return World(Surroundings(CONFIG, deployed, splits), collect, mined.take(half + len(half)))
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten())
+        return nn.Sequential(*body, nn.Linear(4, 3)).eval()
+
+
+def reachable(*roots: object) -> Iterator[object]:
+    """All that code gets to from these objects by attributes, items, closures, defaults and what an array is a view of.
+
+    Left out is what code gets to from anywhere: modules, types, and the globals of functions.
+    """
+    seen: dict[int, object] = {}
+    todo = list(roots)
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen or isinstance(thing, ModuleType | type):
+            continue
+        seen[id(thing)] = thing  # held, so that no other object gets its id
+        yield thing
+        if isinstance(thing, FunctionType):
+            todo += [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, vars(thing)]
+        else:
+            todo += gc.get_referents(thing)
+        if isinstance(thing, np.ndarray | memoryview):
+            todo.append(thing.base if isinstance(thing, np.ndarray) else thing.obj)
+
+
+def found(secret: list[bytes], *roots: object) -> bool:
+    """Whether the bytes of one of these are in an array, a tensor, or bytes that can be reached."""
+    for thing in reachable(*roots):
+        if isinstance(thing, torch.Tensor):
+            content = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        elif isinstance(thing, np.ndarray | bytes | bytearray):
+            content = bytes(thing) if isinstance(thing, bytes | bytearray) else thing.tobytes()
+        else:
+            continue
+        if any(part in content for part in secret):
+            return True
+    return False
+
+
+class Reached(Exception):  # noqa: N818  no error: it ends a repair that is only looked at
+    """Carries what a method was given."""
+
+
+def given_to(
+    name: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, RepairData, MethodContext]:
+    """What the method `name` is given by the stage that repairs."""
+
+    def look(
+        self: Method, deployed: DeployedModel, data: RepairData, context: MethodContext
+    ) -> RepairedModel:
+        raise Reached(deployed, data, context)
+
+    monkeypatch.setattr(type(METHODS[name]), "repair", look)
+    data = unit_data(CONFIG, world.here, [*NAMES], world.collect, 0)
+    assert data.clean is not None
+    said: list[str] = []
+    unit = Unit(method=name, seed=0, folder=Path("nowhere"), load_meta=lambda: start_of(world))
+    with pytest.raises(Reached) as reached:
+        repair_once(unit, CONFIG, data, world.here, said.append)
+    return reached.value.args  # type: ignore[return-value]
+
+
+def start_of(world: World) -> Start:
+    module = world.here.deployed.module
+    return Start(
+        parameters={k: v + 1 for k, v in module.named_parameters()}, buffers=dict(module.named_buffers())
+    )
+
+
+def labels_of(failures: Failures) -> list[bytes]:
+    return [failures.labels_N.tobytes()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_way_leads_from_what_a_method_is_given_to_d_fail_or_the_test_split(
+    name: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = given_to(name, world, monkeypatch)
+    for what, secret in world.secrets.items():
+        assert not found(secret, *given), f"{name} can get at {what}"
+    given[2].say("a line")  # the callables are those of a real repair, and work
+    assert not found(world.secrets["D_fail"], *given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_is_given_what_it_says_that_it_uses_and_nothing_else(
+    name: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = repair_data(world.collect, CONFIG, 0)
+    clean = [image.tobytes() for image in world.here.split("train").images_NHWC_u8]
+    given = given_to(name, world, monkeypatch)
+    _, data, context = given
+    uses = METHODS[name].uses
+    images = [whole.learn.images_NHWC_u8[0].tobytes()]
+    assert found(images, *given) == bool({"failures", "unlabelled"} & set(uses))
+    assert found(labels_of(whole.learn), *given) == ("failures" in uses)
+    assert found(labels_of(whole.validation), *given) == ("failures" in uses)
+    assert found(clean, *given) == ("clean" in uses)
+    assert (data.clean is not None) == ("clean" in uses)
+    if "failures" not in uses:
+        assert (data.learn.labels_N == -1).all()
+        assert (data.learn.predicted_N == -1).all()
+        assert len(data.learn) == (len(whole.learn) if "unlabelled" in uses else 0)
+    if "experiences" in uses:
+        parameters = context.load_meta().parameters
+        assert all(torch.equal(parameters[k], v) for k, v in start_of(world).parameters.items())
+    else:
+        with pytest.raises(ConfigError, match="given no experiences"):
+            context.load_meta()
+
+
+@pytest.mark.parametrize(
+    "way", ["attribute", "closure", "partial", "default", "view", "bound", "tensor", "row"]
+)
+def test_the_search_does_find_what_is_planted(way: str, world: World) -> None:
+    data = repair_data(world.collect, CONFIG, 0)
+    context = MethodContext(config=CONFIG, seed=0)
+    secret, images = world.secrets["D_fail"], world.fail.images_NHWC_u8[:]
+    assert not found(secret, data, context)
+    clean = CleanImages(images_NHWC_u8=images, labels_N=world.fail.labels_N)
+    whole = np.concatenate([np.zeros_like(images), images])
+    planted: dict[str, Any] = {
+        "attribute": replace(data, clean=clean),
+        "closure": replace(context, say=lambda line: print(line, images)),
+        "partial": replace(context, load_meta=partial(no_experiences, images)),
+        "default": replace(context, say=lambda line, kept=images: print(line, kept)),
+        "view": replace(data, learn=replace(data.learn, images_NHWC_u8=whole[: len(data.learn)])),
+        "bound": replace(context, say=[clean].append),
+        "tensor": replace(data, clean=torch.from_numpy(images)),
+        "row": replace(data, clean={"one": [bytes(images[3])]}),
+    }
+    assert found(secret, data, planted[way])
+
+
+def test_the_search_sees_through_what_the_stage_has_around_a_repair(world: World) -> None:
+    """The images of an unsplit D_collect are made from the test split; loading θ_meta knows the data set."""
+    test = world.secrets["the test split"]
+    assert found(test, world.collect)
+    assert found(test, lambda: start_of(world))
+    unit = Unit(method="metarepair", seed=0, folder=Path("nowhere"), load_meta=lambda: start_of(world))
+    assert found(test, unit)
+
+
+class Ruins(Method):
+    """Makes everything that it is given worthless."""
+
+    name, words, uses, changes, cost = "ruins", "ruins", (), ("weights", "statistics"), "all"
+
+    @torch.no_grad()
+    def repair(self, deployed: DeployedModel, *_: Any) -> RepairedModel:
+        assert not deployed.module.training
+        for tensor in (*deployed.module.parameters(), *deployed.module.buffers()):
+            tensor.zero_()
+        deployed.module.train()
+        return repaired_from(self.name, deployed.module, images_seen=0, gradient_steps=0)
+
+
+def test_the_deployed_dnn_stays_whatever_a_method_does_to_its_own(world: World) -> None:
+    deployed = world.here.deployed
+    before = state_hash(deployed.module.state_dict())
+    model = repair_fairly(
+        Ruins(), deployed, repair_data(world.collect, CONFIG, 0), MethodContext(config=CONFIG, seed=0)
+    )
+    assert not any(v.any() for v in model.state().values())
+    assert state_hash(deployed.module.state_dict()) == before
+    assert not deployed.module.training
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "clean" in METHODS[n].uses])
+@pytest.mark.parametrize(
+    "clean", [None, CleanImages(images_NHWC_u8=pixels(0, 0), labels_N=np.empty(0, np.int64))]
+)
+def test_a_method_that_needs_clean_images_says_that_there_are_none(
+    name: str, clean: Any, world: World
+) -> None:
+    data = replace(repair_data(world.collect, CONFIG, 0), clean=clean)
+    with pytest.raises(ConfigError, match=f"{name} learns from the clean training split, and none is given"):
+        repair_fairly(METHODS[name], world.here.deployed, data, MethodContext(config=CONFIG, seed=0))
