@@ -16,7 +16,6 @@ from metarepair.config import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate
 from metarepair.export import EQUALITY_IMAGES, FILE_NAMES, export_program
-from metarepair.clean_images import CleanImages
 from metarepair.meta_test import RepairData, Start, accuracy_on, repair_data
 from metarepair.methods import (
     Budget,

@@ -34,7 +34,11 @@ class ApricotSettings(TrainingSettings):
     strategy: Strategy = Field(
         "both", description="both: toward right and away from wrong models; correct, incorrect: one alone."
     )
-    adjust_rate: Rate = Field(1e-3, description="How far a failure moves the weights, of their distance.")
+    adjust_rate: Rate = Field(
+        1e-3,
+        description="Share of the distance to the models that a failure moves the weights; models of start=deployed are "
+        "so near that it takes about 0.1.",
+    )
     adjust_batch: Positive = Field(20, description="Failures of an adjustment.")
     patience: Positive = Field(100, description="Adjustments without gain after which training begins.")
     epochs: Positive = Field(5, description="Passes over failures and clean images in the training after it.")

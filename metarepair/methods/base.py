@@ -69,8 +69,8 @@ class Method(ABC):
 
     words: what tables call it. uses: `failures` are D_collect with labels, `unlabelled` its images alone (labels are
     -1), `clean` the clean training split, `experiences` θ_meta. changes: what of the DNN. cost: in words. prepared_by:
-    the settings that `prepare` depends on, all when not given. walks: whether it repairs by the meta-test's tasks, and so
-    goes by the settings task, inner and repair.
+    the settings that `prepare` depends on, all when not given. walks: whether it repairs by the meta-test's tasks, and
+    so goes by the settings task, inner and repair.
     """
 
     name: ClassVar[str]

@@ -180,8 +180,8 @@ def test_a_failure_on_which_all_models_agree_changes_nothing() -> None:
 def linear(weight: Tensor) -> nn.Module:
     module = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()
     with torch.no_grad():
-        module[1].weight.copy_(weight)  # type: ignore[union-attr]
-        module[1].bias.zero_()  # type: ignore[union-attr]
+        module.get_parameter("1.weight").copy_(weight)
+        module.get_parameter("1.bias").zero_()
     return module.eval()
 
 
