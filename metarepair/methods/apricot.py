@@ -36,8 +36,8 @@ class ApricotSettings(TrainingSettings):
     )
     adjust_rate: Rate = Field(
         1e-3,
-        description="Share of the distance to the models that a failure moves the weights; models of start=deployed are "
-        "so near that it takes about 0.1.",
+        description="Share of the distance to the models that a failure moves the weights; models of "
+        "start=deployed are so near that it takes about 0.1.",
     )
     adjust_batch: Positive = Field(20, description="Failures of an adjustment.")
     patience: Positive = Field(100, description="Adjustments without gain after which training begins.")
