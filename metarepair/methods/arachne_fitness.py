@@ -20,7 +20,7 @@ from metarepair.models.build import DeployedModel
 # P candidates, N images, K classes, W weights
 
 Floats = NDArray[np.float64]
-AT_ONCE_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of one operation; on a CPU more leaves its cache
+AT_ONCE_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}  # of one operation; on a CPU more leaves its cache
 KEPT_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}  # of what no candidate changes
 FEWEST_IMAGES, MOST_IMAGES = 8, 500  # of a chunk
 FEW_CANDIDATES = 16  # of a chunk where not all go: a budget that ends in it loses so many
