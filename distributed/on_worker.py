@@ -62,10 +62,13 @@ def _lines_of(
 
 def map_on_workers(config: Config, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """The results in the order of the items, each piece done by an actor; as many at once as there is room for."""
+    import ray
+
     numbered = list(enumerate(items))
     done: dict[int, Result] = {}
+    shared = ray.put(work)  # once for all: it may hold the clean images
     found = map_items(
-        partial(partial, _numbered, work),
+        partial(_build_numbered, shared),
         numbered,
         workers=single_places(config),
         resources=worker_resources(config),
@@ -75,5 +78,8 @@ def map_on_workers(config: Config, work: Callable[[Item], Result], items: Sequen
     yield from (done[number] for number in range(len(items)))
 
 
-def _numbered(work: Callable[[Item], Result], item: tuple[int, Item]) -> Result:
-    return work(item[1])
+def _build_numbered(shared: Any) -> Callable[[tuple[int, Any]], Any]:
+    import ray
+
+    work = ray.get(shared)
+    return lambda item: work(item[1])

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from metarepair.batches import support_batch
-from metarepair.clean_images import CleanImages as CleanImages
+from metarepair.clean_images import CleanImages
 from metarepair.inner import FunctionalNet, InnerRule, adapt
 from metarepair.layout import RATES
 from metarepair.models.build import DeployedModel, read_tensors

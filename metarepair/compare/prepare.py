@@ -48,6 +48,7 @@ def prepare_method(
         settings=method_settings(name, config.methods.get(name, {})),
         budget=budget,
         map=map_pieces,
+        device=config.device,
         prepared=folder,
         say=say,
     )

@@ -1,80 +1,51 @@
-"""Judged repairs in; the comparison as Markdown, CSV, Parquet and figures, beside the paper's numbers, out."""
+"""Judged repairs in; the comparison as Markdown, HTML, CSV, Parquet and figures out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from metarepair.compare.figures import bars, radar
 from metarepair.compare.judge import read_row
-from metarepair.compare.units import MINE_FIRST, TRAIN_FIRST, Compared, limit_of
+from metarepair.compare.parts import Part, Result, parts_of, title_of
+from metarepair.compare.units import Compared
 from metarepair.config import Config
 from metarepair.layout import Run
-from metarepair.methods import get_method
-from metarepair.reports.figures import save
-from metarepair.reports.paper import DIFFERENCES, table_for
-from metarepair.reports.table import (
-    Column,
-    Row,
-    aligned,
-    by_method,
-    cell,
-    method_words,
-    others_mean,
-    percent,
-    rows_table,
-    spread,
-)
-from tasks.manifest import require_manifest
+from metarepair.reports.page import bullets, escaped, html_page, html_table, picture
+from metarepair.reports.table import aligned, rows_table
 from tasks.storage import write_table, write_text
-
-Result = dict[str, Any]
-
-LEGEND = (
-    "D_fail: accuracy on the target's failures that nothing has learned from; 0 before repair by construction. It is "
-    "the repair rate.",
-    "corrupted: accuracy on all test images with the target corruption, mean over severities; clean: without "
-    "corruption; others: mean over the corruptions that were not the target.",
-    "broken: break rate, the share of the clean test images that were right before and are wrong now; of corrupted: "
-    "the same of the images with the target corruption.",
-    "seconds, images: of the repair alone, with those of choosing its settings; memory: the most its process held.",
-    "Accuracies and rates are percent; ± is the standard deviation over seeds.",
-)
-
-
-def _number(key: str) -> Callable[[Row], float | None]:
-    return lambda row: row.get(key)
-
-
-def _mib(row: Row) -> float | None:
-    held = row.get("memory_bytes")
-    return None if held is None else held / 2**20
-
-
-COLUMNS = (
-    Column("D_fail %", _number("d_fail")),
-    Column("corrupted %", _number("corrupted")),
-    Column("clean %", _number("clean")),
-    Column("others %", others_mean),
-    Column("broken %", _number("break_rate")),
-    Column("of corrupted %", _number("break_rate_corrupted")),
-    Column("seconds", _number("seconds"), "seconds"),
-    Column("images", _number("images_seen"), "count"),
-    Column("memory, MiB", _mib, "count"),
-)
 
 
 def write_results(run: Run, config: Config, units: Sequence[Compared]) -> list[str]:
     """Everything under compare/; returns what to say. Raises StageError where a repair is not judged."""
     results = load_compared(run, units)
-    text = comparison_text(run, config, results)
+    title, parts = title_of(config, results), parts_of(run, config, results)
+    text = "\n".join([f"# {title}", "", *(line for part in parts for line in _markdown(part))]) + "\n"
     write_text(run.compare / "table.md", text)
     for name in ("rows.csv", "rows.parquet"):
         write_table(run.compare / name, rows_table(results))
-    save(run.compare / "bars.png", bars(results))
+    body = "".join([*map(_html, parts), *_pictures(run, results)])
+    write_text(run.compare / "index.html", html_page(title, body))
+    return [text, f"Comparison: {run.compare / 'index.html'}"]
+
+
+def _markdown(part: Part) -> list[str]:
+    lines = [f"## {part.title}", "", *(f"- {line}" for line in part.lines)]
+    lines += [""] if part.lines else []
+    return [*lines, *aligned(part.header, part.rows), ""] if part.header else lines
+
+
+def _html(part: Part) -> str:
+    table = html_table(part.header, part.rows) if part.header else ""
+    return f"<h2>{escaped(part.title)}</h2>\n{bullets(part.lines) if part.lines else ''}{table}"
+
+
+def _pictures(run: Run, results: Sequence[Result]) -> Iterator[str]:
+    yield "<h2>figures</h2>\n"
+    words = "Accuracy by target and method; error bars: sd over seeds."
+    yield picture(run.compare, "bars.png", bars(results), words)
     if any(row["other_corruptions"] for result in results for row in result["methods"]):
-        save(run.compare / "radar.png", radar(results))
-    return [text, f"Comparison: {run.compare / 'table.md'}"]
+        words = "Accuracy on every corruption after a repair for the one in brackets; mean over seeds."
+        yield picture(run.compare, "radar.png", radar(results), words)
 
 
 def load_compared(run: Run, units: Sequence[Compared]) -> list[Result]:
@@ -91,126 +62,3 @@ def load_compared(run: Run, units: Sequence[Compared]) -> list[Result]:
         }
         for target, some in rows.items()
     ]
-
-
-def comparison_text(run: Run, config: Config, results: Sequence[Result]) -> str:
-    """All tables as Markdown that also reads as plain text."""
-    lines = [f"# {len(by_method(results[0]))} methods on {config.model.name}, {config.data.name}", ""]
-    if len(results) > 1:
-        lines += ["## mean over targets", "", *_table(_over_targets(results)), ""]
-    for result in results:
-        lines += [f"## {result['target'].replace('_', ' ')}", ""]
-        lines += [f"- {line}" for line in leaders(result)] + ["", *_table(result), ""]
-    lines += ["What the columns say:", "", *(f"- {line}" for line in LEGEND), ""]
-    lines += ["## What each method was given and took", "", *_terms(run, config, results), ""]
-    lines += _beside_paper(config, results)
-    return "\n".join(lines) + "\n"
-
-
-def _table(result: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [method_words(method), *(cell(spread(c.value(row) for row in rows), c.kind) for c in COLUMNS)]
-        for method, rows in by_method(result).items()
-    ]
-    return aligned(["method", *(c.title for c in COLUMNS)], rows)
-
-
-def _over_targets(results: Sequence[Result]) -> Result:
-    """Rows whose numbers are means over the targets, one per method and seed."""
-    numbers: dict[tuple[str, int], list[Row]] = {}
-    for result in results:
-        for row in result["methods"]:
-            numbers.setdefault((row["method"], row["seed"]), []).append(row)
-    keys = (
-        "d_fail",
-        "corrupted",
-        "clean",
-        "break_rate",
-        "break_rate_corrupted",
-        "seconds",
-        "images_seen",
-        "memory_bytes",
-    )
-    return {
-        "methods": [
-            {"method": method, "seed": seed, "other_corruptions": {"mean": _mean(rows, others_mean)}}
-            | {key: _mean(rows, _number(key)) for key in keys}
-            for (method, seed), rows in numbers.items()
-        ]
-    }
-
-
-def _mean(rows: Sequence[Row], value: Callable[[Row], float | None]) -> float | None:
-    found = spread(value(row) for row in rows)
-    return None if found is None else found.mean
-
-
-def leaders(result: Mapping[str, Any]) -> Iterator[str]:
-    """Who is best in which column, in sentences."""
-    groups = {m: rows for m, rows in by_method(result).items() if m != "none"}
-    before = by_method(result).get("none")
-    for key, words in (
-        ("d_fail", "D_fail"),
-        ("corrupted", "the whole corrupted set"),
-        ("clean", "clean images"),
-    ):
-        means = {m: mean for m, rows in groups.items() if (mean := _mean(rows, _number(key))) is not None}
-        if not means:
-            continue
-        ranked = sorted(means, key=lambda m: -means[m])
-        best, second = ranked[0], ranked[1:2]
-        line = f"Best on {words}: {method_words(best)}, {percent(means[best])}%"
-        line += "".join(f"; then {method_words(m)}, {percent(means[m])}%" for m in second)
-        old = None if before is None else _mean(before, _number(key))
-        yield line + ("." if old is None else f"; {percent(old)}% before repair.")
-
-
-def _terms(run: Run, config: Config, results: Sequence[Result]) -> list[str]:
-    """Data, changes, budget and preparation of every method."""
-    header = ["method", "may use", "changes", "budget of a repair", "preparation, s", "cost"]
-    rows = []
-    for name in by_method(results[0]):
-        method, limit = get_method(name), limit_of(config, name)
-        rows.append(
-            [
-                method.words,
-                ", ".join(method.uses_with(config)) or "nothing",
-                ", ".join(method.changes) or "nothing",
-                "its own settings" if limit is None else str(limit),
-                _preparation(run, name, [str(result["target"]) for result in results]),
-                method.cost,
-            ]
-        )
-    return aligned(header, rows)
-
-
-def _preparation(run: Run, name: str, targets: Sequence[str]) -> str:
-    """Seconds before any repair: once for all targets, or for each of them."""
-    method = get_method(name)
-    once = require_manifest(run.prepared(name), MINE_FIRST).facts["seconds"] if method.prepares else None
-    if "experiences" in method.uses:
-        each = [require_manifest(run.meta(t), TRAIN_FIRST).facts["seconds"] for t in targets]
-        return f"{sum(each) / len(each):,.0f} for each target"
-    return "none" if once is None else f"{once:,.0f} for all targets"
-
-
-def _beside_paper(config: Config, results: Sequence[Result]) -> list[str]:
-    """The paper's table of this data set with ours in it, for the targets that it has."""
-    table = table_for(config.data.name)
-    known = [result for result in results if table is not None and table.column(result["target"])]
-    if table is None or not known:
-        return [f"The paper has no number for these targets on {config.data.name}."]
-    header = ["method"]
-    for result in known:
-        header += [f"{result['target']}: paper", "here"]
-    ours = {method_words(m).partition(" (")[0]: m for m in by_method(results[0])}
-    rows = []
-    for method in [*ours, *(m for m in table.rows if m not in ours)]:
-        line = [method]
-        for result in known:
-            theirs = table.column(result["target"]).get(method)
-            found = spread(row.get("d_fail") for row in by_method(result).get(ours.get(method, ""), ()))
-            line += ["—" if theirs is None else f"{theirs:.2f}", cell(found, "percent")]
-        rows.append(line)
-    where = f"{table.name}: {table.dnn}, {table.data}, clean {table.clean}%"
-    return [f"## Beside the paper's {where}", "", DIFFERENCES, "", *aligned(header, rows)]

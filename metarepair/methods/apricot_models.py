@@ -17,7 +17,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -27,7 +27,8 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from metarepair.meta_test import CleanImages
+from metarepair.clean_images import CleanImages
+from metarepair.deploy import pick_device
 from metarepair.methods.base import MethodContext
 from metarepair.methods.examples import BatchOrder
 from metarepair.models.build import DeployedModel, read_tensors, save_weights, state_hash
@@ -103,7 +104,7 @@ def prepare_models(
         for number in range(settings.models)
     ]
     missing = missing_parts(parts, context.say)
-    work = partial(_make, deployed=deployed, clean=clean, settings=settings)
+    work = partial(_make, deployed=deployed, clean=clean, settings=settings, device=context.device)
     started = time.monotonic()
     for done, (part, line) in enumerate(zip(missing, context.map(work, missing), strict=True), start=1):
         left = (time.monotonic() - started) / done * (len(missing) - done)
@@ -171,12 +172,18 @@ def subset(labels_N: Ints, *, per_class: int, generator: np.random.Generator) ->
 
 
 def _make(
-    part: ReducedModel, *, deployed: DeployedModel, clean: CleanImages, settings: ReducedSettings
+    part: ReducedModel,
+    *,
+    deployed: DeployedModel,
+    clean: CleanImages,
+    settings: ReducedSettings,
+    device: str,
 ) -> str:
     """Trains one model and leaves it on storage; in words, how that went."""
     generator = part.generator
     rows_N = subset(clean.labels_N, per_class=settings.per_class, generator=generator)
-    module, seed = copy.deepcopy(deployed.module), int(generator.integers(2**63))
+    module, seed = copy.deepcopy(deployed.module).to(pick_device(device)), int(generator.integers(2**63))
+    deployed = replace(deployed, module=module)  # its images go to the same device
     drawn: Sequence[str] = ()
     with seeded(deployed.device, seed):
         if settings.start == "random":

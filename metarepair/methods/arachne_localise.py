@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.meta_test import CleanImages
+from metarepair.clean_images import CleanImages
 from metarepair.methods.arachne_trace import Layer, Places, layers_of
 from metarepair.methods.budget import Budget
 from metarepair.methods.examples import LabelledImages

@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.meta_test import CleanImages, RepairData
+from metarepair.clean_images import CleanImages
+from metarepair.meta_test import RepairData
 from metarepair.methods.archrepair_block import RelaxedBlock
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget

@@ -49,8 +49,8 @@ class MethodContext:
 
     config: the settings that all methods share; settings: the method's own. seed: of the repair. load_meta: θ_meta.
     budget: what the repair may take and has taken. map: runs independent pieces, here or on Ray; what it is given must
-    pickle. folder: the repair's own, for checkpoints (None: nothing is kept); prepared: what `prepare` left. say: lines
-    of progress.
+    pickle, and runs on the `device` (auto, cpu or cuda) of where it is. folder: the repair's own, for checkpoints (none
+    are kept without). prepared: what `prepare` left. say: lines of progress.
     """
 
     config: AnyConfig
@@ -59,6 +59,7 @@ class MethodContext:
     settings: Section = field(default_factory=NoSettings)
     budget: Budget = field(default_factory=Budget)
     map: Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]] = map_here
+    device: str = "cpu"
     folder: Place | None = None
     prepared: Place | None = None
     say: Callable[[str], None] = lambda _: None

@@ -5,11 +5,9 @@ Pictures are inside the page as base64; there is no script. What came from setti
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow.parquet
@@ -18,6 +16,7 @@ import yaml
 from metarepair.layout import Run
 from metarepair.reports import figures
 from metarepair.reports.examples import example_figure
+from metarepair.reports.page import bullets, escaped, html_page, html_table, picture, plain_words
 from metarepair.reports.paper import DIFFERENCES, nearest_experiences, table_for
 from metarepair.reports.table import (
     LEGEND,
@@ -40,26 +39,6 @@ from tasks.errors import StageError
 from tasks.manifest import read_manifest
 from tasks.storage import Place, find, inside, local, write_text
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --strong: #56b4e9; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { border-top: 3px solid var(--strong); padding-top: .6rem; margin-top: 3rem; }
-.verdict { background: var(--soft); border-left: 5px solid var(--strong); padding: .7rem 1rem .7rem 2.2rem; }
-.verdict li:first-child { font-weight: 600; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.2rem 0; } figcaption, .small { font-size: .85rem; opacity: .85; }
-img { max-width: 100%; background: white; border-radius: 4px; }
-pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .8rem; }
-summary { cursor: pointer; } a { color: var(--strong); }
-@media print { body { max-width: none; font-size: 11pt; } figure, tr, .verdict { break-inside: avoid; }
-  .wide { overflow: visible; } td, th { padding: .15rem .3rem; font-size: .72rem; white-space: normal; }
-  pre { white-space: pre-wrap; } }
-"""
-
 BUDGET = ("seed", "images_seen", "gradient_steps")
 
 
@@ -78,52 +57,20 @@ def write_report(
     overview = _overview(run, results)
     write_tables(run.report, results)
     write_text(run.report / "table.md", "\n".join(results_table(result) for result in results))
-    title = f"Repair of {', '.join(_words(target_of(r)) for r in results)}"
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_e(title)}</title><style>{STYLE}</style></head><body>\n"
-        f"<h1>{_e(title)}</h1>\n{overview}\n{''.join(sections)}\n</body></html>\n"
-    )
-    write_text(run.report / "index.html", page)
+    title = f"Repair of {', '.join(plain_words(target_of(r)) for r in results)}"
+    body = f"{overview}\n{''.join(sections)}"
+    write_text(run.report / "index.html", html_page(title, body))
     return run.report / "index.html"
-
-
-def _e(content: object) -> str:
-    return html.escape(str(content))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]", "_", name)
 
 
-def _list(lines: Iterable[object], kind: str = "") -> str:
-    return f'<ul class="{kind}">' + "".join(f"<li>{_e(line)}</li>" for line in lines) + "</ul>\n"
-
-
-def _table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f'<th scope="col">{_e(cell)}</th>' for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
-
-
-def _picture(run: Run, name: str, png: bytes, caption: str) -> str:
-    """Saves the picture in report/ and shows it in the page."""
-    figures.save(run.report / name, png)
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{_e(caption)}">'
-        f"<figcaption>{_e(caption)} ({_e(name)})</figcaption></figure>\n"
-    )
-
-
 def _overview(run: Run, results: Sequence[Result]) -> str:
     links = "".join(
-        f'<li><a href="#{_e(_file_name(target))}">{_e(_words(target))}</a>: {_e(verdict(result)[0])}</li>\n'
+        f'<li><a href="#{escaped(_file_name(target))}">{escaped(plain_words(target))}</a>: '
+        f"{escaped(verdict(result)[0])}</li>\n"
         for target, result in ((target_of(r), r) for r in results)
     )
     files = "<p>Tables for programs: results.csv, results.parquet; for people: table.md.</p>"
@@ -133,7 +80,7 @@ def _overview(run: Run, results: Sequence[Result]) -> str:
 def _heat_map(run: Run, result: Result) -> str:
     path = run.score / "fid.parquet"
     if not path.is_file():
-        return f"<p>No distances are shown: {_e(inside(path, run.root))} is missing.</p>\n"
+        return f"<p>No distances are shown: {escaped(inside(path, run.root))} is missing.</p>\n"
     rows = pyarrow.parquet.read_table(local(path)).to_pylist()
     scores = {(row["experience"], row["target"]): row["distance"] for row in rows}
     found = {name for pair in scores for name in pair}
@@ -141,7 +88,7 @@ def _heat_map(run: Run, result: Result) -> str:
     label = str(result["distance_name"])
     png = figures.heat_map(scores, names, _category, "Distance between environments", label)
     caption = f"{label} between environments, by category; small is alike (as the paper's Fig. 4)."
-    return _picture(run, "heatmap.png", png, caption)
+    return picture(run.report, "heatmap.png", png, caption)
 
 
 def _category(name: str) -> str:
@@ -151,12 +98,12 @@ def _category(name: str) -> str:
 def _target_section(run: Run, result: Result, test: Callable[[], Dataset] | None) -> str:
     target = target_of(result)
     parts = (
-        f'<section id="{_e(_file_name(target))}"><h2>{_e(_words(target))}</h2>\n',
-        _list(verdict(result), "verdict"),
-        _table(*table_cells(result)),
-        _list(paper_measure(result)),
-        f"<p>{_e(preparation(result))}</p>\n<details open><summary>What the columns say</summary>",
-        _list(LEGEND, "small"),
+        f'<section id="{escaped(_file_name(target))}"><h2>{escaped(plain_words(target))}</h2>\n',
+        bullets(verdict(result), "verdict"),
+        html_table(*table_cells(result)),
+        bullets(paper_measure(result)),
+        f"<p>{escaped(preparation(result))}</p>\n<details open><summary>What the columns say</summary>",
+        bullets(LEGEND, "small"),
         "</details>\n",
         _pictures(run, result, target, test),
         "<h3>Experiences and their confidence</h3>\n",
@@ -173,26 +120,26 @@ def _target_section(run: Run, result: Result, test: Callable[[], Dataset] | None
 
 
 def _pictures(run: Run, result: Result, target: str, test: Callable[[], Dataset] | None) -> str:
-    name, words = _file_name(target), _words(target)
+    name, words = _file_name(target), plain_words(target)
     bars = figures.method_bars(result, f"Accuracy by method: {words}")
-    page = _picture(run, f"{name}_methods.png", bars, "Accuracy by method; error bars: sd over seeds.")
+    page = picture(run.report, f"{name}_methods.png", bars, "Accuracy by method; error bars: sd over seeds.")
     if any(row["corrupted_by_severity"] for row in result["methods"]):
         png = figures.severity_curve(result, f"Accuracy by severity: {words}")
-        page += _picture(
-            run, f"{name}_severity.png", png, "Accuracy on all corrupted test images by severity."
+        page += picture(
+            run.report, f"{name}_severity.png", png, "Accuracy on all corrupted test images by severity."
         )
     metrics = run.meta(target) / "metrics.json"
     if metrics.is_file():
         png = figures.training_curve(
             json.loads(metrics.read_text(encoding="utf-8")), f"Meta-training for {words}"
         )
-        page += _picture(run, f"{name}_training.png", png, "Meta-training by episode.")
+        page += picture(run.report, f"{name}_training.png", png, "Meta-training by episode.")
     else:
-        page += f"<p>No training curve: {_e(inside(metrics, run.root))} is missing.</p>\n"
+        page += f"<p>No training curve: {escaped(inside(metrics, run.root))} is missing.</p>\n"
     found = example_figure(run, result, target, _classes(run, result, target), test)
     if isinstance(found, str):
-        return page + f"<p>No examples are shown: {_e(found)}.</p>\n"
-    return page + _picture(run, f"{name}_examples.png", found.png, found.caption)
+        return page + f"<p>No examples are shown: {escaped(found)}.</p>\n"
+    return page + picture(run.report, f"{name}_examples.png", found.png, found.caption)
 
 
 def _data(result: Result) -> str:
@@ -213,20 +160,22 @@ def _experiences(run: Run, result: Result, target: str) -> str:
     if not experiences:
         return "<p>No experiences were used.</p>\n"
     used, label = result.get("confidence") or {}, str(result["distance_name"])
-    rule = ", ".join(f"{_words(key)} {value}" for key, value in used.items())
+    rule = ", ".join(f"{plain_words(key)} {value}" for key, value in used.items())
     rows = [[e["name"], f"{float(e['fid']):.4g}", percent(float(e["p"]))] for e in experiences]
-    page = f"<p>Confidence: {_e(rule)}.</p>\n" + _table(["experience", label, "confidence %"], rows)
+    page = f"<p>Confidence: {escaped(rule)}.</p>\n" + html_table(["experience", label, "confidence %"], rows)
     order = nearest_experiences(_data(result), target)
     if order:
         ours = [str(e["name"]) for e in experiences[: len(order)]]
         same = "the same" if tuple(ours) == order else "another"
         shared = len(set(ours) & set(order))
         page += (
-            f"<p>The paper's nearest (Fig. 5): {_e(', '.join(order))}. Here: {_e(', '.join(ours))}; {same} "
+            f"<p>The paper's nearest (Fig. 5): {escaped(', '.join(order))}. Here: {escaped(', '.join(ours))}; {same} "
             f"order, {shared} of {len(order)} in common.</p>\n"
         )
-    png = figures.confidence_bars(experiences, f"Confidence of experiences for {_words(target)}", label)
-    return page + _picture(run, f"{_file_name(target)}_confidence.png", png, "Confidence of each experience.")
+    png = figures.confidence_bars(experiences, f"Confidence of experiences for {plain_words(target)}", label)
+    return page + picture(
+        run.report, f"{_file_name(target)}_confidence.png", png, "Confidence of each experience."
+    )
 
 
 def _obtained(run: Run, result: Result, target: str) -> str:
@@ -252,9 +201,9 @@ def _obtained(run: Run, result: Result, target: str) -> str:
         cells += [f"{row['seconds']:.1f}", "; ".join(row.get("notes") or ())]
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     return (
-        f"{_list(lines)}<p>Budget of every repair:</p>\n"
-        f"{_table(['method', *map(_words, BUDGET), 'seconds', 'notes'], budget)}"
-        f"<details><summary>Settings</summary><pre>{_e(text)}</pre></details>\n"
+        f"{bullets(lines)}<p>Budget of every repair:</p>\n"
+        f"{html_table(['method', *map(plain_words, BUDGET), 'seconds', 'notes'], budget)}"
+        f"<details><summary>Settings</summary><pre>{escaped(text)}</pre></details>\n"
     )
 
 
@@ -263,7 +212,7 @@ def _beside_paper(result: Result, target: str) -> str:
     table = table_for(data)
     column = table.column(target) if table else {}
     if table is None or not column:
-        return f"<p>The paper has no number for {_e(_words(target))} on {_e(data)}.</p>\n"
+        return f"<p>The paper has no number for {escaped(plain_words(target))} on {escaped(data)}.</p>\n"
     ours = {method_words(m): rows for m, rows in by_method(result).items()}
     rows = []
     for method in [*column, *(m for m in ours if m not in column)]:
@@ -273,7 +222,7 @@ def _beside_paper(result: Result, target: str) -> str:
     model = str((result["config"].get("model") or {}).get("name"))
     theirs = f"paper, {table.name}: {table.dnn}, {table.data} %"
     header = ["method", theirs, f"here: {model}, mean acc_s %", "here: all of D_fail %"]
-    return f"<p>{_e(DIFFERENCES)}</p>\n" + _table(header, rows)
+    return f"<p>{escaped(DIFFERENCES)}</p>\n" + html_table(header, rows)
 
 
 def _files(run: Run, result: Result, target: str) -> str:
@@ -282,4 +231,4 @@ def _files(run: Run, result: Result, target: str) -> str:
     others = [f"{folder}/result.json", f"{folder}/samples.parquet", "report/results.csv"]
     pictures = [p.name for p in find(run.report, f"{_file_name(target)}_*.png")]
     everything = [*weights, *others, *(f"report/{name}" for name in pictures)]
-    return "<p>Relative to the run's folder:</p>\n" + _list(everything, "small")
+    return "<p>Relative to the run's folder:</p>\n" + bullets(everything, "small")

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.distributed
 Tiny = Callable[..., Config]
 # Tasks cannot import a test module by its name.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-SETTINGS = {"methods": ["none", "bn_adapt", "finetune"], "seeds": [0, 1], "budget": "4steps"}
+SETTINGS = {"methods": ["none", "bn_adapt", "finetune", "apricot"], "seeds": [0, 1], "budget": "4steps"}
+REDUCED = {"apricot": {"reduced": {"models": 2, "per_class": 5, "epochs": 1}}}  # prepared by pieces
 
 
 def backwards(item: int) -> int:
@@ -43,14 +44,16 @@ def test_two_workers_repair_as_one_process_does(
     found = []
     for name, workers in (("here", 0), ("ray", 2)):
         storage, said = storage_of(name), list[str]()
-        Comparison(tiny(storage, workers=workers, compare=SETTINGS), said.append).compare()
+        Comparison(tiny(storage, workers=workers, compare=SETTINGS, methods=REDUCED), said.append).compare()
         folder = storage / "tiny" / "compare"
         weights = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("model.safetensors")}
         rows = pq.read_table(folder / "rows.parquet").to_pylist()
         numbers = [(r["method"], r["seed"], r["d_fail"], r["clean"], r["corrupted"]) for r in rows]
-        found.append((weights, numbers))
+        prepared = [p.read_bytes() for p in sorted((storage / "tiny" / "prepared").rglob("*.safetensors"))]
+        assert len(prepared) == 2
+        found.append((weights, numbers, prepared))
         assert any("finetune, seed 1: repaired in" in line for line in said)
-    assert len(found[0][0]) == 6
+    assert len(found[0][0]) == 8
     assert found[0] == found[1]
 
 

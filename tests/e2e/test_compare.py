@@ -26,7 +26,7 @@ from tasks.records import Failures
 
 METHODS_HERE = ("none", "bn_adapt", "finetune", "metarepair")
 COMPARE = ["--set", f"compare.methods=[{', '.join(METHODS_HERE)}]", "--set", "compare.seeds=[0, 1]"]
-FILES = ("table.md", "rows.csv", "rows.parquet", "bars.png", "radar.png")
+FILES = ("index.html", "table.md", "rows.csv", "rows.parquet", "bars.png", "radar.png")
 
 
 def compare(folder: Path, *more: str) -> int:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair.meta_test import CleanImages, RepairData
+from metarepair.clean_images import CleanImages
+from metarepair.meta_test import RepairData
 from metarepair.methods import apricot_walk, method_settings, repair_fairly, training
 from metarepair.methods.apricot import ApricotSettings
 from metarepair.methods.apricot_models import load_models, path_of, reinitialise, subset

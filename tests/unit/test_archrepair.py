@@ -15,11 +15,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from metarepair.clean_images import CleanImages
 from metarepair.config import Config
 from metarepair.deploy import load_surroundings
 from metarepair.evaluate import _predict_all
 from metarepair.export_command import export
-from metarepair.meta_test import CleanImages, RepairData, accuracy_on
+from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods import method_settings, repair_fairly, training
 from metarepair.methods.archrepair import ArchRepair, ArchRepairSettings
 from metarepair.methods.archrepair_block import (

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair.meta_test import CleanImages, RepairData
+from metarepair.clean_images import CleanImages
+from metarepair.meta_test import RepairData
 from metarepair.methods import augmix, training
 from metarepair.methods.augmix import AugMixLoss
 from metarepair.methods.augmix_operations import STYLE, MixDraws

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.meta_test import CleanImages, RepairData
+from metarepair.clean_images import CleanImages
+from metarepair.meta_test import RepairData
 from metarepair.methods import wct2
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit

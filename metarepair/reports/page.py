@@ -1,0 +1,72 @@
+"""Tables, lists and pictures in, parts of an HTML page that opens offline out; what came from outside is escaped."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+
+from metarepair.reports import figures
+from tasks.storage import Place
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --strong: #56b4e9; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h2 { border-top: 3px solid var(--strong); padding-top: .6rem; margin-top: 3rem; }
+.verdict { background: var(--soft); border-left: 5px solid var(--strong); padding: .7rem 1rem .7rem 2.2rem; }
+.verdict li:first-child { font-weight: 600; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1.2rem 0; } figcaption, .small { font-size: .85rem; opacity: .85; }
+img { max-width: 100%; background: white; border-radius: 4px; }
+pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .8rem; }
+summary { cursor: pointer; } a { color: var(--strong); }
+@media print { body { max-width: none; font-size: 11pt; } figure, tr, .verdict { break-inside: avoid; }
+  .wide { overflow: visible; } td, th { padding: .15rem .3rem; font-size: .72rem; white-space: normal; }
+  pre { white-space: pre-wrap; } }
+"""
+
+
+def html_page(title: str, body: str) -> str:
+    """A whole page."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escaped(title)}</title><style>{STYLE}</style></head><body>\n"
+        f"<h1>{escaped(title)}</h1>\n{body}\n</body></html>\n"
+    )
+
+
+def escaped(content: object) -> str:
+    """Text that is no HTML."""
+    return html.escape(str(content))
+
+
+def plain_words(name: str) -> str:
+    """`gaussian noise` for `gaussian_noise`."""
+    return name.replace("_", " ")
+
+
+def bullets(lines: Iterable[object], kind: str = "") -> str:
+    """A list; `kind` is its class."""
+    return f'<ul class="{kind}">' + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>\n"
+
+
+def html_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table with a head."""
+    head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
+
+
+def picture(folder: Place, name: str, png: bytes, caption: str) -> str:
+    """Saves the picture in `folder` and shows it in the page."""
+    figures.save(folder / name, png)
+    data = base64.b64encode(png).decode()
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{escaped(caption)}">'
+        f"<figcaption>{escaped(caption)} ({escaped(name)})</figcaption></figure>\n"
+    )
