@@ -16,6 +16,7 @@ from distributed.together import each_at_once
 from metarepair.compare.check import check_methods, check_settings
 from metarepair.compare.judge import is_judged, judge
 from metarepair.compare.pair import load_pair, write_pair
+from metarepair.compare.plan import write_plan
 from metarepair.compare.prepare import discard_stale, prepare_method
 from metarepair.compare.results import write_results
 from metarepair.compare.units import Compared, compared_units, done_unit, repair_compared
@@ -87,7 +88,13 @@ class Comparison:
         prepare_method(self.run, self.config, name, self.pipeline.here, self.say, map_pieces=pieces)
 
     def _repair(self) -> None:
-        here = self.pipeline.here
+        here, planned = self.pipeline.here, self.config.compare
+        write_plan(
+            self.run.compare,
+            targets=self.config.targets,
+            methods=planned.methods,
+            seeds=planned.seeds,
+        )
         waiting = [unit for unit in self.units if done_unit(self.run, self.config, unit, here) is None]
         done = len(self.units) - len(waiting)
         if not waiting:

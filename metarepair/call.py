@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from metarepair.clean_check import check_on_clean, check_output
+from metarepair.clean_images import CleanImages
 from metarepair.given_images import GivenImages, collect_images
 from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
 from metarepair.methods import MethodContext, get_method, method_settings, repair_fairly
@@ -67,13 +68,15 @@ def repair(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     clean: Any = None,
+    clean_training: Any = None,
 ) -> Repaired:
     """Repairs a copy of `model`, a classifier of images, from images that it fails on; `model` stays as it is.
 
     failures, clean: see `metarepair.given_images.collect_images`; labels are the right ones. mean, std: of pixels in
     [0, 1] by channel, as the DNN was trained; needed for uint8 images, not taken for floats. method: finetune,
-    bn_adapt, or metarepair from `start`, the folder meta/<target>/ of a run with this DNN (its inner loop is used
-    unless `config` names another). clean: labelled images that it should get right, to see what a repair breaks.
+    bn_adapt, any other of docs/methods.md that prepares nothing, or metarepair from `start`, the folder meta/<target>/
+    of a run with this DNN (its inner loop is used unless `config` names another). clean: labelled images that it should
+    get right, to see what a repair breaks. clean_training: others, uint8, for methods that learn from clean images too.
 
     Raises a tasks.errors.UserError that says what is wrong.
     """
@@ -85,6 +88,8 @@ def repair(
     config = config or _config_of(start)
     adapted_names(deployed.module, config.inner.parts)
     data, notes = _repair_data(deployed, given, config)
+    if clean_training is not None:
+        data = replace(data, clean=_clean_images(given, clean_training))
     others = None if clean is None else collect_images(clean, name="clean")
     if others is not None:
         check_on_clean(deployed, others)
@@ -127,7 +132,27 @@ def repair(
     )
 
 
+def _clean_images(given: GivenImages, clean_training: Any) -> CleanImages:
+    found = collect_images(clean_training, name="clean_training")
+    if given.prepared or found.prepared:
+        raise ConfigError(
+            "clean_training needs uint8 pixels there and in failures: methods that learn from clean images change "
+            "pixels. Give both as uint8, with mean and std."
+        )
+    if found.images_NHWC.shape[1:] != given.images_NHWC.shape[1:]:
+        raise DataError(
+            f"clean_training has images of {found.images_NHWC.shape[1:]}, failures of "
+            f"{given.images_NHWC.shape[1:]}. Give both in one size."
+        )
+    return CleanImages(images_NHWC_u8=found.images_NHWC, labels_N=found.labels_N)
+
+
 def _check_start(method: str, start: str | Path | None) -> None:
+    if get_method(method).prepares:
+        raise ConfigError(
+            f"method={method!r} prepares DNNs before any repair, which a call does not. Use it in a comparison: "
+            "metarepair compare."
+        )
     if method == "metarepair" and start is None:
         raise ConfigError(
             "method='metarepair' needs start, the folder meta/<target>/ that `metarepair train` made for this DNN. "

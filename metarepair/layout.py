@@ -11,6 +11,7 @@
     hypothesis/                 pairs.parquet pairs.csv summary.json scatter.png, gains/ by experience and seed
     prepared/<method>/          what a method makes before any target is known
     compare/                    index.html table.md rows.csv rows.parquet figures, of `metarepair compare`;
+                                comparison.json: how many there will be, for `metarepair status`;
                                 <target>/<method>/<seed>/: model.safetensors judged.json samples.parquet
     search/                     trials.parquet trials.csv best.yaml, figures; inputs/ and trials/ of `metarepair tune`
     d_fail_reads.jsonl          each opening of a target's D_fail; outlives --restart

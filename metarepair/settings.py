@@ -130,7 +130,7 @@ def _steps(key: str) -> list[str]:
 def explain(error: ValidationError, where: str, *, root: type[BaseModel] = Config, above: str = "") -> str:
     """The first wrong setting as a paragraph; `root` is the group that was read, `above` its dotted place."""
     first = error.errors()[0]
-    key = above + ".".join(str(part) for part in first["loc"])
+    key = (above + ".".join(str(part) for part in first["loc"])).rstrip(".")
     if first["type"] == "extra_forbidden":
         return f"{_unknown(key, _group_at(first['loc'][:-1], root), known_keys(root, above))} (in {where})"
     if first["type"] == "missing":

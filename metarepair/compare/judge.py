@@ -20,8 +20,8 @@ from metarepair.evaluate import Judged, evaluate
 from metarepair.layout import Run
 from tasks.errors import DataError, StageError
 from tasks.manifest import require_manifest
-from tasks.seal import is_sealed, seal
-from tasks.storage import write_table, write_text
+from tasks.seal import is_sealed, seal, seal_of
+from tasks.storage import remove, write_table, write_text
 
 # M repaired DNNs, N examples
 
@@ -55,6 +55,8 @@ def judge(run: Run, config: Config, units: Sequence[Compared], here: Surrounding
                 run.compared(unit.target, unit.method, unit.seed),
                 judging_identity(run, config, unit),
             )
+            for name in (SAMPLES, ROW):  # of a judgement before: it would call the new file damaged
+                remove(seal_of(folder / name))
             write_table(folder / SAMPLES, _samples(judged, number))
             row = asdict(judged.results[number])
             write_text(folder / ROW, json.dumps(row, indent=1, allow_nan=False) + "\n")

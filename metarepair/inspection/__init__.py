@@ -20,15 +20,15 @@ predictions are not looked at; nor are those of samples.parquet, or of parts tha
     schema_version   1
     path             the inspected path, absolute
     kind             run | folder (experiences, features, …) | file | environment | features | score | meta | repaired |
-                     deployed | hypothesis
+                     deployed | hypothesis | prepared | compared
     finished         true when there are stages, and each has its manifest; null for a file
     size_bytes       of everything under the path
     d_fail_reads     how often the run's evaluator opened a D_fail; null but for a run that has the log
     damaged          list of {path, state, remedy}; empty when all is well, else the exit code is 2
-    stages           list of: path (relative), kind, role (experience | target | null), name (corruption, target or
-                     null), finished, manifest (ok | missing | damaged), written (ISO 8601, the manifest file's time),
-                     size_bytes, settings (digest of config), result (digest that later stages depend on), config,
-                     inputs, rows, versions,
+    stages           list of: path (relative), kind, role (experience | target | null), name (corruption, target,
+                     method, TARGET/METHOD/SEED of a comparison, or null), finished, manifest (ok | missing | damaged),
+                     written (ISO 8601, the manifest file's time), size_bytes, settings (digest of config), result
+                     (digest that later stages depend on), config, inputs, rows, versions,
                      files: list of {name, size_bytes, promised_bytes, state}, state being
                          ok | differs | missing | unreadable | unchecked (nothing promises a checksum),
                      details: null, or by kind
@@ -39,7 +39,8 @@ predictions are not looked at; nor are those of samples.parquet, or of parts tha
                          score        confidence ({target: {experience: p}}), effective_number ({target: number})
                          meta         episodes, episodes_wanted, skipped_episodes, seconds, validation_accuracy,
                                       checkpoints (list of {path, episode, whole})
-                         repaired     methods (list of {method, seed, d_fail, corrupted, clean}), weights (list)
+                         repaired, compared  methods (list of {method, target, seed, d_fail, corrupted, clean}; one
+                                      for a repair of a comparison, null in it what is not judged), weights (list)
                          deployed     clean_test_accuracy, epochs
     file             null, or {name, format (failures | parquet | safetensors), size_bytes, promised_bytes, state,
                      promised_by (a manifest or null), header ({key: value}), collected_per_severity,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from metarepair.inspection.facts import BAD, VERBS, Damage, FileFacts, Kind, StageFacts, State
+from metarepair.inspection.facts import BAD, JUDGED, VERBS, Damage, FileFacts, Kind, StageFacts, State
 from metarepair.inspection.places import TRACES, StagePlace
 from metarepair.progress import Progress
 from tasks.errors import DataError
 from tasks.failure_file import read_with_facts
 from tasks.manifest import BEGUN, MANIFEST, MENDING, Manifest, has_digest, read_manifest
-from tasks.seal import is_untouched, seal_of
+from tasks.seal import SUFFIX, is_untouched, seal_of
 from tasks.storage import Place, size_of
 
 SHOWN_FROM_BYTES = 1 << 28  # less is read in about a second, and needs no progress
@@ -38,17 +38,22 @@ class Checksums:
         self._advance(size, path.name)
         return "ok" if same else "differs"
 
-    def own_state(self, path: Place) -> tuple[State, dict[str, Any]]:
-        """Of a part, by its seal; and its counts. Without a seal nothing promises what its bytes are."""
-        found: State = "unchecked"
-        if seal_of(path).exists():
-            found = "ok" if is_untouched(path) else "differs"
-        try:
-            facts = read_with_facts(path)[1] if found != "differs" else {}
-        except DataError:
-            found, facts = "differs", {}
+    def sealed_state(self, path: Place) -> State:
+        """Of a file by its seal. Without one nothing promises what its bytes are, as of one that is being replaced."""
+        mark = seal_of(path)
+        same = mark.exists() and is_untouched(path)
         self._advance(size_of(path) or 0, path.name)
-        return found, facts
+        if same:
+            return "ok"
+        return "differs" if mark.exists() and path.exists() else "unchecked"
+
+    def own_state(self, path: Place) -> tuple[State, dict[str, Any]]:
+        """Of a part of an environment, by its seal; and its counts."""
+        found = self.sealed_state(path)
+        try:
+            return found, read_with_facts(path)[1] if found != "differs" else {}
+        except DataError:
+            return "differs", {}
 
     def _advance(self, size_bytes: int, name: str) -> None:
         self._read += size_bytes
@@ -78,12 +83,22 @@ def bytes_to_read(places: Iterable[StagePlace]) -> int:
         promised = {} if manifest is None else {name: size for name, (size, _) in manifest.files.items()}
         total += sum(size for name, size in promised.items() if place.files.get(name) == size)
         total += sum(place.files[name] for name in parts_of(place)) if manifest is None else 0
+        total += sum(place.files[name] for name in sealed_of(place, manifest))
     return total
 
 
 def parts_of(place: StagePlace) -> list[str]:
     """The shards of an environment that is not finished."""
     return place.matching("parts/*.arrow") if place.kind == "environment" else []
+
+
+def sealed_of(place: StagePlace, manifest: Manifest | None) -> list[str]:
+    """Files that seals vouch for, and no manifest: pieces of an unfinished preparation, judgements of a comparison."""
+    if place.kind == "compared":
+        return [name for name in JUDGED if name in place.files]
+    if place.kind != "prepared" or manifest is not None:
+        return []
+    return [name for name in place.files if f"{name}{SUFFIX}" in place.files]
 
 
 def begun_config(place: StagePlace) -> dict[str, Any]:
@@ -114,7 +129,7 @@ def promised_files(place: StagePlace, manifest: Manifest, checksums: Checksums) 
             name=name,
             size_bytes=place.files.get(name),
             promised_bytes=promise[0],
-            state=checksums.state(place.folder / name, promise) if name in place.files else "missing",
+            state=checksums.state(place.folder / name, promise),  # also where it came after the listing
         )
         for name, promise in sorted(manifest.files.items())
     ]
@@ -123,14 +138,15 @@ def promised_files(place: StagePlace, manifest: Manifest, checksums: Checksums) 
 def files_there(place: StagePlace, states: dict[str, State]) -> list[FileFacts]:
     """Files of a stage without a manifest that can be read. Only parts, whose `states` are given, have a digest."""
     names = [name for name in place.matching(*TRACES[place.kind]) if not name.endswith(BEGUN)]
+    unsealed: dict[str, State] = dict.fromkeys(names, "unchecked")
+    return sealed_files(place, unsealed | states)
+
+
+def sealed_files(place: StagePlace, states: Mapping[str, State]) -> list[FileFacts]:
+    """Files that no manifest promises, with the states that are given."""
     return [
-        FileFacts(
-            name=name,
-            size_bytes=place.files[name],
-            promised_bytes=None,
-            state=states.get(name, "unchecked"),
-        )
-        for name in names
+        FileFacts(name=name, size_bytes=place.files[name], promised_bytes=None, state=state)
+        for name, state in states.items()
     ]
 
 
@@ -147,16 +163,18 @@ def damage_of(facts: StageFacts) -> list[Damage]:
                 f"{where}{file.name}",
                 *([f"{where}{MANIFEST}"] if file.promised_bytes is not None else []),
             ]
-            found.append(
-                Damage(path=gone[0], state=file.state, remedy=remedy_for(facts.kind, " and ".join(gone)))
-            )
+            remedy = remedy_for(facts.kind, " and ".join(gone), sealed=file.promised_bytes is None)
+            found.append(Damage(path=gone[0], state=file.state, remedy=remedy))
     return found
 
 
-def remedy_for(kind: Kind, gone: str) -> str:
-    """A stage goes on from what is whole once what is not, and its manifest, are gone; some see to that alone."""
+def remedy_for(kind: Kind, gone: str, *, sealed: bool = False) -> str:
+    """A stage goes on from what is whole once what is not, and its manifest, are gone.
+
+    Some see to that alone, and all do where seals stand for the files.
+    """
     verb = VERBS[kind]
-    if verb in MENDING.values():
+    if sealed or verb in MENDING.values():
         return f"Run `metarepair {verb} --config FILE` again, which makes anew what is damaged."
     return f"Delete {gone}, and run `metarepair {verb} --config FILE` again."
 

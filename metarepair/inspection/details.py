@@ -62,7 +62,9 @@ def details_of(
         case "meta":
             return _training(place, facts, states, config)
         case "repaired":
-            return _repair(place.folder, states)
+            return _repair(place, states)
+        case "compared":
+            return _compared(place, states)
         case "deployed":
             epochs = _json(place.folder / "epochs.json", states.get("epochs.json"))
             return DeployedFacts(
@@ -224,22 +226,37 @@ def _last_validation(metrics: Any) -> float | None:
     return next((value for value in reversed(found) if value is not None), None)
 
 
-def _repair(folder: Place, states: States) -> RepairFacts:
-    result = _json(folder / "result.json", states.get("result.json"))
+def _repair(place: StagePlace, states: States) -> RepairFacts:
+    result = _json(place.folder / "result.json", states.get("result.json"))
     rows = result.get("methods") if isinstance(result, dict) else None
     methods = tuple(
-        MethodFacts(
-            method=str(row.get("method")),
-            seed=whole(row.get("seed")),
-            d_fail=real(row.get("d_fail")),
-            corrupted=real(row.get("corrupted")),
-            clean=real(row.get("clean")),
-        )
-        for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, dict)
+        _method(row, place.name) for row in (rows if isinstance(rows, list) else []) if isinstance(row, dict)
     )
-    there = [n for n, state in states.items() if n.endswith(".safetensors") and state != "missing"]
-    return RepairFacts(methods=methods, weights=tuple(there))
+    return RepairFacts(methods=methods, weights=_weights(states))
+
+
+def _compared(place: StagePlace, states: States) -> RepairFacts:
+    """One row, also where it is not judged, or its judgement is not as its seal says: its accuracies are not known."""
+    target, method, seed = str(place.name).split("/")
+    found = _json(place.folder / "judged.json", states.get("judged.json"))
+    trusted = isinstance(found, dict) and states["judged.json"] == "ok"
+    row = (found if trusted else {}) | {"method": method, "seed": int(seed) if seed.isdecimal() else None}
+    return RepairFacts(methods=(_method(row, target),), weights=_weights(states))
+
+
+def _method(row: Settings, target: str | None) -> MethodFacts:
+    return MethodFacts(
+        method=str(row.get("method")),
+        target=target,
+        seed=whole(row.get("seed")),
+        d_fail=real(row.get("d_fail")),
+        corrupted=real(row.get("corrupted")),
+        clean=real(row.get("clean")),
+    )
+
+
+def _weights(states: States) -> tuple[str, ...]:
+    return tuple(n for n, state in states.items() if n.endswith(".safetensors") and state != "missing")
 
 
 def _json(path: Place, state: State | None) -> Any:

@@ -6,10 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 SCHEMA_VERSION = 1
-Kind = Literal["environment", "features", "score", "meta", "repaired", "deployed", "hypothesis"]
+Kind = Literal[
+    "environment", "features", "score", "meta", "repaired", "deployed", "hypothesis", "prepared", "compared"
+]
 Role = Literal["experience", "target"]
 State = Literal["ok", "differs", "missing", "unreadable", "unchecked"]
 BAD: tuple[State, ...] = ("differs", "missing", "unreadable")
+JUDGED = ("judged.json", "samples.parquet")  # a comparison's judgement of a repair, each with a seal
 # What makes a stage of each kind.
 VERBS: dict[Kind, str] = {
     "environment": "mine",
@@ -19,6 +22,8 @@ VERBS: dict[Kind, str] = {
     "repaired": "repair",
     "deployed": "pretrain",
     "hypothesis": "hypothesis",
+    "prepared": "compare",
+    "compared": "compare",
 }
 
 
@@ -93,9 +98,10 @@ class TrainingFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodFacts:
-    """A method's row of result.json. Accuracies are fractions."""
+    """A method's row of result.json or judged.json. Accuracies are fractions."""
 
     method: str
+    target: str | None
     seed: int | None
     d_fail: float | None
     corrupted: float | None
@@ -104,7 +110,7 @@ class MethodFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RepairFacts:
-    """Repairs of one target."""
+    """Repairs of one target, or one repair of a comparison."""
 
     methods: tuple[MethodFacts, ...]
     weights: tuple[str, ...]

@@ -14,6 +14,7 @@ from metarepair.inspection.headers import failures_header, parquet_header, safet
 from metarepair.inspection.places import ALLOWED
 from tasks.errors import DataError
 from tasks.manifest import MANIFEST, Manifest
+from tasks.seal import seal_of
 from tasks.storage import Place, inside, size_of
 
 Format = Literal["failures", "parquet", "safetensors"]
@@ -73,9 +74,11 @@ def _parents(path: Place) -> Iterator[Place]:
 
 
 def _own_state(path: Place, form: Format, size: int) -> State:
-    """Without a manifest: a store's file has a digest of its own, a checkpoint's tensors have the state's."""
+    """Without a manifest: a part has a seal, a store's file a digest of its own, a checkpoint's tensors the state's."""
     if form == "failures":
         return Checksums(size).own_state(path)[0]
+    if seal_of(path).exists():
+        return Checksums(size).sealed_state(path)
     if form == "parquet" or not (path.parent / STATE).is_file():
         return "unchecked"
     try:

@@ -23,13 +23,27 @@ GROUPS: dict[str, tuple[Kind, Role | None]] = {
     "features": ("features", None),
     "meta": ("meta", None),
     "repaired": ("repaired", None),
+    "prepared": ("prepared", None),
+    "compare": ("compared", None),
 }
+DEPTHS = {"compare": 3}  # folders below a group to its stages: TARGET/METHOD/SEED; one where nothing is said
 SINGLES: dict[str, Kind] = {
     "deployed": "deployed",
     "score": "score",
     "hypothesis": "hypothesis",
 }
-ORDER = ("deployed", "experiences", "targets", "features", "score", "meta", "repaired", "hypothesis")
+ORDER = (
+    "deployed",
+    "experiences",
+    "targets",
+    "features",
+    "score",
+    "meta",
+    "repaired",
+    "prepared",
+    "compare",
+    "hypothesis",
+)
 # What an unfinished stage of each kind may have, by patterns.
 TRACES: dict[Kind, tuple[str, ...]] = {
     "environment": (f"parts/{BEGUN}", "parts/*.arrow", "collect.arrow", "fail.arrow"),
@@ -39,10 +53,13 @@ TRACES: dict[Kind, tuple[str, ...]] = {
     "repaired": ("*/*/model.safetensors", "samples.parquet", "result.json"),
     "deployed": (BEGUN, "epochs.json", "model.safetensors"),
     "hypothesis": (f"gains/{BEGUN}", "gains/*.json", "pairs.parquet", "summary.json"),
+    "prepared": (BEGUN, "*.safetensors"),
+    "compared": (BEGUN, "model.safetensors", "training.safetensors"),
 }
 ALLOWED = (
     "Name a run's folder (STORAGE/NAME), a folder in it (experiences/CORRUPTION, targets/CORRUPTION, "
-    "features/ENVIRONMENT, score, meta/TARGET, repaired/TARGET), or an .arrow, .parquet or .safetensors file in one"
+    "features/ENVIRONMENT, score, meta/TARGET, repaired/TARGET, prepared/METHOD, compare/TARGET/METHOD/SEED), "
+    "or an .arrow, .parquet or .safetensors file in one"
 )
 Listing = Mapping[str, int]  # every file under a folder, by its relative path, with its bytes
 
@@ -153,8 +170,11 @@ def stat_files(folder: Place) -> dict[str, FileStat]:
 
 def _by_place(folder: Place) -> tuple[Kind, Role | None, str | None] | None:
     """Kind, role and name of a stage by where it stands; of one that was copied elsewhere, by its manifest."""
-    if folder.parent.name in GROUPS:
+    if folder.parent.name in GROUPS and folder.parent.name not in DEPTHS:
         return _named(folder.parent.name, folder.name)
+    above = (folder.parent.parent, folder.parent)
+    if above[0].parent.name == "compare" and folder.name.isdecimal():
+        return _named("compare", "/".join(place.name for place in (*above, folder)))
     if folder.name in SINGLES:
         return SINGLES[folder.name], None, None
     try:
@@ -173,6 +193,10 @@ def _by_place(folder: Place) -> tuple[Kind, Role | None, str | None] | None:
             return "meta", None, name
         case ["repair", name]:
             return "repaired", None, name
+        case ["prepare", name]:
+            return "prepared", None, name
+        case ["compare", target, method, seed]:
+            return _named("compare", f"{target}/{method}/{seed}")
         case ["pretrain"]:
             return "deployed", None, None
         case [word] if word in SINGLES:
@@ -199,11 +223,16 @@ def _stages_of(root: Place, name: str, files: Listing) -> list[StagePlace]:
 
 def _members(folder: Place, group: str, prefix: str, files: Listing) -> list[StagePlace]:
     """The stages of a group, whose files begin with `prefix`."""
+    depth = DEPTHS.get(group, 1)
+    members: dict[str, dict[str, int]] = {}
+    for path, size in _under(files, prefix).items():
+        parts = path.split("/", depth)
+        if len(parts) > depth:
+            members.setdefault("/".join(parts[:depth]), {})[parts[depth]] = size
     found = []
-    for member in sorted({f.split("/")[0] for f in _under(files, prefix) if "/" in f}):
+    for member, own in sorted(members.items()):
         kind, role, name = _named(group, member)
         path = f"{prefix}{member}"
-        own = _under(files, f"{path}/")
         found.append(
             StagePlace(folder=folder / member, path=path, kind=kind, role=role, name=name, files=own)
         )

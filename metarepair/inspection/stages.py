@@ -13,9 +13,11 @@ from metarepair.inspection.checks import (
     parts_of,
     promised_files,
     read_promise,
+    sealed_files,
+    sealed_of,
 )
 from metarepair.inspection.details import details_of
-from metarepair.inspection.facts import StageFacts, State
+from metarepair.inspection.facts import BAD, StageFacts, State
 from metarepair.inspection.places import StagePlace
 from tasks.manifest import MANIFEST, content_hash
 from tasks.storage import Place
@@ -25,14 +27,19 @@ def stage_facts(place: StagePlace, checksums: Checksums) -> StageFacts:
     """Everything that is told of one stage."""
     manifest, state = read_promise(place.folder)
     parts: dict[str, dict[str, Any]] = {}
+    states: dict[str, State] = {
+        name: checksums.sealed_state(place.folder / name) for name in sealed_of(place, manifest)
+    }
     if manifest is None:
-        states: dict[str, State] = {}
         for name in parts_of(place):
             states[name], parts[name] = checksums.own_state(place.folder / name)
         files, config = files_there(place, states), begun_config(place)
         parts = {name: facts for name, facts in parts.items() if states[name] == "ok"}
     else:
-        files, config = promised_files(place, manifest, checksums), manifest.config
+        files = promised_files(place, manifest, checksums) + sealed_files(place, states)
+        config = manifest.config
+        if any(f.state in BAD for f in files) and not (place.folder / MANIFEST).exists():
+            manifest, state, files = None, "missing", []  # it is being deleted, by --restart
     return StageFacts(
         path=place.path,
         kind=place.kind,
@@ -55,6 +62,9 @@ def stage_facts(place: StagePlace, checksums: Checksums) -> StageFacts:
 
 def _written(path: Place) -> str | None:
     """When, by the file system; an object store's time is that of the upload, and is not asked for."""
-    if not isinstance(path, Path) or not path.is_file():
+    if not isinstance(path, Path):
         return None
-    return datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(timespec="seconds")
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(timespec="seconds")
+    except OSError:
+        return None

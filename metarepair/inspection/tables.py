@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from metarepair.inspection.facts import EnvironmentFacts, FeatureFacts, StageFacts
+from metarepair.inspection.facts import BAD, JUDGED, EnvironmentFacts, FeatureFacts, RepairFacts, StageFacts
 
 NAMED_CLASSES = 12  # of more classes the extremes are shown
 WORST = 5
@@ -64,6 +64,26 @@ def features_table(stages: Sequence[StageFacts]) -> list[str]:
         state = _state(stage, f"{parts} parts")
         rows.append([stage.path, count(stage.rows.get("features")), *known, size(stage.size_bytes), state])
     return table(["features", "rows", "extractor", "dim", "size", "checksums"], rows)
+
+
+def compared_table(stages: Sequence[StageFacts]) -> list[str]:
+    """One row for each repair of a comparison; what is not known of it is said at its end."""
+    rows = []
+    for stage in stages:
+        for m in stage.details.methods if isinstance(stage.details, RepairFacts) else ():
+            found = map(percent, (m.d_fail, m.corrupted, m.clean))
+            rows.append(
+                [m.target or "?", m.method, "?" if m.seed is None else str(m.seed), *found, _judged(stage)]
+            )
+    return table(["target", "method", "seed", "D_fail", "corrupted", "clean", "state"], rows)
+
+
+def _judged(stage: StageFacts) -> str:
+    bad = [f"{file.name} {file.state}" for file in stage.files if file.state in BAD]
+    if stage.manifest != "ok" or bad:
+        return ", ".join(bad) or _state(stage, "not repaired yet")
+    whole = {file.name for file in stage.files if file.state == "ok"}
+    return "judged" if whole.issuperset(JUDGED) else "not judged yet"
 
 
 def _state(stage: StageFacts, there: str) -> str:

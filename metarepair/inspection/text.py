@@ -19,6 +19,7 @@ from metarepair.inspection.facts import (
 )
 from metarepair.inspection.tables import (
     classes_table,
+    compared_table,
     count,
     environments_table,
     features_table,
@@ -51,8 +52,11 @@ def describe(found: Inspection) -> str:
     if features:
         lines += ["", *features_table(features)]
     for stage in found.stages:
-        if stage.kind not in ("environment", "features"):
+        if stage.kind not in ("environment", "features", "compared"):
             lines += ["", f"{stage.path}: {_state(stage)}", *_details(stage)]
+    compared = [stage for stage in found.stages if stage.kind == "compared"]
+    if compared:
+        lines += ["", *compared_table(compared)]
     broken = [line for stage in found.stages for line in _broken(stage)]
     return "\n".join([*lines, *(["", "Damaged:", *broken] if broken else [])])
 
@@ -92,6 +96,8 @@ def title(stage: StageFacts) -> str:
         "repaired": f"repairs for{named}",
         "deployed": "a pretrained DNN",
         "hypothesis": "the study of the hypothesis",
+        "prepared": f"what{named} prepares for all targets",
+        "compared": f"a repair of a comparison,{named}",
     }
     return words[stage.kind]
 
@@ -161,7 +167,7 @@ def _details(stage: StageFacts) -> list[str]:
         case TrainingFacts() as facts:
             return _training(facts)
         case RepairFacts() as facts:
-            return _repair(facts)
+            return compared_table([stage]) if stage.kind == "compared" else _repair(facts)
         case DeployedFacts() as facts:
             return [f"  {facts.epochs or 0} epochs, clean test accuracy {percent(facts.clean_test_accuracy)}"]
         case _:

@@ -4,6 +4,7 @@ look.py      the way through
 runs.py      a path that is a run, or why it is none
 facts.py     what is told, as records
 members.py   one stage of one environment or target: how much of it is there
+compare.py   a comparison, by target
 stages.py    all of them by stage, also those that are not begun, and the time left
 search.py    trials of a search
 text.py      … for a person, on one screen
@@ -21,10 +22,11 @@ compared with what manifests promise; `metarepair inspect` compares checksums, t
                      or died there without an end
     d_fail_reads     how often the run's evaluator opened a D_fail; null where it has no log
     damaged          list of {path, state, remedy}; empty when all is well, else the exit code is 2
-    stages           list of {name (pretrain | mine | features | score | train | repair | report | hypothesis), state
-                     (done | begun | not begun), done, total (of members), seconds_left, members}, members being a
-                     list of {path (relative), name (of the environment or target, or null), role (experience | target |
-                     null), state, done, total (of its units), unit (shards | episodes | repairs | epochs | fine-tunes |
+    stages           list of {name (pretrain | mine | features | score | train | repair | report | prepare | compare |
+                     hypothesis), state (done | begun | not begun), done, total (of members), seconds_left, members},
+                     members being a list of {path (relative), name (of the environment, target or prepared method, or
+                     null), role (experience | target | null), state, done, total (of its units), unit (shards |
+                     episodes | repairs | epochs | fine-tunes | pieces | null), judged (repairs of a comparison, else
                      null), written (ISO 8601, of its newest file), metrics ({name: number}, of its newest checkpoint),
                      seconds_left, passed_over (checkpoints that are not whole)}
     search           null, or {state, trials ({finished | stopped early | failed | running | unfinished: count}), total,

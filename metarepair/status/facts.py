@@ -29,7 +29,10 @@ class HolderFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A stage of one environment or target, or a stage that is one. `done` of `total` are its units."""
+    """A stage of one environment or target, or a stage that is one. `done` of `total` are its units.
+
+    judged: of the repairs of a comparison.
+    """
 
     path: str
     name: str | None
@@ -38,6 +41,7 @@ class Member:
     done: int | None = None
     total: int | None = None
     unit: str | None = None
+    judged: int | None = None
     written: str | None = None
     metrics: dict[str, float]
     seconds_left: float | None = None

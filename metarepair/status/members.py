@@ -19,12 +19,17 @@ from metarepair.inspection.places import FileStat, Listing, StagePlace
 from metarepair.status.facts import Member
 from tasks.manifest import MANIFEST, Manifest
 from tasks.seal import SUFFIX
-from tasks.storage import Place
+from tasks.storage import Place, size_of
 
 Stats = Mapping[str, FileStat]
 Mark = Mapping[str, Any]
 # Parts that a stage is made of while it is unfinished, each with a seal beside it.
-PARTS = {"environment": "parts/*.arrow", "features": "part-*.parquet", "hypothesis": "gains/*.json"}
+PARTS = {
+    "environment": "parts/*.arrow",
+    "features": "part-*.parquet",
+    "hypothesis": "gains/*.json",
+    "prepared": "*",
+}
 UNITS = {
     "environment": "shards",
     "features": "shards",
@@ -32,6 +37,7 @@ UNITS = {
     "meta": "episodes",
     "repaired": "repairs",
     "deployed": "epochs",
+    "prepared": "pieces",
 }
 
 
@@ -153,7 +159,7 @@ def _finished(place: StagePlace, manifest: Manifest) -> Progressed:
 
 def _progressed(place: StagePlace, mark: Mark) -> Progressed:
     match place.kind:
-        case "environment" | "features" | "hypothesis":
+        case "environment" | "features" | "hypothesis" | "prepared":
             return Progressed(done=len(sealed_parts(place)), total=whole(mark.get("parts")), metrics={})
         case "meta":
             return _training(place, mark)
@@ -216,7 +222,11 @@ def _damage(
     for name, (size, _) in manifest.files.items():
         there = place.files.get(name)
         if there != size:
+            there = size_of(place.folder / name)  # it may have come after the listing
+        if there != size:
             path = f"{place.path}/{name}"
             remedy = remedy_for(place.kind, f"{path} and {place.path}/{MANIFEST}")
             found.append(Damage(path=path, state="missing" if there is None else "differs", remedy=remedy))
+    if found and not (place.folder / MANIFEST).exists():
+        return []  # it is being deleted at this moment, by --restart
     return found

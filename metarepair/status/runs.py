@@ -28,10 +28,11 @@ def open_run_folder(path: str) -> Place:
 def _checked(root: Place) -> Place:
     if root.name in (*GROUPS, *SINGLES, "search", "report") and _is_run(root.parent):
         raise DataError(f"{root} is a part of a run. Ask for the whole: metarepair status {root.parent}")
-    if root.parent.name in GROUPS and _is_run(root.parent.parent):
-        raise DataError(
-            f"{root} is one stage of a run. Ask for the whole: metarepair status {root.parent.parent}"
-        )
+    for group in (root.parent, root.parent.parent, root.parent.parent.parent):
+        if group.name in GROUPS and _is_run(group.parent):
+            raise DataError(
+                f"{root} is one stage of a run. Ask for the whole: metarepair status {group.parent}"
+            )
     if _is_run(root):
         return root
     runs = [path.name for path in folders_in(root) if _is_run(path)]
@@ -46,8 +47,8 @@ def _checked(root: Place) -> Place:
 
 
 def _is_run(root: Place) -> bool:
-    """Whether anything is there that a run's driver makes first."""
-    names = {path.name for path in root.iterdir()}
+    """Whether anything is there that a run's driver makes first; a run may be called `compare` itself."""
+    names = {path.name for path in root.iterdir()} - {"prepared", "compare"}
     return LEASE in names or READS in names or any(n in names and (root / n).is_dir() for n in ORDER)
 
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from metarepair.inspection.details import whole
 from metarepair.inspection.facts import Damage, Kind
 from metarepair.inspection.places import stages_of_run
+from metarepair.status.compare import look_at_comparison
 from metarepair.status.facts import Member, StageStatus
 from metarepair.status.members import Looked, Stats, look_at, moment, sealed_parts
 from tasks.lease import Owner
@@ -27,8 +28,20 @@ NAMES: dict[Kind, str] = {
     "meta": "train",
     "repaired": "repair",
     "hypothesis": "hypothesis",
+    "prepared": "prepare",
 }
-ORDER = ("pretrain", "mine", "features", "score", "train", "repair", "report", "hypothesis")
+ORDER = (
+    "pretrain",
+    "mine",
+    "features",
+    "score",
+    "train",
+    "repair",
+    "report",
+    "prepare",
+    "compare",
+    "hypothesis",
+)
 REPORT = "report/index.html"
 FEWEST_PARTS = 3  # written by the present owner, for a pace
 
@@ -47,25 +60,33 @@ def look_at_stages(root: Place, stats: Stats, owner: Owner | None) -> Stages:
     looked = [look_at(place, stats) for place in places]
     totals = _totals(looked)
     members: dict[str, list[Member]] = {name: [] for name in ORDER}
-    for one in looked:
+    for one in (one for one in looked if one.place.kind != "compared"):
         total = one.member.total if one.member.total is not None else totals.get(one.place.path)
         members[NAMES[one.place.kind]].append(replace(one.member, total=total))
+    comparison = look_at_comparison(root, looked, stats)
+    members["compare"] = [*comparison.members]
     for name, paths in _expected(looked, stats).items():
         there = {member.path for member in members[name]}
         members[name] += [_not_begun(path) for path in paths if path not in there]
     if REPORT in stats:
         members["report"] = [_report(stats)]
-    kept = _kept(members, searched=any(name.startswith("search/") for name in stats))
+    searched = any(name.startswith("search/") for name in stats)
+    compares = owner is not None and owner.verb == "compare"
+    kept = _kept(members, searched=searched, compares=compares)
     return Stages(
         stages=tuple(
             StageStatus(
                 name=name,
                 members=tuple(sorted(members[name], key=lambda member: member.path)),
-                seconds_left=_left(members[name], looked, stats, owner),
+                seconds_left=_left(
+                    members[name],
+                    comparison.done_at if name == "compare" else _parts_at(members[name], looked, stats),
+                    owner,
+                ),
             )
             for name in kept
         ),
-        damaged=tuple(damage for one in looked for damage in one.damaged),
+        damaged=tuple(damage for one in looked for damage in one.damaged) + comparison.damaged,
     )
 
 
@@ -90,11 +111,16 @@ def _needs_no_training(repaired: Looked) -> bool:
     return isinstance(methods, list) and "metarepair" not in methods
 
 
-def _kept(members: Mapping[str, Sequence[Member]], *, searched: bool) -> list[str]:
+def _kept(members: Mapping[str, Sequence[Member]], *, searched: bool, compares: bool) -> list[str]:
     """The stages that are told of: all of a run, or those that a run of another kind has."""
     begun = {name for name, found in members.items() if any(member.state != "not begun" for member in found)}
-    of_a_run = [name for name in ORDER if name not in ("pretrain", "hypothesis")]
-    if not begun & {"train", "repair", "report"}:
+    planned = {"compare"} if members["compare"] else set()
+    of_a_run = [
+        name for name in ORDER if name not in {"pretrain", "prepare", "compare", "hypothesis"} - planned
+    ]
+    if not begun & {"repair", "report"} and (compares or planned or "prepare" in begun):
+        of_a_run = ["mine", "compare"]  # and what its methods need, which comes before it
+    elif not begun & {"train", "repair", "report"}:
         if "hypothesis" in begun:
             of_a_run = ["mine", "features", "score"]
         elif searched:
@@ -155,9 +181,18 @@ def _parts(rows: int | None, size: object) -> int | None:
     return -(-rows // size) if rows is not None and isinstance(size, int) and size > 0 else None
 
 
-def _left(
-    members: Sequence[Member], looked: Sequence[Looked], stats: Stats, owner: Owner | None
-) -> float | None:
+def _parts_at(members: Sequence[Member], looked: Sequence[Looked], stats: Stats) -> list[float]:
+    """When the sealed parts of those that are not done were written."""
+    paths = {member.path for member in members if member.state != "done"}
+    return [
+        stats[f"{one.place.path}/{name}"].written_s
+        for one in looked
+        if one.place.path in paths
+        for name in sealed_parts(one.place)
+    ]
+
+
+def _left(members: Sequence[Member], written: Sequence[float], owner: Owner | None) -> float | None:
     """Seconds at the pace at which the present owner wrote its parts; None where that says nothing."""
     missing = [member for member in members if member.state != "done"]
     units = [
@@ -165,16 +200,9 @@ def _left(
         for member in missing
         if member.total is not None and member.done is not None
     ]
-    if owner is None or not units or len(units) < len(missing):
+    if owner is None or not sum(units) or len(units) < len(missing):
         return None
     since = datetime.fromisoformat(owner.since).timestamp()
-    paths = {member.path for member in missing}
-    written = [
-        stats[f"{one.place.path}/{name}"].written_s
-        for one in looked
-        if one.place.path in paths
-        for name in sealed_parts(one.place)
-    ]
     recent = [moment for moment in written if moment >= since]
     if len(recent) < FEWEST_PARTS:
         return None

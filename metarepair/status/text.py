@@ -66,7 +66,7 @@ def _stage(stage: StageStatus, begun: str) -> list[str]:
         return [_titled(stage.name, f"done{_of(stage.members[0])}")]
     done = f"{stage.done} of {len(stage.members)} done"
     if stage.state == "done":
-        return [_titled(stage.name, f"done: {len(stage.members)} {_kinds(stage.members)}")]
+        return [_titled(stage.name, f"done: {len(stage.members)} {_kinds(stage)}")]
     if stage.state == "not begun":
         names = _names(stage.members)
         return [_titled(stage.name, f"not begun{f': {names}' if names else ''}")]
@@ -86,9 +86,11 @@ def _of(member: Member) -> str:
     return f": {_label(member)}" if member.name else ""
 
 
-def _kinds(members: Sequence[Member]) -> str:
+def _kinds(stage: StageStatus) -> str:
     """`targets`, `environments`, …: what the members of a stage are."""
-    roles = {member.role for member in members}
+    if stage.name == "prepare":
+        return "methods"
+    roles = {member.role for member in stage.members}
     if roles == {None}:
         return "targets"
     return f"{roles.pop()}s" if len(roles) == 1 else "environments"
@@ -110,6 +112,8 @@ def _member(member: Member) -> str:
     if member.unit is not None:
         total = f" of {count(member.total)}" if member.total is not None else ""
         parts.append(f"{count(member.done)}{total} {member.unit}")
+    if member.judged is not None:
+        parts.append(f"{count(member.judged)} judged")
     if member.written is not None:
         what = "last checkpoint" if member.unit == "episodes" and member.done else "last file"
         parts.append(f"{what} {_ago(member.written)}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,9 +19,11 @@ from metarepair.compare import judge as judging
 from metarepair.compare.check import check_methods, check_settings
 from metarepair.compare.pair import load_pair
 from metarepair.compare.units import Compared, compared_units, load_candidate
+from metarepair.inspection.inspect import inspect
 from metarepair.layout import Run
 from metarepair.methods import METHODS, Method
 from metarepair.settings import load_config
+from metarepair.status.look import status_of
 from tasks import store
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.records import Failures
@@ -79,6 +83,37 @@ def test_a_comparison_has_a_row_for_every_method_target_and_seed(compared: Path)
     text = (folder / "table.md").read_text(encoding="utf-8")
     for words in ("before repair", "BN-adapted", "fine-tuned", "MetaRepair", "73.51", "its own settings"):
         assert words in text
+
+
+def test_a_finished_comparison_is_finished_and_whole_and_inspected_as_it_was_reported(compared: Path) -> None:
+    root = str(run_of(compared).root)
+    status = status_of(root)
+    assert (status.state, status.damaged) == ("finished", ())
+    (target,) = next(stage for stage in status.stages if stage.name == "compare").members
+    assert (target.name, target.done, target.total, target.judged) == ("gaussian_noise", 8, 8, 8)
+    found = inspect(root)
+    assert found.damaged == ()
+    shown: list[Any] = [stage.details for stage in found.stages if stage.kind == "compared"]
+    rows = pq.read_table(run_of(compared).compare / "rows.parquet").to_pylist()
+    keys = ("target", "method", "seed", "d_fail", "corrupted", "clean")
+    assert sorted(tuple(getattr(facts.methods[0], key) for key in keys) for facts in shown) == sorted(
+        tuple(row[key] for key in keys) for row in rows
+    )
+
+
+def test_damaged_weights_are_made_again_by_what_the_inspection_says(copied: Path) -> None:
+    run = run_of(copied)
+    path = run.compared("gaussian_noise", "finetune", 1) / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (damage,) = inspect(str(run.root)).damaged
+    assert damage.remedy.startswith(f"Delete {damage.path} and ")
+    for name in re.findall(r"compare/\S+(?<!,)", damage.remedy.partition("run `")[0]):
+        (run.root / name).unlink()
+    assert status_of(str(run.root)).state == "unfinished"
+    comparison_of(copied).compare()
+    assert path.read_bytes() == whole
+    assert inspect(str(run.root)).damaged == ()
 
 
 def test_d_fail_is_opened_once_after_all_repairs_of_its_target(compared: Path, finished_run: Path) -> None:
@@ -220,8 +255,6 @@ def test_seeds_are_outermost_so_that_a_part_of_a_comparison_has_whole_seeds(comp
 def test_bad_settings_are_refused_in_a_paragraph(
     copied: Path, capsys: pytest.CaptureFixture[str], setting: str, said: str
 ) -> None:
-    import re
-
     assert compare(copied, "--set", setting) == 2
     error = capsys.readouterr().err
     assert error.startswith("metarepair: ")

@@ -95,6 +95,24 @@ def test_clean_images_show_what_a_repair_breaks() -> None:
     assert found.clean_after < found.clean_before > 0.8
 
 
+def test_a_method_that_learns_from_clean_images_is_given_them_or_says_so() -> None:
+    data = load_dataset("cifar10_sample", "train")
+    training = (data.images(np.arange(300)), data.labels_N[:300])
+    config = QUICK.model_copy(
+        update={"methods": {"sensei": {"epochs": 1, "batch_size": 50, "variants": 3, "keep": 2}}}
+    )
+    found = call(method="sensei", config=config, clean_training=training)
+    assert found.gradient_steps > 1
+    with pytest.raises(ConfigError, match="clean training split"):
+        call(method="sensei", config=config)
+    with pytest.raises(DataError, match="one size"):
+        call(method="sensei", config=config, clean_training=(training[0][:, :16], training[1]))
+    with pytest.raises(ConfigError, match="uint8"):
+        call(method="sensei", config=config, clean_training=(training[0].astype(np.float32), training[1]))
+    with pytest.raises(ConfigError, match="prepares DNNs"):
+        call(method="apricot", clean_training=training)
+
+
 def test_every_way_to_hand_over_the_images_gives_the_same_repair() -> None:
     images, labels = failing()
     prepared = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / (

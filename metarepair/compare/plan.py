@@ -1,0 +1,47 @@
+"""What a comparison is going to repair in; compare/comparison.json out, for those who look on, and read back.
+
+No stage and no manifest: every `metarepair compare` replaces it, so that methods, targets and seeds may be added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from tasks.errors import DataError
+from tasks.storage import Place, write_text
+
+PLAN = "comparison.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A comparison repairs every target by every method with every seed."""
+
+    targets: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def write_plan(
+    folder: Place, *, targets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Replaces the plan in a run's folder compare/."""
+    plan = Plan(targets=tuple(targets), methods=tuple(methods), seeds=tuple(seeds))
+    write_text(folder / PLAN, json.dumps(asdict(plan), indent=1) + "\n")
+
+
+def read_plan(folder: Place) -> Plan | None:
+    """The plan in a run's folder compare/, None where there is none. Raises DataError when it is damaged."""
+    path = folder / PLAN
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {"targets": str, "methods": str, "seeds": int}
+        if not all(isinstance(one, kind) for key, kind in kinds.items() for one in list(found[key])):
+            raise ValueError("it is no list of targets, methods and seeds")
+        return Plan(**{key: tuple(found[key]) for key in kinds})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}). Compare again, which writes it anew.") from error

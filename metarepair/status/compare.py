@@ -1,0 +1,80 @@
+"""The repairs of a comparison and its plan in; how far each target is out, and when repairs came to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from metarepair.compare.plan import PLAN, Plan, read_plan
+from metarepair.inspection.checks import remedy_for
+from metarepair.inspection.facts import JUDGED, Damage
+from metarepair.status.facts import Member
+from metarepair.status.members import Looked, Stats, moment
+from tasks.errors import DataError
+from tasks.manifest import MANIFEST
+from tasks.seal import SUFFIX
+from tasks.storage import Place
+
+FOLDER = "compare"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonLooked:
+    """Its targets; times at which a repair was done, in seconds since 1970; and whether its plan is damaged."""
+
+    members: tuple[Member, ...]
+    done_at: tuple[float, ...]
+    damaged: tuple[Damage, ...]
+
+
+def look_at_comparison(root: Place, looked: Sequence[Looked], stats: Stats) -> ComparisonLooked:
+    """`looked`: every stage that was begun in the run at `root`, other kinds among them.
+
+    Repairs that the plan does not have, of an earlier comparison, are left out where it has their target.
+    """
+    plan, damaged = _plan(root)
+    cells = {str(one.place.name): one for one in looked if one.place.kind == "compared"}
+    targets = sorted({*(name.split("/")[0] for name in cells), *(plan.targets if plan is not None else ())})
+    done = [one for one in cells.values() if one.manifest is not None]
+    return ComparisonLooked(
+        members=tuple(_member(target, cells, plan, stats) for target in targets),
+        done_at=tuple(
+            stats[path].written_s for one in done if (path := f"{one.place.path}/{MANIFEST}") in stats
+        ),
+        damaged=damaged,
+    )
+
+
+def _plan(root: Place) -> tuple[Plan | None, tuple[Damage, ...]]:
+    try:
+        return read_plan(root / FOLDER), ()
+    except DataError:
+        path = f"{FOLDER}/{PLAN}"
+        return None, (Damage(path=path, state="damaged", remedy=remedy_for("compared", path, sealed=True)),)
+
+
+def _member(target: str, cells: dict[str, Looked], plan: Plan | None, stats: Stats) -> Member:
+    planned = plan is not None and target in plan.targets
+    names = (
+        [f"{target}/{m}/{s}" for m in plan.methods for s in plan.seeds] if plan and planned else list(cells)
+    )
+    own = [cells[name] for name in names if name in cells and name.split("/")[0] == target]
+    done = [one for one in own if one.manifest is not None]
+    judged = sum(
+        all(f in one.place.files and f"{f}{SUFFIX}" in one.place.files for f in JUDGED) for one in done
+    )
+    total = len(names) if planned else None
+    whole = judged == (total if total is not None else len(own))
+    written = [stats[f"{one.place.path}/{name}"].written_s for one in own for name in one.place.files]
+    return Member(
+        path=f"{FOLDER}/{target}",
+        name=target,
+        role=None,
+        state="not begun" if not own else "done" if whole else "begun",
+        done=len(done),
+        total=total,
+        unit="repairs",
+        judged=judged,
+        written=moment(max(written)) if written else None,
+        metrics={},
+    )
