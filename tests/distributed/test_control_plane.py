@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_mining_and_features_are_spread_over_many_nodes_and_counted(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks.control_plane", "--smoke", "--stages", "mine", "pairs"]

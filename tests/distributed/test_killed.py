@@ -184,7 +184,7 @@ def test_killed_mining_actors(
     assert shards(tmp_path) == mined
 
 
-@pytest.mark.parametrize("stage", ["mine", "train"])
+@pytest.mark.parametrize("stage", [pytest.param("mine", marks=pytest.mark.soak), "train"])
 def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(
     stage: str,
     tiny: Tiny,
@@ -215,7 +215,7 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(
         assert shards(tmp_path) == mined
 
 
-@pytest.mark.parametrize("stage", ["mine", "train"])
+@pytest.mark.parametrize("stage", ["mine", pytest.param("train", marks=pytest.mark.soak)])
 def test_a_killed_raylet_of_another_node(
     stage: str,
     tiny: Tiny,

@@ -43,7 +43,9 @@ def results(run: Run) -> dict[str, object]:
     found: dict[str, object] = {}
     for target in TARGETS:
         rows = json.loads((run.repaired(target) / "result.json").read_text())["methods"]
-        found[target] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        found[target] = [
+            {k: v for k, v in row.items() if k not in ("seconds", "memory_bytes")} for row in rows
+        ]
         theta = load_file(run.meta(target) / "model.safetensors")
         found[f"θ {target}"] = {k: v.tolist() for k, v in theta.items()}
     return found

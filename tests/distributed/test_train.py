@@ -40,10 +40,11 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("episodes", [10, pytest.param(50, marks=pytest.mark.soak)])
 def test_no_worker_one_two_and_four_workers_train_the_same_model(
-    cluster: None, storage_of: StorageOf, tiny: Tiny
+    cluster: None, storage_of: StorageOf, tiny: Tiny, episodes: int
 ) -> None:
-    precise = {"precision": "float64", "episodes": 50, "round_episodes": 25}
+    precise = {"precision": "float64", "episodes": episodes, "round_episodes": episodes // 2}
     half = {"cpus_per_worker": 0.5}  # four workers on two CPUs
     none, *others = (
         trained(tiny(storage_of(f"w{n}"), workers=n, train=precise, ray=half)) for n in (0, 1, 2, 4)

@@ -415,7 +415,7 @@ def test_asha_stops_a_poor_trial_early(cluster: None, storage_of: StorageOf, tin
     assert (adapting.objective or 0.0) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_population_exchanges_and_all_of_it_trains_to_the_end(
     cluster: None, storage_of: StorageOf, tiny: Tiny
 ) -> None:

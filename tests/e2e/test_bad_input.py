@@ -427,7 +427,7 @@ RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
         ("metarepair.meta_train.MetaTrainer.run_episode", 1),
         ("metarepair.meta_train.seal", 1),
         ("distributed.pipeline.write_manifest", 0),
-        ("metarepair.repair_stage.save_weights", 1),
+        ("metarepair.repair_unit.save_weights", 1),
         ("metarepair.repair_stage._write_samples", 0),
     ],
 )

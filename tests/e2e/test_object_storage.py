@@ -33,10 +33,12 @@ def contents(root: Place) -> dict[str, Any]:
             found[name] = path.read_bytes()
         elif path.suffix == ".parquet":
             columns = pq.read_table(local(path)).to_pydict()
-            found[name] = {k: v for k, v in columns.items() if k != "seconds"}
+            found[name] = {k: v for k, v in columns.items() if k not in ("seconds", "memory_bytes")}
         elif path.name == "result.json":
             rows = json.loads(path.read_text())["methods"]
-            found[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+            found[name] = [
+                {k: v for k, v in row.items() if k not in ("seconds", "memory_bytes")} for row in rows
+            ]
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import arachne
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_benchmark_keeps_its_keys_and_both_ways_agree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
