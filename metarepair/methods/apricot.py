@@ -18,13 +18,13 @@ from metarepair.meta_test import RepairData
 from metarepair.methods.apricot_models import ReducedSettings, load_models, prepare_models
 from metarepair.methods.apricot_walk import Strategy, Walk
 from metarepair.methods.base import Method, MethodContext
-from metarepair.methods.examples import Examples
+from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
 from metarepair.section import Positive, Rate
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError
 
 
 class ApricotSettings(TrainingSettings):
@@ -79,13 +79,7 @@ class Apricot(Method):
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
         settings = context.settings
         assert isinstance(settings, ApricotSettings)
-        clean = data.clean
-        if clean is None or not len(clean) or not len(data.learn) or not len(data.validation):
-            raise DataError(
-                f"apricot learns from failures and clean images, and selects by further failures: here are "
-                f"{len(data.learn)}, {0 if clean is None else len(clean)} and {len(data.validation)} of them. Collect "
-                "more failures, or give a clean training split."
-            )
+        clean = clean_beside_failures(self.name, data)
         module = deployed.module.eval()
         walk = Walk(
             deployed,
@@ -108,8 +102,7 @@ class Apricot(Method):
         return repaired_from(
             self.name,
             module,
-            images_seen=context.budget.images_seen,
-            gradient_steps=context.budget.gradient_steps,
+            context.budget,
             notes=(walk.words,),
         )
 

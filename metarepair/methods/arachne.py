@@ -26,11 +26,12 @@ from metarepair.methods.arachne_localise import BudgetOverError, blame, correct_
 from metarepair.methods.arachne_search import Evolution, Search, State, layers_of_weights
 from metarepair.methods.arachne_trace import Places, layers_of
 from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.examples import clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.section import Fraction, Positive, Section
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints
 
@@ -103,13 +104,8 @@ class _Repair:
     def __init__(
         self, deployed: DeployedModel, data: RepairData, context: MethodContext, settings: ArachneSettings
     ) -> None:
-        if not len(data.learn) or not data.clean:
-            raise DataError(
-                f"arachne needs failures to repair and clean training images to keep right; given are "
-                f"{len(data.learn)} and {len(data.clean or ())}. Collect failures, or give data with a training split."
-            )
         self.deployed, self.data, self.context, self.settings = deployed, data, context, settings
-        self.clean: CleanImages = data.clean
+        self.clean = clean_beside_failures("arachne", data)
         self.failures = _first(data.learn, settings.max_failures, context.seed)
         self._saved_at = self._said_at = time.monotonic()
 
@@ -211,8 +207,7 @@ class _Repair:
         return repaired_from(
             "arachne",
             self.deployed.module,
-            images_seen=budget.images_seen,
-            gradient_steps=budget.gradient_steps,
+            budget,
             notes=notes,
         )
 

@@ -39,14 +39,14 @@ from metarepair.methods.archrepair_search import (
     names_in,
 )
 from metarepair.methods.base import Method, MethodContext
-from metarepair.methods.examples import Examples
+from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import Training, TrainingSettings
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.section import Fraction, Positive, Rate, Section
 from metarepair.vectors import State
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 from tasks.storage import write_text
 
@@ -125,7 +125,7 @@ class ArchRepair(Method):
         settings = context.settings
         assert isinstance(settings, ArchRepairSettings)
         self.check(deployed.module, settings)
-        _check_data(data)
+        clean_beside_failures(self.name, data)
         found = _localised(deployed, data, context)
         seed = int(keyed_generator("archrepair-operations", context.seed).integers(2**63))
         relaxed = relax(deployed.module, found.block, found.shape, seed=seed)
@@ -137,8 +137,7 @@ class ArchRepair(Method):
         repaired = repaired_from(
             self.name,
             deployed.module.requires_grad_(True),
-            images_seen=context.budget.images_seen,
-            gradient_steps=context.budget.gradient_steps,
+            context.budget,
             notes=(f"block {found.block} of {len(found.scores)}, operation {operation}",),
         )
         if operation == "zero":  # the deployed architecture
@@ -150,19 +149,6 @@ class ArchRepair(Method):
         changed = copy.deepcopy(module)
         from_json(changed, architecture)
         return changed
-
-
-def _check_data(data: RepairData) -> None:
-    if data.clean is None or not len(data.clean):
-        raise ConfigError(
-            "archrepair learns from D_collect and the clean training split, and no clean image is given. Give data "
-            "with a training split."
-        )
-    if not len(data.learn):
-        raise DataError(
-            f"archrepair learns from collected failures, and the part of D_collect of {data.target} to learn from is "
-            "empty. Collect more failures."
-        )
 
 
 def _localised(deployed: DeployedModel, data: RepairData, context: MethodContext) -> Localised:

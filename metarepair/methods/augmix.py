@@ -17,17 +17,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.clean_images import CleanImages
 from metarepair.meta_test import RepairData
 from metarepair.methods.augmix_operations import flip_and_crop_matrices, mixture, move, sample_mix
 from metarepair.methods.base import Method, MethodContext
-from metarepair.methods.examples import Examples
+from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
 from metarepair.section import Positive
-from tasks.errors import DataError
 from tasks.records import Ints, Pixels
 
 # V views: the image and two mixtures, B images, C channels, H W pixels, K classes
@@ -85,24 +83,8 @@ class AugMix(Method):
         return repaired_from(
             self.name,
             training.run(),
-            images_seen=context.budget.images_seen,
-            gradient_steps=context.budget.gradient_steps,
+            context.budget,
         )
-
-
-def clean_beside_failures(method: str, data: RepairData) -> CleanImages:
-    """The clean images. Raises DataError where there are none, or no failures to learn from."""
-    if data.clean is None or not len(data.clean):
-        raise DataError(
-            f"{method} learns from failures and clean training images, and there are no clean images. Give data with a "
-            "training split, or take a method that needs none (finetune, bn_adapt)."
-        )
-    if not len(data.learn):
-        raise DataError(
-            f"{method} repairs by collected failures, and the learning part of D_collect has none. Collect more "
-            "failures, or lower repair.validation_fraction."
-        )
-    return data.clean
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,7 @@ class BatchNormAdapt(Method):
         return repaired_from(
             self.name,
             deployed.module,
-            images_seen=context.budget.images_seen,
-            gradient_steps=0,
+            context.budget,
             notes=() if adapted else ("this DNN has no batch-norm statistics: nothing to adapt",),
         )
 

@@ -18,10 +18,10 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from metarepair.meta_test import RepairData
-from metarepair.methods.augmix import VIEWS, AugMixLoss, AugMixSettings, clean_beside_failures
+from metarepair.methods.augmix import VIEWS, AugMixLoss, AugMixSettings
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.deeprepair_style import StyledImages, Transfer, WaveletStatistics, style_rows
-from metarepair.methods.examples import Examples
+from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import Training
@@ -107,8 +107,7 @@ class DeepRepair(Method):
         return repaired_from(
             self.name,
             training.run(),
-            images_seen=context.budget.images_seen,
-            gradient_steps=context.budget.gradient_steps,
+            context.budget,
             notes=(f"{NOTES[settings.style]}; {len(rows)} style images",),
         )
 

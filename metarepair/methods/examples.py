@@ -12,6 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from metarepair.clean_images import CleanImages
+from metarepair.meta_test import RepairData
+from tasks.errors import DataError
 from tasks.keys import keyed_generator
 from tasks.records import Ints, PixelRows, Pixels
 
@@ -49,6 +52,21 @@ class Examples:
                 start = int(self._ends[number]) - self.sizes[number]
                 found[here] = source.images_NHWC_u8[rows[here] - start]
         return found
+
+
+def clean_beside_failures(method: str, data: RepairData) -> CleanImages:
+    """The clean images. Raises DataError where there are none, or no failures to learn from."""
+    if data.clean is None or not len(data.clean):
+        raise DataError(
+            f"{method} learns from failures and clean training images, and there are no clean images. Give data with a "
+            "training split, or take a method that needs none (finetune, bn_adapt)."
+        )
+    if not len(data.learn):
+        raise DataError(
+            f"{method} repairs by collected failures, and the learning part of D_collect has none. Collect more "
+            "failures, or lower repair.validation_fraction."
+        )
+    return data.clean
 
 
 class BatchOrder:

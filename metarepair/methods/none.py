@@ -20,4 +20,4 @@ class NoRepair(Method):
     cost = "nothing"
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        return repaired_from(self.name, deployed.module, images_seen=0, gradient_steps=0)
+        return repaired_from(self.name, deployed.module, context.budget)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from metarepair.meta_test import Step
+from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel
 from metarepair.vectors import State, not_finite
 
@@ -64,17 +65,16 @@ class RepairedModel:
 def repaired_from(
     method: str,
     module: nn.Module,
+    budget: Budget,
     *,
-    images_seen: int,
-    gradient_steps: int,
     notes: tuple[str, ...] = (),
 ) -> RepairedModel:
-    """A module of the deployed architecture that a method has changed, as what it leaves."""
+    """A module of the deployed architecture that a method has changed, as what it leaves; `budget` has what it cost."""
     return RepairedModel(
         method=method,
         parameters={k: v.detach().clone() for k, v in module.named_parameters()},
         buffers={k: v.detach().clone() for k, v in module.named_buffers()},
-        images_seen=images_seen,
-        gradient_steps=gradient_steps,
+        images_seen=budget.images_seen,
+        gradient_steps=budget.gradient_steps,
         notes=notes,
     )

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from metarepair.meta_test import RepairData
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.budget import Budget
-from metarepair.methods.examples import Examples
+from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.sensei_populations import Losses, Populations
@@ -28,7 +28,6 @@ from metarepair.methods.sensei_variants import FILTER_GENES, Gene, Genes, spatia
 from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
 from metarepair.section import Fraction, Positive, Rate
-from tasks.errors import ConfigError, DataError
 from tasks.records import Ints, Pixels
 
 # B images of a batch, V variants of an image, G genes, C H W pixels
@@ -90,7 +89,7 @@ class Sensei(Method):
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
         settings = context.settings
         assert isinstance(settings, SenseiSettings)
-        examples = _examples(data)
+        examples = Examples(data.learn, clean_beside_failures(self.name, data))
         populations = Populations(settings.genes, images=len(examples), keep=settings.keep, seed=context.seed)
         training = Training(
             deployed.module,
@@ -106,23 +105,8 @@ class Sensei(Method):
         return repaired_from(
             self.name,
             training.run(),
-            images_seen=context.budget.images_seen,
-            gradient_steps=context.budget.gradient_steps,
+            context.budget,
         )
-
-
-def _examples(data: RepairData) -> Examples:
-    if data.clean is None or not len(data.clean):
-        raise ConfigError(
-            "sensei trains on D_collect and the clean training split, and no clean image is given. Give data with a "
-            "training split."
-        )
-    if not len(data.learn):
-        raise DataError(
-            f"sensei trains on collected failures, and the part of D_collect of {data.target} to learn from is empty. "
-            "Collect more failures."
-        )
-    return Examples(data.learn, data.clean)
 
 
 class WorstVariantLoss:

@@ -83,8 +83,7 @@ class Tent(Method):
         return repaired_from(
             self.name,
             module,
-            images_seen=context.budget.images_seen,
-            gradient_steps=context.budget.gradient_steps,
+            context.budget,
         )
 
 

@@ -525,7 +525,7 @@ def test_impossible_data_and_settings_are_refused_in_a_paragraph(tmp_path: Path)
     method, none = get_method("apricot"), data(clean=0)
     with pytest.raises(ConfigError, match="and there is none"):
         method.prepare(deployed(), none, context(tmp_path))
-    with pytest.raises(DataError, match="here are 0, 24 and 9 of them"):
+    with pytest.raises(DataError, match="learning part of D_collect has none"):
         method.repair(deployed(), data(learn=0), prepare(tmp_path))
     with pytest.raises(ConfigError, match=r"adjust_rat.*adjust_rate"):
         method_settings("apricot", {"adjust_rat": 0.1})

@@ -560,7 +560,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
 
 
 def test_no_failures_and_nothing_right_are_refused() -> None:
-    with pytest.raises(DataError, match="failures to repair"):
+    with pytest.raises(DataError, match="learning part of D_collect has none"):
         repaired(broken(), data(np.empty(0, np.int64)))
     wrong = CleanImages(images_NHWC_u8=clean().images_NHWC_u8, labels_N=(clean().labels_N + 1) % 3)
     collected = RepairData(target="snow", learn=data().learn, validation=data().validation, clean=wrong)

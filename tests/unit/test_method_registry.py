@@ -103,7 +103,8 @@ class Own(Method):
     name, words, uses, changes, cost, Settings = "own", "our own", (), (), "nothing", OwnSettings
 
     def repair(self, deployed, data, context):
-        return repaired_from(self.name, deployed.module, images_seen=context.settings.times, gradient_steps=0)
+        context.budget.spend(images=context.settings.times)
+        return repaired_from(self.name, deployed.module, context.budget)
 """
 
 

@@ -252,12 +252,12 @@ class Ruins(Method):
     name, words, uses, changes, cost = "ruins", "ruins", (), ("weights", "statistics"), "all"
 
     @torch.no_grad()
-    def repair(self, deployed: DeployedModel, *_: Any) -> RepairedModel:
+    def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:  # noqa: ARG002  as methods are called
         assert not deployed.module.training
         for tensor in (*deployed.module.parameters(), *deployed.module.buffers()):
             tensor.zero_()
         deployed.module.train()
-        return repaired_from(self.name, deployed.module, images_seen=0, gradient_steps=0)
+        return repaired_from(self.name, deployed.module, context.budget)
 
 
 def test_the_deployed_dnn_stays_whatever_a_method_does_to_its_own(world: World) -> None:
