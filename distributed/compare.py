@@ -26,7 +26,7 @@ from metarepair.layout import Run
 from metarepair.methods import get_method
 from metarepair.methods.base import map_here
 from metarepair.progress import Progress
-from tasks.errors import ConfigError, unknown_name
+from tasks.errors import ConfigError, StageError, unknown_name
 from tasks.manifest import MANIFEST, discard
 from tasks.remote_path import RemotePath
 from tasks.storage import find, place, remove_tree
@@ -45,18 +45,29 @@ class Comparison:
     def compare(self, *, restart: bool = False) -> None:
         """Mines, scores and trains what the methods need, prepares them, repairs, judges and reports."""
         check_methods(self.config, self.pipeline.here)
-        if restart:
+        self._stages_before()
+        if restart:  # only now, as the stages before may refuse
             self._restart()
-        self.pipeline.mine()
-        if any("experiences" in get_method(name).uses for name in self.config.compare.methods):
-            self.pipeline.score()
-            self.pipeline.train()
         for name in self.config.compare.methods:
             self._prepare(name)
         self._repair()
         self._judge()
         for line in write_results(self.run, self.config, self.units):
             self.say(line)
+
+    def _stages_before(self) -> None:
+        """Raises StageError where they are of other settings, which no restart of a comparison mends."""
+        self.pipeline.mine()
+        if not any("experiences" in get_method(name).uses for name in self.config.compare.methods):
+            return
+        try:
+            self.pipeline.score()
+            self.pipeline.train()
+        except StageError as error:
+            raise StageError(
+                f"{error} `compare --restart` leaves the stages before it, so here that is `metarepair score --config "
+                "FILE --restart`; θ_meta, and MetaRepair's repairs, are made anew after it. Other methods' stay."
+            ) from error
 
     def pair(self, first: str, second: str) -> None:
         """Two methods example by example, for every target and the first seed of a comparison that is done."""

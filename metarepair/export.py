@@ -153,7 +153,11 @@ def export_original(state: Mapping[str, Tensor], original: Path, out: Place, *, 
             f"{original} has other names than the DNN ({surplus[0]} is not in it): its names were mapped when it was "
             "read, and are not mapped back. Take model.safetensors, which timm.create_model loads."
         )
-    tensors = {k: named[k].to(v.dtype).clone() if k in named else v for k, v in file.tensors.items()}
+    plain = torch.contiguous_format  # a DNN that ran has channels last, which safetensors does not write
+    tensors = {
+        k: named[k].to(v.dtype).clone(memory_format=plain) if k in named else v.clone(memory_format=plain)
+        for k, v in file.tensors.items()
+    }
     with writing(out) as part:
         if file.container == "safetensors":
             with safe_open(original, framework="pt") as old:

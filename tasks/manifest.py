@@ -266,7 +266,10 @@ def verify_checksums(folder: Place, manifest: Manifest) -> None:
 
 
 def _remedy(manifest: Manifest) -> str:
-    verb = MENDING.get(manifest.stage.partition(" ")[0])
+    stage = manifest.stage.partition(" ")[0]
+    verb = MENDING.get(stage)
+    if stage in ("compare", "prepare"):
+        return "Delete its folder, and run `metarepair compare` again: it makes that anew, and nothing else."
     if verb is None:
         return "Run the stage again with --restart."
     return f"Run `metarepair {verb}` again: it makes what is damaged again, and nothing else."

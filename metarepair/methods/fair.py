@@ -31,7 +31,13 @@ def repair_fairly(
         )
     context = replace(context, load_meta=_loaded(context) if "experiences" in uses else no_experiences)
     own = replace(deployed, module=copy.deepcopy(deployed.module).eval())
-    return method.repair(own, data_for(uses, data), context)
+    found: object = method.repair(own, data_for(uses, data), context)
+    if not isinstance(found, RepairedModel):
+        raise ConfigError(
+            f"the method {method.name} returned a {type(found).__name__}; `repair` returns a RepairedModel "
+            "(metarepair.methods.repaired.repaired_from makes one)."
+        )
+    return found
 
 
 def _loaded(context: MethodContext) -> Callable[[], Start]:

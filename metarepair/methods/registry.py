@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from metarepair.methods.base import Method
+from metarepair.methods.base import Method, Uses
 from metarepair.section import Section
 from metarepair.settings import explain
 from tasks.errors import ConfigError, unknown_name
@@ -48,6 +48,9 @@ def _of_other_packages() -> dict[str, Method]:
             raise ConfigError(
                 f"{whose} has no {missing[0]!r}. A method declares {', '.join(DECLARED)}, and has a `repair`."
             )
+        unknown = [word for word in cls.uses if word not in get_args(Uses)]
+        if unknown:
+            raise ConfigError(f"{whose}: {unknown_name('word of `uses`', unknown[0], get_args(Uses))}")
         if cls.name in METHODS or cls.name in found:
             raise ConfigError(
                 f"{whose} takes the name {cls.name!r} of another method. Rename or uninstall it."

@@ -177,6 +177,16 @@ def test_another_budget_is_refused_with_the_difference_and_taken_with_restart(
     assert {r["gradient_steps"] for r in rows} <= {0, 1, 2}
 
 
+def test_a_stage_before_that_refuses_leaves_what_is_repaired_and_says_what_to_do(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in units_of(copied)}
+    more = ["--set", "targets=[gaussian_noise, fog]", "--restart"]
+    assert compare(copied, *more) == 2
+    assert "metarepair score --config FILE --restart" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in units_of(copied)} == before
+
+
 def test_a_changed_bit_of_repaired_weights_is_refused(copied: Path) -> None:
     run, unit = run_of(copied), Compared(target="gaussian_noise", method="finetune", seed=1)
     path = run.compared(unit.target, unit.method, unit.seed) / "model.safetensors"

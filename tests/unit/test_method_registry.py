@@ -12,7 +12,14 @@ import pytest
 from torch import nn
 
 import metarepair.methods as package
-from metarepair.methods import METHODS, all_methods, get_method, method_settings, registry
+from metarepair.methods import (
+    METHODS,
+    all_methods,
+    get_method,
+    method_settings,
+    registry,
+    repair_fairly,
+)
 from metarepair.methods.base import Changes, MethodContext, NoSettings, Uses
 from metarepair.models.build import DeployedModel
 from metarepair.section import Section
@@ -122,6 +129,13 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(
         method_settings("own", {"tims": 7})
 
 
+def test_a_method_that_returns_no_repaired_model_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(get_method("none")), "repair", lambda *_: None)
+    monkeypatch.setattr("metarepair.methods.fair.data_for", lambda *_: NOTHING)
+    with pytest.raises(ConfigError, match="none returned a NoneType; `repair` returns a RepairedModel"):
+        repair_fairly(get_method("none"), DEPLOYED, NOTHING, MethodContext(config=CONFIG, seed=0))
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [
@@ -131,6 +145,7 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(
         ("class Own: pass", "is no class that subclasses"),
         ("Own = 'not a class'", "is no class that subclasses"),
         (OWN.replace('"own", "our own"', '"tent", "our own"'), "takes the name 'tent' of another method"),
+        (OWN.replace("(), ()", '("failurs",), ()'), "'failurs'; did you mean 'failures'"),
         (OWN.replace("def repair", "def mend"), "has no 'repair'. A method declares name, words"),
         (OWN.replace("cost, Settings", "price, Settings"), "has no 'cost'. A method declares name, words"),
     ],
