@@ -97,10 +97,7 @@ def check_room(config: Config) -> None:
 
 def places(config: Config) -> int:
     """How many trainings of `workers` workers the cluster has room for at once; at least 1."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max(1, _fitting(worker_resources(config), nodes) // max(config.workers, 1))
+    return max(1, single_places(config) // max(config.workers, 1))
 
 
 def single_places(config: Config) -> int:

@@ -115,7 +115,7 @@ class Comparison:
 
         def repair(unit: Compared) -> None:
             if self.config.workers == 0:
-                repair_compared(self.run, self.config, unit, here, self.say, map_pieces=map_here)
+                repair_compared(self.run, self.config, unit, here, self.say)
             else:
                 call_on_worker(_repair_there, self.config, str(self.run.root), unit, say=self.say)
             progress.advance(note=unit.words)
@@ -144,7 +144,7 @@ class Comparison:
 
 def _repair_there(config: Config, root: str, unit: Compared, say: Say) -> None:
     run = Run(place(root))
-    repair_compared(run, config, unit, load_surroundings(config), say, map_pieces=map_here)
+    repair_compared(run, config, unit, load_surroundings(config), say)
 
 
 def _judge_there(config: Config, root: str, units: Sequence[Compared], say: Say) -> None:

@@ -26,14 +26,13 @@ from distributed.together import Follower, each_at_once
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.clean_check import check_on_clean
-from metarepair.compare.check import check_method_settings
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
 from metarepair.export import require_packages
 from metarepair.features import check_extractor
 from metarepair.layout import RATES, Run, open_run
 from metarepair.meta_train import training_settings
-from metarepair.methods import get_method
+from metarepair.methods import check_method_settings, get_method
 from metarepair.repair_stage import repair_target
 from metarepair.reports import load_results
 from metarepair.reports.html import write_report

@@ -34,9 +34,9 @@ def support_batch(
             f"task.clean_support={count} needs clean training images, and none are given. Set it to 0, or give them."
         )
     if count and clean is not None:
-        clean_images_B, clean_labels_B = clean.sample(count, generator)
-        images_B = np.concatenate([images_B, clean_images_B])
-        labels_B = np.concatenate([labels_B, clean_labels_B])
+        drawn = clean.sample(count, generator)
+        images_B = np.concatenate([images_B, drawn.images_NHWC_u8])
+        labels_B = np.concatenate([labels_B, drawn.labels_N])
     return image_batch(deployed, images_B, labels_B, seed=seed)
 
 

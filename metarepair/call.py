@@ -21,7 +21,7 @@ from metarepair.clean_check import check_on_clean, check_output
 from metarepair.clean_images import CleanImages
 from metarepair.given_images import GivenImages, collect_images
 from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
-from metarepair.methods import MethodContext, get_method, method_settings, repair_fairly
+from metarepair.methods import Method, MethodContext, get_method, repair_fairly, settings_of
 from metarepair.models.build import DeployedModel
 from metarepair.models.preprocessing import Colour
 from metarepair.parts import adapted_names
@@ -80,9 +80,8 @@ def repair(
 
     Raises a tasks.errors.UserError that says what is wrong.
     """
-    method = method or ("finetune" if start is None else "metarepair")
-    chosen = get_method(method)
-    _check_start(method, start)
+    chosen = get_method(method or ("finetune" if start is None else "metarepair"))
+    _check_start(chosen, start)
     given = collect_images(failures, name="failures")
     deployed = _deployed(model, given, mean, std)
     config = config or _config_of(start)
@@ -102,7 +101,7 @@ def repair(
         config=config,
         seed=0,
         load_meta=load_meta,
-        settings=method_settings(method, config.methods.get(method, {})),
+        settings=settings_of(config, chosen.name),
     )
     before = accuracy_on(deployed, *_own_state(deployed.module), data.validation)
     chosen.check(deployed.module, context.settings)
@@ -117,7 +116,7 @@ def repair(
     after = replace(deployed, module=module)
     return Repaired(
         module=module,
-        method=method,
+        method=chosen.name,
         validation_before=before,
         validation_after=accuracy_on(
             found.architecture_of(deployed), found.parameters, found.buffers, data.validation
@@ -147,20 +146,20 @@ def _clean_images(given: GivenImages, clean_training: Any) -> CleanImages:
     return CleanImages(images_NHWC_u8=found.images_NHWC, labels_N=found.labels_N)
 
 
-def _check_start(method: str, start: str | Path | None) -> None:
-    if get_method(method).prepares:
+def _check_start(method: Method, start: str | Path | None) -> None:
+    if method.prepares:
         raise ConfigError(
-            f"method={method!r} prepares DNNs before any repair, which a call does not. Use it in a comparison: "
+            f"method={method.name!r} prepares DNNs before any repair, which a call does not. Use it in a comparison: "
             "metarepair compare."
         )
-    if method == "metarepair" and start is None:
+    if method.name == "metarepair" and start is None:
         raise ConfigError(
             "method='metarepair' needs start, the folder meta/<target>/ that `metarepair train` made for this DNN. "
             "Without one, use method='finetune' or 'bn_adapt'."
         )
-    if method != "metarepair" and start is not None:
+    if method.name != "metarepair" and start is not None:
         raise ConfigError(
-            f"start={str(start)!r} is for method='metarepair'; {method} starts from the DNN itself."
+            f"start={str(start)!r} is for method='metarepair'; {method.name} starts from the DNN itself."
         )
 
 

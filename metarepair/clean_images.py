@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from tasks.keys import keyed_generator
-from tasks.records import Ints, PixelRows, Pixels
+from tasks.records import Ints, PixelRows
 
 # N images, H W C pixels
 
 HELD_OUT = 500  # at most; a tenth where there are fewer than ten times as many
+
+
+class LabelledImages(Protocol):
+    """Failures, or clean images."""
+
+    @property
+    def images_NHWC_u8(self) -> PixelRows: ...
+    @property
+    def labels_N(self) -> Ints: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +35,10 @@ class CleanImages:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    def take(self, rows: Ints) -> CleanImages:
+        """The given rows, in the given order (pixels are copied)."""
+        return CleanImages(images_NHWC_u8=self.images_NHWC_u8[rows], labels_N=self.labels_N[rows])
+
     @cached_property
     def held_out_rows(self) -> Ints:
         """Rows, in order, that repairs do not learn from: they only select."""
@@ -32,15 +46,15 @@ class CleanImages:
         return np.sort(keyed_generator("clean-held-out").permutation(len(self))[:count])
 
     @cached_property
-    def held_out(self) -> tuple[Pixels, Ints]:
-        """Their pixels and labels."""
-        return self.images_NHWC_u8[self.held_out_rows], self.labels_N[self.held_out_rows]
+    def held_out(self) -> CleanImages:
+        """These images."""
+        return self.take(self.held_out_rows)
 
-    def sample(self, count: int, generator: np.random.Generator) -> tuple[Pixels, Ints]:
-        """Pixels and labels of so many images that are not held out, each at most once."""
+    def sample(self, count: int, generator: np.random.Generator) -> CleanImages:
+        """So many images that are not held out, each at most once."""
         left = len(self) - len(self.held_out_rows)
         places = np.sort(generator.choice(left, size=min(count, left), replace=False))
         rows = places + np.searchsorted(
             self.held_out_rows - np.arange(len(self.held_out_rows)), places, "right"
         )
-        return self.images_NHWC_u8[rows], self.labels_N[rows]
+        return self.take(rows)

@@ -21,6 +21,7 @@ from metarepair.layout import Run
 from metarepair.meta_test import accuracy_on, predict
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
+from metarepair.vectors import State
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import Dataset
 from tasks.environment import corrupted_images
@@ -31,6 +32,8 @@ from tasks.storage import append_line
 from tasks.store import open_side
 
 # N examples, B images, K classes, M models
+
+Called = tuple[FunctionalNet, State, State]  # with its parameters and buffers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +97,16 @@ def evaluate(
     D_fail is opened last.
     """
     models = [c.model for c in candidates]
+    nets = _called(deployed, models)
     rows = np.arange(len(test.labels_N))
-    clean = _predict_all(deployed, models, test, rows, None, 0, config)
+    clean = _predict_all(deployed, nets, test, rows, None, 0, config)
     progress(f"{target}: clean images done")
     corrupted = {
-        s: _predict_all(deployed, models, test, rows, target, s, config) for s in config.mining.severities
+        s: _predict_all(deployed, nets, test, rows, target, s, config) for s in config.mining.severities
     }
     progress(f"{target}: corrupted set done")
     names = tuple(CORRUPTIONS) if config.evaluate.others is None else config.evaluate.others
-    others = {n: _other(deployed, models, test, n, config) for n in names if n != target}
+    others = {n: _other(deployed, nets, test, n, config) for n in names if n != target}
     progress(f"{target}: other corruptions done")
     predictions = _Predictions(clean=clean, corrupted=corrupted, others=others)
     fail = open_target_fail(run, target, test, judged=[f"{c.model.method}/{c.seed}" for c in candidates])
@@ -168,6 +172,13 @@ def _net(deployed: DeployedModel) -> FunctionalNet:
     return FunctionalNet(deployed.module, InnerRule(steps=1, rate=1.0, batch_norm="frozen"))
 
 
+def _called(deployed: DeployedModel, models: Sequence[RepairedModel]) -> list[Called]:
+    """What predicts: the deployed DNN, then each model."""
+    net = _net(deployed)
+    others = [(_net(m.architecture_of(deployed)), m.parameters, m.buffers) for m in models]
+    return [(net, net.parameters(), net.buffers()), *others]
+
+
 def _images(test: Dataset, rows: Ints, corruption: str | None, severity: int, config: Config) -> np.ndarray:
     if corruption is None:
         return test.images(rows)
@@ -176,7 +187,7 @@ def _images(test: Dataset, rows: Ints, corruption: str | None, severity: int, co
 
 def _predict_all(
     deployed: DeployedModel,
-    models: Sequence[RepairedModel],
+    nets: Sequence[Called],
     test: Dataset,
     rows: Ints,
     corruption: str | None,
@@ -184,25 +195,22 @@ def _predict_all(
     config: Config,
 ) -> NDArray[np.int64]:
     """Predicted classes [1 + M, N]: the deployed DNN first, then each model."""
-    net = _net(deployed)
-    others = [(_net(m.architecture_of(deployed)), m.parameters, m.buffers) for m in models]
-    states = [(net, net.parameters(), net.buffers()), *others]
     columns = []
     for start in range(0, len(rows), config.mining.batch_size):
         batch = rows[start : start + config.mining.batch_size]
         x_BCHW = deployed.normalise(_images(test, batch, corruption, severity, config))
-        columns.append(np.stack([n.logits(p, b, x_BCHW).argmax(1).cpu().numpy() for n, p, b in states]))
+        columns.append(np.stack([n.logits(p, b, x_BCHW).argmax(1).cpu().numpy() for n, p, b in nets]))
     return np.concatenate(columns, axis=1)
 
 
 def _other(
-    deployed: DeployedModel, models: Sequence[RepairedModel], test: Dataset, corruption: str, config: Config
+    deployed: DeployedModel, nets: Sequence[Called], test: Dataset, corruption: str, config: Config
 ) -> NDArray[np.float64]:
     """Accuracy [1 + M] on another corruption, pooled over severities, on the same random test images for all."""
     size = min(config.evaluate.others_images, len(test.labels_N))
     rows = np.sort(keyed_generator("others", config.seed).permutation(len(test.labels_N))[:size])
     right = [
-        _predict_all(deployed, models, test, rows, corruption, severity, config) == test.labels_N[rows]
+        _predict_all(deployed, nets, test, rows, corruption, severity, config) == test.labels_N[rows]
         for severity in config.mining.severities
     ]
     accuracies: NDArray[np.float64] = np.mean(right, axis=(0, 2))

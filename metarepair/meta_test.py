@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from metarepair.batches import support_batch
-from metarepair.clean_images import CleanImages
+from metarepair.clean_images import CleanImages, LabelledImages
 from metarepair.inner import FunctionalNet, InnerRule, adapt
 from metarepair.layout import RATES
 from metarepair.models.build import DeployedModel, read_tensors
 from metarepair.repair_config import AnyConfig
-from metarepair.vectors import State
+from metarepair.vectors import State, copied_buffers, copied_parameters
 from tasks.errors import ConfigError, WeightsError
 from tasks.keys import keyed_generator
 from tasks.manifest import require_manifest, verify_checksums
-from tasks.records import Failures, PixelRows
+from tasks.records import Failures
 from tasks.sampler import semantic_cover, split_validation
 from tasks.storage import Place
 
@@ -183,6 +183,7 @@ def choose(
     judged as it stands.
     """
     best: Choice | None = None
+    before = start_of(deployed)
     for rate in config.repair.rates:
         steps = walk(deployed, start, data, config, seed=seed, rate=rate, episodes=config.repair.episodes)
         for step in steps:
@@ -190,7 +191,7 @@ def choose(
             if step.slot < config.repair.tasks - 1 and not budget.over:
                 continue
             for weight in config.repair.interpolate:
-                mixed = interpolated(start_of(deployed), step, weight)
+                mixed = interpolated(before, step, weight)
                 found = score(deployed, mixed, data, config)
                 if best is None or found > best.score:
                     best = Choice(rate=rate, episode=step.episode, weight=weight, score=found, step=mixed)
@@ -203,10 +204,7 @@ def choose(
 
 def start_of(deployed: DeployedModel) -> Start:
     """The deployed DNN as a start."""
-    return Start(
-        parameters={k: v.detach().clone() for k, v in deployed.module.named_parameters()},
-        buffers={k: v.detach().clone() for k, v in deployed.module.named_buffers()},
-    )
+    return Start(parameters=copied_parameters(deployed.module), buffers=copied_buffers(deployed.module))
 
 
 def interpolated(deployed: Start, step: Step, weight: float) -> Step:
@@ -234,9 +232,9 @@ def score(deployed: DeployedModel, step: Step, data: RepairData, config: AnyConf
         raise ConfigError(
             f"repair.clean_weight={weight} needs clean training images, and none are given. Set it to 0."
         )
-    images, labels_N = data.clean.held_out
-    predicted = _logits(deployed, step.parameters, step.buffers, images).argmax(1).numpy()
-    return (1 - weight) * found + weight * float((predicted == labels_N).mean())
+    return (1 - weight) * found + weight * accuracy_on(
+        deployed, step.parameters, step.buffers, data.clean.held_out
+    )
 
 
 def validate_repair(deployed: DeployedModel, start: Start, data: RepairData, config: AnyConfig) -> float:
@@ -246,16 +244,16 @@ def validate_repair(deployed: DeployedModel, start: Start, data: RepairData, con
 
 
 def predict(
-    deployed: DeployedModel, parameters: State, buffers: State, failures: Failures, *, batch_size: int = 500
+    deployed: DeployedModel,
+    parameters: State,
+    buffers: State,
+    given: LabelledImages,
+    *,
+    batch_size: int = 500,
 ) -> torch.Tensor:
-    """Logits [N, K] on the CPU for all failures, with stored statistics."""
-    return _logits(deployed, parameters, buffers, failures.images_NHWC_u8, batch_size=batch_size)
-
-
-def _logits(
-    deployed: DeployedModel, parameters: State, buffers: State, images: PixelRows, *, batch_size: int = 500
-) -> torch.Tensor:
+    """Logits [N, K] on the CPU for failures or clean images, with stored statistics."""
     net = FunctionalNet(deployed.module, InnerRule(steps=1, rate=1.0, batch_norm="frozen"))
+    images = given.images_NHWC_u8
     parts = [
         net.logits(parameters, buffers, deployed.normalise(images[start : start + batch_size])).float().cpu()
         for start in range(0, len(images), batch_size)
@@ -263,7 +261,7 @@ def _logits(
     return torch.cat(parts) if parts else torch.empty(0, deployed.num_classes)
 
 
-def accuracy_on(deployed: DeployedModel, parameters: State, buffers: State, failures: Failures) -> float:
-    """Share of the failures that are classified rightly."""
-    predicted = predict(deployed, parameters, buffers, failures).argmax(1).numpy()
-    return float((predicted == failures.labels_N).mean()) if len(failures) else 0.0
+def accuracy_on(deployed: DeployedModel, parameters: State, buffers: State, given: LabelledImages) -> float:
+    """Share of the failures, or clean images, that are classified rightly."""
+    predicted = predict(deployed, parameters, buffers, given).argmax(1).numpy()
+    return float((predicted == given.labels_N).mean()) if len(given.labels_N) else 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,16 @@ from metarepair.deploy import Surroundings
 from metarepair.evaluate import Judged, evaluate
 from metarepair.features import distance_name
 from metarepair.layout import Run
-from metarepair.meta_test import RepairData, Start, load_start
-from metarepair.repair_unit import WEIGHTS, Unit, files_of, repair_once, unit_data
+from metarepair.meta_test import RepairData
+from metarepair.repair_unit import (
+    TRAIN_FIRST,
+    WEIGHTS,
+    Unit,
+    files_of,
+    load_meta,
+    repair_once,
+    unit_data,
+)
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.score import read_confidence
 from tasks.manifest import (
@@ -35,7 +44,6 @@ from tasks.storage import Place, local, write_text, writing
 from tasks.store import open_side
 
 Progress = Callable[[str], None]
-TRAIN_FIRST = "Train it first: metarepair train --config …"
 
 
 def repair_settings(config: Config) -> dict[str, Any]:
@@ -63,14 +71,11 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings, pro
     candidates, files = [], ["result.json", "samples.parquet"]
     methods = config.repair.methods
     parts = {seed: unit_data(config, here, methods, collect, seed) for seed in config.repair.seeds}
-
-    def load_meta() -> Start:
-        return load_start(run.meta(target), here.deployed.module, config, remedy=TRAIN_FIRST)
-
+    start = partial(load_meta, run, config, target, here)
     for seed, data in parts.items():
         for name in methods:
             place = _folder(name, seed)
-            unit = Unit(method=name, seed=seed, folder=folder / place, load_meta=load_meta)
+            unit = Unit(method=name, seed=seed, folder=folder / place, load_meta=start)
             candidates.append(repair_once(unit, config, data, here, progress))
             files += [str(place / file) for file in files_of(unit.folder, config)]
             notes = "".join(f"; {note}" for note in candidates[-1].model.notes)

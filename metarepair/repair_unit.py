@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,17 +16,17 @@ from metarepair.config import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate
 from metarepair.export import EQUALITY_IMAGES, FILE_NAMES, export_program
-from metarepair.meta_test import RepairData, Start, accuracy_on, repair_data
+from metarepair.layout import Run
+from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
 from metarepair.methods import (
     Budget,
     Limit,
     MethodContext,
     RepairedModel,
     get_method,
-    method_settings,
     repair_fairly,
+    settings_of,
 )
-from metarepair.methods.base import map_here
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.peak_memory import peak_memory
 from tasks.errors import DataError, DivergedError
@@ -34,6 +34,7 @@ from tasks.records import Failures
 from tasks.storage import Place, write_text
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
+TRAIN_FIRST = "Train it first: metarepair train --config …"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,6 @@ class Unit:
     load_meta: Callable[[], Start]
     limit: Limit | None = None
     prepared: Place | None = None
-    map: Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]] = map_here
 
 
 def unit_data(
@@ -59,6 +59,11 @@ def unit_data(
     return replace(data, clean=here.clean())
 
 
+def load_meta(run: Run, config: Config, target: str, here: Surroundings) -> Start:
+    """θ_meta of a target. Raises StageError where it is not trained."""
+    return load_start(run.meta(target), here.deployed.module, config, remedy=TRAIN_FIRST)
+
+
 def repair_once(
     unit: Unit, config: Config, data: RepairData, here: Surroundings, say: Callable[[str], None]
 ) -> Candidate:
@@ -68,9 +73,8 @@ def repair_once(
         config=config,
         seed=unit.seed,
         load_meta=unit.load_meta,
-        settings=method_settings(unit.method, config.methods.get(unit.method, {})),
+        settings=settings_of(config, unit.method),
         budget=Budget(unit.limit),
-        map=unit.map,
         folder=unit.folder,
         prepared=unit.prepared,
         say=lambda line: say(f"{target}: {line}"),

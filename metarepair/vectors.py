@@ -5,11 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # P parameters
 
 State = dict[str, Tensor]
+
+
+def copied_parameters(module: nn.Module) -> State:
+    """A module's parameters, as tensors of their own."""
+    return {k: v.detach().clone() for k, v in module.named_parameters()}
+
+
+def copied_buffers(module: nn.Module) -> State:
+    """A module's buffers, as tensors of their own."""
+    return {k: v.detach().clone() for k, v in module.named_buffers()}
+
+
+@torch.no_grad()
+def put_state(module: nn.Module, state: State) -> None:
+    """Copies parameters and buffers into a module; `state` has all of them."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        tensor.copy_(state[name])
 
 
 def flatten(state: State) -> Tensor:

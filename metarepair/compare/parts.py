@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metarepair.compare.units import MINE_FIRST, TRAIN_FIRST, limit_of
+from metarepair.compare.units import MINE_FIRST, limit_of
 from metarepair.config import Config
 from metarepair.layout import Run
 from metarepair.methods import get_method
+from metarepair.repair_unit import TRAIN_FIRST
 from metarepair.reports.paper import DIFFERENCES, table_for
 from metarepair.reports.table import (
     Column,

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from metarepair.compare.units import Map, Say, own_settings
+from metarepair.compare.units import Say
 from metarepair.config import Config
 from metarepair.deploy import Surroundings
 from metarepair.layout import Run
 from metarepair.meta_test import RepairData
-from metarepair.methods import Budget, MethodContext, get_method, method_settings
+from metarepair.methods import Budget, MethodContext, get_method, settings_of
+from metarepair.methods.base import Map
 from tasks.errors import DataError, StageError
-from tasks.manifest import MANIFEST, Manifest, begin, check_done, discard, write_manifest
+from tasks.manifest import BEGUN, MANIFEST, Manifest, begin, check_done, discard, write_manifest
 from tasks.records import Failures
 from tasks.storage import find, inside
 
@@ -22,7 +23,7 @@ KEPT = (".safetensors", ".json", ".seal")
 
 def preparation_settings(config: Config, name: str) -> dict[str, Any]:
     """The settings that a preparation depends on."""
-    names, own = get_method(name).prepared_by, own_settings(config, name)
+    names, own = get_method(name).prepared_by, settings_of(config, name).model_dump(mode="json")
     values = config.model_dump(mode="json", include={"seed", "model"})
     return values | {"settings": own if names is None else {k: own[k] for k in names}}
 
@@ -34,18 +35,17 @@ def prepare_method(
     method = get_method(name)
     if not method.prepares:
         return None
-    folder, stage = run.prepared(name), f"prepare {name}"
-    settings, inputs = preparation_settings(config, name), _inputs(here)
-    done = check_done(folder, stage=stage, config=settings, inputs=inputs)
+    folder, stage, terms = run.prepared(name), f"prepare {name}", _terms(config, name, here)
+    done = check_done(folder, stage=stage, **terms)
     if done is not None:
         say(f"{stage}: done before, see {folder}")
         return done
-    begin(folder, config=settings, inputs=inputs)
+    begin(folder, **terms)
     budget = Budget()
     context = MethodContext(
         config=config,
         seed=config.seed,
-        settings=method_settings(name, config.methods.get(name, {})),
+        settings=settings_of(config, name),
         budget=budget,
         map=map_pieces,
         device=config.device,
@@ -60,26 +60,26 @@ def prepare_method(
     return write_manifest(
         folder,
         stage=stage,
-        config=settings,
-        inputs=inputs,
-        files=[str(name) for name in files if str(name) not in (MANIFEST, "begun.json")],
+        **terms,
+        files=[name for name in files if name not in (MANIFEST, BEGUN)],
         facts={"seconds": budget.seconds, "images_seen": budget.images_seen},
     )
 
 
 def discard_stale(run: Run, config: Config, name: str, here: Surroundings) -> None:
     """Deletes the preparation of a method that was made, or begun, with other settings or inputs."""
-    folder, settings, inputs = run.prepared(name), preparation_settings(config, name), _inputs(here)
+    folder, terms = run.prepared(name), _terms(config, name, here)
     try:
-        done = check_done(folder, stage=f"prepare {name}", config=settings, inputs=inputs)
-        if done is None and folder.exists():
-            begin(folder, config=settings, inputs=inputs)
+        if check_done(folder, stage=f"prepare {name}", **terms) is None and folder.exists():
+            begin(folder, **terms)
     except (StageError, DataError):
         discard(folder)
 
 
-def _inputs(here: Surroundings) -> dict[str, str]:
-    return {key: here.inputs()[key] for key in ("deployed", "train")}
+def _terms(config: Config, name: str, here: Surroundings) -> dict[str, Any]:
+    """`config` and `inputs` of the preparation's manifest."""
+    inputs = {key: here.inputs()[key] for key in ("deployed", "train")}
+    return {"config": preparation_settings(config, name), "inputs": inputs}
 
 
 def _no_failures(here: Surroundings) -> Failures:

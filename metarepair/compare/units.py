@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from metarepair.config import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate
 from metarepair.layout import Run
-from metarepair.meta_test import RepairData, Start, Step, load_start
+from metarepair.meta_test import RepairData, Step
 from metarepair.methods import (
     Limit,
     Method,
     MethodContext,
     RepairedModel,
     get_method,
-    method_settings,
     parse_limit,
+    settings_of,
 )
-from metarepair.repair_unit import Unit, files_of, load_repaired, repair_once, unit_data
+from metarepair.repair_unit import (
+    ARCHITECTURE,
+    TRAIN_FIRST,
+    Unit,
+    files_of,
+    load_meta,
+    load_repaired,
+    repair_once,
+    unit_data,
+)
 from tasks.manifest import Manifest, begin, check_done, require_manifest, verify_checksums, write_manifest
 from tasks.store import open_side
 
 Say = Callable[[str], None]
-Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
-TRAIN_FIRST = "Train it first: metarepair train --config …"
 MINE_FIRST = "Mine it first: metarepair mine --config …"
 REPAIR_FIRST = "Repair first: metarepair compare --config …"
 
@@ -60,16 +68,11 @@ def limit_of(config: Config, method: str) -> Limit | None:
     return None if text is None else parse_limit(text)
 
 
-def own_settings(config: Config, method: str) -> dict[str, Any]:
-    """A method's settings with their defaults, as plain values."""
-    return method_settings(method, config.methods.get(method, {})).model_dump(mode="json")
-
-
 def unit_settings(config: Config, method: Method) -> dict[str, Any]:
     """The settings that a repair by `method` depends on."""
     values = config.model_dump(mode="json", include={"seed", "model"})
     values["validation_fraction"] = config.repair.validation_fraction
-    values["settings"] = own_settings(config, method.name)
+    values["settings"] = settings_of(config, method.name).model_dump(mode="json")
     limit = limit_of(config, method.name)
     values["budget"] = None if limit is None else str(limit)
     if method.walks:
@@ -94,45 +97,42 @@ def unit_inputs(run: Run, config: Config, unit: Compared, here: Surroundings) ->
     return inputs
 
 
+def _terms(run: Run, config: Config, unit: Compared, here: Surroundings) -> dict[str, Any]:
+    """`config` and `inputs` of the repair's manifest."""
+    settings = unit_settings(config, get_method(unit.method))
+    return {"config": settings, "inputs": unit_inputs(run, config, unit, here)}
+
+
 def done_unit(run: Run, config: Config, unit: Compared, here: Surroundings) -> Manifest | None:
     """The manifest of a repair that is done with these very settings and inputs; StageError for others."""
-    return check_done(
-        run.compared(unit.target, unit.method, unit.seed),
-        stage=_stage(unit),
-        config=unit_settings(config, get_method(unit.method)),
-        inputs=unit_inputs(run, config, unit, here),
-    )
+    folder = run.compared(unit.target, unit.method, unit.seed)
+    return check_done(folder, stage=_stage(unit), **_terms(run, config, unit, here))
 
 
-def repair_compared(
-    run: Run, config: Config, unit: Compared, here: Surroundings, say: Say, *, map_pieces: Map
-) -> Manifest:
+def repair_compared(run: Run, config: Config, unit: Compared, here: Surroundings, say: Say) -> Manifest:
     """Does one repair. Skipped when done; goes on where its method keeps checkpoints."""
-    done = done_unit(run, config, unit, here)
+    folder, stage = run.compared(unit.target, unit.method, unit.seed), _stage(unit)
+    terms = _terms(run, config, unit, here)
+    done = check_done(folder, stage=stage, **terms)
     if done is not None:
         return done
-    folder = run.compared(unit.target, unit.method, unit.seed)
-    settings = unit_settings(config, get_method(unit.method))
-    inputs = unit_inputs(run, config, unit, here)
-    begin(folder, config=settings, inputs=inputs)
+    begin(folder, **terms)
     data = _data(run, config, unit, here)
     one = Unit(
         method=unit.method,
         seed=unit.seed,
         folder=folder,
-        load_meta=lambda: _start(run, config, unit, here),
+        load_meta=partial(load_meta, run, config, unit.target, here),
         limit=limit_of(config, unit.method),
         prepared=run.prepared(unit.method) if get_method(unit.method).prepares else None,
-        map=map_pieces,
     )
     found = repair_once(one, config, data, here, say)
     notes = "".join(f"; {note}" for note in found.model.notes)
     say(f"{unit.words}: repaired in {found.seconds:.1f} s, validation {found.validation:.1%}{notes}")
     return write_manifest(
         folder,
-        stage=_stage(unit),
-        config=settings,
-        inputs=inputs,
+        stage=stage,
+        **terms,
         files=files_of(folder, config),
         facts={
             "seconds": found.seconds,
@@ -158,7 +158,7 @@ def load_candidate(run: Run, config: Config, unit: Compared, here: Surroundings)
 
     def steps() -> Iterator[Step]:
         context = MethodContext(
-            config=config, seed=unit.seed, load_meta=lambda: _start(run, config, unit, here)
+            config=config, seed=unit.seed, load_meta=partial(load_meta, run, config, unit.target, here)
         )
         data = _data(run, config, unit, here)
         return get_method(unit.method).steps(here.deployed, data, context, rate=rate)
@@ -173,7 +173,7 @@ def load_candidate(run: Run, config: Config, unit: Compared, here: Surroundings)
         rate=rate,
         episode=facts["episode"],
         steps=None if rate is None else steps,
-        module=module,
+        module=module if (folder / ARCHITECTURE).is_file() else None,
     )
     return Candidate(
         model=model,
@@ -186,10 +186,6 @@ def load_candidate(run: Run, config: Config, unit: Compared, here: Surroundings)
 
 def _stage(unit: Compared) -> str:
     return f"compare {unit.target} {unit.method} {unit.seed}"
-
-
-def _start(run: Run, config: Config, unit: Compared, here: Surroundings) -> Start:
-    return load_start(run.meta(unit.target), here.deployed.module, config, remedy=TRAIN_FIRST)
 
 
 def _data(run: Run, config: Config, unit: Compared, here: Surroundings) -> RepairData:

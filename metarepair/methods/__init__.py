@@ -22,7 +22,14 @@ from metarepair.methods import (
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.budget import Budget, Limit, parse_limit
 from metarepair.methods.fair import repair_fairly
-from metarepair.methods.registry import METHODS, all_methods, get_method, method_settings
+from metarepair.methods.registry import (
+    METHODS,
+    all_methods,
+    check_method_settings,
+    get_method,
+    method_settings,
+    settings_of,
+)
 from metarepair.methods.repaired import RepairedModel
 
 __all__ = [
@@ -38,6 +45,7 @@ __all__ = [
     "archrepair",
     "augmix",
     "bn_adapt",
+    "check_method_settings",
     "deeprepair",
     "finetune",
     "get_method",
@@ -47,5 +55,6 @@ __all__ = [
     "parse_limit",
     "repair_fairly",
     "sensei",
+    "settings_of",
     "tent",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
 from metarepair.section import Positive, Rate
+from metarepair.vectors import copied_buffers, copied_parameters, put_state
 from tasks.errors import ConfigError
 
 
@@ -91,7 +91,7 @@ class Apricot(Method):
             strategy=settings.strategy,
             patience=settings.patience,
         )
-        _put(module, walk.run())
+        put_state(module, copied_parameters(module) | copied_buffers(module) | walk.run())
         context.say(f"apricot: {walk.words}")
 
         def loss(net: nn.Module, batch: MethodBatch) -> Tensor:
@@ -99,16 +99,4 @@ class Apricot(Method):
 
         examples = Examples(data.learn, clean)
         module = Training(module, deployed, examples, data, context, settings, loss, method=self.name).run()
-        return repaired_from(
-            self.name,
-            module,
-            context.budget,
-            notes=(walk.words,),
-        )
-
-
-@torch.no_grad()
-def _put(module: nn.Module, state: dict[str, Tensor]) -> None:
-    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if key in state:
-            tensor.copy_(state[key])
+        return repaired_from(self.name, module, context.budget, notes=(walk.words,))

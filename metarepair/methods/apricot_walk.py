@@ -204,9 +204,8 @@ class Walk:
     def _checkpoint(self) -> None:
         if self.context.folder is None or time.monotonic() - self._saved_at < CHECKPOINT_S:
             return
-        budget = self.context.budget
         counts = [self.batch, self.gained_at, self.gains, self.accuracy]
-        spent = [budget.seconds, budget.images_seen, budget.gradient_steps]
+        spent = self.context.budget.spent.values()
         tensors = {
             "w": self.w_P,
             "right": torch.from_numpy(np.stack(self.right)),
@@ -229,5 +228,5 @@ class Walk:
             int(gains),
             accuracy,
         )
-        self.context.budget.go_on(seconds=seconds, images=int(images), steps=int(steps))
+        self.context.budget.go_on(seconds=seconds, images=images, steps=steps)
         self.context.say(f"apricot: goes on from adjustment {self.batch}")

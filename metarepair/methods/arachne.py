@@ -19,7 +19,6 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from metarepair.clean_images import CleanImages
 from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods.arachne_fitness import Fitness
 from metarepair.methods.arachne_localise import BudgetOverError, blame, correct_rows, pareto_front
@@ -118,9 +117,7 @@ class _Repair:
             return self._result(
                 ("the budget was over before the weights to blame were found: none is changed",)
             )
-        correct = CleanImages(
-            images_NHWC_u8=self.clean.images_NHWC_u8[rows], labels_N=self.clean.labels_N[rows]
-        )
+        correct = self.clean.take(rows)
         fitness = Fitness(
             self.deployed,
             places,
@@ -153,9 +150,7 @@ class _Repair:
         rows = correct_rows(
             self.deployed, self.clean, count=len(self.failures), seed=self.context.seed, budget=budget
         )
-        correct = CleanImages(
-            images_NHWC_u8=self.clean.images_NHWC_u8[rows], labels_N=self.clean.labels_N[rows]
-        )
+        correct = self.clean.take(rows)
         of_failures, of_correct = (
             blame(self.deployed, images, budget, last_layers=self.settings.last_layers)
             for images in (self.failures, correct)
@@ -203,23 +198,17 @@ class _Repair:
         )
 
     def _result(self, notes: tuple[str, ...]) -> RepairedModel:
-        budget = self.context.budget
-        return repaired_from(
-            "arachne",
-            self.deployed.module,
-            budget,
-            notes=notes,
-        )
+        return repaired_from("arachne", self.deployed.module, self.context.budget, notes=notes)
 
     def _save(self, places: Places, rows: Ints, state: State | None) -> None:
         if self.context.folder is None:
             return
-        budget, names = self.context.budget, list(layers_of(self.deployed.module))
+        names = list(layers_of(self.deployed.module))
         arrays: dict[str, Any] = {
             "layers": np.array([names.index(name) for name in places.layers]),
             "flat": places.flat_W,
             "rows": rows,
-            "spent": np.array([budget.seconds, budget.images_seen, budget.gradient_steps]),
+            "spent": np.array(list(self.context.budget.spent.values())),
         }
         if state is not None:
             arrays |= {
@@ -240,7 +229,7 @@ class _Repair:
         names = list(layers_of(self.deployed.module))
         places = Places(layers=tuple(names[i] for i in found["layers"]), flat_W=found["flat"])
         seconds, images, steps = found["spent"].tolist()
-        self.context.budget.go_on(seconds=seconds, images=int(images), steps=int(steps))
+        self.context.budget.go_on(seconds=seconds, images=images, steps=steps)
         state = None
         if "shares" in found:
             generation, unchanged = found["count"].tolist()

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarepair.clean_images import LabelledImages
 from metarepair.methods.arachne_replay import KeptValues, Replay
 from metarepair.methods.arachne_trace import Places
 from metarepair.methods.budget import Budget
-from metarepair.methods.examples import Examples, LabelledImages
+from metarepair.methods.examples import Examples
 from metarepair.models.build import DeployedModel
 
 # P candidates, N images, K classes, W weights

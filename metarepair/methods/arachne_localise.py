@@ -24,10 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.clean_images import CleanImages
+from metarepair.clean_images import CleanImages, LabelledImages
 from metarepair.methods.arachne_trace import Layer, Places, layers_of
 from metarepair.methods.budget import Budget
-from metarepair.methods.examples import LabelledImages
 from metarepair.models.build import DeployedModel
 from tasks.errors import DataError, DivergedError
 from tasks.keys import keyed_generator

@@ -173,14 +173,13 @@ def _localised(deployed: DeployedModel, data: RepairData, context: MethodContext
     )
     context.say(f"archrepair: the most vulnerable of {len(found.scores)} blocks is {found.block}")
     if path is not None:
-        spent = {"seconds": context.budget.seconds, "images": context.budget.images_seen}
-        write_text(path, json.dumps(asdict(found) | spent, indent=1) + "\n")
+        write_text(path, json.dumps(asdict(found) | {"spent": context.budget.spent}, indent=1) + "\n")
     return found
 
 
 def _read_localised(content: dict[str, Any], context: MethodContext) -> Localised:
     shape = content["shape"] | {"stride": tuple(content["shape"]["stride"])}
-    context.budget.go_on(seconds=content["seconds"], images=content["images"], steps=0)
+    context.budget.go_on(**content["spent"])
     return Localised(block=content["block"], shape=BlockShape(**shape), scores=content["scores"])
 
 
@@ -192,21 +191,15 @@ def _search(relaxed: RelaxedBlock, deployed: DeployedModel, data: RepairData, co
     if folder is not None and (folder / SEARCHED).is_file():
         tensors = read_tensors(folder / SEARCHED)
         deployed.module.load_state_dict(_under(tensors, "model"))
-        spent = {name: float(value) for name, value in _under(tensors, "spent").items()}
-        context.budget.go_on(seconds=spent["seconds"], images=int(spent["images"]), steps=int(spent["steps"]))
+        context.budget.go_on(**{name: float(value) for name, value in _under(tensors, "spent").items()})
         return
     part = BudgetPart(context.budget, end=settings.search_share)
     within = replace(context, budget=part, folder=None if folder is None else folder / "search")
     given = halves(data.learn, data.clean, context.seed)
     Search(relaxed, deployed, given, data, within, settings.search, method="archrepair.search").run()
     if folder is not None:
-        budget = context.budget
-        spent = {
-            "seconds": budget.seconds,
-            "images": budget.images_seen,
-            "steps": budget.gradient_steps,
-        }
-        counts = {f"spent.{k}": torch.tensor(v, dtype=torch.float64) for k, v in spent.items()}
+        spent = context.budget.spent.items()
+        counts = {f"spent.{k}": torch.tensor(v, dtype=torch.float64) for k, v in spent}
         state = {f"model.{k}": v for k, v in deployed.module.state_dict().items()}
         save_weights(folder / SEARCHED, state | counts, {})
 

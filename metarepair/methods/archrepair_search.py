@@ -21,13 +21,20 @@ from metarepair.meta_test import RepairData
 from metarepair.methods.archrepair_block import RelaxedBlock
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget
-from metarepair.methods.examples import BatchOrder, Examples
-from metarepair.methods.training import Loss, MethodBatch, Training, TrainingSettings
+from metarepair.methods.examples import Examples
+from metarepair.methods.training import (
+    Loss,
+    MethodBatch,
+    Training,
+    TrainingSettings,
+    batch_order,
+    method_batch,
+)
 from metarepair.models.build import DeployedModel
 from metarepair.outer import load_optimizer_state, optimizer_state
 from metarepair.section import Fraction, Positive, Rate
 from metarepair.stateless import seeded
-from metarepair.vectors import State
+from metarepair.vectors import State, copied_buffers, copied_parameters
 from tasks.errors import DataError
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, Pixels
@@ -59,7 +66,7 @@ class BudgetPart(Budget):
 
     def __init__(self, whole: Budget, *, end: float = 1.0) -> None:
         super().__init__(whole.limit)
-        super().go_on(seconds=whole.seconds, images=whole.images_seen, steps=whole.gradient_steps)
+        super().go_on(**whole.spent)
         self._whole, self._begin, self._end = whole, whole.share, whole.share + (1 - whole.share) * end
 
     def spend(self, *, images: int = 0, steps: int = 0) -> None:
@@ -74,7 +81,7 @@ class BudgetPart(Budget):
         room, used = self._end - self._begin, self._whole.share - self._begin
         return min(1.0, max(0.0, used / room)) if room > 0 else 1.0
 
-    def go_on(self, *, seconds: float, images: int, steps: int) -> None:
+    def go_on(self, *, seconds: float, images: float, steps: float) -> None:
         super().go_on(seconds=seconds, images=images, steps=steps)
         self._whole.go_on(seconds=seconds, images=images, steps=steps)
 
@@ -142,13 +149,7 @@ class AlphaSteps:
     ) -> None:
         self.alpha_O, self.loss = relaxed.alpha_O, block_loss(deployed, relaxed)
         self.deployed, self.examples, self.context = deployed, examples, context
-        share = settings.collected_share
-        self.order = BatchOrder(
-            examples.sizes,
-            batch_size=settings.batch_size,
-            seed=context.seed,
-            shares=None if share is None else (share, 1 - share),
-        )
+        self.order = batch_order(examples, settings, context.seed)
         self.adam = torch.optim.Adam(
             [self.alpha_O],
             lr=settings.alpha_rate,
@@ -158,19 +159,13 @@ class AlphaSteps:
 
     def take(self, module: nn.Module, step: int) -> None:
         """Step `step`, from 0."""
-        rows = self.order.rows(step)
         generator = keyed_generator("archrepair-alpha", self.context.seed, step)
-        batch = MethodBatch(
-            rows_B=rows,
-            images_BHWC_u8=self.examples.images(rows),
-            labels_B=torch.from_numpy(self.examples.labels_N[rows]).to(self.deployed.device),
-            generator=generator,
-        )
+        batch = method_batch(self.examples, self.order.rows(step), generator, device=self.deployed.device)
         with seeded(self.deployed.device, int(generator.integers(2**63))):
             loss = self.loss(module, batch)
             (self.alpha_O.grad,) = torch.autograd.grad(loss, [self.alpha_O])
         self.adam.step()
-        self.context.budget.spend(images=len(rows), steps=1)
+        self.context.budget.spend(images=len(batch.rows_B), steps=1)
 
     def state(self) -> State:
         return optimizer_state(self.adam, {"alpha": self.alpha_O})
@@ -223,8 +218,7 @@ class Search(Training):
     def _check(self, share: float) -> None:
         """Validation is for the line of progress: α is what the search has come to, not what it once was."""
         super()._check(share)
-        now = (*self.module.named_parameters(), *self.module.named_buffers())
-        self.best = {name: tensor.detach().clone() for name, tensor in now}
+        self.best = copied_parameters(self.module) | copied_buffers(self.module)
 
 
 def names_in(module: nn.Module, block: nn.Module, *, without: Tensor | None = None) -> list[str]:

@@ -80,11 +80,7 @@ class AugMix(Method):
             method=self.name,
             images_per_example=VIEWS,
         )
-        return repaired_from(
-            self.name,
-            training.run(),
-            context.budget,
-        )
+        return repaired_from(self.name, training.run(), context.budget)
 
 
 @dataclass(frozen=True, kw_only=True)

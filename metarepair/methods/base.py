@@ -25,6 +25,7 @@ from tasks.storage import Place
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 Uses = Literal["failures", "unlabelled", "clean", "experiences"]
 Changes = Literal["weights", "statistics", "architecture"]
 
@@ -58,7 +59,7 @@ class MethodContext:
     load_meta: Callable[[], Start] = no_experiences
     settings: Section = field(default_factory=NoSettings)
     budget: Budget = field(default_factory=Budget)
-    map: Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]] = map_here
+    map: Map = map_here
     device: str = "cpu"
     folder: Place | None = None
     prepared: Place | None = None

@@ -71,7 +71,12 @@ class Budget:
     def over(self) -> bool:
         return self.share >= 1.0
 
-    def go_on(self, *, seconds: float, images: int, steps: int) -> None:
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds, images and steps, for a checkpoint; `go_on` takes them."""
+        return {"seconds": self.seconds, "images": self.images_seen, "steps": self.gradient_steps}
+
+    def go_on(self, *, seconds: float, images: float, steps: float) -> None:
         """Takes over what a repair that was interrupted had spent."""
-        self.images_seen, self.gradient_steps = images, steps
+        self.images_seen, self.gradient_steps = int(images), int(steps)
         self._started = self._clock() - seconds

@@ -8,26 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 
-from metarepair.clean_images import CleanImages
+from metarepair.clean_images import CleanImages, LabelledImages
 from metarepair.meta_test import RepairData
 from tasks.errors import DataError
 from tasks.keys import keyed_generator
-from tasks.records import Ints, PixelRows, Pixels
+from tasks.records import Ints, Pixels
 
 # B images in a batch, N examples, H W C pixels
-
-
-class LabelledImages(Protocol):
-    """Failures, or clean images."""
-
-    @property
-    def images_NHWC_u8(self) -> PixelRows: ...
-    @property
-    def labels_N(self) -> Ints: ...
 
 
 class Examples:

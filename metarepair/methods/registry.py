@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from metarepair.methods.base import Method, Uses
+from metarepair.repair_config import AnyConfig
 from metarepair.section import Section
 from metarepair.settings import explain
 from tasks.errors import ConfigError, unknown_name
@@ -67,10 +68,25 @@ def get_method(name: str) -> Method:
     return found
 
 
-def method_settings(name: str, settings: dict[str, Any], *, where: str = "the configuration") -> Section:
+def method_settings(name: str, settings: dict[str, Any]) -> Section:
     """A method's own settings, checked. Raises ConfigError with near names for an unknown key."""
     group = get_method(name).Settings
     try:
         return group.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(explain(error, where, root=group, above=f"methods.{name}.")) from error
+        raise ConfigError(
+            explain(error, "the configuration", root=group, above=f"methods.{name}.")
+        ) from error
+
+
+def settings_of(config: AnyConfig, name: str) -> Section:
+    """The settings of the method `name` in a configuration, checked."""
+    return method_settings(name, config.methods.get(name, {}))
+
+
+def check_method_settings(config: AnyConfig) -> None:
+    """The settings under `methods`, of all that are named there. Raises ConfigError with near names."""
+    for name in config.methods:
+        if name not in all_methods():
+            raise ConfigError(f"methods: {unknown_name('repair method', name, all_methods())}")
+        settings_of(config, name)

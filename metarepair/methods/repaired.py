@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from metarepair.meta_test import Step
 from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel
-from metarepair.vectors import State, not_finite
+from metarepair.vectors import State, copied_buffers, copied_parameters, not_finite, put_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +48,14 @@ class RepairedModel:
         """`deployed` with the architecture that `parameters` and `buffers` are of."""
         return deployed if self.module is None else replace(deployed, module=self.module)
 
-    @torch.no_grad()
     def fill(self, module: nn.Module) -> nn.Module:
         """A copy of `module` (or of its own architecture) that is repaired, in evaluation mode; its state dict has the
         names that files have.
 
         These may be fewer than parameters and buffers, or more: some buffers are not saved, a shared tensor is twice.
         """
-        found, state = copy.deepcopy(self.module or module).eval(), self.state()
-        for name, tensor in (*found.named_parameters(), *found.named_buffers()):
-            tensor.copy_(state[name])
+        found = copy.deepcopy(self.module or module).eval()
+        put_state(found, self.state())
         return found
 
 
@@ -72,8 +69,8 @@ def repaired_from(
     """A module of the deployed architecture that a method has changed, as what it leaves; `budget` has what it cost."""
     return RepairedModel(
         method=method,
-        parameters={k: v.detach().clone() for k, v in module.named_parameters()},
-        buffers={k: v.detach().clone() for k, v in module.named_buffers()},
+        parameters=copied_parameters(module),
+        buffers=copied_buffers(module),
         images_seen=budget.images_seen,
         gradient_steps=budget.gradient_steps,
         notes=notes,

@@ -102,11 +102,7 @@ class Sensei(Method):
             method=self.name,
             remembers=populations,
         )
-        return repaired_from(
-            self.name,
-            training.run(),
-            context.budget,
-        )
+        return repaired_from(self.name, training.run(), context.budget)
 
 
 class WorstVariantLoss:

@@ -24,7 +24,7 @@ from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.outer import load_optimizer_state, optimizer_state
 from metarepair.section import Fraction, Positive, Rate, Section
 from metarepair.stateless import seeded
-from metarepair.vectors import State
+from metarepair.vectors import State, copied_buffers, copied_parameters, put_state
 from tasks.errors import DivergedError
 from tasks.keys import keyed_generator
 from tasks.records import Ints, Pixels
@@ -59,6 +59,25 @@ class MethodBatch:
     images_BHWC_u8: Pixels
     labels_B: Tensor
     generator: np.random.Generator
+
+
+def method_batch(
+    examples: Examples, rows_B: Ints, generator: np.random.Generator, *, device: torch.device
+) -> MethodBatch:
+    """The given rows of `examples` as a batch."""
+    return MethodBatch(
+        rows_B=rows_B,
+        images_BHWC_u8=examples.images(rows_B),
+        labels_B=torch.from_numpy(examples.labels_N[rows_B]).to(device),
+        generator=generator,
+    )
+
+
+def batch_order(examples: Examples, settings: TrainingSettings, seed: int) -> BatchOrder:
+    """The order that the settings say; `collected_share` is of the first of two sources."""
+    share = settings.collected_share
+    shares = None if share is None or len(examples.sizes) != 2 else (share, 1 - share)
+    return BatchOrder(examples.sizes, batch_size=settings.batch_size, seed=seed, shares=shares)
 
 
 class Remembers(Protocol):
@@ -104,11 +123,7 @@ class Training:
         for key, parameter in module.named_parameters():
             parameter.requires_grad_(key in self.parameters)
         self.optimizer = _build_optimizer([p for p in module.parameters() if p.requires_grad], settings)
-        share = settings.collected_share
-        shares = None if share is None or len(examples.sizes) != 2 else (share, 1 - share)
-        self.order = BatchOrder(
-            examples.sizes, batch_size=settings.batch_size, seed=context.seed, shares=shares
-        )
+        self.order = batch_order(examples, settings, context.seed)
         self.step, self.checked, self.best_check = 0, 0, 0
         self.best: State = {}
         self.best_accuracy = -math.inf
@@ -136,20 +151,16 @@ class Training:
                 self._check(done)
             self._say(loss, done)
             self._checkpoint()
-        _load_state(self.module, self.best)
+        put_state(self.module, self.best)
         return self.module.eval()
 
     def _rate_factor(self, share: float) -> float:
         return 0.5 * (1 + math.cos(math.pi * share)) if self.settings.schedule == "cosine" else 1.0
 
     def _one_step(self) -> Tensor:
-        rows = self.order.rows(self.step)
         generator = keyed_generator("method-step", self.context.seed, self.step)
-        batch = MethodBatch(
-            rows_B=rows,
-            images_BHWC_u8=self.examples.images(rows),
-            labels_B=torch.from_numpy(self.examples.labels_N[rows]).to(self.deployed.device),
-            generator=generator,
+        batch = method_batch(
+            self.examples, self.order.rows(self.step), generator, device=self.deployed.device
         )
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -158,18 +169,16 @@ class Training:
             torch.autograd.backward(loss)
         self.optimizer.step()
         self.step += 1
-        self.context.budget.spend(images=len(rows) * self.images_per_example, steps=1)
+        self.context.budget.spend(images=len(batch.rows_B) * self.images_per_example, steps=1)
         return loss.detach()
 
     def _check(self, share: float) -> None:
         """Judges the module on validation, and keeps it where it is best."""
         self.checked = int(share * CHECKS)
-        state = _state_of(self.module)
-        parameters = {k: state[k] for k, _ in self.module.named_parameters()}
-        buffers = {k: state[k] for k, _ in self.module.named_buffers()}
+        parameters, buffers = copied_parameters(self.module), copied_buffers(self.module)
         accuracy = accuracy_on(self.deployed, parameters, buffers, self.data.validation)
         if accuracy > self.best_accuracy:
-            self.best, self.best_accuracy, self.best_check = state, accuracy, self.checked
+            self.best, self.best_accuracy, self.best_check = parameters | buffers, accuracy, self.checked
         elif self.patience is not None and self.checked - self.best_check >= self.patience:
             self._ended_early = True
 
@@ -195,18 +204,14 @@ class Training:
     def _checkpoint(self) -> None:
         if self.context.folder is None or time.monotonic() - self._saved_at < CHECKPOINT_S:
             return
-        budget = self.context.budget
         counts = {
             "step": self.step,
             "checked": self.checked,
             "best_check": self.best_check,
             "best_accuracy": self.best_accuracy,
-            "seconds": budget.seconds,
-            "images": budget.images_seen,
-            "steps": budget.gradient_steps,
-        }
+        } | self.context.budget.spent
         groups: dict[str, State] = {
-            "model": _state_of(self.module),
+            "model": copied_parameters(self.module) | copied_buffers(self.module),
             "best": self.best,
             "optimizer": optimizer_state(self.optimizer, self.parameters),
             "own": self.remembers.state() if self.remembers else {},
@@ -225,7 +230,7 @@ class Training:
         for name, value in read_tensors(folder / CHECKPOINT).items():
             group, _, key = name.partition(".")
             groups.setdefault(group, {})[key] = value
-        _load_state(self.module, groups["model"])
+        put_state(self.module, groups["model"])
         load_optimizer_state(self.optimizer, self.parameters, groups.get("optimizer", {}))
         self.best = {k: v.to(self.deployed.device) for k, v in groups["best"].items()}
         if self.remembers:
@@ -234,9 +239,7 @@ class Training:
         self.step, self.checked = int(count["step"]), int(count["checked"])
         self.best_check, self.best_accuracy = int(count["best_check"]), count["best_accuracy"]
         self._ended_early = self.patience is not None and self.checked - self.best_check >= self.patience
-        self.context.budget.go_on(
-            seconds=count["seconds"], images=int(count["images"]), steps=int(count["steps"])
-        )
+        self.context.budget.go_on(seconds=count["seconds"], images=count["images"], steps=count["steps"])
         self.context.say(f"{self.method}: goes on from step {self.step}")
 
 
@@ -246,13 +249,3 @@ def _build_optimizer(parameters: list[nn.Parameter], settings: TrainingSettings)
     return torch.optim.SGD(
         parameters, lr=settings.rate, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
     )
-
-
-def _state_of(module: nn.Module) -> State:
-    return {k: v.detach().clone() for k, v in (*module.named_parameters(), *module.named_buffers())}
-
-
-@torch.no_grad()
-def _load_state(module: nn.Module, state: State) -> None:
-    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
-        tensor.copy_(state[key])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metarepair.clean_images import CleanImages
 from metarepair.config import Config
 from metarepair.deploy import load_surroundings
-from metarepair.evaluate import _predict_all
+from metarepair.evaluate import _called, _predict_all
 from metarepair.export_command import export
 from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods import method_settings, repair_fairly, training
@@ -575,7 +575,7 @@ def test_a_changed_architecture_is_judged_as_its_own_module() -> None:
         def images(self, rows: Any) -> Any:
             return pixels[rows]
 
-    judged = _predict_all(net, [found], Test(), np.arange(9), None, 0, CONFIG)  # type: ignore[arg-type]
+    judged = _predict_all(net, _called(net, [found]), Test(), np.arange(9), None, 0, CONFIG)  # type: ignore[arg-type]
     assert np.array_equal(judged[0], net.logits(pixels).argmax(1).numpy())
     assert np.array_equal(judged[1], expected)
 

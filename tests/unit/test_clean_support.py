@@ -80,10 +80,11 @@ def test_held_out_images_are_never_learned_from_and_all_others_are() -> None:
     clean = clean_of(203)
     held_out = set(clean.held_out_rows.tolist())
     assert len(held_out) == 20
-    images, labels = clean.sample(1000, keyed_generator("test"))
+    drawn = clean.sample(1000, keyed_generator("test"))
+    images, labels = drawn.images_NHWC_u8, drawn.labels_N
     assert sorted(images[:, 0, 0, 0].tolist()) == sorted(set(range(203)) - held_out)
     assert (labels == images[:, 0, 0, 0] % CLASSES).all()
-    some, _ = clean.sample(5, keyed_generator("test"))
+    some = clean.sample(5, keyed_generator("test")).images_NHWC_u8
     assert len(set(some[:, 0, 0, 0].tolist())) == 5
 
 
@@ -131,7 +132,7 @@ def test_the_mean_with_the_deployed_dnn_is_linear_in_the_weight(
 def test_a_choice_weighs_clean_images_as_told(deployed: DeployedModel, data: RepairData) -> None:
     clean = data.clean
     assert clean is not None
-    images, labels = clean.held_out
+    images, labels = clean.held_out.images_NHWC_u8, clean.held_out.labels_N
     on_clean = float((deployed.logits(images).argmax(1).numpy() == labels).mean())
     validation = data.validation
     on_fog = float(
