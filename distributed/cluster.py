@@ -25,9 +25,15 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
     """Ray for the time of the block; nothing at all when `workers` is 0.
 
     A cluster is joined at `address` or RAY_ADDRESS; otherwise one is started on this machine and stopped again.
-    Raises UserError when no cluster answers, ConfigError when it has too few CPUs or GPUs for what is asked.
+    Raises UserError when no cluster answers, ConfigError when it has too few CPUs or GPUs for what is asked, or when an
+    address is given and no workers are.
     """
     if config.workers == 0:
+        if address:
+            raise ConfigError(
+                f"--address {address} joins a Ray cluster, and workers=0 does without Ray: nothing would run there. "
+                "Say how many workers to use (--set workers=2), or leave --address out."
+            )
         yield
         return
     # The controller polls this often; a report waits for the poll.

@@ -248,15 +248,16 @@ def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
 def _compare(given: argparse.Namespace, config: Config) -> int:
     from distributed.cluster import connected
     from distributed.compare import Comparison
+    from metarepair.compare.pair import require_compared
     from tasks.run_lock import locked
 
+    if given.pair:
+        require_compared(config)
+        Comparison(config, _say).pair(*given.pair)
+        return 0
     comparison = Comparison(config, _say)
-    with locked(comparison.run.root, given.verb, say=_say):
-        if given.pair:
-            comparison.pair(*given.pair)
-            return 0
-        with connected(config, given.address):
-            comparison.compare(restart=given.restart)
+    with locked(comparison.run.root, given.verb, say=_say), connected(config, given.address):
+        comparison.compare(restart=given.restart)
     print(f"Written to {comparison.run.compare}")
     return 0
 

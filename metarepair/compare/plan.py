@@ -38,7 +38,8 @@ def read_plan(folder: Place) -> Plan | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         kinds = {"targets": str, "methods": str, "seeds": int}
-        if not all(isinstance(one, kind) for key, kind in kinds.items() for one in list(found[key])):
+        lists = all(isinstance(found[key], list) for key in kinds)
+        if not lists or not all(isinstance(one, kind) for key, kind in kinds.items() for one in found[key]):
             raise ValueError("it is no list of targets, methods and seeds")
         return Plan(**{key: tuple(found[key]) for key in kinds})
     except FileNotFoundError:

@@ -138,7 +138,7 @@ class ArchRepair(Method):
             self.name,
             deployed.module.requires_grad_(True),
             context.budget,
-            notes=(f"block {found.block} of {len(found.scores)}, operation {operation}",),
+            notes=(f"block {found.block} (one of {len(found.scores)}), operation {operation}",),
         )
         if operation == "zero":  # the deployed architecture
             return repaired

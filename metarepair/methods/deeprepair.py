@@ -104,12 +104,11 @@ class DeepRepair(Method):
             images_per_example=VIEWS,
             patience=settings.patience,
         )
-        return repaired_from(
-            self.name,
-            training.run(),
-            context.budget,
-            notes=(f"{NOTES[settings.style]}; {len(rows)} style images",),
-        )
+        module = training.run()
+        notes = [f"{NOTES[settings.style]}; {len(rows)} style images"]
+        if training.ended_early:
+            notes.append(f"ended early: no gain in {settings.patience} checks, patience={settings.patience}")
+        return repaired_from(self.name, module, context.budget, notes=tuple(notes))
 
 
 def _transfer(

@@ -128,13 +128,13 @@ class Training:
         self.best: State = {}
         self.best_accuracy = -math.inf
         self._saved_at = self._said_at = time.monotonic()
-        self._ended_early = False
+        self.ended_early = False
 
     @property
     def share(self) -> float:
         """How much of the training is done, from 0 to 1."""
         own = self.step / (self.settings.epochs * self.order.steps_per_epoch)
-        return 1.0 if self._ended_early else min(1.0, max(own, self.context.budget.share))
+        return 1.0 if self.ended_early else min(1.0, max(own, self.context.budget.share))
 
     def run(self) -> nn.Module:
         """Trains, and leaves the best state in the module, in evaluation mode. Raises DivergedError."""
@@ -180,7 +180,7 @@ class Training:
         if accuracy > self.best_accuracy:
             self.best, self.best_accuracy, self.best_check = parameters | buffers, accuracy, self.checked
         elif self.patience is not None and self.checked - self.best_check >= self.patience:
-            self._ended_early = True
+            self.ended_early = True
 
     def _say(self, loss: Tensor, share: float) -> None:
         now = time.monotonic()
@@ -238,7 +238,7 @@ class Training:
         count = {k: float(v) for k, v in groups["count"].items()}
         self.step, self.checked = int(count["step"]), int(count["checked"])
         self.best_check, self.best_accuracy = int(count["best_check"]), count["best_accuracy"]
-        self._ended_early = self.patience is not None and self.checked - self.best_check >= self.patience
+        self.ended_early = self.patience is not None and self.checked - self.best_check >= self.patience
         self.context.budget.go_on(seconds=count["seconds"], images=count["images"], steps=count["steps"])
         self.context.say(f"{self.method}: goes on from step {self.step}")
 

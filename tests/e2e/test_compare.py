@@ -277,6 +277,14 @@ def test_a_bad_pair_is_refused(copied: Path, pair: tuple[str, str]) -> None:
     assert compare(copied, "--pair", *pair) == 2
 
 
+def test_a_pair_of_a_run_that_is_not_there_leaves_nothing_behind(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(copied, "--set", "name=absent", "--pair", "finetune", "bn_adapt") == 2
+    assert "holds no comparison" in capsys.readouterr().err
+    assert not (copied / "runs" / "absent").exists()
+
+
 def test_a_pair_that_is_not_judged_names_the_remedy(compared: Path) -> None:
     with pytest.raises(StageError, match="metarepair compare"):
         load_pair(run_of(compared), "gaussian_noise", ("finetune", "tent"), 0)

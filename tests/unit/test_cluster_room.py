@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distributed.cluster import _fitting, _knock, _lacking, worker_resources
+from distributed.cluster import _fitting, _knock, _lacking, connected, worker_resources
 from metarepair.config import Config
 from metarepair.settings import parse_config
 from tasks.errors import ConfigError
@@ -98,3 +98,10 @@ def test_an_address_where_nobody_listens_is_found_out_at_once(address: str) -> N
 def test_what_is_no_host_and_port_is_left_to_ray() -> None:
     _knock("auto")
     _knock("local")
+
+
+def test_an_address_without_workers_is_refused_and_not_left_aside() -> None:
+    with pytest.raises(ConfigError, match="workers=0 does without Ray"), connected(asked(), "10.0.0.1:6379"):
+        pass
+    with connected(asked(), None):
+        pass

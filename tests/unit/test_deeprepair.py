@@ -317,7 +317,10 @@ def test_interrupted_repair_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch
 def test_patience_ends_a_training_that_gains_nothing() -> None:
     stuck = repaired(limit="40steps", rate=1e-9, patience=2)
     assert 2 < stuck.gradient_steps < 10
-    assert repaired(limit="40steps", rate=1e-9).gradient_steps == 40
+    assert "ended early" in stuck.notes[-1]
+    whole = repaired(limit="40steps", rate=1e-9)
+    assert whole.gradient_steps == 40
+    assert "ended early" not in whole.notes[-1]
 
 
 def test_method_and_settings_pickle() -> None:

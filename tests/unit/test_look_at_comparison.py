@@ -176,12 +176,21 @@ def test_repairs_that_a_later_comparison_leaves_out_do_not_keep_it_unfinished(ru
     assert counts(status_of(str(run)), "snow") == ("begun", 1, None, 0)
 
 
+STRINGS = '{"targets": "fog", "methods": ["tent"], "seeds": [0]}'  # is no list of letters
+
+
 def test_without_a_plan_the_counts_stand_alone_and_a_damaged_one_is_named(run: Path) -> None:
     (run / "compare" / "comparison.json").unlink()
     found = status_of(str(run))
     assert (counts(found, "fog"), counts(found, "snow")) == (("done", 4, None, 4), ("begun", 1, None, 0))
     assert found.damaged == ()
-    for content in ("{", "[]", '{"targets": 3}', '{"targets": ["fog"], "methods": [1], "seeds": [0]}'):
+    for content in (
+        "{",
+        "[]",
+        '{"targets": 3}',
+        '{"targets": ["fog"], "methods": [1], "seeds": [0]}',
+        STRINGS,
+    ):
         write_text(run / "compare" / "comparison.json", content)
         found = status_of(str(run))
         assert [(d.path, d.state) for d in found.damaged] == [("compare/comparison.json", "damaged")]
