@@ -82,10 +82,15 @@ class Run:
         return self.root / "report"
 
 
+def run_of(config: Config) -> Run:
+    """Where a configuration's run is, or will be."""
+    return Run(place(config.storage_path) / config.name)
+
+
 def open_run(config: Config) -> Run:
     """The run's folder, created. Raises ConfigError for another kind of path, UserError when it is not writable."""
     try:
-        root = place(config.storage_path) / config.name
+        root = run_of(config).root
         probe = root / ".writable.tmp"
         root.mkdir(parents=True, exist_ok=True)
         probe.touch()

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from metarepair.compare.judge import SAMPLES
 from metarepair.compare.units import REPAIR_FIRST, Compared
 from metarepair.config import Config
-from metarepair.layout import Run
+from metarepair.layout import Run, run_of
 from metarepair.reports.figures import blank, plain, save, to_png
 from metarepair.reports.table import aligned, method_words
 from tasks.datasets import Dataset
 from tasks.environment import corrupted_images
 from tasks.errors import DataError, StageError
 from tasks.records import Ints, Pixels
-from tasks.storage import Place, local, place, write_table
+from tasks.storage import Place, local, write_table
 
 # N examples
 
@@ -53,9 +53,9 @@ class Pair:
 
 def require_compared(config: Config) -> None:
     """Raises StageError where the run has no comparison yet, before a folder is made for it."""
-    root = place(config.storage_path) / config.name
-    if not Run(root).compare.exists():
-        raise StageError(f"{root} holds no comparison. {REPAIR_FIRST}")
+    run = run_of(config)
+    if not run.compare.exists():
+        raise StageError(f"{run.root} holds no comparison. {REPAIR_FIRST}")
 
 
 def load_pair(run: Run, target: str, methods: tuple[str, str], seed: int) -> Pair:

@@ -107,7 +107,7 @@ class DeepRepair(Method):
         module = training.run()
         notes = [f"{NOTES[settings.style]}; {len(rows)} style images"]
         if training.ended_early:
-            notes.append(f"ended early: no gain in {settings.patience} checks, patience={settings.patience}")
+            notes.append(f"ended early: no gain in {settings.patience} checks")
         return repaired_from(self.name, module, context.budget, notes=tuple(notes))
 
 

@@ -128,7 +128,11 @@ class Training:
         self.best: State = {}
         self.best_accuracy = -math.inf
         self._saved_at = self._said_at = time.monotonic()
-        self.ended_early = False
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether so many checks as `patience` says have gained nothing."""
+        return self.patience is not None and self.checked - self.best_check >= self.patience
 
     @property
     def share(self) -> float:
@@ -179,8 +183,6 @@ class Training:
         accuracy = accuracy_on(self.deployed, parameters, buffers, self.data.validation)
         if accuracy > self.best_accuracy:
             self.best, self.best_accuracy, self.best_check = parameters | buffers, accuracy, self.checked
-        elif self.patience is not None and self.checked - self.best_check >= self.patience:
-            self.ended_early = True
 
     def _say(self, loss: Tensor, share: float) -> None:
         now = time.monotonic()
@@ -238,7 +240,6 @@ class Training:
         count = {k: float(v) for k, v in groups["count"].items()}
         self.step, self.checked = int(count["step"]), int(count["checked"])
         self.best_check, self.best_accuracy = int(count["best_check"]), count["best_accuracy"]
-        self.ended_early = self.patience is not None and self.checked - self.best_check >= self.patience
         self.context.budget.go_on(seconds=count["seconds"], images=count["images"], steps=count["steps"])
         self.context.say(f"{self.method}: goes on from step {self.step}")
 
