@@ -105,6 +105,7 @@ class Comparison:
             targets=self.config.targets,
             methods=planned.methods,
             seeds=planned.seeds,
+            config=self.config.model_dump(mode="json"),
         )
         waiting = [unit for unit in self.units if done_unit(self.run, self.config, unit, here) is None]
         done = len(self.units) - len(waiting)

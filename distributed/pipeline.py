@@ -210,11 +210,13 @@ class Pipeline:
 
     def _train(self, target: str) -> None:
         run, config, folder = self.run, self.config, self.run.meta(target)
-        self._mined()
-        score = require_manifest(run.score, "Score first: metarepair score --config …")
-        verify_checksums(run.score, score)
+        mined = self._mined()
+        verify_checksums(run.score, require_manifest(run.score, "Score first: metarepair score --config …"))
+        confidence = read_confidence(run, target)
         settings = training_settings(config)
-        inputs = {"score": score.digest, **self.here.inputs()}
+        inputs = {f"experience {name}": mined["experience", name].digest for name in confidence.names}
+        inputs |= {"target": mined["target", target].digest, "confidence": confidence.digest}
+        inputs |= self.here.inputs()
         stage = f"train {target}"
         if check_done(folder, stage=stage, config=settings, inputs=inputs) is not None:
             self.say(f"train {target}: done before, see {folder}")

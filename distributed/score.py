@@ -5,6 +5,8 @@ Source: paper Eq. 7 and 8, Fig. 4.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from distributed.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
 from distributed.fid import all_distances, with_intervals
 from distributed.mining import Mined, Say, environments
@@ -21,7 +23,15 @@ from metarepair.score import (
 )
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
-from tasks.manifest import check_done, check_whole, verify_checksums, write_manifest
+from tasks.manifest import (
+    check_done,
+    check_whole,
+    discard,
+    plain,
+    read_manifest,
+    verify_checksums,
+    write_manifest,
+)
 from tasks.records import FidScore
 from tasks.storage import Place
 
@@ -33,6 +43,7 @@ def score_stage(run: Run, config: Config, mined: Mined, say: Say) -> None:
     features = extract_all(run, config, mined, say)
     settings = score_settings(config)
     inputs = {f"features {role} {name}": found.digest for (role, name), found in features.items()}
+    _leave_other_targets(run.score, settings, inputs, say)
     if check_whole(run.score, stage="score", config=settings, inputs=inputs, say=say) is not None:
         say(f"score: done before, see {run.score}")
         return
@@ -41,6 +52,24 @@ def score_stage(run: Run, config: Config, mined: Mined, say: Say) -> None:
     for target in config.targets:
         say(describe_confidence(target, confidence_of(scores, target, config.experiences), scores))
     say(f"{distance_name(config.features.extractor)}: {run.score / 'heatmap.png'}")
+
+
+def _leave_other_targets(
+    folder: Place, settings: Mapping[str, object], inputs: Mapping[str, str], say: Say
+) -> None:
+    """Discards a score that differs in its targets alone: what stays as it was comes out as it was."""
+    try:
+        held = read_manifest(folder)
+    except DataError:  # check_whole says so, and mends it
+        return
+    if held is None or held.config.get("targets") == settings["targets"]:
+        return
+    same_settings = {k: v for k, v in held.config.items() if k != "targets"} == plain(
+        {k: v for k, v in settings.items() if k != "targets"}
+    )
+    if same_settings and all(held.inputs[key] == inputs[key] for key in held.inputs.keys() & inputs.keys()):
+        say(f"score: made again, as the targets were {', '.join(held.config['targets'])}")
+        discard(folder)
 
 
 def score_settings(config: Config) -> dict[str, object]:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from metarepair.compare.plan import PLAN
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings
 from metarepair.export import EQUALITY_IMAGES, export_original, export_program, require_packages
@@ -70,8 +71,9 @@ def _find_weights(path: Place) -> Place:
     """The weights themselves, or the ones that MetaRepair made in a run's folder, where these are of one target."""
     if path.is_file():
         return path
-    found = find(path, "model.safetensors", deep=True)
+    found = find(path, WEIGHTS, deep=True)
     repaired = [p for p in found if (p.parent.parent.parent / RESULT).is_file()]
+    repaired = repaired or [p for p in found if (p.parent.parent.parent.parent / PLAN).is_file()]
     if not repaired:
         raise ConfigError(
             f"{path} is neither a weights file nor a run with repaired weights. Give STORAGE/NAME of a run that is "
@@ -91,13 +93,14 @@ def _config_of(weights: Place, file: Path | None) -> Config:
     """The settings of the run that made `weights`, else those of a YAML file."""
     if file is not None:
         return load_config(file, [])
-    result = weights.parent.parent.parent / RESULT
-    if not result.is_file():
+    target = weights.parent.parent.parent
+    told = [path for path in (target / RESULT, target.parent / PLAN) if path.is_file()]
+    if not told:
         raise ConfigError(
-            f"{weights} lies in no run's repaired/<target>/<method>/<seed>/, so its DNN and data set are not known. "
-            "Add --config FILE with its model and data."
+            f"{weights} lies in no run's repaired/ or compare/<target>/<method>/<seed>/, so its DNN and data set are "
+            "not known. Add --config FILE with its model and data."
         )
     try:
-        return parse_config(json.loads(result.read_text(encoding="utf-8"))["config"], where=str(result))
+        return parse_config(json.loads(told[0].read_text(encoding="utf-8"))["config"], where=str(told[0]))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{result} is damaged ({error}). Add --config FILE.") from error
+        raise DataError(f"{told[0]} is damaged ({error}). Add --config FILE.") from error

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError, DataError, unknown_name
+from tasks.manifest import content_hash
 
 Rule = Literal["softmax", "hinge", "cutoff", "uniform"]
 Choice = Literal["all", "top_k", "category", "list"]
@@ -46,6 +47,11 @@ class Confidence:
     def effective_number(self) -> float:
         """exp(entropy): K when all are alike, 1 when one takes all."""
         return _effective_number(self.probabilities_K)
+
+    @property
+    def digest(self) -> str:
+        """Of all that tasks are drawn by."""
+        return content_hash([self.names, self.probabilities_K.tolist(), self.rule, self.alpha, self.beta])
 
     def as_dict(self) -> dict[str, float]:
         """Name to probability, in the given order."""

@@ -99,14 +99,14 @@ def write_manifest(
     """Checksums `files` of `folder` and writes the manifest by one rename: the stage is done now."""
     manifest = Manifest(
         stage=stage,
-        config=_plain(config),
+        config=plain(config),
         inputs=dict(inputs),
         rows=dict(rows or {}),
-        facts=_plain(facts or {}),
+        facts=plain(facts or {}),
         files={name: _size_and_hash(folder / name) for name in sorted(files)},
         versions=versions(),
     )
-    content = asdict(manifest) | {CHECKSUM: content_hash(_plain(asdict(manifest)))}
+    content = asdict(manifest) | {CHECKSUM: content_hash(plain(asdict(manifest)))}
     write_text(folder / MANIFEST, json.dumps(content, indent=1, sort_keys=True) + "\n")
     return manifest
 
@@ -199,7 +199,7 @@ def _refuse_others(
             f"{folder} holds {manifest.stage!r}, where {stage!r} belongs. Put it back where it came from, or delete "
             "the folder and run again."
         )
-    lines = difference({"settings": manifest.config}, {"settings": _plain(config)})
+    lines = difference({"settings": manifest.config}, {"settings": plain(config)})
     lines += difference({"inputs": manifest.inputs}, {"inputs": dict(inputs)})
     if lines:
         shown = "; ".join(line.removeprefix("settings.") for line in lines[:6])
@@ -226,7 +226,7 @@ def begin(
     is damaged. With `sealed` parts, which tell themselves what they are of, a damaged mark is written anew.
     """
     path = folder / BEGUN
-    content = _plain({"config": config, "inputs": inputs})
+    content = plain({"config": config, "inputs": inputs})
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else content
         before = {key: value for key, value in before.items() if key != PARTS}
@@ -312,7 +312,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     return lines
 
 
-def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+def plain(content: Mapping[str, Any]) -> dict[str, Any]:
     """As it will read back from JSON (tuples become lists)."""
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain

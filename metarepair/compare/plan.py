@@ -6,8 +6,9 @@ No stage and no manifest: every `metarepair compare` replaces it, so that method
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from tasks.errors import DataError
 from tasks.storage import Place, write_text
@@ -25,11 +26,16 @@ class Plan:
 
 
 def write_plan(
-    folder: Place, *, targets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
+    folder: Place,
+    *,
+    targets: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    config: Mapping[str, Any],
 ) -> None:
-    """Replaces the plan in a run's folder compare/."""
+    """Replaces the plan in a run's folder compare/; `config`: the settings as plain values, for who loads a repair."""
     plan = Plan(targets=tuple(targets), methods=tuple(methods), seeds=tuple(seeds))
-    write_text(folder / PLAN, json.dumps(asdict(plan), indent=1) + "\n")
+    write_text(folder / PLAN, json.dumps(asdict(plan) | {"config": config}, indent=1) + "\n")
 
 
 def read_plan(folder: Place) -> Plan | None:

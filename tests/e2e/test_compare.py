@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from distributed.compare import Comparison
 from metarepair.cli import main
@@ -181,10 +182,35 @@ def test_a_stage_before_that_refuses_leaves_what_is_repaired_and_says_what_to_do
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in units_of(copied)}
-    more = ["--set", "targets=[gaussian_noise, fog]", "--restart"]
-    assert compare(copied, *more) == 2
+    assert compare(copied, "--set", "experiences.rule=uniform", "--restart") == 2
     assert "metarepair score --config FILE --restart" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in units_of(copied)} == before
+
+
+def test_a_target_is_added_and_left_out_again_and_nothing_else_is_made_anew(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(copied)
+    kept = [*units_of(copied), run.meta("gaussian_noise") / "model.safetensors"]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept}
+    assert compare(copied, "--set", "targets=[gaussian_noise, fog]") == 0
+    said = capsys.readouterr().out
+    assert "score: made again, as the targets were gaussian_noise" in said
+    assert "train gaussian_noise: done before" in said
+    assert (run.meta("fog") / "model.safetensors").is_file()
+    rows = pq.read_table(run.compare / "rows.parquet").to_pylist()
+    assert {row["target"] for row in rows} == {"gaussian_noise", "fog"}
+    assert compare(copied) == 0
+    assert "repairs were done before" in capsys.readouterr().out
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept} == before
+
+
+def test_a_compared_repair_is_exported_without_a_configuration(compared: Path, tmp_path: Path) -> None:
+    weights = run_of(compared).compared("gaussian_noise", "finetune", 1) / "model.safetensors"
+    out = tmp_path / "mine.safetensors"
+    assert main(["export", str(weights), "--format", "original", "--out", str(out)]) == 0
+    found, wanted = load_file(out), load_file(weights)
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
 
 
 def test_a_changed_bit_of_repaired_weights_is_refused(copied: Path) -> None:

@@ -75,7 +75,7 @@ def prepare(run: Place, *, pieces: int, done: bool = False) -> Place:
 
 
 def plan(run: Place, targets: tuple[str, ...] = ("fog", "snow"), seeds: tuple[int, ...] = (0, 1)) -> None:
-    write_plan(run / "compare", targets=targets, methods=("none", "tent"), seeds=seeds)
+    write_plan(run / "compare", targets=targets, methods=("none", "tent"), seeds=seeds, config={})
 
 
 @pytest.fixture
