@@ -53,6 +53,24 @@ def config_text(config: Config) -> str:
     )
 
 
+# pydantic's kinds of errors in the words of who writes YAML.
+WORDS = {
+    "tuple_type": "it must be a list, as [a, b]",
+    "dict_type": "it must be a group of settings, as {{key: value}}",
+    "model_type": "it must be a group of settings, as {{key: value}}",
+    "string_type": "it must be text; what looks like a number needs quotes",
+    "int_type": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "float_type": "it must be a number",
+    "bool_type": "it must be true or false",
+    "too_short": "it must have {min_length} or more entries",
+    "greater_than": "it must be above {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than": "it must be below {lt}",
+    "less_than_equal": "it must be at most {le}",
+}
+
+
 class _Loader(yaml.SafeLoader):
     """Reads 1e-3 as the number that it is meant to be, and refuses a key that is given twice.
 
@@ -136,7 +154,8 @@ def explain(error: ValidationError, where: str, *, root: type[BaseModel] = Confi
     if first["type"] == "missing":
         return f"the setting {key!r} is missing in {where}. Add it, or `--set {key}=…`."
     came = "" if first["type"] in {"value_error", "model_type"} else f"={first['input']!r}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = WORDS[first["type"]].format(**first.get("ctx", {})) if first["type"] in WORDS else first["msg"]
+    message = message.removeprefix("Value error, ")
     if first["type"] == "literal_error":
         message += near_names(str(first["input"]), re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     named = f"{key}{came}: " if key else ""  # a rule of the whole names its settings itself

@@ -144,6 +144,8 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_name_and_value(
     message = refusal(**changes)
     assert message.startswith(named)
     assert "here.yaml" in message
+    assert "it must be " in message
+    assert not any(word in message for word in ("tuple", "dictionary", "instance", "input"))
 
 
 @pytest.mark.parametrize(

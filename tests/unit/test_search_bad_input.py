@@ -160,7 +160,11 @@ VALUES: dict[str, Case] = {
         {},
         ("this setting is none", "choice"),
     ),
-    "another type": (space(inner__steps={"choice": [1, "two"]}), {}, ("inner.steps=two", "valid integer")),
+    "another type": (
+        space(inner__steps={"choice": [1, "two"]}),
+        {},
+        ("inner.steps=two", "must be a whole number"),
+    ),
     "a truth for a number": (space(inner__rate={"choice": [True]}), {}, ("inner.rate=True",)),
     "an unknown value": (
         space(train__order={"choice": ["second", "frist"]}),
@@ -170,7 +174,7 @@ VALUES: dict[str, Case] = {
     "an end out of range": (
         space(inner__rate={"uniform": [0.1, 20]}),
         {},
-        ("inner.rate=20.0", "less than or equal"),
+        ("inner.rate=20.0", "must be at most 10"),
     ),
     "values that exclude each other": (
         space(
@@ -329,7 +333,7 @@ TRIES: dict[str, Case] = {
         {"inner": {"learned_rates": True}},
         ("inner.steps: scheduler: pbt", "factors of its own"),
     ),
-    "no trials": ({"space": STEPS, "trials": 0}, {}, ("search.trials=0", "greater than or equal to 1")),
+    "no trials": ({"space": STEPS, "trials": 0}, {}, ("search.trials=0", "must be at least 1")),
     "pseudo-targets without use": (
         {"space": STEPS, "pseudo_targets": ["snow"]},
         {},
