@@ -127,7 +127,11 @@ def read_manifest(folder: Place) -> Manifest | None:
         return Manifest(**content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged (it is no JSON text). {DAMAGED}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged (it lacks what a manifest has). {DAMAGED}") from error
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}). {DAMAGED}") from error
 
 
