@@ -12,28 +12,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from metarepair.config import Config
-from metarepair.inner import FunctionalNet, InnerRule
 from metarepair.layout import Run
-from metarepair.meta_test import accuracy_on, predict
+from metarepair.meta_test import accuracy_on
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
-from metarepair.vectors import State
+from metarepair.predictions import Called, Predictions, called, predict_all, predicted_on
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import Dataset
-from tasks.environment import corrupted_images
 from tasks.keys import keyed_generator
 from tasks.manifest import require_manifest
 from tasks.records import Failures, Ints, RepairResult
 from tasks.storage import append_line
 from tasks.store import open_side
 
-# N examples, B images, K classes, M models
-
-Called = tuple[FunctionalNet, State, State]  # with its parameters and buffers
+# N examples, M models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +69,12 @@ def open_target_fail(run: Run, target: str, test: Dataset, *, judged: Sequence[s
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Predictions:
-    """Predicted classes on the test split, [1 + M, N] each: the deployed DNN first, then each candidate."""
+class _Seen:
+    """Predictions on the test split: clean, under the target's corruption by severity, and how right under others."""
 
-    clean: NDArray[np.int64]
-    corrupted: dict[int, NDArray[np.int64]]
-    others: dict[str, NDArray[np.float64]]
+    clean: Predictions
+    corrupted: dict[int, Predictions]
+    others: dict[str, NDArray[np.float64]]  # [1 + M] each
 
 
 def evaluate(
@@ -97,32 +92,31 @@ def evaluate(
     D_fail is opened last.
     """
     models = [c.model for c in candidates]
-    nets = _called(deployed, models)
+    nets = called(deployed, models)
     rows = np.arange(len(test.labels_N))
-    clean = _predict_all(deployed, nets, test, rows, None, 0, config)
+    clean = predict_all(deployed, nets, test, rows, None, 0, config)
     progress(f"{target}: clean images done")
-    corrupted = {
-        s: _predict_all(deployed, nets, test, rows, target, s, config) for s in config.mining.severities
-    }
-    progress(f"{target}: corrupted set done")
+    corrupted = {}
+    for severity in config.mining.severities:
+        corrupted[severity] = predict_all(deployed, nets, test, rows, target, severity, config)
+        progress(f"{target}: severity {severity} done")
     names = tuple(CORRUPTIONS) if config.evaluate.others is None else config.evaluate.others
     others = {n: _other(deployed, nets, test, n, config) for n in names if n != target}
     progress(f"{target}: other corruptions done")
-    predictions = _Predictions(clean=clean, corrupted=corrupted, others=others)
+    seen = _Seen(clean=clean, corrupted=corrupted, others=others)
     fail = open_target_fail(run, target, test, judged=[f"{c.model.method}/{c.seed}" for c in candidates])
-    logits = [predict(m.architecture_of(deployed), m.parameters, m.buffers, fail) for m in models]
-    predicted_MN = np.stack([x.argmax(1).numpy() for x in logits])
+    predicted_MN = predicted_on(fail, deployed, models, test, corrupted)
     results = []
     for index, candidate in enumerate(candidates):
         rate = float((predicted_MN[index] == fail.labels_N).mean())
-        results.append(_result(index, rate, candidate, target, deployed, test, predictions, fail, config))
+        results.append(_result(index, rate, candidate, target, deployed, test.labels_N, seen, fail, config))
         progress(f"{target}: {candidate.model.method} seed {candidate.seed} judged on D_fail")
     return Judged(
         results=tuple(results),
         fail=fail,
         predicted_MN=predicted_MN,
-        clean_before_N=clean[0],
-        clean_MN=clean[1:],
+        clean_before_N=clean.classes[0],
+        clean_MN=clean.classes[1:],
         clean_labels_N=test.labels_N,
     )
 
@@ -133,15 +127,16 @@ def _result(
     candidate: Candidate,
     target: str,
     deployed: DeployedModel,
-    test: Dataset,
-    predictions: _Predictions,
+    labels_N: Ints,
+    seen: _Seen,
     fail: Failures,
     config: Config,
 ) -> RepairResult:
     """One row of the table: candidate `index`, whose repair rate is its accuracy on D_fail."""
     paper, episodes = _paper_accuracies(deployed, candidate, fail, config)
-    labels, row = test.labels_N, index + 1
-    severities = {str(s): _accuracy(p[row], labels) for s, p in predictions.corrupted.items()}
+    row, corrupted = index + 1, seen.corrupted
+    severities = {str(s): _accuracy(p.classes[row], labels_N) for s, p in corrupted.items()}
+    clean_before_N, clean_N = seen.clean.classes[0], seen.clean.classes[row]
     return RepairResult(
         method=candidate.model.method,
         target=target,
@@ -153,54 +148,21 @@ def _result(
         validation=candidate.validation,
         corrupted=float(np.mean(list(severities.values()))),
         corrupted_by_severity=severities,
-        clean=_accuracy(predictions.clean[row], labels),
-        clean_before=_accuracy(predictions.clean[0], labels),
-        other_corruptions={name: float(values[row]) for name, values in predictions.others.items()},
+        clean=_accuracy(clean_N, labels_N),
+        clean_before=_accuracy(clean_before_N, labels_N),
+        other_corruptions={name: float(values[row]) for name, values in seen.others.items()},
         repair_rate=repair_rate,
-        break_rate=_broken([(predictions.clean[0], predictions.clean[row])], labels),
-        break_rate_corrupted=_broken([(p[0], p[row]) for p in predictions.corrupted.values()], labels),
-        calibration_error=_calibration(deployed, candidate.model, test, target, config),
+        break_rate=_broken([(clean_before_N, clean_N)], labels_N),
+        break_rate_corrupted=_broken([(p.classes[0], p.classes[row]) for p in corrupted.values()], labels_N),
+        calibration_error=_calibration(
+            [(p.confidence[row], p.classes[row]) for p in corrupted.values()], labels_N
+        ),
         seconds=candidate.seconds,
         memory_bytes=candidate.memory_bytes,
         images_seen=candidate.model.images_seen,
         gradient_steps=candidate.model.gradient_steps,
         notes=candidate.model.notes,
     )
-
-
-def _net(deployed: DeployedModel) -> FunctionalNet:
-    return FunctionalNet(deployed.module, InnerRule(steps=1, rate=1.0, batch_norm="frozen"))
-
-
-def _called(deployed: DeployedModel, models: Sequence[RepairedModel]) -> list[Called]:
-    """What predicts: the deployed DNN, then each model."""
-    net = _net(deployed)
-    others = [(_net(m.architecture_of(deployed)), m.parameters, m.buffers) for m in models]
-    return [(net, net.parameters(), net.buffers()), *others]
-
-
-def _images(test: Dataset, rows: Ints, corruption: str | None, severity: int, config: Config) -> np.ndarray:
-    if corruption is None:
-        return test.images(rows)
-    return corrupted_images(test, rows, corruption=corruption, severity=severity, seed=config.seed)
-
-
-def _predict_all(
-    deployed: DeployedModel,
-    nets: Sequence[Called],
-    test: Dataset,
-    rows: Ints,
-    corruption: str | None,
-    severity: int,
-    config: Config,
-) -> NDArray[np.int64]:
-    """Predicted classes [1 + M, N]: the deployed DNN first, then each model."""
-    columns = []
-    for start in range(0, len(rows), config.mining.batch_size):
-        batch = rows[start : start + config.mining.batch_size]
-        x_BCHW = deployed.normalise(_images(test, batch, corruption, severity, config))
-        columns.append(np.stack([n.logits(p, b, x_BCHW).argmax(1).cpu().numpy() for n, p, b in nets]))
-    return np.concatenate(columns, axis=1)
 
 
 def _other(
@@ -210,7 +172,7 @@ def _other(
     size = min(config.evaluate.others_images, len(test.labels_N))
     rows = np.sort(keyed_generator("others", config.seed).permutation(len(test.labels_N))[:size])
     right = [
-        _predict_all(deployed, nets, test, rows, corruption, severity, config) == test.labels_N[rows]
+        predict_all(deployed, nets, test, rows, corruption, severity, config).classes == test.labels_N[rows]
         for severity in config.mining.severities
     ]
     accuracies: NDArray[np.float64] = np.mean(right, axis=(0, 2))
@@ -245,21 +207,10 @@ def _paper_accuracies(
     return float(np.mean(task_accuracies)), episode_accuracies
 
 
-def _calibration(
-    deployed: DeployedModel, model: RepairedModel, test: Dataset, target: str, config: Config, bins: int = 15
-) -> float:
-    """Expected calibration error (Guo et al. 2017) on up to 2,000 corrupted test images per severity."""
-    net, rows = _net(model.architecture_of(deployed)), np.arange(min(len(test.labels_N), 2000))
-    confidences, rights = [], []
-    for severity in config.mining.severities:
-        for start in range(0, len(rows), config.mining.batch_size):
-            batch = rows[start : start + config.mining.batch_size]
-            x_BCHW = deployed.normalise(_images(test, batch, target, severity, config))
-            p_BK = torch.softmax(net.logits(model.parameters, model.buffers, x_BCHW).float(), dim=1).cpu()
-            top, predicted = p_BK.max(1)
-            confidences.append(top.numpy())
-            rights.append(predicted.numpy() == test.labels_N[batch])
-    confidence_N, right_N = np.concatenate(confidences), np.concatenate(rights)
+def _calibration(pairs: Sequence[tuple[NDArray[np.float32], Ints]], labels_N: Ints, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017) of confidences and classes, pooled over the pairs."""
+    confidence_N = np.concatenate([confidence for confidence, _ in pairs])
+    right_N = np.concatenate([classes == labels_N for _, classes in pairs])
     bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
     gaps = [
         abs(confidence_N[bin_N == b].mean() - right_N[bin_N == b].mean()) * (bin_N == b).mean()

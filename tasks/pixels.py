@@ -33,6 +33,15 @@ def pixel_digests(images_BHWC_u8: Pixels) -> Digests:
     return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
 
 
+def digests_of(images_NHWC_u8: PixelRows, *, batch_size: int = 500) -> Digests:
+    """As pixel_digests, of many: those that are kept where pixels are recomputed, else of the stored pixels."""
+    if isinstance(images_NHWC_u8, RecomputedPixels):
+        return images_NHWC_u8.digests_N
+    starts = range(0, len(images_NHWC_u8), batch_size)
+    parts = [pixel_digests(images_NHWC_u8[start : start + batch_size]) for start in starts]
+    return np.concatenate([np.empty(0, dtype=np.uint64), *parts])
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecomputedPixels:
     """Pixels [N, H, W, C] that are made when they are asked for, by a row number, an array of them, or a slice.

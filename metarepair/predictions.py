@@ -1,0 +1,109 @@
+"""DNNs and rows of the test split in, what each DNN predicts out: an image is corrupted once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarepair.config import Config
+from metarepair.inner import FunctionalNet, InnerRule
+from metarepair.meta_test import predict
+from metarepair.methods.repaired import RepairedModel
+from metarepair.models.build import DeployedModel
+from metarepair.vectors import State
+from tasks.datasets import Dataset
+from tasks.environment import corrupted_images
+from tasks.pixels import Digests, digests_of, pixel_digests
+from tasks.records import Failures, Ints
+
+# N examples, M models
+
+Called = tuple[FunctionalNet, State, State]  # with its parameters and buffers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What the deployed DNN, first, and M models predict on the same N images.
+
+    confidence: the softmax of the predicted class. digests_N: of the images that were predicted on.
+    """
+
+    classes: NDArray[np.int64]  # [1 + M, N]
+    confidence: NDArray[np.float32]  # [1 + M, N]
+    digests_N: Digests
+
+
+def called(deployed: DeployedModel, models: Sequence[RepairedModel]) -> list[Called]:
+    """What predicts: the deployed DNN, then each model, all with stored statistics."""
+    rule = InnerRule(steps=1, rate=1.0, batch_norm="frozen")
+    net = FunctionalNet(deployed.module, rule)
+    others = [
+        (FunctionalNet(m.architecture_of(deployed).module, rule), m.parameters, m.buffers) for m in models
+    ]
+    return [(net, net.parameters(), net.buffers()), *others]
+
+
+def predict_all(
+    deployed: DeployedModel,
+    nets: Sequence[Called],
+    test: Dataset,
+    rows: Ints,
+    corruption: str | None,
+    severity: int,
+    config: Config,
+) -> Predictions:
+    """Predictions on rows of the test split under a corruption, or on the clean images where it is None."""
+    classes, confidence, digests = [], [], []
+    for start in range(0, len(rows), config.mining.batch_size):
+        batch = rows[start : start + config.mining.batch_size]
+        if corruption is None:
+            images = test.images(batch)
+        else:
+            images = corrupted_images(test, batch, corruption=corruption, severity=severity, seed=config.seed)
+        digests.append(pixel_digests(images))
+        x_BCHW = deployed.normalise(images)
+        tops = [torch.softmax(n.logits(p, b, x_BCHW).float(), dim=1).max(1) for n, p, b in nets]
+        confidence.append(np.stack([top.values.cpu().numpy() for top in tops]))
+        classes.append(np.stack([top.indices.cpu().numpy() for top in tops]))
+    return Predictions(
+        classes=np.concatenate(classes, axis=1),
+        confidence=np.concatenate(confidence, axis=1),
+        digests_N=np.concatenate(digests),
+    )
+
+
+def predicted_on(
+    fail: Failures,
+    deployed: DeployedModel,
+    models: Sequence[RepairedModel],
+    test: Dataset,
+    corrupted: Mapping[int, Predictions],
+) -> NDArray[np.int64]:
+    """Each model's classes [M, N] on D_fail.
+
+    Its images are among the corrupted test images, where they were predicted on already; those that were mined with
+    other pixels (by another version of a library) are predicted on as they were mined.
+    """
+    order = np.argsort(test.image_ids_N)
+    places = np.searchsorted(test.image_ids_N, fail.image_ids_N, sorter=order)
+    rows_N = order[np.minimum(places, len(order) - 1)]
+    mined_N, found = digests_of(fail.images_NHWC_u8), np.zeros(len(fail), dtype=bool)
+    classes = np.zeros((len(models), len(fail)), dtype=np.int64)
+    for severity, there in corrupted.items():
+        here = np.flatnonzero(
+            (fail.severities_N == severity)
+            & (test.image_ids_N[rows_N] == fail.image_ids_N)
+            & (there.digests_N[rows_N] == mined_N)
+        )
+        classes[:, here], found[here] = there.classes[1:, rows_N[here]], True
+    others = np.flatnonzero(~found)
+    if len(others):
+        given = fail.take(others)
+        for number, model in enumerate(models):
+            logits = predict(model.architecture_of(deployed), model.parameters, model.buffers, given)
+            classes[number, others] = logits.argmax(1).numpy()
+    return classes

@@ -1,0 +1,164 @@
+"""D_fail is read off the predictions on the corrupted set, where its images are those; calibration is of the whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import metarepair.predictions as predictions
+from metarepair.config import Config
+from metarepair.evaluate import _calibration
+from metarepair.meta_test import predict
+from metarepair.methods import RepairedModel
+from metarepair.models.build import DeployedModel
+from metarepair.predictions import Predictions, called, predict_all, predicted_on
+from tasks.datasets import ArrayDataset, load_dataset
+from tasks.mining import mine
+from tasks.records import Failures
+
+SEVERITIES = (2, 5)
+CONFIG = Config.model_validate(
+    {"name": "x", "seed": 3, "mining": {"experiences": ["fog"], "collect": 10, "batch_size": 7}}
+)
+
+
+@pytest.fixture(scope="module")
+def test_split() -> ArrayDataset:
+    sample = load_dataset("cifar10_sample", "test").head(40)
+    order = np.random.default_rng(0).permutation(40)  # ids need not be in order
+    return replace(
+        sample,
+        image_ids_N=sample.image_ids_N[order] * 3,
+        labels_N=sample.labels_N[order],
+        images_NHWC_u8=sample.images_NHWC_u8[order],
+    )
+
+
+@pytest.fixture(scope="module")
+def deployed() -> DeployedModel:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 6, 5, stride=3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(600, 10))
+    return DeployedModel(name="small", module=module.eval(), num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+@pytest.fixture(scope="module")
+def models(deployed: DeployedModel) -> list[RepairedModel]:
+    """Two other nets of the same architecture."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for name in "ab":
+        parameters = {
+            k: p.detach() + 0.2 * torch.randn(p.shape, generator=generator)
+            for k, p in deployed.module.named_parameters()
+        }
+        buffers = dict(deployed.module.named_buffers())
+        made.append(
+            RepairedModel(
+                method=name, parameters=parameters, buffers=buffers, images_seen=0, gradient_steps=0
+            )
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def corrupted(
+    deployed: DeployedModel, models: list[RepairedModel], test_split: ArrayDataset
+) -> dict[int, Predictions]:
+    nets = called(deployed, models)
+    return {s: predict_all(deployed, nets, test_split, np.arange(40), "fog", s, CONFIG) for s in SEVERITIES}
+
+
+def mined(deployed: DeployedModel, data: ArrayDataset, keep: str) -> Failures:
+    def classes(images: np.ndarray) -> np.ndarray:
+        return deployed.module(deployed.normalise(images)).argmax(1).numpy()
+
+    with torch.no_grad():
+        found = mine(
+            classes,
+            data,
+            range(40),
+            corruption="fog",
+            severities=SEVERITIES,
+            seed=3,
+            batch_size=11,
+            keep=keep,
+        ).failures  # type: ignore[arg-type]  # the tests' strings are kinds
+    assert len(found) > 20
+    if keep == "recomputed":
+        return replace(found, images_NHWC_u8=found.images_NHWC_u8.with_data(data))  # type: ignore[union-attr]
+    return found
+
+
+def anew(deployed: DeployedModel, models: list[RepairedModel], fail: Failures) -> np.ndarray:
+    return np.stack([predict(deployed, m.parameters, m.buffers, fail).argmax(1).numpy() for m in models])
+
+
+@pytest.mark.parametrize("keep", ["stored", "recomputed"])
+def test_classes_on_d_fail_are_those_of_its_own_pixels_without_predicting_again(
+    keep: str,
+    deployed: DeployedModel,
+    models: list[RepairedModel],
+    test_split: ArrayDataset,
+    corrupted: dict[int, Predictions],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fail = mined(deployed, test_split, keep)
+    wanted = anew(deployed, models, fail)
+    assert (wanted[0] != wanted[1]).any()  # they are told apart
+    monkeypatch.setattr(predictions, "predict", None)  # a call of it would fail
+    assert (predicted_on(fail, deployed, models, test_split, corrupted) == wanted).all()
+
+
+def test_images_that_were_mined_with_other_pixels_are_predicted_on_as_they_were_mined(
+    deployed: DeployedModel,
+    models: list[RepairedModel],
+    test_split: ArrayDataset,
+    corrupted: dict[int, Predictions],
+) -> None:
+    fail = mined(deployed, test_split, "stored")
+    pixels = np.array(fail.images_NHWC_u8)
+    pixels[::3] = 255 - pixels[::3]
+    other = replace(fail, images_NHWC_u8=pixels)
+    wanted = anew(deployed, models, other)
+    assert (wanted != anew(deployed, models, fail)).any()
+    assert (predicted_on(other, deployed, models, test_split, corrupted) == wanted).all()
+
+
+def test_severities_and_images_outside_the_corrupted_set_are_predicted_on(
+    deployed: DeployedModel,
+    models: list[RepairedModel],
+    test_split: ArrayDataset,
+    corrupted: dict[int, Predictions],
+) -> None:
+    fail = mined(deployed, test_split, "stored")
+    wanted = anew(deployed, models, fail)
+    assert (predicted_on(fail, deployed, models, test_split, {2: corrupted[2]}) == wanted).all()
+    foreign = replace(fail, image_ids_N=fail.image_ids_N + 1)  # between the split's ids, and after the last
+    assert (predicted_on(foreign, deployed, models, test_split, corrupted) == wanted).all()
+
+
+def test_confidence_is_the_softmax_of_the_predicted_class(
+    deployed: DeployedModel, test_split: ArrayDataset
+) -> None:
+    clean = predict_all(deployed, called(deployed, []), test_split, np.arange(40), None, 0, CONFIG)
+    with torch.no_grad():
+        x = deployed.normalise(test_split.images(np.arange(40)))
+        top = torch.softmax(deployed.module(x), dim=1).max(1)
+    assert (clean.classes[0] == top.indices.numpy()).all()
+    np.testing.assert_allclose(clean.confidence[0], top.values.numpy(), rtol=1e-5)
+
+
+def test_calibration_is_the_gap_of_confidence_and_accuracy() -> None:
+    labels = np.zeros(4, dtype=np.int64)
+    sure = np.full(4, 0.9, dtype=np.float32)
+    unsure = np.full(4, 0.3, dtype=np.float32)
+    right, half = np.zeros(4, dtype=np.int64), np.array([0, 0, 1, 1])
+    assert _calibration([(sure, right)], labels) == pytest.approx(0.1)
+    assert _calibration([(sure, right), (unsure, half)], labels) == pytest.approx((0.1 + 0.2) / 2)
+    assert _calibration([(sure, half), (sure, right)], labels) == pytest.approx(
+        0.15
+    )  # pooled: 0.75 are right
