@@ -69,6 +69,7 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
         confidence=inputs.confidence,
         config=config,
         clean=here.clean() if config.train.clean_weight > 0 or config.task.clean_support > 0 else None,
+        train=here.split("train") if config.train.clean_corrupted > 0 else None,
     )
     validation = replace(repair_data(collect, config, seed=0), clean=source.clean)
     return MetaTrainer(source, config, context, validation=validation)

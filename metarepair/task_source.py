@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from metarepair.batches import failure_batch, image_batch, support_batch
 from metarepair.clean_images import CleanImages
 from metarepair.config import Config
@@ -12,6 +14,8 @@ from metarepair.inner import Batch
 from metarepair.meta_gradient import TaskBatch
 from metarepair.models.build import DeployedModel
 from tasks.confidence import Confidence
+from tasks.datasets import Dataset
+from tasks.environment import corrupted_images
 from tasks.keys import keyed_generator
 from tasks.records import Experience
 from tasks.sampler import sample_task
@@ -19,13 +23,17 @@ from tasks.sampler import sample_task
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSource:
-    """Draws the tensors of a task; a pure function of (seed, episode, slot)."""
+    """Draws the tensors of a task; a pure function of (seed, episode, slot).
+
+    train: the split that `clean` and the experiences are of; it is read where train.clean_corrupted asks for it.
+    """
 
     deployed: DeployedModel
     experiences: Mapping[str, Experience]
     confidence: Confidence
     config: Config
     clean: CleanImages | None
+    train: Dataset | None = None
 
     def task(self, episode: int, slot: int) -> TaskBatch:
         settings, seed = self.config.task, self.config.seed
@@ -52,16 +60,26 @@ class TaskSource:
                 seed=masks,
             ),
             query=failure_batch(self.deployed, experience.fail, drawn.query_rows),
-            clean=self._clean(episode, slot, len(drawn.query_rows)),
+            clean=self._clean(episode, slot, len(drawn.query_rows), drawn.experience),
         )
 
-    def _clean(self, episode: int, slot: int, size: int) -> Batch | None:
-        if self.clean is None or self.config.train.clean_weight == 0:
+    def _clean(self, episode: int, slot: int, size: int, corruption: str) -> Batch | None:
+        """Images of the clean loss: the last of them, by train.clean_corrupted, under the task's own corruption."""
+        settings, seed = self.config.train, self.config.seed
+        if self.clean is None or settings.clean_weight == 0:
             return None
-        generator = keyed_generator("clean", self.config.seed, episode, slot)
+        generator = keyed_generator("clean", seed, episode, slot)
         size = min(size, len(self.clean))
         rows = generator.choice(len(self.clean), size=size, replace=False)
-        return image_batch(self.deployed, self.clean.images_NHWC_u8[rows], self.clean.labels_N[rows])
+        images = np.array(self.clean.images_NHWC_u8[rows])
+        count = round(settings.clean_corrupted * size)
+        if count:
+            assert self.train is not None
+            severity = int(generator.choice(self.config.mining.severities))
+            images[size - count :] = corrupted_images(
+                self.train, rows[size - count :], corruption=corruption, severity=severity, seed=seed
+            )
+        return image_batch(self.deployed, images, self.clean.labels_N[rows])
 
 
 def slots_of(rank: int, world_size: int, tasks: int) -> range:

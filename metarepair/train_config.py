@@ -83,6 +83,11 @@ class TrainConfig(Section):
     )
     theta_on_host: bool = Field(False, description="Parameters of recomputed steps wait in host memory.")
     clean_weight: Fraction = Field(0.0, description="Weight of the clean loss of a task (0: the paper's).")
+    clean_corrupted: Fraction = Field(
+        0.0,
+        description="Share of the clean loss's images that are shown under the task's own corruption, right before or "
+        "not.",
+    )
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         "float32", description="Of weights and gradients; bfloat16: float32 with layers under autocast."
     )
@@ -122,6 +127,11 @@ class TrainConfig(Section):
                 )
         if self.order != "second" and self.first_order_episodes:
             raise ValueError("first_order_episodes comes before order: second; leave it 0 for another order")
+        if self.clean_corrupted and not self.clean_weight:
+            raise ValueError(
+                f"clean_corrupted={self.clean_corrupted} is a share of the images that clean_weight weighs; set "
+                "clean_weight above 0"
+            )
         if self.order == "reptile" and (self.clean_weight or self.multi_step_episodes):
             raise ValueError(
                 "order: reptile follows the adaptation and reads no query loss; leave clean_weight and "

@@ -212,6 +212,7 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
         ({"outer_options": {"betas": [0.9]}}, {}, "outer_options of Adam"),
         ({"order": "first", "first_order_episodes": 3}, {}, "leave it 0"),
         ({"order": "reptile", "clean_weight": 0.5}, {}, "reads no query loss"),
+        ({"clean_corrupted": 0.5}, {}, "set clean_weight above 0"),
         ({"order": "reptile"}, {"learned_rates": True}, "inner.learned_rates"),
         ({"memory": 0}, {}, "train.memory"),
         ({"memory": "all"}, {}, "train.memory"),
