@@ -238,7 +238,10 @@ class Config(Section):
     """Everything that a run depends on."""
 
     name: str = Field(
-        min_length=1, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="The run's folder under storage."
+        min_length=1,
+        max_length=200,
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
+        description="The run's folder under storage.",
     )
     storage_path: str = Field("runs", min_length=1, description="Folder that holds the runs.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Key of every draw.")

@@ -129,6 +129,7 @@ def test_a_severity_outside_1_to_5_is_refused(severity: int) -> None:
         ({"seed": True}, "seed=True"),
         ({"seed": 1.5}, "seed=1.5"),
         ({"name": 3}, "name=3"),
+        ({"name": "a" * 201}, "at most 200 characters"),
         ({"targets": "fog"}, "targets='fog'"),
         ({"train": {"episodes": "many"}}, "train.episodes='many'"),
         ({"train": {"episodes": True}}, "train.episodes=True"),
