@@ -70,7 +70,10 @@ class Comparison:
             ) from error
 
     def pair(self, first: str, second: str) -> None:
-        """Two methods example by example, for every target and the first seed of a comparison that is done."""
+        """Two methods example by example, for every target and the first seed of a comparison that is done.
+
+        Raises StageError where the run was mined with other settings or data: its pictures would be of other images.
+        """
         for name in (first, second):
             if name not in self.config.compare.methods:
                 raise ConfigError(
@@ -78,6 +81,7 @@ class Comparison:
                 )
         if first == second:
             raise ConfigError(f"--pair {first} {second}: name two methods.")
+        self.pipeline.mined()
         test = self.pipeline.here.split("test")
         for target in self.config.targets:
             pair = load_pair(self.run, target, (first, second), self.config.compare.seeds[0])

@@ -100,7 +100,7 @@ class Pipeline:
             self.here.inputs()
         if stage == "mine":
             self.check_clean()
-        mined = self._mined() if STAGES.index(stage) > STAGES.index("mine") else {}
+        mined = self.mined() if STAGES.index(stage) > STAGES.index("mine") else {}
         if stage == "score":
             load_extractor(self.config, self.here)
         if stage == "train":
@@ -132,7 +132,7 @@ class Pipeline:
         """All when mining begins anew; when scoring does, those that are not as they would be made again."""
         return stale_features(self.run, self.config, mined) if stage == "score" else [self.run.features]
 
-    def _mined(self) -> dict[tuple[Role, str], Manifest]:
+    def mined(self) -> dict[tuple[Role, str], Manifest]:
         """Manifests of all environments, mined with these very settings, data and DNN; StageError otherwise."""
         settings, inputs = mining_settings(self.config), self.here.inputs()
         found: dict[tuple[Role, str], Manifest] = {}
@@ -147,7 +147,7 @@ class Pipeline:
         with self._features_meanwhile() as on_done:
             self._mine(on_done)
         self.score()
-        mined = self._mined()
+        mined = self.mined()
 
         def learn(target: str) -> None:
             self._train(target)
@@ -197,7 +197,7 @@ class Pipeline:
 
     def score(self) -> None:
         """Features of all environments, distances of all pairs, confidence of each target's experiences."""
-        score_stage(self.run, self.config, self._mined(), self.say)
+        score_stage(self.run, self.config, self.mined(), self.say)
 
     def train(self) -> None:
         """θ_meta of each target."""
@@ -210,7 +210,7 @@ class Pipeline:
 
     def _train(self, target: str) -> None:
         run, config, folder = self.run, self.config, self.run.meta(target)
-        mined = self._mined()
+        mined = self.mined()
         verify_checksums(run.score, require_manifest(run.score, "Score first: metarepair score --config …"))
         confidence = read_confidence(run, target)
         settings = training_settings(config)
@@ -254,7 +254,7 @@ class Pipeline:
 
     def repair(self) -> None:
         """Every method and seed on each target, then the evaluation."""
-        mined = self._mined()
+        mined = self.mined()
         self._each_target(lambda target: self._repair(target, mined))
 
     def _repair(self, target: str, mined: Mined) -> None:

@@ -249,9 +249,12 @@ def _compare(given: argparse.Namespace, config: Config) -> int:
     from distributed.cluster import connected
     from distributed.compare import Comparison
     from metarepair.compare.pair import require_compared
+    from tasks.errors import ConfigError
     from tasks.run_lock import locked
 
     if given.pair:
+        if given.restart or given.address:
+            raise ConfigError("--pair draws what a comparison holds, here: leave --restart and --address.")
         require_compared(config)
         Comparison(config, _say).pair(*given.pair)
         return 0

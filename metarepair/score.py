@@ -129,7 +129,7 @@ def read_confidence(run: Run, target: str) -> Confidence:
         raise DataError(f"{path} is damaged ({error}). Score again with --restart.") from error
     if not rows:
         raise StageError(
-            f"{path} has no target {target!r}. Add it to targets and score again with --restart."
+            f"{path} has no target {target!r}. Add it to targets and score again: metarepair score --config …"
         )
     return Confidence(
         names=tuple(r["experience"] for r in rows),

@@ -53,15 +53,31 @@ def config_text(config: Config) -> str:
     )
 
 
+def in_yaml(value: Any) -> str:
+    """A value on one line as a person would write it in YAML; text in quotes."""
+    if isinstance(value, str):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(in_yaml, value)) + "]"
+    try:
+        text: str = yaml.safe_dump(value, default_flow_style=True, width=1_000_000)
+    except yaml.YAMLError:  # no value of YAML: given by Python
+        return repr(value)
+    return text.removesuffix("...\n").strip()
+
+
 # pydantic's kinds of errors in the words of who writes YAML.
 WORDS = {
     "tuple_type": "it must be a list, as [a, b]",
     "dict_type": "it must be a group of settings, as {{key: value}}",
     "model_type": "it must be a group of settings, as {{key: value}}",
-    "string_type": "it must be text; what looks like a number needs quotes",
+    "string_type": "it must be text; quotes make any value that",
+    "string_pattern_mismatch": "it may have letters, digits, _, - and, not at its start, .",  # of a name
+    "literal_error": "it must be {expected}",
     "int_type": "it must be a whole number",
     "int_from_float": "it must be a whole number",
     "float_type": "it must be a number",
+    "finite_number": "it must be a finite number",
     "bool_type": "it must be true or false",
     "too_short": "it must have {min_length} or more entries",
     "greater_than": "it must be above {gt}",
@@ -151,9 +167,12 @@ def explain(error: ValidationError, where: str, *, root: type[BaseModel] = Confi
     key = (above + ".".join(str(part) for part in first["loc"])).rstrip(".")
     if first["type"] == "extra_forbidden":
         return f"{_unknown(key, _group_at(first['loc'][:-1], root), known_keys(root, above))} (in {where})"
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):
+        name, _, number = key.rpartition(".")
+        return f"{name}: it has no entry {int(number) + 1} and needs one (in {where})"
     if first["type"] == "missing":
         return f"the setting {key!r} is missing in {where}. Add it, or `--set {key}=…`."
-    came = "" if first["type"] in {"value_error", "model_type"} else f"={first['input']!r}"
+    came = "" if first["type"] in {"value_error", "model_type"} else f"={in_yaml(first['input'])}"
     message = WORDS[first["type"]].format(**first.get("ctx", {})) if first["type"] in WORDS else first["msg"]
     message = message.removeprefix("Value error, ")
     if first["type"] == "literal_error":

@@ -47,6 +47,8 @@ class InnerConfig(Section):
 class TrainConfig(Section):
     """Meta-training (Algorithm 1, lines 2-12)."""
 
+    LATER = frozenset({"clean_corrupted"})
+
     episodes: Positive = Field(60, description="Episodes in all.")
     round_episodes: Positive = Field(
         10,
@@ -85,8 +87,8 @@ class TrainConfig(Section):
     clean_weight: Fraction = Field(0.0, description="Weight of the clean loss of a task (0: the paper's).")
     clean_corrupted: Fraction = Field(
         0.0,
-        description="Share of the clean loss's images that are shown under the task's own corruption, right before or "
-        "not.",
+        description="Share, rounded to whole images, of the clean loss's images that are shown under the task's own "
+        "corruption, right before or not.",
     )
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         "float32", description="Of weights and gradients; bfloat16: float32 with layers under autocast."

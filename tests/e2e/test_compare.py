@@ -178,6 +178,20 @@ def test_another_budget_is_refused_with_the_difference_and_taken_with_restart(
     assert {r["gradient_steps"] for r in rows} <= {0, 1, 2}
 
 
+def test_a_pair_is_not_drawn_with_images_that_nobody_was_judged_on(
+    compared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ("--pair", "none", "bn_adapt")
+    for change in ("seed=9", "data.max_test_images=20"):
+        assert compare(compared, *pair, "--set", change) != 0
+        assert "with other settings" in capsys.readouterr().err
+    for option in (("--restart",), ("--address", "1.2.3.4:6379")):
+        assert compare(compared, *pair, *option) != 0
+        assert "--pair draws what a comparison holds" in capsys.readouterr().err
+    assert not (run_of(compared).compare / "pairs" / "gaussian_noise_none_bn_adapt_0.png").exists()
+    assert len(units_of(compared)) == 8
+
+
 def test_a_stage_before_that_refuses_leaves_what_is_repaired_and_says_what_to_do(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

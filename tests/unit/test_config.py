@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +127,21 @@ def test_a_severity_outside_1_to_5_is_refused(severity: int) -> None:
     ("changes", "named"),
     [
         ({"seed": "0"}, "seed='0'"),
-        ({"seed": True}, "seed=True"),
+        ({"seed": True}, "seed=true"),
         ({"seed": 1.5}, "seed=1.5"),
         ({"name": 3}, "name=3"),
         ({"targets": "fog"}, "targets='fog'"),
         ({"train": {"episodes": "many"}}, "train.episodes='many'"),
-        ({"train": {"episodes": True}}, "train.episodes=True"),
+        ({"train": {"episodes": True}}, "train.episodes=true"),
         ({"inner": {"rate": "0.1"}}, "inner.rate='0.1'"),
-        ({"inner": {"rate": True}}, "inner.rate=True"),
+        ({"inner": {"rate": True}}, "inner.rate=true"),
         ({"train": [1]}, "train"),
         ({"train": None}, "train"),
+        ({"seed": None}, "seed=null"),
+        ({"seed": [True, "a", 1]}, "seed=[true, 'a', 1]"),
+        ({"name": date(2026, 1, 1)}, "name=2026-01-01"),
+        ({"inner": {"rate": float("nan")}}, "inner.rate=.nan"),
+        ({"device": "gpu"}, "device='gpu'"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_its_name_and_value(
@@ -146,6 +152,10 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_name_and_value(
     assert "here.yaml" in message
     assert "it must be " in message
     assert not any(word in message for word in ("tuple", "dictionary", "instance", "input"))
+
+
+def test_a_list_that_is_too_short_is_said_to_be() -> None:
+    assert refusal(model={"mean": [1.0, 2.0]}).startswith("model.mean: it has no entry 3")
 
 
 @pytest.mark.parametrize(
@@ -162,8 +172,8 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_name_and_value(
         ({"targets": []}, "targets"),
         ({"inner": {"rate": 0.0}}, "inner.rate=0.0"),
         ({"inner": {"rate": 11.0}}, "inner.rate=11.0"),
-        ({"inner": {"rate": float("nan")}}, "inner.rate=nan"),
-        ({"train": {"outer_rate": float("inf")}}, "train.outer_rate=inf"),
+        ({"inner": {"rate": float("nan")}}, "inner.rate=.nan"),
+        ({"train": {"outer_rate": float("inf")}}, "train.outer_rate=.inf"),
         ({"train": {"clip_norm": 0.0}}, "train.clip_norm=0.0"),
         ({"train": {"order": "third"}}, "train.order='third'"),
         ({"repair": {"rates": []}}, "repair.rates"),

@@ -11,6 +11,7 @@ from torch import nn
 
 from metarepair.clean_images import CleanImages
 from metarepair.config import Config
+from metarepair.meta_train import training_settings
 from metarepair.models.build import DeployedModel
 from metarepair.settings import parse_config
 from metarepair.task_source import TaskSource
@@ -121,6 +122,11 @@ def test_none_of_them_is_corrupted_by_default_and_the_drawn_images_are_the_same(
     assert torch.equal(plain.labels_B, mixed.labels_B)
     assert torch.equal(plain.images_BCHW[:6], mixed.images_BCHW[:6])
     assert not torch.equal(plain.images_BCHW[6:], mixed.images_BCHW[6:])
+
+
+def test_a_run_that_was_trained_before_the_setting_came_is_trained_with_the_same_settings() -> None:
+    assert "clean_corrupted" not in training_settings(config(clean_weight=0.5))["train"]
+    assert training_settings(config(clean_weight=0.5, clean_corrupted=0.4))["train"]["clean_corrupted"] == 0.4
 
 
 def test_a_task_is_the_same_whoever_draws_it(experiences: dict[str, Experience]) -> None:
