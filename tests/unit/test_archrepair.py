@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from metarepair.clean_images import CleanImages
 from metarepair.config import Config
 from metarepair.deploy import load_surroundings
-from metarepair.evaluate import _called, _predict_all
 from metarepair.export_command import export
 from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods import method_settings, repair_fairly, training
@@ -44,6 +43,7 @@ from metarepair.methods.examples import Examples
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
+from metarepair.predictions import called, predict_all
 from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, Unit, load_repaired, repair_once
 from metarepair.settings import parse_config
 from tasks.datasets import DataSource, dataset_info, load_dataset
@@ -575,7 +575,7 @@ def test_a_changed_architecture_is_judged_as_its_own_module() -> None:
         def images(self, rows: Any) -> Any:
             return pixels[rows]
 
-    judged = _predict_all(net, _called(net, [found]), Test(), np.arange(9), None, 0, CONFIG)  # type: ignore[arg-type]
+    judged = predict_all(net, called(net, [found]), Test(), np.arange(9), None, 0, CONFIG).classes  # type: ignore[arg-type]
     assert np.array_equal(judged[0], net.logits(pixels).argmax(1).numpy())
     assert np.array_equal(judged[1], expected)
 
