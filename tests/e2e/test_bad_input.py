@@ -112,7 +112,7 @@ def write_cifar(folder: Path, labels: np.ndarray) -> None:
         ("train.episods=1", ["no setting 'train.episods'", "'train.episodes'"]),
         ("targets=[gausian_noise]", ["no corruption 'gausian_noise'", "'gaussian_noise'", "brightness"]),
         ("mining.severities=[7]", ["mining.severities.0=7", "5"]),
-        ("train.episodes=many", ["train.episodes='many'", "integer"]),
+        ("train.episodes=many", ["train.episodes='many'", "whole number"]),
         ("train.episodes=0", ["train.episodes=0", "1"]),
         ("train.episodes", ["--set 'train.episodes' is not key=value", "--set train.episodes=20"]),
         ("name=..", ["name='..'"]),
