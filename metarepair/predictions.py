@@ -17,7 +17,7 @@ from metarepair.models.build import DeployedModel
 from metarepair.vectors import State
 from tasks.datasets import Dataset
 from tasks.environment import corrupted_images
-from tasks.pixels import Digests, digests_of, pixel_digests
+from tasks.pixels import Digests, digests_of, pixel_digests, rows_of_images
 from tasks.records import Failures, Ints
 
 # N examples, M models
@@ -88,16 +88,12 @@ def predicted_on(
     Its images are among the corrupted test images, where they were predicted on already; those that were mined with
     other pixels (by another version of a library) are predicted on as they were mined.
     """
-    order = np.argsort(test.image_ids_N)
-    places = np.searchsorted(test.image_ids_N, fail.image_ids_N, sorter=order)
-    rows_N = order[np.minimum(places, len(order) - 1)]
+    rows_N = rows_of_images(test.image_ids_N, np.argsort(test.image_ids_N), fail.image_ids_N)
     mined_N, found = digests_of(fail.images_NHWC_u8), np.zeros(len(fail), dtype=bool)
     classes = np.zeros((len(models), len(fail)), dtype=np.int64)
     for severity, there in corrupted.items():
         here = np.flatnonzero(
-            (fail.severities_N == severity)
-            & (test.image_ids_N[rows_N] == fail.image_ids_N)
-            & (there.digests_N[rows_N] == mined_N)
+            (fail.severities_N == severity) & (rows_N >= 0) & (there.digests_N[rows_N] == mined_N)
         )
         classes[:, here], found[here] = there.classes[1:, rows_N[here]], True
     others = np.flatnonzero(~found)

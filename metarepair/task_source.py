@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from metarepair.batches import failure_batch, image_batch, support_batch
 from metarepair.clean_images import CleanImages
 from metarepair.config import Config
@@ -71,7 +69,7 @@ class TaskSource:
         generator = keyed_generator("clean", seed, episode, slot)
         size = min(size, len(self.clean))
         rows = generator.choice(len(self.clean), size=size, replace=False)
-        images = np.array(self.clean.images_NHWC_u8[rows])
+        images = self.clean.images_NHWC_u8[rows]  # a copy
         count = round(settings.clean_corrupted * size)
         if count:
             assert self.train is not None

@@ -318,5 +318,5 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 def plain(content: Mapping[str, Any]) -> dict[str, Any]:
     """As it will read back from JSON (tuples become lists)."""
-    plain: dict[str, Any] = json.loads(json.dumps(content))
-    return plain
+    found: dict[str, Any] = json.loads(json.dumps(content))
+    return found

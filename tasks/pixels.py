@@ -42,6 +42,14 @@ def digests_of(images_NHWC_u8: PixelRows, *, batch_size: int = 500) -> Digests:
     return np.concatenate([np.empty(0, dtype=np.uint64), *parts])
 
 
+def rows_of_images(ids_N: Ints, order_N: Ints, image_ids_B: Ints) -> Ints:
+    """Where images stand in a split of these ids, -1 where they do not; `order_N` sorts the split's ids."""
+    places = np.minimum(np.searchsorted(ids_N, image_ids_B, sorter=order_N), len(order_N) - 1)
+    rows_B = order_N[places]
+    found: Ints = np.where(ids_N[rows_B] == image_ids_B, rows_B, -1)
+    return found
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecomputedPixels:
     """Pixels [N, H, W, C] that are made when they are asked for, by a row number, an array of them, or a slice.
@@ -111,22 +119,21 @@ class RecomputedPixels:
 
     def _rows_of(self, image_ids_B: Ints) -> Ints:
         """Where the images stand in the split."""
-        ids, order = self._sorted
-        places = np.minimum(np.searchsorted(ids, image_ids_B), len(ids) - 1)
-        missing = image_ids_B[ids[places] != image_ids_B]
+        assert self.data is not None
+        rows = rows_of_images(self.data.image_ids_N, self._order, image_ids_B)
+        missing = image_ids_B[rows < 0]
         if len(missing):
             raise DataError(
                 f"The store of {self.corruption} has failures of image {missing[0]}, and the data set that was given "
-                f"has no such image among its {len(ids)}. Give the split that it was mined from."
+                f"has no such image among its {len(self._order)}. Give the split that it was mined from."
             )
-        rows: Ints = order[places]
         return rows
 
     @cached_property
-    def _sorted(self) -> tuple[Ints, Ints]:
+    def _order(self) -> Ints:
         assert self.data is not None
-        order = np.argsort(self.data.image_ids_N, kind="stable")
-        return self.data.image_ids_N[order], order
+        order: Ints = np.argsort(self.data.image_ids_N, kind="stable")
+        return order
 
     def _check(self, images_BHWC_u8: Pixels, rows_B: Ints) -> None:
         other = np.flatnonzero(pixel_digests(images_BHWC_u8) != self.digests_N[rows_B])

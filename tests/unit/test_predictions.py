@@ -159,6 +159,5 @@ def test_calibration_is_the_gap_of_confidence_and_accuracy() -> None:
     right, half = np.zeros(4, dtype=np.int64), np.array([0, 0, 1, 1])
     assert _calibration([(sure, right)], labels) == pytest.approx(0.1)
     assert _calibration([(sure, right), (unsure, half)], labels) == pytest.approx((0.1 + 0.2) / 2)
-    assert _calibration([(sure, half), (sure, right)], labels) == pytest.approx(
-        0.15
-    )  # pooled: 0.75 are right
+    pooled = _calibration([(sure, half), (sure, right)], labels)  # of 0.75 that are right
+    assert pooled == pytest.approx(0.15)
