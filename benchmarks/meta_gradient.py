@@ -97,14 +97,19 @@ class Case:
     def floor(self) -> None:
         """The work that no exact way is spared: each step's Hessian-vector product with the gradient it needs."""
         leaves = self._leaves()
-        v = gradients_of(self.net.query(leaves, self.buffers, self.task.query)[0], list(leaves.values()))
+        with self.net.query(leaves, self.buffers, self.task.query) as found:
+            v = gradients_of(self.net, found.loss, list(leaves.values()))
         for _ in range(self.steps):
             leaves = self._leaves()
-            loss, _ = self.net.support(leaves, self.buffers, self.task.support)
-            gradients = gradients_of(loss, list(leaves.values()), create_graph=True)
-            torch.autograd.grad(
-                gradients, list(leaves.values()), grad_outputs=v, allow_unused=True, materialize_grads=True
-            )
+            with self.net.support(leaves, self.buffers, self.task.support) as found:
+                gradients = gradients_of(self.net, found.loss, list(leaves.values()), create_graph=True)
+                torch.autograd.grad(
+                    gradients,
+                    list(leaves.values()),
+                    grad_outputs=v,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
 
     def _leaves(self) -> State:
         return {k: p.detach().requires_grad_() for k, p in self.start.items()}

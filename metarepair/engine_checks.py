@@ -1,16 +1,16 @@
-"""Arguments of the meta-gradient engine in, nothing out: a UserError for what cannot be meant."""
+"""Check what the meta-gradient engine is given, and say in one paragraph what it cannot work with."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from tasks.errors import ConfigError, DataError, near_names
+from tasks.errors import ConfigError, DataError, UserError, near_names
 
 if TYPE_CHECKING:
     from metarepair.inner import FunctionalNet
@@ -98,16 +98,38 @@ def check_task(net: FunctionalNet, task: TaskBatch, outer: OuterLoss, factors: S
         )
 
 
+def no_path(module: nn.Module, count: int) -> ConfigError:
+    """What to say where no derivative is connected with any of `count` parameters."""
+    return ConfigError(
+        f"Autograd finds no path from the logits of {type(module).__name__} to any of the {count} tensors that are to "
+        "be adapted, as when a forward pass runs under torch.no_grad() or detaches its result. Let it run without "
+        "these, or adapt other parts (inner.parts)."
+    )
+
+
 @contextmanager
-def second_derivative_of(net: FunctionalNet) -> Iterator[None]:
-    """Says in plain words that some layer can be derived but once."""
+def differentiating(module: nn.Module, *, second: Callable[[], bool]) -> Iterator[None]:
+    """Raises ConfigError for any error of a backward pass; layers raise what they like there.
+
+    `second` is asked then: does the net have a first derivative, so that only a second one is missing?
+    """
     try:
         yield
-    except RuntimeError as error:
-        found = re.search(r"derivative for '?([\w:.]+)'? is not implemented", str(error))
-        if found is None:
-            raise
-        raise ConfigError(
-            f"{type(net.module).__name__} uses {found[1]}, and PyTorch has no derivative of that. Set order: first "
-            "(train.order in a run's settings), or replace the layer that calls it."
-        ) from error
+    except (torch.OutOfMemoryError, UserError):
+        raise
+    except Exception as error:
+        raise _no_derivative(module, error, second=second()) from error
+
+
+def _no_derivative(module: nn.Module, error: Exception, *, second: bool) -> ConfigError:
+    said = " ".join(str(error).split())[:300] or "without a message"
+    raised = f"{type(error).__name__}: {said}"
+    if second:
+        return ConfigError(
+            f"{type(module).__name__} has a first derivative in PyTorch, but no second one ({raised}). Set order: "
+            "first (train.order in a run's settings), which needs none, or replace the layer that raises this."
+        )
+    return ConfigError(
+        f"PyTorch cannot differentiate {type(module).__name__} by torch.autograd.grad ({raised}), and every repair by "
+        "gradient steps needs that. Replace the layer that raises this, or use a method without gradients (bn_adapt)."
+    )

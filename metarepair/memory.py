@@ -1,4 +1,4 @@
-"""A net and one task in, the number of inner steps whose graphs fit the free memory out: `memory: auto`.
+"""How many inner steps' graphs fit into the free memory: `memory: auto`.
 
 A dry step measures what one step's graph holds. Keeping all graphs is the fastest way, keeping none the leanest.
 """
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from metarepair.engine_checks import check_choice, check_number, second_derivative_of
-from metarepair.inner import FunctionalNet, gradients_of
+from metarepair.engine_checks import check_choice, check_number
+from metarepair.inner import FunctionalNet, Point, gradients_of
 from metarepair.vectors import State
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def plan_memory(
         return MemoryPlan(
             kept=0, reason="recompute: how much memory is free is not known here; set train.memory"
         )
-    with second_derivative_of(net):
-        graph = graph_bytes(net, parameters, buffers, task)
+    graph = graph_bytes(net, parameters, buffers, task)
     theta = sum(v.numel() * v.element_size() for v in parameters.values())
     # Besides the kept graphs: one at work with its own temporaries, θ of every step, gradients and products.
     working = 2 * graph + (steps + 6) * theta
@@ -101,18 +100,17 @@ def plan_memory(
 
 def graph_bytes(net: FunctionalNet, parameters: State, buffers: State, task: TaskBatch) -> int:
     """Bytes that one inner step's differentiable gradient holds, besides the parameters themselves."""
-    leaves = {k: v.detach().requires_grad_() for k, v in parameters.items()}
+    leaves = Point(parameters=parameters).leaves(net.trainable)
     device = next(iter(leaves.values())).device
     own = {v.untyped_storage().data_ptr() for v in (*leaves.values(), *buffers.values())}
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    with _saved_bytes(own) as saved:
-        loss, _ = net.support(leaves, buffers, task.support)
-        gradients = gradients_of(loss, [leaves[k] for k in net.adapted], create_graph=True)
-    found = sum(saved.values())
+    with _saved_bytes(own) as saved, net.support(leaves, buffers, task.support) as found:
+        gradients = gradients_of(net, found.loss, [leaves[k] for k in net.adapted], create_graph=True)
+    held = sum(saved.values())
     if device.type == "cuda":
-        found = torch.cuda.memory_allocated(device) - before
-    del gradients, loss
-    return found
+        held = torch.cuda.memory_allocated(device) - before
+    del gradients, found
+    return held
 
 
 @contextmanager

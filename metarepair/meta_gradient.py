@@ -1,4 +1,4 @@
-"""A task in, its query loss and the exact gradient of that loss by the parameters before adaptation out.
+"""The exact gradient of a task's query loss by the parameters before adaptation.
 
 For the inner step u_{i+1} = μ u_i + ∇L_s(θ_i) + λ θ_i, θ_{i+1} = θ_i − D u_{i+1} (D the rates; zero for what is
 not adapted), the second-order meta-gradient is the reverse recurrence
@@ -13,13 +13,14 @@ Source: Finn et al. 2017, Eq. 1 and Sec. 5.2 (first order); paper Algorithm 1, l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from metarepair.engine_checks import check_choice, check_number, check_task, second_derivative_of
+from metarepair.engine_checks import check_choice, check_number, check_task, differentiating
 from metarepair.inner import (
     Batch,
     FunctionalNet,
@@ -48,7 +49,7 @@ class TaskBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskGradient:
-    """The outer loss, the accuracy after adaptation, and the gradient in the parameters' own layout.
+    """The outer loss, the accuracy after adaptation, and the gradient by every trainable parameter.
 
     `factors` is the gradient by the learned rates' factors, empty where there are none. `memory` says for which
     steps graphs were kept, and why.
@@ -85,13 +86,19 @@ class OuterLoss:
     def gradient(
         self, net: FunctionalNet, point: Point, buffers: State, task: TaskBatch
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Loss, accuracy and gradient by all parameters at one point."""
-        leaves = point.leaves()
-        loss, accuracy = net.query(leaves, buffers, task.query)
-        if task.clean is not None and self.clean_weight > 0:
-            clean, _ = net.query(leaves, buffers, task.clean)
-            loss = (1 - self.clean_weight) * loss + self.clean_weight * clean
-        return loss.detach(), accuracy, gradients_of(loss, list(leaves.values()))
+        """Loss, accuracy and gradient by the trainable parameters at one point."""
+        leaves = point.leaves(net.trainable)
+        mixed = task.clean if self.clean_weight > 0 else None
+        # The second pass stands inside the first one's block: both hold the same parameters in the same mode.
+        with (
+            net.query(leaves, buffers, task.query) as query,
+            nullcontext() if mixed is None else net.query(leaves, buffers, mixed) as clean,
+        ):
+            loss = query.loss
+            if clean is not None:
+                loss = (1 - self.clean_weight) * loss + self.clean_weight * clean.loss
+            gradient = gradients_of(net, loss, [leaves[k] for k in net.trainable])
+        return loss.detach(), query.accuracy, gradient
 
 
 @torch.enable_grad()
@@ -131,10 +138,9 @@ def task_gradient(
         factors=factors,
         on_host=theta_on_host,
     )
-    with second_derivative_of(net):
-        end = unrolled.forward(plan.kept)
-        unrolled.query_buffers |= replayed_buffers or {}
-        return replace(unrolled.backward(end, order), memory=plan.reason)
+    end = unrolled.forward(plan.kept)
+    unrolled.query_buffers |= replayed_buffers or {}
+    return replace(unrolled.backward(end, order), memory=plan.reason)
 
 
 class _InPlaceOf(torch.autograd.Function):
@@ -151,26 +157,31 @@ class _InPlaceOf(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """The graph of a step's gradient by the adapted parameters, differentiable by all of them."""
+    """The graph of a step's gradient by the adapted parameters, differentiable by all trainable ones."""
 
-    leaves: State
+    parameters: State
+    buffers: State
     handles: list[Tensor]
 
     @classmethod
-    def of(cls, leaves: State, gradients: Sequence[Tensor], held: Sequence[Tensor]) -> _Graph:
+    def of(
+        cls, parameters: State, buffers: State, gradients: Sequence[Tensor], held: Sequence[Tensor]
+    ) -> _Graph:
         """`held`: tensors of the adapted parameters' shapes that stay in memory anyway."""
         handles: list[Tensor] = [_InPlaceOf.apply(h, g) for h, g in zip(held, gradients, strict=True)]
-        return cls(leaves=leaves, handles=handles)
+        return cls(parameters=parameters, buffers=buffers, handles=handles)
 
-    def hessian_product(self, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def hessian_product(self, net: FunctionalNet, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """H a by the trainable parameters; the module must hold what it held when the graph was made."""
         outputs = [(g, part) for g, part in zip(self.handles, a, strict=True) if g.requires_grad]
-        return torch.autograd.grad(
-            [g for g, _ in outputs],
-            list(self.leaves.values()),
-            grad_outputs=[part for _, part in outputs],
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        with differentiating(net.module, second=lambda: True):
+            return torch.autograd.grad(
+                [g for g, _ in outputs],
+                [self.parameters[k] for k in net.trainable],
+                grad_outputs=[part for _, part in outputs],
+                allow_unused=True,
+                materialize_grads=True,
+            )
 
 
 class _Unrolled:
@@ -199,13 +210,14 @@ class _Unrolled:
         net, point, buffers = self.net, Point(parameters=self.parameters), self.buffers
         for step in range(net.rule.steps):
             keep = step >= net.rule.steps - kept
-            leaves = point.leaves(None if keep else net.adapted)
-            loss, buffers = net.support(leaves, buffers, self.task.support, step=step)
-            gradients = gradients_of(loss, [leaves[k] for k in net.adapted], create_graph=keep)
+            leaves = point.leaves(net.trainable if keep else net.adapted)
+            with net.support(leaves, buffers, self.task.support, step=step) as found:
+                gradients = gradients_of(net, found.loss, [leaves[k] for k in net.adapted], create_graph=keep)
             theta = [point.parameters[k] for k in net.adapted]
-            self._graphs.append(_Graph.of(leaves, gradients, theta) if keep else None)
+            self._graphs.append(_Graph.of(leaves, buffers, gradients, theta) if keep else None)
+            buffers = found.buffers
             self._thetas.append([v.cpu() for v in theta] if self.on_host and not keep else theta)
-            del loss, leaves, theta  # the graph of a step that is not kept goes here
+            del found, leaves, theta  # the graph of a step that is not kept goes here
             point, direction = inner_step(net, point, gradients, step, self.factors)
             del gradients  # a kept graph holds its own tensors and not these
             if self.factors:
@@ -222,7 +234,7 @@ class _Unrolled:
             self.net, end, self.query_buffers[rule.steps], self.task
         )
         if order == "reptile":
-            away = {k: v - end.parameters[k] for k, v in self.parameters.items()}
+            away = {k: self.parameters[k] - end.parameters[k] for k in self.net.trainable}
             still = {k: torch.zeros_like(v) for k, v in self.factors.items()}
             return TaskGradient(loss=loss.item(), accuracy=accuracy.item(), gradient=away, factors=still)
         del end
@@ -238,7 +250,7 @@ class _Unrolled:
         return TaskGradient(
             loss=loss.item(),
             accuracy=accuracy.item(),
-            gradient=dict(zip(self.parameters, v, strict=True)),
+            gradient=dict(zip(self.net.trainable, v, strict=True)),
             factors=dict(zip(self.factors, torch.stack(by_step[::-1], dim=1).unbind(), strict=True))
             if self.factors
             else {},
@@ -260,10 +272,10 @@ class _Unrolled:
         graph, theta = self._graphs.pop(), self._thetas.pop()
         if rule.weight_decay:
             decay = dict(zip(self.net.adapted, torch._foreach_mul(a, rule.weight_decay), strict=True))
-            v = [part + decay[k] if k in decay else part for k, part in zip(self.parameters, v, strict=True)]
+            names = self.net.trainable
+            v = [part + decay[k] if k in decay else part for k, part in zip(names, v, strict=True)]
         if order == "second":
-            products = (graph or self._graph_again(step, theta)).hessian_product(a)
-            torch._foreach_add_(v, products)
+            torch._foreach_add_(v, self._hessian_product(graph, step, theta, a))
         w = list(torch._foreach_mul(a, rule.momentum)) if rule.momentum else None
         weight = self.outer.weight(step, rule.steps)
         if not weight:
@@ -274,13 +286,22 @@ class _Unrolled:
         torch._foreach_add_(v, gradient, alpha=weight)
         return v, w, weight * here
 
-    def _graph_again(self, step: int, theta: list[Tensor]) -> _Graph:
-        """A step's gradient once more. Moved statistics do not matter to it: they are not used where they move."""
-        leaves = self._point(theta).leaves()
-        loss, _ = self.net.support(leaves, self.buffers, self.task.support, step=step, moves=False)
-        mine = [leaves[k] for k in self.net.adapted]
-        gradients = gradients_of(loss, mine, create_graph=True)
-        return _Graph.of(leaves, gradients, [v.detach() for v in mine])
+    def _hessian_product(
+        self, graph: _Graph | None, step: int, theta: list[Tensor], a: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """H_i a, from the step's kept graph or from its gradient once more."""
+        net, support = self.net, self.task.support
+        if graph is not None:
+            with net.holding_support(graph.parameters, graph.buffers, support, step=step):
+                return graph.hessian_product(net, a)
+        # Moved statistics do not matter to a step that is done again: they are not used where they move.
+        leaves = self._point(theta).leaves(net.trainable)
+        with net.support(leaves, self.buffers, support, step=step, moves=False) as found:
+            mine = [leaves[k] for k in net.adapted]
+            gradients = gradients_of(net, found.loss, mine, create_graph=True)
+            again = _Graph.of(leaves, self.buffers, gradients, [v.detach() for v in mine])
+            del gradients
+            return again.hessian_product(net, a)
 
     def _point(self, theta: list[Tensor]) -> Point:
         """All parameters at a step, from the adapted ones wherever they waited."""
@@ -288,5 +309,5 @@ class _Unrolled:
         return Point(parameters=self.parameters | moved)
 
     def _adapted_of(self, v: list[Tensor]) -> list[Tensor]:
-        mine = dict(zip(self.parameters, v, strict=True))
+        mine = dict(zip(self.net.trainable, v, strict=True))
         return [mine[k] for k in self.net.adapted]

@@ -60,7 +60,8 @@ class MetaTrainer:
         self.parameters = {k: v.clone() for k, v in self.net.parameters().items()}
         self.buffers = {k: v.clone() for k, v in self.net.buffers().items()}
         self.factors = self.net.rate_factors() if config.inner.learned_rates else {}
-        self.learned = self.parameters | {FACTOR + k: v for k, v in self.factors.items()}
+        trained = {k: self.parameters[k] for k in self.net.trainable}
+        self.learned = trained | {FACTOR + k: v for k, v in self.factors.items()}
         self.optimizer = build_optimizer(config.train, self.learned)
         self.episode, self.skipped, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
@@ -103,7 +104,7 @@ class MetaTrainer:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(iter(self.parameters.values())).dtype
+        return next(iter(self.learned.values())).dtype
 
     @property
     def memory(self) -> str:

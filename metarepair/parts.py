@@ -1,4 +1,4 @@
-"""A module and name patterns in, the parameters that the inner loop adapts out.
+"""Which parameters of a module the inner loop adapts.
 
 Source: ANIL (Raghu et al. 2020) adapts the head alone; a pattern names any other part.
 """
@@ -40,6 +40,17 @@ def adapted_names(module: nn.Module, parts: Sequence[str]) -> tuple[str, ...]:
             )
         chosen |= found
     return tuple(name for name in names if name in chosen)
+
+
+def check_trainable(module: nn.Module, parts: Sequence[str]) -> None:
+    """Raises ConfigError where `parts` names only parameters with requires_grad=False, which no repair changes."""
+    named = set(adapted_names(module, parts))
+    if not any(parameter.requires_grad for name, parameter in module.named_parameters() if name in named):
+        raise ConfigError(
+            f"All {len(named)} parameters of {type(module).__name__} that inner.parts={list(parts)} names have "
+            "requires_grad=False, and a repair leaves such parameters as they are. Set requires_grad_(True) on those "
+            "that may change, or name others in inner.parts."
+        )
 
 
 def _names(part: str, name: str) -> bool:

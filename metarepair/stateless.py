@@ -1,14 +1,14 @@
-"""A module, a state and images in, logits out: a call that leaves the module as it was and can be derived twice."""
+"""Call a module with a state from outside, leave it as it was, and keep the call twice differentiable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -19,32 +19,42 @@ from tasks.errors import ConfigError
 
 
 class StatelessModule:
-    """A module called with a state from outside, by the names of `named_parameters()` and `named_buffers()`.
+    """A module called with a state from outside, by the names of `named_parameters()` and `named_buffers()`."""
 
-    Whatever a call writes is gone after it: buffers changed in place, attributes set by hooks. `statistics` names
-    the buffers that a caller looks after himself, and whose tensors are used as they are.
-    """
-
-    def __init__(self, module: nn.Module, statistics: set[str]) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._own = {k for k, _ in module.named_buffers()} - statistics
-        self._other_names = other_names(module)
-        # The hooks of old-style weight and spectral norm set their weight as a plain attribute.
-        self._plain = [
-            (m, k, v) for m in module.modules() for k, v in vars(m).items() if isinstance(v, Tensor)
-        ]
+        members = [part for _, part in module.named_modules()]
+        self._slots = _slots_of(module)
+        # Attributes hold modes and what hooks set (old-style weight and spectral norm: their weight).
+        self._written = [d for part in members for d in (vars(part), part._parameters, part._buffers)]
 
-    def __call__(self, parameters: State, buffers: State, images_BCHW: Tensor) -> Tensor:
-        """Logits [B, K]. Raises ConfigError when the module returns anything else."""
-        own = {k: v.clone() if k in self._own else v for k, v in buffers.items()}
-        state = parameters | own
-        # Not torch's tie_weights: it swaps one module with two names twice, and leaves the second in place.
-        state |= {name: state[first] for name, first in self._other_names.items() if first in state}
+    @contextmanager
+    def holding(self, state: State) -> Iterator[None]:
+        """The module with the tensors of `state` in place of its own until the block ends.
+
+        Derivatives belong in the block too: a layer under activation checkpointing runs its forward pass again
+        during the backward pass, and it must find the same tensors and modes. Afterwards every tensor, mode and
+        attribute of the module is what it was before.
+        """
+        before = [(written, dict(written)) for written in self._written]
         try:
-            found = functional_call(self.module, state, (images_BCHW,), tie_weights=False)
+            self.put(state)
+            yield
         finally:
-            for module, key, value in self._plain:
-                setattr(module, key, value)
+            for written, content in before:
+                written.update(content)  # never cleared: another thread may be asking for the device
+                for key in [k for k in written if k not in content] if len(written) > len(content) else ():
+                    del written[key]
+
+    def put(self, state: State) -> None:
+        """Puts tensors into their places in the module, under each of their names; for use inside `holding`."""
+        for holder, key, name in self._slots:
+            if name in state:
+                holder[key] = state[name]
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Logits [B, K]. Raises ConfigError when the module returns anything else."""
+        found = self.module(images_BCHW)
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images_BCHW):
             came = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else _kind(found)
             raise ConfigError(
@@ -58,20 +68,19 @@ def _kind(found: Any) -> str:
     return f"a {type(found).__name__}"
 
 
-def other_names(module: nn.Module) -> dict[str, str]:
-    """Further names of a tensor that several submodules share, each with the first: the one it is listed by.
+def _slots_of(module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    """Every place of a parameter or buffer in the module: its dict, its key there, and the name it is listed by.
 
-    A submodule with two names counts once, by its first.
+    A tensor that several submodules share has several places and one name: the first.
     """
     first: dict[int, str] = {}
-    found = {}
+    found: list[tuple[dict[str, Any], str, str]] = []
     for prefix, part in module.named_modules():
-        for key, tensor in (*part._parameters.items(), *part._buffers.items()):
-            if tensor is not None:
-                name = f"{prefix}.{key}" if prefix else key
-                known = first.setdefault(id(tensor), name)
-                if known != name:
-                    found[name] = known
+        for holder in (part._parameters, part._buffers):
+            for key, tensor in holder.items():
+                if tensor is not None:
+                    name = f"{prefix}.{key}" if prefix else key
+                    found.append((holder, key, first.setdefault(id(tensor), name)))
     return found
 
 
@@ -101,7 +110,10 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Replaces what torch cannot derive twice: hardsigmoid (no second derivative), weight norm (a wrong one)."""
+    """Replaces what torch cannot derive twice: hardsigmoid (no second derivative), weight norm (a wrong one).
+
+    Also within torch.autograd.grad, during which a checkpointed layer runs its forward pass again.
+    """
 
     REPLACED: Mapping[Any, Callable[..., Tensor]] = {
         F.hardsigmoid: _hardsigmoid,
@@ -116,5 +128,32 @@ class TwiceDifferentiable(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is torch.autograd.grad:
+            return self._grad(*args, **(kwargs or {}))
         chosen: Callable[..., Any] = self.REPLACED.get(func, func)
         return chosen(*args, **(kwargs or {}))
+
+    def _grad(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        *,
+        grad_outputs: Sequence[Tensor | None] | None,
+        materialize_grads: bool,
+        **options: Any,
+    ) -> tuple[Tensor | None, ...]:
+        """torch.autograd.grad with this mode on. Torch turns a mode off for a call that has tensors among its outputs
+        or inputs, so that these are named by their edges of the graph.
+        """
+        given = grad_outputs or [None] * len(outputs)
+        seeds = [torch.ones_like(o) if g is None else g for o, g in zip(outputs, given, strict=True)]
+        edges, leaves = ([get_gradient_edge(t) for t in tensors] for tensors in (outputs, inputs))
+        with self:
+            found = torch.autograd.grad(edges, leaves, grad_outputs=seeds, **options)
+        if not materialize_grads:
+            return found
+        wanted = bool(options.get("create_graph"))
+        return tuple(
+            torch.zeros_like(t, requires_grad=wanted) if g is None else g
+            for t, g in zip(inputs, found, strict=True)
+        )

@@ -53,7 +53,7 @@ class DeployedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
+        return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
 
     def normalise(self, images_BHWC_u8: Pixels | Tensor) -> Tensor:
         """uint8 [B, H, W, C] to the module's normalised input [B, C, H, W], channels last in memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torchvision.ops import DeformConv2d
 
 from metarepair.inner import Batch, FunctionalNet, InnerRule, adapt
 from metarepair.meta_gradient import OuterLoss, TaskBatch, TaskGradient, task_gradient
@@ -157,31 +159,169 @@ def test_the_old_weight_norm_leaves_its_plain_attribute() -> None:
 def test_replaced_functions_have_the_values_of_torchs() -> None:
     module, x_BCHW = made("hardsigmoid"), batch(1).images_BCHW
     net = functional(module)
-    loss, _ = net.query(net.parameters(), net.buffers(), batch(1))
+    with net.query(net.parameters(), net.buffers(), batch(1)) as found:
+        loss = found.loss
     with torch.no_grad():
         expected = F.cross_entropy(module(x_BCHW), batch(1).labels_B)
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-14)
 
 
-class Once(torch.autograd.Function):
+class Doubled(torch.autograd.Function):
+    """2 x, whose backward pass goes through a function of the test's choice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, backward: Any) -> Tensor:
+        ctx.through = backward
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.through(grad[0]), None
+
+
+class Failing(torch.autograd.Function):
+    """Doubles the gradient; its own derivative raises."""
+
+    error: Exception
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
         return x * 2
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> Tensor:  # noqa: ARG004
-        raise RuntimeError("derivative for aten::odd_backward is not implemented")
+        raise Failing.error
 
 
 class OddLayer(nn.Linear):
+    through: Any
+
     def forward(self, input: Tensor) -> Tensor:
-        return Once.apply(super().forward(input))  # type: ignore[no-any-return, no-untyped-call]
+        return Doubled.apply(super().forward(input), self.through)  # type: ignore[no-any-return, no-untyped-call]
 
 
-@pytest.mark.parametrize("memory", ["graph", "recompute", "auto"])
-def test_a_layer_without_second_derivative_is_named(memory: Any) -> None:
-    with pytest.raises(ConfigError, match=r"Sequential uses aten::odd_backward.*order: first"):
-        gradient(functional(on(OddLayer(48, 3).double())), memory=memory)
+def odd(through: Any) -> nn.Module:
+    layer = OddLayer(48, 3).double()
+    layer.through = through
+    return on(layer)
+
+
+ERRORS = [
+    RuntimeError("derivative for aten::odd_backward is not implemented"),
+    RuntimeError("double backwards on deform_conv2d not supported"),
+    RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable"),
+    NotImplementedError("no such thing"),
+    ValueError("whatever a layer raises"),
+]
+
+
+@pytest.mark.parametrize("memory", ["graph", "recompute", 1, "auto"])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[:20])
+def test_a_layer_without_second_derivative_is_refused_in_any_words(memory: Any, error: Exception) -> None:
+    Failing.error = error
+    net = functional(odd(Failing.apply))
+    with pytest.raises(ConfigError, match=r"Sequential has a first derivative.*order: first") as refused:
+        gradient(net, memory=memory)
+    assert str(error) in str(refused.value)
+    assert gradient(net, order="first").loss > 0
+
+
+@pytest.mark.parametrize("order", ["first", "second", "reptile"])
+def test_a_layer_without_any_derivative_is_refused_without_a_remedy_that_does_not_help(order: Any) -> None:
+    def raises(_: Tensor) -> Tensor:
+        raise TypeError("odd")
+
+    with pytest.raises(ConfigError, match=r"cannot differentiate Sequential .*TypeError: odd") as refused:
+        gradient(functional(odd(raises)), order=order)
+    assert "order: first" not in str(refused.value)
+
+
+def test_a_deformable_convolution_is_refused_in_second_order_alone() -> None:
+    class Deformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset, self.last = nn.Conv2d(3, 18, 3, padding=1), nn.Linear(48, 3)
+            self.deformed = DeformConv2d(3, 3, 3, padding=1)
+
+        def forward(self, x_BCHW: Tensor) -> Tensor:
+            return self.last(self.deformed(x_BCHW, self.offset(x_BCHW)).flatten(1))  # type: ignore[no-any-return]
+
+    net = functional(Deformed().double())
+    with pytest.raises(ConfigError, match=r"deform_conv2d.*order: first"):
+        gradient(net)
+    assert float(gradient(net, order="first").gradient["offset.weight"].norm()) > 0
+
+
+class Detached(nn.Linear):
+    @torch.no_grad()
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("order", ["first", "second", "reptile"])
+def test_a_forward_pass_without_gradients_is_refused(order: Any) -> None:
+    net = functional(on(Detached(48, 3).double()))
+    with pytest.raises(ConfigError, match=r"no path from the logits of Sequential to any of the 2 tensors"):
+        gradient(net, order=order)
+    with pytest.raises(ConfigError, match="no path from the logits"):
+        adapt(net, net.parameters(), net.buffers(), TASK.support)
+
+
+class Permuted(nn.Module):
+    """Holds its classes' order as an integer parameter, and a frozen scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = nn.Parameter(torch.tensor([2, 0, 1]), requires_grad=False)
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 48), requires_grad=False)
+        self.last = nn.Linear(48, 3)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.last(x_BCHW.flatten(1) * self.scale)[:, self.order]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("memory", ["graph", "recompute", 1])
+@pytest.mark.parametrize("rule", [{}, {"momentum": 0.5, "weight_decay": 0.1}, {"learned_rates": True}])
+def test_frozen_and_integer_parameters_are_used_and_stay(memory: Any, rule: dict[str, Any]) -> None:
+    frozen = functional(Permuted().double(), **rule)
+    factors = frozen.rate_factors() if rule.get("learned_rates") else None
+    found = gradient(frozen, memory=memory, factors=factors)
+    assert frozen.trainable == frozen.adapted == tuple(found.gradient) == ("last.weight", "last.bias")
+    moved, _ = adapt(frozen, frozen.parameters(), {}, TASK.support, factors)
+    for name in ("order", "scale"):
+        assert torch.equal(moved[name], frozen.parameters()[name])
+    assert not torch.equal(moved["last.bias"], frozen.parameters()["last.bias"])
+
+
+def test_a_net_whose_chosen_parts_are_all_frozen_is_refused() -> None:
+    for parts in (("*",), ("last",)):
+        net = functional(Permuted().double().requires_grad_(False), parts=parts)
+        for act in (
+            lambda net=net: gradient(net),
+            lambda net=net: adapt(net, net.parameters(), {}, TASK.support),
+        ):
+            with pytest.raises(
+                ConfigError, match=r"parameters of Permuted .* requires_grad=False.*requires_grad_"
+            ):
+                act()
+
+
+class Remembering(nn.Linear):
+    """Keeps what it last saw, as nets with hooks for their features do."""
+
+    seen: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.seen = super().forward(input)
+        return self.seen
+
+
+def test_what_a_forward_pass_keeps_in_the_module_is_gone_after_it() -> None:
+    net = functional(on(Remembering(48, 3).double()))
+    gradient(net)
+    adapt(net, net.parameters(), {}, TASK.support)
+    assert "seen" not in vars(net.module[1])  # type: ignore[index]
+    copy.deepcopy(net.module)  # a tensor with a graph would not be copied
 
 
 def plain(**rule: Any) -> FunctionalNet:

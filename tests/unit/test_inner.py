@@ -100,18 +100,19 @@ def test_other_modes_leave_the_statistics(mode: str) -> None:
     assert all(torch.equal(v, net.buffers()[k]) for k, v in after.items())
 
 
+def query_loss(net: FunctionalNet, given: Batch, parameters: State | None = None) -> Tensor:
+    with net.query(parameters or net.parameters(), net.buffers(), given) as found:
+        return found.loss
+
+
 @pytest.mark.parametrize("mode", ["frozen", "adapt"])
 def test_a_querys_answer_does_not_depend_on_its_batch(mode: str) -> None:
     net, whole = net_of(small(), batch_norm=mode), batch(size=12)
     losses = [
-        net.query(
-            net.parameters(),
-            net.buffers(),
-            Batch(images_BCHW=whole.images_BCHW[i : i + 1], labels_B=whole.labels_B[i : i + 1]),
-        )[0]
+        query_loss(net, Batch(images_BCHW=whole.images_BCHW[i : i + 1], labels_B=whole.labels_B[i : i + 1]))
         for i in range(12)
     ]
-    together, _ = net.query(net.parameters(), net.buffers(), whole)
+    together = query_loss(net, whole)
     assert float(torch.stack(losses).mean()) == pytest.approx(float(together), rel=1e-12)
 
 
@@ -125,7 +126,8 @@ def test_masks_are_of_the_task_and_the_step() -> None:
     net = dropping()
 
     def loss(seed: int, step: int) -> float:
-        return float(net.support(net.parameters(), net.buffers(), batch_of(seed), step=step)[0])
+        with net.support(net.parameters(), net.buffers(), batch_of(seed), step=step) as found:
+            return float(found.loss)
 
     def batch_of(seed: int) -> Batch:
         return Batch(images_BCHW=batch().images_BCHW, labels_B=batch().labels_B, seed=seed)
@@ -146,7 +148,7 @@ def test_dropout_leaves_torchs_generator_and_the_module_as_they_were() -> None:
 
 def test_queries_are_not_dropped() -> None:
     on, off = dropping(), net_of(dropping().module)
-    assert on.query(on.parameters(), {}, batch())[0] == off.query(on.parameters(), {}, batch())[0]
+    assert query_loss(on, batch()) == query_loss(off, batch(), on.parameters())
 
 
 @pytest.mark.parametrize("memory", ["graph", "recompute"])

@@ -244,8 +244,8 @@ def test_frozen_statistics_are_the_given_ones_in_every_memory_mode() -> None:
 def query_gradient(net: FunctionalNet, factors: State | None = None) -> Tensor:
     adapted, statistics = adapt(net, net.parameters(), net.buffers(), task().support, factors)
     leaves = {k: v.clone().requires_grad_() for k, v in adapted.items()}
-    loss, _ = net.query(leaves, statistics, task().query)
-    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(leaves.values()))])
+    with net.query(leaves, statistics, task().query) as found:
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(found.loss, list(leaves.values()))])
 
 
 def test_first_order_is_the_query_gradient_at_the_adapted_parameters() -> None:

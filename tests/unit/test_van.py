@@ -273,12 +273,14 @@ def test_paths_are_dropped_by_the_key_of_the_task_alone() -> None:
     net = FunctionalNet(model, InnerRule(steps=1, rate=0.1, batch_norm="frozen", dropout=True))
 
     def loss(masks: int) -> float:
-        return float(net.support(net.parameters(), net.buffers(), batch(1, masks=masks))[0])
+        with net.support(net.parameters(), net.buffers(), batch(1, masks=masks)) as found:
+            return float(found.loss)
 
     assert loss(1) == loss(1)
     assert loss(1) != loss(2)
     whole = F.cross_entropy(model(batch(1).images_BCHW), batch(1).labels_B).detach()
-    torch.testing.assert_close(net.query(net.parameters(), net.buffers(), batch(1))[0], whole)
+    with net.query(net.parameters(), net.buffers(), batch(1)) as found:
+        torch.testing.assert_close(found.loss, whole)
     assert loss(1) != float(whole)
 
 
