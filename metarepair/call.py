@@ -1,4 +1,4 @@
-"""A torch.nn.Module and images that it fails on in, a repaired copy of it out: the repair of a run as one call.
+"""Repairs a torch.nn.Module from images that it fails on: the repair of a run as one call.
 
 from metarepair import repair
 repaired = repair(model, (images, labels), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -7,26 +7,31 @@ repaired.module, repaired.validation_before, repaired.validation_after
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from metarepair.clean_check import check_on_clean, check_output
+from metarepair.clean_check import IN_CALL, check_on_clean
 from metarepair.clean_images import CleanImages
-from metarepair.given_images import GivenImages, collect_images
+from metarepair.config import RepairSettings
+from metarepair.given_images import GivenImages
+from metarepair.given_module import Given, collect_given, fed
 from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
-from metarepair.methods import Method, MethodContext, get_method, repair_fairly, settings_of
+from metarepair.methods import (
+    Method,
+    MethodContext,
+    check_method_settings,
+    get_method,
+    repair_fairly,
+    settings_of,
+)
 from metarepair.models.build import DeployedModel
-from metarepair.models.preprocessing import Colour
 from metarepair.parts import adapted_names
 from metarepair.repair_config import RepairConfig
-from metarepair.train_config import InnerConfig
 from metarepair.vectors import State
 from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.manifest import require_manifest
@@ -34,6 +39,7 @@ from tasks.records import Failures
 from tasks.storage import place
 
 NAME_A_START = "Name a finished meta/<target>/ folder of a run."
+FEW = 20  # with fewer images, an accuracy on validation moves in steps of more than five points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,25 +79,23 @@ def repair(
     """Repairs a copy of `model`, a classifier of images, from images that it fails on; `model` stays as it is.
 
     failures, clean: see `metarepair.given_images.collect_images`; labels are the right ones. mean, std: of pixels in
-    [0, 1] by channel, as the DNN was trained; needed for uint8 images, not taken for floats. method: finetune,
-    bn_adapt, any other of docs/methods.md that prepares nothing, or metarepair from `start`, the folder meta/<target>/
-    of a run with this DNN (its inner loop is used unless `config` names another). clean: labelled images that it should
-    get right, to see what a repair breaks. clean_training: others, uint8, for methods that learn from clean images too.
+    [0, 1] by channel, as the DNN was trained; needed for uint8 images, not for floats, which are the DNN's own input.
+    Each of failures and clean may be either. method: finetune, bn_adapt, any other of docs/methods.md that prepares
+    nothing, or metarepair from `start`, the folder meta/<target>/ of a run with this DNN (its inner loop is used unless
+    `config` names another). clean: labelled images that it should get right, to see what a repair breaks.
+    clean_training: others, uint8 as failures are then, for methods that learn from clean images too.
 
     Raises a tasks.errors.UserError that says what is wrong.
     """
     chosen = get_method(method or ("finetune" if start is None else "metarepair"))
     _check_start(chosen, start)
-    given = collect_images(failures, name="failures")
-    deployed = _deployed(model, given, mean, std)
-    config = config or _config_of(start)
+    given = collect_given(model, failures, clean=clean, clean_training=clean_training, mean=mean, std=std)
+    deployed, clean_images = fed(given.deployed, given.failures), given.clean
+    config = _config_of(start) if config is None else _checked(config)
     adapted_names(deployed.module, config.inner.parts)
-    data, notes = _repair_data(deployed, given, config)
-    if clean_training is not None:
-        data = replace(data, clean=_clean_images(given, clean_training))
-    others = None if clean is None else collect_images(clean, name="clean")
-    if others is not None:
-        check_on_clean(deployed, others)
+    data, notes = _repair_data(deployed, given, config, chosen)
+    if clean_images is not None:
+        notes += _clean_note(fed(given.deployed, clean_images), clean_images)
 
     def load_meta() -> Start:
         assert start is not None  # checked with the method
@@ -113,7 +117,7 @@ def repair(
             "(config=RepairConfig(repair={'rates': [0.003]}))."
         )
     module = found.fill(deployed.module)
-    after = replace(deployed, module=module)
+    after = replace(given.deployed, module=module)
     return Repaired(
         module=module,
         method=chosen.name,
@@ -125,25 +129,19 @@ def repair(
         episode=found.episode,
         images_seen=found.images_seen,
         gradient_steps=found.gradient_steps,
-        clean_before=None if others is None else _accuracy(deployed, others),
-        clean_after=None if others is None else _accuracy(after, others),
+        clean_before=None if clean_images is None else _accuracy(given.deployed, clean_images),
+        clean_after=None if clean_images is None else _accuracy(after, clean_images),
         notes=notes + found.notes,
     )
 
 
-def _clean_images(given: GivenImages, clean_training: Any) -> CleanImages:
-    found = collect_images(clean_training, name="clean_training")
-    if given.prepared or found.prepared:
+def _checked(config: RepairConfig) -> RepairConfig:
+    if not isinstance(config, RepairConfig):
         raise ConfigError(
-            "clean_training needs uint8 pixels there and in failures: methods that learn from clean images change "
-            "pixels. Give both as uint8, with mean and std."
+            f"config is {type(config).__name__}; give RepairConfig(repair={{'rates': [0.01]}}), or leave it out."
         )
-    if found.images_NHWC.shape[1:] != given.images_NHWC.shape[1:]:
-        raise DataError(
-            f"clean_training has images of {found.images_NHWC.shape[1:]}, failures of "
-            f"{given.images_NHWC.shape[1:]}. Give both in one size."
-        )
-    return CleanImages(images_NHWC_u8=found.images_NHWC, labels_N=found.labels_N)
+    check_method_settings(config)
+    return config
 
 
 def _check_start(method: Method, start: str | Path | None) -> None:
@@ -171,94 +169,69 @@ def _config_of(start: str | Path | None) -> RepairConfig:
     manifest = require_manifest(folder, NAME_A_START)
     if not {"inner", "task"} <= manifest.config.keys():
         raise ConfigError(f"{folder} is no meta/<target>/ folder of a run, but of {manifest.stage!r}.")
-    inner = InnerConfig.model_validate(manifest.config["inner"])
-    return RepairConfig.model_validate(
-        {"inner": inner, "task": manifest.config["task"], "repair": {"rates": (inner.rate,)}}
-    )
-
-
-def _deployed(
-    model: nn.Module, given: GivenImages, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> DeployedModel:
-    """A copy of the module with its preprocessing, checked on two of the images."""
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"model is {type(model).__name__}; give a torch.nn.Module that maps images to logits."
-        )
-    if next(model.parameters(), None) is None:
-        raise ConfigError(f"{type(model).__name__} has no parameters: nothing can be repaired.")
-    channels = given.images_NHWC.shape[3]
-    found = DeployedModel(
-        name=type(model).__name__,
-        module=copy.deepcopy(model).eval(),
-        num_classes=0,
-        mean=cast("Colour", _channel_values("mean", mean, given, 0.0)),
-        std=cast("Colour", _channel_values("std", std, given, 1 / 255)),
-    )
-    assert len(found.mean) == len(found.std) == channels
-    if min(found.std) <= 0:
-        raise ConfigError(f"std={tuple(found.std)} must be above 0: the deviation of pixels in [0, 1].")
-    with torch.inference_mode():
-        logits = _try(found, given.images_NHWC[:2])
-    found = replace(found, num_classes=logits)
-    check_output(found, given.images_NHWC[:2])
-    outside = np.flatnonzero((given.labels_N < 0) | (given.labels_N >= logits))
-    if len(outside):
-        raise DataError(
-            f"{given.name}: the label of image {outside[0]} is {given.labels_N[outside[0]]}; {found.name} has {logits} "
-            f"classes, 0..{logits - 1} ({len(outside)} such labels)."
-        )
-    return found
-
-
-def _try(deployed: DeployedModel, images_BHWC: np.ndarray) -> int:
-    """The number of logits; 0 where there are none, which `check_output` then explains."""
-    try:
-        logits = deployed.module(deployed.normalise(images_BHWC))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
-        return 0
-    return int(logits.shape[1]) if isinstance(logits, torch.Tensor) and logits.ndim == 2 else 0
-
-
-def _channel_values(
-    name: str, values: Sequence[float] | None, given: GivenImages, prepared: float
-) -> tuple[float, ...]:
-    channels: int = given.images_NHWC.shape[3]
-    if given.prepared:
-        if values is not None:
-            raise ConfigError(
-                f"{name} was given, but the images are floats, which are taken as the DNN's own input. Leave mean and "
-                "std out, or give uint8 pixels."
-            )
-        return (prepared,) * channels
-    if values is None:
-        raise ConfigError(
-            f"uint8 images need {name}: the DNN's own, of pixels in [0, 1] (timm states it in model.pretrained_cfg); "
-            "mean=(0, 0, 0), std=(1, 1, 1) for a DNN that takes pixels in [0, 1]."
-        )
-    if len(values) != channels:
-        raise ConfigError(
-            f"{name}={tuple(values)} has {len(values)} numbers; the images have {channels} channels."
-        )
-    return tuple(float(value) for value in values)
+    found = RepairConfig.model_validate({key: manifest.config[key] for key in ("inner", "task")})
+    return found.model_copy(update={"repair": RepairSettings(rates=(found.inner.rate,))})
 
 
 def _repair_data(
-    deployed: DeployedModel, given: GivenImages, config: RepairConfig
+    deployed: DeployedModel, given: Given, config: RepairConfig, method: Method
 ) -> tuple[RepairData, tuple[str, ...]]:
-    predicted = deployed.logits(given.images_NHWC).argmax(1).numpy()
-    right = int((predicted == given.labels_N).sum())
-    notes = (f"{right} of the {len(given)} failures are none: the DNN has them right",) if right else ()
-    failures = Failures(
+    """What a method may see, and what is to be told of it. Raises DataError for too few failures, or none."""
+    failures, training = given.failures, given.training
+    if len(np.unique(failures.image_ids_N)) < 2:
+        raise DataError(
+            "failures has one image. A repair learns from some images and is chosen on others: give two or more."
+        )
+    predicted = deployed.logits(failures.images_NHWC).argmax(1).numpy()
+    right = int((predicted == failures.labels_N).sum())
+    if right == len(failures):
+        raise DataError(
+            f"None of the {right} images of failures is a failure: the model classifies all of them correctly. "
+            "Give images that it gets wrong, with their right labels."
+        )
+    collect = Failures(
         corruption="failures",
-        image_ids_N=given.image_ids_N,
-        severities_N=np.zeros(len(given), np.int64),
-        labels_N=given.labels_N,
+        image_ids_N=failures.image_ids_N,
+        severities_N=np.zeros(len(failures), np.int64),
+        labels_N=failures.labels_N,
         predicted_N=predicted,
-        images_NHWC_u8=given.images_NHWC,
+        images_NHWC_u8=failures.images_NHWC,
     )
-    data = repair_data(failures, config, seed=0)
-    return data, notes
+    data = repair_data(collect, config, seed=0)
+    if training is not None:
+        clean = CleanImages(images_NHWC_u8=training.images_NHWC, labels_N=training.labels_N)
+        data = replace(data, clean=clean)
+    return data, _notes(data, right, config.task.shots if method.walks else 0)
+
+
+def _notes(data: RepairData, right: int, shots: int) -> tuple[str, ...]:
+    """What is to be told of failures that are none, and of few of them; `shots` is 0 for a method that takes all."""
+    notes = []
+    validation, learn = len(data.validation), len(data.learn)
+    if right:
+        notes.append(
+            f"{right} of the {learn + validation} given images are not failures: the model already classifies them "
+            "correctly"
+        )
+    if validation < FEW:
+        notes.append(
+            f"validation has only {validation} of the {learn + validation} images: its accuracy moves in steps of "
+            f"{1 / validation:.0%}"
+        )
+    counts = np.bincount(data.learn.labels_N)
+    counts = counts[counts > 0]
+    if counts.min() < shots:
+        notes.append(
+            f"{(counts < shots).sum()} of the {len(counts)} classes to learn from have fewer than task.shots={shots} "
+            f"images (the fewest {counts.min()}): a support repeats them"
+        )
+    return tuple(notes)
+
+
+def _clean_note(deployed: DeployedModel, clean: GivenImages) -> tuple[str, ...]:
+    """Raises WeightsError where the DNN is near chance on clean images."""
+    found = check_on_clean(deployed, clean, IN_CALL)
+    return () if found.note is None else (f"{found.accuracy:.1%} of clean are right; {found.note}",)
 
 
 def _own_state(module: nn.Module) -> tuple[State, State]:
@@ -269,5 +242,5 @@ def _own_state(module: nn.Module) -> tuple[State, State]:
 
 
 def _accuracy(deployed: DeployedModel, data: GivenImages) -> float:
-    predicted = deployed.logits(data.images_NHWC).argmax(1).numpy()
+    predicted = fed(deployed, data).logits(data.images_NHWC).argmax(1).numpy()
     return float((predicted == data.labels_N).mean())

@@ -1,13 +1,15 @@
-"""A deployed DNN and clean labelled images in, its accuracy out; near chance, the likely reason is sought and named.
+"""Checks on clean images that a deployed DNN is fed as it was trained; near chance, it is refused.
 
-A DNN that is fed otherwise than it was trained fails on everything, and a repair would be spent on that. What is
-tried: the usual normalisations, channels in the order blue, green, red, other sizes, another order of the classes.
+A DNN that is fed otherwise than it was trained fails on everything, and a repair would be spent on that. Other ways to
+feed it are tried: the usual normalisations, channels in the order blue, green, red, other sizes, another order of the
+classes. One is named as the remedy only where its accuracy is clearly better; else the accuracies are stated alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -23,11 +25,13 @@ from tasks.records import Ints, Pixels
 # B images, H W C pixels, K classes
 
 IMAGES = 512
+FEWEST = 32  # with fewer, a good DNN may be near chance by bad luck, and another way to feed it good by luck
 FIRST = 64  # enough for a DNN that is right: the others are looked at where these leave a doubt
 NEAR_CHANCE = 0.1  # share of the way from chance to all right
 GOOD = 0.5  # above it, nothing else is tried
 TRIED = 128  # images for each other preprocessing: a dozen of them are tried
 SIZES = (32, 64, 224)
+ORDERS, NORMALISATIONS, OTHER_SIZES = "order of the classes", "normalisation with channel order", "size"
 USUAL = {
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "CIFAR's": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -35,6 +39,30 @@ USUAL = {
     "none, pixels in [0, 1]": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "none, pixels in [0, 255]": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """What a user can set and check, in the words of where the DNN comes in: a run's YAML, or a call in Python."""
+
+    normalisation: str
+    size: str
+    shape: str
+    check: str
+
+
+IN_RUN = Door(
+    normalisation="set model.mean to {mean} and model.std to {std}",
+    size="set model.input_size to {size}",
+    shape="Bring images of a size (model.input_size sets it) and a number of channels that it takes.",
+    check="model.weights, model.mean and model.std (of pixels in [0, 1]), model.input_size and data.name",
+)
+IN_CALL = Door(
+    normalisation="set mean to {mean} and std to {std}",
+    size="resize the images to {size} pixels",
+    shape="Give images of a size and a number of channels that it takes; floats are [N, C, H, W].",
+    check="the module's weights, the normalisation and size of the images, and the order of the classes",
+)
 
 
 class Labelled(Protocol):
@@ -58,8 +86,9 @@ class Clean:
 
 @dataclass(frozen=True, kw_only=True)
 class Suspicion:
-    """Another preprocessing, what to set for it, and the accuracy with it on so many images."""
+    """Another way to feed the DNN, what to set for it, and the accuracy with it on so many images."""
 
+    kind: str
     words: str
     remedy: str
     accuracy: float
@@ -71,54 +100,66 @@ class Suspicion:
         return self.accuracy - 3 * error > accuracy
 
 
-def check_on_clean(deployed: DeployedModel, data: Labelled) -> Clean:
+def check_on_clean(deployed: DeployedModel, data: Labelled, door: Door = IN_RUN) -> Clean:
     """Accuracy on up to 512 clean images of `data`, evenly spread.
 
-    Raises WeightsError when it is near chance, when the DNN cannot take such images, or gives other than one logit
-    per class; each says what is probably wrong.
+    Raises WeightsError when the DNN cannot take such images, gives other than one logit per class, or is near chance on
+    32 images or more.
     """
     count = min(IMAGES, len(data.labels_N))
     rows = np.linspace(0, len(data.labels_N) - 1, count).round().astype(np.int64)
     rows = rows[np.argsort(np.arange(count) % max(count // FIRST, 1), kind="stable")]  # the first spread, too
     images, labels = data.images(rows), data.labels_N[rows]
-    check_output(deployed, images[:2])
+    check_output(deployed, images[:2], door, data.name)
     for size in (min(FIRST, count), count):
         predicted = _predicted(deployed, images[:size])
         accuracy = float((predicted == labels[:size]).mean())
         if accuracy >= GOOD:
             return Clean(accuracy=accuracy, images=size)
+    if count < FEWEST:
+        note = f"on fewer than {FEWEST} images, no other way to feed the DNN is tried"
+        return Clean(accuracy=accuracy, images=count, note=note)
     suspicions = [_reordered(predicted, labels, deployed.num_classes)]
-    suspicions += _suspicions(deployed, images[:TRIED], labels[:TRIED])
+    suspicions += _suspicions(deployed, images[:TRIED], labels[:TRIED], door)
     best = max(suspicions, key=lambda s: s.accuracy)
     better = best.beats(accuracy) and not _near_chance(best.accuracy, deployed.num_classes)
+    established = f"with {best.words} it is {best.accuracy:.1%} of {best.images}: {best.remedy}"
     if not _near_chance(accuracy, deployed.num_classes):
-        if not better:
-            return Clean(accuracy=accuracy, images=count)
-        note = f"it is {best.accuracy:.1%} with {best.words}: probably {best.remedy}"
-        return Clean(accuracy=accuracy, images=count, note=note)
+        return Clean(accuracy=accuracy, images=count, note=established if better else None)
     raise WeightsError(
         f"{deployed.name} gets {accuracy:.1%} of {count} clean images of {data.name} right, which is near chance "
         f"({1 / deployed.num_classes:.1%}). "
         + (
-            f"With {best.words} it is {best.accuracy:.1%}: {best.remedy}."
+            f"{established[0].upper()}{established[1:]}."
             if better
-            else _no_remedy(deployed, predicted)
+            else f"{_most_frequent(predicted)} {_tried(suspicions, best)} Check {door.check}."
         )
     )
 
 
-def check_output(deployed: DeployedModel, images_BHWC_u8: Pixels) -> None:
-    """Raises WeightsError unless the DNN takes such images and gives one logit per class."""
-    shape = "×".join(map(str, images_BHWC_u8.shape[1:3]))
-    size = shape if deployed.input_size is None else f"{deployed.input_size}×{deployed.input_size}"
+def check_output(deployed: DeployedModel, images_BHWC_u8: Pixels, door: Door, name: str) -> None:
+    """Raises WeightsError unless the DNN takes such images, of `name`, and gives one logit per class."""
+    logits = logits_of(deployed, images_BHWC_u8, door, name)
+    if logits.shape[1] != deployed.num_classes:
+        raise WeightsError(
+            f"{deployed.name} returns {logits.shape[1]} logits, and the data set has {deployed.num_classes} classes. "
+            "Bring a DNN of these classes (a factory gets num_classes where it takes it), or name its data set."
+        )
+
+
+def logits_of(deployed: DeployedModel, images_BHWC_u8: Pixels, door: Door, name: str) -> torch.Tensor:
+    """Logits [B, K] of a few images of `name`. Raises WeightsError where the DNN gives no such thing."""
     try:
         with torch.inference_mode():
-            logits = deployed.module.eval()(deployed.normalise(images_BHWC_u8))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            logits: object = deployed.module.eval()(deployed.normalise(images_BHWC_u8))
+    except Exception as error:  # somebody else's forward raises whatever it likes
+        shape = "×".join(map(str, images_BHWC_u8.shape[1:3]))
+        size = shape if deployed.input_size is None else f"{deployed.input_size}×{deployed.input_size}"
+        channels = images_BHWC_u8.shape[3]
         said = " ".join(str(error).split())[:160]
         raise WeightsError(
-            f"{deployed.name} cannot take a batch of images of {size} pixels with 3 channels ({type(error).__name__}: "
-            f"{said}). Probably it was made for another size (set model.input_size to it) or number of channels."
+            f"{deployed.name} cannot take a batch of images of {size} pixels with {channels} "
+            f"channel{'s' if channels > 1 else ''}, as {name} has them ({type(error).__name__}: {said}). {door.shape}"
         ) from error
     if not isinstance(logits, torch.Tensor):
         raise WeightsError(
@@ -130,11 +171,7 @@ def check_output(deployed: DeployedModel, images_BHWC_u8: Pixels) -> None:
             f"{deployed.name} returns {list(logits.shape)} for {len(images_BHWC_u8)} images; logits by image and class "
             f"are needed, [{len(images_BHWC_u8)}, classes]. Wrap it in a module whose forward returns them."
         )
-    if logits.shape[1] != deployed.num_classes:
-        raise WeightsError(
-            f"{deployed.name} returns {logits.shape[1]} logits, and the data set has {deployed.num_classes} classes. "
-            "Bring a DNN of these classes (a factory gets num_classes where it takes it), or name its data set."
-        )
+    return logits
 
 
 def _near_chance(accuracy: float, num_classes: int) -> bool:
@@ -147,7 +184,9 @@ def _predicted(deployed: DeployedModel, images_BHWC_u8: Pixels) -> Ints:
     return classes
 
 
-def _suspicions(deployed: DeployedModel, images_BHWC_u8: Pixels, labels_B: Ints) -> Iterator[Suspicion]:
+def _suspicions(
+    deployed: DeployedModel, images_BHWC_u8: Pixels, labels_B: Ints, door: Door
+) -> Iterator[Suspicion]:
     """Each other preprocessing, with its accuracy."""
     if images_BHWC_u8.dtype != np.uint8 or images_BHWC_u8.shape[3] != 3:
         return  # floats are prepared already; grey images have no other order or usual normalisation
@@ -157,24 +196,25 @@ def _suspicions(deployed: DeployedModel, images_BHWC_u8: Pixels, labels_B: Ints)
         usual["that timm states for it"] = (tuple(stated["mean"]), tuple(stated["std"]))
     tried = []
     for words, (mean, std) in usual.items():
-        settings = f"set model.mean to {_list(mean)} and model.std to {_list(std)}"
+        settings = door.normalisation.format(mean=_list(mean), std=_list(std))
         other = replace(deployed, mean=mean, std=std)
         for channels, order in (
             ("", slice(None)),
             (" and the channels blue, green, red", slice(None, None, -1)),
         ):
-            remedy = f"{settings}, and swap the channels in the factory's forward" if channels else settings
+            remedy = f"{settings}, and swap the channels in the DNN's forward" if channels else settings
             predicted = _predicted(other, images_BHWC_u8[..., order])
-            tried.append((f"the normalisation {words}{channels}", remedy, predicted))
+            tried.append((NORMALISATIONS, f"the normalisation {words}{channels}", remedy, predicted))
     for size in SIZES:
         if size != images_BHWC_u8.shape[1]:
             fewer = min(FIRST, FIRST * FIRST**2 // size**2 + 16)  # as large images cost more
             resized = _at_size(deployed, images_BHWC_u8[:fewer], size)
             if resized is not None:
-                tried.append((f"images resized to {size} pixels", f"set model.input_size to {size}", resized))
-    for words, remedy, predicted in tried:
+                remedy = door.size.format(size=size)
+                tried.append((OTHER_SIZES, f"images resized to {size} pixels", remedy, resized))
+    for kind, words, remedy, predicted in tried:
         right = float((predicted == labels_B[: len(predicted)]).mean())
-        yield Suspicion(words=words, remedy=remedy, accuracy=right, images=len(predicted))
+        yield Suspicion(kind=kind, words=words, remedy=remedy, accuracy=right, images=len(predicted))
 
 
 def _at_size(deployed: DeployedModel, images_BHWC_u8: Pixels, size: int) -> Ints | None:
@@ -201,6 +241,7 @@ def _reordered(predicted_B: Ints, labels_B: Ints, num_classes: int) -> Suspicion
     mapped[ours] = theirs
     moved = next((int(i) for i in ours if mapped[i] != i and counts_KK[i, mapped[i]] > 0), 0)
     return Suspicion(
+        kind=ORDERS,
         words=f"another order of the classes (its class {moved} goes with the label {mapped[moved]})",
         remedy="reorder the classifier's rows, or the data set's labels",
         accuracy=float((mapped[predicted_B[1::2]] == labels_B[1::2]).mean()),
@@ -208,14 +249,16 @@ def _reordered(predicted_B: Ints, labels_B: Ints, num_classes: int) -> Suspicion
     )
 
 
-def _no_remedy(deployed: DeployedModel, predicted_B: Ints) -> str:
-    most = float(np.bincount(predicted_B, minlength=deployed.num_classes).max()) / len(predicted_B)
-    one = f" {most:.0%} of the images get the same class." if most > 0.9 else ""
-    return (
-        f"None of the usual normalisations, channel orders, sizes, or orders of the classes helps.{one} Probably "
-        "the weights are untrained or of another task, or the images are prepared in another way: check model.weights, "
-        "model.mean and model.std (pixels in [0, 1]), model.input_size and data.name."
-    )
+def _most_frequent(predicted_B: Ints) -> str:
+    counts = np.bincount(predicted_B)
+    share = counts.max() / len(predicted_B)
+    return f"{share:.0%} of the images get the same class, {counts.argmax()}."
+
+
+def _tried(suspicions: Sequence[Suspicion], best: Suspicion) -> str:
+    """How many other ways to feed the DNN were tried, and how far the best of them goes."""
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(s.kind for s in suspicions).items())
+    return f"Also tried: {kinds}. The best of these, {best.words}, gives {best.accuracy:.1%} of {best.images} images."
 
 
 def _list(values: tuple[float, ...]) -> str:

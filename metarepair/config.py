@@ -17,6 +17,7 @@ from metarepair.search.config import SearchConfig
 from metarepair.section import Count, Fraction, Positive, Rate, Section, each_once
 from metarepair.train_config import InnerConfig, TrainConfig
 from tasks.corruptions import resolve
+from tasks.datasets.normalisation import check_mean, check_std
 from tasks.errors import ConfigError
 from tasks.fid_statistics import FEWEST_ROWS, LEVEL, fewest_resamples
 
@@ -61,12 +62,11 @@ class ModelConfig(Section):
     )
     std: Colour | None = Field(None, description="As mean: the deviation of pixels in [0, 1].")
 
-    @field_validator("std")
-    @classmethod
-    def _positive(cls, std: Colour | None) -> Colour | None:
-        if std is not None and min(std) <= 0:
-            raise ValueError("a deviation of pixels is above 0; give three such numbers")
-        return std
+    @model_validator(mode="after")
+    def _of_pixels_in_0_to_1(self) -> ModelConfig:
+        check_mean("model.mean", self.mean or ())
+        check_std("model.std", self.std or ())
+        return self
 
 
 class MiningConfig(Section):

@@ -1,8 +1,8 @@
-"""Whatever holds labelled images in: arrays, tensors, a data set of pairs; one array [N, H, W, C] and labels out."""
+"""Reads labelled images from arrays, tensors, data sets and pairs into one array [N, H, W, C] with labels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from metarepair.given_labels import collect_labels
+from tasks.datasets.images import UnreadableImageError, opened_pixels
 from tasks.errors import DataError
 from tasks.records import Ints
 
@@ -32,16 +34,22 @@ class GivenImages:
         return len(self.labels_N)
 
     @property
+    def channels(self) -> int:
+        return int(self.images_NHWC.shape[3])
+
+    @property
     def prepared(self) -> bool:
         """Floats: normalised by whoever made them."""
         return self.images_NHWC.dtype != np.uint8
 
 
-def collect_images(given: Any, *, name: str) -> GivenImages:
-    """(images, labels), a split or Failures of the project's, or any sequence of (image, label), in memory.
+def collect_images(given: Any, *, name: str, channels: int = 3) -> GivenImages:
+    """Reads (images, labels), a split or Failures of the project's, or any sequence of (image, label) into memory.
 
-    An image is a PIL image, uint8 [H, W, C] or [C, H, W], or a float tensor [C, H, W] as the DNN takes it. Raises
-    DataError that says what came.
+    An image is a PIL image, uint8 [H, W, C] or [C, H, W], or a float tensor [C, H, W] as the DNN takes it. PIL images
+    are converted as those of a data set are: turned as EXIF says, 16-bit grey to 8 bits by its whole range, all to RGB.
+    Only where `channels`, the number that the DNN takes, is 1 do grey ones stay grey. Raises DataError that says what
+    came.
     """
     ids: Ints | None = None
     if hasattr(given, "labels_N"):  # of the project's own records and data sets
@@ -52,13 +60,16 @@ def collect_images(given: Any, *, name: str) -> GivenImages:
     else:
         pixels, labels = None, None
     images_NHWC, labels = (
-        _from_pairs(given, name) if pixels is None else (_channels_last(pixels, name), labels)
+        _from_pairs(given, name, channels)
+        if pixels is None
+        else (_channels_last(_array(pixels, name), name), labels)
     )
-    labels_N = _labels(labels, name)
+    labels_N = collect_labels(labels, name=name)
     if len(images_NHWC) != len(labels_N):
         raise DataError(f"{name}: {len(images_NHWC)} images but {len(labels_N)} labels; give one for each.")
     if not len(labels_N):
-        raise DataError(f"{name}: no images came. Give some failing images with their right labels.")
+        raise DataError(f"{name}: no images came. Give some images with their right labels.")
+    _check_pixels(images_NHWC, name)
     return GivenImages(
         name=name,
         images_NHWC=images_NHWC,
@@ -67,33 +78,75 @@ def collect_images(given: Any, *, name: str) -> GivenImages:
     )
 
 
-def _from_pairs(given: Any, name: str) -> tuple[np.ndarray, list[int]]:
-    if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+def _from_pairs(given: Any, name: str, channels: int) -> tuple[np.ndarray, list[Any]]:
+    if isinstance(given, Mapping) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
         raise DataError(
             f"{name}: {type(given).__name__} is neither (images, labels) nor a sequence of (image, label) pairs. "
             "Give uint8 images [N, H, W, C] with labels [N], or a data set with len() and [i]."
         )
-    images, labels = [], []
+    images: list[np.ndarray] = []
+    labels = []
     for i in range(len(given)):
         pair = given[i]
         if not isinstance(pair, Sequence) or len(pair) != 2:
             raise DataError(f"{name}: item {i} is {type(pair).__name__}, not a pair (image, label).")
         image, label = pair
-        if isinstance(image, Image.Image):
-            image = np.asarray(image.convert("RGB"))
-        images.append(_channels_last(_array(image, name)[None], name)[0])
-        labels.append(label)
-    shapes = sorted({image.shape for image in images})
-    if len(shapes) > 1:
-        raise DataError(
-            f"{name}: images of different sizes came ({shapes[0]} and {shapes[1]}). Resize them to one size first."
+        pixels = (
+            _pil_pixels(image, f"{name}: item {i}", channels) if isinstance(image, Image.Image) else image
         )
+        images.append(_channels_last(_array(pixels, name)[None], f"{name}: item {i}")[0])
+        labels.append(label)
+        _check_like_first(images, i, name)
     return (np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)), labels
 
 
+def _pil_pixels(image: Image.Image, item: str, channels: int) -> np.ndarray:
+    """Pixels [H, W, 3], or [H, W, 1] of a grey image for a DNN of one channel."""
+    try:
+        rgb_HWC = opened_pixels(image)
+    except UnreadableImageError as error:
+        raise DataError(f"{item} cannot be used: {error}.") from error
+    if channels != 1:
+        return rgb_HWC
+    if (rgb_HWC != rgb_HWC[..., :1]).any():
+        raise DataError(
+            f"{item} is a colour image (mode {image.mode}), and mean and std are those of one channel. Convert it to "
+            "grey first, as the DNN was trained, or give mean and std of three channels to a DNN that takes three."
+        )
+    return rgb_HWC[..., :1]
+
+
+def _check_like_first(images: list[np.ndarray], i: int, name: str) -> None:
+    """Raises DataError where image `i`, the last, cannot stand in one array with the first."""
+    first, last = images[0], images[-1]
+    if last.dtype != first.dtype:
+        raise DataError(
+            f"{name}: item {i} is {last.dtype} and item 0 is {first.dtype}. Give all as uint8 pixels, or all as floats "
+            "that are the DNN's own input."
+        )
+    if last.shape != first.shape:
+        raise DataError(
+            f"{name}: images of different sizes came (item 0 is {_shape(first)}, item {i} is {_shape(last)}). Give "
+            "all in one size, with one number of channels."
+        )
+
+
+def _shape(image_HWC: np.ndarray) -> str:
+    height, width, channels = image_HWC.shape
+    return f"{height}×{width} with {channels} channel{'s' if channels > 1 else ''}"
+
+
 def _array(image: Any, name: str) -> np.ndarray:
+    """The numbers of an array or a tensor; floats of any width as float32."""
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu().numpy()
+        try:
+            # NumPy has no bfloat16.
+            image = (image.float() if image.is_floating_point() else image).numpy(force=True)
+        except (RuntimeError, TypeError) as error:  # sparse, quantised, or without data
+            raise DataError(
+                f"{name}: a tensor of {image.dtype} and {image.layout} on {image.device} cannot be read as an array "
+                f"({' '.join(str(error).split())[:120]}). Give a plain one."
+            ) from error
     if not isinstance(image, np.ndarray):
         raise DataError(
             f"{name}: an image is {type(image).__name__}; it must be a PIL image, an array or a tensor."
@@ -101,12 +154,11 @@ def _array(image: Any, name: str) -> np.ndarray:
     return image
 
 
-def _channels_last(images: Any, name: str) -> np.ndarray:
+def _channels_last(found: np.ndarray, name: str) -> np.ndarray:
     """[N, H, W, C] of [N, H, W], [N, H, W, C] or [N, C, H, W]: uint8, or float32 for what is prepared already.
 
     uint8 has its channels last where the last axis is 1 or 3, as images have; floats have them first, as tensors do.
     """
-    found = _array(images, name)
     floats = np.issubdtype(found.dtype, np.floating)
     if found.dtype != np.uint8 and not floats:
         raise DataError(
@@ -115,16 +167,20 @@ def _channels_last(images: Any, name: str) -> np.ndarray:
     if found.ndim == 3 and not floats:
         found = found[..., None]
     if found.ndim != 4:
-        raise DataError(f"{name}: images have the shape {list(found.shape)}; give uint8 [N, H, W, C].")
+        raise DataError(
+            f"{name}: images have the shape {list(found.shape)}; give uint8 [N, H, W, C], or floats [N, C, H, W]."
+        )
     if floats or (found.shape[-1] not in (1, 3) and found.shape[1] in (1, 3)):
         found = found.transpose(0, 2, 3, 1)
     return np.ascontiguousarray(found, dtype=np.float32 if floats else np.uint8)
 
 
-def _labels(labels: Any, name: str) -> Ints:
-    found = np.asarray([int(v) for v in labels] if isinstance(labels, list) else labels)
-    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
-        raise DataError(
-            f"{name}: labels are {found.dtype} {list(found.shape)}; give one whole number per image, [N]."
-        )
-    return found.astype(np.int64)
+def _check_pixels(images_NHWC: np.ndarray, name: str) -> None:
+    """Raises DataError where an image has no pixels, or a float is NaN or infinite."""
+    if 0 in images_NHWC.shape:
+        raise DataError(f"{name}: images have the shape {list(images_NHWC.shape)}; give some pixels.")
+    if images_NHWC.dtype == np.uint8:
+        return
+    for i, image_HWC in enumerate(images_NHWC):
+        if not np.isfinite(image_HWC).all():
+            raise DataError(f"{name}: image {i} has NaN or infinity among its numbers. Leave it out.")

@@ -1,20 +1,23 @@
-"""The settings of one repair alone, under the names that a run's YAML has for them."""
+"""Holds the settings of one repair alone, under the names that a run's YAML has for them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from metarepair.config import Config, MethodSettings, RepairSettings, TaskConfig
 from metarepair.section import Section
+from metarepair.settings import explain
 from metarepair.train_config import InnerConfig
+from tasks.errors import ConfigError
 
 
 class RepairConfig(Section):
     """What `metarepair.repair` depends on: RepairConfig(repair={"rates": [0.01, 0.03]}, task={"shots": 5}).
 
-    Of `repair`, the methods, seeds and exports belong to runs; a call has one method, and `seed`.
+    Of `repair`, the methods, seeds and exports belong to runs; a call has one method, and `seed`. Raises ConfigError
+    with near names for what is no setting, or has a wrong value.
     """
 
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Key of every draw.")
@@ -22,6 +25,12 @@ class RepairConfig(Section):
     inner: InnerConfig = InnerConfig()
     repair: RepairSettings = RepairSettings()
     methods: MethodSettings = Field({}, description="Settings of the methods themselves, by method.")
+
+    def __init__(self, **values: Any) -> None:  # model_validate comes here, too
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, "RepairConfig", root=type(self))) from error
 
 
 AnyConfig = Config | RepairConfig

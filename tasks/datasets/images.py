@@ -1,8 +1,9 @@
-"""An encoded image in, uint8 pixels [H, W, 3] out, of the size that is asked for.
+"""Decodes and converts images to uint8 pixels [H, W, 3], of the size that is asked for.
 
-What comes is converted: grey, palette, CMYK, YCbCr and one-bit images to RGB; 16-bit grey to 8 bits by its whole range;
-transparency is dropped, as torchvision's loader does; an EXIF orientation is applied; of an animation the first frame
-counts. What cannot be decoded is an UnreadableImageError, whatever it is that the decoder trips over.
+Every image passes here, whether it comes from a file, from a table, or from Python as a PIL image. What comes is
+converted: grey, palette, CMYK, YCbCr and one-bit images to RGB; 16-bit grey to 8 bits by its whole range; transparency
+is dropped, as torchvision's loader does; an EXIF orientation is applied; of an animation the first frame counts. What
+cannot be decoded is an UnreadableImageError, whatever it is that the decoder trips over.
 """
 
 from __future__ import annotations
@@ -35,11 +36,27 @@ def decode_image(content: bytes | Path, image_size: int | None = None) -> Pixels
         raise UnreadableImageError("no such file") from error
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image") from error
-    # Pillow's decoders raise whatever damaged bytes lead them to: OSError, SyntaxError, struct.error, IndexError, …
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(f"truncated or not an image: {reason}") from error
+        raise _undecodable(error) from error
     return np.array(fit(to_rgb(upright), image_size))
+
+
+def opened_pixels(image: Image.Image) -> Pixels:
+    """Pixels [H, W, 3] of an image that Pillow has opened or made, converted as those of a file are.
+
+    Raises UnreadableImageError.
+    """
+    try:
+        image.load()  # an opened file is read here
+    except Exception as error:
+        raise _undecodable(error) from error
+    return np.array(to_rgb(_upright(image)))
+
+
+def _undecodable(error: Exception) -> UnreadableImageError:
+    """Pillow's decoders raise whatever damaged bytes lead them to: OSError, SyntaxError, struct.error, IndexError, …"""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UnreadableImageError(f"truncated or not an image: {reason}")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -61,7 +78,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise UnreadableImageError("its pixels are floating-point numbers; save it with 8 or 16 bits")
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # Pillow warns of a transparent palette otherwise
-    return image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow has no direct way to RGB
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise UnreadableImageError(
+            f"its mode {image.mode} cannot be converted to RGB; save it as RGB"
+        ) from error
 
 
 def fit(image: Image.Image, image_size: int | None) -> Image.Image:

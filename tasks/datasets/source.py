@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tasks.datasets.base import Colour, Dataset
 from tasks.datasets.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES
+from tasks.datasets.normalisation import check_mean, check_std
 from tasks.errors import ConfigError, DataError, unknown_name
 
 Table = Literal["cifar", "tinyimagenet", "imagenet"]
@@ -93,10 +94,8 @@ class DataSource:
         for one, other in (("train", "test"), ("mean", "std")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise ConfigError(f"data.{one} and data.{other} go together: give both, or neither.")
-        if self.std is not None and min(self.std) <= 0:
-            raise ConfigError(
-                f"data.std={list(self.std)}: a deviation of pixels is above 0. Give three such numbers."
-            )
+        check_mean("data.mean", self.mean or ())
+        check_std("data.std", self.std or ())
         if self.classes is not None and len(set(self.classes)) < max(len(self.classes), 1):
             raise ConfigError("data.classes must name at least one class, and each of them once.")
 

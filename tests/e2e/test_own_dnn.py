@@ -195,7 +195,7 @@ def _rolled() -> dict[str, Tensor]:
         (_save(_rolled), ["near chance", "another order of the classes"]),
         (
             _save(lambda: {k: v * 0 for k, v in shipped().items()}),
-            ["near chance", "get the same class", "untrained"],
+            ["near chance", "100% of the images get the same class", "Check model.weights"],
         ),
     ],
 )
@@ -212,9 +212,11 @@ def test_weights_that_cannot_be_used_are_refused(
     [
         ("model.mean=[0.5, 0.5]", ["model.mean"]),
         ("model.std=[0.5, 0, 0.5]", ["model.std", "above 0"]),
+        ("model.mean=[123.7, 116.3, 103.5]", ["model.mean", "outside 0..1", "[0.4851, 0.4561, 0.4059]"]),
+        ("model.std=[58.4, 57.1, 57.4]", ["model.std", "outside 1/255..1", "[0.229, 0.2239, 0.2251]"]),
         ("model.entry=state_dic", ["no entry 'state_dic'", "'state_dict'"]),
         (
-            "model={mean: [0.5, 0.5, 0.5], std: [20, 20, 20]}",
+            "model={mean: [1, 0, 1], std: [0.1, 0.1, 0.1]}",
             ["near chance", "set model.mean to [0.4"],
         ),
         ("repair.export=[tensorrt]", ["repair.export", "onnx"]),

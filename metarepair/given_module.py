@@ -1,0 +1,156 @@
+"""Makes a deployed DNN of a caller's module, checked on every set of images that came with it.
+
+uint8 images are normalised by the caller's mean and std, floats go into the DNN as they are: each set by its own kind.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from torch import nn
+
+from metarepair.clean_check import IN_CALL, check_output, logits_of
+from metarepair.given_images import GivenImages, collect_images
+from metarepair.given_labels import check_range
+from metarepair.models.build import DeployedModel
+from metarepair.models.preprocessing import Colour
+from tasks.datasets.normalisation import check_mean, check_std
+from tasks.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a caller handed over: the deployed DNN as it takes uint8 pixels (see `fed`), and the sets of images."""
+
+    deployed: DeployedModel
+    failures: GivenImages
+    clean: GivenImages | None
+    training: GivenImages | None
+
+
+def collect_given(
+    model: Any, failures: Any, *, clean: Any, clean_training: Any, mean: Any, std: Any
+) -> Given:
+    """A copy of the module, and the images, checked together. Raises a UserError that names what is wrong."""
+    _check_module(model)
+    mean, std = _colour("mean", mean), _colour("std", std)
+    channels = len(mean or std or (0, 0, 0))
+    given = {"failures": failures, "clean": clean, "clean_training": clean_training}
+    sets = {
+        name: collect_images(images, name=name, channels=channels)
+        for name, images in given.items()
+        if images is not None or name == "failures"
+    }
+    training = sets.get("clean_training")
+    if training is not None:
+        _check_training(sets["failures"], training)
+    return Given(
+        deployed=_deploy(model, tuple(sets.values()), mean=mean, std=std),
+        failures=sets["failures"],
+        clean=sets.get("clean"),
+        training=training,
+    )
+
+
+def fed(deployed: DeployedModel, given: GivenImages) -> DeployedModel:
+    """`deployed` as it takes these images: uint8 by its mean and std, floats as they are."""
+    if not given.prepared:
+        return deployed
+    unchanged: Any = {"mean": (0.0,) * given.channels, "std": (1 / 255,) * given.channels}
+    return replace(deployed, **unchanged)
+
+
+def _check_module(model: Any) -> None:
+    """Raises ConfigError unless it is a module that has something to repair."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model is {type(model).__name__}; give a torch.nn.Module that maps images to logits."
+        )
+    if next(model.parameters(), None) is None:
+        raise ConfigError(f"{type(model).__name__} has no parameters: nothing can be repaired.")
+
+
+def _colour(name: str, values: Any) -> tuple[float, ...] | None:
+    """The mean or std that a caller gave, as numbers; None where none was given. Raises ConfigError."""
+    if values is None:
+        return None
+    try:
+        found = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name}={values!r} is not one number for each channel, as (0.5,) or (0.485, 0.456, 0.406)."
+        ) from error
+    if not found:
+        raise ConfigError(f"{name} has no numbers; give one for each channel, or leave it out for floats.")
+    (check_mean if name == "mean" else check_std)(name, found)
+    return found
+
+
+def _deploy(
+    model: nn.Module,
+    sets: Sequence[GivenImages],
+    *,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> DeployedModel:
+    """A copy of the module with its normalisation of uint8 pixels; every set of images fits it and its classes.
+
+    Raises a UserError that names the set that does not.
+    """
+    _check_normalisation(sets, mean, std)
+    channels = sets[0].channels
+    deployed = DeployedModel(
+        name=type(model).__name__,
+        module=copy.deepcopy(model).eval(),
+        num_classes=0,
+        mean=cast("Colour", mean or (0.0,) * channels),
+        std=cast("Colour", std or (1 / 255,) * channels),
+    )
+    classes = logits_of(fed(deployed, sets[0]), sets[0].images_NHWC[:2], IN_CALL, sets[0].name).shape[1]
+    deployed = replace(deployed, num_classes=classes)
+    for given in sets:
+        check_output(fed(deployed, given), given.images_NHWC[:2], IN_CALL, given.name)
+        check_range(given.labels_N, name=given.name, module=deployed.name, num_classes=classes)
+    return deployed
+
+
+def _check_normalisation(
+    sets: Sequence[GivenImages], mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> None:
+    pixels = [given for given in sets if not given.prepared]
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and not pixels:
+            raise ConfigError(
+                f"{name} was given, but the images are floats, which are taken as the DNN's own input. Leave mean and "
+                "std out, or give uint8 pixels."
+            )
+        if values is None and pixels:
+            raise ConfigError(
+                f"uint8 images need {name}, and {' and '.join(given.name for given in pixels)} came as uint8. Give the "
+                "DNN's own, of pixels in [0, 1] (timm states it in model.pretrained_cfg); mean=(0, 0, 0), "
+                "std=(1, 1, 1) for a DNN that takes pixels in [0, 1]."
+            )
+        for given in pixels:
+            if values is not None and len(values) != given.channels:
+                numbers = f"{len(values)} number{'s' if len(values) > 1 else ''}"
+                raise ConfigError(
+                    f"{name}={values} has {numbers}; the images of {given.name} have {given.channels} "
+                    f"channel{'s' if given.channels > 1 else ''}. Give one number for each channel."
+                )
+
+
+def _check_training(given: GivenImages, found: GivenImages) -> None:
+    floats = [images.name for images in (given, found) if images.prepared]
+    if floats:
+        raise ConfigError(
+            "clean_training needs uint8 pixels there and in failures, as methods that learn from clean images change "
+            f"pixels; {' and '.join(floats)} came as floats. Give both as uint8, with mean and std."
+        )
+    if found.images_NHWC.shape[1:] != given.images_NHWC.shape[1:]:
+        raise DataError(
+            f"clean_training has images of {found.images_NHWC.shape[1:]}, failures of "
+            f"{given.images_NHWC.shape[1:]}. Give both in one size."
+        )
