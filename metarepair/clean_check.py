@@ -127,7 +127,7 @@ def check_on_clean(deployed: DeployedModel, data: Labelled, door: Door = IN_RUN)
     if not _near_chance(accuracy, deployed.num_classes):
         return Clean(accuracy=accuracy, images=count, note=established if better else None)
     raise WeightsError(
-        f"{deployed.name} gets {accuracy:.1%} of {count} clean images of {data.name} right, which is near chance "
+        f"{deployed.name} gets {accuracy:.1%} of {count} clean images ({data.name}) right, which is near chance "
         f"({1 / deployed.num_classes:.1%}). "
         + (
             f"{established[0].upper()}{established[1:]}."

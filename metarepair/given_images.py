@@ -87,14 +87,12 @@ def _from_pairs(given: Any, name: str, channels: int) -> tuple[np.ndarray, list[
     images: list[np.ndarray] = []
     labels = []
     for i in range(len(given)):
-        pair = given[i]
+        pair, item = given[i], f"{name}: item {i}"
         if not isinstance(pair, Sequence) or len(pair) != 2:
-            raise DataError(f"{name}: item {i} is {type(pair).__name__}, not a pair (image, label).")
+            raise DataError(f"{item} is {type(pair).__name__}, not a pair (image, label).")
         image, label = pair
-        pixels = (
-            _pil_pixels(image, f"{name}: item {i}", channels) if isinstance(image, Image.Image) else image
-        )
-        images.append(_channels_last(_array(pixels, name)[None], f"{name}: item {i}")[0])
+        pixels = _pil_pixels(image, item, channels) if isinstance(image, Image.Image) else image
+        images.append(_channels_last(_array(pixels, item)[None], item)[0])
         labels.append(label)
         _check_like_first(images, i, name)
     return (np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8)), labels

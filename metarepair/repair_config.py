@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from metarepair.config import Config, MethodSettings, RepairSettings, TaskConfig
 from metarepair.section import Section
@@ -26,11 +26,13 @@ class RepairConfig(Section):
     repair: RepairSettings = RepairSettings()
     methods: MethodSettings = Field({}, description="Settings of the methods themselves, by method.")
 
-    def __init__(self, **values: Any) -> None:  # model_validate comes here, too
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_words(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            super().__init__(**values)
+            return check(values)
         except ValidationError as error:
-            raise ConfigError(explain(error, "RepairConfig", root=type(self))) from error
+            raise ConfigError(explain(error, "RepairConfig", root=cls)) from error
 
 
 AnyConfig = Config | RepairConfig

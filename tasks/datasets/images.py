@@ -80,12 +80,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")  # Pillow warns of a transparent palette otherwise
     if image.mode == "La":
         image = image.convert("LA")  # Pillow has no direct way to RGB
-    try:
-        return image.convert("RGB")
-    except ValueError as error:
-        raise UnreadableImageError(
-            f"its mode {image.mode} cannot be converted to RGB; save it as RGB"
-        ) from error
+    return image.convert("RGB")
 
 
 def fit(image: Image.Image, image_size: int | None) -> Image.Image:

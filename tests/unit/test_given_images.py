@@ -27,10 +27,10 @@ def collected(*images: Any, channels: int = 3) -> np.ndarray:
 
 def in_mode(mode: str) -> Image.Image:
     image = Image.fromarray(RAMP)
-    return image.convert("P" if mode == "PA" else mode).convert(mode)
+    return image.convert({"PA": "P", "La": "LA"}.get(mode, mode)).convert(mode)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_every_mode_is_converted_as_a_file_of_a_data_set_is(mode: str) -> None:
     image = in_mode(mode)
     found = collected(image)[0]

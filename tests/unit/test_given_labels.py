@@ -1,4 +1,4 @@
-"""Labels are whole numbers, one for each image: whatever holds them, nothing is rounded, and the first wrong is named."""
+"""Labels are whole numbers, one for each image: nothing is rounded, and the first wrong one is named."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_what_is_no_whole_number_is_named_alike_in_pairs_and_in_arrays(
 
 @pytest.mark.parametrize("labels", ["cat", 3, None, np.array(3), torch.tensor(3)])
 def test_labels_that_are_no_row_of_numbers_are_refused(labels: Any) -> None:
-    with pytest.raises(DataError, match="failures: labels are .*; give one whole number for each image"):
+    with pytest.raises(DataError, match=r"failures: labels are .*; give one whole number for each image"):
         collect_labels(labels, name="failures")
 
 
