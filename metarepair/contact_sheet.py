@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from metarepair.progress import Progress
-from tasks.corruptions import CORRUPTIONS, MIN_SIZE, corrupt
+from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.corruptions.severity import SEVERITIES, TABLES, load_table, severity_table
+from tasks.corruptions.shapes import MIN_SIZE
 from tasks.errors import ConfigError, DataError
 from tasks.records import Pixels
 

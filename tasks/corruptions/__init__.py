@@ -28,6 +28,7 @@ import numpy as np
 
 from tasks.corruptions import blur, digital, image_property, noise, weather
 from tasks.corruptions.severity import NUDGE, Dose, Levels, constants_at, load_table, severity_table
+from tasks.corruptions.shapes import channels_first_note, check_shape
 from tasks.errors import ConfigError, DataError, unknown_name
 from tasks.keys import iter_keyed_generators
 from tasks.records import Ints, Pixels
@@ -37,7 +38,6 @@ __all__ = ["CORRUPTIONS", "Category", "Corruption", "category_of", "corrupt", "r
 Category = Literal["noise", "blur", "weather", "image_property", "digital"]
 Apply = Callable[[Pixels, Dose], Pixels | Levels]
 
-MIN_SIZE = 8
 # Values worked on at once, so that a step's arrays stay in the processor's cache; shows in no result.
 CHUNK_VALUES = 2**18
 
@@ -134,7 +134,7 @@ def corrupt(
 def dose_for(ids: Sequence[int], *, corruption: str, severity: int, seed: int, table: str) -> Dose:
     """What the images of these ids get of a corruption (its published name). Raises ConfigError."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise ConfigError(f"seed={seed!r} is no whole number")
+        raise ConfigError(f"seed={seed!r} is no whole number; give an integer")
     made_for = load_table(table)
     return Dose(
         constants=constants_at(table, corruption=corruption, severity=severity),
@@ -158,20 +158,13 @@ def checked_ids(images: Pixels, image_ids: Ints | Sequence[int]) -> list[int]:
         raise DataError(_not_uint8(images))
     if isinstance(images, np.ma.MaskedArray):
         raise DataError("images are a masked array, and no corruption knows masks; images.filled(0) fills it")
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise DataError(
-            f"images have shape {list(images.shape)}; corruptions take a batch [B, H, W, 3] of RGB, or "
-            "[B, H, W, 1] or [B, H, W] of grey images"
-        )
-    if len(images) and min(images.shape[1:3]) < MIN_SIZE:
-        raise DataError(
-            f"images are {images.shape[1]}x{images.shape[2]}; at least {MIN_SIZE}x{MIN_SIZE} is needed"
-        )
+    check_shape(images.shape)
     # Of a list as it is: as an array, whole numbers beyond 64 bits would become floats.
     ids = image_ids if isinstance(image_ids, np.ndarray) else np.array(image_ids, dtype=object)
     if ids.shape != images.shape[:1]:
         raise DataError(
-            f"image ids have shape {list(ids.shape)} for {len(images)} images; give one id per image"
+            f"image ids have shape {list(ids.shape)} for {len(images)} images; give a list of one id per image"
+            f"{channels_first_note(images.shape)}"
         )
     if len(ids) and ids.dtype != object and not np.issubdtype(ids.dtype, np.integer):
         raise DataError(f"image ids are {ids.dtype}; give integers")
@@ -188,11 +181,22 @@ def _whole(image_id: object) -> int:
 
 
 def _not_uint8(images: object) -> str:
-    kind = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
-    text = f"images are {kind}; corruptions take uint8 arrays [B, H, W, 3] with values 0..255"
-    if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating) and images.size:
-        strange = np.count_nonzero(~np.isfinite(images))
-        if strange:
-            return f"{text}, and {strange} of these values are NaN or infinite. Find out why, then convert"
+    if not isinstance(images, np.ndarray):
+        remedy = (
+            "numpy.stack(images) makes one of images of one size"
+            if isinstance(images, list | tuple)
+            else "tasks.corruptions.tensors.corrupt_tensor takes tensors"
+        )
+        return (
+            f"images are {type(images).__name__}; corruptions take uint8 arrays [B, H, W, 3] with values 0..255. "
+            f"{remedy}"
+        )
+    text = f"images are {images.dtype}; corruptions take uint8 arrays [B, H, W, 3] with values 0..255"
+    if not np.issubdtype(images.dtype, np.number) or not images.size:
+        return text
+    strange = np.count_nonzero(~np.isfinite(images))
+    if strange:
+        return f"{text}, and {strange} of these values are NaN or infinite. Find out why, then convert"
+    if np.issubdtype(images.dtype, np.floating):
         return f"{text}. From 0..1, (255 * images).round().astype(numpy.uint8) makes them"
-    return text
+    return f"{text}. From 0..255, images.astype(numpy.uint8) makes them"

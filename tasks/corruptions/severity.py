@@ -92,4 +92,4 @@ def check_severity(severity: int) -> None:
     if isinstance(severity, bool) or not isinstance(severity, int | np.integer):
         raise ConfigError(f"severity={severity!r} is no whole number; give one of 1..5")
     if severity not in SEVERITIES:
-        raise ConfigError(f"severity={severity} is outside 1..5")
+        raise ConfigError(f"severity={severity} is outside 1..5; give one of these")

@@ -83,7 +83,12 @@ def _checked(images: Tensor, image_ids_B: Tensor | Ints | Sequence[int]) -> list
         text = (
             f"images are {images.dtype}; corrupt_tensor takes uint8 tensors [B, H, W, 3] with values 0..255"
         )
-        raise DataError(f"{text}. From 0..1, (255 * images).round().to(torch.uint8) makes them")
+        remedy = (
+            ". From 0..1, (255 * images).round().to(torch.uint8) makes them"
+            if images.is_floating_point()
+            else ". From 0..255, images.to(torch.uint8) makes them"
+        )
+        raise DataError(f"{text}{remedy}")
     if images.layout != torch.strided:
         raise DataError(
             f"images have the layout {images.layout}; corrupt_tensor takes dense ones: to_dense()"
