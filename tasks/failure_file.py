@@ -98,13 +98,16 @@ def read_with_facts(path: Place) -> tuple[Failures, dict[str, Any]]:
         shape = tuple(int(x) for x in texts["image_shape"].split(","))
         facts: dict[str, Any] = json.loads(texts["facts"])
         if reader.num_record_batches != 1:
-            raise DataError(f"{path} has {reader.num_record_batches} record batches; a store's file has one.")
+            raise DataError(
+                f"{path} has {reader.num_record_batches} record batches; a store's file has one. Mine it again with "
+                "--restart."
+            )
         batch = reader.get_batch(0)
         return _failures(batch, texts["corruption"], shape, facts), facts
     except (OSError, pa.ArrowException, KeyError, ValueError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} is missing, truncated, or no file of an experience store ({' '.join(str(error).split())}). "
-            "Mine it again with --restart."
+            f"{path} cannot be read as a file of an experience store ({' '.join(str(error).split())}). Mine it again "
+            "with --restart."
         ) from error
 
 

@@ -256,8 +256,7 @@ def verify_sizes(folder: Place, manifest: Manifest) -> None:
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes"
             raise DataError(
-                f"{folder / name} {state}, its manifest promises {size}: it was truncated or replaced. "
-                f"{_remedy(manifest)}"
+                f"{folder / name} {state}; its manifest promises {size} bytes. {_remedy(manifest)}"
             )
 
 

@@ -141,9 +141,9 @@ class RecomputedPixels:
             row = rows_B[other[0]]
             raise DataError(
                 f"Image {self.image_ids_N[row]} under {self.corruption} of severity {self.severities_N[row]} came out "
-                f"with other pixels than were mined ({len(other)} of {len(rows_B)} did). The clean images or the "
-                "versions of numpy, opencv or pillow are others than those in the store's manifest.json: use these, "
-                "or mine again with --restart."
+                f"with other pixels than were mined ({len(other)} of {len(rows_B)} did). Use the clean images "
+                "and the versions of numpy, opencv and pillow that the store's manifest.json names, or mine again with "
+                "--restart."
             )
 
 

@@ -72,9 +72,10 @@ def local(path: Place) -> Path:
         with writing(copy) as part:
             with reaching(path), path.system().open_input_stream(path.key) as stream, part.open("wb") as sink:
                 shutil.copyfileobj(stream, sink, CHUNK_BYTES)
-            if part.stat().st_size != info.size:
+            arrived = part.stat().st_size
+            if arrived != info.size:
                 raise StorageError(
-                    f"{path} was cut off on the way here. Run the same command again to go on."
+                    f"{path} has {info.size} bytes, and {arrived} arrived here. Run the same command again to go on."
                 )
         forget_copies(path, but=copy)
     return copy

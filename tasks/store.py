@@ -40,7 +40,10 @@ def read_part(path: Place) -> Mined:
     try:
         by_severity = {key: {int(s): n for s, n in facts[key].items()} for key in ("examined", "correct")}
     except (KeyError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is no part of a mined environment. Mine it again with --restart.") from error
+        raise DataError(
+            f"{path} does not say how many examples each severity had, as a part of a mined environment does. Mine it "
+            "again with --restart."
+        ) from error
     return Mined(failures=failures, seconds=facts.get("seconds", {}), **by_severity)
 
 
