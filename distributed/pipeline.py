@@ -70,7 +70,7 @@ class Pipeline:
 
     @cached_property
     def here(self) -> Surroundings:
-        found = load_surroundings(self.config, device=self.device)
+        found = load_surroundings(self.config, device=self.device, say=self.say)
         for note in found.deployed.notes:
             self.say(note)
         return found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from metarepair.checkpoint import Say
 from metarepair.clean_images import CleanImages
 from metarepair.config import Config
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
@@ -20,12 +21,17 @@ from tasks.errors import ConfigError
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The deployed DNN and the data set; splits are read when first asked for."""
+    """The deployed DNN and the data set; splits are read when first asked for.
+
+    `say` is told, once for each sentence, what lies beside a split's files and is not read.
+    """
 
     config: Config
     deployed: DeployedModel
     _splits: dict[Split, ArrayDataset] = field(default_factory=dict)
     _inputs: dict[str, str] = field(default_factory=dict)
+    say: Say = lambda _: None
+    _said: set[str] = field(default_factory=set)
 
     def split(self, split: Split) -> ArrayDataset:
         """A split, cut to data.max_*_images."""
@@ -36,6 +42,10 @@ class Surroundings:
             cut = whole if limit is None else whole.head(limit)
             archive = self._archive(cut) if split == "test" and data.archive else None
             self._splits[split] = replace(cut, corruption_table=data.corruption_table, archive=archive)
+            for note in (*whole.passed_over, *(archive.passed_over if archive else ())):
+                if note not in self._said:
+                    self._said.add(note)
+                    self.say(note)
         return self._splits[split]
 
     def clean(self) -> CleanImages:
@@ -74,7 +84,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def load_surroundings(config: Config, *, device: torch.device | None = None) -> Surroundings:
+def load_surroundings(
+    config: Config, *, device: torch.device | None = None, say: Say = lambda _: None
+) -> Surroundings:
     """The deployed DNN on `device` (the configured one when not given); data are not read yet."""
     info = dataset_info(config.data.source())
     deployed = load_deployed(
@@ -90,4 +102,4 @@ def load_surroundings(config: Config, *, device: torch.device | None = None) -> 
         device=device or pick_device(config.device),
     )
     adapted_names(deployed.module, config.inner.parts)  # a part that names nothing is said before any work
-    return Surroundings(config, deployed)
+    return Surroundings(config, deployed, say=say)

@@ -24,10 +24,13 @@ from PIL import Image
 
 from tasks.corruptions import CORRUPTIONS, resolve
 from tasks.corruptions.severity import SEVERITIES, check_severity
+from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden, iter_files
 from tasks.errors import DataError, unknown_name
 from tasks.records import Ints, Pixels
 
-AGAIN = "Unpack the published archive again."
+REMEDY = "Give the folder as the published archive holds it."
+SUFFIXES = (".jpeg", ".jpg", ".png")
+OTHER_NAME = "not named after a corruption"
 
 
 class Archive(Protocol):
@@ -52,6 +55,11 @@ class Archive(Protocol):
         """Of file names, file sizes and labels: another archive has another."""
         ...
 
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """What lies in the folder and is not read, in sentences."""
+        ...
+
     def images(self, rows: Ints | Sequence[int], *, corruption: str, severity: int) -> Pixels:
         """Pixels [B, H, W, 3] uint8 of these rows of the split. Raises ConfigError, DataError."""
         ...
@@ -63,18 +71,27 @@ def load_archive(root: Path) -> Archive:
         raise DataError(
             f"data.archive {root} is not a folder. Give the one that the archive was unpacked to."
         )
+    there = entries(root)
     if (root / "labels.npy").exists():
-        return _open_arrays(root)
-    if any(folder.is_dir() for folder in root.glob("*/1/*")):
-        return _open_folders(root)
+        return _open_arrays(root, there)
+    if any(path.is_dir() for path in root.glob("*/1/*")):
+        return _open_folders(root, there)
     raise DataError(
         f"data.archive {root} is no published archive: it holds neither labels.npy (CIFAR-10-C) nor folders "
         "<corruption>/<severity>/<class>/ (Tiny-ImageNet-C). Give the folder that holds them."
     )
 
 
-def _known(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(names) & set(CORRUPTIONS)))
+def _own(there: Sequence[Path], suffix: str, passed: PassedOver) -> tuple[str, ...]:
+    """Corruptions that files with this suffix, or folders if it is empty, are named after; others are passed over."""
+    names = []
+    for path in there:
+        name = path.name.removesuffix(suffix)
+        if name in CORRUPTIONS and path.suffix == suffix and path.is_dir() == (not suffix):
+            names.append(name)
+        elif path.name != "labels.npy":
+            passed.add(HIDDEN if is_hidden(path.name) else OTHER_NAME, path)
+    return tuple(sorted(names))
 
 
 def _digest(files: Sequence[tuple[str, int]], labels_N: Ints) -> str:
@@ -89,12 +106,13 @@ def _checked(
     check_severity(severity)
     name = resolve(corruption)
     if name not in archive.corruptions:
-        raise DataError(f"{archive.root}: {unknown_name('corruption', name, archive.corruptions)}. {AGAIN}")
+        raise DataError(f"{archive.root}: {unknown_name('corruption', name, archive.corruptions)}. {REMEDY}")
     wanted = np.asarray(rows, dtype=np.int64)
     if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(archive.labels_N):
         raise DataError(
-            f"{archive.root} has {len(archive.labels_N)} images a severity; rows {wanted.min()} to "
-            f"{wanted.max()} are asked for. It is not of this data set's test split."
+            f"{archive.root} has {len(archive.labels_N)} images a severity, so its rows are 0 to "
+            f"{len(archive.labels_N) - 1}; rows {wanted.min()} to {wanted.max()} are asked for. Give the archive of "
+            "this data set's test split."
         )
     return name, wanted
 
@@ -107,6 +125,7 @@ class ArrayArchive:
     corruptions: tuple[str, ...]
     labels_N: Ints
     image_shape: tuple[int, int, int]
+    passed_over: tuple[str, ...] = ()
 
     @functools.cached_property
     def digest(self) -> str:
@@ -120,29 +139,31 @@ class ArrayArchive:
         if stored.dtype != np.uint8 or stored.shape != expected:
             raise DataError(
                 f"{self.root / name}.npy is {stored.dtype} {list(stored.shape)}; with these labels it must be "
-                f"uint8 {list(expected)}. {AGAIN}"
+                f"uint8 {list(expected)}. {REMEDY}"
             )
         return np.ascontiguousarray(stored[(severity - 1) * len(self.labels_N) + wanted])
 
 
-def _open_arrays(root: Path) -> ArrayArchive:
+def _open_arrays(root: Path, there: Sequence[Path]) -> ArrayArchive:
     labels = _load(root / "labels.npy", mapped=False)
     count, rest = divmod(labels.size, len(SEVERITIES))
     whole = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and count and not rest
     if not whole or (labels.reshape(len(SEVERITIES), -1) != labels[:count]).any():
         raise DataError(
             f"{root / 'labels.npy'} is {labels.dtype} {list(labels.shape)}; it must hold the labels of the test "
-            f"split five times over, once for each severity. {AGAIN}"
+            f"split five times over, once for each severity. {REMEDY}"
         )
-    names = _known([p.stem for p in root.glob("*.npy")])
+    passed = PassedOver(root)
+    names = _own(there, ".npy", passed)
     if not names:
-        raise DataError(f"{root} holds labels.npy, but no <corruption>.npy. {AGAIN}")
+        raise DataError(f"{root} holds labels.npy, but no <corruption>.npy. {REMEDY}")
     height, width, channels = (*_load(root / f"{names[0]}.npy", mapped=True).shape[1:], 0, 0, 0)[:3]
     return ArrayArchive(
         root=root,
         corruptions=names,
         labels_N=labels[:count].astype(np.int64),
         image_shape=(int(height), int(width), int(channels)),
+        passed_over=passed.notes(),
     )
 
 
@@ -150,7 +171,7 @@ def _load(path: Path, *, mapped: bool) -> np.ndarray:
     try:
         return np.asarray(np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False))
     except (OSError, ValueError, EOFError, TypeError) as error:
-        raise DataError(f"{path} cannot be read as an array ({error}). {AGAIN}") from error
+        raise DataError(f"{path} cannot be read as an array ({error}). {REMEDY}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +183,7 @@ class FolderArchive:
     files_N: tuple[str, ...]  # <class>/<file>, sorted: row i of the split
     labels_N: Ints
     image_shape: tuple[int, int, int]
+    passed_over: tuple[str, ...] = ()
 
     @functools.cached_property
     def digest(self) -> str:
@@ -182,31 +204,37 @@ class FolderArchive:
             if image.shape != self.image_shape:
                 raise DataError(
                     f"{folder / self.files_N[row]} is {list(image.shape)}, the first image of the archive "
-                    f"{list(self.image_shape)}; all must have one size. {AGAIN}"
+                    f"{list(self.image_shape)}; all must have one size. {REMEDY}"
                 )
             into[:] = image
         return images
 
 
-def _open_folders(root: Path) -> FolderArchive:
-    names = _known([p.name for p in root.iterdir() if p.is_dir()])
+def _open_folders(root: Path, there: Sequence[Path]) -> FolderArchive:
+    passed = PassedOver(root)
+    names = _own(there, "", passed)
+    if not names:
+        raise DataError(f"{root} holds no folder that is named as a published corruption. {REMEDY}")
+    for path in (path for name in names for path in entries(root / name)):
+        if path.name not in map(str, SEVERITIES):
+            passed.add(HIDDEN if is_hidden(path.name) else "not named after a severity", path)
     listed = {
-        (name, severity): tuple(
-            sorted(f"{p.parent.name}/{p.name}" for p in _image_files(root, name, severity))
-        )
+        (name, severity): _image_files(root / name / str(severity), passed)
         for name in names
         for severity in SEVERITIES
     }
-    if not names:
-        raise DataError(f"{root} holds no folder that is named as a published corruption. {AGAIN}")
     files = listed[names[0], 1]
+    if not files:
+        raise DataError(
+            f"{root / names[0] / '1'} holds no images <class>/<file> ({', '.join(SUFFIXES)}). {REMEDY}"
+        )
     for (name, severity), found in listed.items():
-        if found != files or not files:
+        if found != files:
             odd = sorted(set(found) ^ set(files))[:1]
             raise DataError(
                 f"{root / name / str(severity)} has {len(found)} images, {names[0]}/1 has {len(files)}"
                 + (f" (only one of them has {odd[0]})" if odd else "")
-                + f"; every severity of every corruption must have the same files. {AGAIN}"
+                + f"; every severity of every corruption must have the same files. {REMEDY}"
             )
     classes = sorted({file.partition("/")[0] for file in files})
     height, width, channels = _decode(root / names[0] / "1" / files[0]).shape
@@ -216,12 +244,19 @@ def _open_folders(root: Path) -> FolderArchive:
         files_N=files,
         labels_N=np.array([classes.index(file.partition("/")[0]) for file in files], np.int64),
         image_shape=(height, width, channels),
+        passed_over=passed.notes(),
     )
 
 
-def _image_files(root: Path, name: str, severity: int) -> list[Path]:
-    found = (root / name / str(severity)).glob("*/*")
-    return [p for p in found if p.suffix.lower() in (".jpeg", ".jpg", ".png")]
+def _image_files(folder: Path, passed: PassedOver) -> tuple[str, ...]:
+    """<class>/<file> of the images of one severity of a corruption, sorted."""
+    files = []
+    for path in iter_files(folder, SUFFIXES, passed) if folder.is_dir() else ():
+        if path.parent.parent == folder:
+            files.append(f"{path.parent.name}/{path.name}")
+        else:
+            passed.add("not in a class folder", path)
+    return tuple(sorted(files))
 
 
 def _decode(path: Path) -> Pixels:
@@ -229,4 +264,4 @@ def _decode(path: Path) -> Pixels:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}). {AGAIN}") from error
+        raise DataError(f"{path} cannot be read as an image ({error}). {REMEDY}") from error

@@ -56,6 +56,7 @@ class ArrayDataset:
     """A split as one array, in memory or mapped from a file.
 
     `known_digest` is the digest of a mapped array, taken when it was written: it need not be read for it again.
+    `passed_over` says in sentences what lies beside the images and was not read; it is part of no digest.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ArrayDataset:
     corruption_table: str | None = None
     archive: Archive | None = None
     known_digest: str | None = None
+    passed_over: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_arrays(self)

@@ -14,7 +14,7 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.datasets.base import ArrayDataset, Split
+from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden
 from tasks.datasets.source import DATA_VARIABLE, DATASETS, DataSource
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
@@ -33,13 +34,17 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.er
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """The published Python batches of a data set: their folder, their files, the key of the labels."""
+    """The published Python batches of a data set: their folder, their files, the key of the labels.
+
+    beside: files of the published archive that are not needed.
+    """
 
     title: str
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
     labels: bytes
+    beside: tuple[str, ...]
 
 
 BATCHES = {
@@ -49,6 +54,7 @@ BATCHES = {
         train=tuple(f"data_batch_{i}" for i in range(1, 6)),
         test=("test_batch",),
         labels=b"labels",
+        beside=("batches.meta", "readme.html"),
     ),
     "cifar100": Batches(
         title="CIFAR-100",
@@ -56,6 +62,7 @@ BATCHES = {
         train=("train",),
         test=("test",),
         labels=b"fine_labels",
+        beside=("meta", "file.txt~"),
     ),
 }
 
@@ -72,9 +79,13 @@ def load_cifar(source: DataSource, split: Split) -> ArrayDataset:
         folder / name / f"{split}.npz": _read_npz,
         folder / name / f"{name}_{split}_webp.zip": _read_strips,
     }
-    for path, read in readers.items():
-        if path.exists():
-            return read(path, name, split)
+    there = [path for path in readers if path.exists()]
+    if there:
+        passed = PassedOver(folder)
+        for path in there[1:]:
+            passed.add(f"beside {there[0].name}, which is read", path)
+        data = readers[there[0]](there[0], name, split)
+        return replace(data, passed_over=(*data.passed_over, *passed.notes()))
     downloader = f"torchvision.datasets.{published.title.replace('-', '')}(root, download=True)"
     raise DataError(
         f"No {published.title} under {folder}: none of {', '.join(str(p.relative_to(folder)) for p in readers)} is "
@@ -83,7 +94,15 @@ def load_cifar(source: DataSource, split: Split) -> ArrayDataset:
     )
 
 
-def _dataset(name: str, split: Split, images: Pixels, labels: Ints, ids: Ints | None = None) -> ArrayDataset:
+def _dataset(
+    name: str,
+    split: Split,
+    images: Pixels,
+    labels: Ints,
+    *,
+    ids: Ints | None = None,
+    passed: PassedOver,
+) -> ArrayDataset:
     return ArrayDataset(
         name=name,
         split=split,
@@ -91,27 +110,36 @@ def _dataset(name: str, split: Split, images: Pixels, labels: Ints, ids: Ints | 
         image_ids_N=np.arange(len(images)) if ids is None else ids,
         labels_N=labels,
         images_NHWC_u8=images,
+        passed_over=passed.notes(),
     )
 
 
 def _read_npz(path: Path, name: str, split: Split) -> ArrayDataset:
+    passed = PassedOver(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"].astype(np.int64)
+            for other in sorted(set(arrays) - {"images", "labels"}):
+                passed.add("not named images or labels", Path(other))
     except (*_DAMAGED, TypeError) as error:  # TypeError: a lone array is no archive
         raise DataError(
-            f"{path} cannot be read as arrays `images` and `labels` ({error}). Make it again."
+            f"{path} cannot be read as a NumPy archive of arrays `images` [N, 32, 32, 3] and `labels` [N] ({error}). "
+            "Write one with numpy.savez."
         ) from error
-    return _dataset(name, split, images, labels)
+    return _dataset(name, split, images, labels, passed=passed)
 
 
 def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
     """A zip of lossless WebP strips (32 px wide, images one below the other), labels_u1.npy, maybe ids.npy."""
     strips = []
-    member = ""
+    member = "the archive"
+    passed = PassedOver(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in sorted(n for n in archive.namelist() if n.endswith(".webp")):
+            own = [n for n in archive.namelist() if n.endswith(".webp") and not is_hidden(Path(n).name)]
+            for other in sorted(set(archive.namelist()) - {*own, "labels_u1.npy", "ids.npy"}):
+                passed.add("neither strips nor labels", Path(other))
+            for member in sorted(own):
                 with Image.open(io.BytesIO(archive.read(member))) as strip:
                     strips.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
             labels = np.load(io.BytesIO(archive.read(member := "labels_u1.npy")), allow_pickle=False)
@@ -120,12 +148,14 @@ def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
                 ids = np.load(io.BytesIO(archive.read(member := "ids.npy")), allow_pickle=False)
     except _DAMAGED as error:
         raise DataError(
-            f"{path}: {member or 'the archive'} is truncated or not an image ({error}). "
-            "Copy the file again; nothing was written."
+            f"{path}: {member} cannot be read ({error}). Give a zip of lossless WebP strips and labels_u1.npy."
         ) from error
     if not strips:
-        raise DataError(f"{path} holds no .webp images. Copy the file again.")
-    return _dataset(name, split, np.concatenate(strips), labels.astype(np.int64), ids.astype(np.int64))
+        raise DataError(
+            f"{path} holds no .webp images. Give a zip of lossless WebP strips and labels_u1.npy."
+        )
+    images, labels, ids = np.concatenate(strips), labels.astype(np.int64), ids.astype(np.int64)
+    return _dataset(name, split, images, labels, ids=ids, passed=passed)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -158,7 +188,13 @@ def _read_python_batches(folder: Path, name: str, split: Split) -> ArrayDataset:
             labels.append(np.asarray(batch[published.labels], dtype=np.int64))
         except (*_DAMAGED, pickle.UnpicklingError, TypeError, AttributeError, IndexError) as error:
             raise DataError(
-                f"{path} is missing, truncated, or no {published.title} batch ({error}). "
-                "Unpack the published archive again."
+                f"{path} cannot be read as a {published.title} batch ({error}). Give the file as the published archive "
+                "holds it."
             ) from error
-    return _dataset(name, split, np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels))
+    passed = PassedOver(folder)
+    for path in entries(folder):
+        if path.name not in {*published.train, *published.test, *published.beside}:
+            passed.add(HIDDEN if is_hidden(path.name) else "not part of the published archive", path)
+    return _dataset(
+        name, split, np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels), passed=passed
+    )

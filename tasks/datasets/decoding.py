@@ -49,7 +49,8 @@ class Listing:
     """The encoded images of a split in a stable order, with their labels; none is decoded.
 
     `files` are read for them; `batches` starts from the first image each time it is called. image_size: side of the
-    square that each is resized and cropped to; None where all have one size.
+    square that each is resized and cropped to; None where all have one size. passed_over: what was not read, in
+    sentences.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Listing:
     image_size: int | None
     files: Sequence[Path]
     batches: Callable[[], Iterator[Sequence[Encoded]]]
+    passed_over: tuple[str, ...] = ()
 
 
 def decode_listing(listing: Listing) -> ArrayDataset:
@@ -80,6 +82,7 @@ def decode_listing(listing: Listing) -> ArrayDataset:
         labels_N=listing.labels_N[order_N],
         images_NHWC_u8=images,
         known_digest=known_digest,
+        passed_over=listing.passed_over,
     )
 
 
@@ -98,7 +101,9 @@ def native_size(first: Encoded) -> int:
     try:
         height, width = map(int, decode_image(first.content).shape[:2])
     except UnreadableImageError as error:
-        raise DataError(f"{first.name} cannot be read: {error}. Copy it again, or remove it.") from error
+        raise DataError(
+            f"{first.name} cannot be read: {error}. Put a whole image there, or remove it."
+        ) from error
     if height != width:
         raise DataError(
             f"{first.name} is {width} x {height} px, and a DNN takes squares of one size. Set data.image_size to their "
@@ -119,7 +124,7 @@ def _fill(images_NHWC_u8: Pixels, listing: Listing, order_N: Ints) -> None:
             for found in pool.map(decode, batch):
                 if isinstance(found, str):
                     unreadable.append(found)
-                else:
+                elif done < len(order_N):
                     images_NHWC_u8[row_of[done]] = found
                 done += 1
             if len(unreadable) >= _ENOUGH:
@@ -132,8 +137,8 @@ def _fill(images_NHWC_u8: Pixels, listing: Listing, order_N: Ints) -> None:
         )
     if done != len(order_N):
         raise DataError(
-            f"{listing.files[0].parent} changed while it was read: {done} images were there of {len(order_N)}. "
-            "Run the command again."
+            f"{listing.files[0].parent}: {len(order_N)} images of the {listing.split} split were listed, and then "
+            f"{done} were read. Run the command again while nothing writes there."
         )
 
 
@@ -169,9 +174,14 @@ def _kept(listing: Listing, order_N: Ints, shape: tuple[int, ...]) -> tuple[Pixe
         images: Pixels = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
         digest = str(json.loads(note.read_text(encoding="utf-8"))["digest"])
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path} is damaged ({error}). Delete it; it is made again.") from error
+        raise DataError(
+            f"{path}, or {note.name} beside it, cannot be read ({error}). Delete both; the next run makes them."
+        ) from error
     if images.shape != shape or images.dtype != np.uint8:
-        raise DataError(f"{path} is damaged ({images.dtype} {images.shape}). Delete it; it is made again.")
+        raise DataError(
+            f"{path} is {images.dtype} {list(images.shape)}; it must be uint8 {list(shape)}. Delete it; the next run "
+            "makes it."
+        )
     return images, digest
 
 
@@ -180,6 +190,11 @@ def _key(listing: Listing, shape: tuple[int, ...]) -> str:
     digest = hashlib.blake2b(repr((_DECODER, shape, listing.image_size)).encode(), digest_size=12)
     digest.update(listing.labels_N.astype("<i8").tobytes())
     for file in listing.files:
-        found = file.stat()
+        try:
+            found = file.stat()
+        except OSError as error:
+            raise DataError(
+                f"{file} cannot be read ({error.strerror}). Put a whole image there, or remove it."
+            ) from error
         digest.update(repr((str(file), found.st_size, found.st_mtime_ns)).encode())
     return digest.hexdigest()

@@ -4,12 +4,11 @@
     data.train/CLASS/…/FILE    and    data.test/CLASS/…/FILE
 
 Classes are in the order of their sorted names (torchvision.datasets.ImageFolder's), or that of data.classes, which may
-name classes that have no folder.
+name classes that have no folder. Hidden files and folders, and files with other suffixes, are passed over.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from tasks.datasets.base import Split
 from tasks.datasets.decoding import BATCH, Encoded, Listing, native_size
+from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden, iter_files
 from tasks.datasets.source import IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, DataSource, table_for
 from tasks.errors import DataError, near_names
 
@@ -41,12 +41,14 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 def describe_folder(source: DataSource) -> DatasetInfo:
     """The classes and the image size, by the training split's class folders and its first image."""
     train = split_folder(source, "train")
-    classes = source.classes or _class_folders(train)
+    passed = PassedOver(train)
+    there = _class_folders(train, passed)
+    classes = source.classes or there
     size = source.image_size
     if size is None:
-        first = next(iter_images(train / _class_folders(train)[0]), None)
+        first = next(iter_files(train / there[0], SUFFIXES, passed), None)
         if first is None:
-            raise _empty(train / _class_folders(train)[0])
+            raise _empty(train / there[0], passed)
         size = native_size(Encoded(name=str(first), content=first))
     return DatasetInfo(
         classes=classes,
@@ -60,22 +62,30 @@ def describe_folder(source: DataSource) -> DatasetInfo:
 def list_folder(source: DataSource, split: Split) -> Listing:
     """The images of a split, sorted by class folder and path. Raises DataError for what is missing or empty."""
     folder = split_folder(source, split)
-    there = _class_folders(folder)
-    classes = source.classes or _class_folders(split_folder(source, "train"))
+    passed = PassedOver(folder)
+    there = _class_folders(folder, passed)
+    classes = source.classes or (there if split == "train" else _training_classes(source))
     _check_classes(folder, there, classes, given=source.classes is not None)
     files: list[Path] = []
     labels: list[int] = []
     for name in there:
-        found = list(iter_images(folder / name))
+        found = list(iter_files(folder / name, SUFFIXES, passed))
         if not found:
-            raise _empty(folder / name)
+            raise _empty(folder / name, passed)
         files += found
         labels += [classes.index(name)] * len(found)
-    return files_listing(source, split, classes, files, labels)
+    unused = _unused_splits(source) if split == "test" else ()
+    return files_listing(source, split, classes, files, labels, passed_over=(*passed.notes(), *unused))
 
 
 def files_listing(
-    source: DataSource, split: Split, classes: tuple[str, ...], files: Sequence[Path], labels: Sequence[int]
+    source: DataSource,
+    split: Split,
+    classes: tuple[str, ...],
+    files: Sequence[Path],
+    labels: Sequence[int],
+    *,
+    passed_over: tuple[str, ...],
 ) -> Listing:
     """A listing whose images are files."""
 
@@ -91,6 +101,7 @@ def files_listing(
         image_size=source.image_size,
         files=files,
         batches=batches,
+        passed_over=passed_over,
     )
 
 
@@ -115,22 +126,39 @@ def split_folder(source: DataSource, split: Split) -> Path:
     )
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+def _unused_splits(source: DataSource) -> tuple[str, ...]:
+    """A sentence about folders of the root that would have been the test split had another one not been there."""
+    if source.test is not None:
+        return ()
+    used = split_folder(source, "test")
+    passed = PassedOver(used.parent)
+    for name in TEST_FOLDERS:
+        other = used.parent / name
+        if other.is_dir() and not other.samefile(used):
+            passed.add(f"beside {used.name}/, which is the test split", other)
+    return passed.notes()
+
+
+def _training_classes(source: DataSource) -> tuple[str, ...]:
+    train = split_folder(source, "train")
+    return _class_folders(train, PassedOver(train))
+
+
+def _class_folders(folder: Path, passed: PassedOver) -> tuple[str, ...]:
+    """Names of the class folders, sorted; links to folders are among them."""
+    names = []
+    for path in entries(folder):
+        if is_hidden(path.name):
+            passed.add(HIDDEN, path)
+        elif path.is_dir():
+            names.append(path.name)
+        else:
+            passed.add("outside the class folders", path)
     if not names:
         raise DataError(
             f"{folder} holds no class folders. Put the images of each class into a folder with the class' name."
         )
-    return names
-
-
-def iter_images(folder: Path) -> Iterator[Path]:
-    """Image files of a folder and of those below it, sorted; hidden ones and other files are passed over."""
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield Path(parent) / name
+    return tuple(names)
 
 
 def _check_classes(folder: Path, there: Sequence[str], classes: Sequence[str], *, given: bool) -> None:
@@ -149,7 +177,6 @@ def _check_classes(folder: Path, there: Sequence[str], classes: Sequence[str], *
         )
 
 
-def _empty(folder: Path) -> DataError:
-    return DataError(
-        f"The class folder {folder} holds no images ({', '.join(SUFFIXES)}). Put some there, or remove it."
-    )
+def _empty(folder: Path, passed: PassedOver) -> DataError:
+    text = f"The class folder {folder} holds no images ({', '.join(SUFFIXES)}). Put some there, or remove it."
+    return DataError(" ".join((text, *passed.notes())))

@@ -1,8 +1,9 @@
 """Parquet or Arrow tables in, a listing of a split out: a column of encoded images, and a column of labels.
 
-The image column holds bytes of image files, or Hugging Face's struct {bytes, path}. Labels are integers, or strings
-(also as a dictionary). Names of the classes, in this order of precedence: data.classes; the ClassLabel that Hugging
-Face keeps in the schema's metadata; for strings, the sorted ones of the training split.
+The image column holds bytes of image files, or Hugging Face's struct {bytes, path}. Labels are integers or strings.
+Either may be of any Arrow type that holds such values (tasks.datasets.column_kinds). Names of the classes, in this
+order of precedence: data.classes; the ClassLabel that Hugging Face keeps in the schema's metadata; for strings, the
+sorted ones of the training split.
 """
 
 from __future__ import annotations
@@ -17,6 +18,15 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.datasets.base import Split
+from tasks.datasets.column_kinds import (
+    IMAGE_TYPES,
+    LABEL_TYPES,
+    holds_bytes,
+    image_candidates,
+    is_text,
+    is_whole,
+    values_of,
+)
 from tasks.datasets.decoding import BATCH, Encoded, Listing, native_size
 from tasks.datasets.source import IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, DataSource, table_for
 from tasks.datasets.table_files import iter_rows, read_schema, split_files
@@ -37,7 +47,7 @@ class Columns:
 
 def describe_table(source: DataSource) -> DatasetInfo:
     """Classes and image size, by the training split's schema and its first image."""
-    files = split_files(source, "train")
+    files = split_files(source, "train").files
     columns = find_columns(source, files[0])
     first = next(_batches(files, columns), None)
     if first is None:
@@ -55,11 +65,14 @@ def describe_table(source: DataSource) -> DatasetInfo:
 def list_table(source: DataSource, split: Split) -> Listing:
     """The images of a split in the order of files and rows. Raises DataError for what cannot be used."""
     train = split_files(source, "train")
-    classes = _classes(source, train, find_columns(source, train[0]))
-    files = train if split == "train" else split_files(source, split)
-    columns = find_columns(source, files[0])
+    first = find_columns(source, train.files[0])
+    classes = _classes(source, train.files, first)
+    there = train if split == "train" else split_files(source, split)
+    files, columns = there.files, find_columns(source, there.files[0])
     for path in files if source.classes is None else ():
         _check_names(path, find_columns(source, path).names, classes)
+        if first.names is None:
+            _check_text(path, columns)
     labels_N = np.concatenate([_labels(path, columns, classes) for path in files])
     if not len(labels_N):
         raise _no_rows(files, split)
@@ -71,6 +84,7 @@ def list_table(source: DataSource, split: Split) -> Listing:
         image_size=source.image_size,
         files=files,
         batches=lambda: _batches(files, columns),
+        passed_over=there.passed_over,
     )
 
 
@@ -87,8 +101,7 @@ def find_columns(source: DataSource, path: Path) -> Columns:
     image = source.image_column or _only(
         path,
         "image",
-        [n for n in schema.names if _kind(features, n) == "Image"]
-        or [field.name for field in schema if _holds_bytes(field.type)],
+        [n for n in schema.names if _kind(features, n) == "Image"] or image_candidates(schema),
         schema,
     )
     label = source.label_column or _only(
@@ -98,13 +111,7 @@ def find_columns(source: DataSource, path: Path) -> Columns:
         or [n for n in schema.names if n == "label"],
         schema,
     )
-    _check_column(path, schema, image, "image")
-    _check_column(path, schema, label, "label")
-    if not _holds_bytes(schema.field(image).type):
-        raise DataError(
-            f"{path}: the column {image!r} is {schema.field(image).type}; it must hold the bytes of image files, or "
-            "structs with such `bytes`. Set data.image_column to one that does."
-        )
+    _check_columns(path, image=image, label=label)
     names = features.get(label, {}).get("names")
     return Columns(
         image=image, label=label, names=tuple(map(str, names)) if isinstance(names, list) else None
@@ -125,12 +132,6 @@ def _kind(features: dict[str, Any], column: str) -> object:
     return features.get(column, {}).get("_type")
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
 def _only(path: Path, what: str, candidates: Sequence[str], schema: pa.Schema) -> str:
     if len(candidates) != 1:
         found = (
@@ -144,11 +145,26 @@ def _only(path: Path, what: str, candidates: Sequence[str], schema: pa.Schema) -
     return candidates[0]
 
 
-def _check_column(path: Path, schema: pa.Schema, name: str, what: str) -> None:
-    if name not in schema.names:
+def _check_columns(path: Path, *, image: str, label: str) -> None:
+    """Both are there, and of types that are read."""
+    schema = read_schema(path)
+    for name, what in ((image, "image"), (label, "label")):
+        if name not in schema.names:
+            raise DataError(
+                f"{path} has no column {name!r}{near_names(name, schema.names) or '.'} There are: "
+                f"{', '.join(schema.names)}. Set data.{what}_column."
+            )
+    kind = schema.field(image).type
+    if not holds_bytes(kind):
         raise DataError(
-            f"{path} has no column {name!r}{near_names(name, schema.names) or '.'} There are: "
-            f"{', '.join(schema.names)}. Set data.{what}_column."
+            f"{path}: the column {image!r} is {kind}; it must hold the bytes of image files, as {IMAGE_TYPES}. Set "
+            "data.image_column to one that does."
+        )
+    kind = schema.field(label).type
+    if not is_text(kind) and not is_whole(kind):
+        raise DataError(
+            f"{path}: the labels in column {label!r} are {kind}; they must be {LABEL_TYPES}. Set data.label_column to "
+            "a column that has such."
         )
 
 
@@ -156,16 +172,29 @@ def _classes(source: DataSource, train: Sequence[Path], columns: Columns) -> tup
     names = source.classes or columns.names
     if names is not None:
         return names
-    if not _is_text(read_schema(train[0]).field(columns.label).type):
+    found: set[str | None] = set()
+    for path in train:
+        _check_text(path, columns)
+        for values in _iter_values(path, columns, columns.label, LABEL_ROWS):
+            found.update(values)
+    return tuple(sorted(name for name in found if name is not None))
+
+
+def _check_text(path: Path, columns: Columns) -> None:
+    """Where nothing names the classes, labels must be the names."""
+    _check_columns(path, image=columns.image, label=columns.label)
+    if not is_text(read_schema(path).field(columns.label).type):
         raise DataError(
-            f"{train[0]}: the labels in column {columns.label!r} are numbers, and the schema names no classes. Set "
+            f"{path}: the labels in column {columns.label!r} are numbers, and the schema names no classes. Set "
             'data.classes to their names in the order of the numbers, as in --set "data.classes=[cat, dog]".'
         )
-    found: set[str] = set()
-    for path in train:
-        for batch in iter_rows(path, [columns.label], LABEL_ROWS):
-            found |= {str(v) for v in batch.column(0).unique().to_pylist() if v is not None}
-    return tuple(sorted(found))
+
+
+def _iter_values(path: Path, columns: Columns, name: str, batch_rows: int) -> Iterator[list[Any]]:
+    """Values of one of the columns of a file. Raises DataError where the file has other columns."""
+    _check_columns(path, image=columns.image, label=columns.label)
+    for batch in iter_rows(path, [name], batch_rows):
+        yield values_of(batch.column(0))
 
 
 def _check_names(path: Path, names: tuple[str, ...] | None, classes: tuple[str, ...]) -> None:
@@ -182,26 +211,14 @@ def _check_names(path: Path, names: tuple[str, ...] | None, classes: tuple[str, 
         )
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 def _labels(path: Path, columns: Columns, classes: tuple[str, ...]) -> Ints:
     """Labels of a file as numbers of classes. Raises DataError naming the first row that has none."""
-    schema = read_schema(path)
-    for name, what in ((columns.image, "image"), (columns.label, "label")):
-        _check_column(path, schema, name, what)
-    kind, text = schema.field(columns.label).type, _is_text(schema.field(columns.label).type)
-    if not text and not pa.types.is_integer(kind):
-        raise DataError(
-            f"{path}: the labels in column {columns.label!r} are {kind}; they must be integers or strings. "
-            "Set data.label_column to a column that has such."
-        )
+    _check_columns(path, image=columns.image, label=columns.label)
+    text = is_text(read_schema(path).field(columns.label).type)
     number = {name: label for label, name in enumerate(classes)}
     found: list[int] = []
-    for batch in iter_rows(path, [columns.label], LABEL_ROWS):
-        for value in batch.column(0).to_pylist():
+    for values in _iter_values(path, columns, columns.label, LABEL_ROWS):
+        for value in values:
             label = number.get(value) if text else value
             if label is None or not 0 <= label < len(classes):
                 raise DataError(
@@ -220,10 +237,8 @@ def _labels(path: Path, columns: Columns, classes: tuple[str, ...]) -> Ints:
 def _batches(files: Sequence[Path], columns: Columns) -> Iterator[Sequence[Encoded]]:
     for path in files:
         row = 0
-        for batch in iter_rows(path, [columns.image], BATCH):
-            contents = [
-                _bytes_of(value, path, row + i) for i, value in enumerate(batch.column(0).to_pylist())
-            ]
+        for values in _iter_values(path, columns, columns.image, BATCH):
+            contents = [_bytes_of(value, path, row + i) for i, value in enumerate(values)]
             yield [
                 Encoded(name=f"{path}, row {row + i}", content=content) for i, content in enumerate(contents)
             ]

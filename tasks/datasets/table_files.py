@@ -2,7 +2,7 @@
 
 Read are .parquet, and .arrow or .feather in Arrow's file or stream format (the latter is what Hugging Face's `datasets`
 keeps on disk). Splits are told apart as on the Hugging Face hub: by `train`, `test` or `validation` as the beginning of
-a file's or a folder's name.
+a file's or a folder's name. In folders, names that begin with `.` or `_` are passed over, as pyarrow.dataset does.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from tasks.datasets.base import Split
+from tasks.datasets.own_files import PassedOver, iter_files
 from tasks.datasets.source import DataSource
 from tasks.errors import DataError
 
@@ -23,39 +25,62 @@ SUFFIXES = (".parquet", ".arrow", ".feather")
 TEST_NAMES = ("test", "validation", "valid", "val")
 
 
-def split_files(source: DataSource, split: Split) -> list[Path]:
-    """The files of a split in the order of their names. Raises DataError where there are none."""
+@dataclass(frozen=True, kw_only=True)
+class SplitFiles:
+    """The tables of a split in the order of their names, and what else was there, in sentences."""
+
+    files: list[Path]
+    passed_over: tuple[str, ...] = ()
+
+
+def split_files(source: DataSource, split: Split) -> SplitFiles:
+    """The files of a split. Raises DataError where there are none."""
     given = source.train if split == "train" else source.test
     if given is not None:
         return _given_files(Path(given).expanduser(), split)
     root = source.folder("the Parquet data set")
-    there = _table_files(root)
-    names = ("train",) if split == "train" else TEST_NAMES
+    passed = PassedOver(root)
+    there = _table_files(root, passed)
+    names: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": TEST_NAMES}
+    files = {part: _named(there, root, names[part]) for part in names}
+    if not files[split]:
+        raise DataError(
+            f"{root} has no file or folder whose name begins with {' or '.join(names[split])} and that is Parquet or "
+            f"Arrow ({', '.join(SUFFIXES)}); there are {len(there)} such files in all. Set data.train and data.test to "
+            f"the files, or to folders of them.{''.join(f' {note}' for note in passed.notes())}"
+        )
+    used = {*files["train"], *files["test"]}
+    for path in there:
+        if path not in used:
+            passed.add("of neither split", path)
+    return SplitFiles(files=files[split], passed_over=passed.notes())
+
+
+def _named(there: Sequence[Path], root: Path, names: Sequence[str]) -> list[Path]:
+    """The tables that go by the first of the names that any table goes by."""
     for name in names:
         begins = re.compile(rf"(^|/){name}([-_./0-9]|$)")
         found = [path for path in there if begins.search(path.relative_to(root).as_posix())]
         if found:
             return found
-    raise DataError(
-        f"{root} has no file or folder whose name begins with {' or '.join(names)} and that is Parquet or Arrow "
-        f"({', '.join(SUFFIXES)}); there are {len(there)} such files in all. Set data.train and data.test to the "
-        "files, or to folders of them."
-    )
+    return []
 
 
-def _given_files(path: Path, split: Split) -> list[Path]:
+def _given_files(path: Path, split: Split) -> SplitFiles:
     if path.is_file():
-        return [path]
-    found = _table_files(path) if path.is_dir() else []
+        return SplitFiles(files=[path])
+    passed = PassedOver(path)
+    found = _table_files(path, passed) if path.is_dir() else []
     if not found:
         raise DataError(
             f"data.{split} {path} is neither a file nor a folder that holds some ({', '.join(SUFFIXES)}). Correct it."
+            f"{''.join(f' {note}' for note in passed.notes())}"
         )
-    return found
+    return SplitFiles(files=found, passed_over=passed.notes())
 
 
-def _table_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+def _table_files(folder: Path, passed: PassedOver) -> list[Path]:
+    return sorted(iter_files(folder, SUFFIXES, passed, underscores=False))
 
 
 def read_schema(path: Path) -> pa.Schema:
@@ -72,7 +97,9 @@ def iter_rows(path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[p
     with _reading(path):
         if path.suffix.lower() == ".parquet":
             with pa.parquet.ParquetFile(path) as file:
-                yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
+                for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns)):
+                    if batch.num_rows:  # a row group may be empty
+                        yield batch
             return
         with pa.memory_map(str(path)) as stream:
             for batch in _open_arrow(stream)[1]:
@@ -93,9 +120,11 @@ def _open_arrow(stream: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBat
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
+    kind = "Parquet" if path.suffix.lower() == ".parquet" else "an Arrow file or stream"
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"{path} is truncated, or neither Parquet nor Arrow ({' '.join(str(error).split())}). Copy it again."
+            f"{path} cannot be read as {kind} ({' '.join(str(error).split())}). Give a whole file of that format, or "
+            "remove it."
         ) from error

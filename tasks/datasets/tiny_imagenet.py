@@ -15,12 +15,13 @@ from pathlib import Path
 
 from tasks.datasets.base import Split
 from tasks.datasets.decoding import Listing
-from tasks.datasets.image_folder import files_listing, iter_images
+from tasks.datasets.image_folder import SUFFIXES, files_listing
+from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden, iter_files
 from tasks.datasets.source import DATA_VARIABLE, DatasetInfo, DataSource, table_for
 from tasks.errors import DataError
 
 FOLDER = "tiny-imagenet-200"
-AGAIN = "Unpack the published archive again."
+REMEDY = "Give the folder as the published archive holds it."
 SIZE = 64
 # Of the whole training split, as published with many checkpoints. A fifth of it, 100 images a class, has
 # 0.4814, 0.4491, 0.3986 and 0.2764, 0.2686, 0.2818.
@@ -43,17 +44,18 @@ def list_tiny_imagenet(source: DataSource, split: Split) -> Listing:
     """The images of a split, sorted by id and file name. Raises DataError for what is missing."""
     folder = _folder(source)
     wnids = read_wnids(folder)
-    pairs = _training(folder, wnids) if split == "train" else _validation(folder, wnids)
-    labels = {wnid: label for label, wnid in enumerate(wnids)}
-    files = [path for _, path in pairs]
-    return files_listing(source, split, class_names(folder), files, [labels[wnid] for wnid, _ in pairs])
+    passed = PassedOver(folder)
+    pairs = _training(folder, wnids, passed) if split == "train" else _validation(folder, wnids, passed)
+    number = {wnid: label for label, wnid in enumerate(wnids)}
+    files, labels = [path for _, path in pairs], [number[wnid] for wnid, _ in pairs]
+    return files_listing(source, split, class_names(folder), files, labels, passed_over=passed.notes())
 
 
 def read_wnids(folder: Path) -> tuple[str, ...]:
     """The WordNet ids of the classes, sorted."""
     wnids = tuple(sorted(_lines(folder / "wnids.txt")))
     if not wnids:
-        raise DataError(f"{folder / 'wnids.txt'} is empty. {AGAIN}")
+        raise DataError(f"{folder / 'wnids.txt'} is empty; it must name the classes, one a line. {REMEDY}")
     return wnids
 
 
@@ -63,40 +65,56 @@ def class_names(folder: Path) -> tuple[str, ...]:
     wnids = read_wnids(folder)
     missing = [wnid for wnid in wnids if wnid not in words]
     if missing:
-        raise DataError(f"{folder / 'words.txt'} has no name of {missing[0]}. {AGAIN}")
+        raise DataError(
+            f"{folder / 'words.txt'} has no name of {missing[0]}, which wnids.txt names. {REMEDY}"
+        )
     names = [words[wnid].partition(",")[0].strip() for wnid in wnids]
     return tuple(n if names.count(n) == 1 else f"{n} ({wnid})" for n, wnid in zip(names, wnids, strict=True))
 
 
-def _training(folder: Path, wnids: tuple[str, ...]) -> list[tuple[str, Path]]:
+def _training(folder: Path, wnids: tuple[str, ...], passed: PassedOver) -> list[tuple[str, Path]]:
     pairs = []
     for wnid in wnids:
-        found = list(iter_images(folder / "train" / wnid / "images"))
+        images = folder / "train" / wnid / "images"
+        found = list(iter_files(images, SUFFIXES, passed)) if images.is_dir() else []
         if not found:
-            raise DataError(f"{folder / 'train' / wnid / 'images'} holds no images. {AGAIN}")
+            raise DataError(
+                f"{images} holds no images; wnids.txt names this class, so it must have some. {REMEDY}"
+            )
         pairs += [(wnid, path) for path in found]
+    _pass_over_others(folder / "train", set(wnids), "not in wnids.txt", passed)
     return pairs
 
 
-def _validation(folder: Path, wnids: tuple[str, ...]) -> list[tuple[str, Path]]:
+def _validation(folder: Path, wnids: tuple[str, ...], passed: PassedOver) -> list[tuple[str, Path]]:
     path = folder / "val" / "val_annotations.txt"
+    images = folder / "val" / "images"
     pairs = []
     for number, line in enumerate(_lines(path), start=1):
         name, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0]
         if wnid not in wnids:
-            raise DataError(f"{path}, line {number}: {wnid!r} is not in wnids.txt. {AGAIN}")
-        pairs.append((wnid, folder / "val" / "images" / name))
+            raise DataError(f"{path}, line {number}: {wnid!r} is not in wnids.txt. {REMEDY}")
+        pairs.append((wnid, images / name))
     if not pairs:
-        raise DataError(f"{path} is empty. {AGAIN}")
+        raise DataError(f"{path} is empty; it must have a line for each image. {REMEDY}")
+    if images.is_dir():
+        _pass_over_others(images, {image.name for _, image in pairs}, "not in val_annotations.txt", passed)
     return sorted(pairs, key=lambda pair: f"{pair[0]}/{pair[1].name}")
+
+
+def _pass_over_others(folder: Path, own: set[str], kind: str, passed: PassedOver) -> None:
+    """Notes what lies in a folder besides the names of its manifest."""
+    for path in entries(folder):
+        if path.name not in own:
+            passed.add(HIDDEN if is_hidden(path.name) else kind, path)
 
 
 def _lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}). {AGAIN}") from error
+        raise DataError(f"{path} cannot be read ({error}). {REMEDY}") from error
 
 
 def _folder(source: DataSource) -> Path:

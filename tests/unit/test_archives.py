@@ -161,7 +161,7 @@ def test_an_archive_that_is_not_of_the_data_set_is_refused(tmp_path, data, neede
         ({"corruption": "frost"}, DataError, r"no corruption 'frost'.*There are: fog, snow"),
         ({"corruption": "frst"}, ConfigError, "did you mean 'frost'"),
         ({"severity": 6}, ConfigError, r"severity=6 is outside 1\.\.5"),
-        ({"rows": [3, 12]}, DataError, "has 12 images a severity; rows 3 to 12"),
+        ({"rows": [3, 12]}, DataError, "has 12 images a severity, so its rows are 0 to 11; rows 3 to 12"),
         ({"rows": [-1]}, DataError, "rows -1 to -1"),
     ],
 )

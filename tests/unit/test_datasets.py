@@ -124,7 +124,7 @@ def test_a_batch_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path)
 def test_a_file_that_is_no_batch_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     folder = write_batches(tmp_path, IMAGES, LABELS.tolist())
     (folder / "test_batch").write_bytes(content)
-    with pytest.raises(DataError, match="test_batch is missing, truncated"):
+    with pytest.raises(DataError, match="test_batch cannot be read as a CIFAR-10 batch"):
         load_dataset("cifar10", "test", root=str(tmp_path))
 
 
@@ -135,7 +135,7 @@ def test_a_truncated_or_missing_batch_is_refused_by_name(tmp_path: Path) -> None
     with pytest.raises(DataError, match="data_batch_3"):
         load_dataset("cifar10", "train", root=str(tmp_path))
     (folder / "data_batch_3").unlink()
-    with pytest.raises(DataError, match="data_batch_3 is missing"):
+    with pytest.raises(DataError, match=r"data_batch_3 cannot be read .*No such file"):
         load_dataset("cifar10", "train", root=str(tmp_path))
 
 
@@ -148,7 +148,7 @@ def test_npz_arrays_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_npz_with_a_pickled_array_is_refused(tmp_path: Path) -> None:
     write_npz(tmp_path, images=IMAGES, labels=np.array([{}] * 10, dtype=object))
-    with pytest.raises(DataError, match=r"test\.npz cannot be read.*Make it again"):
+    with pytest.raises(DataError, match=r"test\.npz cannot be read.*`images` .*numpy\.savez"):
         load_dataset("cifar10", "test", root=str(tmp_path))
 
 
@@ -185,7 +185,7 @@ def test_a_truncated_zip_is_refused(tmp_path: Path, share: float) -> None:
     path = write_zip(tmp_path, {"a.webp": webp(IMAGES), "labels_u1.npy": npy(LABELS)})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(DataError, match=r"webp\.zip.*Copy the file again"):
+    with pytest.raises(DataError, match=r"webp\.zip.*Give a zip of lossless WebP strips"):
         load_dataset("cifar10", "test", root=str(tmp_path))
 
 
@@ -193,7 +193,7 @@ def test_a_truncated_zip_is_refused(tmp_path: Path, share: float) -> None:
 def test_a_truncated_strip_is_refused_by_name(tmp_path: Path, share: float) -> None:
     strip = webp(IMAGES)
     write_zip(tmp_path, {"a.webp": strip[: int(len(strip) * share)], "labels_u1.npy": npy(LABELS)})
-    with pytest.raises(DataError, match=r"a\.webp is truncated or not an image.*Copy the file again"):
+    with pytest.raises(DataError, match=r"a\.webp cannot be read.*Give a zip of lossless WebP strips"):
         load_dataset("cifar10", "test", root=str(tmp_path))
 
 

@@ -130,7 +130,7 @@ def test_a_damaged_array_is_named(source: DataSource, mapped: Path, suffix: str)
     load_dataset(source, "train")
     (path,) = mapped.glob(f"*{suffix}")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match=r"\.npy is damaged.*Delete it"):
+    with pytest.raises(DataError, match=r"\.npy, or .*\.json beside it, cannot be read.*Delete both"):
         load_dataset(source, "train")
 
 

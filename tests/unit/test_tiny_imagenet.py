@@ -121,3 +121,20 @@ def test_a_class_without_training_images_is_named(source: DataSource, folder: Pa
         path.unlink()
     with pytest.raises(DataError, match=r"train/n02/images holds no images"):
         load_dataset(source, "train")
+
+
+def test_the_manifests_say_which_images_are_read(source: DataSource, folder: Path) -> None:
+    before = {split: load_dataset(source, split) for split in ("train", "test")}  # type: ignore[arg-type]
+    assert [data.passed_over for data in before.values()] == [(), ()]
+    save(folder / "train" / "n09" / "images" / "n09_0.JPEG", 0, 0)
+    save(folder / "train" / "n01" / "images" / ".ipynb_checkpoints" / "n01_0.JPEG", 0, 0)
+    save(folder / "val" / "images" / "val_99.JPEG", 0, 0)
+    train, test = (load_dataset(source, split) for split in ("train", "test"))  # type: ignore[arg-type]
+    assert (train.digest(), test.digest()) == (before["train"].digest(), before["test"].digest())
+    assert train.passed_over == (
+        f"Passed over in {folder}: 1 hidden (train/n01/images/.ipynb_checkpoints); "
+        "1 not in wnids.txt (train/n09).",
+    )
+    assert test.passed_over == (
+        f"Passed over in {folder}: 1 not in val_annotations.txt (val/images/val_99.JPEG).",
+    )

@@ -1,0 +1,280 @@
+"""What lies below a folder is a data set's own or is passed over; links are followed, hidden things never are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from metarepair.deploy import load_surroundings
+from metarepair.settings import parse_config
+from tasks.archives import load_archive
+from tasks.datasets import ArrayDataset, DataSource, dataset_info, decoding, load_dataset
+from tasks.datasets.own_files import SYSTEM_FOLDERS, PassedOver, is_hidden, iter_files
+from tasks.errors import DataError
+
+
+def save(path: Path, shade: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (shade, 1, 2)).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of three images in each split, and a folder elsewhere with two more."""
+    for split in ("train", "test"):
+        for label, name in enumerate(("cat", "dog")):
+            for number in range(3):
+                save(tmp_path / "images" / split / name / f"{number}.png", 10 * label + number)
+    for number in range(2):
+        save(tmp_path / "elsewhere" / f"m{number}.png", 100 + number)
+    return tmp_path / "images"
+
+
+def load(root: Path, split: Any = "train", **settings: Any) -> ArrayDataset:
+    return load_dataset(DataSource(name="imagefolder", root=str(root), **settings), split)
+
+
+def shades(data: ArrayDataset) -> list[int]:
+    """The red of the images in the order of their ids."""
+    reds: list[int] = data.images(np.argsort(data.image_ids_N))[:, 0, 0, 0].tolist()
+    return reds
+
+
+@pytest.mark.parametrize("folder", [".ipynb_checkpoints", *SYSTEM_FOLDERS, "below/.thumbs", "below/.a/b"])
+def test_hidden_folders_are_passed_over_at_any_depth_and_listed(root: Path, folder: str) -> None:
+    before = load(root)
+    assert before.passed_over == ()
+    save(root / "train" / "cat" / folder / "0-checkpoint.png", 99)
+    after = load(root)
+    assert (after.digest(), shades(after)) == (before.digest(), shades(before))
+    (note,) = after.passed_over
+    assert note.startswith(f"Passed over in {root / 'train'}: 1 hidden (cat/")
+
+
+def test_hidden_names_are_told_from_ordinary_ones() -> None:
+    assert all(map(is_hidden, (".a", "._x.jpg", ".ipynb_checkpoints", *SYSTEM_FOLDERS)))
+    assert not any(map(is_hidden, ("a.b", "_background_noise_", "x.jpg", "a")))
+
+
+def test_a_linked_folder_is_followed_as_torchvision_does(root: Path) -> None:
+    (root / "train" / "cat" / "more").symlink_to(root.parent / "elsewhere")
+    data = load(root)
+    assert shades(data) == [0, 1, 2, 100, 101, 10, 11, 12]
+    assert len(data.labels_N) == len(ImageFolder(str(root / "train")))
+    assert data.passed_over == ()
+
+
+def test_links_may_be_files_classes_and_splits_and_the_root(root: Path) -> None:
+    (root / "train" / "cat" / "linked.png").symlink_to(root.parent / "elsewhere" / "m0.png")
+    (root / "train" / "fox").symlink_to(root.parent / "elsewhere")
+    shutil.move(root / "test", root.parent / "moved")
+    (root / "test").symlink_to(root.parent / "moved")
+    (root.parent / "link").symlink_to(root)
+    data = load(root.parent / "link")
+    assert data.classes == ("cat", "dog", "fox")
+    assert shades(data) == [0, 1, 2, 100, 10, 11, 12, 100, 101]
+    assert shades(load(root.parent / "link", "test", classes=("cat", "dog"))) == [0, 1, 2, 10, 11, 12]
+
+
+def test_an_image_that_two_links_lead_to_is_two_rows(root: Path) -> None:
+    for name in ("one", "two"):
+        (root / "train" / "cat" / name).symlink_to(root.parent / "elsewhere")
+    assert shades(load(root))[:7] == [0, 1, 2, 100, 101, 100, 101]
+    assert len(ImageFolder(str(root / "train"))) == 10
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../.."])
+def test_a_link_to_a_folder_above_is_passed_over_and_listed(root: Path, target: str) -> None:
+    (root / "train" / "cat" / "deep").mkdir()
+    (root / "train" / "cat" / "deep" / "up").symlink_to(target, target_is_directory=True)
+    data = load(root)
+    assert shades(data) == [0, 1, 2, 10, 11, 12]
+    assert data.passed_over == (
+        f"Passed over in {root / 'train'}: 1 linked to a folder above (cat/deep/up).",
+    )
+
+
+def test_two_classes_that_link_to_each_other_come_to_an_end(root: Path) -> None:
+    (root / "train" / "cat" / "x").symlink_to(root / "train" / "dog")
+    (root / "train" / "dog" / "y").symlink_to(root / "train" / "cat")
+    data = load(root)
+    assert shades(data) == [0, 1, 2, 10, 11, 12, 10, 11, 12, 0, 1, 2]
+    assert "2 linked to a folder above (cat/x/y, dog/y/x)" in data.passed_over[0]
+
+
+def test_a_class_folder_that_links_to_its_own_split_holds_no_images(root: Path) -> None:
+    (root / "train" / "all").symlink_to(root / "train")
+    with pytest.raises(DataError, match=r"train/all holds no images .*1 linked to a folder above \(all\)"):
+        load(root)
+
+
+@pytest.mark.parametrize("limit", [decoding.MAPPED_BYTES, 100])
+def test_a_link_to_an_image_that_is_gone_is_named(
+    root: Path, limit: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(decoding, "MAPPED_BYTES", limit)
+    monkeypatch.setattr(decoding, "cache_folder", lambda: tmp_path / "cache")
+    (root / "train" / "cat" / "gone.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(DataError, match=r"cat/gone\.png (\(no such file\)|cannot be read \(No such file)"):
+        load(root)
+
+
+def test_files_of_a_folder_come_before_those_below_it_sorted_by_name(tmp_path: Path) -> None:
+    names = ["b.png", "a/z.png", "a-b/1.png", "a/deep/0.png", "A.PNG", "a.png", "x.jpg/1.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = iter_files(tmp_path, (".png",), PassedOver(tmp_path))
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "A.PNG",
+        "a.png",
+        "b.png",
+        "a/z.png",
+        "a/deep/0.png",
+        "a-b/1.png",
+        "x.jpg/1.png",
+    ]
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "train" / "cat" / "locked").mkdir()
+    whole = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cat/locked cannot be listed \(Permission denied\)"):
+        load(root)
+
+
+def test_a_class_with_hidden_images_alone_is_refused_and_they_are_listed(root: Path) -> None:
+    save(root / "train" / "fox" / ".ipynb_checkpoints" / "0.png")
+    (root / "train" / "fox" / "Thumbs.db").touch()
+    with pytest.raises(
+        DataError, match=r"fox holds no images .*remove it\. Passed over .*1 hidden .*1 with another suffix"
+    ):
+        load(root)
+
+
+def test_what_was_passed_over_is_counted_with_the_first_names(root: Path) -> None:
+    for number in range(5):
+        (root / "train" / "cat" / f"{number}.txt").touch()
+    (root / "train" / "labels.csv").touch()
+    (root / "train" / "gone").symlink_to(root / "nowhere")
+    (root / "val" / "cat").mkdir(parents=True)
+    assert load(root).passed_over == (
+        f"Passed over in {root / 'train'}: 2 outside the class folders (gone, labels.csv); "
+        "5 with another suffix (cat/0.txt, cat/1.txt, cat/2.txt, …).",
+    )
+    assert load(root, "test").passed_over == (
+        f"Passed over in {root}: 1 beside test/, which is the test split (val).",
+    )
+
+
+def test_a_run_says_once_what_it_passed_over_and_the_inputs_stay_the_same(root: Path) -> None:
+    source = {"name": "imagefolder", "root": str(root), "image_size": 32}
+    model = {"name": "resnet8_cifar", "weights": "shipped:resnet8_cifar10"}
+    classes = [f"class{i}" for i in range(8)]
+    values = {"name": "a", "device": "cpu", "mining": {"experiences": ["snow"]}, "model": model}
+    config = parse_config(values | {"data": source | {"classes": ["cat", "dog", *classes]}})
+    quiet: list[str] = []
+    before = load_surroundings(config, say=quiet.append).inputs()
+    (root / "train" / "cat" / "notes.txt").touch()
+    (root / "train" / ".cache").mkdir()
+    said: list[str] = []
+    here = load_surroundings(config, say=said.append)
+    assert here.inputs() == here.inputs() == before
+    here.split("train")
+    assert quiet == []
+    assert said == [
+        f"Passed over in {root / 'train'}: 1 hidden (.cache); 1 with another suffix (cat/notes.txt)."
+    ]
+
+
+@pytest.mark.parametrize("name", ["cifar10_sample"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_shipped_sample_has_nothing_to_pass_over(name: str, split: Any) -> None:
+    assert load_dataset(name, split).passed_over == ()
+
+
+def test_cifar_names_other_layouts_arrays_and_files_that_it_does_not_read(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    images, labels = np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int64)
+    np.savez(tmp_path / "cifar10" / "test.npz", images=images, labels=labels, fine=labels)
+    (tmp_path / "cifar10" / "cifar10_test_webp.zip").touch()
+    data = load_dataset(DataSource(name="cifar10", root=str(tmp_path)), "test")
+    assert data.passed_over == (
+        f"Passed over in {tmp_path / 'cifar10' / 'test.npz'}: 1 not named images or labels (fine).",
+        f"Passed over in {tmp_path}: 1 beside test.npz, which is read (cifar10/cifar10_test_webp.zip).",
+    )
+    assert replace(data, passed_over=()).digest() == data.digest()
+
+
+def write_archive(root: Path) -> Path:
+    for name in ("fog", "snow"):
+        for severity in range(1, 6):
+            for wnid in ("n01", "n02"):
+                save(root / name / str(severity) / wnid / "val_0.JPEG", 9)
+    return root
+
+
+def test_an_archives_folders_pass_over_what_is_hidden_or_elsewhere(tmp_path: Path) -> None:
+    plain = load_archive(write_archive(tmp_path / "plain"))
+    assert plain.passed_over == ()
+    root = write_archive(tmp_path / "more")
+    save(root / "fog" / "1" / ".ipynb_checkpoints" / "val_0.JPEG")
+    (root / "fog" / "2" / "n01" / "._val_0.JPEG").touch()
+    save(root / "fog" / "3" / "val_9.JPEG")
+    (root / "fog" / "6").mkdir()
+    (root / "README.txt").touch()
+    (root / "__MACOSX").mkdir()
+    found = load_archive(root)
+    assert found.digest == plain.digest
+    assert found.labels_N.tolist() == plain.labels_N.tolist() == [0, 1]
+    assert found.passed_over == (
+        f"Passed over in {root}: 1 not named after a corruption (README.txt); 3 hidden (__MACOSX, "
+        "fog/1/.ipynb_checkpoints, fog/2/n01/._val_0.JPEG); 1 not named after a severity (fog/6); "
+        "1 not in a class folder (fog/3/val_9.JPEG).",
+    )
+
+
+def test_an_archive_of_hidden_images_alone_is_refused(tmp_path: Path) -> None:
+    for severity in range(1, 6):
+        save(tmp_path / "fog" / str(severity) / ".n01" / "val_0.JPEG")
+    with pytest.raises(DataError, match=r"fog/1 holds no images <class>/<file> \(\.jpeg"):
+        load_archive(tmp_path)
+
+
+def test_an_archives_arrays_name_what_is_no_corruption(tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", np.zeros(10, np.int64))
+    for name in ("fog", "fogs", "._fog"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((10, 32, 32, 3), np.uint8))
+    found = load_archive(tmp_path)
+    assert found.corruptions == ("fog",)
+    assert found.passed_over == (
+        f"Passed over in {tmp_path}: 1 hidden (._fog.npy); 1 not named after a corruption (fogs.npy).",
+    )
+
+
+def test_a_file_in_place_of_an_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "CIFAR-10-C.tar"
+    path.touch()
+    with pytest.raises(DataError, match=r"CIFAR-10-C\.tar is not a folder\. Give the one"):
+        load_archive(path)
+
+
+def test_the_image_size_is_not_that_of_a_hidden_image(root: Path) -> None:
+    Image.new("RGB", (32, 32)).save(root / "train" / "cat" / ".0.png")
+    assert dataset_info(DataSource(name="imagefolder", root=str(root))).image_size == 8
