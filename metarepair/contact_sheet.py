@@ -16,6 +16,7 @@ from metarepair.progress import Progress
 from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.corruptions.severity import SEVERITIES, TABLES, load_table, severity_table
 from tasks.corruptions.shapes import MIN_SIZE
+from tasks.datasets.images import UnreadableImageError, to_rgb
 from tasks.errors import ConfigError, DataError
 from tasks.records import Pixels
 
@@ -114,11 +115,15 @@ def load_rgb(path: Path) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
-                upright = ImageOps.exif_transpose(_eight_bits(opened)).convert("RGBA")
+                upright = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
     except FileNotFoundError as error:
-        raise DataError(f"--image {path} is not there. Give the path of a PNG, JPEG or WebP image") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(f"--image {path} cannot be read as an image ({error})") from error
+        raise DataError(
+            f"--image {path} is not there. Give the path of a PNG, JPEG or WebP image."
+        ) from error
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, UnreadableImageError) as error:
+        raise DataError(
+            f"--image {path} cannot be read as an image ({error}). Give a PNG, JPEG or WebP image."
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"--image {path} is too large for a contact sheet ({error}). Shrink it") from error
     paper = Image.new("RGBA", upright.size, (255, 255, 255, 255))
@@ -127,15 +132,8 @@ def load_rgb(path: Path) -> Pixels:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen bits of grey become the upper eight of them; Pillow would cut them off at 255.
-
-    Floats are a ValueError: 1.0 is white to some who write them, and 255.0 to others.
-    """
-    if image.mode == "F":
-        raise ValueError("its pixels are floats, of no known scale; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    return image
+    """Deep grey is converted, or refused, as in a data set; other images are left as they are."""
+    return to_rgb(image) if image.mode == "F" or image.mode.startswith("I") else image
 
 
 def contact_sheet(

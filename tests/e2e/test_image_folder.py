@@ -45,7 +45,15 @@ def call(verb: str, folder: Path, *more: str) -> int:
 
 
 def test_a_run_on_a_folder_of_images(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hidden = own / "images" / "train" / "cat" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    (own / "images" / "train" / "cat" / "notes.txt").touch()
     assert call("mine", own) == 0
+    noted = (
+        f"Passed over in {own / 'images' / 'train'}: 1 hidden (cat/.ipynb_checkpoints); 1 with another suffix"
+    )
+    assert capsys.readouterr().out.count(noted) == 1
+    Image.new("RGB", (32, 32)).save(hidden / "0-checkpoint.png")  # no other data to the run that goes on
     assert call("score", own) == 0
     run = own / "runs" / "own"
     manifest = require_manifest(run / "targets" / "gaussian_noise", "")
