@@ -31,6 +31,7 @@ from metarepair.methods import (
 )
 from metarepair.models.build import DeployedModel
 from metarepair.parts import adapted_names
+from metarepair.probe_needs import IMAGES, probe_repair
 from metarepair.repair_config import RepairConfig
 from metarepair.vectors import State
 from tasks.errors import ConfigError, DataError, DivergedError
@@ -94,6 +95,8 @@ def repair(
     config = _config_of(start) if config is None else _checked(config)
     adapted_names(deployed.module, config.inner.parts)
     data, notes = _repair_data(deployed, given, config, chosen)
+    notes = given.notes + notes
+    probe_repair(chosen, deployed, given.failures.images_NHWC[:IMAGES], config)
     if clean_images is not None:
         notes += _clean_note(fed(given.deployed, clean_images), clean_images)
 

@@ -17,6 +17,7 @@ from metarepair.given_images import GivenImages, collect_images
 from metarepair.given_labels import check_range
 from metarepair.models.build import DeployedModel
 from metarepair.models.preprocessing import Colour
+from metarepair.models.wrappers import unwrapped
 from tasks.datasets.normalisation import check_mean, check_std
 from tasks.errors import ConfigError, DataError
 
@@ -29,6 +30,7 @@ class Given:
     failures: GivenImages
     clean: GivenImages | None
     training: GivenImages | None
+    notes: tuple[str, ...]
 
 
 def collect_given(
@@ -36,6 +38,7 @@ def collect_given(
 ) -> Given:
     """A copy of the module, and the images, checked together. Raises a UserError that names what is wrong."""
     _check_module(model)
+    given_as, model = type(model).__name__, unwrapped(model)
     mean, std = _colour("mean", mean), _colour("std", std)
     channels = len(mean or std or (0, 0, 0))
     given = {"failures": failures, "clean": clean, "clean_training": clean_training}
@@ -52,6 +55,9 @@ def collect_given(
         failures=sets["failures"],
         clean=sets.get("clean"),
         training=training,
+        notes=()
+        if type(model).__name__ == given_as
+        else (f"the {type(model).__name__} inside the given {given_as} was repaired",),
     )
 
 

@@ -142,7 +142,10 @@ def load_models(
 
 
 def reinitialise(module: nn.Module) -> list[str]:
-    """New random weights in place, drawn from torch's generator. Names of the parameters that no module resets."""
+    """New random weights in place, drawn from torch's generator. Names of the parameters that no module resets.
+
+    Parameters with requires_grad=False stay.
+    """
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     for part in reversed(
         list(module.modules())
@@ -154,6 +157,9 @@ def reinitialise(module: nn.Module) -> list[str]:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             old = before[name]
+            if not parameter.requires_grad:
+                parameter.copy_(old)
+                continue
             deviation = float(old.std(correction=0))
             # Equal and constant is what a reset makes of zeros and ones; a draw leaves it so, too.
             if deviation > 0 and torch.equal(parameter, old):
@@ -211,8 +217,8 @@ def _train(
     seed: int,
 ) -> float:
     """Mean loss of the last pass."""
-    module.train().requires_grad_(True)
-    optimizer = torch.optim.Adam(module.parameters(), lr=settings.rate)
+    module.train()
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=settings.rate)
     order = _order(deployed, settings, seed=seed)
     losses = deque[torch.Tensor](maxlen=order.steps_per_epoch)
     for step in range(settings.epochs * order.steps_per_epoch):

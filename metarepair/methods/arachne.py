@@ -82,7 +82,7 @@ class Arachne(Method):
         if not layers_of(module):
             raise ConfigError(
                 "arachne changes weights of dense and convolution layers, and this DNN has none with a weight of its "
-                "own (torch.nn.Linear, Conv1d, Conv2d or Conv3d). Leave arachne out."
+                "own that requires_grad (torch.nn.Linear, Conv1d, Conv2d or Conv3d). Leave arachne out."
             )
         if settings.scale_low > settings.scale_high:
             raise ConfigError(

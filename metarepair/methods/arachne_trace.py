@@ -65,7 +65,7 @@ def weight_of(module: nn.Module, layer: str) -> Tensor:
 
 
 def layers_of(module: nn.Module) -> dict[str, Layer]:
-    """Dense and convolution layers by name, one for each weight.
+    """Dense and convolution layers by name, one for each weight that may change (requires_grad).
 
     Those that compute their weight from others (weight norm, standardised weights) are left out: what they multiply
     by is no parameter.
@@ -84,7 +84,8 @@ def _is_plain(layer: Layer) -> bool:
     same = all(
         getattr(type(layer), name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward")
     )
-    return same and isinstance(layer._parameters.get("weight"), nn.Parameter)
+    weight = layer._parameters.get("weight")
+    return same and isinstance(weight, nn.Parameter) and weight.requires_grad
 
 
 @dataclass(frozen=True, kw_only=True)

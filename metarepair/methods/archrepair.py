@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -126,17 +126,21 @@ class ArchRepair(Method):
         assert isinstance(settings, ArchRepairSettings)
         self.check(deployed.module, settings)
         clean_beside_failures(self.name, data)
+        # By what they are, not by name: a block that is extended has other names.
+        frozen = {id(p) for p in deployed.module.parameters() if not p.requires_grad}
         found = _localised(deployed, data, context)
         seed = int(keyed_generator("archrepair-operations", context.seed).integers(2**63))
         relaxed = relax(deployed.module, found.block, found.shape, seed=seed)
-        _search(relaxed, deployed, data, context)
+        _search(relaxed, deployed, data, context, frozen)
         shares = relaxed.shares()
         operation, block = keep(deployed.module, found.block, zero=settings.keep_zero)
         context.say(f"{self.name}: beside {found.block} stays {operation} (softmax {shares[operation]:.3f})")
-        _tune(block, deployed, data, context)
+        _tune(block, deployed, data, context, frozen)
+        for parameter in deployed.module.parameters():
+            parameter.requires_grad_(id(parameter) not in frozen)
         repaired = repaired_from(
             self.name,
-            deployed.module.requires_grad_(True),
+            deployed.module,
             context.budget,
             notes=(f"block {found.block} (one of {len(found.scores)}), operation {operation}",),
         )
@@ -183,7 +187,13 @@ def _read_localised(content: dict[str, Any], context: MethodContext) -> Localise
     return Localised(block=content["block"], shape=BlockShape(**shape), scores=content["scores"])
 
 
-def _search(relaxed: RelaxedBlock, deployed: DeployedModel, data: RepairData, context: MethodContext) -> None:
+def _search(
+    relaxed: RelaxedBlock,
+    deployed: DeployedModel,
+    data: RepairData,
+    context: MethodContext,
+    frozen: Collection[int],
+) -> None:
     """Searches in place; takes the end of a search that was done before."""
     settings, folder = context.settings, context.folder
     assert isinstance(settings, ArchRepairSettings)
@@ -196,7 +206,8 @@ def _search(relaxed: RelaxedBlock, deployed: DeployedModel, data: RepairData, co
     part = BudgetPart(context.budget, end=settings.search_share)
     within = replace(context, budget=part, folder=None if folder is None else folder / "search")
     given = halves(data.learn, data.clean, context.seed)
-    Search(relaxed, deployed, given, data, within, settings.search, method="archrepair.search").run()
+    search = settings.search
+    Search(relaxed, deployed, given, data, within, search, method="archrepair.search", frozen=frozen).run()
     if folder is not None:
         spent = context.budget.spent.items()
         counts = {f"spent.{k}": torch.tensor(v, dtype=torch.float64) for k, v in spent}
@@ -208,7 +219,13 @@ def _under(tensors: State, group: str) -> State:
     return {k.removeprefix(f"{group}."): v for k, v in tensors.items() if k.startswith(f"{group}.")}
 
 
-def _tune(block: nn.Module, deployed: DeployedModel, data: RepairData, context: MethodContext) -> None:
+def _tune(
+    block: nn.Module,
+    deployed: DeployedModel,
+    data: RepairData,
+    context: MethodContext,
+    frozen: Collection[int],
+) -> None:
     """Trains the block in place; what is best on the held-out collected examples stays."""
     settings = context.settings
     assert isinstance(settings, ArchRepairSettings)
@@ -222,5 +239,5 @@ def _tune(block: nn.Module, deployed: DeployedModel, data: RepairData, context: 
         settings.tuning,
         block_loss(deployed, block),
         method="archrepair.tuning",
-        trainable=names_in(deployed.module, block),
+        trainable=names_in(deployed.module, block, without=frozen),
     ).run()

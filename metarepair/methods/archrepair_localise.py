@@ -133,7 +133,7 @@ class _Observer:
         self.failures = 0
         watched = {id(p) for block in self.blocks.values() for p in block.parameters()}
         for parameter in self.module.parameters():
-            parameter.requires_grad_(id(parameter) in watched)
+            parameter.requires_grad_(id(parameter) in watched and parameter.is_floating_point())
             parameter.grad = None
         self._last: dict[str, Tensor] = {}
 

@@ -7,6 +7,7 @@ Source: Liu et al. 2019 (DARTS), Algorithm 1, first order: a step of the weights
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -187,6 +188,7 @@ class Search(Training):
         settings: SearchSettings,
         *,
         method: str,
+        frozen: Collection[int],
     ) -> None:
         self._steps = AlphaSteps(relaxed, deployed, given.alpha, context, settings)
         self._floor = settings.least_rate / settings.rate
@@ -199,7 +201,7 @@ class Search(Training):
             settings,
             block_loss(deployed, relaxed),
             method=method,
-            trainable=names_in(deployed.module, relaxed, without=relaxed.alpha_O),
+            trainable=names_in(deployed.module, relaxed, without={id(relaxed.alpha_O), *frozen}),
             remembers=self._steps,
         )
         relaxed.alpha_O.requires_grad_(True)
@@ -221,7 +223,7 @@ class Search(Training):
         self.best = copied_parameters(self.module) | copied_buffers(self.module)
 
 
-def names_in(module: nn.Module, block: nn.Module, *, without: Tensor | None = None) -> list[str]:
-    """Names in `module` of the parameters of `block`."""
-    mine = {id(p) for p in block.parameters() if p is not without}
+def names_in(module: nn.Module, block: nn.Module, *, without: Collection[int]) -> list[str]:
+    """Names in `module` of the parameters of `block`, but for those whose id() is in `without`."""
+    mine = {id(p) for p in block.parameters()} - set(without)
     return [name for name, p in module.named_parameters() if id(p) in mine]

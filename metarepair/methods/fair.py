@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import nn
 
 from metarepair.meta_test import RepairData, Start
 from metarepair.methods.base import Method, MethodContext, Uses, no_experiences
@@ -37,7 +39,19 @@ def repair_fairly(
             f"the method {method.name} returned a {type(found).__name__}; `repair` returns a RepairedModel "
             "(metarepair.methods.repaired.repaired_from makes one)."
         )
+    _check_frozen(deployed.module, found)
     return found
+
+
+def _check_frozen(module: nn.Module, found: RepairedModel) -> None:
+    """Raises ConfigError for a method that changed what must stay; a changed architecture has other names."""
+    for name, own in module.named_parameters():
+        changed = found.parameters.get(name)
+        if not own.requires_grad and changed is not None and not torch.equal(changed.to(own), own):
+            raise ConfigError(
+                f"the method {found.method} changed {name}, which has requires_grad=False in the deployed DNN. A "
+                "method leaves such parameters as they are; set requires_grad_(True) on them where they may change."
+            )
 
 
 def _loaded(context: MethodContext) -> Callable[[], Start]:

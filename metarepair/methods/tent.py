@@ -54,7 +54,8 @@ class Tent(Method):
     def check(self, module: nn.Module, settings: Any) -> None:
         if not _affine(module):
             raise ConfigError(
-                "tent changes the scales and shifts of norms, and this DNN has no norm with any. Leave tent out."
+                "tent changes the scales and shifts of norms, and this DNN has no norm with any that requires_grad. "
+                "Leave tent out."
             )
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
@@ -94,7 +95,9 @@ def entropy(logits_BK: Tensor) -> Tensor:
 
 
 def _affine(module: nn.Module) -> list[nn.Parameter]:
-    return [p for m in module.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)]
+    """Scales and shifts that may change."""
+    norms = (m for m in module.modules() if isinstance(m, NORMS))
+    return [p for norm in norms for p in norm.parameters(recurse=False) if p.requires_grad]
 
 
 @contextmanager

@@ -94,8 +94,8 @@ class Training:
     """One training of `module` in place.
 
     loss: of a batch, with the module in training mode; it normalises the pixels itself. images_per_example: forward
-    passes that an example takes, for the count of images. trainable: names of the parameters that move; all when not
-    given. patience: checks without gain after which training ends.
+    passes that an example takes, for the count of images. trainable: names of the parameters that move; those with
+    requires_grad when not given. patience: checks without gain after which training ends.
     """
 
     def __init__(
@@ -119,7 +119,9 @@ class Training:
         self.loss, self.method, self.images_per_example = loss, method, images_per_example
         self.patience, self.remembers = patience, remembers
         names = None if trainable is None else set(trainable)
-        self.parameters: State = {k: p for k, p in module.named_parameters() if names is None or k in names}
+        self.parameters: State = {
+            k: p for k, p in module.named_parameters() if (p.requires_grad if names is None else k in names)
+        }
         for key, parameter in module.named_parameters():
             parameter.requires_grad_(key in self.parameters)
         self.optimizer = _build_optimizer([p for p in module.parameters() if p.requires_grad], settings)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from metarepair.models.wrappers import unwrapped
 from tasks.errors import ConfigError, near_names
 
 TIMM = "timm:"
@@ -54,6 +55,7 @@ def build_from_factory(path: str, num_classes: int) -> nn.Module:
             f"model.name={path!r} returned {type(module).__name__}, not a torch.nn.Module. Name a function or "
             "class that returns the classifier."
         )
+    module = unwrapped(module)
     if next(module.parameters(), None) is None:
         raise ConfigError(
             f"model.name={path!r} returned a module without parameters: nothing can be repaired."
