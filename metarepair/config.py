@@ -42,7 +42,8 @@ class ModelConfig(Section):
     entry: str | None = Field(
         None,
         min_length=1,
-        description="Entry of a torch.save file that the weights are under, where it has several.",
+        description="Entry of a torch.save file that the weights are under, where it has several; with a dot at its "
+        "end, the prefix of the names to take.",
     )
     stem: Literal["imagenet", "cifar"] = Field(
         "imagenet",

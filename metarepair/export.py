@@ -14,14 +14,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metarepair.models.build import DeployedModel
-from metarepair.models.fit import without_prefix
-from metarepair.models.weights_file import load_pickle, read_weights
+from metarepair.models.fit import COUNTER, Fitted, fit
+from metarepair.models.weights_file import WeightsFile, load_pickle, read_weights
+from metarepair.vectors import not_finite
+from tasks.datasets import Dataset
 from tasks.errors import ConfigError, UserError, WeightsError
 from tasks.records import Pixels
 from tasks.storage import Place, writing
@@ -30,7 +33,8 @@ from tasks.storage import Place, writing
 
 Kind = Literal["torch", "onnx"]
 FILE_NAMES: Mapping[Kind, str] = {"torch": "model.pt2", "onnx": "model.onnx"}
-EQUALITY_IMAGES = 64
+EXPORTERS: Mapping[Kind, str] = {"torch": "torch.export", "onnx": "torch.onnx"}
+EQUALITY_IMAGES = 64  # at most: a program is checked on the images that there are
 TOLERANCE = 1e-3  # of the largest logit: runtimes sum in other orders, in float32
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_COMMAND = "pip install '.[onnx]'"
@@ -62,10 +66,15 @@ def require_packages(kind: Kind) -> None:
         )
 
 
+def equality_images(test: Dataset) -> Pixels:
+    """The images that a program is checked on: the first of the test split, and all of it where it has fewer."""
+    return test.images(np.arange(min(EQUALITY_IMAGES, len(test.labels_N))))
+
+
 def export_program(
     deployed: DeployedModel, images_BHWC_u8: Pixels, kind: Kind, folder: Place, *, name: str | None = None
 ) -> Exported:
-    """Writes `deployed` as a program into `folder`, and runs it on the images.
+    """Writes `deployed` as a program into `folder`, and runs it on the images, one at least.
 
     Raises ConfigError for missing packages; UserError when the DNN cannot be exported, or the program's classes or
     logits are others: then nothing is written.
@@ -78,12 +87,14 @@ def export_program(
     with writing(path) as part, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own: of what they are built from, not of this DNN
         try:
-            write(module, x_BCHW[:2], part)
+            # Two images, the same one twice where there is one: of a batch of one, exporters make a fixed size.
+            write(module, x_BCHW[[0, -1]], part)
         except Exception as error:  # whatever stands in the DNN's forward may raise here
             said = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{deployed.name} cannot be exported as {kind} ({type(error).__name__}: {said}). Its forward probably "
-                "branches on values of tensors, or calls what the exporter does not know; its weights are not touched."
+                f"{deployed.name} cannot be exported as {kind}: {EXPORTERS[kind]} raised {type(error).__name__} "
+                f"({said}). Its weights are not touched: take model.safetensors, the format original, or a DNN that "
+                "this exporter accepts."
             ) from error
         difference = _compare(module, read(part), x_BCHW, path)
     return Exported(path=path, images=len(x_BCHW), difference=difference)
@@ -139,24 +150,33 @@ def _read_onnx(part: Path) -> Callable[[Tensor], Tensor]:
     return lambda x_BCHW: torch.from_numpy(session.run(["logits"], {"images": x_BCHW.numpy()})[0])
 
 
-def export_original(state: Mapping[str, Tensor], original: Path, out: Place, *, entry: str | None) -> str:
-    """`original`, a weights file, again with the tensors of `state` in place of its own; what was put back, in words.
+def export_original(deployed: DeployedModel, original: Path, out: Place, *, entry: str | None) -> str:
+    """Writes `original`, a weights file, again with the tensors of `deployed` in place of its own.
 
-    Names, their prefix, the entry that they are under, types, and whatever else is in the file stay as they are.
+    Names, their order and prefix, the entry that they are under, types, and whatever else is in the file stay as they
+    are. Returns what was put back, in words. Raises WeightsError where a tensor has no place in the file.
     """
     file = read_weights(original, entry=entry)
-    _, prefix = without_prefix(file.tensors, state)
-    named = {prefix + key: value for key, value in state.items()}
-    surplus = [k for k in named if k not in file.tensors]
-    if surplus:
+    fitted, state = fit(deployed.module, file, deployed.name), deployed.module.state_dict()
+    computed = [key for key in state if key not in fitted.names and not key.endswith(COUNTER)]
+    if computed:
         raise WeightsError(
-            f"{original} has other names than the DNN ({surplus[0]} is not in it): its names were mapped when it was "
-            "read, and are not mapped back. Take model.safetensors, which timm.create_model loads."
+            f"{original} cannot be written back: {computed[0]} ({len(computed)} such tensors) is none of its tensors "
+            f"as it stands; timm's map for {deployed.name} computes it from them, and has no inverse. Take "
+            "model.safetensors, which timm.create_model loads."
         )
-    plain = torch.contiguous_format  # a DNN that ran has channels last, which safetensors does not write
+    replaced = {
+        name: _like(file.tensors[name], fitted.tensors[key], state[key]) for key, name in fitted.names.items()
+    }
+    bad = not_finite(replaced)
+    if bad:
+        raise WeightsError(
+            f"{original} cannot be written back: its {bad[0]} is {file.tensors[bad[0]].dtype}, and the repaired values "
+            "are too large for that type. Take model.safetensors, which is float32."
+        )
+    # A DNN that ran has channels last, which safetensors does not write.
     tensors = {
-        k: named[k].to(v.dtype).clone(memory_format=plain) if k in named else v.clone(memory_format=plain)
-        for k, v in file.tensors.items()
+        k: replaced.get(k, v).clone(memory_format=torch.contiguous_format) for k, v in file.tensors.items()
     }
     with writing(out) as part:
         if file.container == "safetensors":
@@ -165,6 +185,22 @@ def export_original(state: Mapping[str, Tensor], original: Path, out: Place, *, 
         else:
             content = load_pickle(original)
             torch.save(tensors if file.entry is None else content | {file.entry: tensors}, part)
-    around = [f"prefix {prefix!r}"] if prefix else []
+    return f"{out}: {original.name} with the repaired tensors ({_around(file, fitted)})"
+
+
+def _like(own: Tensor, loaded: Tensor, repaired: Tensor) -> Tensor:
+    """`repaired` in the shape and type of the file's `own` tensor; `own` itself where the repair changed nothing.
+
+    A float64 tensor that a float32 DNN loaded would else come back rounded.
+    """
+    if torch.equal(loaded.to(repaired), repaired):
+        return own
+    return repaired.cpu().reshape(own.shape).to(own.dtype)
+
+
+def _around(file: WeightsFile, fitted: Fitted) -> str:
+    around = [f"prefix {fitted.prefix!r}"] if fitted.prefix else []
     around += [f"entry {file.entry!r}"] if file.entry is not None else []
-    return f"{out}: {original.name} with the repaired tensors ({', '.join(around) or 'the same names'})"
+    types = {file.tensors[name].dtype for name in fitted.names.values()}
+    around += [f"rounded to {t}".replace("torch.", "") for t in (torch.float16, torch.bfloat16) if t in types]
+    return ", ".join(around) or "the same names"

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from metarepair.compare.plan import PLAN
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings
-from metarepair.export import EQUALITY_IMAGES, export_original, export_program, require_packages
+from metarepair.export import equality_images, export_original, export_program, require_packages
 from metarepair.models.build import resolve_weights
 from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.settings import load_config, parse_config
@@ -36,11 +35,13 @@ def export(
     target = place(out)
     if kind == "original":
         _refuse_other_architecture(weights)
-        state = _load(weights, config).deployed.module.state_dict()
-        say(export_original(state, resolve_weights(config.model.weights), target, entry=config.model.entry))
+        deployed = _load(weights, config).deployed
+        say(
+            export_original(deployed, resolve_weights(config.model.weights), target, entry=config.model.entry)
+        )
         return
     here = _load(weights, config)
-    images = here.split("test").images(np.arange(EQUALITY_IMAGES))
+    images = equality_images(here.split("test"))
     say(export_program(here.deployed, images, kind, target.parent, name=target.name).words)
 
 

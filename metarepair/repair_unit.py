@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from metarepair.config import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate
-from metarepair.export import EQUALITY_IMAGES, FILE_NAMES, export_program
+from metarepair.export import FILE_NAMES, equality_images, export_program
 from metarepair.layout import Run
 from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
 from metarepair.methods import (
@@ -110,7 +109,7 @@ def _write(
     notes = {"model": config.model.name, "method": unit.method, "target": target, "seed": unit.seed}
     save_weights(unit.folder / WEIGHTS, module.state_dict(), notes)
     for kind in config.repair.export or ():
-        images = here.split("test").images(np.arange(EQUALITY_IMAGES))
+        images = equality_images(here.split("test"))
         exported = export_program(replace(here.deployed, module=module), images, kind, unit.folder)
         say(f"{target}: {exported.words}")
 

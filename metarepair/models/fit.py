@@ -1,32 +1,39 @@
-"""A weights file and a module in, the module filled out: by name and shape, or a message that names what differs.
+"""Match a weights file to a module by name and shape, and remember which file name each tensor came from.
 
-Around the names there may be what training programs leave there (`module.` of data-parallel training, `_orig_mod.` of
-torch.compile), or the names may be those of the family's first publication, which timm has a map for.
+Before the names there may be a prefix that a wrapper left (`module.` of data-parallel training, `_orig_mod.` of
+torch.compile, `model.` of Lightning, or any other). The names may also be those of the family's first publication,
+which timm has a map for.
 """
 
 from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from metarepair.models.weights_file import WeightsFile
 from metarepair.vectors import not_finite
 from tasks.errors import WeightsError
 
-PREFIXES = ("module.", "_orig_mod.")
 COUNTER = "num_batches_tracked"  # files from before torch 0.4.1 lack it, and evaluation does not read it
 SWA_COUNTER = "n_averaged"  # beside the weights of torch's AveragedModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A file's tensors under the module's names; what stood before each name in the file; what is to be told."""
+    """A file's tensors under the module's names.
+
+    names: from the module's name to the file's name of the same tensor, whole and in the same order. Batch-norm
+    counters that the file lacks have none, and neither have tensors that timm's map computes from the file's.
+    """
 
     tensors: dict[str, Tensor]
+    names: dict[str, str]
     prefix: str
     notes: tuple[str, ...]
 
@@ -41,16 +48,20 @@ def load_weights(module: nn.Module, file: WeightsFile, name: str) -> tuple[str, 
 def fit(module: nn.Module, file: WeightsFile, name: str) -> Fitted:
     """The tensors of `file` as `module` wants them. Raises WeightsError naming what is missing, surplus or amiss."""
     wanted = module.state_dict()
-    tensors, prefix = without_prefix(file.tensors, wanted)
-    notes = list(_found(file, prefix))
-    if tensors.keys() != wanted.keys():
-        renamed = _published_names(module, tensors)
-        if renamed is not None:
-            tensors = renamed
-            notes.append("names of the family's first publication")
-    uncounted = {k for k in wanted if k.endswith(COUNTER)} - tensors.keys()
-    tensors |= {k: wanted[k] for k in uncounted}
-    _check(wanted, tensors, file, name)
+    prefix, surplus = _prefix(file, wanted)
+    names = {key: prefix + key for key in wanted if prefix + key in file.tensors}
+    tensors = {key: file.tensors[names[key]] for key in names}
+    notes = _found(file, prefix)
+    if surplus or _needed(wanted) - names.keys():
+        published = _published_names(module, file)
+        if published is not None:
+            tensors, names, prefix = published
+            surplus, notes = [], [*_found(file, prefix), "names of the family's first publication"]
+            unused = set(file.tensors) - set(names.values())
+            if unused and names.keys() == tensors.keys():
+                notes.append(f"timm's map leaves out {len(unused)} tensors ({', '.join(sorted(unused)[:3])})")
+    tensors |= {k: v for k, v in wanted.items() if k.endswith(COUNTER) and k not in tensors}
+    _check(wanted, tensors, surplus, prefix, file, name)
     bad = not_finite(tensors)
     if bad:
         raise WeightsError(
@@ -58,22 +69,39 @@ def fit(module: nn.Module, file: WeightsFile, name: str) -> Fitted:
             "before training diverged."
         )
     told = (f"{file.path.name}: {'; '.join(notes)}",) if notes else ()
-    return Fitted(tensors=tensors, prefix=prefix, notes=told)
+    return Fitted(tensors=tensors, names=names, prefix=prefix, notes=told)
 
 
-def without_prefix(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], str]:
-    """The tensors without what stands before every name, where the DNN's own names lack it; and that prefix."""
-    found, prefix = dict(tensors), ""
-    if found.keys() & wanted.keys():
-        return found, prefix
-    if SWA_COUNTER in found and SWA_COUNTER not in wanted:
-        del found[SWA_COUNTER]
-    while found and (common := next((p for p in PREFIXES if all(k.startswith(p) for k in found)), None)):
-        found = {k.removeprefix(common): v for k, v in found.items()}
-        prefix += common
-    return found, prefix
+def _needed(wanted: Mapping[str, Tensor]) -> set[str]:
+    return {key for key in wanted if not key.endswith(COUNTER)}
+
+
+def _prefix(file: WeightsFile, wanted: Mapping[str, Tensor]) -> tuple[str, list[str]]:
+    """What stands before the DNN's names in the file, and the names in the file that are no tensors of the DNN.
+
+    It is the prefix behind which most of the DNN's tensors are; of equals, the one that leaves the fewest names over.
+    """
+    if file.under is not None:
+        return file.under, _surplus(file, wanted, file.under)
+    needed = _needed(wanted)
+    behind = Counter(prefix for key in file.tensors for prefix, rest in _cuts(key) if rest in needed)
+    most = max(behind.values(), default=0)
+    found = {p: _surplus(file, wanted, p) for p, count in behind.items() if count == most} or {
+        "": list(file.tensors)
+    }
+    prefix = min(found, key=lambda p: (len(found[p]), len(p)))
+    return prefix, found[prefix]
+
+
+def _cuts(key: str) -> Iterator[tuple[str, str]]:
+    """A name as (prefix, rest), cut at its start and after each of its dots."""
+    for start in (0, *(place + 1 for place, letter in enumerate(key) if letter == ".")):
+        yield key[:start], key[start:]
+
+
+def _surplus(file: WeightsFile, wanted: Mapping[str, Tensor], prefix: str) -> list[str]:
+    known = {prefix + key for key in wanted} | ({SWA_COUNTER} if prefix else set())
+    return [key for key in file.tensors if key not in known and key.startswith(file.under or "")]
 
 
 def _found(file: WeightsFile, prefix: str) -> list[str]:
@@ -90,44 +118,96 @@ def _found(file: WeightsFile, prefix: str) -> list[str]:
         notes.append("they are an average (torch's AveragedModel)")
     if prefix:
         notes.append(f"the prefix {prefix!r} was left out of the names")
+    left = [key for key in file.tensors if not key.startswith(file.under or "")]
+    if left:
+        notes.append(f"{len(left)} tensors without the prefix are not used ({', '.join(left[:3])})")
     return notes
 
 
-def _published_names(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The tensors by timm's own map for the module's family; None where there is none, or it does not lead there."""
+def _published_names(
+    module: nn.Module, file: WeightsFile
+) -> tuple[dict[str, Tensor], dict[str, str], str] | None:
+    """Tensors, their names in the file and the prefix, by timm's own map for the module's family.
+
+    None where there is no map, or it does not lead to the module's names.
+    """
     convert = getattr(sys.modules.get(type(module).__module__), "checkpoint_filter_fn", None)
     if convert is None:
         return None
-    try:
-        renamed = dict(convert(dict(tensors), module))
-    except (KeyError, ValueError, RuntimeError, AttributeError, IndexError, TypeError):
-        return None  # names that the map does not know: what is missing is told by the names as they are
-    return renamed if renamed.keys() == module.state_dict().keys() else None
+    wanted = module.state_dict()
+    given = [k for k in file.tensors if k.startswith(file.under or "") and (k in wanted or k != SWA_COUNTER)]
+    for prefix in [file.under] if file.under is not None else _shared_prefixes(given):
+        # Copies, so that no two share memory: by its memory a tensor is known again behind the map.
+        own = {k: file.tensors[k].clone(memory_format=torch.contiguous_format) for k in given}
+        try:
+            renamed = dict(convert({k.removeprefix(prefix): v for k, v in own.items()}, module))
+        except (KeyError, ValueError, RuntimeError, AttributeError, IndexError, TypeError):
+            continue  # names that the map does not know: what is missing is told by the names as they are
+        if _needed(wanted) <= renamed.keys() <= wanted.keys():
+            return renamed, _renamings(renamed, own, file), prefix
+    return None
 
 
-def _check(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file: WeightsFile, name: str) -> None:
+def _shared_prefixes(names: list[str]) -> Iterator[str]:
+    """The empty prefix, and each longer one that all names begin with."""
+    prefix = ""
+    while True:
+        yield prefix
+        heads = {key[len(prefix) :].partition(".")[:2] for key in names}
+        if len(heads) != 1:
+            return
+        head, dot = heads.pop()
+        if not dot:
+            return
+        prefix += head + dot
+
+
+def _renamings(renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], file: WeightsFile) -> dict[str, str]:
+    """The file's name of each mapped tensor that is one of the file's tensors, bit for bit and in its order."""
+    by_memory = {tensor.data_ptr(): key for key, tensor in own.items() if tensor.numel()}
+    names = {}
+    for key, tensor in renamed.items():
+        source = by_memory.get(tensor.data_ptr())
+        if source is None or tensor.numel() != own[source].numel() or not tensor.is_contiguous():
+            continue
+        if torch.equal(tensor.reshape(own[source].shape), file.tensors[source]):
+            names[key] = source
+    counts = Counter(names.values())
+    return {key: source for key, source in names.items() if counts[source] == 1}
+
+
+def _check(
+    wanted: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    surplus: list[str],
+    prefix: str,
+    file: WeightsFile,
+    name: str,
+) -> None:
     differ = _Difference(
         wanted=wanted,
         tensors=tensors,
+        prefix=prefix,
         missing=[k for k in wanted if k not in tensors],
-        unexpected=[k for k in tensors if k not in wanted],
+        unexpected=surplus,
         shapes=[k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape],
     )
     if not (differ.missing or differ.unexpected or differ.shapes):
         return
     raise WeightsError(
-        f"{file.path} holds the weights of another DNN than {name} with these classes: {len(differ.missing)} tensors "
-        f"are missing, {len(differ.unexpected)} unexpected, {len(differ.shapes)} of another shape ({differ.first()}). "
+        f"{file.path} does not fit {name} with these classes: {len(differ.missing)} tensors are missing, "
+        f"{len(differ.unexpected)} unexpected, {len(differ.shapes)} of another shape ({differ.first()}). "
         f"{differ.remedy()}"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Difference:
-    """What a DNN wants, what a file has, and the names in which they differ."""
+    """What a DNN wants, what a file has behind the prefix, and the names in which they differ."""
 
     wanted: Mapping[str, Tensor]
     tensors: Mapping[str, Tensor]
+    prefix: str
     missing: list[str]
     unexpected: list[str]
     shapes: list[str]
@@ -149,16 +229,25 @@ class _Difference:
 
     def remedy(self) -> str:
         """What to do about it."""
+        if self.unexpected and not self.missing and not self.shapes and self.prefix:
+            return (
+                f"All tensors of the DNN are behind {self.prefix!r}. The others belong to modules that the DNN does "
+                f"not have; one that stood before it would change its images. Set model.entry to {self.prefix!r} to "
+                "take the tensors behind that prefix alone."
+            )
         if not self.missing and not self.unexpected and 0 < len(self.shapes) <= 2:
             key = self.shapes[-1]
             have, need = self.tensors[key].shape, self.wanted[key].shape
             if len(have) and have[0] != need[0] and have[1:] == need[1:]:
                 return (
-                    f"Only the classifier differs: the file has {have[0]} classes, the DNN {need[0]} (the data set's, "
-                    "where its factory takes num_classes). Bring weights for the data set's classes, or "
-                    "set data.name to theirs."
+                    f"Only {' and '.join(self.shapes)} differ: {have[0]} rows in the file, {need[0]} in the DNN (the "
+                    "data set's classes, where its factory takes num_classes). Bring weights for the data set's "
+                    "classes, or set data.name to theirs."
                 )
-        return "Set model.name (and model.stem) to the DNN that the weights belong to, or model.weights to its file."
+        return (
+            "A file is taken that has each tensor of the DNN under its name, with or without one prefix before all of "
+            "them. Set model.name (and model.stem) to the DNN that the weights belong to, or model.weights to its file."
+        )
 
 
 def _size(tensor: Tensor) -> str:

@@ -11,7 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,12 +32,17 @@ Container = Literal["safetensors", "torch"]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """What a weights file holds. `entry` is where the tensors were in it, None where they are all of it."""
+    """What a weights file holds.
+
+    entry: where the tensors were in it, None where they are all of it. under: the prefix that was asked for, behind
+    which the DNN's tensors are; None where it is to be found.
+    """
 
     path: Path
     container: Container
     tensors: dict[str, Tensor]
     entry: str | None = None
+    under: str | None = None
     entries: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
 
@@ -47,10 +52,22 @@ class WeightsFile:
 
 
 def read_weights(path: Path, *, entry: str | None = None) -> WeightsFile:
-    """The tensors of a .safetensors or torch.save file, on the CPU; of its entry `entry` where one is named.
+    """The tensors of a .safetensors or torch.save file, on the CPU.
 
-    Raises WeightsError for anything else: a pickle that asks for more than tensors, a web page, half a file.
+    entry: of a torch.save file, where the tensors are; with a dot at its end, of any file, the prefix of the names to
+    take. Raises WeightsError for anything else than tensors: a pickle that asks for more, a web page, half a file.
     """
+    under = entry if entry is not None and entry.endswith(".") else None
+    file = _read_file(path, None if under else entry)
+    if under is not None and not any(key.startswith(under) for key in file.tensors):
+        raise WeightsError(
+            f"model.entry={under!r} ends with a dot, so it is a prefix of names, and no tensor in {path} has it. The "
+            f"first name is {next(iter(file.tensors), 'none')!r}."
+        )
+    return replace(file, under=under)
+
+
+def _read_file(path: Path, entry: str | None) -> WeightsFile:
     if _container(path) == "safetensors":
         tensors, classes = _read_safetensors(path)
         if entry is not None:

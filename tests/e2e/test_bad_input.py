@@ -195,7 +195,7 @@ def test_weights_of_another_dnn_are_refused_with_the_counts(fresh: Cli) -> None:
     narrow = {key: value[:3].contiguous() if value.dim() else value for key, value in tensors.items()}
     save_file(narrow, fresh.folder / "other.safetensors")
     override = f"model.weights={fresh.folder / 'other.safetensors'}"
-    says = ["other.safetensors holds the weights of another DNN", "of another shape", "model.name"]
+    says = ["other.safetensors does not fit resnet8_cifar", "of another shape", "model.name"]
     fresh.refused("mine", "--set", override, says=says)
 
 

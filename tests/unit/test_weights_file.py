@@ -104,6 +104,86 @@ def test_a_file_without_batch_norm_counters_is_taken(tmp_path: Path) -> None:
     assert holds(module, state())
 
 
+WRAPPERS = (
+    "",
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "net.",
+    "backbone.",
+    "encoder.",
+    "1.",
+    "module.1.",
+    "a.b.c.",
+)
+
+
+@pytest.mark.parametrize("counters", [True, False])
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_the_prefix_behind_which_all_tensors_are_is_found_and_said(
+    tmp_path: Path, prefix: str, counters: bool
+) -> None:
+    kept = {k: v for k, v in state().items() if counters or not k.endswith("num_batches_tracked")}
+    file, module = read_weights(saved(tmp_path / "net.ckpt", {"state_dict": prefixed(kept, prefix)})), Net()
+    (note,) = load_weights(module, file, "net")
+    assert holds(module, state())
+    assert (f"the prefix '{prefix}' was left out" in note) == bool(prefix)
+    assert fit(module, file, "net").names == {k: prefix + k for k in kept}
+
+
+def test_a_checkpoint_of_lightning_is_taken_with_what_else_it_holds(tmp_path: Path) -> None:
+    content = {
+        "epoch": 3,
+        "state_dict": prefixed(state(), "model."),
+        "loops": {},
+        "hyper_parameters": {"lr": 0.1},
+    }
+    module = Net()
+    (note,) = load_weights(module, read_weights(saved(tmp_path / "net.ckpt", content)), "net")
+    assert "the prefix 'model.' was left out" in note
+    assert holds(module, state())
+
+
+def test_an_empty_entry_of_an_average_is_passed_over(tmp_path: Path) -> None:
+    content = {"state_dict": prefixed(state(), "module."), "state_dict_ema": None}
+    module = Net()
+    load_weights(module, read_weights(saved(tmp_path / "net.pth", content)), "net")
+    assert holds(module, state())
+
+
+def test_tensors_beside_the_prefix_are_refused_until_the_prefix_is_named(tmp_path: Path) -> None:
+    """A normaliser in front of the DNN changes its images, so it is not left out without a word."""
+    content = {"0.mean": torch.zeros(1, 3, 1, 1), **prefixed(state(), "1."), "0.std": torch.ones(1, 3, 1, 1)}
+    path, module = saved(tmp_path / "net.pth", content), Net()
+    says = r"0 tensors are missing, 2 unexpected.*first unexpected: 0\.mean.*Set model\.entry to '1\.'"
+    with pytest.raises(WeightsError, match=says):
+        fit(module, read_weights(path), "net")
+    (note,) = load_weights(module, read_weights(path, entry="1."), "net")
+    assert "2 tensors without the prefix are not used (0.mean, 0.std)" in note
+    assert holds(module, state())
+
+
+def test_of_two_dnns_in_a_file_the_named_prefix_is_taken(tmp_path: Path) -> None:
+    save_file(prefixed(state(2), "student.") | prefixed(state(), "teacher."), tmp_path / "net.safetensors")
+    with pytest.raises(WeightsError, match=r"9 unexpected.*Set model\.entry to 'student\.'"):
+        fit(Net(), read_weights(tmp_path / "net.safetensors"), "net")
+    module = Net()
+    load_weights(module, read_weights(tmp_path / "net.safetensors", entry="teacher."), "net")
+    assert holds(module, state())
+    with pytest.raises(
+        WeightsError, match=r"is a prefix of names, and no tensor in .* has it\. The first name is "
+    ):
+        read_weights(tmp_path / "net.safetensors", entry="expert.")
+
+
+def test_names_behind_two_prefixes_in_part_are_counted_as_missing(tmp_path: Path) -> None:
+    halves = {("a." if k.startswith("conv") else "b.") + k: v for k, v in state().items()}
+    with pytest.raises(
+        WeightsError, match=r"2 tensors are missing, 2 unexpected.*conv\.weight.*with or without one prefix"
+    ):
+        fit(Net(), read_weights(saved(tmp_path / "net.pth", halves)), "net")
+
+
 def test_the_map_of_a_family_takes_its_published_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +214,10 @@ def test_the_map_of_a_family_takes_its_published_names(
             lambda s: s | {"conv.weight": s["conv.weight"][:, :, :1]},
             r"1 of another shape \(first: conv\.weight is 4×3×1×3 in the file and 4×3×3×3 in the DNN",
         ),
-        (lambda _: state(classes=1000), r"Only the classifier differs.*1000 classes, the DNN 10 "),
+        (
+            lambda _: state(classes=1000),
+            r"Only head\.weight and head\.bias differ: 1000 rows in the file, 10 in the DNN ",
+        ),
         (lambda s: s | {"head.bias": s["head.bias"] * float("nan")}, r"head\.bias is not finite"),
     ],
 )
