@@ -1,7 +1,8 @@
 """Batch-norm statistics of the target's D_collect in place of the deployed ones; labels are never read.
 
 Source: Schneider et al. 2020 and Nado et al. 2020 (adaptation of statistics), on all of D_collect's learning
-part: mean and variance are averaged over its batches of 500, by their sizes.
+part: mean and variance are averaged over its batches of 500, by their sizes. A last batch of one image would have no
+variance where a norm sees one value per channel, so such an image goes with the batch before it.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ def adapt_statistics(deployed: DeployedModel, images_NHWC_u8: PixelRows, *, batc
     for norm in norms:
         norm.reset_running_stats()
         norm.training = True
-    for start in range(0, len(images_NHWC_u8), batch_size):
-        batch = images_NHWC_u8[start : start + batch_size]
+    count = len(images_NHWC_u8)
+    starts = range(0, max(count - 1, 1), batch_size)
+    for start, end in zip(starts, (*starts[1:], count), strict=True):
+        batch = images_NHWC_u8[start:end]
         for norm in norms:
             norm.momentum = len(batch) / (start + len(batch))  # a mean over all images, also of a short batch
         module(deployed.normalise(batch))

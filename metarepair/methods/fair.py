@@ -17,14 +17,20 @@ from metarepair.meta_test import RepairData, Start
 from metarepair.methods.base import Method, MethodContext, Uses, no_experiences
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, DataError
 from tasks.records import Failures
+
+ONE_VALUE = "Expected more than 1 value per channel when training"  # torch.nn.functional.batch_norm
 
 
 def repair_fairly(
     method: Method, deployed: DeployedModel, data: RepairData, context: MethodContext
 ) -> RepairedModel:
-    """The repair of a copy of the deployed DNN. Raises ConfigError where the method needs clean images and has none."""
+    """The repair of a copy of the deployed DNN.
+
+    Raises ConfigError where the method needs clean images and has none, DataError where a batch of one image has no
+    batch-norm statistics.
+    """
     uses = method.uses_with(context.config)
     if "clean" in uses and not data.clean:
         raise ConfigError(
@@ -33,7 +39,16 @@ def repair_fairly(
         )
     context = replace(context, load_meta=_loaded(context) if "experiences" in uses else no_experiences)
     own = replace(deployed, module=copy.deepcopy(deployed.module).eval())
-    found: object = method.repair(own, data_for(uses, data), context)
+    try:
+        found: object = method.repair(own, data_for(uses, data), context)
+    except ValueError as error:
+        if ONE_VALUE not in str(error):
+            raise
+        raise DataError(
+            f"{method.name} came to a batch of one image, of which a batch norm of {deployed.name} has one value per "
+            f"channel ({error}); one value has no variance. D_collect has {len(data.learn)} examples to learn from. "
+            f"Collect more failures, or let a batch have two images (methods.{method.name}.batch_size, task.shots)."
+        ) from error
     if not isinstance(found, RepairedModel):
         raise ConfigError(
             f"the method {method.name} returned a {type(found).__name__}; `repair` returns a RepairedModel "
