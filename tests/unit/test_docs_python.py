@@ -1,0 +1,184 @@
+"""Every block of Python in the README and the docs runs as it is printed, on small stand-ins for the reader's things."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from metarepair.clean_images import CleanImages
+from metarepair.meta_test import RepairData
+from metarepair.methods import MethodContext, repair_fairly
+from metarepair.models.build import DeployedModel
+from metarepair.settings import parse_config
+from tasks.records import Failures
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "cluster/README.md"]
+Names = dict[str, Any]
+
+
+def blocks(text: str) -> Iterator[str]:
+    """Fenced blocks, and those indented by four columns, with empty lines in them where the whole is Python."""
+    fence = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    yield from (match[1] for match in fence.finditer(text))
+    for match in re.finditer(r"(?:^|\n\n)((?: {4}.*\n|\n(?= {4}))+)", fence.sub("", text)):
+        whole = re.sub(r"^ {4}", "", match[1], flags=re.MULTILINE)
+        yield from [whole] if is_python(whole) else whole.split("\n\n")
+
+
+def is_python(block: str) -> bool:
+    """Whether it parses, and calls or imports something: `key: value` of YAML parses, too."""
+    try:
+        tree = ast.parse(block)
+    except SyntaxError:
+        return bool(
+            re.match(r"(from|import|def|class) \w", block)
+        )  # Python that does not parse is found, too
+    return any(isinstance(node, ast.Call | ast.Import | ast.ImportFrom) for node in ast.walk(tree))
+
+
+def python_blocks() -> Iterator[tuple[str, str]]:
+    """(page: first line, block) of each; the example at the top of metarepair/call.py is one of them."""
+    texts = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+    for page, text in texts.items():
+        for block in filter(is_python, blocks(text)):
+            yield f"{page}: {block.splitlines()[0]}", block
+
+
+def pixels(number: int, size: int = 16) -> Any:
+    return np.random.default_rng(0).integers(256, size=(number, size, size, 3), dtype=np.uint8)
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    body = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*body, nn.Linear(4, 3)).eval()
+
+
+def nothing(_: pytest.MonkeyPatch) -> Names:
+    return {}
+
+
+def some_images(_: pytest.MonkeyPatch) -> Names:
+    return {"images": pixels(2)}
+
+
+def failing(_: pytest.MonkeyPatch) -> Names:
+    """A model, and images with labels that it does not give them."""
+    model, images = small(), pixels(60)
+    dnn = DeployedModel(
+        name="small", module=model, num_classes=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    return {"model": model, "images": images, "labels": (dnn.logits(images).argmax(1).numpy() + 1) % 3}
+
+
+def a_small_densenet(monkeypatch: pytest.MonkeyPatch) -> Names:
+    smaller = partial(timm.create_model, block_config=(1, 1, 1, 1), growth_rate=4)
+    monkeypatch.setattr(timm, "create_model", smaller)
+    return {}
+
+
+def a_folder_of_photos(_: pytest.MonkeyPatch) -> Names:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = Path("photos") / part / name
+            folder.mkdir(parents=True)
+            Image.fromarray(pixels(1)[0]).save(folder / "one.png")
+    return {}
+
+
+def repaired_weights(_: pytest.MonkeyPatch) -> Names:
+    Path("…").mkdir()
+    state = timm.create_model("convnext_atto", num_classes=10).state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, "…/model.safetensors")
+    return {"timm": timm}
+
+
+def the_method_repairs(names: Names) -> None:
+    """The plugin of the docs, used as the registry would."""
+    dnn = DeployedModel(name="small", module=small(), num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    failures = Failures(
+        corruption="snow",
+        image_ids_N=np.arange(4),
+        severities_N=np.ones(4, np.int64),
+        labels_N=np.arange(4) % 3,
+        predicted_N=np.zeros(4, np.int64),
+        images_NHWC_u8=pixels(4),
+    )
+    clean = CleanImages(images_NHWC_u8=pixels(4), labels_N=np.arange(4) % 3)
+    data = RepairData(target="snow", learn=failures, validation=failures, clean=clean)
+    config = parse_config({"name": "unit", "mining": {"experiences": ["fog"]}})
+    context = MethodContext(config=config, seed=0, settings=names["MySettings"](rate=0.1))
+    model = repair_fairly(names["MyMethod"](), dnn, data, context)
+    assert model.method == "mine"
+    assert all(torch.equal(v, dnn.module.state_dict()[k]) for k, v in model.state().items())
+
+
+def shapes(names: Names) -> None:
+    assert names["corrupted"].shape == (2, 16, 16, 3)
+
+
+def is_repaired(names: Names) -> None:
+    assert isinstance(names["repaired"].module, nn.Module)
+    assert 0 <= names["repaired"].validation_after <= 1
+
+
+def two_photos(names: Names) -> None:
+    assert names["test"].classes == ("cat", "dog")
+    assert names["test"].images(np.arange(2)).shape == (2, 64, 64, 3)
+
+
+def anything(_: Names) -> None:
+    """That it ran is all."""
+
+
+# What a block needs around it, and what is then true.
+RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], None]]] = {
+    "README.md: from tasks.corruptions import corrupt": (some_images, shapes),
+    "docs/data.md: from tasks.datasets import DataSource, dataset_info, load_dataset": (
+        a_folder_of_photos,
+        two_photos,
+    ),
+    "docs/meta_gradient.md: import timm, torch": (a_small_densenet, anything),
+    "docs/methods.md: from metarepair.methods import Method": (nothing, the_method_repairs),
+    'docs/models.md: timm.create_model("convnext_atto", num_classes=10, checkpoint_path="…/model.safetensors")': (
+        repaired_weights,
+        anything,
+    ),
+    "docs/models.md: from metarepair import RepairConfig, repair": (failing, is_repaired),
+}
+
+
+def test_every_block_of_python_is_one_that_is_run() -> None:
+    assert [name for name, _ in python_blocks()] == list(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_block_of_python_runs_as_it_is_printed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before, after = RUNS[name]
+    names: Names = {"__name__": "docs", **before(monkeypatch)}
+    exec(compile(dict(python_blocks())[name], name, "exec", dont_inherit=True), names)
+    after(names)
+
+
+def test_the_example_on_top_of_the_call_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = ast.get_docstring(ast.parse((ROOT / "metarepair/call.py").read_text(encoding="utf-8"))) or ""
+    example = text[text.index("from metarepair import repair") :]
+    names = failing(monkeypatch)
+    exec(compile(example.split("\n\n")[0], "metarepair/call.py", "exec", dont_inherit=True), names)
+    is_repaired(names)
