@@ -34,7 +34,7 @@ accept: $(READY)
 	METAREPAIR_KILLS=5 $(BIN)/python -m pytest tests/distributed/test_killed.py
 	$(BIN)/metarepair run --config tune_configs/cifar10_small.yaml
 	$(BIN)/python -m benchmarks.fid --quick
-	$(BIN)/python -m benchmarks.meta_gradient --quick
+	$(BIN)/python -m benchmarks.meta_gradient --quick --without higher --without torchopt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

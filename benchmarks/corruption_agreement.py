@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measure import Peer, require_peers
 from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.datasets import load_dataset
 
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16, help="photographs (16)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     given = parser.parse_args()
+    require_peers([Peer(name="imagecorruptions", module="imagecorruptions")])
     peer, images = mended_peer(), photographs(given.images)
     columns = ["mean difference", "size", "spread", *(f"band {k + 1}" for k in range(BANDS))]
     print("| corruption | " + " | ".join(columns) + " |")

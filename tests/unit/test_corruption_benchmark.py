@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_benchmark_times_every_corruption_and_keeps_its_keys(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(corruptions, "find_spec", lambda _: None)  # no peer, no GPU
+    monkeypatch.setattr(corruptions, "find_spec", lambda _: None)  # no GPU
     out = tmp_path / "figures.json"
     cores = _cores()
-    corruptions.main(["--smoke", "--json", str(out)])
+    corruptions.main(["--smoke", "--json", str(out), "--without", "imagecorruptions"])
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert figures["smoke"]
     for key in ("images_per_s", "reference_images_per_s", "ratio"):
@@ -30,6 +30,8 @@ def test_the_benchmark_times_every_corruption_and_keeps_its_keys(tmp_path, capsy
     assert figures["geomean_ratio"] == pytest.approx(np.exp(np.log(ratios).mean()))
     assert figures["min_ratio"] == ratios.min()
     printed = capsys.readouterr().out
+    assert "Left out by --without: imagecorruptions." in printed
+    assert figures["machine"]["without"] == "imagecorruptions"
     assert all(f"\n{name} " in printed for name in CORRUPTIONS)
     assert _cores() == cores, "the benchmark keeps to one core, and gives the others back"
 

@@ -23,8 +23,8 @@ PAGES = [
     *sorted((ROOT / "examples").glob("*.py")),
     ROOT / "benchmarks/README.md",
 ]
-# A program at the start of a line, or behind variables, `# Command:`, a launcher or `python -m`; what is behind two spaces and a # is
-# a comment, and so is a remark in brackets behind many spaces.
+# A program at the start of a line, or behind variables, `# Command:`, a launcher or `python -m`. What is behind two
+# spaces and a # or a bracket is a remark.
 START = re.compile(
     r"^[#\s]*(?:Command:)?\s*(?:[A-Z_]+=\S+ )*(?:docker run .*? |ray job submit .*? -- )?"
     r"(?:\.venv/bin/)?(?:python -m )?(?P<line>(?:metarepair|benchmarks\.\w+)(?= [a-zA-Z-]|$).*)$"

@@ -1,4 +1,4 @@
-"""Every block of Python in the README and the docs runs as it is printed, on small stand-ins for the reader's things."""
+"""Every block of Python in the README and the docs runs as it is printed, on small stand-ins for what readers have."""
 
 from __future__ import annotations
 
