@@ -15,6 +15,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +25,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from metarepair.models.fit import fit
 from metarepair.models.folding import absorb_same_padding, fold_batch_norms
 from metarepair.models.inception import FEATURES, fold_fid_inception, load_fid_inception
 from metarepair.models.inception_weights import find_fid_inception, obtain_fid_inception
 from metarepair.models.lite0 import lite0_file, lite0_key
 from metarepair.models.preprocessing import resized
-from metarepair.models.state_dict import check_state_dict, read_state_dict
+from metarepair.models.weights_file import WeightsFile, read_weights
 from tasks.errors import ConfigError, DataError, WeightsError, near_names, unknown_name
 from tasks.manifest import file_hash
 
@@ -270,9 +272,7 @@ def _timm(name: str, weights: Path) -> tuple[nn.Module, int]:
     model = timm.create_model(name, num_classes=0)
     cfg: Mapping[str, Any] = model.pretrained_cfg
     classifiers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else list(cfg["classifier"] or ())
-    _load_body(
-        model, read_state_dict(weights), tuple(f"{c}." for c in classifiers), weights, f"timm's {name}"
-    )
+    _load_body(model, read_weights(weights), f"timm's {name}", classifier=tuple(f"{c}." for c in classifiers))
     network = _TimmPenultimate(model)
     return _Normalised(network, tuple(cfg["input_size"][1:]), cfg["mean"], cfg["std"]), network.dim
 
@@ -280,15 +280,15 @@ def _timm(name: str, weights: Path) -> tuple[nn.Module, int]:
 def _lite0(weights: Path) -> nn.Module:
     """TensorFlow's EfficientNet-Lite0 (Apache-2.0): 224 pixels, (x − 127)/128, 1,280 features."""
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
-    state = {lite0_key(key): tensor for key, tensor in read_state_dict(weights).items()}
-    _load_body(model, state, ("classifier.",), weights, "EfficientNet-Lite0")
+    file = read_weights(weights)
+    file = replace(file, tensors={lite0_key(key): tensor for key, tensor in file.tensors.items()})
+    _load_body(model, file, "EfficientNet-Lite0", classifier=("classifier.",))
     return _Normalised(_TimmPenultimate(model), (224, 224), [127 / 255] * 3, [128 / 255] * 3)
 
 
-def _load_body(
-    model: nn.Module, state: Mapping[str, Tensor], classifier: tuple[str, ...], file: Path, network: str
-) -> None:
+def _load_body(model: nn.Module, file: WeightsFile, network: str, *, classifier: tuple[str, ...]) -> None:
     """Loads all but the classifier, which features do not need and whose classes may be others."""
-    body = {key: tensor for key, tensor in state.items() if not key.startswith(classifier)}
-    check_state_dict(body, model.state_dict(), file=file, network=network)
-    model.load_state_dict(body)
+    remedy = (
+        "Set features.extractor to the network that the file belongs to, or features.weights to its file."
+    )
+    model.load_state_dict(fit(model, file, network, ignored=classifier, remedy=remedy).tensors)

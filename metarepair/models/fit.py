@@ -45,23 +45,35 @@ def load_weights(module: nn.Module, file: WeightsFile, name: str) -> tuple[str, 
     return fitted.notes
 
 
-def fit(module: nn.Module, file: WeightsFile, name: str) -> Fitted:
-    """The tensors of `file` as `module` wants them. Raises WeightsError naming what is missing, surplus or amiss."""
+def fit(
+    module: nn.Module,
+    file: WeightsFile,
+    name: str,
+    *,
+    ignored: tuple[str, ...] = (),
+    remedy: str | None = None,
+) -> Fitted:
+    """The tensors of `file` as `module` wants them. Raises WeightsError naming what is missing, surplus or amiss.
+
+    ignored: beginnings of names (without the prefix) that the file may have besides, as a classifier's for features.
+    remedy: what an error says to do, where it is not the deployed DNN's settings that are to be changed.
+    """
     wanted = module.state_dict()
-    prefix, surplus = _prefix(file, wanted)
+    prefix, surplus = _prefix(file, wanted, ignored)
     names = {key: prefix + key for key in wanted if prefix + key in file.tensors}
     tensors = {key: file.tensors[names[key]] for key in names}
     notes = _found(file, prefix)
     if surplus or _needed(wanted) - names.keys():
-        published = _published_names(module, file)
+        published = _published_names(module, file, ignored)
         if published is not None:
             tensors, names, prefix = published
             surplus, notes = [], [*_found(file, prefix), "names of the family's first publication"]
             unused = set(file.tensors) - set(names.values())
             if unused and names.keys() == tensors.keys():
                 notes.append(f"timm's map leaves out {len(unused)} tensors ({', '.join(sorted(unused)[:3])})")
-    tensors |= {k: v for k, v in wanted.items() if k.endswith(COUNTER) and k not in tensors}
-    _check(wanted, tensors, surplus, prefix, file, name)
+    counters = {k: v for k, v in wanted.items() if k.endswith(COUNTER) and k not in tensors}
+    tensors |= {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in counters.items()}
+    _check(wanted, tensors, surplus, prefix, file, name, remedy)
     bad = not_finite(tensors)
     if bad:
         raise WeightsError(
@@ -76,19 +88,20 @@ def _needed(wanted: Mapping[str, Tensor]) -> set[str]:
     return {key for key in wanted if not key.endswith(COUNTER)}
 
 
-def _prefix(file: WeightsFile, wanted: Mapping[str, Tensor]) -> tuple[str, list[str]]:
+def _prefix(
+    file: WeightsFile, wanted: Mapping[str, Tensor], ignored: tuple[str, ...]
+) -> tuple[str, list[str]]:
     """What stands before the DNN's names in the file, and the names in the file that are no tensors of the DNN.
 
     It is the prefix behind which most of the DNN's tensors are; of equals, the one that leaves the fewest names over.
     """
     if file.under is not None:
-        return file.under, _surplus(file, wanted, file.under)
+        return file.under, _surplus(file, wanted, file.under, ignored)
     needed = _needed(wanted)
     behind = Counter(prefix for key in file.tensors for prefix, rest in _cuts(key) if rest in needed)
     most = max(behind.values(), default=0)
-    found = {p: _surplus(file, wanted, p) for p, count in behind.items() if count == most} or {
-        "": list(file.tensors)
-    }
+    found = {p: _surplus(file, wanted, p, ignored) for p in behind if behind[p] == most}
+    found = found or {"": _surplus(file, wanted, "", ignored)}
     prefix = min(found, key=lambda p: (len(found[p]), len(p)))
     return prefix, found[prefix]
 
@@ -99,9 +112,13 @@ def _cuts(key: str) -> Iterator[tuple[str, str]]:
         yield key[:start], key[start:]
 
 
-def _surplus(file: WeightsFile, wanted: Mapping[str, Tensor], prefix: str) -> list[str]:
+def _surplus(
+    file: WeightsFile, wanted: Mapping[str, Tensor], prefix: str, ignored: tuple[str, ...]
+) -> list[str]:
     known = {prefix + key for key in wanted} | ({SWA_COUNTER} if prefix else set())
-    return [key for key in file.tensors if key not in known and key.startswith(file.under or "")]
+    passed = tuple(prefix + beginning for beginning in ignored)
+    left = [key for key in file.tensors if key not in known and not key.startswith(passed)]
+    return [key for key in left if key.startswith(file.under or "")]
 
 
 def _found(file: WeightsFile, prefix: str) -> list[str]:
@@ -125,7 +142,7 @@ def _found(file: WeightsFile, prefix: str) -> list[str]:
 
 
 def _published_names(
-    module: nn.Module, file: WeightsFile
+    module: nn.Module, file: WeightsFile, ignored: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, str], str] | None:
     """Tensors, their names in the file and the prefix, by timm's own map for the module's family.
 
@@ -143,6 +160,7 @@ def _published_names(
             renamed = dict(convert({k.removeprefix(prefix): v for k, v in own.items()}, module))
         except (KeyError, ValueError, RuntimeError, AttributeError, IndexError, TypeError):
             continue  # names that the map does not know: what is missing is told by the names as they are
+        renamed = {k: v for k, v in renamed.items() if not k.startswith(ignored)}
         if _needed(wanted) <= renamed.keys() <= wanted.keys():
             return renamed, _renamings(renamed, own, file), prefix
     return None
@@ -183,6 +201,7 @@ def _check(
     prefix: str,
     file: WeightsFile,
     name: str,
+    remedy: str | None,
 ) -> None:
     differ = _Difference(
         wanted=wanted,
@@ -195,9 +214,9 @@ def _check(
     if not (differ.missing or differ.unexpected or differ.shapes):
         return
     raise WeightsError(
-        f"{file.path} does not fit {name} with these classes: {len(differ.missing)} tensors are missing, "
+        f"{file.path} does not fit {name}: {len(differ.missing)} tensors are missing, "
         f"{len(differ.unexpected)} unexpected, {len(differ.shapes)} of another shape ({differ.first()}). "
-        f"{differ.remedy()}"
+        f"{remedy or differ.remedy()}"
     )
 
 

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarepair.models.fit import fit
 from metarepair.models.folding import fold_batch_norms
 from metarepair.models.inception_weights import obtain_fid_inception
-from metarepair.models.state_dict import check_state_dict, read_state_dict
+from metarepair.models.weights_file import read_weights
 from tasks.errors import DataError
 
 FEATURES = 2048
@@ -209,8 +210,12 @@ def load_fid_inception(path: Path | None) -> nn.Module:
     with torch.device("meta"):  # no random numbers are drawn for what the file replaces
         network = build_fid_inception()
     expected = network.state_dict()
-    counters = {k: torch.zeros((), dtype=torch.int64) for k in expected if k.endswith("num_batches_tracked")}
-    state = counters | read_state_dict(file)  # older files lack the counters, which evaluation does not read
-    check_state_dict(state, expected, file=file, network="the FID Inception with its 1,008 outputs")
-    network.load_state_dict({k: v.to(expected[k].dtype) for k, v in state.items()}, assign=True)
+    fitted = fit(
+        network,
+        read_weights(file),
+        "the FID Inception with its 1,008 outputs",
+        remedy="Give its published file.",
+    )
+    state = {k: v.to(expected[k].dtype) for k, v in fitted.tensors.items()}
+    network.load_state_dict(state, assign=True)
     return network.requires_grad_(False).eval()

@@ -134,24 +134,26 @@ def _container(path: Path) -> Container:
         raise WeightsError(f"{path} cannot be read ({error}). Give a file with weights.") from error
     if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] <= b"\x05"):  # a zip, or protocols 2 to 5
         return "torch"
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
+    kind = _other_kind(head)
+    if head[8:9] == b"{" or (path.suffix == ".safetensors" and kind is None):
         return "safetensors"
-    raise WeightsError(f"{path} {_other_kind(head)}")
+    raise WeightsError(
+        f"{path} "
+        + (kind or "is neither a safetensors file nor one of torch.save. Give a file with a state dict.")
+    )
 
 
-def _other_kind(head: bytes) -> str:
+def _other_kind(head: bytes) -> str | None:
+    """What else the file is, and what to do; None where its first bytes do not tell."""
     if not head:
         return "is empty. Copy it again."
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
-        return (
-            "is a web page (HTML), not weights: the download got a page about the file, a login or an error. "
-            "Download the file itself."
-        )
+        return "is a web page (HTML or XML), not weights. Download the file itself."
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the weights themselves. Fetch them: `git lfs pull`."
     if head.startswith(b"\x1f\x8b"):
         return "is packed with gzip. Unpack it: gunzip FILE."
-    return "is neither a safetensors file nor one of torch.save. Give a file with a state dict."
+    return None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:

@@ -215,6 +215,22 @@ def test_a_timm_model_without_weights_is_refused() -> None:
         build("timm:test_resnet")
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_weights_of_a_timm_model_are_taken_out_of_what_is_around_them(
+    tiny_timm: Any, tmp_path: Path, prefix: str
+) -> None:
+    state = tiny_timm.state_dict()
+    save_file(state, tmp_path / "plain.safetensors")
+    torch.save(
+        {"epoch": 3, "state_dict": {prefix + k: v for k, v in state.items()}}, tmp_path / "wrapped.pth"
+    )
+    plain, wrapped = (
+        build("timm:test_resnet", weights=tmp_path / name)(pixels(2))
+        for name in ("plain.safetensors", "wrapped.pth")
+    )
+    np.testing.assert_array_equal(wrapped, plain)
+
+
 def test_weights_of_another_network_are_refused(tiny_timm: Any, tmp_path: Path) -> None:
     save_file(tiny_timm.state_dict(), tmp_path / "resnet.safetensors")
     with pytest.raises(WeightsError, match=r"timm's test_vit.*missing"):
