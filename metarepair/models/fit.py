@@ -254,14 +254,15 @@ class _Difference:
                 f"not have; one that stood before it would change its images. Set model.entry to {self.prefix!r} to "
                 "take the tensors behind that prefix alone."
             )
-        if not self.missing and not self.unexpected and 0 < len(self.shapes) <= 2:
+        last = list(self.wanted)[-len(self.shapes) :]
+        if not self.missing and not self.unexpected and 0 < len(self.shapes) <= 2 and self.shapes == last:
             key = self.shapes[-1]
             have, need = self.tensors[key].shape, self.wanted[key].shape
             if len(have) and have[0] != need[0] and have[1:] == need[1:]:
                 return (
-                    f"Only {' and '.join(self.shapes)} differ: {have[0]} rows in the file, {need[0]} in the DNN (the "
-                    "data set's classes, where its factory takes num_classes). Bring weights for the data set's "
-                    "classes, or set data.name to theirs."
+                    f"Only the classifier differs ({', '.join(self.shapes)}): the file has {have[0]} classes, the DNN "
+                    f"{need[0]} (the data set's, where its factory takes num_classes). Bring weights for the data "
+                    "set's classes, or set data.name to theirs."
                 )
         return (
             "A file is taken that has each tensor of the DNN under its name, with or without one prefix before all of "

@@ -190,7 +190,7 @@ def test_a_foreign_pickle_is_refused_in_fitting_words_and_without_a_warning(
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save(build_fid_inception, tmp_path / "function.pth")
-    with pytest.raises(WeightsError, match="holds more than tensors .*refused"):
+    with pytest.raises(WeightsError, match=r"holds more than tensors .*refused"):
         load_fid_inception(tmp_path / "function.pth")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="holds list, not tensors by name"):

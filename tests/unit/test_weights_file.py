@@ -216,7 +216,7 @@ def test_the_map_of_a_family_takes_its_published_names(
         ),
         (
             lambda _: state(classes=1000),
-            r"Only head\.weight and head\.bias differ: 1000 rows in the file, 10 in the DNN ",
+            r"Only the classifier differs \(head\.weight, head\.bias\): the file has 1000 classes, the DNN 10 ",
         ),
         (lambda s: s | {"head.bias": s["head.bias"] * float("nan")}, r"head\.bias is not finite"),
     ],
