@@ -51,7 +51,10 @@ def _load(weights: Place, config: Config) -> Surroundings:
         here = load_surroundings(config, device=torch.device("cpu"))
         module = load_repaired(weights.parent, weights.parent.parent.name, here.deployed)
         return replace(here, deployed=replace(here.deployed, module=module))
-    model = config.model.model_copy(update={"weights": str(local(weights)), "entry": None})
+    path, deployed = local(weights), Path(config.model.weights).expanduser()
+    # The entry is one of the configuration's own file, which may be gone by now.
+    entry = config.model.entry if deployed.is_file() and path.samefile(deployed) else None
+    model = config.model.model_copy(update={"weights": str(path), "entry": entry})
     return load_surroundings(config.model_copy(update={"model": model}), device=torch.device("cpu"))
 
 

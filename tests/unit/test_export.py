@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from torch import Tensor, nn
 import metarepair.export
 from examples import cifar_resnets
 from metarepair.export import equality_images, export_original, export_program
+from metarepair.export_command import export
 from metarepair.methods import RepairedModel
 from metarepair.models import DeployedModel, save_weights
 from metarepair.models.fit import load_weights
 from metarepair.models.weights_file import load_pickle, read_weights
+from metarepair.weights import SHIPPED
 from tasks.datasets import ArrayDataset
 from tasks.errors import ConfigError, UserError, WeightsError
 
@@ -306,6 +309,24 @@ def test_names_of_a_familys_first_publication_go_back_where_they_are_only_rename
     export_original(repaired, tmp_path / "convnext.pth", tmp_path / "repaired.pth", entry=None)
     load_weights(dnn.module, read_weights(tmp_path / "repaired.pth"), "convnext")
     assert all(torch.equal(v, dnn.module.state_dict()[k]) for k, v in repaired.module.state_dict().items())
+
+
+def test_the_configurations_own_file_is_exported_with_its_entry(tmp_path: Path) -> None:
+    """The file has a tensor beside the DNN, so it is refused without the entry."""
+    own = load_file(SHIPPED / "resnet8_cifar10.safetensors")
+    path = tmp_path / "net.pth"
+    torch.save({f"1.{k}": v for k, v in own.items()} | {"0.mean": torch.zeros(3)}, path)
+    config = {
+        "name": "unit",
+        "mining": {"experiences": ["fog"]},
+        "model": {"weights": str(path), "entry": "1."},
+        "data": {"max_test_images": 3},
+    }
+    (tmp_path / "unit.yaml").write_text(json.dumps(config), encoding="utf-8")
+    said: list[str] = []
+    out = str(tmp_path / "net.pt2")
+    export(str(path), kind="torch", out=out, config_file=tmp_path / "unit.yaml", say=said.append)
+    assert "the same classes on 3 images" in said[0]
 
 
 def convnext_name(key: str) -> str:
