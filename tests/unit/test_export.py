@@ -1,14 +1,10 @@
-"""What goes back: programs that say the same as the DNN, and files like the one that it came from."""
+"""Exported programs say the same as the DNN, checked on the images that there are."""
 
 from __future__ import annotations
 
 import json
-import re
-import sys
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,22 +12,17 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import metarepair.export
-from examples import cifar_resnets
-from metarepair.export import equality_images, export_original, export_program
+from metarepair.export import equality_images, export_program
 from metarepair.export_command import export
 from metarepair.methods import RepairedModel
 from metarepair.models import DeployedModel, save_weights
-from metarepair.models.fit import load_weights
-from metarepair.models.weights_file import load_pickle, read_weights
 from metarepair.weights import SHIPPED
 from tasks.datasets import ArrayDataset
-from tasks.errors import ConfigError, UserError, WeightsError
+from tasks.errors import ConfigError, UserError
 
 ONNX = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the extra onnx")
 
@@ -142,175 +133,6 @@ def test_at_most_64_images_check_a_program() -> None:
     assert len(equality_images(test)) == 64
 
 
-def other() -> DeployedModel:
-    """A DNN with other weights than any file of these tests."""
-    torch.manual_seed(7)
-    return deployed(Small())
-
-
-def other_state() -> dict[str, Tensor]:
-    return other().module.state_dict()
-
-
-def test_a_torch_file_comes_back_with_its_prefix_entry_types_and_company(tmp_path: Path) -> None:
-    before = {
-        f"module.{k}": v.half() if v.is_floating_point() else v for k, v in Small().state_dict().items()
-    }
-    torch.save({"best": 91.7, "state_dict": before, "epoch": 3}, tmp_path / "net.th")
-    words = export_original(other(), tmp_path / "net.th", tmp_path / "back.th", entry=None)
-    assert "prefix 'module.', entry 'state_dict', rounded to float16" in words
-    content = load_pickle(tmp_path / "back.th")
-    assert content["best"] == 91.7
-    assert content["epoch"] == 3
-    assert list(content["state_dict"]) == list(before)
-    for key, tensor in other_state().items():
-        back = content["state_dict"][f"module.{key}"]
-        assert back.dtype == before[f"module.{key}"].dtype
-        assert torch.equal(back, tensor.to(back.dtype))
-
-
-def test_a_safetensors_file_comes_back_with_its_names_and_notes(tmp_path: Path) -> None:
-    save_file(Small().state_dict(), tmp_path / "net.safetensors", metadata={"format": "pt"})
-    words = export_original(other(), tmp_path / "net.safetensors", tmp_path / "back.safetensors", entry=None)
-    assert "the same names" in words
-    back = load_file(tmp_path / "back.safetensors")
-    assert back.keys() == other_state().keys()
-    assert all(torch.equal(back[k], v) for k, v in other_state().items())
-
-
-def write_form(path: Path, form: Form, own: dict[str, Tensor]) -> None:
-    """A weights file of `own` in this form."""
-    kept = {k: v for k, v in own.items() if form.counters or not k.endswith("num_batches_tracked")}
-    order = list(reversed(kept)) if form.backwards else list(kept)
-    tensors = {
-        form.prefix + k: kept[k].to(form.dtype) if kept[k].is_floating_point() else kept[k] for k in order
-    }
-    if form.average:
-        tensors = {"n_averaged": torch.tensor(4), **tensors}
-    if form.beside:
-        tensors |= {"0.mean": torch.full((1, 3, 1, 1), 0.5)}
-    if form.entry == "safetensors":
-        save_file(tensors, path, metadata={"format": "pt"})
-        return
-    torch.save({"epoch": 3, form.entry: tensors, "state_dict_ema": None} if form.entry else tensors, path)
-
-
-@dataclass(frozen=True)
-class Form:
-    """What may be different about a file of the same weights. Where a tensor is beside the DNN, the prefix is named."""
-
-    prefix: str
-    entry: str | None
-    dtype: torch.dtype
-    counters: bool
-    backwards: bool
-    beside: bool
-
-    @property
-    def average(self) -> bool:
-        return self.prefix == "module." and not self.beside and self.backwards
-
-    @property
-    def named(self) -> str | None:
-        return self.prefix if self.beside else None
-
-
-FORMS = st.builds(
-    Form,
-    prefix=st.sampled_from(["", "module.", "model.", "1.", "module.1.", "backbone."]),
-    entry=st.sampled_from([None, "state_dict", "model", "teacher", "safetensors"]),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-    counters=st.booleans(),
-    backwards=st.booleans(),
-    beside=st.booleans(),
-).filter(lambda form: form.prefix or not form.beside)
-
-
-def content_of(path: Path, form: Form) -> dict[str, Tensor]:
-    return dict(read_weights(path, entry=form.named).tensors)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(form=FORMS)
-def test_every_form_of_a_file_comes_back_bit_for_bit_and_takes_repaired_tensors(form: Form) -> None:
-    with TemporaryDirectory() as folder:
-        path, back, repaired = (Path(folder) / name for name in ("own", "back", "repaired"))
-        torch.manual_seed(3)
-        generator = torch.Generator().manual_seed(4)
-        own = {
-            k: torch.rand(v.shape, generator=generator, dtype=torch.float64)
-            if v.is_floating_point()
-            else v + 5
-            for k, v in Small().state_dict().items()
-        }
-        write_form(path, form, own)
-        dnn = deployed(Small())
-        load_weights(dnn.module, read_weights(path, entry=form.named), "net")
-        before = content_of(path, form)
-        export_original(dnn, path, back, entry=form.named)
-        after = content_of(back, form)
-        assert (
-            list(after) == list(before) or form.entry == "safetensors"
-        )  # which sorts by size of type and name
-        assert after.keys() == before.keys()
-        assert all(after[k].dtype == v.dtype and torch.equal(after[k], v) for k, v in before.items())
-
-        export_original(other(), path, repaired, entry=form.named)
-        given = {form.prefix + k: v for k, v in other_state().items()}
-        for key, tensor in content_of(repaired, form).items():
-            assert tensor.dtype == before[key].dtype
-            assert torch.equal(tensor, given[key].to(tensor.dtype) if key in given else before[key])
-
-
-def test_the_third_party_resnet_of_the_docs_goes_back_without_counters(tmp_path: Path) -> None:
-    """The published file is from before torch 0.4.1, and its names are behind `module.`."""
-    torch.manual_seed(0)
-    published = {
-        f"module.{k}": v
-        for k, v in cifar_resnets.resnet8().state_dict().items()
-        if not k.endswith("num_batches_tracked")
-    }
-    torch.save({"state_dict": published, "best_prec1": 91.7}, tmp_path / "resnet.th")
-    dnn = deployed(cifar_resnets.resnet8())
-    words = export_original(dnn, tmp_path / "resnet.th", tmp_path / "back.th", entry=None)
-    assert "prefix 'module.', entry 'state_dict'" in words
-    content = load_pickle(tmp_path / "back.th")
-    assert content["best_prec1"] == 91.7
-    assert list(content["state_dict"]) == list(published)
-    for key, tensor in dnn.module.state_dict().items():
-        assert f"module.{key}" not in published or torch.equal(content["state_dict"][f"module.{key}"], tensor)
-
-
-@pytest.mark.parametrize("prefix", ["", "model."])
-def test_names_of_a_familys_first_publication_go_back_where_they_are_only_renamed(
-    tmp_path: Path, prefix: str
-) -> None:
-    def made(seed: int) -> DeployedModel:
-        torch.manual_seed(seed)
-        return deployed(
-            timm.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), dims=(4, 4, 8, 8))
-        )
-
-    own = made(1).module.state_dict()
-    published = {
-        prefix + convnext_name(k): v.flatten(2).flatten(1) if v.ndim == 4 and "mlp" in k else v
-        for k, v in own.items()
-    }
-    torch.save({"model": published}, tmp_path / "convnext.pth")
-    dnn = made(2)
-    (note,) = load_weights(dnn.module, read_weights(tmp_path / "convnext.pth"), "convnext")
-    assert "first publication" in note
-    assert all(torch.equal(v, own[k]) for k, v in dnn.module.state_dict().items())
-    export_original(dnn, tmp_path / "convnext.pth", tmp_path / "back.pth", entry=None)
-    back = load_pickle(tmp_path / "back.pth")["model"]
-    assert list(back) == list(published)
-    assert all(torch.equal(back[k], v) for k, v in published.items())
-    repaired = made(3)
-    export_original(repaired, tmp_path / "convnext.pth", tmp_path / "repaired.pth", entry=None)
-    load_weights(dnn.module, read_weights(tmp_path / "repaired.pth"), "convnext")
-    assert all(torch.equal(v, dnn.module.state_dict()[k]) for k, v in repaired.module.state_dict().items())
-
-
 def test_the_configurations_own_file_is_exported_with_its_entry(tmp_path: Path) -> None:
     """The file has a tensor beside the DNN, so it is refused without the entry."""
     own = load_file(SHIPPED / "resnet8_cifar10.safetensors")
@@ -327,42 +149,6 @@ def test_the_configurations_own_file_is_exported_with_its_entry(tmp_path: Path) 
     out = str(tmp_path / "net.pt2")
     export(str(path), kind="torch", out=out, config_file=tmp_path / "unit.yaml", say=said.append)
     assert "the same classes on 3 images" in said[0]
-
-
-def convnext_name(key: str) -> str:
-    """The authors' name of a tensor of timm's ConvNeXt."""
-    key = key.replace("stem.", "downsample_layers.0.").replace(".conv_dw.", ".dwconv.")
-    key = re.sub(r"stages\.([0-9]+)\.downsample\.([0-9]+)", r"downsample_layers.\1.\2", key)
-    key = re.sub(r"stages\.([0-9]+)\.blocks\.([0-9]+)", r"stages.\1.\2", key)
-    key = key.replace("mlp.fc1", "pwconv1").replace("mlp.fc2", "pwconv2")
-    return key.replace("head.norm.", "norm.").replace("head.fc.", "head.")
-
-
-def doubled(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    return {k.replace("old.", ""): 2 * v if k == "old.head.bias" else v for k, v in tensors.items()}
-
-
-def test_what_a_map_computes_does_not_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, Small.__module__, SimpleNamespace(checkpoint_filter_fn=doubled))  # type: ignore[arg-type]
-    names = {k if k.startswith("conv") else f"old.{k}": v for k, v in Small().state_dict().items()}
-    save_file(names, tmp_path / "net.safetensors")
-    with pytest.raises(
-        WeightsError, match=r"cannot be written back: head\.bias \(1 such tensors\).*map.*no inverse"
-    ):
-        export_original(other(), tmp_path / "net.safetensors", tmp_path / "back", entry=None)
-    assert not (tmp_path / "back").exists()
-
-
-def test_repaired_values_that_a_file_in_half_precision_cannot_hold_are_refused(tmp_path: Path) -> None:
-    half = {k: v.half() if v.is_floating_point() else v for k, v in Small().state_dict().items()}
-    torch.save(half, tmp_path / "half.pth")
-    dnn = other()
-    with torch.no_grad():
-        dnn.module.get_parameter("head.bias").fill_(1e6)
-    with pytest.raises(
-        WeightsError, match=r"its head\.bias is torch\.float16, and the repaired values are too large"
-    ):
-        export_original(dnn, tmp_path / "half.pth", tmp_path / "back.pth", entry=None)
 
 
 @pytest.mark.parametrize("name", ["resnet8_cifar", "resnet10t"])
