@@ -26,7 +26,7 @@ from metarepair.layout import Run
 from metarepair.methods import get_method
 from metarepair.methods.base import map_here
 from metarepair.progress import Progress
-from tasks.errors import ConfigError, StageError, unknown_name
+from tasks.errors import StageError
 from tasks.manifest import MANIFEST, discard
 from tasks.remote_path import RemotePath
 from tasks.storage import find, place, remove_tree
@@ -72,15 +72,9 @@ class Comparison:
     def pair(self, first: str, second: str) -> None:
         """Two methods example by example, for every target and the first seed of a comparison that is done.
 
-        Raises StageError where the run was mined with other settings or data: its pictures would be of other images.
+        `metarepair.paths.check_pair` has checked the names. Raises StageError where the run was mined with other
+        settings or data: its pictures would be of other images.
         """
-        for name in (first, second):
-            if name not in self.config.compare.methods:
-                raise ConfigError(
-                    f"--pair: {unknown_name('method of compare.methods', name, self.config.compare.methods)}"
-                )
-        if first == second:
-            raise ConfigError(f"--pair {first} {second}: name two methods.")
         self.pipeline.mined()
         test = self.pipeline.here.split("test")
         for target in self.config.targets:

@@ -1,6 +1,7 @@
 """`metarepair VERB --config FILE`: the command line. Heavy imports wait until a verb needs them.
 
-Exit codes: 0 done, 2 the user's input is wrong (one paragraph on stderr), 1 anything else.
+Exit codes: 0 done, 2 the user's input is wrong (one paragraph on stderr), 141 the reader of the output went away (as
+`head` does), 1 anything else.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from metarepair.cli_options import (
     add_export_options,
     add_inspection_options,
 )
+from metarepair.streams import OutputLost, end_without, flush_streams, watched_streams
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +50,21 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code."""
+    """Run one verb and return the exit code.
+
+    A command whose output nobody reads any more ends as one that Ctrl-C stops: without a word, its work kept.
+    """
+    with watched_streams():
+        try:
+            try:
+                return _main(arguments)
+            finally:
+                flush_streams()
+        except OutputLost as lost:
+            return end_without(lost)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
     _stop_on_termination()
     try:
@@ -151,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(given: argparse.Namespace) -> int:
+    from metarepair.paths import check_export
+
+    check_export(given.path, given.config)
     from metarepair.export_command import export
 
     export(given.path, kind=given.format, out=given.out, config_file=given.config, say=_say)
@@ -184,6 +203,8 @@ def _check_own_packages() -> None:
 
 
 def _run(given: argparse.Namespace) -> int:
+    from metarepair.layout import without_empty_run
+    from metarepair.paths import check_paths
     from metarepair.settings import load_config
 
     config = load_config(
@@ -193,15 +214,10 @@ def _run(given: argparse.Namespace) -> int:
         storage_path=given.storage,
         compare={"budget": getattr(given, "budget", None)},
     )
-    if given.verb == "compare":
-        return _compare(given, config)
-    if given.verb == "pretrain":
-        return _pretrain(given, config)
-    if given.verb == "hypothesis":
-        return _study_hypothesis(given, config)
-    if given.verb == "tune":
-        return _search(given, config)
-    return _run_stages(given, config)
+    check_paths(config, given.verb)
+    verbs = {"compare": _compare, "pretrain": _pretrain, "hypothesis": _study_hypothesis, "tune": _search}
+    with without_empty_run(config):
+        return verbs.get(given.verb, _run_stages)(given, config)
 
 
 def _pretrain(given: argparse.Namespace, config: Config) -> int:
@@ -246,16 +262,19 @@ def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
 
 
 def _compare(given: argparse.Namespace, config: Config) -> int:
-    from distributed.cluster import connected
-    from distributed.compare import Comparison
-    from metarepair.compare.pair import require_compared
+    from metarepair.paths import check_pair
     from tasks.errors import ConfigError
-    from tasks.run_lock import locked
 
     if given.pair:
         if given.restart or given.address:
             raise ConfigError("--pair draws what a comparison holds, here: leave --restart and --address.")
-        require_compared(config)
+        check_pair(config, given.pair)
+
+    from distributed.cluster import connected
+    from distributed.compare import Comparison
+    from tasks.run_lock import locked
+
+    if given.pair:
         Comparison(config, _say).pair(*given.pair)
         return 0
     comparison = Comparison(config, _say)

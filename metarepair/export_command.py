@@ -14,9 +14,9 @@ from metarepair.compare.plan import PLAN
 from metarepair.config import Config
 from metarepair.deploy import Surroundings, load_surroundings
 from metarepair.export import equality_images, export_original, export_program, require_packages
-from metarepair.models.build import resolve_weights
 from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.settings import load_config, parse_config
+from metarepair.weights import resolve_weights
 from tasks.errors import ConfigError, DataError
 from tasks.storage import Place, find, local, place
 

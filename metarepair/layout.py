@@ -20,7 +20,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from metarepair.config import Config
 from tasks.errors import StorageError, UserError
@@ -89,16 +92,50 @@ def run_of(config: Config) -> Run:
 
 def open_run(config: Config) -> Run:
     """The run's folder, created. Raises ConfigError for another kind of path, UserError when it is not writable."""
-    try:
+    with _writable(config):
         root = run_of(config).root
         probe = root / ".writable.tmp"
-        root.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        _make(probe)
         probe.unlink(missing_ok=True)  # of two who come at once
+    return Run(root)
+
+
+def _make(probe: Place) -> None:
+    """Once more where another command has just removed the empty folder that both made."""
+    for last in (False, True):
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.touch()
+            return
+        except FileNotFoundError:
+            if last:
+                raise
+
+
+@contextmanager
+def without_empty_run(config: Config) -> Iterator[None]:
+    """Remove the folders that the block made for the run when it ends and has left nothing in them.
+
+    A folder that was there before stays, and so does one in which another command has begun to write meanwhile.
+    """
+    with _writable(config):
+        root = run_of(config).root
+        missing = [p for p in (root, *root.parents) if not p.exists()] if isinstance(root, Path) else []
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the first that is not empty, or not there, ends it
+            for folder in missing:
+                folder.rmdir()
+
+
+@contextmanager
+def _writable(config: Config) -> Iterator[None]:
+    try:
+        yield
     except StorageError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"storage_path={config.storage_path!r} cannot be written ({error}). Give another with --storage PATH."
         ) from error
-    return Run(root)

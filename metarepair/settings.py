@@ -72,6 +72,7 @@ WORDS = {
     "dict_type": "it must be a group of settings, as {{key: value}}",
     "model_type": "it must be a group of settings, as {{key: value}}",
     "string_type": "it must be text; quotes make any value that",
+    "string_unicode": "it must be text in UTF-8; rename the file or folder that it names",
     "string_pattern_mismatch": "it may have letters, digits, _, - and, not at its start, .",  # of a name
     "literal_error": "it must be {expected}",
     "int_type": "it must be a whole number",

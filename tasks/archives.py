@@ -65,13 +65,18 @@ class Archive(Protocol):
         ...
 
 
-def load_archive(root: Path) -> Archive:
-    """The archive in a folder. Raises DataError when it has neither layout, or is damaged."""
+def archive_folder(root: Path) -> Path:
+    """`root` itself. Raises DataError when it is no folder."""
     if not root.is_dir():
         raise DataError(
             f"data.archive {root} is not a folder. Give the one that the archive was unpacked to."
         )
-    there = entries(root)
+    return root
+
+
+def load_archive(root: Path) -> Archive:
+    """The archive in a folder. Raises DataError when it has neither layout, or is damaged."""
+    there = entries(archive_folder(root))
     if (root / "labels.npy").exists():
         return _open_arrays(root, there)
     if any(path.is_dir() for path in root.glob("*/1/*")):

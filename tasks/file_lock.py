@@ -51,9 +51,13 @@ def is_locked(path: Path) -> bool | None:
 
 
 def _lock_what_stays(path: Path) -> int | None:
-    """Once more where the last owner deleted the file between opening and locking it."""
+    """Once more where the last owner deleted the file, or the empty folder, between our looks at them."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -25,7 +25,12 @@ def seal(path: Place, identity: Mapping[str, Any]) -> None:
 
 def is_sealed(path: Place, identity: Mapping[str, Any]) -> bool:
     """Whether `path` is there, is what `identity` says, and has the very bytes that were sealed."""
-    return _sealed(path).get("identity") == content_hash(dict(identity)) and is_untouched(path)
+    return has_identity(path, identity) and is_untouched(path)
+
+
+def has_identity(path: Place, identity: Mapping[str, Any]) -> bool:
+    """Whether `path` was sealed as what `identity` says. Its bytes are not read."""
+    return _sealed(path).get("identity") == content_hash(dict(identity))
 
 
 def is_untouched(path: Place) -> bool:

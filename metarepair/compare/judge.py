@@ -33,6 +33,7 @@ def judging_identity(run: Run, config: Config, unit: Compared) -> dict[str, Any]
     """What a judgement depends on."""
     manifest = require_manifest(run.compared(unit.target, unit.method, unit.seed), REPAIR_FIRST)
     evaluated = config.evaluate.model_dump(mode="json")
+    # As metarepair.compare.plan.Plan.judging has it, which `status` compares with.
     return {"repaired": manifest.digest, "evaluate": evaluated, "severities": list(config.mining.severities)}
 
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from metarepair.compare.judge import SAMPLES
 from metarepair.compare.units import REPAIR_FIRST, Compared
-from metarepair.config import Config
-from metarepair.layout import Run, run_of
+from metarepair.layout import Run
 from metarepair.reports.figures import blank, plain, save, to_png
 from metarepair.reports.table import aligned, method_words
 from tasks.datasets import Dataset
@@ -49,13 +48,6 @@ class Pair:
     seed: int
     table: pa.Table
     kinds: tuple[Kind, ...]
-
-
-def require_compared(config: Config) -> None:
-    """Raises StageError where the run has no comparison yet, before a folder is made for it."""
-    run = run_of(config)
-    if not run.compare.exists():
-        raise StageError(f"{run.root} holds no comparison. {REPAIR_FIRST}")
 
 
 def load_pair(run: Run, target: str, methods: tuple[str, str], seed: int) -> Pair:

@@ -18,7 +18,7 @@ def show(path: str, *, sheet: Path | None, as_json: bool) -> None:
         check_ending(sheet, "--sheet")
     found = inspect(path)
     if as_json:
-        print(json.dumps(found.plain(), indent=1, ensure_ascii=False))
+        print(json.dumps(found.plain(), indent=1))
     else:
         from metarepair.inspection.text import describe
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import timm
 import torch
@@ -22,7 +21,7 @@ from metarepair.models.fit import load_weights
 from metarepair.models.preprocessing import Colour, Normalisation, mean_and_std, resized
 from metarepair.models.stems import Stem, use_small_stem  # with van_b0 to van_b6, which register themselves
 from metarepair.models.weights_file import read_weights
-from metarepair.weights import SHIPPED
+from metarepair.weights import resolve_weights
 from tasks.datasets import DatasetInfo
 from tasks.errors import ConfigError, WeightsError, near_names
 from tasks.records import Pixels
@@ -101,23 +100,6 @@ def build_model(name: str, num_classes: int, *, stem: Stem = "imagenet") -> nn.M
     if stem == "cifar":
         use_small_stem(module, name)
     return module.to(memory_format=torch.channels_last)
-
-
-def resolve_weights(weights: str) -> Path:
-    """The path of `weights`: `shipped:NAME` is a file of this package, anything else a path."""
-    if weights.startswith("shipped:"):
-        path = SHIPPED / f"{weights.removeprefix('shipped:')}.safetensors"
-        if not path.is_file():
-            there = ", ".join(sorted(f"shipped:{p.stem}" for p in SHIPPED.glob("*.safetensors")))
-            raise WeightsError(f"model.weights={weights!r} is not shipped. There are: {there or 'none'}")
-        return path
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise WeightsError(
-            f"model.weights={weights!r}: no such file. Give a .safetensors or torch.save file, or "
-            "shipped:resnet8_cifar10."
-        )
-    return path
 
 
 def load_deployed(

@@ -4,6 +4,7 @@ look.py      the way through
 runs.py      a path that is a run, or why it is none
 facts.py     what is told, as records
 members.py   one stage of one environment or target: how much of it is there
+unused.py    environments that the run no longer uses
 compare.py   a comparison, by target
 stages.py    all of them by stage, also those that are not begun, and the time left
 search.py    trials of a search
@@ -32,6 +33,8 @@ compared with what manifests promise; `metarepair inspect` compares checksums, t
     search           null, or {state, trials ({finished | stopped early | failed | running | unfinished: count}), total,
                      best, running}, best being null or {name, state, objective}, running (also of the unfinished) a
                      list of {name, rounds, of (so many), objective (after these), written}
+    unused           list of paths (relative) of environments that are not counted: neither the score nor the plan of a
+                     comparison, both written after them, names them
 
 What is not known is null.
 """

@@ -13,7 +13,7 @@ def show_status(path: str, *, as_json: bool) -> None:
     """Prints how far the run is; then raises DataError for what is damaged."""
     found = status_of(path)
     if as_json:
-        print(json.dumps(found.plain(), indent=1, ensure_ascii=False))
+        print(json.dumps(found.plain(), indent=1))
     else:
         from metarepair.status.text import describe
 

@@ -12,7 +12,7 @@ from metarepair.status.facts import Member
 from metarepair.status.members import Looked, Stats, moment
 from tasks.errors import DataError
 from tasks.manifest import MANIFEST
-from tasks.seal import SUFFIX
+from tasks.seal import SUFFIX, has_identity
 from tasks.storage import Place
 
 FOLDER = "compare"
@@ -20,8 +20,9 @@ FOLDER = "compare"
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonLooked:
-    """Its targets; times at which a repair was done, in seconds since 1970; and whether its plan is damaged."""
+    """Its plan, its targets; times at which a repair was done, in seconds since 1970; whether the plan is damaged."""
 
+    plan: Plan | None
     members: tuple[Member, ...]
     done_at: tuple[float, ...]
     damaged: tuple[Damage, ...]
@@ -37,6 +38,7 @@ def look_at_comparison(root: Place, looked: Sequence[Looked], stats: Stats) -> C
     targets = sorted({*(name.split("/")[0] for name in cells), *(plan.targets if plan is not None else ())})
     done = [one for one in cells.values() if one.manifest is not None]
     return ComparisonLooked(
+        plan=plan,
         members=tuple(_member(target, cells, plan, stats) for target in targets),
         done_at=tuple(
             stats[path].written_s for one in done if (path := f"{one.place.path}/{MANIFEST}") in stats
@@ -60,9 +62,7 @@ def _member(target: str, cells: dict[str, Looked], plan: Plan | None, stats: Sta
     )
     own = [cells[name] for name in names if name in cells and name.split("/")[0] == target]
     done = [one for one in own if one.manifest is not None]
-    judged = sum(
-        all(f in one.place.files and f"{f}{SUFFIX}" in one.place.files for f in JUDGED) for one in done
-    )
+    judged = sum(_is_judged(one, plan) for one in done)
     total = len(names) if planned else None
     whole = judged == (total if total is not None else len(own))
     written = [stats[f"{one.place.path}/{name}"].written_s for one in own for name in one.place.files]
@@ -78,3 +78,16 @@ def _member(target: str, cells: dict[str, Looked], plan: Plan | None, stats: Sta
         written=moment(max(written)) if written else None,
         metrics={},
     )
+
+
+def _is_judged(one: Looked, plan: Plan | None) -> bool:
+    """Whether both files are sealed, with the plan's settings of judging where the plan has them.
+
+    The row is sealed last, so that its seal speaks for both.
+    """
+    files = one.place.files
+    if not all(name in files and f"{name}{SUFFIX}" in files for name in JUDGED):
+        return False
+    identity = plan.judging(one.manifest.digest) if plan is not None and one.manifest is not None else None
+    row = JUDGED[0]
+    return identity is None or has_identity(one.place.folder / row, identity | {"file": row})

@@ -108,6 +108,7 @@ class RunStatus:
     damaged: tuple[Damage, ...]
     stages: tuple[StageStatus, ...]
     search: SearchStatus | None
+    unused: tuple[str, ...] = ()
 
     @property
     def state(self) -> RunState:

@@ -25,6 +25,7 @@ def status_of(path: str) -> RunStatus:
         damaged=found.damaged + search.damaged,
         stages=found.stages,
         search=search.status,
+        unused=found.unused,
     )
 
 

@@ -17,6 +17,7 @@ from metarepair.inspection.places import stages_of_run
 from metarepair.status.compare import look_at_comparison
 from metarepair.status.facts import Member, StageStatus
 from metarepair.status.members import Looked, Stats, look_at, moment, sealed_parts
+from metarepair.status.unused import unused_paths
 from tasks.lease import Owner
 from tasks.storage import Place
 
@@ -48,22 +49,26 @@ FEWEST_PARTS = 3  # written by the present owner, for a pace
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
-    """All stages of a run, and what is damaged in them."""
+    """All stages of a run, what is damaged in them, and the environments that are not counted."""
 
     stages: tuple[StageStatus, ...]
     damaged: tuple[Damage, ...]
+    unused: tuple[str, ...]
 
 
 def look_at_stages(root: Place, stats: Stats, owner: Owner | None) -> Stages:
     """`owner`: who writes in the run now, if somebody does; the pace is that of its parts."""
     places = stages_of_run(root, {name: stat.size_bytes for name, stat in stats.items()})
-    looked = [look_at(place, stats) for place in places]
-    totals = _totals(looked)
+    everything = [look_at(place, stats) for place in places]
+    comparison = look_at_comparison(root, everything, stats)
+    # Whoever writes in the run now may be about to go on with any of them.
+    unused = unused_paths(everything, comparison.plan, stats) if owner is None else frozenset()
+    looked = [one for one in everything if one.place.path not in unused]
+    totals = _totals(everything)
     members: dict[str, list[Member]] = {name: [] for name in ORDER}
     for one in (one for one in looked if one.place.kind != "compared"):
         total = one.member.total if one.member.total is not None else totals.get(one.place.path)
         members[NAMES[one.place.kind]].append(replace(one.member, total=total))
-    comparison = look_at_comparison(root, looked, stats)
     members["compare"] = [*comparison.members]
     for name, paths in _expected(looked, stats).items():
         there = {member.path for member in members[name]}
@@ -86,7 +91,12 @@ def look_at_stages(root: Place, stats: Stats, owner: Owner | None) -> Stages:
             )
             for name in kept
         ),
-        damaged=tuple(damage for one in looked for damage in one.damaged) + comparison.damaged,
+        damaged=tuple(damage for one in everything for damage in one.damaged) + comparison.damaged,
+        unused=tuple(
+            one.place.path
+            for one in everything
+            if one.place.kind == "environment" and one.place.path in unused
+        ),
     )
 
 

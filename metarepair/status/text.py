@@ -25,6 +25,10 @@ def describe(found: RunStatus) -> str:
         lines += _stage(stage, begun)
     if found.search is not None:
         lines += _search(found.search, begun)
+    if found.unused:
+        shown = [f"  {path}" for path in found.unused]
+        lines += ["", "Not counted, as what was scored or compared later does not name it:"]
+        lines += _cut(shown, len(shown))
     if found.damaged:
         shown = [f"  {damage.path} {WORDS[damage.state]}" for damage in found.damaged]
         lines += ["", "Damaged, by their sizes:", *_cut(shown, len(found.damaged))]

@@ -2,4 +2,29 @@
 
 from pathlib import Path
 
+from tasks.errors import WeightsError
+
 SHIPPED = Path(__file__).parent
+SCHEME = "shipped:"
+
+
+def resolve_weights(weights: str) -> Path:
+    """The path of model.weights: `shipped:NAME` is a file of this package, anything else a path.
+
+    Raises WeightsError when no file is there. Imports no torch, so that this can be said at once.
+    """
+    if weights.startswith(SCHEME):
+        path = SHIPPED / f"{weights.removeprefix(SCHEME)}.safetensors"
+        if not path.is_file():
+            there = ", ".join(sorted(f"{SCHEME}{p.stem}" for p in SHIPPED.glob("*.safetensors")))
+            raise WeightsError(f"model.weights={weights!r} is not shipped. There are: {there or 'none'}")
+        return path
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        raise WeightsError(f"model.weights={weights!r} is a folder. Give the weights file itself.")
+    if not path.is_file():
+        raise WeightsError(
+            f"model.weights={weights!r}: no such file. Give a .safetensors or torch.save file, or "
+            "shipped:resnet8_cifar10."
+        )
+    return path

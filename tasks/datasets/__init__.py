@@ -3,7 +3,7 @@
 from tasks.datasets.base import ArrayDataset, Dataset, Split
 from tasks.datasets.cifar import SAMPLE
 from tasks.datasets.cifar_classes import CIFAR10_CLASSES, CIFAR100_CLASSES
-from tasks.datasets.load import count_images, dataset_info, load_dataset
+from tasks.datasets.load import check_folders, count_images, dataset_info, load_dataset
 from tasks.datasets.source import (
     DATA_VARIABLE,
     DATASETS,
@@ -29,6 +29,7 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "Split",
+    "check_folders",
     "corruption_table_of",
     "count_images",
     "dataset_info",

@@ -6,12 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from tasks.datasets.base import ArrayDataset, Split
-from tasks.datasets.cifar import load_cifar
+from tasks.datasets.cifar import BATCHES, load_cifar
 from tasks.datasets.decoding import Listing, decode_listing
-from tasks.datasets.image_folder import describe_folder, list_folder
+from tasks.datasets.image_folder import describe_folder, list_folder, split_folder
 from tasks.datasets.image_table import describe_table, list_table
 from tasks.datasets.source import DATASETS, DatasetInfo, DataSource
-from tasks.datasets.tiny_imagenet import describe_tiny_imagenet, list_tiny_imagenet
+from tasks.datasets.table_files import split_files
+from tasks.datasets.tiny_imagenet import (
+    describe_tiny_imagenet,
+    list_tiny_imagenet,
+    tiny_imagenet_folder,
+)
 
 _ON_DISK: Mapping[str, tuple[Callable[[DataSource], DatasetInfo], Callable[[DataSource, Split], Listing]]] = {
     "tinyimagenet": (describe_tiny_imagenet, list_tiny_imagenet),
@@ -43,6 +48,18 @@ def load_dataset(source: str | DataSource, split: Split, *, root: str | None = N
         _, listed = _ON_DISK[source.name]
         return decode_listing(listed(source, split))
     return load_cifar(source, split)
+
+
+def check_folders(source: DataSource) -> None:
+    """Raise DataError when a folder or file that holds a split is missing. No image is read."""
+    if source.name == "imagefolder":
+        split_folder(source, "train"), split_folder(source, "test")
+    elif source.name == "parquet":
+        split_files(source, "train"), split_files(source, "test")
+    elif source.name == "tinyimagenet":
+        tiny_imagenet_folder(source)
+    elif source.name in BATCHES:
+        source.folder(BATCHES[source.name].title)
 
 
 def count_images(source: str | DataSource, split: Split) -> tuple[int, int]:

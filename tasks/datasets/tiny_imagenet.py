@@ -32,7 +32,7 @@ def describe_tiny_imagenet(source: DataSource) -> DatasetInfo:
     """Classes by their English names."""
     size = source.image_size or SIZE
     return DatasetInfo(
-        classes=class_names(_folder(source)),
+        classes=class_names(tiny_imagenet_folder(source)),
         image_size=size,
         corruption_table=table_for(size),
         mean=source.mean or MEAN,
@@ -42,7 +42,7 @@ def describe_tiny_imagenet(source: DataSource) -> DatasetInfo:
 
 def list_tiny_imagenet(source: DataSource, split: Split) -> Listing:
     """The images of a split, sorted by id and file name. Raises DataError for what is missing."""
-    folder = _folder(source)
+    folder = tiny_imagenet_folder(source)
     wnids = read_wnids(folder)
     passed = PassedOver(folder)
     pairs = _training(folder, wnids, passed) if split == "train" else _validation(folder, wnids, passed)
@@ -117,7 +117,8 @@ def _lines(path: Path) -> list[str]:
         raise DataError(f"{path} cannot be read ({error}). {REMEDY}") from error
 
 
-def _folder(source: DataSource) -> Path:
+def tiny_imagenet_folder(source: DataSource) -> Path:
+    """The folder that holds wnids.txt. Raises DataError when there is none."""
     root = source.folder("tiny-ImageNet")
     for folder in (root / FOLDER, root):
         if (folder / "wnids.txt").is_file():

@@ -1,0 +1,58 @@
+"""Find the environments that a run no longer uses, so that its status does not wait for them.
+
+The manifest of `score`, and the plan of a comparison, name the environments that they were made from. An environment
+that neither names, and that was last written before them, belongs to settings that are no longer the run's. One that
+was written later may be new, and is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from metarepair.compare.plan import PLAN, Plan
+from metarepair.status.members import Looked, Stats
+from tasks.manifest import MANIFEST
+
+SCORE, REPORT = f"score/{MANIFEST}", "report/index.html"
+
+
+def unused_paths(looked: Sequence[Looked], plan: Plan | None, stats: Stats) -> frozenset[str]:
+    """Paths of the stages of unused environments: what was mined, and what is made from it.
+
+    A target that is repaired is used, though a later score may be of other targets.
+    """
+    named = dict(_named(looked, plan))
+    if not named:
+        return frozenset()
+    used = frozenset().union(*named.values())
+    since_s = max(stats[path].written_s for path in (*named, REPORT) if path in stats)
+    repaired = {one.place.path for one in looked if one.place.kind == "repaired" and one.manifest is not None}
+    found: set[str] = set()
+    for one in (one for one in looked if one.place.kind == "environment"):
+        group = _made_from(f"{one.place.role}", f"{one.place.name}")
+        written = (s.written_s for path, s in stats.items() if path.startswith(tuple(f"{p}/" for p in group)))
+        if one.place.path not in used and not repaired & group and max(written) < since_s:
+            found |= group
+    return frozenset(found)
+
+
+def _made_from(role: str, name: str) -> frozenset[str]:
+    made = {f"{role}s/{name}", f"features/{role}-{name}"}
+    return frozenset(made | ({f"meta/{name}", f"repaired/{name}"} if role == "target" else set()))
+
+
+def _named(looked: Sequence[Looked], plan: Plan | None) -> Iterator[tuple[str, frozenset[str]]]:
+    """Each file that names environments, with the paths of these."""
+    score = next((one.manifest for one in looked if one.place.kind == "score"), None)
+    if score is not None:
+        mined, targets = score.config.get("mined"), score.config.get("targets")
+        if isinstance(mined, list) and isinstance(targets, list):
+            yield SCORE, _paths(mined, targets)
+    if plan is not None and plan.experiences is not None:
+        yield f"compare/{PLAN}", _paths(plan.experiences, plan.targets)
+
+
+def _paths(experiences: Sequence[object], targets: Sequence[object]) -> frozenset[str]:
+    return frozenset(
+        [*(f"experiences/{name}" for name in experiences), *(f"targets/{name}" for name in targets)]
+    )
