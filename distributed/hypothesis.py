@@ -15,8 +15,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from distributed.cluster import worker_resources
 from distributed.mining import Mined, Say, environments
@@ -32,6 +30,7 @@ from metarepair.methods import MethodContext, get_method, repair_fairly
 from metarepair.progress import Progress
 from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
+from metarepair.score import SCORE_AGAIN
 from tasks.corruptions import CORRUPTIONS
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.manifest import (
@@ -46,7 +45,7 @@ from tasks.manifest import (
     write_manifest,
 )
 from tasks.seal import missing_parts, seal
-from tasks.storage import Place, local, remove, write_text, writing
+from tasks.storage import Place, read_table, remove, write_text, writing
 from tasks.store import open_side
 
 STAGE = "hypothesis"
@@ -223,9 +222,9 @@ def _read_gains(items: Sequence[FineTune], names: Sequence[str], seeds: Sequence
 def read_distances(path: Place, names: Sequence[str]) -> tuple[str, np.ndarray]:
     """The extractor, and the distance of each experience (row) and target (column), as scored."""
     try:
-        rows = pq.read_table(local(path)).to_pylist()
+        rows = read_table(path, SCORE_AGAIN).to_pylist()
         found = {(row["experience"], row["target"]): float(row["distance"]) for row in rows}
         distances_CC = np.array([[found[a, b] for b in names] for a in names])
         return str(rows[0]["extractor"]), distances_CC
-    except (OSError, pa.ArrowInvalid, KeyError, IndexError) as error:
-        raise DataError(f"{path} is damaged ({error}). Score again with --restart.") from error
+    except (KeyError, IndexError) as error:
+        raise DataError(f"{path} is damaged: it lacks rows or columns ({error}). {SCORE_AGAIN}") from error

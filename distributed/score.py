@@ -64,12 +64,21 @@ def _leave_other_targets(
         return
     if held is None or held.config.get("targets") == settings["targets"]:
         return
+    common = held.inputs.keys() & inputs.keys()
     same_settings = {k: v for k, v in held.config.items() if k != "targets"} == plain(
         {k: v for k, v in settings.items() if k != "targets"}
     )
-    if same_settings and all(held.inputs[key] == inputs[key] for key in held.inputs.keys() & inputs.keys()):
+    if same_settings and all(held.inputs[key] == inputs[key] for key in common):
         say(f"score: made again, as the targets were {', '.join(held.config['targets'])}")
         discard(folder)
+        return
+    # Refused, for what differs beside the targets: other targets alone would have been made again.
+    check_done(
+        folder,
+        stage="score",
+        config={**settings, "targets": held.config.get("targets")},
+        inputs={key: inputs.get(key, digest) for key, digest in held.inputs.items()},
+    )
 
 
 def score_settings(config: Config) -> dict[str, object]:

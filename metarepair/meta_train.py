@@ -36,6 +36,7 @@ from metarepair.outer import (
     outer_rate,
     outer_step,
 )
+from metarepair.section import in_yaml
 from metarepair.task_source import TaskSource, slots_of
 from metarepair.vectors import State, flatten, pairwise_sum, unflatten
 from tasks.errors import DivergedError, StageError
@@ -161,7 +162,7 @@ class MetaTrainer:
         limit = self.config.train.max_skipped
         if self.skipped > limit or self.skipped == self.config.train.episodes:
             raise DivergedError(
-                f"The query loss of episode {self.episode + 1} became {loss} (gradient norm {norm}), and "
+                f"The query loss of episode {self.episode + 1} became {loss:.4g} (gradient norm {norm:.4g}), and "
                 f"{self.skipped} episodes were skipped for that, train.max_skipped={limit}. Lower inner.rate or "
                 "train.outer_rate, or set train.clip_norm; the last checkpoint is kept, and changed settings need "
                 "--restart."
@@ -178,7 +179,7 @@ class MetaTrainer:
             raise DivergedError(
                 f"The outer step of episode {self.episode + 1} left values in θ that are not finite, while loss and "
                 f"gradient were (norm {norm:.3g}). That is the outer optimizer's doing: {settings.outer_optimizer} "
-                f"with outer_options={settings.outer_options}, outer_rate={settings.outer_rate}. Change these in "
+                f"with outer_options={in_yaml(settings.outer_options)}, outer_rate={settings.outer_rate}. Change these in "
                 "train; the last checkpoint is kept, and changed settings need --restart."
             )
 

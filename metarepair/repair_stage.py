@@ -32,7 +32,7 @@ from metarepair.repair_unit import (
     unit_data,
 )
 from metarepair.reports import SCHEMA_VERSION
-from metarepair.score import read_confidence
+from metarepair.score import SCORE_AGAIN, read_confidence
 from tasks.manifest import (
     Manifest,
     check_done,
@@ -40,7 +40,7 @@ from tasks.manifest import (
     versions,
     write_manifest,
 )
-from tasks.storage import Place, local, write_text, writing
+from tasks.storage import Place, read_table, write_text, writing
 from tasks.store import open_side
 
 Progress = Callable[[str], None]
@@ -134,7 +134,7 @@ def _result(
 def _learned(run: Run, target: str) -> dict[str, Any]:
     """What MetaRepair learned from, and what that cost."""
     confidence = read_confidence(run, target)
-    scores = pq.read_table(local(run.score / "confidence.parquet")).to_pylist()
+    scores = read_table(run.score / "confidence.parquet", SCORE_AGAIN).to_pylist()
     extractor = scores[0]["extractor"]
     trained = require_manifest(run.meta(target), TRAIN_FIRST)
     return {

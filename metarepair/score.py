@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from metarepair.config import ExperienceConfig
@@ -24,8 +23,9 @@ from tasks.confidence import (
 from tasks.corruptions import category_of
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.records import FID_SCHEMA, FidScore
-from tasks.storage import Place, local, write_table
+from tasks.storage import Place, read_table, write_table
 
+SCORE_AGAIN = "Score again: metarepair score --config FILE --restart."
 TARGET_SUFFIX = " (target)"
 GUIDED = (1, 3, 5)  # effective numbers of experiences that guidance is given for
 ONE = 1.05  # as near to 1 as a finite α should be asked to come
@@ -124,9 +124,9 @@ def read_confidence(run: Run, target: str) -> Confidence:
     if not path.exists():
         raise StageError(f"{path} is not there. Score first: metarepair score --config …")
     try:
-        rows = [r for r in pq.read_table(local(path)).to_pylist() if r["target"] == target]
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error}). Score again with --restart.") from error
+        rows = [r for r in read_table(path, SCORE_AGAIN).to_pylist() if r["target"] == target]
+    except KeyError as error:
+        raise DataError(f"{path} is damaged: it has no column {error}. {SCORE_AGAIN}") from error
     if not rows:
         raise StageError(
             f"{path} has no target {target!r}. Add it to targets and score again: metarepair score --config …"

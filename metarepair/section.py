@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, TypeVar
 
+import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -51,3 +52,16 @@ def each_once(values: tuple[Value, ...]) -> tuple[Value, ...]:
     if twice:
         raise ValueError(f"{twice[0]!r} is there twice; give each once")
     return values
+
+
+def in_yaml(value: Any) -> str:
+    """A value on one line as a person would write it in YAML; text in quotes."""
+    if isinstance(value, str):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(in_yaml, value)) + "]"
+    try:
+        text: str = yaml.safe_dump(value, default_flow_style=True, width=1_000_000)
+    except yaml.YAMLError:  # no value of YAML: given by Python
+        return repr(value)
+    return text.removesuffix("...\n").strip()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from metarepair.config import Config
 from metarepair.search.config import KINDS
+from metarepair.section import in_yaml
 from tasks.errors import ConfigError, UserError, near_names
 
 
@@ -51,19 +52,6 @@ def config_text(config: Config) -> str:
     return yaml.dump(
         values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
     )
-
-
-def in_yaml(value: Any) -> str:
-    """A value on one line as a person would write it in YAML; text in quotes."""
-    if isinstance(value, str):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(in_yaml, value)) + "]"
-    try:
-        text: str = yaml.safe_dump(value, default_flow_style=True, width=1_000_000)
-    except yaml.YAMLError:  # no value of YAML: given by Python
-        return repr(value)
-    return text.removesuffix("...\n").strip()
 
 
 # pydantic's kinds of errors in the words of who writes YAML.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from metarepair.optimizers import OPTIMIZERS, check_options
-from metarepair.section import Count, Fraction, Positive, Rate, Section
+from metarepair.section import Count, Fraction, Positive, Rate, Section, in_yaml
 from tasks.errors import near_names
 
 BatchNorm = Literal["frozen", "adapt", "batch"]
@@ -105,7 +105,7 @@ class TrainConfig(Section):
         number = isinstance(memory, int) and not isinstance(memory, bool) and memory >= 1
         if not number and memory not in ("auto", "graph", "recompute"):
             raise ValueError(
-                f"{memory!r} is no way to use memory. There are: auto, graph, recompute, or a number from 1: of how "
+                f"{in_yaml(memory)} is no way to use memory. There are: auto, graph, recompute, or a number from 1: of how "
                 "many of the last inner steps graphs are kept"
             )
         return memory

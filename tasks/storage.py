@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -167,6 +168,19 @@ def write_table(path: Place, table: pa.Table) -> None:
             pa.csv.write_csv(table, part)
         else:
             pa.parquet.write_table(table, part)
+
+
+def read_table(path: Place, remedy: str, **options: Any) -> pa.Table:
+    """A Parquet file; `options` are pyarrow's. Raises DataError, which ends with the remedy, when it is damaged."""
+    try:
+        return pa.parquet.read_table(local(path), **options)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{path} is damaged: it is no whole Parquet file with these columns. {remedy}"
+        ) from error
+    except OSError as error:
+        why = error.strerror or "it is no whole Parquet file"
+        raise DataError(f"{path} cannot be read: {why}. {remedy}") from error
 
 
 def append_line(path: Place, line: str) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
@@ -23,7 +22,7 @@ from tasks.datasets import Dataset
 from tasks.environment import corrupted_images
 from tasks.errors import DataError, StageError
 from tasks.records import Ints, Pixels
-from tasks.storage import Place, local, write_table
+from tasks.storage import Place, read_table, write_table
 
 # N examples
 
@@ -69,10 +68,7 @@ def _samples(run: Run, unit: Compared) -> pa.Table:
     path = run.compared(unit.target, unit.method, unit.seed) / SAMPLES
     if not path.is_file():
         raise StageError(f"{path} is missing: {unit.words} is not judged yet. {REPAIR_FIRST}")
-    try:
-        return pyarrow.parquet.read_table(local(path))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} is damaged ({error}). Delete it and compare again.") from error
+    return read_table(path, "Delete it and compare again.")
 
 
 def _kinds(table: pa.Table, methods: tuple[str, str]) -> tuple[Kind, ...]:

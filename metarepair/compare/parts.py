@@ -72,7 +72,8 @@ class Part:
 
 def title_of(config: Config, results: Sequence[Result]) -> str:
     """What the report is called."""
-    return f"{len(by_method(results[0]))} methods on {config.model.name}, {config.data.name}"
+    count = len(by_method(results[0]))
+    return f"{count} {'method' if count == 1 else 'methods'} on {config.model.name}, {config.data.name}"
 
 
 def parts_of(run: Run, config: Config, results: Sequence[Result]) -> list[Part]:

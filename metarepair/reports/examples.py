@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow.parquet
 
 from metarepair.layout import Run
 from metarepair.reports import figures
@@ -18,7 +17,9 @@ from tasks.datasets import Dataset
 from tasks.failure_file import read_failures
 from tasks.pixels import RecomputedPixels
 from tasks.records import Failures, Ints
-from tasks.storage import Place, inside, local
+from tasks.storage import Place, inside, read_table
+
+REPAIR_AGAIN = "Repair again: metarepair repair --config FILE --restart."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def example_figure(
 def _after(samples: Place, fail: Failures, method: str, seed: int) -> Ints:
     """The repaired DNN's answer to each failure, −1 where it was not asked."""
     wanted = [("method", "=", method), ("seed", "=", seed)]
-    table = pyarrow.parquet.read_table(local(samples), filters=wanted).to_pydict()
+    table = read_table(samples, REPAIR_AGAIN, filters=wanted).to_pydict()
     after = dict(zip(zip(table["image_id"], table["severity"], strict=True), table["after"], strict=True))
     keys = zip(fail.image_ids_N.tolist(), fail.severities_N.tolist(), strict=True)
     return np.array([after.get(key, -1) for key in keys], np.int64)

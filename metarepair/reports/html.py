@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pyarrow.parquet
 import yaml
 
+from metarepair.features import distance_name
+from metarepair.inspection.tables import times
 from metarepair.layout import Run
 from metarepair.reports import figures
 from metarepair.reports.examples import example_figure
@@ -33,11 +34,12 @@ from metarepair.reports.table import (
     verdict,
     write_tables,
 )
+from metarepair.score import SCORE_AGAIN
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS, Dataset
 from tasks.errors import StageError
 from tasks.manifest import read_manifest
-from tasks.storage import Place, find, inside, local, write_text
+from tasks.storage import Place, find, inside, read_table, write_text
 
 BUDGET = ("seed", "images_seen", "gradient_steps")
 
@@ -74,18 +76,18 @@ def _overview(run: Run, results: Sequence[Result]) -> str:
         for target, result in ((target_of(r), r) for r in results)
     )
     files = "<p>Tables for programs: results.csv, results.parquet; for people: table.md.</p>"
-    return f"<ul>{links}</ul>\n{files}\n{_heat_map(run, results[0])}"
+    return f"<ul>{links}</ul>\n{files}\n{_heat_map(run)}"
 
 
-def _heat_map(run: Run, result: Result) -> str:
+def _heat_map(run: Run) -> str:
     path = run.score / "fid.parquet"
     if not path.is_file():
         return f"<p>No distances are shown: {escaped(inside(path, run.root))} is missing.</p>\n"
-    rows = pyarrow.parquet.read_table(local(path)).to_pylist()
+    rows = read_table(path, SCORE_AGAIN).to_pylist()
     scores = {(row["experience"], row["target"]): row["distance"] for row in rows}
     found = {name for pair in scores for name in pair}
     names = [n for n in CORRUPTIONS if n in found] + sorted(found - CORRUPTIONS.keys())
-    label = str(result["distance_name"])
+    label = distance_name(str(rows[0]["extractor"]))
     png = figures.heat_map(scores, names, _category, "Distance between environments", label)
     caption = f"{label} between environments, by category; small is alike (as the paper's Fig. 4)."
     return picture(run.report, "heatmap.png", png, caption)
@@ -122,7 +124,9 @@ def _target_section(run: Run, result: Result, test: Callable[[], Dataset] | None
 def _pictures(run: Run, result: Result, target: str, test: Callable[[], Dataset] | None) -> str:
     name, words = _file_name(target), plain_words(target)
     bars = figures.method_bars(result, f"Accuracy by method: {words}")
-    page = picture(run.report, f"{name}_methods.png", bars, "Accuracy by method; error bars: sd over seeds.")
+    several = any(len(rows) > 1 for rows in by_method(result).values())
+    spreads = "; error bars: sd over seeds" if several else ""
+    page = picture(run.report, f"{name}_methods.png", bars, f"Accuracy by method{spreads}.")
     if any(row["corrupted_by_severity"] for row in result["methods"]):
         png = figures.severity_curve(result, f"Accuracy by severity: {words}")
         page += picture(
@@ -158,9 +162,9 @@ def _classes(run: Run, result: Result, target: str) -> tuple[str, ...]:
 def _experiences(run: Run, result: Result, target: str) -> str:
     experiences = sorted(result["experiences"], key=lambda e: float(e["fid"]))
     if not experiences:
-        return "<p>No experiences were used.</p>\n"
+        return "<p>No experiences were used: MetaRepair, which learns from them, was not run.</p>\n"
     used, label = result.get("confidence") or {}, str(result["distance_name"])
-    rule = ", ".join(f"{plain_words(key)} {value}" for key, value in used.items())
+    rule = ", ".join(f"{plain_words(key)} {_number(value)}" for key, value in used.items())
     rows = [[e["name"], f"{float(e['fid']):.4g}", percent(float(e["p"]))] for e in experiences]
     page = f"<p>Confidence: {escaped(rule)}.</p>\n" + html_table(["experience", label, "confidence %"], rows)
     order = nearest_experiences(_data(result), target)
@@ -178,19 +182,39 @@ def _experiences(run: Run, result: Result, target: str) -> str:
     )
 
 
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _protocol(result: Result) -> str:
+    """What was learned from and what chose: of the deployed DNN alone, nothing."""
+    sizes = result.get("d_collect") or {}
+    collect, fail = sizes.get("collect", "?"), sizes.get("fail", "?")
+    if set(by_method(result)) == {"none"}:
+        return (
+            f"Protocol: the deployed DNN was judged as it is. Nothing was learned from the {collect} examples of "
+            f"D_collect, and nothing of D_fail ({fail} examples) chooses anything."
+        )
+    return (
+        f"Protocol: {sizes.get('validation', '?')} of the {collect} examples of D_collect "
+        "only select (settings, episodes, checkpoints), the same for every method; the rest may be learned "
+        f"from. Nothing of D_fail ({fail} examples) chooses anything; the paper is laxer."
+    )
+
+
 def _obtained(run: Run, result: Result, target: str) -> str:
     config, sizes = result["config"], result.get("d_collect") or {}
     without = sizes.get("classes_without_failures") or []
     seeds = sorted({int(row["seed"]) for row in result["methods"]})
     log = run.d_fail_log.read_text(encoding="utf-8") if run.d_fail_log.is_file() else ""
     opened = sum(json.loads(line)["target"] == target for line in log.splitlines())
+    # Without experiences no distance came into the repairs.
+    extractor = f" Feature extractor of the distance: {result['features']}." if result["experiences"] else ""
     lines = [
-        f"Protocol: {sizes.get('validation', '?')} of the {sizes.get('collect', '?')} examples of D_collect "
-        "only select (settings, episodes, checkpoints), the same for every method; the rest are learned "
-        f"from. Nothing of D_fail ({sizes.get('fail', '?')} examples) chooses anything; the paper is laxer.",
-        f"By its log, the evaluator opened D_fail {opened} time(s). This report reads it for pictures.",
+        _protocol(result),
+        f"By its log, the evaluator opened D_fail {times(opened)}. This report reads it for pictures.",
         f"Classes without a collected failure: {', '.join(map(str, without)) or 'none'}.",
-        f"Seeds: {', '.join(map(str, seeds))}. Feature extractor of the distance: {result['features']}.",
+        f"Seeds: {', '.join(map(str, seeds))}.{extractor}",
         f"Versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}.",
     ]
     budget = [

@@ -150,6 +150,8 @@ def paper_measure(result: Result) -> list[str]:
 
 def preparation(result: Result) -> str:
     """What was spent before any repair, which the seconds of a row do not hold."""
+    if "metarepair" not in by_method(result):
+        return "MetaRepair was not run for this target, so no meta-training belongs to these rows."
     spent = result.get("preparation") or {}
     if "seconds" not in spent:
         return "No preparation (meta-training) is recorded."
@@ -225,7 +227,7 @@ def _best(groups: Mapping[str, list[Row]]) -> list[str]:
     best = max(means, key=lambda method: means[method], default="metarepair")
     if best in ("metarepair", "finetune"):
         return []
-    return [f"The best on D_fail is neither: it is {method_words(best)} with {percent(means[best])}%."]
+    return [f"The best on D_fail is another method: {method_words(best)} with {percent(means[best])}%."]
 
 
 def _on_corrupted(before: Sequence[Row] | None, meta: Sequence[Row]) -> list[str]:
