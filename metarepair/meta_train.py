@@ -179,8 +179,8 @@ class MetaTrainer:
             raise DivergedError(
                 f"The outer step of episode {self.episode + 1} left values in θ that are not finite, while loss and "
                 f"gradient were (norm {norm:.3g}). That is the outer optimizer's doing: {settings.outer_optimizer} "
-                f"with outer_options={in_yaml(settings.outer_options)}, outer_rate={settings.outer_rate}. Change these in "
-                "train; the last checkpoint is kept, and changed settings need --restart."
+                f"with outer_options={in_yaml(settings.outer_options)}, outer_rate={settings.outer_rate}. Change these "
+                "in train; the last checkpoint is kept, and changed settings need --restart."
             )
 
     def validation_accuracy(self) -> float:

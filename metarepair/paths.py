@@ -50,7 +50,8 @@ def check_export(what: str, config_file: Path | None) -> None:
     path = place(what)
     if isinstance(path, Path) and not path.exists():
         raise ConfigError(
-            f"{path} is not there. Give STORAGE/NAME of a run that is repaired, or a model.safetensors."
+            f"{path} is neither a weights file nor a run: it is not there. Give STORAGE/NAME "
+            "of a run that is repaired, or a model.safetensors."
         )
     if config_file is not None:
         load_config(config_file, [])
@@ -59,8 +60,13 @@ def check_export(what: str, config_file: Path | None) -> None:
 def _check_extractor_weights(config: Config) -> None:
     """Of `deployed`, whose weights are model.weights, the extractor itself says that none are to be given."""
     weights, extractor = config.features.weights, config.features.extractor
-    if weights is not None and extractor != "deployed" and not Path(weights).expanduser().exists():
+    if weights is None or extractor == "deployed" or Path(weights).expanduser().exists():
+        return
+    if extractor == "inception":
         raise WeightsError(
-            f"features.weights={weights!r} is not there. Give the weights file of the extractor {extractor}, or leave "
-            "features.weights out where the extractor finds its own."
+            f"no FID Inception weights in {weights}: nothing is there. Give features.weights the file or the folder "
+            "that holds it, or leave it out to have the usual places searched."
         )
+    raise WeightsError(
+        f"features.weights={weights} is no file: give {extractor}'s .safetensors or torch.save file"
+    )

@@ -105,8 +105,8 @@ class TrainConfig(Section):
         number = isinstance(memory, int) and not isinstance(memory, bool) and memory >= 1
         if not number and memory not in ("auto", "graph", "recompute"):
             raise ValueError(
-                f"{in_yaml(memory)} is no way to use memory. There are: auto, graph, recompute, or a number from 1: of how "
-                "many of the last inner steps graphs are kept"
+                f"{in_yaml(memory)} is no way to use memory. There are: auto, graph, recompute, or a number from 1: of "
+                "how many of the last inner steps graphs are kept"
             )
         return memory
 

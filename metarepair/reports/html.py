@@ -132,18 +132,21 @@ def _pictures(run: Run, result: Result, target: str, test: Callable[[], Dataset]
         page += picture(
             run.report, f"{name}_severity.png", png, "Accuracy on all corrupted test images by severity."
         )
-    metrics = run.meta(target) / "metrics.json"
-    if metrics.is_file():
-        png = figures.training_curve(
-            json.loads(metrics.read_text(encoding="utf-8")), f"Meta-training for {words}"
-        )
-        page += picture(run.report, f"{name}_training.png", png, "Meta-training by episode.")
-    else:
-        page += f"<p>No training curve: {escaped(inside(metrics, run.root))} is missing.</p>\n"
+    if "metarepair" in by_method(result):
+        page += _training(run, target)
     found = example_figure(run, result, target, _classes(run, result, target), test)
     if isinstance(found, str):
         return page + f"<p>No examples are shown: {escaped(found)}.</p>\n"
     return page + picture(run.report, f"{name}_examples.png", found.png, found.caption)
+
+
+def _training(run: Run, target: str) -> str:
+    metrics = run.meta(target) / "metrics.json"
+    if not metrics.is_file():
+        return f"<p>No training curve: {escaped(inside(metrics, run.root))} is missing.</p>\n"
+    rows = json.loads(metrics.read_text(encoding="utf-8"))
+    png = figures.training_curve(rows, f"Meta-training for {plain_words(target)}")
+    return picture(run.report, f"{_file_name(target)}_training.png", png, "Meta-training by episode.")
 
 
 def _data(result: Result) -> str:

@@ -142,8 +142,8 @@ def paper_measure(result: Result) -> list[str]:
             continue
         line = f"{method_words(method)}: mean acc_s {cell(tasks, 'percent')}%"
         if ends is not None:
-            sd = "" if sds is None else f" ± {percent(sds.mean)}"
-            line += f"; on all of D_fail at the end of an episode {percent(ends.mean)}%{sd} over episodes"
+            sd = "" if sds is None else f" ± {percent(sds.mean)} over episodes"
+            line += f"; on all of D_fail at the end of an episode {percent(ends.mean)}%{sd}"
         lines.append(line)
     return lines
 

@@ -173,7 +173,7 @@ def _rolled() -> dict[str, Tensor]:
     ("write", "says"),
     [
         (lambda _: None, ["net.pth", "no such file"]),
-        (lambda path: path.mkdir(), ["net.pth", "no such file"]),
+        (lambda path: path.mkdir(), ["net.pth", "is a folder"]),
         (lambda path: path.write_bytes(b""), ["is empty"]),
         (
             lambda path: path.write_bytes(b"<html><title>404</title>"),

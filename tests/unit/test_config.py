@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ SHIPPED = [
     for path in sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml"))
     if "mining" in yaml.safe_load(path.read_text(encoding="utf-8"))
 ]
+SAMPLE = Path(__file__).parents[2] / "tune_configs" / "sample.yaml"
 LEAST: dict[str, Any] = {"name": "a", "mining": {"experiences": ["snow"]}}
 
 
@@ -309,3 +311,14 @@ def test_too_few_collected_to_extrapolate_from_are_refused() -> None:
 def test_an_extractor_that_yaml_reads_as_a_mapping_is_explained(least: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"^features\.extractor: give one word, as .*timm:resnet18"):
         load_config(least, [f"features.extractor={text}"])
+
+
+@pytest.mark.parametrize(("given", "shown"), [("[1]", "[1]"), ("{a: 1}", "{a: 1}"), ("x", "'x'"), ("0", "0")])
+def test_a_refused_way_to_use_memory_is_shown_as_yaml(given: str, shown: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"train.memory: {shown} is no way to use memory")):
+        load_config(SAMPLE, [f"train.memory={given}"])
+
+
+def test_a_path_that_is_no_utf8_is_refused_in_our_words() -> None:
+    with pytest.raises(ConfigError, match="it must be text in UTF-8"):
+        load_config(SAMPLE, [], storage_path="runs\udcff")

@@ -14,13 +14,17 @@ import pytest
 from safetensors.numpy import save
 
 from metarepair.cli import main
+from metarepair.compare.judge import judging_identity
 from metarepair.compare.plan import Plan, read_plan, write_plan
+from metarepair.compare.units import Compared
 from metarepair.inspection import places
 from metarepair.inspection import stages as inspecting
 from metarepair.inspection.checks import JUDGED
 from metarepair.inspection.facts import Inspection
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.text import describe
+from metarepair.layout import Run
+from metarepair.settings import load_config
 from metarepair.status import look
 from metarepair.status.facts import Member, RunStatus
 from metarepair.status.look import status_of
@@ -412,3 +416,45 @@ def test_json_has_the_counts_of_a_comparison(run: Path, capsys: pytest.CaptureFi
         ("fog", 4, 4, 4),
         ("snow", 1, 4, 0),
     ]
+
+
+def test_a_judgement_with_other_settings_of_evaluate_is_none(run: Path) -> None:
+    config = {"evaluate": {"others": []}, "mining": {"severities": [1], "experiences": ["frost"]}}
+    folder = run / "compare" / "fog" / "none" / "0"
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    judged = {"repaired": manifest.digest, "evaluate": {"others": []}, "severities": [1]}
+    for file in JUDGED:
+        seal(folder / file, judged | {"file": file})
+    write_plan(
+        run / "compare", targets=("fog", "snow"), methods=("none", "tent"), seeds=(0, 1), config=config
+    )
+    assert counts(status_of(str(run)), "fog") == ("begun", 4, 4, 1)
+
+
+def test_the_plan_knows_what_a_judgement_depends_on_as_the_judge_does(tmp_path: Path) -> None:
+    config = load_config(Path(__file__).parents[2] / "tune_configs" / "sample.yaml", [])
+    run = Run(tmp_path)
+    repair(tmp_path, "fog/none/0")
+    write_plan(
+        run.compare, targets=("fog",), methods=("none",), seeds=(0,), config=config.model_dump(mode="json")
+    )
+    plan, manifest = read_plan(run.compare), read_manifest(run.compared("fog", "none", 0))
+    assert plan is not None
+    assert manifest is not None
+    identity = judging_identity(run, config, Compared(target="fog", method="none", seed=0))
+    assert plan.judging(manifest.digest) == identity
+    assert plan.experiences == config.mining.experiences
+
+
+def test_an_environment_that_a_later_comparison_does_not_use_is_not_counted(run: Path) -> None:
+    begin(run / "experiences" / "rain" / "parts", config={}, inputs={})
+    for path in (*run.rglob("*"), run):
+        os.utime(path, (1e9, 1e9))
+    config = {"mining": {"experiences": ["frost"]}}
+    write_plan(
+        run / "compare", targets=("fog", "snow"), methods=("none", "tent"), seeds=(0, 1), config=config
+    )
+    found = status_of(str(run))
+    assert found.unused == ("experiences/rain",)
+    assert "experiences/rain" not in {m.path for s in found.stages for m in s.members}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,7 @@ def test_verdict_calls_a_tie_a_tie_and_names_a_better_third_method() -> None:
     change(result, "bn_adapt", d_fail=0.6)
     text = "\n".join(verdict(result))
     assert "MetaRepair is level with fine-tuned on D_fail" in text
-    assert "The best on D_fail is neither: it is BN-adapted with 60.0%" in text
+    assert "The best on D_fail is another method: BN-adapted with 60.0%" in text
 
 
 def test_verdict_without_metarepair_says_so() -> None:
@@ -364,3 +365,57 @@ def test_paper_has_its_seven_targets_and_the_bests_that_were_read() -> None:
     assert nearest_experiences("cifar10", "fog")[0] == "saturate"
     assert TABLE_1.column("snow") == {}
     assert nearest_experiences("tiny_imagenet", "fog") == ()
+
+
+def without_metarepair(*methods: str) -> dict[str, Any]:
+    """As `metarepair repair` writes it for these methods: no experiences, one seed."""
+    result = made_result(seeds=(0,))
+    result["methods"] = [row for row in result["methods"] if row["method"] in methods]
+    del result["confidence"], result["preparation"]
+    return result | {"features": "none", "distance_name": "none", "experiences": []}
+
+
+@pytest.mark.parametrize("methods", [("none", "finetune"), ("none",)])
+def test_without_metarepair_the_page_says_nothing_of_what_it_learns_from(
+    tmp_path: Path, methods: tuple[str, ...]
+) -> None:
+    run = made_run(tmp_path)
+    page = write_report(run, [without_metarepair(*methods)]).read_text(encoding="utf-8")
+    assert "none between environments" not in page
+    assert "Fréchet distance in e features between environments" in page
+    assert "Feature extractor of the distance" not in page
+    assert "No experiences were used: MetaRepair, which learns from them, was not run." in page
+    assert "no meta-training belongs to these rows" in page
+    assert "Meta-training by episode" not in page
+    assert "error bars" not in page, "there is one seed"
+    assert ("Nothing was learned from the 1000 examples" in page) == (methods == ("none",))
+    assert ("the rest may be learned from" in page) == ("finetune" in methods)
+
+
+def test_no_number_of_the_page_has_more_digits_than_it_means(tmp_path: Path) -> None:
+    result = made_result()
+    result["confidence"] |= {"effective_number": 2.9999999999999996, "alpha": 0.4123456789, "beta": 2.0}
+    page = write_report(made_run(tmp_path), [result]).read_text(encoding="utf-8")
+    assert "rule hinge, alpha 0.4123, beta 2, effective number 3." in page
+    text = page.partition("<pre>")[0]
+    pictures = re.compile(r"base64,[^\"]*")
+    assert re.findall(r"\d\.\d{5,}", pictures.sub("", text)) == []
+
+
+def test_the_end_of_an_episode_has_a_spread_only_where_there_are_several() -> None:
+    result = made_result(seeds=(0,))
+    change(result, "finetune", d_fail_episodes_sd=None)
+    text = results_table(result)
+    assert "fine-tuned: mean acc_s 37.1%; on all of D_fail at the end of an episode 40.1%\n" in text
+    assert "at the end of an episode 43.3% ± 1.3 over episodes\n" in text
+
+
+def test_a_torn_table_is_named_without_pyarrows_words(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    samples = run.repaired("gaussian_noise") / "samples.parquet"
+    samples.write_bytes(samples.read_bytes()[:-20])
+    with pytest.raises(DataError, match="samples") as refused:
+        write_report(run, [made_result()])
+    assert "no whole Parquet file" in str(refused.value)
+    assert str(refused.value).endswith("Repair again: metarepair repair --config FILE --restart.")
+    assert "magic" not in str(refused.value)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.csv as csv
 import pytest
 
+from distributed.score import _leave_other_targets
 from metarepair.config import ExperienceConfig
 from metarepair.score import GUIDED, ONE, confidence_of, describe_confidence, guides, write_scores
 from tasks.confidence import confidence
+from tasks.errors import StageError
+from tasks.manifest import read_manifest, write_manifest
 from tasks.records import FidScore
-from tasks.storage import Place, local
+from tasks.storage import Place, local, write_text
 
 DISTANCES = {"fog": 12.0, "snow": 3.0, "frost": 5.0, "contrast": 40.0, "saturate": 7.5, "spatter": 9.0}
 
@@ -69,3 +74,18 @@ def test_guidance_is_written_for_programs(root: Place) -> None:
     rows = csv.read_csv(local(root / "guidance.csv")).to_pylist()
     assert [row["effective_number"] for row in rows] == [1, 3, 5]
     assert [row["cutoff_beta"] for row in rows] == [3.0, 7.5, 12.0]
+
+
+def test_a_refused_score_names_what_differs_and_not_its_other_targets(tmp_path: Path) -> None:
+    held = {"targets": ["fog"], "experiences": {"alpha": 1.0}, "mined": ["snow"]}
+    write_text(tmp_path / "fid.parquet", "content")
+    inputs = {"features target fog": "a", "features experience snow": "b"}
+    write_manifest(tmp_path, stage="score", config=held, inputs=inputs, files=["fid.parquet"])
+    settings = held | {"targets": ["rain"], "experiences": {"alpha": 2.0}}
+    now = {"features target rain": "c", "features experience snow": "b"}
+    with pytest.raises(StageError, match="alpha") as refused:
+        _leave_other_targets(tmp_path, settings, now, print)
+    assert "rain" not in str(refused.value)
+    assert "fog" not in str(refused.value)
+    _leave_other_targets(tmp_path, held | {"targets": ["rain"]}, now, print)
+    assert read_manifest(tmp_path) is None, "other targets alone: made again"

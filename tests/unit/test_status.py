@@ -481,3 +481,64 @@ def test_nothing_is_written_and_neither_torch_nor_ray_is_needed(tmp_path: Path) 
     )
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
     assert content() == before
+
+
+def scored(run: Path, mined: list[str], targets: list[str]) -> None:
+    """A score that names its environments, and a report; both are newer than all that is there."""
+    for path in (*run.rglob("*"), run):
+        os.utime(path, (1e9, 1e9))
+    finish(run / "score", "score", {"mined": mined, "targets": targets})
+    write_text(run / "report" / "index.html", "page")
+
+
+def test_an_experience_that_was_given_up_does_not_keep_a_run_unfinished(tmp_path: Path) -> None:
+    run = tmp_path / "sample"
+    finish_run(run)
+    begin_mining(run, "experience", "rain", parts=2)
+    finish_mining(run, "experience", "frost")
+    assert status_of(str(run)).state == "unfinished", "no score says what the run uses"
+    scored(run, ["fog"], ["snow"])
+    found = status_of(str(run))
+    assert (found.state, found.unused) == ("finished", ("experiences/frost", "experiences/rain"))
+    assert [m.path for m in stage(found, "mine").members] == ["experiences/fog", "targets/snow"]
+    assert [m.path for m in stage(found, "features").members] == [
+        "features/experience-fog",
+        "features/target-snow",
+    ]
+    assert "does not name it: experiences/frost experiences/rain" in words(found)
+
+
+def test_an_experience_that_is_added_to_a_finished_run_is_counted(tmp_path: Path) -> None:
+    run = tmp_path / "sample"
+    finish_run(run)
+    scored(run, ["fog"], ["snow"])
+    os.utime(run / "score" / "manifest.json", (1.1e9, 1.1e9))
+    os.utime(run / "report" / "index.html", (1.1e9, 1.1e9))
+    begin_mining(run, "experience", "rain", parts=2)
+    found = status_of(str(run))
+    assert (found.state, found.unused) == ("unfinished", ())
+    assert done_of(found, "experiences/rain")[0] == 2
+
+
+def test_whoever_works_there_may_go_on_with_any_environment(tmp_path: Path) -> None:
+    run = tmp_path / "sample"
+    finish_run(run)
+    begin_mining(run, "experience", "rain", parts=2)
+    scored(run, ["fog"], ["snow"])
+    with locked(run, "mine"):
+        assert status_of(str(run)).unused == ()
+
+
+def test_a_target_that_is_repaired_is_counted_though_the_score_is_of_others(tmp_path: Path) -> None:
+    run = tmp_path / "sample"
+    finish_run(run)
+    for name in ("contrast", "frost"):
+        finish_mining(run, "target", name)
+        begin_training(run, name)
+    finish(run / "meta" / "contrast", "train contrast", {"train": {"episodes": 60}}, facts={"episodes": 60})
+    finish(run / "repaired" / "contrast", "repair contrast", {"repair": {"methods": ["metarepair"]}})
+    finish(run / "features" / "target-contrast", "features target contrast")
+    scored(run, ["fog"], ["snow"])
+    found = status_of(str(run))
+    assert (found.state, found.unused) == ("finished", ("targets/frost",))
+    assert [m.name for m in stage(found, "train").members] == ["contrast", "snow"]

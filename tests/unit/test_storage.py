@@ -21,6 +21,7 @@ from tasks.storage import (
     inside,
     local,
     place,
+    read_table,
     remove_tree,
     size_of,
     write_table,
@@ -204,3 +205,17 @@ def test_an_upload_that_fails_leaves_nothing_to_be_taken_for_it(s3: str) -> None
     with pytest.raises(StorageError), writing(place("s3://no-such-bucket/x")) as part:
         part.write_bytes(b"abc")
     assert not list(cache_folder().rglob("*.tmp"))
+
+
+def test_a_table_is_read_back_and_a_torn_or_absent_one_is_named(root: Place) -> None:
+    path = root / "table.parquet"
+    with pytest.raises(DataError, match="is not there"):
+        read_table(path, "Make it again.")
+    write_table(path, pa.table({"a": [1, 2]}))
+    assert read_table(path, "Make it again.", columns=["a"]).to_pydict() == {"a": [1, 2]}
+    for content in (b"", path.read_bytes()[:-9], b"no table at all"):
+        with writing(path) as part:
+            part.write_bytes(content)
+        with pytest.raises(DataError, match=r"whole Parquet file.*\. Make it again\.$") as refused:
+            read_table(path, "Make it again.")
+        assert "magic" not in str(refused.value).lower()
