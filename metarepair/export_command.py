@@ -17,7 +17,7 @@ from metarepair.export import equality_images, export_original, export_program, 
 from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.settings import load_config, parse_config
 from metarepair.weights import resolve_weights
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError, DataError, unreadable
 from tasks.storage import Place, find, local, place
 
 Format = Literal["torch", "onnx", "original"]
@@ -107,4 +107,4 @@ def _config_of(weights: Place, file: Path | None) -> Config:
     try:
         return parse_config(json.loads(told[0].read_text(encoding="utf-8"))["config"], where=str(told[0]))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{told[0]} is damaged ({error}). Add --config FILE.") from error
+        raise DataError(f"{unreadable(told[0], error)}. Add --config FILE.") from error

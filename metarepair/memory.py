@@ -159,8 +159,13 @@ def _left_of_group(root: Path, limit: str, usage: str, statistics: str, cache: s
     """What a control group's limit leaves; page cache that it can drop counts as free."""
     folder = root / "sys/fs/cgroup"
     try:
-        lines = (folder / statistics).read_text().splitlines()
+        lines = (folder / statistics).read_text(encoding="ascii").splitlines()
         dropped = next(int(line.split()[1]) for line in lines if line.startswith(f"{cache} "))
-        return max(0, int((folder / limit).read_text()) - int((folder / usage).read_text()) + dropped)
+        return max(
+            0,
+            int((folder / limit).read_text(encoding="ascii"))
+            - int((folder / usage).read_text(encoding="ascii"))
+            + dropped,
+        )
     except (OSError, ValueError, StopIteration):  # no such group, or "max"
         return None

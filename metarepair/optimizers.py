@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from metarepair.section import in_yaml
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
@@ -48,8 +50,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f"outer_options of {name}: {' '.join(str(error).split())}") from error
     if not all(map(math.isfinite, after)):
         raise ValueError(
-            f"outer_options of {name}: {dict(options)} takes a parameter of 1 to {after[1]}, and one without gradient "
-            f"to {after[0]}, in one step. Leave out what was changed, or take a value nearer to torch's own."
+            f"outer_options of {name}: {in_yaml(dict(options))} takes a parameter of 1 to {after[1]}, and one without "
+            f"gradient to {after[0]}, in one step. Leave out what was changed, or take a value nearer to torch's own."
         )
 
 
@@ -70,10 +72,14 @@ def _check_meant(name: str, key: str, value: Any) -> None:
     """Raises ValueError for a number that torch takes and nobody can mean."""
     length, below_one = LENGTHS.get(key), key in BELOW_ONE or (name, key) in BELOW_ONE_OF
     if length is not None and (not isinstance(value, list | tuple) or len(value) != length):
-        raise ValueError(f"outer_options of {name}: {key}={value!r} must be a list of {length} numbers")
+        raise ValueError(
+            f"outer_options of {name}: {key}={in_yaml(value)} must be a list of {length} numbers"
+        )
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if below_one and not (number and 0 <= value < 1):
-        raise ValueError(f"outer_options of {name}: {key}={value!r} must be a number from 0 to below 1")
+        raise ValueError(
+            f"outer_options of {name}: {key}={in_yaml(value)} must be a number from 0 to below 1"
+        )
 
 
 def make_optimizer(name: str, tensors: list[Tensor], options: Mapping[str, Any], *, lr: float) -> Optimizer:

@@ -34,7 +34,7 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
 def _begin_anew() -> bool:
     """Sets the kernel's mark of this process' peak back to what it holds now."""
     try:
-        RESET.write_text("5")
+        RESET.write_text("5", encoding="ascii")
     except OSError:
         return False
     return True
@@ -42,7 +42,7 @@ def _begin_anew() -> bool:
 
 def _peak() -> int | None:
     try:
-        lines = STATUS.read_text().splitlines()
+        lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -28,7 +28,7 @@ from metarepair.methods import (
 )
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.peak_memory import peak_memory
-from tasks.errors import DataError, DivergedError
+from tasks.errors import DataError, DivergedError, unreadable
 from tasks.records import Failures
 from tasks.storage import Place, write_text
 
@@ -141,4 +141,4 @@ def repaired_architecture(folder: Place, method: str, module: nn.Module) -> nn.M
         architecture: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return get_method(method).rebuild(module, architecture)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error}). Repair again with --restart.") from error
+        raise DataError(f"{unreadable(path, error)}. Repair again with --restart.") from error

@@ -71,3 +71,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     hint = near_names(name, names) or "."
     return f"no {kind} {name!r}{hint} There are: {', '.join(names)}"
+
+
+def unreadable(path: object, error: Exception) -> str:
+    """`PATH cannot be read (…)` where the system refuses it, `PATH is damaged (…)` where its content is at fault."""
+    if isinstance(error, OSError):
+        return f"{path} cannot be read ({error.strerror or error})"
+    return f"{path} is damaged ({f'it lacks {error}' if isinstance(error, KeyError) else error})"

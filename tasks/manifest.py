@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from tasks.errors import DataError, StageError
+from tasks.errors import DataError, StageError, unreadable
 from tasks.remote_path import RemotePath, forget_copies
 from tasks.storage import Place, local, remove, remove_tree, size_of, write_text
 
@@ -132,7 +132,7 @@ def read_manifest(folder: Place) -> Manifest | None:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged (it lacks what a manifest has). {DAMAGED}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}). {DAMAGED}") from error
+        raise DataError(f"{unreadable(path, error)}. {DAMAGED}") from error
 
 
 def require_manifest(folder: Place, remedy: str) -> Manifest:
@@ -236,7 +236,7 @@ def begin(
         before = {key: value for key, value in before.items() if key != PARTS}
     except (OSError, ValueError, TypeError) as error:
         if not sealed:
-            raise DataError(f"{path} is damaged ({error}). Run the stage again with --restart.") from error
+            raise DataError(f"{unreadable(path, error)}. Run the stage again with --restart.") from error
         remove(path)
         before = content
     lines = difference(before, content)

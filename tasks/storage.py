@@ -174,12 +174,11 @@ def read_table(path: Place, remedy: str, **options: Any) -> pa.Table:
     """A Parquet file; `options` are pyarrow's. Raises DataError, which ends with the remedy, when it is damaged."""
     try:
         return pa.parquet.read_table(local(path), **options)
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{path} is damaged: it is no whole Parquet file with these columns. {remedy}"
-        ) from error
-    except OSError as error:
-        why = error.strerror or "it is no whole Parquet file"
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there. {remedy}") from error
+    except (OSError, pa.ArrowException) as error:
+        # pyarrow's OSError for a torn file has no number of the system's.
+        why = getattr(error, "strerror", None) or "it is no whole Parquet file with these columns"
         raise DataError(f"{path} cannot be read: {why}. {remedy}") from error
 
 

@@ -18,7 +18,7 @@ from metarepair.config import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Judged, evaluate
 from metarepair.layout import Run
-from tasks.errors import DataError, StageError
+from tasks.errors import DataError, StageError, unreadable
 from tasks.manifest import require_manifest
 from tasks.seal import is_sealed, seal, seal_of
 from tasks.storage import remove, write_table, write_text
@@ -100,7 +100,7 @@ def read_row(run: Run, unit: Compared) -> Mapping[str, Any]:
     except FileNotFoundError as error:
         raise StageError(f"{path} is missing: {unit.words} is not judged yet. {REPAIR_FIRST}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}). Delete it and compare again.") from error
+        raise DataError(f"{unreadable(path, error)}. Delete it and compare again.") from error
     if not isinstance(row, dict) or row.get("method") != unit.method:
         raise DataError(f"{path} is damaged: it is no row of {unit.method}. Delete it and compare again.")
     return row

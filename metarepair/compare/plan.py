@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tasks.errors import DataError
+from tasks.errors import DataError, unreadable
 from tasks.storage import Place, write_text
 
 PLAN = "comparison.json"
@@ -65,7 +65,7 @@ def read_plan(folder: Place) -> Plan | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}). Compare again, which writes it anew.") from error
+        raise DataError(f"{unreadable(path, error)}. Compare again, which writes it anew.") from error
 
 
 def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

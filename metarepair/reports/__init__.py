@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from metarepair.layout import Run
-from tasks.errors import DataError, StageError
+from tasks.errors import DataError, StageError, unreadable
 
 __all__ = ["SCHEMA_VERSION", "load_results"]
 
@@ -35,7 +35,7 @@ def load_results(run: Run, targets: Iterable[str]) -> list[dict[str, Any]]:
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path} is damaged ({error}). Make it again: metarepair repair --config FILE --restart."
+                f"{unreadable(path, error)}. Make it again: metarepair repair --config FILE --restart."
             ) from error
         if version != SCHEMA_VERSION or not methods:
             raise StageError(

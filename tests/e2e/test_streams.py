@@ -1,0 +1,52 @@
+"""A run whose output cannot be shown, or is read by nobody, keeps its work and gives its hold back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from metarepair.cli import main
+from metarepair.streams import PIPE_CLOSED
+from tasks.lease import LEASE
+from tasks.run_lock import LOCK
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(verb: str, folder: Path, stdout: int, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    storage = ["--storage", str(folder / "runs")]
+    return subprocess.run(
+        [sys.executable, "-m", "metarepair", verb, "--config", str(folder / "tiny.yaml"), *storage],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        check=False,
+    )
+
+
+def test_a_run_that_nobody_reads_any_more_stops_and_goes_on_later(tmp_path: Path, tiny_settings: str) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny_settings, encoding="utf-8")
+    read, write = os.pipe()
+    os.close(read)
+    done = command("run", tmp_path, write)
+    os.close(write)
+    assert done.returncode == PIPE_CLOSED, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    assert b"metarepair:" not in done.stderr
+    run = tmp_path / "runs" / "tiny"
+    assert not run.exists() or not {LEASE, LOCK} & {path.name for path in run.iterdir()}
+    assert main(["run", "--config", str(tmp_path / "tiny.yaml"), "--storage", str(tmp_path / "runs")]) == 0
+
+
+def test_a_report_is_printed_on_a_stream_of_any_encoding(tiny_run: Path) -> None:
+    for encoding in ("latin-1", "ascii", "euc-jp"):
+        done = command("report", tiny_run, subprocess.PIPE, PYTHONIOENCODING=encoding)
+        assert done.returncode == 0, done.stderr.decode(encoding)
+        shown = done.stdout.decode(encoding)
+        assert "MetaRepair" in shown
+        assert "| D_fail % |" in shown
+        assert ("±" in shown) == (encoding != "ascii")
+    page = tiny_run / "runs" / "tiny" / "report" / "index.html"
+    assert "D_fail" in page.read_text(encoding="utf-8")
