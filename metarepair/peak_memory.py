@@ -42,7 +42,7 @@ def _begin_anew() -> bool:
 
 def _peak() -> int | None:
     try:
-        lines = STATUS.read_text(encoding="ascii").splitlines()
+        lines = STATUS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
