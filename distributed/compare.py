@@ -45,6 +45,11 @@ class Comparison:
     def compare(self, *, restart: bool = False) -> None:
         """Mines, scores and trains what the methods need, prepares them, repairs, judges and reports."""
         check_methods(self.config, self.pipeline.here)
+        methods = self.config.compare.methods
+        if any(done_unit(self.run, self.config, unit, self.pipeline.here) is None for unit in self.units):
+            self.pipeline.probe(
+                methods, trains=any("experiences" in get_method(name).uses for name in methods)
+            )
         self._stages_before()
         if restart:  # only now, as the stages before may refuse
             self._restart()

@@ -82,6 +82,8 @@ class HypothesisStudy:
         `restart` begins anew with the study alone; fine-tunes that would come out the same are kept, so that
         distances in other features cost no more than scoring.
         """
+        if restart or not (self.run.hypothesis / MANIFEST).is_file():
+            self.pipeline.probe(("finetune",), trains=False)
         self.pipeline.mine()
         self.pipeline.score()
         found = environments(self.run, self.config)

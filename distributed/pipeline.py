@@ -33,6 +33,8 @@ from metarepair.features import check_extractor
 from metarepair.layout import RATES, Run, open_run
 from metarepair.meta_train import training_settings
 from metarepair.methods import check_method_settings, get_method
+from metarepair.probe_needs import IMAGES as PROBED
+from metarepair.probe_needs import probe_run
 from metarepair.repair_stage import repair_target
 from metarepair.reports import load_results
 from metarepair.reports.html import write_report
@@ -63,7 +65,7 @@ class Pipeline:
     """The stages of one run. A stage that is done with the same settings is skipped and said to be."""
 
     def __init__(self, config: Config, say: Say) -> None:
-        self.config, self.say, self._checked = config, say, False
+        self.config, self.say, self._checked, self._probed = config, say, False, False
         self._judging = threading.Lock()
         _check_names(config)
         self.run: Run = open_run(config)
@@ -83,6 +85,22 @@ class Pipeline:
         found = check_on_clean(self.here.deployed, self.here.split("test"))
         note = "" if found.note is None else f"; {found.note}"
         self.say(f"{self.here.deployed.name}: {found.accuracy:.1%} of {found.images} clean test images{note}")
+
+    def probe(self, methods: Sequence[str], *, trains: bool) -> None:
+        """Checks once that the engine's gradients of the deployed DNN are right. Raises ConfigError where not."""
+        if self._probed:
+            return
+        self._probed = True
+        images = self.here.split("test").images(slice(0, PROBED))
+        found = probe_run(
+            [get_method(name) for name in methods], self.here.deployed, images, self.config, trains=trains
+        )
+        if found is not None:
+            self.say(found.words)
+
+    def _done(self, place: Callable[[str], Place]) -> bool:
+        """Whether every target's folder is finished."""
+        return all((place(target) / MANIFEST).is_file() for target in self.config.targets)
 
     @property
     def device(self) -> torch.device:
@@ -144,6 +162,8 @@ class Pipeline:
 
     def whole(self) -> None:
         """All stages."""
+        if not self._done(self.run.repaired):
+            self.probe(self.config.repair.methods, trains=not self._done(self.run.meta))
         with self._features_meanwhile() as on_done:
             self._mine(on_done)
         self.score()
@@ -201,6 +221,8 @@ class Pipeline:
 
     def train(self) -> None:
         """θ_meta of each target."""
+        if not self._done(self.run.meta):
+            self.probe((), trains=True)
         self._each_target(self._train)
 
     def _each_target(self, work: Callable[[str], object]) -> None:
@@ -254,6 +276,8 @@ class Pipeline:
 
     def repair(self) -> None:
         """Every method and seed on each target, then the evaluation."""
+        if not self._done(self.run.repaired):
+            self.probe(self.config.repair.methods, trains=False)
         mined = self.mined()
         self._each_target(lambda target: self._repair(target, mined))
 

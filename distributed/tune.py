@@ -50,7 +50,7 @@ from metarepair.search.results import results_table, write_results
 from metarepair.search.space import check_space, dimensions, judged_environments, search_of
 from metarepair.search.trials import Trial
 from tasks.errors import DataError, UserError
-from tasks.manifest import begin, check_done, discard, require_manifest, write_manifest
+from tasks.manifest import MANIFEST, begin, check_done, discard, require_manifest, write_manifest
 from tasks.storage import find, remove_tree, write_text
 
 STAGE = "search"
@@ -74,6 +74,8 @@ class TuneSearch:
         Raises ConfigError where the cluster has no room for one trial, before anything is done.
         """
         check_trial_fits(self.config)
+        if restart or not (self.run.search / MANIFEST).is_file():
+            self.pipeline.probe((), trains=True)
         mined, features = self._mined()
         settings, inputs = search_settings(self.config), {**self.pipeline.here.inputs()}
         inputs |= {f"mined {role} {name}": found.digest for (role, name), found in mined.items()}

@@ -14,7 +14,6 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metarepair import __version__
@@ -23,6 +22,7 @@ from metarepair.cli_options import (
     add_corruption_options,
     add_export_options,
     add_inspection_options,
+    add_settings_options,
 )
 from metarepair.streams import OutputLost, end_without, flush_streams, watched_streams
 from tasks.errors import UserError
@@ -70,10 +70,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         _check_own_packages()
         if given.verb == "doctor":
-            from metarepair.doctor import examine
-
-            print(examine(given.storage or "runs"))
-            return 0
+            return _examine(given)
         if given.verb == "corruptions":
             return _show_corruptions(given)
         if given.verb == "export":
@@ -143,22 +140,9 @@ def _parser() -> argparse.ArgumentParser:
             add_export_options(sub)
             continue
         sub.add_argument("--storage", metavar="PATH", help="folder of the runs (overrides storage_path)")
+        add_settings_options(sub, required=verb != "doctor")
         if verb == "doctor":
             continue
-        sub.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML settings")
-        sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="one setting, as train.episodes=20",
-        )
-        sub.add_argument(
-            "--model",
-            metavar="NAME",
-            help="the DNN: timm:NAME, or module:FACTORY, the import path of what returns an nn.Module",
-        )
-        sub.add_argument("--weights", metavar="FILE", help="its weights: .safetensors, or of torch.save")
         sub.add_argument("--restart", action="store_true", help="begin this stage and those after it anew")
         if verb == "compare":
             add_comparison_options(sub)
@@ -173,6 +157,24 @@ def _export(given: argparse.Namespace) -> int:
     from metarepair.export_command import export
 
     export(given.path, kind=given.format, out=given.out, config_file=given.config, say=_say)
+    return 0
+
+
+def _examine(given: argparse.Namespace) -> int:
+    from metarepair.doctor import examine
+
+    print(examine(given.storage or "runs"))
+    if given.model is None and given.config is None:
+        return 0
+    from metarepair.doctor import examine_model
+    from metarepair.paths import check_paths
+    from metarepair.settings import load_config
+
+    needed = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
+    model = {"name": given.model, "weights": given.weights}
+    config = load_config(given.config, given.set, model=model, **needed)
+    check_paths(config, given.verb)
+    print(examine_model(config, fresh=given.model is not None and given.weights is None))
     return 0
 
 

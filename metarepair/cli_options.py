@@ -59,3 +59,21 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="where it goes")
     parser.add_argument("--config", type=Path, metavar="FILE", help="model and data of weights outside a run")
+
+
+def add_settings_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Settings from a YAML file, some of them given directly; `doctor` does without a file."""
+    parser.add_argument("--config", required=required, type=Path, metavar="FILE", help="YAML settings")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting, as train.episodes=20",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the DNN: timm:NAME, or module:FACTORY, the import path of what returns an nn.Module",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="its weights: .safetensors, or of torch.save")

@@ -1,4 +1,4 @@
-"""Nothing in, what this machine and environment can do out: versions, devices, Ray, data, weights, storage."""
+"""Report the devices, Ray, data, weights and storage of this machine, and whether a DNN can be repaired."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import platform
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.datasets import DATA_VARIABLE, NAMES, USERS, count_images
 from tasks.errors import UserError
 from tasks.manifest import versions
+
+if TYPE_CHECKING:
+    from metarepair.config import Config
 
 
 def examine(storage: str) -> str:
@@ -26,6 +30,39 @@ def examine(storage: str) -> str:
         f"storage    {_storage(Path(storage))}",
     ]
     return "\n".join(lines)
+
+
+def examine_model(config: Config, *, fresh: bool) -> str:
+    """Probe the DNN of these settings on test images of their data set; with new random weights where `fresh`.
+
+    Raises a UserError that says what a repair cannot work with.
+    """
+    import torch
+
+    from metarepair.deploy import Surroundings, load_surroundings
+    from metarepair.models.build import DeployedModel, build_model
+    from metarepair.probe_needs import IMAGES, probe_run
+    from metarepair.stateless import seeded
+    from tasks.datasets import dataset_info
+
+    if fresh:
+        info, model = dataset_info(config.data.source()), config.model
+        with seeded(torch.device("cpu"), 0):
+            module = build_model(model.name, len(info.classes), stem=model.stem).eval()
+        deployed = DeployedModel(
+            name=model.name,
+            module=module,
+            num_classes=len(info.classes),
+            mean=model.mean or info.mean,
+            std=model.std or info.std,
+            input_size=model.input_size,
+        )
+        here = Surroundings(config, deployed)
+    else:
+        here = load_surroundings(config)
+    found = probe_run((), here.deployed, here.split("test").images(slice(0, IMAGES)), config, trains=True)
+    assert found is not None
+    return f"model      {found.words}{', new random weights' if fresh else ''}"
 
 
 def _devices() -> str:

@@ -60,10 +60,14 @@ class Probed:
     @property
     def words(self) -> str:
         """For a line of a log."""
-        told = f"{self.name}: gradient as plain autograd's to {self.first:.0e}"
+        told = f"{self.name}: gradient within {_share(self.first)} of plain autograd"
         if self.second is not None:
-            told += f", meta-gradient as a finite difference's to {self.second:.0e}"
+            told += f", meta-gradient within {_share(self.second)} of a finite difference"
         return f"{told} ({str(self.dtype).removeprefix('torch.')})"
+
+
+def _share(difference: float) -> str:
+    return "0.001%" if difference < 1e-5 else f"{difference:.2%}"
 
 
 @torch.enable_grad()

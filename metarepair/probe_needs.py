@@ -29,14 +29,14 @@ def probe_repair(
 
 
 def probe_run(
-    methods: Sequence[Method], deployed: DeployedModel, images_BHWC: Pixels, config: Config
+    methods: Sequence[Method], deployed: DeployedModel, images_BHWC: Pixels, config: Config, *, trains: bool
 ) -> Probed | None:
-    """Probes what a run needs of the DNN: meta-training's gradient where a method repairs from what it learned.
+    """Probes what a run needs of the DNN: meta-training's gradient where it `trains`, else what the methods need.
 
     None for methods that take no gradients. Raises ConfigError.
     """
     settings = config.train
-    if any("experiences" in method.uses for method in methods):
+    if trains:
         return probe(
             deployed,
             images_BHWC,

@@ -18,12 +18,12 @@ from metarepair.section import in_yaml
 from tasks.errors import ConfigError, UserError, near_names
 
 
-def load_config(path: Path, overrides: list[str], **direct: Any) -> Config:
-    """The YAML file at `path`, then `a.b=value` overrides, then `direct` settings: values, or some of a group's.
+def load_config(path: Path | None, overrides: list[str], **direct: Any) -> Config:
+    """The YAML file at `path` (none: no settings), then `a.b=value` overrides, then `direct` settings.
 
-    None is a setting that is not given.
+    Direct settings are values, or some of a group's; None is a setting that is not given.
     """
-    values = _read_yaml(path)
+    values = {} if path is None else _read_yaml(path)
     for override in overrides:
         _set(values, override)
     for key, value in direct.items():
@@ -33,7 +33,7 @@ def load_config(path: Path, overrides: list[str], **direct: Any) -> Config:
             values |= {key: before | given} if given and isinstance(before, dict) else {}
         elif value is not None:
             values[key] = value
-    return parse_config(values, where=str(path))
+    return parse_config(values, where="the command line" if path is None else str(path))
 
 
 def parse_config(values: dict[str, Any], *, where: str = "the configuration") -> Config:
