@@ -13,14 +13,17 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
-from metarepair.inner import Batch, FunctionalNet, InnerRule, adapt, mask_seed
+from metarepair.finite_difference import compare_with_difference
+from metarepair.inner import Batch, FunctionalNet, InnerRule, mask_seed
 from metarepair.memory import Memory
 from metarepair.meta_gradient import Order, TaskBatch, task_gradient
 from metarepair.models.build import DeployedModel
@@ -35,13 +38,6 @@ from tasks.records import Pixels
 STEPS = 2  # inner steps at most: the second one is where a wrong Hessian first shows
 IMAGES = 2
 IMAGES_OF_A_BATCH = 8  # where batch norm normalises by the batch: two values would all become -1 and 1
-# Steps of the finite difference as shares of the norm of the parameters, and how far off the gradient may be; one that
-# agrees is enough. The inner gradient jumps where a ReLU opens, so the first steps are too short to meet such a place;
-# the last one is for layers that compute in float32 inside a float64 copy.
-DIFFERENCES = {
-    torch.float64: (*((10.0**-k, 0.01) for k in (12, 11, 10, 9, 7, 5)), (1e-3, 0.3)),
-    torch.float32: ((1e-3, 0.3), (1e-2, 0.3)),
-}
 AGREES = {
     torch.float64: 1e-5,
     torch.float32: 1e-2,
@@ -50,7 +46,11 @@ AGREES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What was compared, in which precision. `second`: relative difference of the meta-gradient to a finite one."""
+    """What was compared, in which precision.
+
+    first: relative difference of the engine's gradient to plain autograd's. second: how far the meta-gradient is from a
+    finite difference, as a share of what second order adds to it; None where that was not asked for.
+    """
 
     name: str
     dtype: torch.dtype
@@ -157,15 +157,29 @@ def _remedy(order: Order) -> str:
     return "Replace the layer that this comes from, or use a method without gradients (bn_adapt)."
 
 
+class _Rounding(TorchFunctionMode):
+    """Notices whether float64 is made a narrower type."""
+
+    def __init__(self) -> None:
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.is_floating_point() and made.dtype != torch.float64:
+            self.found |= any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
+        return made
+
+
 def _doubled(net: FunctionalNet, task: TaskBatch) -> tuple[FunctionalNet, TaskBatch]:
-    """Net and task in float64; in float32 where the DNN does not run in float64."""
+    """Net and task in float64; in float32 where the DNN does not run in float64, or not all of it."""
     for dtype in (torch.float64, torch.float32):
         module = copy.deepcopy(net.module).to(dtype)
         moved = FunctionalNet(module, net.rule)
         parts = [replace(p, images_BCHW=p.images_BCHW.to(dtype)) for p in (task.support, task.query)]
         try:
-            with moved.query(moved.parameters(), moved.buffers(), parts[0]):
-                return moved, TaskBatch(support=parts[0], query=parts[1])
+            with _Rounding() as rounding, moved.query(moved.parameters(), moved.buffers(), parts[0]):
+                if dtype == torch.float32 or not rounding.found:
+                    return moved, TaskBatch(support=parts[0], query=parts[1])
         except Exception:  # layers that insist on a precision raise what they like
             if dtype == torch.float32:
                 raise
@@ -223,7 +237,7 @@ def _check_reached(net: FunctionalNet, start: State, batch: Batch, name: str) ->
         }
         with torch.no_grad():
             other, _ = _plain_loss(net, start | moved, batch)
-        return abs(float(other - loss.detach())) > 1e-6 * (1 + abs(float(loss)))
+        return abs(float(other) - float(loss.detach())) > 1e-6 * (1 + abs(float(other)))
 
     if not lost or not matters(lost):
         return
@@ -257,57 +271,16 @@ def _first_difference(net: FunctionalNet, start: State, batch: Batch, name: str)
 def _second_difference(
     net: FunctionalNet, start: State, task: TaskBatch, memory: Memory | int, name: str
 ) -> float:
-    """The meta-gradient against central differences of the outer loss along one direction."""
-    factors = net.rate_factors() if net.rule.learned_rates else None
-    middle = task_gradient(net, start, net.buffers(), task, memory=memory, factors=factors)
-    _, statistics = adapt(net, start, net.buffers(), task.support, factors)
-
-    def outer_loss(parameters: State) -> float:
-        adapted, _ = adapt(net, parameters, net.buffers(), task.support, factors)
-        # Statistics that move are constants to the gradient, as in every autograd framework.
-        with torch.no_grad(), net.query(adapted, statistics, task.query) as found:
-            return float(found.loss)
-
-    direction = _direction(middle.gradient, start)
-    slope = sum(float((middle.gradient[k] * d).sum()) for k, d in direction.items())
-    dtype = task.support.images_BCHW.dtype
-    rounding = 20 * torch.finfo(dtype).eps * max(1.0, abs(middle.loss))
-    apart = [float("inf")]
-    for step, allowed in DIFFERENCES[dtype]:
-        if rounding / step > 0.3 * allowed * abs(slope) and step < 1e-3:
-            continue  # too short to tell this slope from rounding
-        ahead, back = (
-            outer_loss(start | {k: start[k] + sign * step * d for k, d in direction.items()})
-            for sign in (1, -1)
+    """The meta-gradient against a finite difference of the outer loss."""
+    found = compare_with_difference(net, start, task, memory)
+    if not found.agrees:
+        dtype = str(task.support.images_BCHW.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"The meta-gradient of {name} differs from a finite difference of its loss by {found.off:.0%} "
+            f"({len(task.support)} images, {net.rule.steps} inner steps, {dtype}; in float64 of what second order adds "
+            "to it), while its first derivative is that of plain autograd. " + _remedy("second")
         )
-        truth = (ahead - back) / (2 * step)
-        off = max(0.0, abs(slope - truth) - rounding / step)
-        apart.append(off / max(abs(truth), rounding))
-        if apart[-1] <= allowed:
-            return apart[-1]
-    raise ConfigError(
-        f"The meta-gradient of {name} differs from a finite difference of its loss by {min(apart):.1%} "
-        f"({len(task.support)} images, inner steps: {net.rule.steps}, {str(dtype).removeprefix('torch.')}), while its "
-        "first derivative is that of plain autograd. " + _remedy("second")
-    )
-
-
-def _direction(gradient: State, start: State) -> State:
-    """As long as the parameters: the gradient, differently weighed by tensor, and as much of a random direction."""
-    generator = torch.Generator().manual_seed(2)
-    along = {k: g * (0.5 + torch.rand((), generator=generator).item()) for k, g in gradient.items()}
-    random = {
-        k: torch.randn(g.shape, generator=generator).to(g) * g.square().mean().sqrt()
-        for k, g in gradient.items()
-    }
-    length = math.sqrt(sum(float(start[k].square().sum()) for k in gradient)) or 1.0
-    parts = [_scaled(d, length / 2) for d in (along, random)]
-    return {k: parts[0][k] + parts[1][k] for k in gradient}
-
-
-def _scaled(direction: State, length: float) -> State:
-    own = math.sqrt(sum(float(v.square().sum()) for v in direction.values()))
-    return {k: v * (length / own if own else 0.0) for k, v in direction.items()}
+    return found.off
 
 
 def _relative(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:

@@ -1,0 +1,306 @@
+"""The probe finds DNNs whose gradients the engine would get wrong, and lets all others pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from metarepair import repair
+from metarepair.inner import FunctionalNet, InnerRule
+from metarepair.methods import METHODS
+from metarepair.models.build import DeployedModel
+from metarepair.probe import probe
+from metarepair.probe_needs import probe_repair, probe_run
+from metarepair.settings import parse_config
+from metarepair.stateless import StatelessModule
+from tasks.errors import ConfigError
+
+IMAGES = np.random.default_rng(0).integers(256, size=(5, 8, 8, 3), dtype=np.uint8)
+CONFIG = parse_config({"name": "unit", "device": "cpu", "mining": {"experiences": ["fog"]}})
+
+
+def deployed_of(module: nn.Module) -> DeployedModel:
+    colour = (0.5, 0.5, 0.5)
+    return DeployedModel(name="Unit", module=module.eval(), num_classes=3, mean=colour, std=colour)
+
+
+def rule_of(**rule: Any) -> InnerRule:
+    return InnerRule(**{"steps": 3, "rate": 0.1, "batch_norm": "adapt"} | rule)
+
+
+class Net(nn.Module):
+    """A convolution, batch norm, ReLU and max pooling: kinks wherever there can be some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.drop, self.last = nn.Dropout(0.3), nn.Linear(96, 3)
+
+    def middle(self, x_BCHW: Tensor) -> Tensor:
+        return F.max_pool2d(torch.relu(self.norm(self.first(x_BCHW))), 2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.last(self.drop(self.middle(x_BCHW).flatten(1)))  # type: ignore[no-any-return]
+
+
+class Checkpointed(Net):
+    def middle(self, x_BCHW: Tensor) -> Tensor:
+        return checkpoint(super().middle, x_BCHW, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+class Single(Net):
+    """Insists on float32."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if x_BCHW.dtype != torch.float32:
+            raise TypeError("float32 only")
+        return super().forward(x_BCHW)
+
+
+class SingleInside(Net):
+    """Computes its softmax-like part in float32, whatever it is given."""
+
+    def middle(self, x_BCHW: Tensor) -> Tensor:
+        return torch.tanh(super().middle(x_BCHW).float()).to(x_BCHW.dtype)
+
+
+RIGHT: dict[str, Callable[[], nn.Module]] = {
+    "net": Net,
+    "checkpointed": Checkpointed,
+    "float32 alone": Single,
+    "float32 inside": SingleInside,
+    "frozen layer": lambda: frozen(Net(), "first"),
+    "hardsigmoid": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Hardsigmoid(), nn.Linear(8, 3)),
+    "weights at kinks": lambda: zeroed(Net()),
+}
+
+
+def frozen(module: nn.Module, part: str) -> nn.Module:
+    module.get_submodule(part).requires_grad_(False)
+    return module
+
+
+def zeroed(module: Net) -> nn.Module:
+    nn.init.zeros_(module.first.weight)
+    nn.init.zeros_(module.norm.weight)
+    return module
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize(
+    "rule", [{}, {"batch_norm": "frozen"}, {"dropout": True, "momentum": 0.9, "learned_rates": True}]
+)
+def test_a_right_dnn_passes_and_stays_as_it_was(name: str, rule: dict[str, Any]) -> None:
+    module = RIGHT[name]()
+    before = copy.deepcopy(module.eval().state_dict())
+    found = probe(deployed_of(module), IMAGES, rule_of(**rule), order="second")
+    assert found.second is not None
+    assert found.dtype == (torch.float32 if "float32" in name else torch.float64)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert not any(m.training for m in module.modules())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_any_number_of_images_will_do(count: int) -> None:
+    assert probe(deployed_of(Net()), IMAGES[:count], rule_of(), order="second").second is not None
+
+
+class Rough(torch.autograd.Function):
+    """x², whose backward pass cuts what goes through it off from a second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad[0].detach() * 2 * x
+
+
+class WrongSecond(Net):
+    def middle(self, x_BCHW: Tensor) -> Tensor:
+        return Rough.apply(super().middle(x_BCHW))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Half(torch.autograd.Function):
+    """tanh without a second derivative: torch.autograd.grad leaves that out without a word."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x.tanh())
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return grad[0] * (1 - y * y)
+
+
+class NoSecond(Net):
+    def middle(self, x_BCHW: Tensor) -> Tensor:
+        return Half.apply(super().middle(x_BCHW))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class RootOfNothing(Net):
+    """A root that is 0 for some inputs: its first derivative is masked, its second is not a number."""
+
+    def middle(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = super().middle(x_BCHW)
+        return (x_BCHW * 0).square().sum((2, 3), keepdim=True).sqrt() + x_BCHW
+
+
+@pytest.mark.parametrize("module", [WrongSecond, NoSecond])
+def test_a_wrong_or_missing_second_derivative_is_refused_and_the_first_order_passes(
+    module: Callable[[], nn.Module],
+) -> None:
+    with pytest.raises(ConfigError, match=r"Unit.*differs.*order: first"):
+        probe(deployed_of(module()), IMAGES, rule_of(), order="second")
+    found = probe(deployed_of(module()), IMAGES, rule_of(), order="first")
+    assert found.second is None
+    assert found.first < 1e-5
+
+
+def test_how_far_a_wrong_meta_gradient_is_off_is_said() -> None:
+    with pytest.raises(
+        ConfigError, match=r"differs from a finite difference of its loss by \d.*plain autograd"
+    ):
+        probe(deployed_of(WrongSecond()), IMAGES, rule_of(), order="second")
+
+
+def test_a_gradient_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"gradient of Unit by first\.weight is not finite"):
+        probe(deployed_of(RootOfNothing()), IMAGES, rule_of(), order="second")
+
+
+class PartlyDetached(Net):
+    def middle(self, x_BCHW: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().middle(x_BCHW)
+
+
+class ReentrantFirst(Net):
+    """Torch's re-entrant checkpoint gives no gradient to a first layer, as images need none."""
+
+    def middle(self, x_BCHW: Tensor) -> Tensor:
+        return checkpoint(super().middle, x_BCHW, use_reentrant=True)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("module", [PartlyDetached, ReentrantFirst])
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_parameters_that_matter_and_get_no_gradient_are_named(
+    module: Callable[[], nn.Module], order: Any
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"depend on first\.weight, and autograd finds no gradient for it .4 such"
+    ):
+        probe(deployed_of(module()), IMAGES, rule_of(), order=order)
+    passed = frozen(frozen(module(), "first"), "norm")
+    probe(deployed_of(passed), IMAGES, rule_of(), order=order)
+
+
+def test_a_parameter_that_nothing_uses_is_no_fault() -> None:
+    module = Net()
+    module.unused = nn.Parameter(torch.ones(3))
+    probe(deployed_of(module), IMAGES, rule_of(), order="second")
+
+
+class Clamping(Net):
+    """Changes its own weights when it is called, as weight clipping does."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.last.weight.clamp_(-0.01, 0.01)
+        return super().forward(x_BCHW)
+
+
+def test_a_dnn_that_changes_itself_is_refused_and_set_back() -> None:
+    module = Clamping()
+    before = module.last.weight.detach().clone()
+    with pytest.raises(ConfigError, match=r"changes its own last\.weight"):
+        probe(deployed_of(module), IMAGES, rule_of(), order="first")
+    assert torch.equal(module.last.weight, before)
+
+
+class Rolling(Net):
+    """Draws from numpy, which torch's seed does not reach."""
+
+    generator = np.random.default_rng(0)
+
+    def middle(self, x_BCHW: Tensor) -> Tensor:
+        return super().middle(x_BCHW) * float(self.generator.uniform(0.5, 1.5))
+
+
+def test_a_dnn_that_draws_from_elsewhere_is_refused() -> None:
+    with pytest.raises(ConfigError, match="different gradients for the same weights"):
+        probe(deployed_of(Rolling()), IMAGES, rule_of(), order="first")
+
+
+def test_a_dnn_whose_engine_call_is_not_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What an engine that left out one tensor would do: the fault that a plain call shows.
+    put = StatelessModule.put
+
+    def leaves_one_out(self: StatelessModule, state: dict[str, Tensor]) -> None:
+        put(self, {k: v for k, v in state.items() if k != "last.weight"})
+
+    monkeypatch.setattr(StatelessModule, "put", leaves_one_out)
+    with pytest.raises(ConfigError, match=r"differs from that of the DNN itself by \d"):
+        probe(deployed_of(Net()), IMAGES, rule_of(), order="first")
+
+
+def test_a_checkpoint_that_finds_its_own_weights_again_would_be_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The engine as it was: the module has its own weights back before the backward pass.
+    def forward_alone(self: FunctionalNet, batch: Any) -> Tensor:
+        logits_BK = self._stateless(batch.images_BCHW)
+        self._stateless.put({k: v.detach() * 0.5 for k, v in self.module.named_parameters()})
+        return logits_BK
+
+    monkeypatch.setattr(FunctionalNet, "_logits", forward_alone)
+    with pytest.raises(ConfigError, match=r"differs|CheckpointError"):
+        probe(deployed_of(Checkpointed()), IMAGES, rule_of(), order="second")
+    probe(deployed_of(Net()), IMAGES, rule_of(), order="second")  # a plain net does not notice
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_methods_are_probed_for_what_they_need(name: str) -> None:
+    found = probe_repair(METHODS[name], deployed_of(Net()), IMAGES, CONFIG)
+    assert (found is None) == (METHODS[name].changes in ((), ("statistics",)))
+    assert found is None or found.second is None
+
+
+def test_a_run_is_probed_for_second_derivatives_only_where_it_trains_with_them() -> None:
+    methods, first = [METHODS["finetune"]], {"train": {"order": "first"}}
+    deployed, values = deployed_of(NoSecond()), CONFIG.model_dump(mode="json")
+    with pytest.raises(ConfigError, match="order: first"):
+        probe_run(methods, deployed, IMAGES, CONFIG, trains=True)
+    assert probe_run(methods, deployed, IMAGES, CONFIG, trains=False) is not None
+    config = parse_config(values | {"train": values["train"] | first["train"]})
+    assert probe_run(methods, deployed, IMAGES, config, trains=True) is not None
+    assert probe_run([METHODS["bn_adapt"]], deployed, IMAGES, CONFIG, trains=False) is None
+
+
+def test_a_call_probes_before_it_repairs() -> None:
+    labels = np.zeros(5, np.int64)
+    module = PartlyDetached()
+    with torch.no_grad():
+        module.last.bias.copy_(torch.tensor([-5.0, 5.0, 0.0]))  # all are failures
+    with pytest.raises(ConfigError, match="autograd finds no gradient"):
+        repair(module, (IMAGES, labels), mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert (
+        repair(module, (IMAGES, labels), mean=(0.5,) * 3, std=(0.5,) * 3, method="bn_adapt").module
+        is not None
+    )
