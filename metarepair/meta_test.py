@@ -96,9 +96,9 @@ def load_start(folder: Place, module: nn.Module, config: AnyConfig, *, remedy: s
     differ = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
     if differ or len(tensors) != len(wanted):
         raise WeightsError(
-            f"{folder} was meta-trained from another DNN than the given one: {len(differ)} of its {len(wanted)} "
-            f"tensors are missing or of another shape (first: {(differ or ['none'])[0]}). Give the DNN that the "
-            "run deployed."
+            f"{folder} holds {len(tensors)} tensors and the given DNN has {len(wanted)}: {len(differ)} of these are "
+            f"missing there or of another shape (first: {(differ or ['none'])[0]}). Give the DNN that the run "
+            "deployed."
         )
     rates = read_tensors(folder / RATES) if config.inner.learned_rates else {}
     return Start(

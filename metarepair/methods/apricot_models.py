@@ -269,7 +269,7 @@ def _load(path: Place, module: nn.Module) -> tuple[State, State]:
     if found != wanted:
         differ = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
         raise DataError(
-            f"{path} is a reduced model of another DNN: {len(differ)} tensors are missing, too many, or of another "
+            f"{path} does not fit this DNN: {len(differ)} tensors are missing, too many, or of another "
             f"shape (first: {differ[0]}). Delete {path.parent}, and prepare again."
         )
     return {k: tensors[k] for k in parameters}, {k: tensors[k] for k in buffers}

@@ -510,7 +510,7 @@ def test_missing_models_and_those_of_another_dnn_are_refused(tmp_path: Path) -> 
     with pytest.raises(StageError, match=r"none are prepared.*metarepair compare"):
         repaired(context(None))
     around = prepare(tmp_path)
-    with pytest.raises(DataError, match=r"reduced model of another DNN: 5 tensors .*first: 1.bias"):
+    with pytest.raises(DataError, match=r"does not fit this DNN: 5 tensors .*first: 1.bias"):
         repaired(around, deployed(net(norm=False)))
     path_of(tmp_path, 1).unlink()
     with pytest.raises(StageError, match=r"1 of apricot's 3 reduced models are missing.*reduced-001"):

@@ -208,7 +208,7 @@ def test_a_start_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="not finished"):
         call(start=tmp_path / "absent")
     other = meta(tmp_path / "other", {"head.weight": torch.zeros(2)})
-    with pytest.raises(WeightsError, match="meta-trained from another DNN"):
+    with pytest.raises(WeightsError, match="missing there or of another shape"):
         call(start=other)
     write_manifest(other, stage="mine fog", config={}, inputs={}, files=[])
     with pytest.raises(ConfigError, match="is no meta/<target>/ folder"):
