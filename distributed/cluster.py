@@ -8,12 +8,18 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from distributed.local_ray import start_local_ray
+from distributed.own_packages import worker_options
+from distributed.ray_words import failures_of_ray_told, words_of
 from metarepair.config import Config
+from metarepair.progress import say
 from tasks.errors import ConfigError, UserError
 
 POLL_S = 1.0
@@ -25,8 +31,8 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
     """Ray for the time of the block; nothing at all when `workers` is 0.
 
     A cluster is joined at `address` or RAY_ADDRESS; otherwise one is started on this machine and stopped again.
-    Raises UserError when no cluster answers, ConfigError when it has too few CPUs or GPUs for what is asked, or when an
-    address is given and no workers are.
+    Raises UserError when no cluster answers, WorkerError when Ray itself fails meanwhile, ConfigError when it has too
+    few CPUs or GPUs for what is asked, or when an address is given and no workers are.
     """
     if config.workers == 0:
         if address:
@@ -47,25 +53,32 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
         yield
         return
     remote = address or os.environ.get("RAY_ADDRESS")
+    options = worker_options(str(Path.cwd()), sys.path, say)
+    if remote:
+        _join(remote, options)
+    else:
+        start_local_ray(options, say)
     try:
-        if remote:
-            _knock(remote)
-        options = {"address": remote} if remote else {"num_cpus": os.cpu_count(), "include_dashboard": False}
-        ray.init(**options, logging_level="warning", log_to_driver=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(
-            f"No Ray cluster at {remote} ({why}). Start one (`ray start --head`), correct --address, or set workers=0 "
-            "to do without."
-            if remote
-            else f"Ray could not be started on this machine ({why}). Its files go to RAY_TMPDIR, which must be a short "
-            "path that can be written, else to the system's temporary folder; workers=0 does without Ray."
-        ) from error
-    try:
-        check_room(config)
-        yield
+        with failures_of_ray_told():
+            check_room(config)
+            yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str, options: Mapping[str, object]) -> None:
+    """Connects to the cluster at `address`. Raises UserError with what Ray says where that fails."""
+    import ray
+
+    try:
+        _knock(address)
+        ray.init(address=address, **options, logging_level="warning", log_to_driver=False)
+    except Exception as error:
+        ray.shutdown()
+        raise UserError(
+            f"The Ray cluster at {address} could not be joined ({words_of(error)}). Start one (`ray start --head`), "
+            "correct --address, or set workers=0 to do without."
+        ) from error
 
 
 def _knock(address: str) -> None:

@@ -7,10 +7,12 @@ that meets it leaves it on storage, the group that is started next finds it and 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import tasks.errors
-from tasks.errors import UserError
+from distributed.ray_words import GO_ON, words_of
+from tasks.errors import UserError, WorkerError
 from tasks.storage import Place, remove, write_text
 
 FAILURE = "failure.json"
@@ -36,12 +38,29 @@ def read_failure(folder: Place) -> UserError | None:
 
 
 def user_error(error: BaseException) -> BaseException:
-    """The UserError that a worker raised, if that is what ended a Ray Train run; else the error itself."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        cause: Any = failure
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
+    """What ended a Ray Train run, for the user: a worker's own UserError, a WorkerError where Ray lost it.
+
+    Any other error comes back as it is.
+    """
+    from ray.exceptions import RayError, RayTaskError
+
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", None)}
+    causes = [cause for failure in failures.values() for cause in _chain(failure)]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return cause
+    for cause in causes:
+        if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
+            return WorkerError(
+                "The workers of a training were lost, more often than ray.max_failures allows. Ray says: "
+                f"{words_of(cause)} Its logs say more. {GO_ON}"
+            )
     return error
+
+
+def _chain(error: Any) -> Iterator[Any]:
+    """An error and what it came from, however Ray wraps it."""
+    while error is not None:
+        yield error
+        wrapped = getattr(error, "cause", None) or getattr(error, "health_check_failure", None)
+        error = wrapped or error.__cause__

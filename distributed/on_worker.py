@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from distributed.cluster import single_places, worker_resources
 from distributed.pool import map_items
+from distributed.ray_words import raise_cause
 from metarepair.config import Config
 from metarepair.settings import parse_config
-from tasks.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,9 +31,7 @@ def call_on_worker(work: Callable[..., object], config: Config, *arguments: Any,
         for line in task.remote(work, config.model_dump(mode="json"), arguments):
             say(ray.get(line))
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
+        raise_cause(error)
 
 
 def _lines_of(

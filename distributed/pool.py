@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 
 from distributed.metrics import count_restart_of_actor
-from tasks.errors import UserError, WorkerError
+from distributed.ray_words import GO_ON, raise_cause, words_of
+from tasks.errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,7 +33,8 @@ def map_items(
 
     resources: the CPUs and GPUs that each of the `workers` actors reserves. Those that the cluster has no room for at
     the moment get no items, and join in when there is.
-    Raises what the worker raised; a UserError comes out as itself. WorkerError where an item kills its actor each time.
+    Raises what the worker raised; a UserError comes out as itself. WorkerError where an actor cannot be started, or is
+    lost each time that an item is tried.
     """
     if not items:
         return
@@ -61,6 +63,8 @@ def _map_on_actors(
     try:
         while waiting or running:
             (done,), _ = ray.wait([*running, *coming], num_returns=1)
+            if done in coming:
+                _started(done)
             actor, room = (coming.pop(done), IN_FLIGHT) if done in coming else (running[done][0], 1)
             for _ in range(min(room, len(waiting))):
                 following = waiting.pop()
@@ -75,21 +79,35 @@ def _map_on_actors(
             ray.kill(actor)
 
 
+def _started(reference: Any) -> None:
+    """Raises WorkerError where an actor did not come into its place."""
+    import ray
+
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayActorError as error:
+        raise WorkerError(f"A worker could not be started. {_said_and_remedy(error)}") from error
+
+
 def _result(reference: Any, item: Any) -> Any:
     import ray
 
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
+        raise_cause(error)
     except ray.exceptions.RayActorError as error:
-        said = str(error).strip().splitlines()[0]
         raise WorkerError(
-            f"A worker died {ATTEMPTS} times at or next to {item}: {said} Mostly there was too little memory: set "
-            "workers or batch sizes lower, or look into Ray's logs. What is done is kept: run again to go on."
+            f"A worker was lost at or next to {item}, in each of {ATTEMPTS} attempts. {_said_and_remedy(error)}"
         ) from error
+
+
+def _said_and_remedy(error: Exception) -> str:
+    return (
+        f"Ray says: {words_of(error)} Its logs say more (of a Ray of this machine: ray/session_latest/logs in "
+        "RAY_TMPDIR or the system's temporary folder). If the kernel or Ray ended the worker for lack of memory, set "
+        f"workers or batch sizes lower. {GO_ON}"
+    )
 
 
 class _Actor:

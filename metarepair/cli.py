@@ -194,13 +194,18 @@ def _show_corruptions(given: argparse.Namespace) -> int:
 
 
 def _check_own_packages() -> None:
-    """`tasks` and `distributed` are import names of others, too: ours must be the ones found."""
-    import distributed
+    """`distributed` is an import name of others, too: ours must be the one found."""
+    from metarepair.own_packages import import_own
 
+    try:
+        import_own("distributed")
+        import distributed
+    except ImportError as error:
+        raise UserError(str(error)) from error
     if not getattr(distributed, "METAREPAIR", False):
         raise UserError(
-            f"`import distributed` finds another project's package ({distributed.__file__}), probably Dask's. "
-            "MetaRepair needs an environment of its own: make one (`make install`), or uninstall the other."
+            f"`import distributed` finds another project's package ({distributed.__file__}). Dask has one of that "
+            "name. MetaRepair needs an environment of its own: make one (`make install`), or uninstall the other."
         )
 
 
