@@ -47,7 +47,8 @@ def user_error(error: BaseException) -> BaseException:
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", None)}
     causes = [cause for failure in failures.values() for cause in _chain(failure)]
     for cause in causes:
-        if isinstance(cause, UserError):
+        # Ray's error of a task is of its cause's class, too, and says a traceback.
+        if isinstance(cause, UserError) and not isinstance(cause, RayTaskError):
             return cause
     for cause in causes:
         if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):

@@ -21,11 +21,9 @@ def test_mining_and_features_are_spread_over_many_nodes_and_counted(tmp_path: Pa
     done = subprocess.run(
         [*command, "--json", str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert figures["nodes"] == 3
     assert set(figures["seconds"]) == {

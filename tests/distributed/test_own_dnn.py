@@ -27,10 +27,13 @@ def net(num_classes):
 
 
 @pytest.mark.slow
-def test_workers_of_a_ray_that_the_command_starts_import_the_users_module(
+def test_workers_of_a_ray_that_the_command_starts_import_the_users_module_and_our_packages(
     tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     (tmp_path / "strange_nets.py").write_text(MODULE, encoding="utf-8")
+    (tmp_path / "distributed").mkdir()
+    for hiding in ("tasks.py", "metarepair.py", "distributed/__init__.py"):
+        (tmp_path / hiding).write_text("raise RuntimeError('a file of the user')", encoding="utf-8")
     state = {f"module.{k}": v for k, v in load_file(SHIPPED / "resnet8_cifar10.safetensors").items()}
     torch.save({"state_dict": state}, tmp_path / "net.th")
     train = {"episodes": 2, "round_episodes": 1, "tasks": 2}
@@ -61,9 +64,9 @@ def test_workers_of_a_ray_that_the_command_starts_import_the_users_module(
         ],
         cwd=tmp_path,
         env=environment | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     assert done.stdout.count("the prefix 'module.' was left out") == 1
     assert (tmp_path / "runs/tiny/report/index.html").is_file()

@@ -14,7 +14,7 @@ import ray
 from distributed.pipeline import Pipeline
 from distributed.pool import map_items
 from metarepair.config import Config
-from tasks.errors import DataError
+from tasks.errors import DataError, WorkerError
 
 pytestmark = pytest.mark.distributed
 Tiny = Callable[..., Config]
@@ -74,6 +74,27 @@ def test_an_actor_that_dies_is_restarted_and_its_item_done_again(cluster: None, 
     found = [item for item, _ in map_items(build, list(range(8)), workers=2)]
     assert (tmp_path / "died").exists()
     assert sorted(found) == list(range(8))
+
+
+class Unloadable:
+    """Its import fails in the actor, as where a module is missing on a node."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return __import__, ("a_module_that_is_missing",)
+
+    def __call__(self) -> Callable[[int], int]:
+        raise AssertionError("it never gets there")
+
+
+def test_an_actor_that_cannot_be_started_is_told_with_its_error_and_no_guess(cluster: None) -> None:
+    with pytest.raises(WorkerError) as failed:
+        list(map_items(Unloadable(), [1, 2], workers=1))
+    said = str(failed.value)
+    assert said.startswith(
+        "A worker could not be started. Ray says: The actor died because of an error raised in"
+    )
+    assert "ModuleNotFoundError: No module named 'a_module_that_is_missing'" in said
+    assert "\n" not in said
 
 
 @pytest.mark.slow

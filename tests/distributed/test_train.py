@@ -92,13 +92,7 @@ def killed_after(episodes: int, config: Config, folder: Path) -> None:
     """Starts a training, kills its driver once a checkpoint of `episodes` is there, and waits for the workers."""
     environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
-    process = subprocess.Popen(
-        command(config, folder),
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = subprocess.Popen(command(config, folder), env=environment, start_new_session=True)
     meta = Run(Path(config.storage_path) / config.name).meta("gaussian_noise")
     try:
         deadline = time.monotonic() + 300

@@ -304,8 +304,6 @@ def kill_when(config: Config, folder: Path, reached: Callable[[], bool]) -> None
             [sys.executable, "-m", "metarepair", "tune", "--config", str(path)],
             env=environment | {"RAY_TMPDIR": ray_folder},
             start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
         )
         try:
             deadline = time.monotonic() + 300

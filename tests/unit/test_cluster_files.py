@@ -235,7 +235,9 @@ def test_builder_gets_what_is_copied_and_no_more() -> None:
 def test_dependencies_are_those_of_the_project_and_of_the_extras() -> None:
     def listed(*extras: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "cluster/dependencies.py", "pyproject.toml", *extras]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        print(done.stderr)  # shown where the test fails
+        return done
 
     plain, more = listed().stdout.splitlines(), listed("onnx").stdout.splitlines()
     assert any(line.startswith("ray[") for line in plain)

@@ -54,7 +54,9 @@ def hold_and_drop():
 print(peak_resident_bytes(hold_and_drop))
 """
     # a process of its own: nothing that other tests left behind is given back meanwhile
-    said = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True, cwd=ROOT)
+    said = subprocess.run(
+        [sys.executable, "-c", work], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
+    )
     assert int(said.stdout) > 2**25
 
 

@@ -99,7 +99,7 @@ def test_a_fresh_process_gives_the_same_bytes_with_any_number_of_threads():
     for threads in ("1", "4"):
         fresh = subprocess.run(
             [sys.executable, "-c", code, __file__],
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
             check=True,
             timeout=120,

@@ -91,20 +91,3 @@ def test_the_pipeline_without_workers_needs_no_ray() -> None:
     modules = modules_after("import distributed.pipeline")
     assert "torch" in modules
     assert "ray" not in modules
-
-
-def test_a_foreign_package_named_distributed_is_said_plainly(tmp_path: Path) -> None:
-    (tmp_path / "distributed").mkdir()
-    (tmp_path / "distributed" / "__init__.py").write_text("", encoding="utf-8")
-    (tmp_path / "start.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
-        "from metarepair.cli import main\nsys.exit(main(['doctor']))\n",
-        encoding="utf-8",
-    )
-    done = python(str(tmp_path / "start.py"), cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.startswith("metarepair: `import distributed` finds another project's package")
-    assert done.stderr.count("\n") == 1
-    assert str(tmp_path) in done.stderr
-    assert "environment of its own" in done.stderr

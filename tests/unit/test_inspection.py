@@ -455,8 +455,8 @@ def test_nothing_is_written_and_torch_is_not_needed(here: Path) -> None:
         "import sys\nfrom metarepair.cli import main\n"
         f"code = main(['inspect', {str(here)!r}])\nsys.exit(code or ('torch' in sys.modules) * 7)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stdout
     assert "experiences/fog" in done.stdout
     assert content() == before
 

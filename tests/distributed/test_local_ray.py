@@ -1,0 +1,75 @@
+"""A real Ray of this machine: a port that is taken at first, and two that start at once in a home without a token."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+# Programs of their own: this process may be connected to the session's cluster.
+START = """
+import sys
+import ray
+from distributed.local_ray import start_local_ray
+
+def main(said=print):
+    start_local_ray({}, said)
+    ray.get(ray.remote(int).remote())
+    print("started", flush=True)
+    ray.shutdown()
+"""
+TAKEN = """
+import os, socket
+from distributed import local_ray
+
+local_ray.WAIT_S = (0.0, 0.1)
+taken = socket.socket()
+taken.bind(("0.0.0.0", 0))
+taken.listen()
+os.environ["RAY_GCS_SERVER_PORT"] = str(taken.getsockname()[1])
+
+def said(text):
+    print(text)
+    taken.close()
+
+main(said)
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Of somebody with an empty home, and nothing set for Ray but a temporary folder with a short name."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield kept | {
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "RAY_TMPDIR": folder,
+            "RAY_py_gcs_connect_timeout_s": "2",  # the same for every try of a port that answers nothing
+        }
+
+
+def started(code: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", START + code]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_ray_whose_port_is_taken_at_first_starts_when_it_is_free(environment: dict[str, str]) -> None:
+    said, _ = started(TAKEN, environment).communicate(timeout=300)
+    first, last = said.strip().splitlines()
+    assert first.startswith("Ray did not start (Failed to start GCS")
+    assert last == "started"
+
+
+@pytest.mark.slow
+def test_two_that_start_at_once_in_a_home_without_a_token_write_none(environment: dict[str, str]) -> None:
+    both = [started("main()", environment) for _ in range(2)]
+    assert [process.communicate(timeout=300)[0].splitlines()[-1:] for process in both] == [["started"]] * 2
+    assert not (Path(environment["HOME"]) / ".ray").exists()

@@ -1,0 +1,99 @@
+"""A Ray of this machine is started again where that may help, and refused in one paragraph where it does not."""
+
+from __future__ import annotations
+
+import errno
+import re
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from distributed import local_ray
+from distributed.local_ray import ATTEMPTS, start_local_ray
+from tasks.errors import UserError
+
+TIMED_OUT = Exception("The current node timed out during startup.")  # Ray raises the bare class
+
+
+class FakeRay:
+    """Ray whose starts fail with the given errors one after the other, and leave a process behind each."""
+
+    def __init__(self) -> None:
+        self.failures, self.given = list[Exception](), list[dict[str, object]]()
+        self.left = list[subprocess.Popen[bytes]]()
+
+    def init(self, **options: object) -> None:
+        self.given.append(options)
+        if self.failures:
+            self.left.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+            raise self.failures.pop(0)
+
+    def shutdown(self) -> None:
+        """Knows nothing of processes whose start failed, as the real one."""
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    fake = FakeRay()
+    monkeypatch.setattr(ray, "init", fake.init)
+    monkeypatch.setattr(ray, "shutdown", fake.shutdown)
+    monkeypatch.setattr(local_ray, "WAIT_S", (0.0, 0.0))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of this test")
+    return fake
+
+
+def test_a_start_that_fails_twice_is_done_a_third_time_and_nothing_of_the_first_two_is_left(
+    fake: FakeRay,
+) -> None:
+    said: list[str] = []
+    fake.failures = [TIMED_OUT, RuntimeError("Failed to start GCS.")]
+    start_local_ray({"runtime_env": {}}, said.append)
+    assert len(fake.given) == 3
+    assert all(given["address"] == "local" and "runtime_env" in given for given in fake.given)
+    assert ["timed out during startup" in said[0], "Failed to start GCS" in said[1]] == [True, True]
+    import psutil  # which Ray puts on the path
+
+    assert [psutil.pid_exists(child.pid) for child in fake.left] == [False, False]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TIMED_OUT, TimeoutError("no answer"), OSError(errno.EADDRINUSE, "Address already in use")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_may_pass_is_tried_some_times_and_then_refused_with_what_was_said(
+    fake: FakeRay, error: Exception
+) -> None:
+    fake.failures = [error] * (ATTEMPTS + 1)
+    with pytest.raises(UserError, match=rf"in {ATTEMPTS} attempts .*{re.escape(str(error))}") as refused:
+        start_local_ray({}, lambda _: None)
+    assert len(fake.given) == ATTEMPTS
+    assert "workers=0" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, "Permission denied"), OSError("AF_UNIX path too long"), ValueError("no")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_stays_as_it_is_is_refused_at_once(fake: FakeRay, error: Exception) -> None:
+    fake.failures = [error]
+    with pytest.raises(UserError, match=r"on this machine \(.*RAY_TMPDIR"):
+        start_local_ray({}, lambda _: None)
+    assert len(fake.given) == 1
+
+
+def test_a_local_ray_has_a_token_of_its_own_unless_the_environment_has_one(
+    fake: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_local_ray({}, lambda _: None)
+    assert local_ray.os.environ["RAY_AUTH_TOKEN"] == "of this test"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    start_local_ray({}, lambda _: None)
+    assert "RAY_AUTH_TOKEN" not in local_ray.os.environ
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    start_local_ray({}, lambda _: None)
+    assert len(local_ray.os.environ["RAY_AUTH_TOKEN"]) == 64

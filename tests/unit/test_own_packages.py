@@ -1,0 +1,86 @@
+"""Our packages are found where the user has modules of the same names, and a clash that stays is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distributed.own_packages import hidden_by, import_ours_first, worker_options
+from metarepair.own_packages import FOLDER, NAMES
+
+OF_USER = "raise RuntimeError('this is the file of the user')"
+
+
+def write_module(folder: Path, name: str, *, package: bool) -> Path:
+    file = folder / name / "__init__.py" if package else folder / f"{name}.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(OF_USER, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("package", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_of_the_user_with_a_name_of_ours_is_found_out(
+    name: str, package: bool, tmp_path: Path
+) -> None:
+    file = write_module(tmp_path, name, package=package)
+    assert hidden_by([str(tmp_path), str(FOLDER)]) == {name: str(file)}
+    assert hidden_by([str(FOLDER), str(tmp_path)]) == {}
+    said: list[str] = []
+    assert worker_options(str(tmp_path), [str(FOLDER)], said.append).keys() == {"runtime_env"}
+    assert [str(file) in line for line in said] == [True]
+
+
+def test_a_folder_that_is_no_package_hides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    assert worker_options(str(tmp_path), [str(FOLDER)], pytest.fail) == {}
+
+
+def python(code: str, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `code` where `path` comes first and our packages after it."""
+    start = f"import sys; sys.path[:0] = [{str(path)!r}, {str(FOLDER)!r}]\n{code}"
+    return subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, cwd=cwd)
+
+
+def test_a_worker_that_calls_the_hook_before_the_users_folder_is_on_its_path_has_ours(tmp_path: Path) -> None:
+    for name in NAMES:
+        write_module(tmp_path, name, package=False)
+    hook = import_ours_first()
+    before = {name: sys.modules[name] for name in NAMES}
+    try:
+        for name in NAMES:
+            del sys.modules[name]
+        sys.path.insert(0, str(tmp_path))
+        hook()
+        assert all(Path(str(sys.modules[name].__file__)).parent == FOLDER / name for name in NAMES)
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.update(before)
+
+
+def test_the_command_starts_beside_files_of_these_names(tmp_path: Path) -> None:
+    for name in ("tasks", "distributed"):
+        write_module(tmp_path, name, package=name == "distributed")
+    done = python(
+        "from metarepair.cli import main; sys.exit(main(['corruptions', '--list']))", tmp_path, tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gaussian_noise" in done.stdout
+
+
+def test_a_module_of_such_a_name_that_was_imported_before_is_named(tmp_path: Path) -> None:
+    for name in ("tasks", "distributed"):
+        (tmp_path / f"{name}.py").write_text("", encoding="utf-8")
+    done = python(
+        "import distributed; from metarepair.cli import main; sys.exit(main(['doctor']))", tmp_path, tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("metarepair: MetaRepair's package 'distributed' is hidden")
+    assert str(tmp_path / "distributed.py") in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = python("import tasks, metarepair", tmp_path, tmp_path)
+    assert "ImportError: MetaRepair's package 'tasks' is hidden" in done.stderr
+    assert str(tmp_path / "tasks.py") in done.stderr

@@ -1,0 +1,99 @@
+"""What Ray says of a failure is told in one line, without what it guesses; what fails of Ray ends as a WorkerError."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayTaskError
+
+from distributed.failures import user_error
+from distributed.ray_words import failures_of_ray_told, raise_cause, words_of
+from tasks.errors import DataError, WorkerError
+
+DIED = (
+    "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. "
+    "End of file."
+)
+CREATION = (
+    "The actor died because of an error raised in its creation task, \x1b[36mray::_Actor.__init__()\x1b[39m (pid=1)\n"
+    "  At least one of the input arguments for this task could not be computed:\n"
+    "traceback: Traceback (most recent call last):\n          ^^^^^\nModuleNotFoundError: No module named 'nets'"
+)
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    return RayTaskError("work", "Traceback", cause).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    "guess",
+    [
+        "There are some potential root causes. (1) The process is killed by SIGKILL by OOM killer",
+        "Some common causes include: (1) the process was killed by the OOM killer",
+    ],
+)
+def test_what_ray_guesses_is_left_out(guess: str) -> None:
+    assert words_of(Exception(f"{DIED} {guess}")) == DIED
+
+
+def test_of_a_traceback_the_last_line_is_told_and_colours_are_left_out() -> None:
+    said = words_of(Exception(CREATION))
+    assert said.startswith("The actor died because of an error raised in its creation task, ray::_Actor")
+    assert said.endswith("ModuleNotFoundError: No module named 'nets'")
+    assert "\x1b" not in said
+
+
+def test_an_error_without_words_is_told_by_its_type() -> None:
+    assert words_of(TimeoutError()) == "TimeoutError"
+
+
+@pytest.mark.parametrize("error", [RaySystemError("GCS is gone"), RayActorError(), OutOfMemoryError("OOM")])
+def test_what_fails_of_ray_itself_is_a_worker_error(error: Exception) -> None:
+    with pytest.raises(WorkerError, match=type(error).__name__), failures_of_ray_told():
+        raise error
+
+
+def test_errors_of_the_work_come_out_as_they_are() -> None:
+    with pytest.raises(RayTaskError), failures_of_ray_told():
+        raise task_error(ZeroDivisionError("in our own code"))
+    with pytest.raises(DataError), failures_of_ray_told():
+        raise DataError("the user's")
+
+
+def test_a_workers_user_error_and_its_full_disk_come_out_as_themselves() -> None:
+    with pytest.raises(DataError, match="broken"):
+        raise_cause(task_error(DataError("broken")))
+    with pytest.raises(OSError, match="No space left") as full:
+        raise_cause(task_error(OSError(28, "No space left on device")))
+    assert full.value.errno == 28
+    with pytest.raises(RayTaskError):
+        raise_cause(task_error(ZeroDivisionError()))
+
+
+class TrainingFailedError(Exception):
+    def __init__(self, failure: Exception) -> None:
+        super().__init__()
+        self.worker_failures = {0: failure}
+
+
+class HealthCheckFailedError(Exception):
+    def __init__(self, failure: Exception) -> None:
+        super().__init__()
+        self.health_check_failure = failure
+
+
+def test_a_training_whose_workers_were_lost_ends_with_what_ray_says() -> None:
+    said = user_error(
+        TrainingFailedError(
+            HealthCheckFailedError(RaySystemError(f"{DIED} There are some potential root causes"))
+        )
+    )
+    assert isinstance(said, WorkerError)
+    assert f"{DIED} Its logs" in str(said)
+    assert "ray.max_failures" in str(said)
+
+
+def test_a_training_that_failed_of_our_own_code_keeps_its_traceback() -> None:
+    failed = TrainingFailedError(task_error(ZeroDivisionError()))
+    assert user_error(failed) is failed
+    own = DataError("the user's")
+    assert user_error(TrainingFailedError(task_error(own))) is own
