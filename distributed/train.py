@@ -117,7 +117,8 @@ def train_on_ray(run: Run, config: Config, target: str, say: Say) -> None:
 def fit(loop: Any, settings: dict[str, Any], config: Config, folder: Place, **run_options: Any) -> None:
     """Runs `loop` on every worker of a Ray Train group, with `settings` and the configuration; `folder` is its own.
 
-    Raises the UserError that a worker raised, and what Ray Train raises when the group died too often.
+    Raises the UserError that a worker raised, WorkerError when the group was lost too often, and what Ray Train raises
+    of errors in our own code.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer

@@ -8,7 +8,7 @@
     ├── StageError            a stage's directory holds something else, or is unfinished where it must be done
     ├── LockError             another process writes in the same run, or took it over
     ├── StorageError          an object store: unreachable, no such bucket, not permitted
-    ├── WorkerError           an actor died again and again at one piece of work
+    ├── WorkerError           a worker was lost again and again, or Ray itself failed
     └── DivergedError         a loss became NaN or infinite
 
 All are built from one string, so they pickle and leave an actor unharmed.
@@ -53,7 +53,7 @@ class LockError(UserError):
 
 
 class WorkerError(UserError):
-    """An actor died again and again at one piece of work."""
+    """A worker was lost again and again at one piece of work, or Ray itself failed."""
 
 
 class DivergedError(UserError):
