@@ -20,7 +20,7 @@ from distributed.local_ray import start_local_ray
 
 def main(said=print):
     start_local_ray({}, said)
-    ray.get(ray.remote(int).remote())
+    ray.get(ray.remote(lambda: 1).remote())
     print("started", flush=True)
     ray.shutdown()
 """
