@@ -46,6 +46,8 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Training workers stay in the driver's folder: paths of the settings and the user's modules are relative to it.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # A thread that is left to end by itself may call Ray after it was stopped, and Ray would start another one for it.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     if ray.is_initialized():

@@ -54,7 +54,7 @@ class Tent(Method):
     def check(self, module: nn.Module, settings: Any) -> None:
         if not _affine(module):
             raise ConfigError(
-                "tent changes the scales and shifts of norms, and this DNN has no norm with any that requires_grad. "
+                "tent changes the scales and shifts of norms, and this DNN has no norm with any (that requires_grad). "
                 "Leave tent out."
             )
 

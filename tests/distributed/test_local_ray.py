@@ -42,6 +42,22 @@ main(said)
 """
 
 
+AFTERWARDS = """
+from distributed.cluster import connected
+from metarepair.settings import parse_config
+
+config = parse_config({"name": "x", "workers": 1, "mining": {"experiences": ["fog"]}})
+with connected(config, None):
+    import ray  # only now, as in a command
+
+    assert ray.get(ray.put(1)) == 1
+try:
+    ray.put(1)
+except Exception as error:
+    print(type(error).__name__, ray.is_initialized())
+"""
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Of somebody with an empty home, and nothing set for Ray but a temporary folder with a short name."""
@@ -73,3 +89,11 @@ def test_two_that_start_at_once_in_a_home_without_a_token_write_none(environment
     both = [started("main()", environment) for _ in range(2)]
     assert [process.communicate(timeout=300)[0].splitlines()[-1:] for process in both] == [["started"]] * 2
     assert not (Path(environment["HOME"]) / ".ray").exists()
+
+
+@pytest.mark.slow
+def test_what_calls_ray_after_its_end_starts_no_other(environment: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", AFTERWARDS], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.communicate(timeout=300)[0].splitlines()[-1:] == ["RaySystemError False"]
