@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -269,8 +270,15 @@ def _check_timm(name: str, weights: str | Path | None) -> None:
 
 
 def _timm(name: str, weights: Path) -> tuple[nn.Module, int]:
-    model = timm.create_model(name, num_classes=0)
-    cfg: Mapping[str, Any] = model.pretrained_cfg
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of a classifier without classes: it is not used
+        model = timm.create_model(name, num_classes=0)
+    cfg: Mapping[str, Any] | None = getattr(model, "pretrained_cfg", None)
+    if cfg is None:
+        raise ConfigError(
+            f"timm:{name} states no pretrained_cfg, so its input size and normalisation are not known. Deploy it and "
+            "set features.extractor to deployed, or name a model of timm's own."
+        )
     classifiers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else list(cfg["classifier"] or ())
     _load_body(model, read_weights(weights), f"timm's {name}", classifier=tuple(f"{c}." for c in classifiers))
     network = _TimmPenultimate(model)

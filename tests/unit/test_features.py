@@ -27,6 +27,7 @@ from metarepair.features import (
 from metarepair.models.inception import build_fid_inception
 from metarepair.models.inception_weights import FILE_NAMES
 from metarepair.models.lite0 import lite0_key
+from metarepair.weights import resolve_weights
 from tasks.errors import ConfigError, DataError, WeightsError
 from tasks.manifest import file_hash
 
@@ -208,6 +209,12 @@ def test_an_unknown_extractor_is_answered_with_all_there_are() -> None:
 def test_an_unknown_timm_model_is_answered_with_the_near_one() -> None:
     with pytest.raises(ConfigError, match=r"'resnet1B'; did you mean '?.*resnet"):
         build("timm:resnet1B", weights=Path("any.safetensors"))
+
+
+def test_a_registered_model_that_states_no_normalisation_is_refused() -> None:
+    weights = resolve_weights("shipped:resnet8_cifar10")
+    with pytest.raises(ConfigError, match=r"timm:resnet8_cifar states no pretrained_cfg.*deployed"):
+        build("timm:resnet8_cifar", weights=weights)
 
 
 def test_a_timm_model_without_weights_is_refused() -> None:
