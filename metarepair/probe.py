@@ -38,10 +38,9 @@ from tasks.records import Pixels
 STEPS = 2  # inner steps at most: the second one is where a wrong Hessian first shows
 IMAGES = 2
 IMAGES_OF_A_BATCH = 8  # where batch norm normalises by the batch: two values would all become -1 and 1
-AGREES = {
-    torch.float64: 1e-5,
-    torch.float32: 1e-2,
-}  # the engine and plain autograd: rounding of other kernels
+# How far the engine's gradient may be from plain autograd's: the rounding of other kernels.
+AGREES = {torch.float64: 1e-5, torch.float32: 1e-2}
+LEAST = 1e-5  # smaller differences are shown as this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +59,10 @@ class Probed:
     @property
     def words(self) -> str:
         """For a line of a log."""
-        told = f"{self.name}: gradient within {_share(self.first)} of plain autograd"
+        told = f"{self.name}: gradient within {max(self.first, LEAST):.3%} of plain autograd"
         if self.second is not None:
-            told += f", meta-gradient within {_share(self.second)} of a finite difference"
+            told += f", meta-gradient within {max(self.second, LEAST):.3%} of a finite difference"
         return f"{told} ({str(self.dtype).removeprefix('torch.')})"
-
-
-def _share(difference: float) -> str:
-    return "0.001%" if difference < 1e-5 else f"{difference:.2%}"
 
 
 @torch.enable_grad()
