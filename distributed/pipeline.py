@@ -222,6 +222,7 @@ class Pipeline:
     def train(self) -> None:
         """θ_meta of each target."""
         if not self._done(self.run.meta):
+            self.mined()  # what is missing is said before the DNN is probed
             self.probe((), trains=True)
         self._each_target(self._train)
 
@@ -276,9 +277,9 @@ class Pipeline:
 
     def repair(self) -> None:
         """Every method and seed on each target, then the evaluation."""
+        mined = self.mined()
         if not self._done(self.run.repaired):
             self.probe(self.config.repair.methods, trains=False)
-        mined = self.mined()
         self._each_target(lambda target: self._repair(target, mined))
 
     def _repair(self, target: str, mined: Mined) -> None:

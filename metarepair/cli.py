@@ -165,6 +165,8 @@ def _examine(given: argparse.Namespace) -> int:
 
     print(examine(given.storage or "runs"))
     if given.model is None and given.config is None:
+        if given.weights or given.set:
+            raise UserError("doctor probes a DNN that --model NAME or --config FILE names; add one of them.")
         return 0
     from metarepair.doctor import examine_model
     from metarepair.paths import check_paths

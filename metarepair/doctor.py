@@ -15,6 +15,7 @@ from tasks.manifest import versions
 
 if TYPE_CHECKING:
     from metarepair.config import Config
+    from metarepair.models.build import DeployedModel
 
 
 def examine(storage: str) -> str:
@@ -37,32 +38,41 @@ def examine_model(config: Config, *, fresh: bool) -> str:
 
     Raises a UserError that says what a repair cannot work with.
     """
+    from metarepair.clean_check import IN_RUN, check_output
+    from metarepair.deploy import Surroundings, load_surroundings
+    from metarepair.probe_needs import IMAGES, probe_run
+
+    here = Surroundings(config, _untrained(config)) if fresh else load_surroundings(config)
+    test = here.split("test")
+    images = test.images(slice(0, IMAGES))
+    check_output(here.deployed, images[:2], IN_RUN, test.name)
+    found = probe_run((), here.deployed, images, config, trains=True)
+    assert found is not None
+    told = [f"{found.words}{', new random weights' if fresh else ''}", *here.deployed.notes]
+    return "\n".join(f"{'model' if i == 0 else '':11s}{line}" for i, line in enumerate(told))
+
+
+def _untrained(config: Config) -> DeployedModel:
+    """The DNN of these settings with new random weights."""
     import torch
 
-    from metarepair.deploy import Surroundings, load_surroundings
     from metarepair.models.build import DeployedModel, build_model
-    from metarepair.probe_needs import IMAGES, probe_run
+    from metarepair.models.preprocessing import mean_and_std
     from metarepair.stateless import seeded
     from tasks.datasets import dataset_info
 
-    if fresh:
-        info, model = dataset_info(config.data.source()), config.model
-        with seeded(torch.device("cpu"), 0):
-            module = build_model(model.name, len(info.classes), stem=model.stem).eval()
-        deployed = DeployedModel(
-            name=model.name,
-            module=module,
-            num_classes=len(info.classes),
-            mean=model.mean or info.mean,
-            std=model.std or info.std,
-            input_size=model.input_size,
-        )
-        here = Surroundings(config, deployed)
-    else:
-        here = load_surroundings(config)
-    found = probe_run((), here.deployed, here.split("test").images(slice(0, IMAGES)), config, trains=True)
-    assert found is not None
-    return f"model      {found.words}{', new random weights' if fresh else ''}"
+    info, model = dataset_info(config.data.source()), config.model
+    with seeded(torch.device("cpu"), 0):
+        module = build_model(model.name, len(info.classes), stem=model.stem).eval()
+    mean, std = mean_and_std(module, model.name, info, model.normalisation)
+    return DeployedModel(
+        name=model.name,
+        module=module,
+        num_classes=len(info.classes),
+        mean=model.mean or mean,
+        std=model.std or std,
+        input_size=model.input_size,
+    )
 
 
 def _devices() -> str:

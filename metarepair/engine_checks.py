@@ -102,8 +102,8 @@ def no_path(module: nn.Module, count: int) -> ConfigError:
     """What to say where no derivative is connected with any of `count` parameters."""
     return ConfigError(
         f"Autograd finds no path from the logits of {type(module).__name__} to any of the {count} tensors that are to "
-        "be adapted, as when a forward pass runs under torch.no_grad() or detaches its result. Let it run without "
-        "these, or adapt other parts (inner.parts)."
+        "be adapted. What runs under torch.no_grad(), is detached or made a number by .item() has no gradient: let the "
+        "forward pass do without these, or adapt other parts (inner.parts)."
     )
 
 

@@ -11,7 +11,6 @@ D features. Source: paper Eq. 7 (features), with Heusel et al. 2017 for the firs
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 import warnings
@@ -33,6 +32,7 @@ from metarepair.models.inception_weights import find_fid_inception, obtain_fid_i
 from metarepair.models.lite0 import lite0_file, lite0_key
 from metarepair.models.preprocessing import resized
 from metarepair.models.weights_file import WeightsFile, read_weights
+from metarepair.models.wrappers import copied
 from tasks.errors import ConfigError, DataError, WeightsError, near_names, unknown_name
 from tasks.manifest import file_hash
 
@@ -83,7 +83,7 @@ def build_extractor(
     if file is None:
         if deployed is None:
             raise ConfigError("features 'deployed' need the deployed DNN, and none was given")
-        penultimate = _penultimate(copy.deepcopy(deployed))
+        penultimate = _penultimate(copied(deployed))
         size = None if input_size is None else (input_size, input_size)
         network, dim = _Normalised(penultimate, size, mean, std), penultimate.dim
     elif spec == "inception":

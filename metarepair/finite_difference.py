@@ -1,128 +1,147 @@
-"""Compare the meta-gradient with a central difference of the outer loss, along one direction.
+"""Compare gradients with central differences of the loss along a few directions.
 
-What second order adds to the first-order gradient is compared, since that is what a wrong second derivative changes,
-and it may be a small part of the whole. The comparison takes inner steps of a rate of its own, with which it shows.
+Of the meta-gradient, what second order adds to the first-order gradient is compared, since that is what a wrong second
+derivative changes, and it may be a small part of the whole. The comparison takes inner steps of a rate of its own, with
+which it shows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from metarepair.inner import FunctionalNet, adapt
+from metarepair.inner import Batch, FunctionalNet, adapt
 from metarepair.memory import Memory
 from metarepair.meta_gradient import TaskBatch, task_gradient
 from metarepair.vectors import State
 
 MOVE = 0.01  # length of the first inner step, as a share of the norm of the parameters
-DIRECTIONS = 3  # at most; the inner gradient jumps where a ReLU opens, and a difference may meet such a place
 # Steps as shares of the norm of the parameters. The first one counts whose difference is that of a step twice as long:
 # it is above rounding, and below the distance to kinks.
-FINE, ALLOWED = tuple(10.0**-k for k in range(12, 5, -1)), 0.02  # … of what second order adds
+FINE, ALLOWED = tuple(10.0**-k for k in range(12, 5, -1)), 0.02
 # In float32 rounding and kinks overlap, and no step may be such: the whole slope is compared then, and coarsely.
 COARSE, ALLOWED_COARSELY = (1e-4, 1e-3, 1e-2), 0.5
+
+Loss = Callable[[State], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far the meta-gradient is off, as a share of what second order adds to it, and whether that is allowed.
-
-    In float32, or where a layer computes in it, as a share of the whole.
-    """
+    """How far a gradient is off along the worst direction, as a share of `of`, and whether that is allowed."""
 
     off: float
+    of: str
     agrees: bool
 
 
-def compare_with_difference(
-    net: FunctionalNet, start: State, task: TaskBatch, memory: Memory | int
-) -> Comparison:
-    """The best agreement along DIRECTIONS; a wrong second derivative disagrees along all of them."""
-    net = FunctionalNet(net.module, replace(net.rule, rate=_rate(net, start, task)))
-    outer = _OuterLoss(net, start, task)
-    second = task_gradient(net, start, net.buffers(), task, memory=memory, factors=outer.factors)
-    first = task_gradient(net, start, net.buffers(), task, order="first", factors=outer.factors)
-    found = Comparison(off=math.inf, agrees=False)
-    for seed in range(DIRECTIONS):
-        direction = _direction(second.gradient, start, seed)
-        slopes = [_along(gradient, direction) for gradient in (second.gradient, first.gradient)]
-        found = min(found, _compare(outer, direction, *slopes, loss=second.loss), key=lambda c: c.off)
-        if found.agrees:
-            break
-    return found
+def compare_first(net: FunctionalNet, start: State, batch: Batch, gradient: State) -> Comparison:
+    """A gradient of the loss of a support batch against differences of that loss."""
 
-
-class _OuterLoss:
-    """The query loss after the inner steps, as a function of the parameters before them."""
-
-    def __init__(self, net: FunctionalNet, start: State, task: TaskBatch) -> None:
-        self.net, self.start, self.task = net, start, task
-        self.factors = net.rate_factors() if net.rule.learned_rates else None
-        # Statistics that support batches move are constants to the gradient, as in every autograd framework.
-        _, self.statistics = adapt(net, start, net.buffers(), task.support, self.factors)
-
-    def slope(self, direction: State, step: float) -> float:
-        """The central difference along a direction."""
-        return (self._at(direction, step) - self._at(direction, -step)) / (2 * step)
-
-    def _at(self, direction: State, step: float) -> float:
-        parameters = self.start | {k: self.start[k] + step * d for k, d in direction.items()}
-        adapted, _ = adapt(self.net, parameters, self.net.buffers(), self.task.support, self.factors)
-        with torch.no_grad(), self.net.query(adapted, self.statistics, self.task.query) as found:
+    def loss(parameters: State) -> float:
+        with torch.no_grad(), net.support(parameters, net.buffers(), batch, moves=False) as found:
             return float(found.loss)
 
+    nothing = {k: torch.zeros_like(v) for k, v in gradient.items()}
+    return _compare(loss, start, gradient, nothing, of="it")
 
-def _compare(outer: _OuterLoss, direction: State, second: float, first: float, *, loss: float) -> Comparison:
-    """`second` and `first`: slopes of the two gradients along the direction."""
-    eps = torch.finfo(outer.task.support.images_BCHW.dtype).eps
-    added = max(abs(second - first), 1e-4 * abs(second), 1e-12)
-    for step in FINE if eps < 1e-12 else ():
-        if 4 * eps * max(1.0, abs(loss)) / step > ALLOWED * added:
+
+def compare_second(net: FunctionalNet, start: State, task: TaskBatch, memory: Memory | int) -> Comparison:
+    """The meta-gradient against differences of the query loss after the inner steps."""
+    net = FunctionalNet(net.module, replace(net.rule, rate=_rate(net, start, task.support)))
+    factors, buffers = net.rate_factors(), net.buffers()
+    second = task_gradient(net, start, buffers, task, memory=memory, factors=factors).gradient
+    first = task_gradient(net, start, buffers, task, order="first", factors=factors).gradient
+    # Statistics that support batches move are constants to the gradient, as in every autograd framework.
+    _, statistics = adapt(net, start, buffers, task.support, factors)
+
+    def loss(parameters: State) -> float:
+        adapted, _ = adapt(net, parameters, buffers, task.support, factors)
+        with torch.no_grad(), net.query(adapted, statistics, task.query) as found:
+            return float(found.loss)
+
+    return _compare(loss, start, second, first, of="what second order adds to it")
+
+
+def _compare(loss: Loss, start: State, gradient: State, base: State, *, of: str) -> Comparison:
+    """`gradient` less `base` against differences of the loss less the slope of `base`."""
+    slopes = [_Slope(loss, start, d) for d in _directions(gradient, base, start)]
+    fine = [
+        _off_finely(slope, _along(gradient, slope.direction), _along(base, slope.direction))
+        for slope in slopes
+    ]
+    found = [off for off in fine if off is not None]
+    if found:
+        return Comparison(off=max(found), of=of, agrees=all(off <= ALLOWED for off in found))
+    off = min(_off_coarsely(slope, _along(gradient, slope.direction)) for slope in slopes)
+    return Comparison(off=off, of="the whole slope", agrees=off <= ALLOWED_COARSELY)
+
+
+class _Slope:
+    """Central differences of a loss from `start` along a direction."""
+
+    def __init__(self, loss: Loss, start: State, direction: State) -> None:
+        self.loss, self.start, self.direction = loss, start, direction
+        self.level = max(1.0, abs(loss(start)))
+        self.eps = min(torch.finfo(d.dtype).eps for d in direction.values())
+
+    def at(self, step: float) -> float:
+        ahead, back = (
+            self.loss(self.start | {k: self.start[k] + sign * step * d for k, d in self.direction.items()})
+            for sign in (1, -1)
+        )
+        return (ahead - back) / (2 * step)
+
+
+def _off_finely(slope: _Slope, whole: float, base: float) -> float | None:
+    """By what share of the difference less `base` it is off; None where no step can tell, as in float32."""
+    added = max(abs(whole - base), 1e-4 * abs(whole), 1e-12)
+    for step in FINE if slope.eps < 1e-12 else ():
+        if 4 * slope.eps * slope.level / step > ALLOWED * added:
             continue  # too short to be above rounding
-        truth = outer.slope(direction, step)
-        if abs(truth - outer.slope(direction, 2 * step)) <= ALLOWED * added:
-            off = abs(second - truth) / max(abs(truth - first), added * ALLOWED)
-            return Comparison(off=off, agrees=off <= ALLOWED)
-    truths = [outer.slope(direction, step) for step in COARSE]
-    off = min(abs(second - truth) / max(abs(truth), added) for truth in truths)
-    return Comparison(off=off, agrees=off <= ALLOWED_COARSELY)
+        truth = slope.at(step)
+        if abs(truth - slope.at(2 * step)) <= ALLOWED * added:
+            return abs(whole - truth) / max(abs(truth - base), added * ALLOWED)
+    return None
 
 
-def _rate(net: FunctionalNet, start: State, task: TaskBatch) -> float:
+def _off_coarsely(slope: _Slope, whole: float) -> float:
+    return min(abs(whole - truth) / max(abs(truth), 1e-12) for truth in map(slope.at, COARSE))
+
+
+def _rate(net: FunctionalNet, start: State, support: Batch) -> float:
     """The inner rate whose first step is MOVE long; the rule's own where there is no gradient."""
     one = FunctionalNet(net.module, replace(net.rule, steps=1))
-    factors = one.rate_factors() if net.rule.learned_rates else None
-    moved, _ = adapt(one, start, one.buffers(), task.support, factors)
-    step = _norm([moved[k] - start[k] for k in net.adapted])
-    length = _norm([start[k] for k in net.adapted])
+    moved, _ = adapt(one, start, one.buffers(), support, one.rate_factors())
+    step = norm([moved[k] - start[k] for k in net.adapted])
+    length = norm([start[k] for k in net.adapted])
     return net.rule.rate * MOVE * length / step if step > 0 and length > 0 else net.rule.rate
 
 
-def _direction(gradient: State, start: State, seed: int) -> State:
-    """As long as the parameters: the gradient, differently weighed by tensor, and as much of a random direction."""
-    generator = torch.Generator().manual_seed(seed)
-    along = {k: g * (0.5 + torch.rand((), generator=generator).item()) for k, g in gradient.items()}
-    random = {
-        k: torch.randn(g.shape, generator=generator).to(g) * g.square().mean().sqrt()
-        for k, g in gradient.items()
-    }
-    length = _norm([start[k] for k in gradient]) or 1.0
-    parts = [_scaled(d, length / 2) for d in (along, random)]
-    return {k: parts[0][k] + parts[1][k] for k in gradient}
+def _directions(gradient: State, base: State, start: State) -> list[State]:
+    """Two random directions as long as the parameters: one by the size of `gradient` less `base` in each entry, one
+    by the size of each tensor's gradient, so that entries count which that difference leaves at 0.
+    """
+    generator = torch.Generator().manual_seed(0)
+    length = norm([start[k] for k in gradient]) or 1.0
 
+    def random(sizes: State) -> State:
+        drawn = {k: torch.randn(v.shape, generator=generator).to(v) * v for k, v in sizes.items()}
+        own = norm(list(drawn.values()))
+        return {k: v * (length / own if own else 0.0) for k, v in drawn.items()}
 
-def _scaled(direction: State, length: float) -> State:
-    own = _norm(list(direction.values()))
-    return {k: v * (length / own if own else 0.0) for k, v in direction.items()}
+    added = {k: (g - base[k]).abs() for k, g in gradient.items()}
+    by_tensor = {k: torch.full_like(g, float(g.square().mean().sqrt())) for k, g in gradient.items()}
+    return [random(added), random(by_tensor)]
 
 
 def _along(gradient: State, direction: State) -> float:
     return sum(float((gradient[k] * d).sum()) for k, d in direction.items())
 
 
-def _norm(tensors: Sequence[Tensor]) -> float:
+def norm(tensors: Sequence[Tensor]) -> float:
+    """Of all entries together."""
     return math.sqrt(sum(float(v.square().sum()) for v in tensors))

@@ -5,7 +5,6 @@ uint8 images are normalised by the caller's mean and std, floats go into the DNN
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -17,7 +16,7 @@ from metarepair.given_images import GivenImages, collect_images
 from metarepair.given_labels import check_range
 from metarepair.models.build import DeployedModel
 from metarepair.models.preprocessing import Colour
-from metarepair.models.wrappers import unwrapped
+from metarepair.models.wrappers import copied, unwrapped
 from tasks.datasets.normalisation import check_mean, check_std
 from tasks.errors import ConfigError, DataError
 
@@ -84,6 +83,8 @@ def _colour(name: str, values: Any) -> tuple[float, ...] | None:
     if values is None:
         return None
     try:
+        if any(isinstance(value, bool) for value in values):
+            raise TypeError
         found = tuple(float(value) for value in values)
     except (TypeError, ValueError) as error:
         raise ConfigError(
@@ -110,7 +111,7 @@ def _deploy(
     channels = sets[0].channels
     deployed = DeployedModel(
         name=type(model).__name__,
-        module=copy.deepcopy(model).eval(),
+        module=copied(model).eval(),
         num_classes=0,
         mean=cast("Colour", mean or (0.0,) * channels),
         std=cast("Colour", std or (1 / 255,) * channels),

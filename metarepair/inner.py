@@ -126,7 +126,9 @@ class FunctionalNet:
         return {k: v.detach() for k, v in self.module.named_buffers()}
 
     def rate_factors(self) -> State:
-        """What learned rates start from: a one for every adapted tensor and step, [T] each."""
+        """What learned rates start from: a one for every adapted tensor and step, [T] each; none without such rates."""
+        if not self.rule.learned_rates:
+            return {}
         own = self.parameters()
         return {
             k: torch.ones(self.rule.steps, dtype=own[k].dtype, device=own[k].device) for k in self.adapted
@@ -193,7 +195,7 @@ class FunctionalNet:
         # Autocast's cache holds casts of leaves with their graphs: a second derivative must not meet old ones.
         cast = torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.bf16 else nullcontext()
         with cast:
-            logits_BK = self._stateless(batch.images_BCHW)
+            logits_BK = self._stateless(batch.images_BCHW.clone())  # a forward pass may write to its input
         return logits_BK.float() if self.bf16 else logits_BK
 
     def _set_batch_norm(self, *, own_batch: bool, moves: bool) -> None:

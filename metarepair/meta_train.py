@@ -60,7 +60,7 @@ class MetaTrainer:
         )
         self.parameters = {k: v.clone() for k, v in self.net.parameters().items()}
         self.buffers = {k: v.clone() for k, v in self.net.buffers().items()}
-        self.factors = self.net.rate_factors() if config.inner.learned_rates else {}
+        self.factors = self.net.rate_factors()
         trained = {k: self.parameters[k] for k in self.net.trainable}
         self.learned = trained | {FACTOR + k: v for k, v in self.factors.items()}
         self.optimizer = build_optimizer(config.train, self.learned)

@@ -8,8 +8,6 @@ Source: paper Algorithm 1, lines 6-10, is what is differentiated; central differ
 
 from __future__ import annotations
 
-import copy
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,25 +20,31 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from metarepair.finite_difference import compare_with_difference
-from metarepair.inner import Batch, FunctionalNet, InnerRule, mask_seed
+from metarepair.engine_checks import no_path
+from metarepair.finite_difference import compare_first, compare_second, norm
+from metarepair.inner import Batch, FunctionalNet, InnerRule, gradients_of, mask_seed
 from metarepair.memory import Memory
 from metarepair.meta_gradient import Order, TaskBatch, task_gradient
 from metarepair.models.build import DeployedModel
+from metarepair.models.wrappers import copied
 from metarepair.parts import check_trainable
 from metarepair.stateless import seeded
 from metarepair.vectors import State, not_finite
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, UserError
 from tasks.records import Pixels
 
 # B images, C H W pixels, K classes
 
 STEPS = 2  # inner steps at most: the second one is where a wrong Hessian first shows
 IMAGES = 2
-IMAGES_OF_A_BATCH = 8  # where batch norm normalises by the batch: two values would all become -1 and 1
-# How far the engine's gradient may be from plain autograd's: the rounding of other kernels.
-AGREES = {torch.float64: 1e-5, torch.float32: 1e-2}
+IMAGES_OF_A_BATCH = 8  # two would give batch norm only -1 and 1 where a channel has one value an image
+# Largest relative difference of the engine's gradient to plain autograd's; kernels round differently.
+AGREES = {torch.float64: 1e-5, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
 LEAST = 1e-5  # smaller differences are shown as this
+FIRST_HELPS = (
+    "Set train.order: first, which needs no second derivative, or replace the layer that this comes from."
+)
+NOTHING_HELPS = "Replace the layer that this comes from, or use a method without gradients (bn_adapt)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +90,22 @@ def probe(
         isinstance(m, _BatchNorm) for m in deployed.module.modules()
     )
     task = _task(deployed, images_BHWC, IMAGES_OF_A_BATCH if own_batch else IMAGES)
-    _check_pure(FunctionalNet(deployed.module, replace(rule, steps=1), bf16=bf16), task, order, deployed.name)
-    net, task = _doubled(FunctionalNet(copy.deepcopy(deployed.module), rule), task)
-    start = _beside(net)
-    _check_reached(net, start, task.support, deployed.name)
-    first = _first_difference(net, start, task.support, deployed.name)
-    second = _second_difference(net, start, task, memory, deployed.name) if order == "second" else None
-    return Probed(name=deployed.name, dtype=task.support.images_BCHW.dtype, first=first, second=second)
+    name = deployed.name
+    try:
+        _check_pure(FunctionalNet(deployed.module, replace(rule, steps=1), bf16=bf16), task, order, name)
+        net, task = _doubled(FunctionalNet(copied(deployed.module), rule), task)
+        start = _beside(net)
+        first = _check_first(net, start, task.support, name)
+        second = _check_second(net, start, task, memory, name) if order == "second" else None
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # somebody else's forward pass raises whatever it likes
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{name} raised {type(error).__name__} on a batch of {len(task.support)} images ({said}). A repair calls "
+            "it with batches of any size; let its forward pass take them."
+        ) from error
+    return Probed(name=name, dtype=task.support.images_BCHW.dtype, first=first, second=second)
 
 
 def _task(deployed: DeployedModel, images_BHWC: Pixels, count: int) -> TaskBatch:
@@ -115,13 +128,15 @@ def _check_pure(net: FunctionalNet, task: TaskBatch, order: Order, name: str) ->
     module = net.module
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     before = {k: v.detach().clone() for k, v in tensors.items()}
-    factors = net.rate_factors() if net.rule.learned_rates else None
+
+    def gradient(order: Order) -> State:
+        return task_gradient(
+            net, net.parameters(), net.buffers(), task, order=order, factors=net.rate_factors()
+        ).gradient
+
     try:
-        found = [
-            task_gradient(net, net.parameters(), net.buffers(), task, order=order, factors=factors).gradient
-            for _ in range(2)
-        ]
-        changed = [k for k, v in tensors.items() if not torch.equal(v, before[k])]
+        found = [gradient(order) for _ in range(2)]
+        changed = [k for k, v in tensors.items() if not _same(v, before[k])]
     finally:
         with torch.no_grad():
             for key, value in tensors.items():
@@ -133,23 +148,28 @@ def _check_pure(net: FunctionalNet, task: TaskBatch, order: Order, name: str) ->
         )
     bad = not_finite(found[0])
     if bad:
+        helps = order == "second" and not not_finite(gradient("first"))
         raise ConfigError(
             f"The {'meta-gradient' if order == 'second' else 'gradient'} of {name} by {bad[0]} is not finite on "
-            f"{len(task.support)} images ({len(bad)} such tensors). " + _remedy(order)
+            f"{len(task.support)} images ({len(bad)} such tensors). "
+            + (FIRST_HELPS if helps else NOTHING_HELPS)
         )
-    apart = _relative(list(found[0].values()), list(found[1].values()))
+    _check_repeated(list(found[0].values()), list(found[1].values()), name)
+
+
+def _check_repeated(once: Sequence[Tensor], again: Sequence[Tensor], name: str) -> None:
+    apart = _relative(once, again)
     if apart > AGREES[torch.float32]:
         raise ConfigError(
-            f"{name} gives different gradients for the same weights, images and torch seed (by {apart:.1%}): its "
-            "forward pass depends on something else. Make it a function of its weights and images alone; what it "
-            "draws, it should draw from torch's generator."
+            f"{name} gives different gradients for the same weights, images and torch seed (relative difference "
+            f"{apart:.2g}), so its forward pass depends on something else. Make it a function of its weights and "
+            "images alone; what it draws, it should draw from torch's generator."
         )
 
 
-def _remedy(order: Order) -> str:
-    if order == "second":
-        return "Set train.order: first, which needs no second derivative, or replace the layer that this comes from."
-    return "Replace the layer that this comes from, or use a method without gradients (bn_adapt)."
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Entry by entry; NaN equals NaN."""
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 class _Rounding(TorchFunctionMode):
@@ -166,23 +186,21 @@ class _Rounding(TorchFunctionMode):
 
 
 def _doubled(net: FunctionalNet, task: TaskBatch) -> tuple[FunctionalNet, TaskBatch]:
-    """Net and task in float64; in float32 where the DNN does not run in float64, or not all of it."""
+    """Net and task in float64; in float32 where not all of the DNN runs in float64; else in its own types."""
     for dtype in (torch.float64, torch.float32):
-        module = copy.deepcopy(net.module).to(dtype)
-        moved = FunctionalNet(module, net.rule)
-        parts = [replace(p, images_BCHW=p.images_BCHW.to(dtype)) for p in (task.support, task.query)]
+        moved = FunctionalNet(copied(net.module).to(dtype), net.rule)
+        support, query = (replace(p, images_BCHW=p.images_BCHW.to(dtype)) for p in (task.support, task.query))
         try:
-            with _Rounding() as rounding, moved.query(moved.parameters(), moved.buffers(), parts[0]):
+            with _Rounding() as rounding, moved.query(moved.parameters(), moved.buffers(), support):
                 if dtype == torch.float32 or not rounding.found:
-                    return moved, TaskBatch(support=parts[0], query=parts[1])
+                    return moved, TaskBatch(support=support, query=query)
         except Exception:  # layers that insist on a precision raise what they like
-            if dtype == torch.float32:
-                raise
-    raise AssertionError("unreachable")
+            continue
+    return net, task
 
 
 def _beside(net: FunctionalNet) -> State:
-    """The parameters a thousandth away from the DNN's own: off the kinks that values such as 0 lie on."""
+    """The DNN's parameters, each moved by a thousandth of its tensor's size, so that none sits on a kink such as 0."""
     generator = torch.Generator().manual_seed(0)
 
     def moved(key: str, value: Tensor) -> Tensor:
@@ -196,7 +214,7 @@ def _beside(net: FunctionalNet) -> State:
 
 def _plain_loss(net: FunctionalNet, start: State, batch: Batch) -> tuple[Tensor, dict[str, nn.Parameter]]:
     """The loss of a copy of the module that is simply called, and the copy's trainable parameters."""
-    module = copy.deepcopy(net.module).eval()
+    module = copied(net.module).eval()
     own_batch = net.rule.batch_norm != "frozen"
     for part in module.modules():
         norm = isinstance(part, _BatchNorm)
@@ -206,80 +224,96 @@ def _plain_loss(net: FunctionalNet, start: State, batch: Batch) -> tuple[Tensor,
         for key, value in start.items():
             parameters[key].copy_(value)
     with seeded(batch.images_BCHW.device, mask_seed(batch, 0)):
-        loss = F.cross_entropy(module(batch.images_BCHW), batch.labels_B)
+        loss = F.cross_entropy(module(batch.images_BCHW.clone()), batch.labels_B)
     return loss, {k: parameters[k] for k in net.trainable}
 
 
-def _check_reached(net: FunctionalNet, start: State, batch: Batch, name: str) -> None:
-    """Every trainable parameter that the logits depend on has a gradient."""
-    loss, parameters = _plain_loss(net, start, batch)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch's, of re-entrant checkpoints: what they leave out is found here
-        found = (
-            torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            if loss.requires_grad
-            else ()
-        )
-    lost = [k for k, g in zip(parameters, found, strict=True) if g is None] if found else list(parameters)
-
-    def matters(names: Sequence[str]) -> bool:
-        generator = torch.Generator().manual_seed(1)
-        moved = {
-            k: v + (0.1 * v.abs().mean() + 0.01) * torch.randn(v.shape, generator=generator).to(v)
-            for k, v in ((name, start[name]) for name in names)
-        }
-        with torch.no_grad():
-            other, _ = _plain_loss(net, start | moved, batch)
-        return abs(float(other) - float(loss.detach())) > 1e-6 * (1 + abs(float(other)))
-
-    if not lost or not matters(lost):
-        return
-    guilty = [k for k in lost[:20] if matters([k])] or lost
-    raise ConfigError(
-        f"The logits of {name} depend on {guilty[0]}, and autograd finds no gradient for it ({len(lost)} such tensors "
-        f"of {len(parameters)}), as when a part of the forward pass runs under torch.no_grad() or is detached. Let it "
-        "run without these; or set requires_grad=False on what is meant to stay as it is."
-    )
-
-
-def _first_difference(net: FunctionalNet, start: State, batch: Batch, name: str) -> float:
-    """The engine's gradient against that of the module itself."""
-    loss, parameters = _plain_loss(net, start, batch)
-    plain = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
-    leaves = {k: v.detach().requires_grad_(k in net.trainable) for k, v in start.items()}
-    with net.support(leaves, net.buffers(), batch) as found:
-        ours = torch.autograd.grad(
-            found.loss, [leaves[k] for k in net.trainable], allow_unused=True, materialize_grads=True
-        )
+def _check_first(net: FunctionalNet, start: State, batch: Batch, name: str) -> float:
+    """The engine's gradient against that of the module itself, which has one for every parameter that matters."""
+    plain = _plain_gradient(net, start, batch, name)
+    _check_repeated(plain, _plain_gradient(net, start, batch, name), name)
+    ours = list(_support_gradient(net, start, batch).values())
     apart = _relative(ours, plain)
-    if not apart <= AGREES[loss.dtype]:
+    if not apart <= AGREES[batch.images_BCHW.dtype]:
         raise ConfigError(
-            f"The gradient of {name} with its weights put in from outside differs from that of the DNN itself by "
-            f"{apart:.1%}, so its weights or modes are not all in its parameters, buffers and attributes. Keep them "
-            "there, or use a method without gradients (bn_adapt)."
+            f"The gradient of {name} with its weights put in from outside differs from that of the DNN itself "
+            f"(relative difference {apart:.2g}). Keep all that its forward pass reads in its parameters, buffers and "
+            "attributes, or use a method without gradients (bn_adapt)."
         )
     return apart
 
 
-def _second_difference(
+def _support_gradient(net: FunctionalNet, start: State, batch: Batch) -> State:
+    """The engine's, of the loss of a support batch."""
+    leaves = {k: v.detach().requires_grad_(k in net.trainable) for k, v in start.items()}
+    with net.support(leaves, net.buffers(), batch, moves=False) as found:
+        gradients = gradients_of(net, found.loss, [leaves[k] for k in net.trainable])
+    return dict(zip(net.trainable, gradients, strict=True))
+
+
+def _plain_gradient(net: FunctionalNet, start: State, batch: Batch, name: str) -> list[Tensor]:
+    """That of a copy of the module that is simply called. Raises ConfigError for parameters that it leaves out."""
+    loss, parameters = _plain_loss(net, start, batch)
+    if not loss.requires_grad:
+        raise no_path(net.module, len(parameters))
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # torch's, of re-entrant checkpoints: what they leave out is found here
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    lost = [k for k, g in zip(parameters, found, strict=True) if g is None]
+    matter = _that_matter(net, start, batch, lost, float(loss.detach()))
+    if matter:
+        raise ConfigError(
+            f"The logits of {name} depend on {matter[0]}, and autograd finds no gradient for it ({len(matter)} such "
+            f"tensors of {len(parameters)}). What runs under torch.no_grad(), or is detached, has none: let the "
+            "forward pass do without these; or set requires_grad=False on what is meant to stay as it is."
+        )
+    return [
+        torch.zeros_like(parameters[k]) if g is None else g for k, g in zip(parameters, found, strict=True)
+    ]
+
+
+def _that_matter(
+    net: FunctionalNet, start: State, batch: Batch, names: Sequence[str], loss: float
+) -> list[str]:
+    """Those of `names` whose change alone changes the loss; all are changed together first."""
+
+    def matters(some: Sequence[str]) -> bool:
+        generator = torch.Generator().manual_seed(1)
+        moved = {
+            k: v + (0.1 * v.abs().mean() + 0.01) * torch.randn(v.shape, generator=generator).to(v)
+            for k, v in ((key, start[key]) for key in some)
+        }
+        with torch.no_grad():
+            other, _ = _plain_loss(net, start | moved, batch)
+        return abs(float(other) - loss) > 1e-6 * (1 + abs(loss))
+
+    return [k for k in names if matters([k])] if names and matters(names) else []
+
+
+def _check_second(
     net: FunctionalNet, start: State, task: TaskBatch, memory: Memory | int, name: str
 ) -> float:
     """The meta-gradient against a finite difference of the outer loss."""
-    found = compare_with_difference(net, start, task, memory)
-    if not found.agrees:
-        dtype = str(task.support.images_BCHW.dtype).removeprefix("torch.")
-        raise ConfigError(
-            f"The meta-gradient of {name} differs from a finite difference of its loss by {found.off:.0%} "
-            f"({len(task.support)} images, {net.rule.steps} inner steps, {dtype}; in float64 of what second order adds "
-            "to it), while its first derivative is that of plain autograd. " + _remedy("second")
+    found = compare_second(net, start, task, memory)
+    if found.agrees:
+        return found.off
+    first = compare_first(net, start, task.support, _support_gradient(net, start, task.support))
+    cause = "while its first derivative is right. " + FIRST_HELPS
+    if not first.agrees:
+        cause = (
+            f"and the gradient that PyTorch gives is not the derivative of the loss either (off by {first.off:.0%}). "
+            "Set train.order: first, which takes that gradient as it is, or mend the layer's backward pass."
         )
-    return found.off
+    dtype = str(task.support.images_BCHW.dtype).removeprefix("torch.")
+    raise ConfigError(
+        f"The meta-gradient of {name} differs from a finite difference of its loss by {found.off:.0%} of {found.of} "
+        f"({len(task.support)} images, inner steps: {net.rule.steps}, {dtype}), {cause}"
+    )
 
 
 def _relative(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """‖ours − theirs‖ / ‖theirs‖; 0 where both are 0."""
-    away = math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(ours, theirs, strict=True)))
-    size = math.sqrt(sum(float(b.square().sum()) for b in theirs))
+    away, size = norm([a - b for a, b in zip(ours, theirs, strict=True)]), norm(theirs)
     return away / size if size else away

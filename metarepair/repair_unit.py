@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from metarepair.methods import (
     settings_of,
 )
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
+from metarepair.models.wrappers import copied
 from metarepair.peak_memory import peak_memory
 from tasks.errors import DataError, DivergedError, unreadable
 from tasks.records import Failures
@@ -136,7 +136,7 @@ def repaired_architecture(folder: Place, method: str, module: nn.Module) -> nn.M
     """A DNN of the architecture of a unit's folder: the deployed one's, or what architecture.json says."""
     path = folder / ARCHITECTURE
     if not path.is_file():
-        return copy.deepcopy(module)
+        return copied(module)
     try:
         architecture: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return get_method(method).rebuild(module, architecture)

@@ -11,7 +11,6 @@ tensor: two numbers per tensor are then all that is kept of it, and a scalar is 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
@@ -32,6 +31,7 @@ from metarepair.deploy import pick_device
 from metarepair.methods.base import MethodContext
 from metarepair.methods.examples import BatchOrder
 from metarepair.models.build import DeployedModel, read_tensors, save_weights, state_hash
+from metarepair.models.wrappers import copied
 from metarepair.section import Positive, Rate, Section
 from metarepair.stateless import seeded
 from metarepair.vectors import State
@@ -188,7 +188,7 @@ def _make(
     """Trains one model and leaves it on storage; in words, how that went."""
     generator = part.generator
     rows_N = subset(clean.labels_N, per_class=settings.per_class, generator=generator)
-    module, seed = copy.deepcopy(deployed.module).to(pick_device(device)), int(generator.integers(2**63))
+    module, seed = copied(deployed.module).to(pick_device(device)), int(generator.integers(2**63))
     deployed = replace(deployed, module=module)  # its images go to the same device
     drawn: Sequence[str] = ()
     with seeded(deployed.device, seed):

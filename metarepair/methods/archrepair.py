@@ -9,7 +9,6 @@ rest of the DNN, its statistics included, stays as it is deployed.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
@@ -44,6 +43,7 @@ from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import Training, TrainingSettings
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
+from metarepair.models.wrappers import copied
 from metarepair.section import Fraction, Positive, Rate, Section
 from metarepair.vectors import State
 from tasks.errors import ConfigError
@@ -150,7 +150,7 @@ class ArchRepair(Method):
         return replace(repaired, module=deployed.module, architecture=architecture)
 
     def rebuild(self, module: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
-        changed = copy.deepcopy(module)
+        changed = copied(module)
         from_json(changed, architecture)
         return changed
 

@@ -6,7 +6,6 @@ group `metarepair.methods` that names such a class.
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from metarepair.meta_test import RepairData, Start, Step
 from metarepair.methods.budget import Budget
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
+from metarepair.models.wrappers import copied
 from metarepair.repair_config import AnyConfig
 from metarepair.section import Section
 from tasks.errors import ConfigError
@@ -113,4 +113,4 @@ class Method(ABC):
 
     def rebuild(self, module: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
         """A copy of the deployed `module` with the architecture that a repair saved; its weights are loaded after."""
-        return copy.deepcopy(module)
+        return copied(module)

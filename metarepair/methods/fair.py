@@ -5,7 +5,6 @@ What a method has not asked for is not in the object that it is given, so a slip
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from metarepair.meta_test import RepairData, Start
 from metarepair.methods.base import Method, MethodContext, Uses, no_experiences
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
+from metarepair.models.wrappers import copied
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures
 
@@ -34,11 +34,12 @@ def repair_fairly(
     uses = method.uses_with(context.config)
     if "clean" in uses and not data.clean:
         raise ConfigError(
-            f"{method.name} learns from the clean training split, and none is given. Take a method that needs none "
-            "(finetune, bn_adapt), or run it with data that has a training split."
+            f"{method.name} learns from the clean training split with these settings, and none is given. Give one (a "
+            "run's data, clean_training of a call), or set task.clean_support and repair.clean_weight to 0 and take a "
+            "method that needs none (finetune, bn_adapt)."
         )
     context = replace(context, load_meta=_loaded(context) if "experiences" in uses else no_experiences)
-    own = replace(deployed, module=copy.deepcopy(deployed.module).eval())
+    own = replace(deployed, module=copied(deployed.module).eval())
     try:
         found: object = method.repair(own, data_for(uses, data), context)
     except ValueError as error:
@@ -46,7 +47,7 @@ def repair_fairly(
             raise
         raise DataError(
             f"{method.name} came to a batch of one image, of which a batch norm of {deployed.name} has one value per "
-            f"channel ({error}); one value has no variance. D_collect has {len(data.learn)} examples to learn from. "
+            f"channel ({error}); one value has no variance. There are {len(data.learn)} examples to learn from. "
             f"Collect more failures, or let a batch have two images (methods.{method.name}.batch_size, task.shots)."
         ) from error
     if not isinstance(found, RepairedModel):

@@ -62,6 +62,8 @@ def _of_other_packages() -> dict[str, Method]:
 
 def get_method(name: str) -> Method:
     """The method `name`. Raises ConfigError with near names for an unknown one."""
+    if not isinstance(name, str):
+        raise ConfigError(f"method={name!r} is no name. There are: {', '.join(sorted(all_methods()))}")
     found = METHODS.get(name) or all_methods().get(name)
     if found is None:
         raise ConfigError(unknown_name("repair method", name, all_methods()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from metarepair.meta_test import Step
 from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel
+from metarepair.models.wrappers import copied
 from metarepair.vectors import State, copied_buffers, copied_parameters, not_finite, put_state
 
 
@@ -54,7 +54,7 @@ class RepairedModel:
 
         These may be fewer than parameters and buffers, or more: some buffers are not saved, a shared tensor is twice.
         """
-        found = copy.deepcopy(self.module or module).eval()
+        found = copied(self.module or module).eval()
         put_state(found, self.state())
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -243,3 +244,56 @@ def test_torchscript_is_refused_wherever_it_is() -> None:
     inside = nn.Sequential(traced, nn.Identity())
     with pytest.raises(ConfigError, match="its submodule '0' is a TorchScript program"):
         repair(inside, failing(Net()), **COLOUR)
+
+
+class Remembering(Net):
+    """Keeps its last activations, as nets do whose features are looked at."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        self.kept = super().forward(x_BCHW)
+        return self.kept
+
+
+def old_weight_norm() -> nn.Module:
+    module = Net()
+    nn.utils.weight_norm(module.last)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("make", [Remembering, old_weight_norm])
+@pytest.mark.parametrize("called", [False, True])
+def test_a_module_that_keeps_tensors_with_a_graph_is_repaired(
+    make: Callable[[], nn.Module], called: bool
+) -> None:
+    module, given = make(), failing(Net())
+    if called:
+        module(torch.zeros(1, 3, 8, 8))
+    found = repair(module, given, **COLOUR)
+    assert found.images_seen > 0
+    assert found.module(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+
+
+def test_a_module_that_cannot_be_copied_is_refused() -> None:
+    module = Net()
+    module.lock = threading.Lock()
+    with pytest.raises(ConfigError, match=r"Net cannot be copied \(TypeError: .*lock"):
+        repair(module, failing(Net()), **COLOUR)
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning", "ignore:Complex modules:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lazy, "parameter 1.weight has no shape yet"),
+        (lambda: Net().to("meta"), "parameter order has no values"),
+        (lambda: nn.Linear(4, 3).to(torch.complex64), "parameter weight is complex"),
+    ],
+)
+def test_parameters_that_no_repair_can_change_are_named(make: Callable[[], nn.Module], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        repair(make(), failing(Net()), **COLOUR)

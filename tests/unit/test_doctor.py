@@ -1,0 +1,84 @@
+"""`metarepair doctor --model`: a DNN that can be repaired, or one paragraph that says what is in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarepair.cli import main
+from metarepair.weights import resolve_weights
+
+FACTORIES = """
+import torch
+from torch import nn
+
+
+class Grey(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 10))
+
+def eleven():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 11))
+
+def right():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.Tanh(), nn.Flatten(), nn.Linear(256, 10))
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "nets_of_doctor.py").write_text(FACTORIES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(["doctor", *arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_right_dnn_is_said_to_be_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = examined(capsys, "--model", "nets_of_doctor:right")
+    assert code == 0, err
+    assert "meta-gradient within" in out.splitlines()[-1]
+    assert "new random weights" in out.splitlines()[-1]
+    weights = f"{resolve_weights('shipped:resnet8_cifar10')}"
+    code, out, err = examined(capsys, "--model", "resnet8_cifar", "--weights", weights)
+    assert code == 0, err
+    assert "new random weights" not in out
+
+
+def test_what_was_found_in_the_weights_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nets_of_doctor import right  # type: ignore[import-not-found]
+
+    torch.save({"state_dict": {f"model.{k}": v for k, v in right().state_dict().items()}}, "mine.pth")
+    code, out, err = examined(capsys, "--model", "nets_of_doctor:right", "--weights", "mine.pth")
+    assert code == 0, err
+    assert "prefix 'model.'" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--model", "nets_of_doctor:Grey"), "cannot take a batch of images of 32×32 pixels with 3 channels"),
+        (("--model", "nets_of_doctor:eleven"), "returns 11 logits, and the data set has 10 classes"),
+        (("--model", "vit_tiny_patch16_224"), "cannot take a batch of images of 32×32 pixels"),
+        (
+            ("--model", "nets_of_doctor:right", "--set", "model.normalisation=checkpoint"),
+            "states no mean and std",
+        ),
+        (("--weights", "any.pth"), "--model NAME or --config FILE"),
+        (("--set", "model.name=resnet8_cifar"), "--model NAME or --config FILE"),
+    ],
+)
+def test_what_is_in_the_way_is_one_paragraph(
+    arguments: tuple[str, ...], says: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = examined(capsys, *arguments)
+    assert code == 2
+    assert says in err
+    assert err.count("\n") == 1
