@@ -9,14 +9,14 @@ name classes that have no folder. Hidden files and folders, and files with other
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tasks.datasets.base import Split
 from tasks.datasets.decoding import BATCH, Encoded, Listing, native_size
-from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden, iter_files
+from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden, iter_files, refuse_dead_link
 from tasks.datasets.source import IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, DataSource, table_for
 from tasks.errors import DataError, near_names
 
@@ -36,6 +36,7 @@ SUFFIXES = (
     ".avif",
 )
 TEST_FOLDERS = ("test", "val", "valid", "validation")
+_SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "test": TEST_FOLDERS}
 
 
 def describe_folder(source: DataSource) -> DatasetInfo:
@@ -107,23 +108,34 @@ def files_listing(
 
 def split_folder(source: DataSource, split: Split) -> Path:
     """Where a split's class folders are. Raises DataError where there is none."""
+    found = _find_split(source, split)
+    if found is not None:
+        return found
+    given = source.train if split == "train" else source.test
+    if given is not None:
+        raise DataError(
+            f"data.{split} {Path(given).expanduser()} is not a folder. Give the one that holds the class folders."
+        )
+    names = " or ".join(_SPLIT_NAMES[split])
+    raise DataError(
+        f"{source.folder('the image folder')} has no folder {names}. Set data.root to the folder that holds train/ and test/ (or "
+        "val/), each with a folder for every class; or set both data.train and data.test."
+    )
+
+
+def _find_split(source: DataSource, split: Split) -> Path | None:
+    """Where a split's class folders are; None where they are not there. Raises DataError for a dead link."""
     given = source.train if split == "train" else source.test
     if given is not None:
         folder = Path(given).expanduser()
-        if not folder.is_dir():
-            raise DataError(
-                f"data.{split} {folder} is not a folder. Give the one that holds the class folders."
-            )
-        return folder
+        return folder if folder.is_dir() else None
     root = source.folder("the image folder")
-    names = ("train",) if split == "train" else TEST_FOLDERS
-    for name in names:
+    for name in _SPLIT_NAMES[split]:
+        # Otherwise val/ would be read in place of a test/ that leads nowhere.
+        refuse_dead_link(root / name)
         if (root / name).is_dir():
             return root / name
-    raise DataError(
-        f"{root} has no folder {' or '.join(names)}. Set data.root to the folder that holds train/ and test/ (or "
-        "val/), each with a folder for every class; or set both data.train and data.test."
-    )
+    return None
 
 
 def _unused_splits(source: DataSource) -> tuple[str, ...]:

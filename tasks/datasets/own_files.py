@@ -2,7 +2,8 @@
 
 Linked folders are followed, as torchvision's ImageFolder follows them. A link to a folder above it would never end, so
 it is passed over. Hidden files and folders are passed over, which torchvision does not do: notebooks, file managers and
-archivers leave copies of images there.
+archivers leave copies of images there. Pipes, sockets and devices are passed over: reading a pipe would wait for ever.
+A link that leads nowhere is refused, because it may have led to a folder of images.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
 HIDDEN = "hidden"
 OTHER_SUFFIX = "with another suffix"
 LOOP = "linked to a folder above"
+SPECIAL = "neither a file nor a folder"
 _SHOWN = 3  # names that are given of each kind
 
 
@@ -54,11 +56,28 @@ def is_hidden(name: str) -> bool:
 
 
 def entries(folder: Path) -> list[Path]:
-    """Files and folders of a folder, sorted by name. Raises DataError where it cannot be listed."""
+    """Files and folders of a folder, sorted by name. Raises DataError where it cannot be listed, or for a dead link."""
     try:
-        return sorted(folder.iterdir(), key=lambda path: path.name)
+        found = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
         raise _unlisted(folder, error) from error
+    for path in found:
+        if not is_hidden(path.name):
+            refuse_dead_link(path)
+    return found
+
+
+def refuse_dead_link(path: Path) -> None:
+    """Raise DataError when the path is a link whose target cannot be reached."""
+    if not path.is_symlink():
+        return
+    try:
+        path.stat()
+    except OSError as error:
+        raise DataError(
+            f"{path} is a link to {path.readlink()}, which cannot be reached ({error.strerror or error}). Let it lead "
+            "to a file or a folder that is there, or remove it."
+        ) from error
 
 
 def iter_files(
@@ -66,7 +85,8 @@ def iter_files(
 ) -> Iterator[Path]:
     """Files with these suffixes in a folder and below it: each folder's own files first, all sorted by name.
 
-    underscores: whether names that begin with `_` are read. Raises DataError for a folder that cannot be listed.
+    underscores: whether names that begin with `_` are read. Raises DataError for a folder that cannot be listed, and
+    for a dead link. A dead link with one of the suffixes is among the files, for the reader to name and count.
     """
     try:
         # Every folder that contains this one, both as it was named and with its links resolved.
@@ -86,9 +106,12 @@ def iter_files(
                     above[path] = inside
             folders[:] = below
             for path in _visible(parent, names, passed, underscores):
-                if path.name.lower().endswith(suffixes):
+                if _is_special(path):
+                    passed.add(SPECIAL, path)
+                elif path.name.lower().endswith(suffixes):
                     yield path
                 else:
+                    refuse_dead_link(path)
                     passed.add(OTHER_SUFFIX, path)
     except OSError as error:
         raise _unlisted(Path(error.filename or folder), error) from error
@@ -103,6 +126,11 @@ def _visible(parent: str, names: list[str], passed: PassedOver, underscores: boo
         else:
             found.append(Path(parent, name))
     return found
+
+
+def _is_special(path: Path) -> bool:
+    """Whether this is there and is no regular file, for what is no folder: a pipe, a socket or a device."""
+    return not path.is_file() and path.exists()
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -128,6 +128,40 @@ def test_a_link_to_an_image_that_is_gone_is_named(
         load(root)
 
 
+@pytest.mark.parametrize("path", ["train/fox", "train/cat/more", "train/cat/deep/notes.txt", "test"])
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_a_link_that_leads_nowhere_is_refused_by_name(root: Path, path: str, target: str) -> None:
+    shutil.copytree(root / "test", root / "val")
+    shutil.rmtree(root / "test")
+    split = "test" if path == "test" else "train"
+    load(root, split)
+    link = root / path
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(link if target == "itself" else root / target)
+    reason = "Too many levels of symbolic links" if target == "itself" else "No such file or directory"
+    with pytest.raises(DataError, match=rf"{path} is a link to .*, which cannot be reached \({reason}\)"):
+        load(root, split)
+
+
+def test_a_hidden_link_that_leads_nowhere_is_passed_over(root: Path) -> None:
+    for folder in (root / "train", root / "train" / "cat"):
+        (folder / ".gone").symlink_to(root / "nowhere")
+    assert load(root).passed_over == (f"Passed over in {root / 'train'}: 2 hidden (.gone, cat/.gone).",)
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "pipe.txt"])
+def test_a_pipe_is_passed_over_and_listed(root: Path, name: str) -> None:
+    # The files alone: a reader that opened the pipe would wait for ever.
+    os.mkfifo(root / "train" / "cat" / name)
+    (root / "train" / "cat" / f"linked-{name}").symlink_to(root / "train" / "cat" / name)
+    passed = PassedOver(root)
+    found = iter_files(root / "train" / "cat", (".png",), passed)
+    assert [path.name for path in found] == ["0.png", "1.png", "2.png"]
+    assert passed.notes() == (
+        f"Passed over in {root}: 2 neither a file nor a folder (train/cat/linked-{name}, train/cat/{name}).",
+    )
+
+
 def test_files_of_a_folder_come_before_those_below_it_sorted_by_name(tmp_path: Path) -> None:
     names = ["b.png", "a/z.png", "a-b/1.png", "a/deep/0.png", "A.PNG", "a.png", "x.jpg/1.png"]
     for name in names:
@@ -172,10 +206,10 @@ def test_what_was_passed_over_is_counted_with_the_first_names(root: Path) -> Non
     for number in range(5):
         (root / "train" / "cat" / f"{number}.txt").touch()
     (root / "train" / "labels.csv").touch()
-    (root / "train" / "gone").symlink_to(root / "nowhere")
+    (root / "train" / "notes.md").touch()
     (root / "val" / "cat").mkdir(parents=True)
     assert load(root).passed_over == (
-        f"Passed over in {root / 'train'}: 2 outside the class folders (gone, labels.csv); "
+        f"Passed over in {root / 'train'}: 2 outside the class folders (labels.csv, notes.md); "
         "5 with another suffix (cat/0.txt, cat/1.txt, cat/2.txt, …).",
     )
     assert load(root, "test").passed_over == (
@@ -248,6 +282,13 @@ def test_an_archives_folders_pass_over_what_is_hidden_or_elsewhere(tmp_path: Pat
         "fog/1/.ipynb_checkpoints, fog/2/n01/._val_0.JPEG); 1 not named after a severity (fog/6); "
         "1 not in a class folder (fog/3/val_9.JPEG).",
     )
+
+
+def test_a_corruption_of_an_archive_that_is_a_dead_link_is_refused(tmp_path: Path) -> None:
+    root = write_archive(tmp_path / "archive")
+    (root / "frost").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"frost is a link to .*nowhere, which cannot be reached"):
+        load_archive(root)
 
 
 def test_an_archive_of_hidden_images_alone_is_refused(tmp_path: Path) -> None:
