@@ -16,7 +16,15 @@ import numpy as np
 
 from tasks.datasets.base import Split
 from tasks.datasets.decoding import BATCH, Encoded, Listing, native_size
-from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden, iter_files, refuse_dead_link
+from tasks.datasets.own_files import (
+    HIDDEN,
+    PassedOver,
+    entries,
+    is_empty,
+    is_hidden,
+    iter_files,
+    refuse_dead_link,
+)
 from tasks.datasets.source import IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, DataSource, table_for
 from tasks.errors import DataError, near_names
 
@@ -40,11 +48,20 @@ _SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "test": TE
 
 
 def describe_folder(source: DataSource) -> DatasetInfo:
-    """The classes and the image size, by the training split's class folders and its first image."""
+    """The classes and the image size, by the training split's class folders and its first image.
+
+    Raises DataError for a class folder that is empty or that the other split lacks, so that it is named before the
+    number of classes is compared with the DNN's.
+    """
     train = split_folder(source, "train")
     passed = PassedOver(train)
     there = _class_folders(train, passed)
     classes = source.classes or there
+    _check_folders(train, there, classes, given=source.classes is not None)
+    test = _find_split(source, "test")
+    if test is not None:
+        beside = _class_folders(test, PassedOver(test))
+        _check_folders(test, beside, classes, given=source.classes is not None)
     size = source.image_size
     if size is None:
         first = next(iter_files(train / there[0], SUFFIXES, passed), None)
@@ -118,8 +135,8 @@ def split_folder(source: DataSource, split: Split) -> Path:
         )
     names = " or ".join(_SPLIT_NAMES[split])
     raise DataError(
-        f"{source.folder('the image folder')} has no folder {names}. Set data.root to the folder that holds train/ and test/ (or "
-        "val/), each with a folder for every class; or set both data.train and data.test."
+        f"{source.folder('the image folder')} has no folder {names}. Set data.root to the folder that holds "
+        "train/ and test/ (or val/), each with a folder for every class; or set both data.train and data.test."
     )
 
 
@@ -173,6 +190,14 @@ def _class_folders(folder: Path, passed: PassedOver) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _check_folders(folder: Path, there: Sequence[str], classes: Sequence[str], *, given: bool) -> None:
+    """Raise DataError for class folders that are empty or are not the classes; files below them are not listed."""
+    for name in there:
+        if is_empty(folder / name):
+            raise _empty(folder / name, PassedOver(folder))
+    _check_classes(folder, there, classes, given=given)
+
+
 def _check_classes(folder: Path, there: Sequence[str], classes: Sequence[str], *, given: bool) -> None:
     known = "data.classes" if given else "the training split"
     unknown = sorted(set(there) - set(classes))
@@ -185,7 +210,7 @@ def _check_classes(folder: Path, there: Sequence[str], classes: Sequence[str], *
     if missing and not given:
         raise DataError(
             f"{folder} lacks the class folder {missing[0]!r} that the training split has ({len(missing)} such "
-            "classes). Add it, or name all the classes in data.classes, which may lack images."
+            "classes). Add it, remove it there, or name all the classes in data.classes, which may lack images."
         )
 
 

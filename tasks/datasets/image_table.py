@@ -175,8 +175,16 @@ def _classes(source: DataSource, train: Sequence[Path], columns: Columns) -> tup
     found: set[str | None] = set()
     for path in train:
         _check_text(path, columns)
+        row = 0
         for values in _iter_values(path, columns, columns.label, LABEL_ROWS):
             found.update(values)
+            blank = next((name for name in found if name is not None and not name.strip()), None)
+            if blank is not None:
+                raise DataError(
+                    f"{path}, row {row + values.index(blank)}: the label is {blank!r}, which names no class. Correct "
+                    "the label, leave the row out, or set data.classes."
+                )
+            row += len(values)
     return tuple(sorted(name for name in found if name is not None))
 
 

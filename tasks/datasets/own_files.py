@@ -67,6 +67,15 @@ def entries(folder: Path) -> list[Path]:
     return found
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether nothing lies in a folder. Only its first entries are read, however many there are."""
+    try:
+        with os.scandir(folder) as found:
+            return next(found, None) is None
+    except OSError as error:
+        raise _unlisted(folder, error) from error
+
+
 def refuse_dead_link(path: Path) -> None:
     """Raise DataError when the path is a link whose target cannot be reached."""
     if not path.is_symlink():

@@ -121,6 +121,38 @@ def test_an_empty_first_class_is_refused_before_anything_is_decoded(root: Path) 
         dataset_info(source(root))
 
 
+@pytest.mark.parametrize("splits", [("train",), ("val",), ("train", "val")])
+@pytest.mark.parametrize("classes", [None, ("cat", "dog", "polar bear", "zebra")])
+def test_an_empty_folder_is_named_before_its_class_is_counted(
+    root: Path, splits: tuple[str, ...], classes: tuple[str, ...] | None
+) -> None:
+    for split in splits:
+        (root / split / "zebra").mkdir()
+    with pytest.raises(DataError, match=rf"class folder .*{splits[0]}/zebra holds no images .*remove it"):
+        dataset_info(source(root, classes=classes))
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ("train", r"val lacks the class folder 'zebra' that the training split has .*remove it there"),
+        ("val", r"val has the class folder 'zebra', which the training split does not have"),
+    ],
+)
+def test_a_class_of_one_split_alone_is_named_before_it_is_counted(root: Path, split: str, said: str) -> None:
+    write(root, {split: {"zebra": 1}})
+    with pytest.raises(DataError, match=said):
+        dataset_info(source(root))
+    with pytest.raises(DataError, match=r"has the class folder 'zebra', which data\.classes does not have"):
+        dataset_info(source(root, classes=("cat", "dog", "polar bear")))
+    assert len(dataset_info(source(root, classes=("cat", "dog", "polar bear", "zebra"))).classes) == 4
+
+
+def test_the_training_split_alone_describes_a_data_set(tmp_path: Path) -> None:
+    write(tmp_path, {"train": GREYS["train"]})
+    assert dataset_info(source(tmp_path)).classes == ("cat", "dog", "polar bear")
+
+
 def test_an_unreadable_first_image_is_named(root: Path) -> None:
     (root / "train" / "cat" / "0.png").write_bytes(b"\x89PNG")
     with pytest.raises(DataError, match=r"train/cat/0\.png cannot be read: not an image"):

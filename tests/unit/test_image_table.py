@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,24 @@ def test_strings_are_their_own_names_by_the_training_split(tmp_path: Path, dicti
         DataError, match=r"test\.parquet, row 1: the label is 'wolf'; there are 3 classes: cat, dog, fox"
     ):
         load_dataset(source(tmp_path), "test")
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+@pytest.mark.parametrize("label", ["", " ", "\t"])
+def test_a_blank_label_is_no_class_and_is_named_by_its_row(
+    tmp_path: Path, label: str, dictionary: bool
+) -> None:
+    write(tmp_path / "train-0.parquet", table(["fox", "cat"]))
+    content = table(["fox", "cat", "fox", label, "cat"])  # in row groups of two
+    if dictionary:
+        content = content.set_column(1, "label", content["label"].dictionary_encode())
+    write(tmp_path / "train-1.parquet", content)
+    write(tmp_path / "test.parquet", table(["fox"]))
+    said = rf"train-1\.parquet, row 3: the label is {re.escape(repr(label))}, which names no class\. Correct"
+    with pytest.raises(DataError, match=said):
+        dataset_info(source(tmp_path))
+    with pytest.raises(DataError, match=r"train-1\.parquet, row 3: the label is"):
+        load_dataset(source(tmp_path, classes=("cat", "fox")), "train")
 
 
 def test_numbers_need_names_which_a_setting_gives(tmp_path: Path) -> None:
