@@ -184,7 +184,8 @@ def export_original(deployed: DeployedModel, original: Path, out: Place, *, entr
                 save_file(tensors, part, metadata=old.metadata())
         else:
             content = load_pickle(original)
-            torch.save(tensors if file.entry is None else content | {file.entry: tensors}, part)
+            with part.open("wb") as stream:  # torch.save, too, may choose a format by a path's suffix
+                torch.save(tensors if file.entry is None else content | {file.entry: tensors}, stream)
     return f"{out}: {original.name} with the repaired tensors ({_around(file, fitted)})"
 
 

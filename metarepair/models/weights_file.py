@@ -97,7 +97,9 @@ def load_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols that torch does not expect
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # As a stream: given a path that ends in .safetensors, torch.load reads no file of its own format.
+            with path.open("rb") as stream:
+                return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes the unpickler raises whatever they lead it to
         said = " ".join(str(error).split())
         asked = re.search(r"GLOBAL (\S+)", said)

@@ -90,6 +90,15 @@ def test_a_safetensors_file_is_known_by_its_bytes_and_needs_no_note(tmp_path: Pa
     assert holds(module, state())
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_torch_file_is_known_by_its_bytes_whatever_its_suffix(tmp_path: Path, legacy: bool) -> None:
+    module = Net()
+    file = read_weights(saved(tmp_path / "net.safetensors", state(), legacy=legacy))
+    assert file.container == "torch"
+    assert load_weights(module, file, "net") == ()
+    assert holds(module, state())
+
+
 def test_names_that_begin_with_the_prefix_in_the_dnn_too_keep_it(tmp_path: Path) -> None:
     module = nn.DataParallel(Net())
     file = read_weights(saved(tmp_path / "net.pt", prefixed(state(), "module.")))
