@@ -165,15 +165,7 @@ def export_original(deployed: DeployedModel, original: Path, out: Place, *, entr
             f"as it stands; timm's map for {deployed.name} computes it from them, and has no inverse. Take "
             "model.safetensors, which timm.create_model loads."
         )
-    replaced = {
-        name: _like(file.tensors[name], fitted.tensors[key], state[key]) for key, name in fitted.names.items()
-    }
-    bad = not_finite(replaced)
-    if bad:
-        raise WeightsError(
-            f"{original} cannot be written back: its {bad[0]} is {file.tensors[bad[0]].dtype}, and the repaired values "
-            "are too large for that type. Take model.safetensors, which is float32."
-        )
+    replaced, rounded = _replaced(file, fitted, state)
     # A DNN that ran has channels last, which safetensors does not write.
     tensors = {
         k: replaced.get(k, v).clone(memory_format=torch.contiguous_format) for k, v in file.tensors.items()
@@ -186,7 +178,34 @@ def export_original(deployed: DeployedModel, original: Path, out: Place, *, entr
             content = load_pickle(original)
             with part.open("wb") as stream:  # torch.save, too, may choose a format by a path's suffix
                 torch.save(tensors if file.entry is None else content | {file.entry: tensors}, stream)
-    return f"{out}: {original.name} with the repaired tensors ({_around(file, fitted)})"
+    return f"{out}: {original.name} with the repaired tensors ({_around(file, fitted, rounded)})"
+
+
+def _replaced(
+    file: WeightsFile, fitted: Fitted, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[torch.dtype]]:
+    """The repaired tensors by the file's names, and the types of those that hold rounded values.
+
+    Raises WeightsError if values are too large for a tensor's type.
+    """
+    replaced, rounded = {}, set()
+    for key, name in fitted.names.items():
+        back = _like(file.tensors[name], fitted.tensors[key], state[key])
+        replaced[name] = back
+        if torch.equal(back.to(state[key]).reshape(state[key].shape), state[key]):
+            continue
+        # Not read from `back`: some 8-bit types take their largest value for any larger one.
+        if not back.is_floating_point() or not_finite({name: back}) or _too_large(state[key], back.dtype):
+            raise WeightsError(
+                f"{file.path} cannot be written back: its {name} is {back.dtype}, and the repaired values are too "
+                "large for that type. Take model.safetensors, which has the DNN's own types."
+            )
+        rounded.add(back.dtype)
+    return replaced, sorted(rounded, key=str)
+
+
+def _too_large(values: Tensor, dtype: torch.dtype) -> bool:
+    return bool((values.abs() > torch.finfo(dtype).max).any())
 
 
 def _like(own: Tensor, loaded: Tensor, repaired: Tensor) -> Tensor:
@@ -199,9 +218,8 @@ def _like(own: Tensor, loaded: Tensor, repaired: Tensor) -> Tensor:
     return repaired.cpu().reshape(own.shape).to(own.dtype)
 
 
-def _around(file: WeightsFile, fitted: Fitted) -> str:
+def _around(file: WeightsFile, fitted: Fitted, rounded: list[torch.dtype]) -> str:
     around = [f"prefix {fitted.prefix!r}"] if fitted.prefix else []
     around += [f"entry {file.entry!r}"] if file.entry is not None else []
-    types = {file.tensors[name].dtype for name in fitted.names.values()}
-    around += [f"rounded to {t}".replace("torch.", "") for t in (torch.float16, torch.bfloat16) if t in types]
+    around += [f"rounded to {dtype}".replace("torch.", "") for dtype in rounded]
     return ", ".join(around) or "the same names"

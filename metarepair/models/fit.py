@@ -74,6 +74,7 @@ def fit(
     counters = {k: v for k, v in wanted.items() if k.endswith(COUNTER) and k not in tensors}
     tensors |= {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in counters.items()}
     _check(wanted, tensors, surplus, prefix, file, name, remedy)
+    _check_kinds(wanted, tensors, file, name)
     bad = not_finite(tensors)
     if bad:
         raise WeightsError(
@@ -82,6 +83,11 @@ def fit(
         )
     told = (f"{file.path.name}: {'; '.join(notes)}",) if notes else ()
     return Fitted(tensors=tensors, names=names, prefix=prefix, notes=told)
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    """torch.equal, which knows no 8-bit floating point, for tensors of any type."""
+    return one.shape == other.shape and bool((one == other).all())
 
 
 def _needed(wanted: Mapping[str, Tensor]) -> set[str]:
@@ -188,7 +194,7 @@ def _renamings(renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], file: W
         source = by_memory.get(tensor.data_ptr())
         if source is None or tensor.numel() != own[source].numel() or not tensor.is_contiguous():
             continue
-        if torch.equal(tensor.reshape(own[source].shape), file.tensors[source]):
+        if _same_values(tensor.reshape(own[source].shape), file.tensors[source]):
             names[key] = source
     counts = Counter(names.values())
     return {key: source for key, source in names.items() if counts[source] == 1}
@@ -218,6 +224,33 @@ def _check(
         f"{len(differ.unexpected)} unexpected, {len(differ.shapes)} of another shape ({differ.first()}). "
         f"{remedy or differ.remedy()}"
     )
+
+
+def _check_kinds(
+    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file: WeightsFile, name: str
+) -> None:
+    """Raise WeightsError if loading would change numbers of one kind into another.
+
+    Counters may be of floating point: averaging state dicts makes them so, and evaluation does not read them.
+    """
+    differ = [
+        key
+        for key, tensor in tensors.items()
+        if _kind(tensor) != _kind(wanted[key]) and not (key.endswith(COUNTER) and tensor.is_floating_point())
+    ]
+    if differ:
+        key = differ[0]
+        raise WeightsError(
+            f"{file.path} does not fit {name}: {key} holds {_kind(tensors[key])} in the file ({tensors[key].dtype}) "
+            f"and {_kind(wanted[key])} in the DNN ({wanted[key].dtype}); {len(differ)} such tensors. Bring the DNN's "
+            "own state dict, with numbers of the DNN's kinds."
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "floating-point numbers"
+    return "complex numbers" if tensor.is_complex() else "whole numbers"
 
 
 @dataclass(frozen=True, kw_only=True)

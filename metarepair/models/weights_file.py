@@ -27,6 +27,9 @@ AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 ENTRIES = (*AVERAGES, "state_dict", "model_state_dict", "model", "net", "module", "weights")
 CLASS_ENTRIES = ("classes", "class_names", "class_to_idx")
 
+# Formats in which a number is not one element: two in a byte, and exponents without sign that scale others.
+PACKED = (torch.float4_e2m1fn_x2, torch.float8_e8m0fnu)
+
 Container = Literal["safetensors", "torch"]
 
 
@@ -55,7 +58,8 @@ def read_weights(path: Path, *, entry: str | None = None) -> WeightsFile:
     """The tensors of a .safetensors or torch.save file, on the CPU.
 
     entry: of a torch.save file, where the tensors are; with a dot at its end, of any file, the prefix of the names to
-    take. Raises WeightsError for anything else than tensors: a pickle that asks for more, a web page, half a file.
+    take. Raises WeightsError for anything else than tensors with plain values: a pickle that asks
+    for more, a web page, half a file, sparse tensors.
     """
     under = entry if entry is not None and entry.endswith(".") else None
     file = _read_file(path, None if under else entry)
@@ -64,7 +68,29 @@ def read_weights(path: Path, *, entry: str | None = None) -> WeightsFile:
             f"model.entry={under!r} ends with a dot, so it is a prefix of names, and no tensor in {path} has it. The "
             f"first name is {next(iter(file.tensors), 'none')!r}."
         )
+    _refuse_without_plain_values(file)
     return replace(file, under=under)
+
+
+def _refuse_without_plain_values(file: WeightsFile) -> None:
+    found = {key: form for key, tensor in file.tensors.items() if (form := _other_form(tensor)) is not None}
+    if found:
+        key, form = next(iter(found.items()))
+        raise WeightsError(
+            f"{file.path}: {key} is {form} ({len(found)} such tensors). A weights file must hold each tensor dense and "
+            "not quantised, with its values. Save the state dict of the DNN in floating point."
+        )
+
+
+def _other_form(tensor: Tensor) -> str | None:
+    """How a tensor is held if its elements are not simply its values; None if they are."""
+    if tensor.is_quantized or tensor.dtype in PACKED:
+        return f"quantised, as {tensor.dtype}"
+    if tensor.is_meta:
+        return "a meta tensor, which has no values"
+    if tensor.layout != torch.strided:
+        return f"not dense but of the layout {tensor.layout}"
+    return None
 
 
 def _read_file(path: Path, entry: str | None) -> WeightsFile:
@@ -134,10 +160,13 @@ def _container(path: Path) -> Container:
         head = _head(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error}). Give a file with weights.") from error
+    # First, for the length may begin like one of the others. The format's header has at most 100 MB.
+    if head[8:9] == b"{" and head[4:8] == bytes(4):
+        return "safetensors"
     if head[:2] == b"PK" or (head[:1] == b"\x80" and head[1:2] <= b"\x05"):  # a zip, or protocols 2 to 5
         return "torch"
     kind = _other_kind(head)
-    if head[8:9] == b"{" or (path.suffix == ".safetensors" and kind is None):
+    if path.suffix == ".safetensors" and kind is None:
         return "safetensors"
     raise WeightsError(
         f"{path} "

@@ -99,6 +99,20 @@ def test_a_torch_file_is_known_by_its_bytes_whatever_its_suffix(tmp_path: Path, 
     assert holds(module, state())
 
 
+@pytest.mark.parametrize("length", [0x0480, 0x4B50])
+def test_a_safetensors_file_whose_length_begins_like_a_pickle_or_a_zip_is_read(
+    tmp_path: Path, length: int
+) -> None:
+    save_file(state(), tmp_path / "net.bin")
+    content = (tmp_path / "net.bin").read_bytes()
+    own = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + own].ljust(length)
+    (tmp_path / "net.bin").write_bytes(length.to_bytes(8, "little") + header + content[8 + own :])
+    module = Net()
+    load_weights(module, read_weights(tmp_path / "net.bin"), "net")
+    assert holds(module, state())
+
+
 def test_names_that_begin_with_the_prefix_in_the_dnn_too_keep_it(tmp_path: Path) -> None:
     module = nn.DataParallel(Net())
     file = read_weights(saved(tmp_path / "net.pt", prefixed(state(), "module.")))
@@ -193,19 +207,22 @@ def test_names_behind_two_prefixes_in_part_are_counted_as_missing(tmp_path: Path
         fit(Net(), read_weights(saved(tmp_path / "net.pth", halves)), "net")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
 def test_the_map_of_a_family_takes_its_published_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     def published(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         return {k.replace("fc.", "head."): v for k, v in tensors.items()}
 
     monkeypatch.setattr(f"{__name__}.checkpoint_filter_fn", published, raising=False)
     monkeypatch.setitem(__import__("sys").modules, Net.__module__, __import__("sys").modules[__name__])
-    old = {k.replace("head.", "fc."): v for k, v in state().items()}
+    old = {k.replace("head.", "fc."): v.to(dtype) if v.is_floating_point() else v for k, v in state().items()}
     module = Net()
-    (note,) = load_weights(module, read_weights(saved(tmp_path / "old.pth", old)), "net")
+    file = read_weights(saved(tmp_path / "old.pth", old))
+    (note,) = load_weights(module, file, "net")
     assert "first publication" in note
-    assert holds(module, state())
+    assert holds(module, {k.replace("fc.", "head."): v.float() for k, v in old.items()})
+    assert fit(module, file, "net").names == {k.replace("fc.", "head."): k for k in old}
 
 
 @pytest.mark.parametrize(
@@ -228,12 +245,66 @@ def test_the_map_of_a_family_takes_its_published_names(
             r"Only the classifier differs \(head\.weight, head\.bias\): the file has 1000 classes, the DNN 10 ",
         ),
         (lambda s: s | {"head.bias": s["head.bias"] * float("nan")}, r"head\.bias is not finite"),
+        (
+            lambda s: {k: v.int() for k, v in s.items()},
+            r"conv\.weight holds whole numbers in the file \(torch\.int32\) and floating-point numbers in the DNN "
+            r"\(torch\.float32\); 8 such tensors",
+        ),
+        (
+            lambda s: s | {"head.bias": s["head.bias"] > 0.5},
+            r"head\.bias holds whole numbers in the file \(torch\.bool\).*; 1 such",
+        ),
+        (
+            lambda s: s | {"head.bias": s["head.bias"].to(torch.complex64)},
+            r"head\.bias holds complex numbers in the file \(torch\.complex64\)",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, change: Any, says: str) -> None:
     file = read_weights(saved(tmp_path / "net.pt", change(state())))
     with pytest.raises(WeightsError, match=says):
         fit(Net(), file, "net")
+
+
+def test_a_buffer_of_whole_numbers_wants_whole_numbers(tmp_path: Path) -> None:
+    module = Net()
+    module.register_buffer("order", torch.arange(3))
+    good = state() | {"order": torch.tensor([2, 1, 0], dtype=torch.int32)}
+    load_weights(module, read_weights(saved(tmp_path / "good.pt", good)), "net")
+    assert module.get_buffer("order").tolist() == [2, 1, 0]
+    bad = read_weights(saved(tmp_path / "bad.pt", good | {"order": torch.tensor([0.5, 1.5, 2.5])}))
+    with pytest.raises(
+        WeightsError, match=r"order holds floating-point numbers .* and whole numbers in the DNN"
+    ):
+        fit(module, bad, "net")
+
+
+def test_counters_that_were_averaged_with_the_weights_are_taken(tmp_path: Path) -> None:
+    averaged = {k: v.float() for k, v in state().items()}
+    module = Net()
+    load_weights(module, read_weights(saved(tmp_path / "net.pt", averaged)), "net")
+    assert holds(module, state())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch's, of a beta state of these layouts
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")  # torch's, of its deprecation
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda v: v.to_sparse(), r"not dense but of the layout torch\.sparse_coo"),
+        (lambda v: v.to_sparse_csr(), r"not dense but of the layout torch\.sparse_csr"),
+        (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8), r"quantised, as torch\.qint8"),
+        (lambda v: v.to("meta"), "a meta tensor, which has no values"),
+        (lambda v: v.to(torch.float8_e8m0fnu), r"quantised, as torch\.float8_e8m0fnu"),
+        (lambda v: v.byte().view(torch.float4_e2m1fn_x2), r"quantised, as torch\.float4_e2m1fn_x2"),
+    ],
+)
+def test_a_tensor_without_plain_values_is_refused_with_its_name(
+    tmp_path: Path, change: Any, says: str
+) -> None:
+    content = state() | {"head.weight": change(state()["head.weight"])}
+    with pytest.raises(WeightsError, match=rf"head\.weight is {says} \(1 such tensors\)"):
+        read_weights(saved(tmp_path / "net.pt", {"state_dict": content}))
 
 
 @pytest.mark.parametrize(

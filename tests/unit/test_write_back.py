@@ -80,6 +80,40 @@ def test_a_safetensors_file_comes_back_with_its_names_and_notes(tmp_path: Path) 
     assert all(torch.equal(back[k], v) for k, v in other_state().items())
 
 
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_a_file_in_8_bits_comes_back_and_the_rounding_is_said(tmp_path: Path, dtype: torch.dtype) -> None:
+    before = {k: v.to(dtype) if v.is_floating_point() else v for k, v in Small().state_dict().items()}
+    torch.save(before, tmp_path / "net.pt")
+    words = export_original(other(), tmp_path / "net.pt", tmp_path / "back.pt", entry=None)
+    assert f"rounded to {dtype}".replace("torch.", "") in words
+    back = load_pickle(tmp_path / "back.pt")
+    for key, tensor in other_state().items():
+        assert back[key].dtype == before[key].dtype
+        assert torch.equal(back[key].float(), tensor.to(before[key].dtype).float())
+
+
+def test_values_that_were_written_back_exactly_are_not_called_rounded(tmp_path: Path) -> None:
+    half = {k: v.half() if v.is_floating_point() else v for k, v in Small().state_dict().items()}
+    torch.save(half, tmp_path / "net.pt")
+    dnn = deployed(Small())
+    load_weights(dnn.module, read_weights(tmp_path / "net.pt"), "net")
+    words = export_original(dnn, tmp_path / "net.pt", tmp_path / "back.pt", entry=None)
+    assert "(the same names)" in words
+
+
+def test_a_dnn_in_float64_is_rounded_to_a_file_in_float32(tmp_path: Path) -> None:
+    torch.save(Small().state_dict(), tmp_path / "net.pt")
+    dnn = other()
+    dnn.module.double()
+    with torch.no_grad():
+        dnn.module.get_parameter("head.bias").add_(1e-12)
+    words = export_original(dnn, tmp_path / "net.pt", tmp_path / "back.pt", entry=None)
+    assert "(rounded to float32)" in words
+
+
 def write_form(path: Path, form: Form, own: dict[str, Tensor]) -> None:
     """A weights file of `own` in this form."""
     kept = {k: v for k, v in own.items() if form.counters or not k.endswith("num_batches_tracked")}
@@ -237,13 +271,16 @@ def test_what_a_map_computes_does_not_go_back(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "back").exists()
 
 
-def test_repaired_values_that_a_file_in_half_precision_cannot_hold_are_refused(tmp_path: Path) -> None:
-    half = {k: v.half() if v.is_floating_point() else v for k, v in Small().state_dict().items()}
+@pytest.mark.parametrize("dtype", [torch.float16, *FLOAT8])
+def test_repaired_values_that_a_file_of_few_bits_cannot_hold_are_refused(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    half = {k: v.to(dtype) if v.is_floating_point() else v for k, v in Small().state_dict().items()}
     torch.save(half, tmp_path / "half.pth")
     dnn = other()
     with torch.no_grad():
         dnn.module.get_parameter("head.bias").fill_(1e6)
     with pytest.raises(
-        WeightsError, match=r"its head\.bias is torch\.float16, and the repaired values are too large"
+        WeightsError, match=rf"its head\.bias is {dtype}, and the repaired values are too large"
     ):
         export_original(dnn, tmp_path / "half.pth", tmp_path / "back.pth", entry=None)
