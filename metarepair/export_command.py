@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from metarepair.deploy import Surroundings, load_surroundings
 from metarepair.export import equality_images, export_original, export_program, require_packages
 from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.settings import load_config, parse_config
-from metarepair.weights import resolve_weights
+from metarepair.weights import SCHEME, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
 from tasks.storage import Place, find, local, place
 
@@ -33,6 +33,7 @@ def export(
     weights = _find_weights(place(what))
     config = _config_of(weights, config_file)
     target = place(out)
+    _refuse_input(target, [weights, *_read_with(weights, config, config_file)])
     if kind == "original":
         _refuse_other_architecture(weights)
         deployed = _load(weights, config).deployed
@@ -43,6 +44,38 @@ def export(
     here = _load(weights, config)
     images = equality_images(here.split("test"))
     say(export_program(here.deployed, images, kind, target.parent, name=target.name).words)
+
+
+def _read_with(weights: Place, config: Config, config_file: Path | None) -> list[Place]:
+    """What the export of `weights` reads, or a later one would, besides these."""
+    data, features = config.data, config.features
+    own = (data.root, data.train, data.test, data.archive, features.weights)
+    shipped = config.model.weights.startswith(SCHEME)
+    deployed = resolve_weights(config.model.weights) if shipped else place(config.model.weights)
+    settings = [config_file.absolute()] if config_file is not None else []
+    return [
+        deployed,
+        weights.parent / ARCHITECTURE,
+        *_told(weights),
+        *settings,
+        *(place(p) for p in own if p),
+    ]
+
+
+def _refuse_input(target: Place, inputs: Iterable[Place]) -> None:
+    for path in inputs:
+        if _are_same(target, path):
+            raise ConfigError(
+                f"--out {target} is a file that the export reads ({path}), and writing it would replace that. Name "
+                "another file."
+            )
+
+
+def _are_same(one: Place, other: Place) -> bool:
+    """Whether two places are one file, also by links."""
+    if isinstance(one, Path) and isinstance(other, Path) and one.exists() and other.exists():
+        return one.samefile(other)
+    return one == other
 
 
 def _load(weights: Place, config: Config) -> Surroundings:
@@ -93,12 +126,17 @@ def _find_weights(path: Place) -> Place:
     return min(best, key=lambda p: int(p.parent.name))  # the first seed
 
 
+def _told(weights: Place) -> list[Place]:
+    """The files of the run that made `weights` which hold its settings."""
+    target = weights.parent.parent.parent
+    return [path for path in (target / RESULT, target.parent / PLAN) if path.is_file()]
+
+
 def _config_of(weights: Place, file: Path | None) -> Config:
     """The settings of the run that made `weights`, else those of a YAML file."""
     if file is not None:
         return load_config(file, [])
-    target = weights.parent.parent.parent
-    told = [path for path in (target / RESULT, target.parent / PLAN) if path.is_file()]
+    told = _told(weights)
     if not told:
         raise ConfigError(
             f"{weights} lies in no run's repaired/ or compare/<target>/<method>/<seed>/, so its DNN and data set are "

@@ -85,11 +85,6 @@ def fit(
     return Fitted(tensors=tensors, names=names, prefix=prefix, notes=told)
 
 
-def _same_values(one: Tensor, other: Tensor) -> bool:
-    """torch.equal, which knows no 8-bit floating point, for tensors of any type."""
-    return one.shape == other.shape and bool((one == other).all())
-
-
 def _needed(wanted: Mapping[str, Tensor]) -> set[str]:
     return {key for key in wanted if not key.endswith(COUNTER)}
 
@@ -194,7 +189,7 @@ def _renamings(renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], file: W
         source = by_memory.get(tensor.data_ptr())
         if source is None or tensor.numel() != own[source].numel() or not tensor.is_contiguous():
             continue
-        if _same_values(tensor.reshape(own[source].shape), file.tensors[source]):
+        if torch.equal(tensor.reshape(own[source].shape), file.tensors[source]):
             names[key] = source
     counts = Counter(names.values())
     return {key: source for key, source in names.items() if counts[source] == 1}

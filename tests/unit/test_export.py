@@ -6,7 +6,7 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from metarepair.export import equality_images, export_program
 from metarepair.export_command import export
 from metarepair.methods import RepairedModel
 from metarepair.models import DeployedModel, save_weights
+from metarepair.settings import load_config
 from metarepair.weights import SHIPPED
 from tasks.datasets import ArrayDataset
 from tasks.errors import ConfigError, UserError
@@ -149,6 +150,53 @@ def test_the_configurations_own_file_is_exported_with_its_entry(tmp_path: Path) 
     out = str(tmp_path / "net.pt2")
     export(str(path), kind="torch", out=out, config_file=tmp_path / "unit.yaml", say=said.append)
     assert "the same classes on 3 images" in said[0]
+
+
+def run_of_one_repair(folder: Path) -> Path:
+    """A run's repaired weights, beside the deployed file, a configuration and the settings that the run noted."""
+    own = (SHIPPED / "resnet8_cifar10.safetensors").read_bytes()
+    weights = folder / "run" / "repaired" / "fog" / "finetune" / "0" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(own)
+    (folder / "plain.safetensors").write_bytes(own)
+    config = {
+        "name": "unit",
+        "mining": {"experiences": ["fog"]},
+        "model": {"weights": str(folder / "plain.safetensors")},
+        "data": {"max_test_images": 3},
+    }
+    (folder / "unit.yaml").write_text(json.dumps(config), encoding="utf-8")
+    settings = load_config(folder / "unit.yaml", []).model_dump(mode="json")
+    (weights.parents[2] / "result.json").write_text(json.dumps({"config": settings}), encoding="utf-8")
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["torch", "original"])
+@pytest.mark.parametrize("link", [None, "symbolic", "hard"])
+@pytest.mark.parametrize("which", ["weights", "plain.safetensors", "unit.yaml", "result.json"])
+def test_an_export_does_not_replace_what_it_reads(
+    tmp_path: Path, which: str, link: str | None, kind: Literal["torch", "original"]
+) -> None:
+    weights = run_of_one_repair(tmp_path)
+    places = {"weights": weights, "result.json": weights.parents[2] / "result.json"}
+    out = own = places.get(which, tmp_path / which)
+    if link is not None:
+        out = tmp_path / "linked"
+        out.symlink_to(own) if link == "symbolic" else out.hardlink_to(own)
+    before = own.read_bytes()
+    settings = tmp_path / "unit.yaml" if which == "unit.yaml" else None
+    with pytest.raises(ConfigError, match=r"--out .* is a file that the export reads .*Name another file"):
+        export(str(tmp_path / "run"), kind=kind, out=str(out), config_file=settings, say=print)
+    assert own.read_bytes() == before
+    assert out.samefile(own)
+
+
+def test_an_older_export_is_replaced(tmp_path: Path) -> None:
+    weights = run_of_one_repair(tmp_path)
+    out = tmp_path / "back.safetensors"
+    out.write_bytes(b"older")
+    export(str(weights), kind="original", out=str(out), config_file=None, say=print)
+    assert load_file(out).keys() == load_file(weights).keys()
 
 
 @pytest.mark.parametrize("name", ["resnet8_cifar", "resnet10t"])
