@@ -68,7 +68,8 @@ def compare_second(net: FunctionalNet, start: State, task: TaskBatch, memory: Me
 
 def _compare(loss: Loss, start: State, gradient: State, base: State, *, of: str) -> Comparison:
     """`gradient` less `base` against differences of the loss less the slope of `base`."""
-    slopes = [_Slope(loss, start, d) for d in _directions(gradient, base, start)]
+    level = max(1.0, abs(loss(start)))
+    slopes = [_Slope(loss, start, d, level=level) for d in _directions(gradient, base, start)]
     fine = [
         _off_finely(slope, _along(gradient, slope.direction), _along(base, slope.direction))
         for slope in slopes
@@ -81,11 +82,10 @@ def _compare(loss: Loss, start: State, gradient: State, base: State, *, of: str)
 
 
 class _Slope:
-    """Central differences of a loss from `start` along a direction."""
+    """Central differences of a loss from `start` along a direction; `level` is how large the loss is there."""
 
-    def __init__(self, loss: Loss, start: State, direction: State) -> None:
-        self.loss, self.start, self.direction = loss, start, direction
-        self.level = max(1.0, abs(loss(start)))
+    def __init__(self, loss: Loss, start: State, direction: State, *, level: float) -> None:
+        self.loss, self.start, self.direction, self.level = loss, start, direction, level
         self.eps = min(torch.finfo(d.dtype).eps for d in direction.values())
 
     def at(self, step: float) -> float:

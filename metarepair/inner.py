@@ -279,7 +279,8 @@ def check_call(net: FunctionalNet, parameters: State, buffers: State) -> None:
         raise ConfigError("torch.inference_mode() is on, and adaptation needs gradients. Call outside of it.")
     check_state("parameters", parameters, net.parameter_names)
     check_state("buffers", buffers, net.buffer_names)
-    check_trainable(net.module, net.rule.parts)
+    if not net.adapted:
+        check_trainable(net.module, net.rule.parts)
 
 
 def gradients_of(

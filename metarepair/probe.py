@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from metarepair.engine_checks import no_path
 from metarepair.finite_difference import compare_first, compare_second, norm
-from metarepair.inner import Batch, FunctionalNet, InnerRule, gradients_of, mask_seed
+from metarepair.inner import Batch, FunctionalNet, InnerRule, Point, gradients_of, mask_seed
 from metarepair.memory import Memory
 from metarepair.meta_gradient import Order, TaskBatch, task_gradient
 from metarepair.models.build import DeployedModel
@@ -245,7 +245,7 @@ def _check_first(net: FunctionalNet, start: State, batch: Batch, name: str) -> f
 
 def _support_gradient(net: FunctionalNet, start: State, batch: Batch) -> State:
     """The engine's, of the loss of a support batch."""
-    leaves = {k: v.detach().requires_grad_(k in net.trainable) for k, v in start.items()}
+    leaves = Point(parameters=start).leaves(net.trainable)
     with net.support(leaves, net.buffers(), batch, moves=False) as found:
         gradients = gradients_of(net, found.loss, [leaves[k] for k in net.trainable])
     return dict(zip(net.trainable, gradients, strict=True))
@@ -257,9 +257,8 @@ def _plain_gradient(net: FunctionalNet, start: State, batch: Batch, name: str) -
     if not loss.requires_grad:
         raise no_path(net.module, len(parameters))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch's, of re-entrant checkpoints: what they leave out is found here
+        # Torch's warning of re-entrant checkpoints: what they leave out is found below.
+        warnings.simplefilter("ignore")
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     lost = [k for k, g in zip(parameters, found, strict=True) if g is None]
     matter = _that_matter(net, start, batch, lost, float(loss.detach()))
