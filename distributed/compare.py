@@ -46,7 +46,8 @@ class Comparison:
         """Mines, scores and trains what the methods need, prepares them, repairs, judges and reports."""
         check_methods(self.config, self.pipeline.here)
         methods = self.config.compare.methods
-        if any(done_unit(self.run, self.config, unit, self.pipeline.here) is None for unit in self.units):
+        folders = (self.run.compared(unit.target, unit.method, unit.seed) for unit in self.units)
+        if restart or not all((folder / MANIFEST).is_file() for folder in folders):
             self.pipeline.probe(
                 methods, trains=any("experiences" in get_method(name).uses for name in methods)
             )
