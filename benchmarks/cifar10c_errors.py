@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from tasks.corruptions import CORRUPTIONS
 from tasks.errors import DataError
-from tasks.manifest import Manifest, read_manifest
+from tasks.storage.manifest import Manifest, read_manifest
 
 PUBLISHED = Path(__file__).with_name("cifar10c_reference_errors.json")
 Errors = dict[str, NDArray[np.float64]]  # percent at severities 1 to 5, by corruption

@@ -41,7 +41,7 @@ from metarepair.context import Context, LocalContext
 from metarepair.layout import Run
 from metarepair.meta_train import meta_train
 from metarepair.settings import parse_config
-from tasks.storage import place
+from tasks.storage.paths import place
 
 TARGET = "gaussian_noise"
 WAYS = {"plain": 0, "1 worker": 1, "2 workers": 2, "2 plain": 0}

@@ -30,9 +30,9 @@ from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.datasets.images import decode_image
 from tasks.failure_file import read_failures, write_failures
 from tasks.frechet import frechet_distance, moments
-from tasks.manifest import file_hash
 from tasks.pixels import RecomputedPixels, pixel_digests
 from tasks.records import Experience, Failures, Pixels
+from tasks.storage.manifest import file_hash
 
 PHOTOGRAPH = (500, 375)  # pixels of a photograph as ImageNet has them, about
 SEVERITIES = (1, 2, 3, 4, 5)

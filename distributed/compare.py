@@ -27,9 +27,9 @@ from metarepair.methods import get_method
 from metarepair.methods.base import map_here
 from metarepair.progress import Progress
 from tasks.errors import StageError
-from tasks.manifest import MANIFEST, discard
-from tasks.remote_path import RemotePath
-from tasks.storage import find, place, remove_tree
+from tasks.storage.manifest import MANIFEST, discard
+from tasks.storage.paths import find, place, remove_tree
+from tasks.storage.remote import RemotePath
 
 
 class Comparison:

@@ -13,7 +13,7 @@ from typing import Any
 import tasks.errors
 from distributed.ray_words import GO_ON, words_of
 from tasks.errors import UserError, WorkerError
-from tasks.storage import Place, remove, write_text
+from tasks.storage.paths import Place, remove, write_text
 
 FAILURE = "failure.json"
 

@@ -18,7 +18,7 @@ from metarepair.progress import Progress
 from tasks.fid_statistics import bootstrap_interval, fid_infinity
 from tasks.frechet import frechet_distance
 from tasks.records import FidScore
-from tasks.storage import Place
+from tasks.storage.paths import Place
 
 BLOCK = 16  # pairs of a work item: seconds of work, and few enough that the last actor is not waited for
 

@@ -33,7 +33,7 @@ from metarepair.reports.hypothesis_table import describe, pairs_table, write_pai
 from metarepair.score import SCORE_AGAIN
 from tasks.corruptions import CORRUPTIONS
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
-from tasks.manifest import (
+from tasks.storage.manifest import (
     MANIFEST,
     Manifest,
     begin,
@@ -44,8 +44,8 @@ from tasks.manifest import (
     verify_checksums,
     write_manifest,
 )
-from tasks.seal import missing_parts, seal
-from tasks.storage import Place, read_table, remove, write_text, writing
+from tasks.storage.paths import Place, read_table, remove, write_text, writing
+from tasks.storage.sealed_parts import missing_parts, seal
 from tasks.store import open_side
 
 STAGE = "hypothesis"

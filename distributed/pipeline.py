@@ -43,7 +43,7 @@ from metarepair.score import read_confidence
 from tasks.confidence import choose_experiences
 from tasks.corruptions import category_of
 from tasks.errors import DataError
-from tasks.manifest import (
+from tasks.storage.manifest import (
     MANIFEST,
     Manifest,
     begin,
@@ -54,8 +54,8 @@ from tasks.manifest import (
     verify_checksums,
     write_manifest,
 )
-from tasks.remote_path import RemotePath
-from tasks.storage import Place, copy_file, find, remove_tree, write_text
+from tasks.storage.paths import Place, copy_file, find, remove_tree, write_text
+from tasks.storage.remote import RemotePath
 
 Stage = Literal["mine", "score", "train", "repair", "report"]
 STAGES: tuple[Stage, ...] = ("mine", "score", "train", "repair", "report")

@@ -21,7 +21,7 @@ from metarepair.pretrain_stage import describe, epoch_progress, log_epoch, read_
 from metarepair.settings import parse_config
 from tasks.datasets import dataset_info
 from tasks.errors import UserError
-from tasks.storage import Place, place, remove_tree
+from tasks.storage.paths import Place, place, remove_tree
 
 POLL_S = 1.0
 

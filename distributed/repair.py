@@ -7,7 +7,7 @@ from metarepair.config import Config
 from metarepair.deploy import load_surroundings
 from metarepair.layout import Run
 from metarepair.repair_stage import repair_target
-from tasks.storage import place
+from tasks.storage.paths import place
 
 
 def repair_on_ray(run: Run, config: Config, target: str, say: Say) -> None:

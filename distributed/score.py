@@ -23,7 +23,8 @@ from metarepair.score import (
 )
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
-from tasks.manifest import (
+from tasks.records import FidScore
+from tasks.storage.manifest import (
     check_done,
     check_whole,
     discard,
@@ -32,8 +33,7 @@ from tasks.manifest import (
     verify_checksums,
     write_manifest,
 )
-from tasks.records import FidScore
-from tasks.storage import Place
+from tasks.storage.paths import Place
 
 
 def score_stage(run: Run, config: Config, mined: Mined, say: Say) -> None:

@@ -24,9 +24,9 @@ from metarepair.search.check import check_distances
 from metarepair.search.space import judged_environments, search_of
 from metarepair.training_inputs import TrainingInputs
 from tasks.datasets import Split
-from tasks.manifest import check_whole, write_manifest
 from tasks.records import FID_SCHEMA, FidScore
-from tasks.storage import Place, copy_file, local, write_table
+from tasks.storage.manifest import check_whole, write_manifest
+from tasks.storage.paths import Place, copy_file, local, write_table
 
 
 @dataclass(frozen=True, kw_only=True)

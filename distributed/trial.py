@@ -21,7 +21,7 @@ from metarepair.meta_train import rounds
 from metarepair.search.check import rounds_of
 from metarepair.search.space import search_of, trial_config
 from metarepair.training_inputs import TrainingInputs
-from tasks.storage import Place, remove_tree, write_text
+from tasks.storage.paths import Place, remove_tree, write_text
 
 RECORD = "record.json"
 

@@ -50,8 +50,8 @@ from metarepair.search.results import results_table, write_results
 from metarepair.search.space import check_space, dimensions, judged_environments, search_of
 from metarepair.search.trials import Trial
 from tasks.errors import DataError, UserError
-from tasks.manifest import MANIFEST, begin, check_done, discard, require_manifest, write_manifest
-from tasks.storage import find, remove_tree, write_text
+from tasks.storage.manifest import MANIFEST, begin, check_done, discard, require_manifest, write_manifest
+from tasks.storage.paths import find, remove_tree, write_text
 
 STAGE = "search"
 TRIALS = "trials.json"

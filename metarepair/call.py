@@ -35,9 +35,9 @@ from metarepair.probe_needs import IMAGES, probe_repair
 from metarepair.repair_config import RepairConfig
 from metarepair.vectors import State
 from tasks.errors import ConfigError, DataError, DivergedError
-from tasks.manifest import require_manifest
 from tasks.records import Failures
-from tasks.storage import place
+from tasks.storage.manifest import require_manifest
+from tasks.storage.paths import place
 
 NAME_A_START = "Name a finished meta/<target>/ folder of a run."
 FEW = 20  # with fewer images, an accuracy on validation moves in steps of more than five points

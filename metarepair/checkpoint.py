@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import StorageError
-from tasks.manifest import file_hash
-from tasks.storage import Place, copy_file, find, remove_tree, write_text
+from tasks.storage.manifest import file_hash
+from tasks.storage.paths import Place, copy_file, find, remove_tree, write_text
 
 STATE = "state.json"
 Say = Callable[[str], object]

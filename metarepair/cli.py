@@ -234,7 +234,7 @@ def _pretrain(given: argparse.Namespace, config: Config) -> int:
     from distributed.pretrain import pretrain_on_ray
     from metarepair.layout import open_run
     from metarepair.pretrain_stage import pretrain_stage
-    from tasks.run_lock import locked
+    from tasks.storage.run_lock import locked
 
     with locked(open_run(config).root, given.verb, say=_say), connected(config, given.address):
         on_ray = pretrain_on_ray if config.workers else None
@@ -245,7 +245,7 @@ def _pretrain(given: argparse.Namespace, config: Config) -> int:
 def _run_stages(given: argparse.Namespace, config: Config) -> int:
     from distributed.cluster import connected
     from distributed.pipeline import Pipeline
-    from tasks.run_lock import locked
+    from tasks.storage.run_lock import locked
 
     pipeline = Pipeline(config, _say)
     do: Callable[[], object] = pipeline.whole if given.verb == "run" else getattr(pipeline, given.verb)
@@ -261,7 +261,7 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
 def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
     from distributed.cluster import connected
     from distributed.hypothesis import HypothesisStudy
-    from tasks.run_lock import locked
+    from tasks.storage.run_lock import locked
 
     study = HypothesisStudy(config, _say)
     with locked(study.run.root, given.verb, say=_say), connected(config, given.address):
@@ -281,7 +281,7 @@ def _compare(given: argparse.Namespace, config: Config) -> int:
 
     from distributed.cluster import connected
     from distributed.compare import Comparison
-    from tasks.run_lock import locked
+    from tasks.storage.run_lock import locked
 
     if given.pair:
         Comparison(config, _say).pair(*given.pair)
@@ -297,7 +297,7 @@ def _search(given: argparse.Namespace, config: Config) -> int:
     from distributed.cluster import connected
     from distributed.search_room import cluster_settings
     from distributed.tune import TuneSearch
-    from tasks.run_lock import locked
+    from tasks.storage.run_lock import locked
 
     search = TuneSearch(config, _say)
     with locked(search.run.root, given.verb, say=_say), connected(cluster_settings(config), given.address):

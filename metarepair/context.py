@@ -21,7 +21,7 @@ from torch import Tensor
 
 from metarepair.checkpoint import Checkpoints
 from metarepair.events import EventLog
-from tasks.storage import Place, write_text
+from tasks.storage.paths import Place, write_text
 
 Metrics = Mapping[str, float]
 LAST_REPORT = "last_report.json"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tasks.datasets import DATA_VARIABLE, NAMES, USERS, count_images
 from tasks.errors import UserError
-from tasks.manifest import versions
+from tasks.storage.manifest import versions
 
 if TYPE_CHECKING:
     from metarepair.config import Config

@@ -23,9 +23,9 @@ from metarepair.predictions import Called, Predictions, called, predict_all, pre
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import Dataset
 from tasks.keys import keyed_generator
-from tasks.manifest import require_manifest
 from tasks.records import Failures, Ints, RepairResult
-from tasks.storage import append_line
+from tasks.storage.manifest import require_manifest
+from tasks.storage.paths import append_line
 from tasks.store import open_side
 
 # N examples, M models

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.storage import Place, copy_file
+from tasks.storage.paths import Place, copy_file
 
 
 class EventLog:

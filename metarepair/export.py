@@ -27,7 +27,7 @@ from metarepair.vectors import not_finite
 from tasks.datasets import Dataset
 from tasks.errors import ConfigError, UserError, WeightsError
 from tasks.records import Pixels
-from tasks.storage import Place, writing
+from tasks.storage.paths import Place, writing
 
 # B images, C H W pixels, K classes
 

@@ -18,7 +18,7 @@ from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.settings import load_config, parse_config
 from metarepair.weights import SCHEME, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
-from tasks.storage import Place, find, local, place
+from tasks.storage.paths import Place, find, local, place
 
 Format = Literal["torch", "onnx", "original"]
 RESULT = "result.json"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tasks.errors import DataError
 from tasks.frechet import Doubles, Moments
 from tasks.records import Ints
-from tasks.storage import Place, local, writing
+from tasks.storage.paths import Place, local, writing
 
 # N examples, D features, R rows of a factor
 

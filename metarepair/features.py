@@ -34,7 +34,7 @@ from metarepair.models.preprocessing import resized
 from metarepair.models.weights_file import WeightsFile, read_weights
 from metarepair.models.wrappers import copied
 from tasks.errors import ConfigError, DataError, WeightsError, near_names, unknown_name
-from tasks.manifest import file_hash
+from tasks.storage.manifest import file_hash
 
 SPECS = ("inception", "timm:NAME", "deployed", "efficientnet_lite0")
 # A CPU is fastest with few images at a time: the activations of four of 224 × 224 pixels are reused from

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from metarepair.config import Config
 from tasks.errors import StorageError, UserError
-from tasks.storage import Place, place
+from tasks.storage.paths import Place, place
 
 RATES = "rates.safetensors"  # factors of learned rates, beside the model of a checkpoint or of θ_meta
 

@@ -23,10 +23,10 @@ from metarepair.repair_config import AnyConfig
 from metarepair.vectors import State, copied_buffers, copied_parameters
 from tasks.errors import ConfigError, WeightsError
 from tasks.keys import keyed_generator
-from tasks.manifest import require_manifest, verify_checksums
 from tasks.records import Failures
 from tasks.sampler import semantic_cover, split_validation
-from tasks.storage import Place
+from tasks.storage.manifest import require_manifest, verify_checksums
+from tasks.storage.paths import Place
 
 # N failures, B images
 

@@ -40,8 +40,8 @@ from metarepair.section import in_yaml
 from metarepair.task_source import TaskSource, slots_of
 from metarepair.vectors import State, flatten, pairwise_sum, unflatten
 from tasks.errors import DivergedError, StageError
-from tasks.manifest import difference
-from tasks.storage import Place
+from tasks.storage.manifest import difference
+from tasks.storage.paths import Place
 
 # P parameters and rate factors
 

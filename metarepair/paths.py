@@ -16,7 +16,7 @@ from metarepair.weights import resolve_weights
 from tasks.archives import archive_folder
 from tasks.datasets import check_folders
 from tasks.errors import ConfigError, StageError, WeightsError, unknown_name
-from tasks.storage import place
+from tasks.storage.paths import place
 
 
 def check_paths(config: Config, verb: str) -> None:

@@ -32,7 +32,7 @@ from metarepair.task_source import slots_of
 from tasks.datasets import Dataset, DatasetInfo
 from tasks.errors import DivergedError
 from tasks.keys import keyed_generator
-from tasks.storage import Place
+from tasks.storage.paths import Place
 
 # B images, P parameters, statistics and the loss
 

@@ -18,8 +18,8 @@ from metarepair.pretrain import Epoch, pretrain
 from metarepair.pretrain_checks import check_data
 from metarepair.progress import Progress
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
-from tasks.manifest import begin, check_done, discard, write_manifest
-from tasks.storage import Place, write_text
+from tasks.storage.manifest import begin, check_done, discard, write_manifest
+from tasks.storage.paths import Place, write_text
 
 EPOCHS = "epochs.json"
 TrainElsewhere = Callable[[Config, Place], None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metarepair.models.build import read_tensors, save_weights
 from metarepair.outer import load_optimizer_state, optimizer_state
 from metarepair.pretrain_config import PretrainConfig
-from tasks.storage import Place
+from tasks.storage.paths import Place
 
 CHECKPOINT = "training.safetensors"
 

@@ -33,14 +33,14 @@ from metarepair.repair_unit import (
 )
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.score import SCORE_AGAIN, read_confidence
-from tasks.manifest import (
+from tasks.storage.manifest import (
     Manifest,
     check_done,
     require_manifest,
     versions,
     write_manifest,
 )
-from tasks.storage import Place, read_table, write_text, writing
+from tasks.storage.paths import Place, read_table, write_text, writing
 from tasks.store import open_side
 
 Progress = Callable[[str], None]

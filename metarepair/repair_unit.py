@@ -30,7 +30,7 @@ from metarepair.models.wrappers import copied
 from metarepair.peak_memory import peak_memory
 from tasks.errors import DataError, DivergedError, unreadable
 from tasks.records import Failures
-from tasks.storage import Place, write_text
+from tasks.storage.paths import Place, write_text
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 TRAIN_FIRST = "Train it first: metarepair train --config …"

@@ -23,7 +23,7 @@ from tasks.confidence import (
 from tasks.corruptions import category_of
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.records import FID_SCHEMA, FidScore
-from tasks.storage import Place, read_table, write_table
+from tasks.storage.paths import Place, read_table, write_table
 
 SCORE_AGAIN = "Score again: metarepair score --config FILE --restart."
 TARGET_SUFFIX = " (target)"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tasks.confidence import Confidence
 from tasks.datasets import Split
-from tasks.storage import Place
+from tasks.storage.paths import Place
 
 
 @dataclass(frozen=True, kw_only=True)

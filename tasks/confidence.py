@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError, DataError, unknown_name
-from tasks.manifest import content_hash
+from tasks.storage.manifest import content_hash
 
 Rule = Literal["softmax", "hinge", "cutoff", "uniform"]
 Choice = Literal["all", "top_k", "category", "list"]

@@ -18,7 +18,7 @@ import pyarrow as pa
 from tasks.errors import DataError
 from tasks.pixels import RecomputedPixels
 from tasks.records import Failures, Ints, PixelRows, Pixels, failure_schema
-from tasks.storage import Place, local, writing
+from tasks.storage.paths import Place, local, writing
 
 # N failures
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import S3FileSystem
 
-from tasks.remote_path import CACHE_VARIABLE
-from tasks.storage import Place, place
+from tasks.storage.paths import Place, place
+from tasks.storage.remote import CACHE_VARIABLE
 
 BUCKET = "metarepair-tests"
 

@@ -19,9 +19,9 @@ from metarepair.deploy import Surroundings
 from metarepair.evaluate import Judged, evaluate
 from metarepair.layout import Run
 from tasks.errors import DataError, StageError, unreadable
-from tasks.manifest import require_manifest
-from tasks.seal import is_sealed, seal, seal_of
-from tasks.storage import remove, write_table, write_text
+from tasks.storage.manifest import require_manifest
+from tasks.storage.paths import remove, write_table, write_text
+from tasks.storage.sealed_parts import is_sealed, seal, seal_of
 
 # M repaired DNNs, N examples
 

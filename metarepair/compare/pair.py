@@ -22,7 +22,7 @@ from tasks.datasets import Dataset
 from tasks.environment import corrupted_images
 from tasks.errors import DataError, StageError
 from tasks.records import Ints, Pixels
-from tasks.storage import Place, read_table, write_table
+from tasks.storage.paths import Place, read_table, write_table
 
 # N examples
 

@@ -22,7 +22,7 @@ from metarepair.reports.table import (
     percent,
     spread,
 )
-from tasks.manifest import require_manifest
+from tasks.storage.manifest import require_manifest
 
 Result = dict[str, Any]
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tasks.errors import DataError, unreadable
-from tasks.storage import Place, write_text
+from tasks.storage.paths import Place, write_text
 
 PLAN = "comparison.json"
 

@@ -14,9 +14,9 @@ from metarepair.meta_test import RepairData
 from metarepair.methods import Budget, MethodContext, get_method, settings_of
 from metarepair.methods.base import Map
 from tasks.errors import DataError, StageError
-from tasks.manifest import BEGUN, MANIFEST, Manifest, begin, check_done, discard, write_manifest
 from tasks.records import Failures
-from tasks.storage import find, inside
+from tasks.storage.manifest import BEGUN, MANIFEST, Manifest, begin, check_done, discard, write_manifest
+from tasks.storage.paths import find, inside
 
 KEPT = (".safetensors", ".json", ".seal")
 

@@ -12,7 +12,7 @@ from metarepair.config import Config
 from metarepair.layout import Run
 from metarepair.reports.page import bullets, escaped, html_page, html_table, picture
 from metarepair.reports.table import aligned, rows_table
-from tasks.storage import write_table, write_text
+from tasks.storage.paths import write_table, write_text
 
 
 def write_results(run: Run, config: Config, units: Sequence[Compared]) -> list[str]:

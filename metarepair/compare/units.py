@@ -31,7 +31,14 @@ from metarepair.repair_unit import (
     repair_once,
     unit_data,
 )
-from tasks.manifest import Manifest, begin, check_done, require_manifest, verify_checksums, write_manifest
+from tasks.storage.manifest import (
+    Manifest,
+    begin,
+    check_done,
+    require_manifest,
+    verify_checksums,
+    write_manifest,
+)
 from tasks.store import open_side
 
 Say = Callable[[str], None]

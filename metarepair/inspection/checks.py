@@ -11,9 +11,9 @@ from metarepair.inspection.places import TRACES, StagePlace
 from metarepair.progress import Progress
 from tasks.errors import DataError
 from tasks.failure_file import read_with_facts
-from tasks.manifest import BEGUN, MANIFEST, MENDING, Manifest, has_digest, read_manifest
-from tasks.seal import SUFFIX, is_untouched, seal_of
-from tasks.storage import Place, size_of
+from tasks.storage.manifest import BEGUN, MANIFEST, MENDING, Manifest, has_digest, read_manifest
+from tasks.storage.paths import Place, size_of
+from tasks.storage.sealed_parts import SUFFIX, is_untouched, seal_of
 
 SHOWN_FROM_BYTES = 1 << 28  # less is read in about a second, and needs no progress
 

@@ -31,10 +31,10 @@ from metarepair.inspection.places import StagePlace
 from tasks.datasets import DATASETS
 from tasks.errors import DataError, UserError
 from tasks.failure_file import read_failures
-from tasks.manifest import Manifest
 from tasks.pixels import RecomputedPixels
 from tasks.records import Failures
-from tasks.storage import Place
+from tasks.storage.manifest import Manifest
+from tasks.storage.paths import Place
 
 States = Mapping[str, State]
 Settings = Mapping[str, Any]

@@ -13,9 +13,9 @@ from metarepair.inspection.facts import BAD, Damage, Inspection, LoneFile, State
 from metarepair.inspection.headers import failures_header, parquet_header, safetensors_header
 from metarepair.inspection.places import ALLOWED
 from tasks.errors import DataError
-from tasks.manifest import MANIFEST, Manifest
-from tasks.seal import seal_of
-from tasks.storage import Place, inside, size_of
+from tasks.storage.manifest import MANIFEST, Manifest
+from tasks.storage.paths import Place, inside, size_of
+from tasks.storage.sealed_parts import seal_of
 
 Format = Literal["failures", "parquet", "safetensors"]
 FORMATS: dict[str, Format] = {".arrow": "failures", ".parquet": "parquet", ".safetensors": "safetensors"}

@@ -11,7 +11,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.storage import Place, local
+from tasks.storage.paths import Place, local
 
 # What a library raises when bytes are not what they should be.
 _DAMAGED = (OSError, pa.ArrowException, KeyError, ValueError)

@@ -8,7 +8,7 @@ from metarepair.inspection.files import inspect_file
 from metarepair.inspection.places import ALLOWED, find_stages
 from metarepair.inspection.stages import stage_facts
 from tasks.errors import DataError
-from tasks.storage import Place, place
+from tasks.storage.paths import Place, place
 
 READS = "d_fail_reads.jsonl"
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 from metarepair.inspection.facts import Kind, Role
 from tasks.errors import DataError
-from tasks.manifest import BEGUN, MANIFEST, read_manifest
-from tasks.storage import Place, inside
+from tasks.storage.manifest import BEGUN, MANIFEST, read_manifest
+from tasks.storage.paths import Place, inside
 
 # Folders of a run that hold one stage for each corruption or target, and those that are one, as a run makes them.
 GROUPS: dict[str, tuple[Kind, Role | None]] = {

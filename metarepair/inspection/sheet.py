@@ -20,7 +20,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.failure_file import read_failures
 from tasks.pixels import RecomputedPixels
 from tasks.records import Failures, Ints, Pixels
-from tasks.storage import Place, place
+from tasks.storage.paths import Place, place
 
 COLUMNS = 10
 LABEL_WIDTH, CAPTION = 200, 32  # pixels: the row's name, the lines under an image

@@ -19,8 +19,8 @@ from metarepair.inspection.checks import (
 from metarepair.inspection.details import details_of
 from metarepair.inspection.facts import BAD, StageFacts, State
 from metarepair.inspection.places import StagePlace
-from tasks.manifest import MANIFEST, content_hash
-from tasks.storage import Place
+from tasks.storage.manifest import MANIFEST, content_hash
+from tasks.storage.paths import Place
 
 
 def stage_facts(place: StagePlace, checksums: Checksums) -> StageFacts:

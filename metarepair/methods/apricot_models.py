@@ -38,8 +38,8 @@ from metarepair.vectors import State
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.keys import keyed_generator
 from tasks.records import Ints
-from tasks.seal import is_untouched, missing_parts, seal
-from tasks.storage import Place
+from tasks.storage.paths import Place
+from tasks.storage.sealed_parts import is_untouched, missing_parts, seal
 
 # N clean images, B images in a batch
 

@@ -48,7 +48,7 @@ from metarepair.section import Fraction, Positive, Rate, Section
 from metarepair.vectors import State
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
-from tasks.storage import write_text
+from tasks.storage.paths import write_text
 
 LOCALISED, SEARCHED = "localised.json", "searched.safetensors"  # of a repair that may be interrupted
 PROBED = 2  # images that tell a block's shape

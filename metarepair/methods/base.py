@@ -21,7 +21,7 @@ from metarepair.models.wrappers import copied
 from metarepair.repair_config import AnyConfig
 from metarepair.section import Section
 from tasks.errors import ConfigError
-from tasks.storage import Place
+from tasks.storage.paths import Place
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -25,7 +25,7 @@ from metarepair.weights import resolve_weights
 from tasks.datasets import DatasetInfo
 from tasks.errors import ConfigError, WeightsError, near_names
 from tasks.records import Pixels
-from tasks.storage import Place, local, writing
+from tasks.storage.paths import Place, local, writing
 
 # B images, H W C pixels, K classes
 

@@ -17,7 +17,7 @@ from tasks.datasets import Dataset
 from tasks.failure_file import read_failures
 from tasks.pixels import RecomputedPixels
 from tasks.records import Failures, Ints
-from tasks.storage import Place, inside, read_table
+from tasks.storage.paths import Place, inside, read_table
 
 REPAIR_AGAIN = "Repair again: metarepair repair --config FILE --restart."
 

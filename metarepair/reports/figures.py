@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from metarepair.reports.table import Result, Row, by_method, method_words, spread
 from tasks.records import Failures, Ints
-from tasks.storage import Place, writing
+from tasks.storage.paths import Place, writing
 
 COLOURS = ("#999999", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#000000")
 MARKS = "osD^vPX*"

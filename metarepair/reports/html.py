@@ -38,8 +38,8 @@ from metarepair.score import SCORE_AGAIN
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS, Dataset
 from tasks.errors import StageError
-from tasks.manifest import read_manifest
-from tasks.storage import Place, find, inside, read_table, write_text
+from tasks.storage.manifest import read_manifest
+from tasks.storage.paths import Place, find, inside, read_table, write_text
 
 BUDGET = ("seed", "images_seen", "gradient_steps")
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from metarepair.hypothesis import Study, different, relative_gains
 from tasks.corruptions import category_of
-from tasks.storage import Place, writing
+from tasks.storage.paths import Place, writing
 
 # C corruptions (rows are experiences, columns targets)
 

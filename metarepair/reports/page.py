@@ -7,7 +7,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 from metarepair.reports import figures
-from tasks.storage import Place
+from tasks.storage.paths import Place
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #0072b2; }

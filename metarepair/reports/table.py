@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from metarepair.methods import METHODS, all_methods
-from tasks.storage import Place, write_table
+from tasks.storage.paths import Place, write_table
 
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]

@@ -25,7 +25,7 @@ from metarepair.search.space import (
 )
 from metarepair.search.trials import State, Trial, best_trial, counts, has_objective, is_judged, ranked
 from metarepair.settings import config_text
-from tasks.storage import Place, write_table, write_text
+from tasks.storage.paths import Place, write_table, write_text
 
 __all__ = ["State", "Trial", "best_trial", "results_table", "trials_table", "write_results"]
 

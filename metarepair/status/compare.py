@@ -11,9 +11,9 @@ from metarepair.inspection.facts import JUDGED, Damage
 from metarepair.status.facts import Member
 from metarepair.status.members import Looked, Stats, moment
 from tasks.errors import DataError
-from tasks.manifest import MANIFEST
-from tasks.seal import SUFFIX, has_identity
-from tasks.storage import Place
+from tasks.storage.manifest import MANIFEST
+from tasks.storage.paths import Place
+from tasks.storage.sealed_parts import SUFFIX, has_identity
 
 FOLDER = "compare"
 

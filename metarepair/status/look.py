@@ -8,7 +8,7 @@ from metarepair.status.facts import HolderFacts, RunStatus
 from metarepair.status.runs import open_run_folder
 from metarepair.status.search import look_at_search
 from metarepair.status.stages import look_at_stages
-from tasks.run_lock import Holder, holder
+from tasks.storage.run_lock import Holder, holder
 
 
 def status_of(path: str) -> RunStatus:

@@ -17,9 +17,9 @@ from metarepair.inspection.details import real, whole
 from metarepair.inspection.facts import Damage
 from metarepair.inspection.places import FileStat, Listing, StagePlace
 from metarepair.status.facts import Member
-from tasks.manifest import MANIFEST, Manifest
-from tasks.seal import SUFFIX
-from tasks.storage import Place, size_of
+from tasks.storage.manifest import MANIFEST, Manifest
+from tasks.storage.paths import Place, size_of
+from tasks.storage.sealed_parts import SUFFIX
 
 Stats = Mapping[str, FileStat]
 Mark = Mapping[str, Any]

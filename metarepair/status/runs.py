@@ -5,8 +5,8 @@ from __future__ import annotations
 from metarepair.inspection.inspect import READS
 from metarepair.inspection.places import GROUPS, ORDER, SINGLES, folders_in
 from tasks.errors import DataError, StorageError, near_names
-from tasks.lease import LEASE
-from tasks.storage import Place, place
+from tasks.storage.lease import LEASE
+from tasks.storage.paths import Place, place
 
 ALLOWED = "Name a run's folder, STORAGE/NAME of its configuration: metarepair status runs/sample"
 

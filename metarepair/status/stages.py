@@ -18,8 +18,8 @@ from metarepair.status.compare import look_at_comparison
 from metarepair.status.facts import Member, StageStatus
 from metarepair.status.members import Looked, Stats, look_at, moment, sealed_parts
 from metarepair.status.unused import unused_paths
-from tasks.lease import Owner
-from tasks.storage import Place
+from tasks.storage.lease import Owner
+from tasks.storage.paths import Place
 
 NAMES: dict[Kind, str] = {
     "deployed": "pretrain",

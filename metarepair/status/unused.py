@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from metarepair.compare.plan import PLAN, Plan
 from metarepair.status.members import Looked, Stats
-from tasks.manifest import MANIFEST
+from tasks.storage.manifest import MANIFEST
 
 SCORE, REPORT = f"score/{MANIFEST}", "report/index.html"
 

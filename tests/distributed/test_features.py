@@ -24,7 +24,7 @@ from metarepair.config import Config
 from metarepair.feature_file import read_features, read_moments, write_features, write_moments
 from tasks.errors import DataError, WorkerError
 from tasks.frechet import frechet_distance, moments
-from tasks.manifest import read_manifest, verify_checksums
+from tasks.storage.manifest import read_manifest, verify_checksums
 
 Tiny = Callable[..., Config]
 SHARDS = {"extractor": "deployed", "shard_images": 4}

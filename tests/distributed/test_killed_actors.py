@@ -22,7 +22,7 @@ from distributed import pool
 from distributed.features import MOMENTS
 from distributed.pipeline import Pipeline
 from metarepair.config import Config
-from tasks.seal import seal_of
+from tasks.storage.sealed_parts import seal_of
 
 Tiny = Callable[..., Config]
 SHARDS = {"extractor": "deployed", "shard_images": 4}

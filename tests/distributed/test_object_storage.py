@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from metarepair.config import Config
-from tasks.manifest import read_manifest, verify_checksums
-from tasks.storage import place
+from tasks.storage.manifest import read_manifest, verify_checksums
+from tasks.storage.paths import place
 
 Tiny = Callable[..., Config]
 

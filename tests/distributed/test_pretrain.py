@@ -13,7 +13,7 @@ from distributed.pretrain import pretrain_on_ray
 from metarepair.config import Config
 from metarepair.pretrain_stage import pretrain_stage, read_epochs
 from metarepair.settings import parse_config
-from tasks.storage import place
+from tasks.storage.paths import place
 
 pytestmark = pytest.mark.distributed
 

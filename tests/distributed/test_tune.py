@@ -44,7 +44,7 @@ from metarepair.settings import load_config
 from tasks import store
 from tasks.errors import ConfigError, DivergedError, StageError, UserError
 from tasks.records import Failures
-from tasks.storage import Place
+from tasks.storage.paths import Place
 
 pytestmark = pytest.mark.distributed
 

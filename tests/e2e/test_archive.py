@@ -11,7 +11,7 @@ import pytest
 from metarepair.cli import main
 from tasks.corruptions import corrupt
 from tasks.datasets import load_dataset
-from tasks.manifest import require_manifest
+from tasks.storage.manifest import require_manifest
 from tasks.store import open_side
 
 CONFIG = """\

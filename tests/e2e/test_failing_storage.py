@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from metarepair.cli import main
 from metarepair.context import LocalContext
-from tasks.remote_path import CACHE_VARIABLE
-from tasks.storage import local, place
+from tasks.storage.paths import local, place
+from tasks.storage.remote import CACHE_VARIABLE
 
 META = Path("tiny", "meta", "gaussian_noise")
 

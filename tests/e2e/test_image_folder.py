@@ -11,7 +11,7 @@ from PIL import Image
 
 from metarepair.cli import main
 from tasks.datasets import CIFAR10_CLASSES, DATA_VARIABLE, Split, load_dataset
-from tasks.manifest import require_manifest
+from tasks.storage.manifest import require_manifest
 from tasks.store import open_side
 
 CONFIG = """\

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from metarepair.cli import main
-from tasks.manifest import require_manifest
+from tasks.storage.manifest import require_manifest
 
 
 def inspect(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from metarepair.cli import main
-from tasks.storage import Place, find, inside, local, place
+from tasks.storage.paths import Place, find, inside, local, place
 
 EXACT = (".arrow", ".safetensors", ".npy")
 

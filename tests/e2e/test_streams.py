@@ -9,8 +9,8 @@ from pathlib import Path
 
 from metarepair.cli import main
 from metarepair.streams import PIPE_CLOSED
-from tasks.lease import LEASE
-from tasks.run_lock import LOCK
+from tasks.storage.lease import LEASE
+from tasks.storage.run_lock import LOCK
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,9 +16,9 @@ import pytest
 
 import metarepair
 from metarepair.cli import main
-from tasks.lease import LEASE
-from tasks.manifest import require_manifest
-from tasks.run_lock import LOCK, holder
+from tasks.storage.lease import LEASE
+from tasks.storage.manifest import require_manifest
+from tasks.storage.run_lock import LOCK, holder
 
 STAGES = ("experiences/shot_noise", "targets/gaussian_noise")
 

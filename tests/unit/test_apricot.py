@@ -30,7 +30,7 @@ from metarepair.stateless import seeded
 from metarepair.vectors import State
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.records import Failures, Pixels
-from tasks.seal import seal
+from tasks.storage.sealed_parts import seal
 
 REDUCED: dict[str, Any] = {"models": 3, "per_class": 4, "epochs": 2, "batch_size": 5, "rate": 0.01}
 SMALL: dict[str, Any] = {"reduced": REDUCED, "epochs": 2, "batch_size": 8, "adjust_batch": 4, "patience": 3}

@@ -20,7 +20,7 @@ from metarepair import RepairConfig, Repaired, repair
 from metarepair.models import load_deployed
 from tasks.datasets import dataset_info, load_dataset
 from tasks.errors import ConfigError, DataError, DivergedError, StageError, UserError, WeightsError
-from tasks.manifest import write_manifest
+from tasks.storage.manifest import write_manifest
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 QUICK = RepairConfig.model_validate(

@@ -14,7 +14,7 @@ from metarepair import checkpoint
 from metarepair.checkpoint import Checkpoints, newest_checkpoint, read_state, seal
 from metarepair.models.build import save_weights
 from tasks.errors import StorageError
-from tasks.storage import Place, find
+from tasks.storage.paths import Place, find
 
 
 def filled(episode: int) -> Callable[[Path], None]:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import cifar10c_errors
 from tasks.errors import DataError
-from tasks.manifest import write_manifest
+from tasks.storage.manifest import write_manifest
 
 
 def mined(run, name, errors):

@@ -15,7 +15,7 @@ from PIL import Image
 from tasks.datasets import ArrayDataset, DataSource, decoding, load_dataset
 from tasks.datasets.decoding import rows_by_class
 from tasks.errors import DataError
-from tasks.storage import CACHE_VARIABLE
+from tasks.storage.paths import CACHE_VARIABLE
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60))

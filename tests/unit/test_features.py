@@ -29,7 +29,7 @@ from metarepair.models.inception_weights import FILE_NAMES
 from metarepair.models.lite0 import lite0_key
 from metarepair.weights import resolve_weights
 from tasks.errors import ConfigError, DataError, WeightsError
-from tasks.manifest import file_hash
+from tasks.storage.manifest import file_hash
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 

@@ -25,11 +25,11 @@ from metarepair.inspection.inspect import inspect
 from metarepair.inspection.text import describe
 from tasks.datasets import CIFAR10_CLASSES
 from tasks.failure_file import write_failures
-from tasks.manifest import CHECKSUM, begin, content_hash, read_manifest, write_manifest
 from tasks.mining import Mined
 from tasks.records import Failures
-from tasks.seal import seal as seal_part
-from tasks.storage import Place, write_text
+from tasks.storage.manifest import CHECKSUM, begin, content_hash, read_manifest, write_manifest
+from tasks.storage.paths import Place, write_text
+from tasks.storage.sealed_parts import seal as seal_part
 from tasks.store import finish_environment, write_part
 
 CONFIG = {"seed": 3, "data": {"name": "cifar10_sample"}, "model": {"name": "resnet8_cifar", "weights": "w"}}

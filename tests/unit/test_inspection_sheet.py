@@ -18,10 +18,10 @@ from metarepair.inspection.sheet import CAPTION, COLUMNS, LABEL_WIDTH, evenly_sp
 from tasks.datasets import load_dataset
 from tasks.errors import ConfigError, DataError
 from tasks.failure_file import read_failures, write_failures
-from tasks.manifest import write_manifest
 from tasks.mining import mine
 from tasks.records import Failures
-from tasks.storage import Place
+from tasks.storage.manifest import write_manifest
+from tasks.storage.paths import Place
 
 CONFIG = {"seed": 3, "data": {"name": "cifar10_sample", "corruption_table": None}}
 

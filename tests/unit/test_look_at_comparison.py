@@ -30,10 +30,10 @@ from metarepair.status.facts import Member, RunStatus
 from metarepair.status.look import status_of
 from metarepair.status.text import describe as describe_status
 from tasks.errors import DataError
-from tasks.manifest import begin, read_manifest, write_manifest
-from tasks.run_lock import locked
-from tasks.seal import seal, seal_of
-from tasks.storage import Place, remove, write_table, write_text
+from tasks.storage.manifest import begin, read_manifest, write_manifest
+from tasks.storage.paths import Place, remove, write_table, write_text
+from tasks.storage.run_lock import locked
+from tasks.storage.sealed_parts import seal, seal_of
 
 ROW = {"method": "none", "seed": 0, "d_fail": 0.25, "corrupted": 0.5, "clean": 0.75}
 

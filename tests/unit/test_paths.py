@@ -17,7 +17,7 @@ from metarepair.settings import parse_config
 from metarepair.weights import SHIPPED, resolve_weights
 from tasks.datasets import DATA_VARIABLE
 from tasks.errors import DataError, UserError, WeightsError
-from tasks.file_lock import lock_file, unlock_file
+from tasks.storage.file_lock import lock_file, unlock_file
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = str(ROOT / "tune_configs" / "sample.yaml")

@@ -24,8 +24,8 @@ from metarepair.pretrain_state import load_checkpoint, save_checkpoint
 from metarepair.settings import parse_config
 from tasks.datasets import ArrayDataset, DataSource, load_dataset
 from tasks.errors import ConfigError, DivergedError
-from tasks.manifest import read_manifest
-from tasks.storage import place
+from tasks.storage.manifest import read_manifest
+from tasks.storage.paths import place
 
 CPU = torch.device("cpu")
 EVERYTHING: dict[str, Any] = {

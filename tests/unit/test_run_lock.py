@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from tasks import run_lock
 from tasks.errors import LockError, StorageError
-from tasks.lease import LEASE, Owner, new_owner, read_lease, renew_lease
-from tasks.run_lock import LOCK, holder, locked
-from tasks.storage import Place, write_text
+from tasks.storage import run_lock
+from tasks.storage.lease import LEASE, Owner, new_owner, read_lease, renew_lease
+from tasks.storage.paths import Place, write_text
+from tasks.storage.run_lock import LOCK, holder, locked
 
 QUICK = {"beat_s": 0.1, "dead_s": 0.4}
 PATIENT = {"beat_s": 0.4, "dead_s": 60.0}  # so that a slow machine is not taken for a dead owner
@@ -130,8 +130,8 @@ def test_of_two_that_come_at_once_one_is_let_in(root: Place) -> None:
 
 CHILD = """
 import sys, time
-from tasks.run_lock import locked
-from tasks.storage import place
+from tasks.storage.run_lock import locked
+from tasks.storage.paths import place
 with locked(place(sys.argv[1]), "mine", beat_s=0.2):
     print("in", flush=True)
     time.sleep(600)

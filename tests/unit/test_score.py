@@ -13,9 +13,9 @@ from metarepair.config import ExperienceConfig
 from metarepair.score import GUIDED, ONE, confidence_of, describe_confidence, guides, write_scores
 from tasks.confidence import confidence
 from tasks.errors import StageError
-from tasks.manifest import read_manifest, write_manifest
 from tasks.records import FidScore
-from tasks.storage import Place, local, write_text
+from tasks.storage.manifest import read_manifest, write_manifest
+from tasks.storage.paths import Place, local, write_text
 
 DISTANCES = {"fog": 12.0, "snow": 3.0, "frost": 5.0, "contrast": 40.0, "saturate": 7.5, "spatter": 9.0}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tasks.seal import SUFFIX, is_sealed, is_untouched, missing_parts, seal, seal_of
-from tasks.storage import Place, remove, write_text
+from tasks.storage.paths import Place, remove, write_text
+from tasks.storage.sealed_parts import SUFFIX, is_sealed, is_untouched, missing_parts, seal, seal_of
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from metarepair.cli import main
 from metarepair.status.facts import Member, RunStatus, StageStatus
 from metarepair.status.look import status_of
 from metarepair.status.text import describe
-from tasks.lease import LEASE, new_owner
-from tasks.manifest import begin, write_manifest
-from tasks.run_lock import locked
-from tasks.seal import seal as seal_part
-from tasks.storage import Place, write_table, write_text
+from tasks.storage.lease import LEASE, new_owner
+from tasks.storage.manifest import begin, write_manifest
+from tasks.storage.paths import Place, write_table, write_text
+from tasks.storage.run_lock import locked
+from tasks.storage.sealed_parts import seal as seal_part
 
 MINING = {"seed": 0, "mining.shard_images": 10}
 INPUTS = {"train": "abc"}

@@ -24,7 +24,7 @@ from metarepair.models.van import Van
 from metarepair.settings import parse_config
 from tasks.datasets import dataset_info
 from tasks.errors import ConfigError, WeightsError
-from tasks.manifest import difference
+from tasks.storage.manifest import difference
 
 INFO = dataset_info("cifar10")
 # The module whose output is the first block's input, or the last of a stage.

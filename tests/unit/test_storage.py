@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.errors import ConfigError, DataError, StorageError
-from tasks.remote_path import RemotePath, cache_folder
-from tasks.storage import (
+from tasks.storage.paths import (
     Place,
     append_line,
     copy_file,
@@ -28,6 +27,7 @@ from tasks.storage import (
     write_text,
     writing,
 )
+from tasks.storage.remote import RemotePath, cache_folder
 
 
 def test_what_was_written_is_read(root: Place) -> None:

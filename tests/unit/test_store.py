@@ -14,7 +14,9 @@ import pytest
 
 from tasks.errors import DataError, StageError
 from tasks.failure_file import read_failures, write_failures
-from tasks.manifest import (
+from tasks.mining import Mined
+from tasks.records import Failures
+from tasks.storage.manifest import (
     Manifest,
     begin,
     check_done,
@@ -25,9 +27,7 @@ from tasks.manifest import (
     verify_checksums,
     write_manifest,
 )
-from tasks.mining import Mined
-from tasks.records import Failures
-from tasks.storage import Place, find, local, place, write_text
+from tasks.storage.paths import Place, find, local, place, write_text
 from tasks.store import finish_environment, open_side, read_part, write_part
 
 SETTINGS = {"seed": 0, "mining": {"collect": 20, "severities": (3, 5)}}

@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tasks.errors import DataError, StageError, unreadable
-from tasks.remote_path import RemotePath, forget_copies
-from tasks.storage import Place, local, remove, remove_tree, size_of, write_text
+from tasks.storage.paths import Place, local, remove, remove_tree, size_of, write_text
+from tasks.storage.remote import RemotePath, forget_copies
 
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"

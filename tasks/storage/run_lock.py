@@ -1,7 +1,7 @@
 """A run's folder in, the right to write there out: one driver at a time, on this machine or on any other.
 
 While a driver works, its run has
-    lock.json   the lease (tasks.lease): who works there, and a beat that is renewed every few seconds
+    lock.json   the lease (tasks.storage.lease): who works there, and a beat that is renewed every few seconds
     lock        on a local path, a file that is locked by flock: a driver that dies frees it at once
 Only drivers take it; workers and actors write what their driver asks for. A driver that finds another's lease in place
 of its own stops.
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import LockError, StorageError
-from tasks.file_lock import is_locked, lock_file, unlock_file
-from tasks.lease import (
+from tasks.storage.file_lock import is_locked, lock_file, unlock_file
+from tasks.storage.lease import (
     BEAT_S,
     DEAD_S,
     LEASE,
@@ -31,7 +31,7 @@ from tasks.lease import (
     runs,
     take_lease,
 )
-from tasks.storage import Place
+from tasks.storage.paths import Place
 
 LOCK = "lock"
 Say = Callable[[str], object]

@@ -1,6 +1,6 @@
 """An object's address in, what pathlib would do with it out; and the node's copies of objects.
 
-Source of credentials, region and endpoint: tasks.storage.
+Source of credentials, region and endpoint: tasks.storage.paths.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from tasks.errors import StorageError
-from tasks.storage import Place, write_text
+from tasks.storage.paths import Place, write_text
 
 LEASE = "lock.json"
 BEAT_S = 5.0

@@ -26,7 +26,7 @@ import pyarrow.fs
 import pyarrow.parquet
 
 from tasks.errors import ConfigError, DataError, StorageError
-from tasks.remote_path import (
+from tasks.storage.remote import (
     CACHE_VARIABLE,
     RemotePath,
     copies_of,

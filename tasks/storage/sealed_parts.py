@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from tasks.manifest import content_hash, file_hash
-from tasks.storage import Place, write_text
+from tasks.storage.manifest import content_hash, file_hash
+from tasks.storage.paths import Place, write_text
 
 SUFFIX = ".seal"
 AnyPart = TypeVar("AnyPart", bound="Part")
