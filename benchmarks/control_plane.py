@@ -39,7 +39,7 @@ from metarepair.deploy import load_surroundings
 from metarepair.feature_file import write_moments
 from metarepair.layout import open_run
 from metarepair.settings import parse_config
-from tasks.frechet import moments
+from tasks.distances.frechet import moments
 from tasks.storage.manifest import Manifest
 
 # Corruptions that ResNet-8 fails at often enough for a few images to have the failures that are collected.

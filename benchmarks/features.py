@@ -45,7 +45,7 @@ from metarepair.models.inception import FEATURES, build_fid_inception
 from metarepair.models.inception_weights import FILE_NAMES
 from tasks.corruptions import corrupt
 from tasks.datasets import dataset_info, load_dataset
-from tasks.frechet import frechet_distance, moments
+from tasks.distances.frechet import frechet_distance, moments
 
 # B images of a batch, H W C pixels, D features
 Images = NDArray[np.uint8]

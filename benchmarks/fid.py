@@ -1,6 +1,6 @@
 """Moments of two environments in, the time of their Fréchet distance out: ours against two peers' ways.
 
-    ours          tasks.frechet: nuclear norm of A Bᵀ, from two covariance factors
+    ours          tasks.distances.frechet: nuclear norm of A Bᵀ, from two covariance factors
     torchmetrics  eigenvalues of Σx Σy (torchmetrics.image.fid), from two means and covariances
     scipy         matrix root of Σx Σy (scipy.linalg.sqrtm, as pytorch-fid takes it), from the same
 
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torchmetrics.image.fid import _compute_fid  # private, but the very thing to compare with
 
 from benchmarks.measure import Times, interleave, machine, parser, publish
-from tasks.frechet import Moments, frechet_distance, moments
-from tasks.nuclear_norm import nuclear_norm_by_svd
+from tasks.distances.frechet import Moments, frechet_distance, moments
+from tasks.distances.nuclear_norm import nuclear_norm_by_svd
 
 # N examples, D features
 Features = NDArray[np.float32]

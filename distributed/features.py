@@ -28,8 +28,8 @@ from metarepair.feature_file import read_features, write_features, write_moments
 from metarepair.features import FeatureExtractor, build_extractor, weights_digest
 from metarepair.layout import Run
 from metarepair.progress import Progress
+from tasks.distances.frechet import Moments, merge_in_order, moments, scatter
 from tasks.errors import DataError
-from tasks.frechet import Moments, merge_in_order, moments, scatter
 from tasks.records import Ints
 from tasks.storage.manifest import Manifest, begin, check_whole, content_hash, write_manifest
 from tasks.storage.paths import Place, find

@@ -18,8 +18,8 @@ from metarepair.section import Count, Fraction, Positive, Rate, Section, each_on
 from metarepair.train_config import InnerConfig, TrainConfig
 from tasks.corruptions import resolve
 from tasks.datasets.normalisation import check_mean, check_std
+from tasks.distances.intervals import FEWEST_ROWS, LEVEL, fewest_resamples
 from tasks.errors import ConfigError
-from tasks.fid_statistics import FEWEST_ROWS, LEVEL, fewest_resamples
 
 Corruption = str
 MethodSettings = dict[str, dict[str, Any]]

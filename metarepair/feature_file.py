@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tasks.distances.frechet import Doubles, Moments
 from tasks.errors import DataError
-from tasks.frechet import Doubles, Moments
 from tasks.records import Ints
 from tasks.storage.paths import Place, local, writing
 

@@ -22,8 +22,8 @@ from distributed.pipeline import Pipeline
 from metarepair.cli import main
 from metarepair.config import Config
 from metarepair.feature_file import read_features, read_moments, write_features, write_moments
+from tasks.distances.frechet import frechet_distance, moments
 from tasks.errors import DataError, WorkerError
-from tasks.frechet import frechet_distance, moments
 from tasks.storage.manifest import read_manifest, verify_checksums
 
 Tiny = Callable[..., Config]

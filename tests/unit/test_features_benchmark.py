@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import features
-from tasks.frechet import frechet_distance, moments
+from tasks.distances.frechet import frechet_distance, moments
 
 
 @pytest.mark.slow

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tasks import fid_statistics
+from tasks.distances import intervals as fid_statistics
+from tasks.distances.frechet import frechet_distance, moments
+from tasks.distances.intervals import Extrapolation, bootstrap_interval, fid_infinity
 from tasks.errors import ConfigError, DataError
-from tasks.fid_statistics import Extrapolation, bootstrap_interval, fid_infinity
-from tasks.frechet import frechet_distance, moments
 
 Doubles = NDArray[np.float64]
 

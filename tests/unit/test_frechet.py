@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from tasks import frechet
-from tasks.errors import DataError
-from tasks.frechet import (
+from tasks.distances import frechet
+from tasks.distances.frechet import (
     TOLERANCE,
     Moments,
     frechet_distance,
@@ -23,7 +22,8 @@ from tasks.frechet import (
     moments,
     scatter,
 )
-from tasks.nuclear_norm import nuclear_norm_by_gram
+from tasks.distances.nuclear_norm import nuclear_norm_by_gram
+from tasks.errors import DataError
 
 Doubles = NDArray[np.float64]
 

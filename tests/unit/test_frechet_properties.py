@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from torchmetrics.image.fid import _compute_fid  # private, but the very formula to equal
 
-from tasks.frechet import TOLERANCE, frechet_distance, moments
+from tasks.distances.frechet import TOLERANCE, frechet_distance, moments
 
 Doubles = NDArray[np.float64]
 

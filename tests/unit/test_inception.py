@@ -23,8 +23,8 @@ from metarepair.models.inception import (
     resize_like_tensorflow_1,
 )
 from metarepair.models.inception_weights import FILE_NAMES
+from tasks.distances.frechet import frechet_distance, moments
 from tasks.errors import DataError, WeightsError
-from tasks.frechet import frechet_distance, moments
 
 
 def smooth_images(seed: int, count: int, height: int, width: int) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tasks.nuclear_norm import nuclear_norm_by_gram, nuclear_norm_by_svd
+from tasks.distances.nuclear_norm import nuclear_norm_by_gram, nuclear_norm_by_svd
 
 Doubles = NDArray[np.float64]
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tasks.distances.nuclear_norm import nuclear_norm_by_gram, nuclear_norm_by_svd
 from tasks.errors import DataError
-from tasks.nuclear_norm import nuclear_norm_by_gram, nuclear_norm_by_svd
 
 Doubles = NDArray[np.float64]
 Names = Sequence[str] | Sequence[int] | NDArray[np.integer[Any]]

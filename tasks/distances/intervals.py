@@ -26,8 +26,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.errors import ConfigError, DataError, unknown_name
-from tasks.frechet import (
+from tasks.distances.frechet import (
     Names,
     centred,
     checked_features,
@@ -36,6 +35,7 @@ from tasks.frechet import (
     moments,
     need_same_dim,
 )
+from tasks.errors import ConfigError, DataError, unknown_name
 from tasks.keys import iter_keyed_generators, keyed_generator
 
 Doubles = NDArray[np.float64]
