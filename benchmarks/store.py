@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import Times, machine, parser, peak_resident_bytes, publish
-from tasks.confidence import Confidence
 from tasks.datasets import load_dataset
 from tasks.failure_file import CHUNK, read_failures, write_failures
 from tasks.mining import mine
 from tasks.records import Experience, Failures
-from tasks.sampler import sample_task
+from tasks.sampling.confidence import Confidence
+from tasks.sampling.sampler import sample_task
 
 NAME, CLASSES, SHAPE = "gaussian_noise", 10, (32, 32, 3)
 MEANING = {

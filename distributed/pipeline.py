@@ -40,9 +40,9 @@ from metarepair.reports import load_results
 from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.score import read_confidence
-from tasks.confidence import choose_experiences
 from tasks.corruptions import category_of
 from tasks.errors import DataError
+from tasks.sampling.confidence import choose_experiences
 from tasks.storage.manifest import (
     MANIFEST,
     Manifest,

@@ -24,7 +24,7 @@ from metarepair.vectors import State, copied_buffers, copied_parameters
 from tasks.errors import ConfigError, WeightsError
 from tasks.keys import keyed_generator
 from tasks.records import Failures
-from tasks.sampler import semantic_cover, split_validation
+from tasks.sampling.sampler import semantic_cover, split_validation
 from tasks.storage.manifest import require_manifest, verify_checksums
 from tasks.storage.paths import Place
 

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from metarepair.config import ExperienceConfig
 from metarepair.layout import Run
-from tasks.confidence import (
+from tasks.corruptions import category_of
+from tasks.errors import ConfigError, DataError, StageError
+from tasks.records import FID_SCHEMA, FidScore
+from tasks.sampling.confidence import (
     Confidence,
     alpha_for_effective_number,
     choose_experiences,
     confidence,
 )
-from tasks.corruptions import category_of
-from tasks.errors import ConfigError, DataError, StageError
-from tasks.records import FID_SCHEMA, FidScore
 from tasks.storage.paths import Place, read_table, write_table
 
 SCORE_AGAIN = "Score again: metarepair score --config FILE --restart."

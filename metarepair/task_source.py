@@ -11,12 +11,12 @@ from metarepair.config import Config
 from metarepair.inner import Batch
 from metarepair.meta_gradient import TaskBatch
 from metarepair.models.build import DeployedModel
-from tasks.confidence import Confidence
 from tasks.datasets import Dataset
 from tasks.environment import corrupted_images
 from tasks.keys import keyed_generator
 from tasks.records import Experience
-from tasks.sampler import sample_task
+from tasks.sampling.confidence import Confidence
+from tasks.sampling.sampler import sample_task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks.confidence import Confidence
 from tasks.datasets import Split
+from tasks.sampling.confidence import Confidence
 from tasks.storage.paths import Place
 
 

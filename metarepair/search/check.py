@@ -32,10 +32,10 @@ from metarepair.search.space import (
     search_of,
     trial_config,
 )
-from tasks.confidence import confidence
 from tasks.corruptions import category_of
 from tasks.errors import ConfigError, unknown_name
 from tasks.keys import keyed_generator
+from tasks.sampling.confidence import confidence
 
 CORNERS = 256  # all of them are tried where there are no more
 DRAWS = 64  # else so many points

@@ -15,9 +15,9 @@ import numpy as np
 from metarepair.config import Config
 from metarepair.search.config import TARGETS_OWN, Distribution, ExperienceSets, SearchConfig
 from metarepair.settings import parse_config
-from tasks.confidence import choose_experiences
 from tasks.corruptions import category_of
 from tasks.errors import ConfigError
+from tasks.sampling.confidence import choose_experiences
 
 Kind = Literal["choice", "uniform", "log_uniform", "integers"]
 

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from tasks.confidence import Rule, alpha_for_effective_number, choose_experiences, confidence
 from tasks.errors import ConfigError, DataError
+from tasks.sampling.confidence import Rule, alpha_for_effective_number, choose_experiences, confidence
 
 Q = {"snow": 4.0, "fog": 1.5, "blur": 2.0, "noise": 9.0, "jpeg": 2.5}
 CATEGORY = {"snow": "weather", "fog": "weather", "blur": "blur", "noise": "noise", "jpeg": "digital"}

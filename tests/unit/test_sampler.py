@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.confidence import Confidence
 from tasks.errors import DataError
 from tasks.mining import COLLECT, FAIL, split_failures
 from tasks.records import Experience, Failures, Task
-from tasks.sampler import sample_task, semantic_cover, split_validation
+from tasks.sampling.confidence import Confidence
+from tasks.sampling.sampler import sample_task, semantic_cover, split_validation
 
 P = (0.6, 0.3, 0.1)
 NAMES = ("snow", "fog", "frost")

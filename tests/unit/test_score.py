@@ -11,9 +11,9 @@ import pytest
 from distributed.score import _leave_other_targets
 from metarepair.config import ExperienceConfig
 from metarepair.score import GUIDED, ONE, confidence_of, describe_confidence, guides, write_scores
-from tasks.confidence import confidence
 from tasks.errors import StageError
 from tasks.records import FidScore
+from tasks.sampling.confidence import confidence
 from tasks.storage.manifest import read_manifest, write_manifest
 from tasks.storage.paths import Place, local, write_text
 

@@ -15,11 +15,11 @@ from metarepair.meta_train import training_settings
 from metarepair.models.build import DeployedModel
 from metarepair.settings import parse_config
 from metarepair.task_source import TaskSource
-from tasks.confidence import Confidence
 from tasks.datasets import load_dataset
 from tasks.environment import corrupted_images
 from tasks.mining import mine
 from tasks.records import Experience, Failures, Pixels
+from tasks.sampling.confidence import Confidence
 
 TRAIN = load_dataset("cifar10_sample", "train").head(200)
 SEVERITIES = (2, 5)

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tasks.confidence import Confidence
 from tasks.errors import DataError
 from tasks.keys import keyed_generator
 from tasks.records import Experience, Ints, Task
+from tasks.sampling.confidence import Confidence
 
 # N examples of D_collect, B of a support
 
