@@ -12,9 +12,9 @@ from metarepair.clean_images import CleanImages
 from metarepair.config import Config
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
 from metarepair.parts import adapted_names
-from tasks.archives import Archive, load_archive
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
+from tasks.datasets.archives import Archive, load_archive
 from tasks.environment import check_archive
 from tasks.errors import ConfigError
 

@@ -13,8 +13,8 @@ from metarepair.config import Config
 from metarepair.layout import run_of
 from metarepair.settings import load_config
 from metarepair.weights import resolve_weights
-from tasks.archives import archive_folder
 from tasks.datasets import check_folders
+from tasks.datasets.archives import archive_folder
 from tasks.errors import ConfigError, StageError, WeightsError, unknown_name
 from tasks.storage.paths import place
 

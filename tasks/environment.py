@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tasks.archives import Archive
 from tasks.corruptions import corrupt
 from tasks.datasets import ArrayDataset, Dataset, corruption_table_of
+from tasks.datasets.archives import Archive
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
 

@@ -13,7 +13,7 @@ from tasks.errors import DataError
 from tasks.records import Ints, Pixels
 
 if TYPE_CHECKING:
-    from tasks.archives import Archive
+    from tasks.datasets.archives import Archive
 
 # N images, B of them, H W C pixels
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.archives import load_archive
 from tasks.datasets import ArrayDataset
+from tasks.datasets.archives import load_archive
 from tasks.environment import check_archive, corrupted_images
 from tasks.errors import ConfigError, DataError
 from tasks.mining import mine

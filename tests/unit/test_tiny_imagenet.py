@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.archives import load_archive
 from tasks.datasets import DataSource, dataset_info, load_dataset
+from tasks.datasets.archives import load_archive
 from tasks.environment import check_archive
 from tasks.errors import DataError
 
