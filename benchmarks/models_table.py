@@ -33,7 +33,7 @@ from metarepair.pretrain import Pretrainer
 from metarepair.pretrain_config import PretrainConfig
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, DataSource, dataset_info, load_dataset
-from tasks.environment import corrupted_images
+from tasks.experiences.corrupted_images import corrupted_images
 from tasks.storage.paths import place
 
 SEVERITIES = (1, 2, 3, 4, 5)

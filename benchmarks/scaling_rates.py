@@ -29,8 +29,8 @@ from metarepair.models.inception import build_fid_inception, fold_fid_inception
 from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.datasets.images import decode_image
 from tasks.distances.frechet import frechet_distance, moments
-from tasks.failure_file import read_failures, write_failures
-from tasks.pixels import RecomputedPixels, pixel_digests
+from tasks.experiences.failure_file import read_failures, write_failures
+from tasks.experiences.pixels import RecomputedPixels, pixel_digests
 from tasks.records import Experience, Failures, Pixels
 from tasks.storage.manifest import file_hash
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from benchmarks.measure import Times, machine, parser, peak_resident_bytes, publish
 from tasks.datasets import load_dataset
-from tasks.failure_file import CHUNK, read_failures, write_failures
-from tasks.mining import mine
+from tasks.experiences.failure_file import CHUNK, read_failures, write_failures
+from tasks.experiences.mining import mine
 from tasks.records import Experience, Failures
 from tasks.sampling.confidence import Confidence
 from tasks.sampling.sampler import sample_task

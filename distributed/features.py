@@ -30,11 +30,11 @@ from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.distances.frechet import Moments, merge_in_order, moments, scatter
 from tasks.errors import DataError
+from tasks.experiences.store import open_side
 from tasks.records import Ints
 from tasks.storage.manifest import Manifest, begin, check_whole, content_hash, write_manifest
 from tasks.storage.paths import Place, find
 from tasks.storage.sealed_parts import missing_parts, seal
-from tasks.store import open_side
 
 # N examples, D features
 

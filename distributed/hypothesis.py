@@ -33,6 +33,7 @@ from metarepair.reports.hypothesis_table import describe, pairs_table, write_pai
 from metarepair.score import SCORE_AGAIN
 from tasks.corruptions import CORRUPTIONS
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
+from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     MANIFEST,
     Manifest,
@@ -46,7 +47,6 @@ from tasks.storage.manifest import (
 )
 from tasks.storage.paths import Place, read_table, remove, write_text, writing
 from tasks.storage.sealed_parts import missing_parts, seal
-from tasks.store import open_side
 
 STAGE = "hypothesis"
 FEWEST = 4  # corruptions: a correlation within a target needs three experiences besides it

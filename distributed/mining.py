@@ -23,12 +23,12 @@ from metarepair.layout import Run
 from metarepair.progress import Progress
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
-from tasks.mining import Predict, mine, split_failures
+from tasks.experiences.mining import Predict, mine, split_failures
+from tasks.experiences.store import finish_environment, write_part
 from tasks.records import Failures, Ints, Pixels
 from tasks.storage.manifest import Manifest, begin, check_whole, content_hash, read_manifest
 from tasks.storage.paths import Place
 from tasks.storage.sealed_parts import missing_parts, seal
-from tasks.store import finish_environment, write_part
 
 Role = Literal["experience", "target"]
 Mined = Mapping[tuple[Role, str], Manifest]

@@ -28,10 +28,10 @@ from metarepair.settings import parse_config
 from metarepair.task_source import TaskSource
 from metarepair.training_inputs import TrainingInputs
 from tasks.errors import UserError
+from tasks.experiences.store import open_side
 from tasks.records import Experience
 from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import Place, place
-from tasks.store import open_side
 
 MINE_FIRST = "Mine it first: metarepair mine --config …"
 

@@ -15,8 +15,8 @@ from metarepair.parts import adapted_names
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
 from tasks.datasets.archives import Archive, load_archive
-from tasks.environment import check_archive
 from tasks.errors import ConfigError
+from tasks.experiences.corrupted_images import check_archive
 
 
 @dataclass(frozen=True)

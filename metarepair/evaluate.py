@@ -22,11 +22,11 @@ from metarepair.models.build import DeployedModel
 from metarepair.predictions import Called, Predictions, called, predict_all, predicted_on
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import Dataset
+from tasks.experiences.store import open_side
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, RepairResult
 from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import append_line
-from tasks.store import open_side
 
 # N examples, M models
 

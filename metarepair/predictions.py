@@ -16,8 +16,8 @@ from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.vectors import State
 from tasks.datasets import Dataset
-from tasks.environment import corrupted_images
-from tasks.pixels import Digests, digests_of, pixel_digests, rows_of_images
+from tasks.experiences.corrupted_images import corrupted_images
+from tasks.experiences.pixels import Digests, digests_of, pixel_digests, rows_of_images
 from tasks.records import Failures, Ints
 
 # N examples, M models

@@ -33,6 +33,7 @@ from metarepair.repair_unit import (
 )
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.score import SCORE_AGAIN, read_confidence
+from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     Manifest,
     check_done,
@@ -41,7 +42,6 @@ from tasks.storage.manifest import (
     write_manifest,
 )
 from tasks.storage.paths import Place, read_table, write_text, writing
-from tasks.store import open_side
 
 Progress = Callable[[str], None]
 

@@ -12,7 +12,7 @@ from metarepair.inner import Batch
 from metarepair.meta_gradient import TaskBatch
 from metarepair.models.build import DeployedModel
 from tasks.datasets import Dataset
-from tasks.environment import corrupted_images
+from tasks.experiences.corrupted_images import corrupted_images
 from tasks.keys import keyed_generator
 from tasks.records import Experience
 from tasks.sampling.confidence import Confidence

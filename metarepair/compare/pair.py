@@ -19,8 +19,8 @@ from metarepair.layout import Run
 from metarepair.reports.figures import blank, plain, save, to_png
 from metarepair.reports.table import aligned, method_words
 from tasks.datasets import Dataset
-from tasks.environment import corrupted_images
 from tasks.errors import DataError, StageError
+from tasks.experiences.corrupted_images import corrupted_images
 from tasks.records import Ints, Pixels
 from tasks.storage.paths import Place, read_table, write_table
 

@@ -31,6 +31,7 @@ from metarepair.repair_unit import (
     repair_once,
     unit_data,
 )
+from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     Manifest,
     begin,
@@ -39,7 +40,6 @@ from tasks.storage.manifest import (
     verify_checksums,
     write_manifest,
 )
-from tasks.store import open_side
 
 Say = Callable[[str], None]
 MINE_FIRST = "Mine it first: metarepair mine --config …"

@@ -10,7 +10,7 @@ from metarepair.inspection.facts import BAD, JUDGED, VERBS, Damage, FileFacts, K
 from metarepair.inspection.places import TRACES, StagePlace
 from metarepair.progress import Progress
 from tasks.errors import DataError
-from tasks.failure_file import read_with_facts
+from tasks.experiences.failure_file import read_with_facts
 from tasks.storage.manifest import BEGUN, MANIFEST, MENDING, Manifest, has_digest, read_manifest
 from tasks.storage.paths import Place, size_of
 from tasks.storage.sealed_parts import SUFFIX, is_untouched, seal_of

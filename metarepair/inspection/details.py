@@ -30,8 +30,8 @@ from metarepair.inspection.facts import (
 from metarepair.inspection.places import StagePlace
 from tasks.datasets import DATASETS
 from tasks.errors import DataError, UserError
-from tasks.failure_file import read_failures
-from tasks.pixels import RecomputedPixels
+from tasks.experiences.failure_file import read_failures
+from tasks.experiences.pixels import RecomputedPixels
 from tasks.records import Failures
 from tasks.storage.manifest import Manifest
 from tasks.storage.paths import Place

@@ -17,8 +17,8 @@ from metarepair.contact_sheet import FAINT, GAP, INK, PAPER, TILE, check_ending,
 from metarepair.inspection.facts import BAD, EnvironmentFacts, Inspection, LoneFile, StageFacts
 from tasks.datasets import Dataset, load_dataset, source_from
 from tasks.errors import ConfigError, DataError
-from tasks.failure_file import read_failures
-from tasks.pixels import RecomputedPixels
+from tasks.experiences.failure_file import read_failures
+from tasks.experiences.pixels import RecomputedPixels
 from tasks.records import Failures, Ints, Pixels
 from tasks.storage.paths import Place, place
 

@@ -14,8 +14,8 @@ from metarepair.layout import Run
 from metarepair.reports import figures
 from metarepair.reports.table import Result, by_method, method_words
 from tasks.datasets import Dataset
-from tasks.failure_file import read_failures
-from tasks.pixels import RecomputedPixels
+from tasks.experiences.failure_file import read_failures
+from tasks.experiences.pixels import RecomputedPixels
 from tasks.records import Failures, Ints
 from tasks.storage.paths import Place, inside, read_table
 

@@ -41,8 +41,8 @@ from metarepair.context import LocalContext
 from metarepair.search.space import dimensions, search_of
 from metarepair.search.trials import Trial
 from metarepair.settings import load_config
-from tasks import store
 from tasks.errors import ConfigError, DivergedError, StageError, UserError
+from tasks.experiences import store
 from tasks.records import Failures
 from tasks.storage.paths import Place
 

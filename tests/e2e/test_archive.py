@@ -11,8 +11,8 @@ import pytest
 from metarepair.cli import main
 from tasks.corruptions import corrupt
 from tasks.datasets import load_dataset
+from tasks.experiences.store import open_side
 from tasks.storage.manifest import require_manifest
-from tasks.store import open_side
 
 CONFIG = """\
 name: archived

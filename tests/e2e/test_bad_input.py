@@ -420,7 +420,7 @@ RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
     [
         ("distributed.mining.write_part", 3),
         ("distributed.mining.finish_environment", 1),
-        ("tasks.store.write_failures", 7),
+        ("tasks.experiences.store.write_failures", 7),
         ("distributed.features.write_features", 1),
         ("distributed.score.write_scores", 0),
         ("metarepair.meta_train.MetaTrainer.run_episode", 1),

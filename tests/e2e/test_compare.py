@@ -25,8 +25,8 @@ from metarepair.layout import Run
 from metarepair.methods import METHODS, Method
 from metarepair.settings import load_config
 from metarepair.status.look import status_of
-from tasks import store
 from tasks.errors import ConfigError, DataError, StageError
+from tasks.experiences import store
 from tasks.records import Failures
 
 METHODS_HERE = ("none", "bn_adapt", "finetune", "metarepair")

@@ -13,7 +13,7 @@ from metarepair import evaluate, repair_stage
 from metarepair.layout import Run
 from metarepair.meta_test import RepairData
 from metarepair.settings import load_config
-from tasks import store
+from tasks.experiences import store
 from tasks.records import Failures
 
 

@@ -18,10 +18,10 @@ from metarepair.methods import MethodContext, RepairedModel, get_method
 from metarepair.methods.finetune import Finetune
 from metarepair.models.build import DeployedModel
 from metarepair.settings import load_config
-from tasks import store
+from tasks.experiences import store
+from tasks.experiences.store import open_side
 from tasks.records import Failures
 from tasks.storage.manifest import require_manifest
-from tasks.store import open_side
 
 NAMES = ("shot_noise", "speckle_noise", "fog", "contrast")
 TINY = """\

@@ -11,8 +11,8 @@ from PIL import Image
 
 from metarepair.cli import main
 from tasks.datasets import CIFAR10_CLASSES, DATA_VARIABLE, Split, load_dataset
+from tasks.experiences.store import open_side
 from tasks.storage.manifest import require_manifest
-from tasks.store import open_side
 
 CONFIG = """\
 name: own

@@ -10,9 +10,9 @@ from PIL import Image
 
 from tasks.datasets import ArrayDataset
 from tasks.datasets.archives import load_archive
-from tasks.environment import check_archive, corrupted_images
 from tasks.errors import ConfigError, DataError
-from tasks.mining import mine
+from tasks.experiences.corrupted_images import check_archive, corrupted_images
+from tasks.experiences.mining import mine
 
 NUM = 12
 LABELS = np.arange(NUM) % 4

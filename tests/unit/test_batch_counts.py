@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks import failure_file
 from tasks.datasets import ArrayDataset, DataSource, image_table, load_dataset
 from tasks.datasets.decoding import Encoded, Listing, decode_listing
 from tasks.datasets.image_folder import files_listing
 from tasks.errors import DataError
-from tasks.failure_file import read_failures, write_failures
-from tasks.mining import mine
-from tasks.pixels import StackedPixels, digests_of, pixel_digests
+from tasks.experiences import failure_file
+from tasks.experiences.failure_file import read_failures, write_failures
+from tasks.experiences.mining import mine
+from tasks.experiences.pixels import StackedPixels, digests_of, pixel_digests
 from tasks.records import Failures, Pixels
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)

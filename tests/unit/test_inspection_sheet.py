@@ -17,8 +17,8 @@ from metarepair.inspection.inspect import inspect
 from metarepair.inspection.sheet import CAPTION, COLUMNS, LABEL_WIDTH, evenly_spaced, write_sheet
 from tasks.datasets import load_dataset
 from tasks.errors import ConfigError, DataError
-from tasks.failure_file import read_failures, write_failures
-from tasks.mining import mine
+from tasks.experiences.failure_file import read_failures, write_failures
+from tasks.experiences.mining import mine
 from tasks.records import Failures
 from tasks.storage.manifest import write_manifest
 from tasks.storage.paths import Place

@@ -10,7 +10,7 @@ import pytest
 from tasks.corruptions import corrupt
 from tasks.datasets import load_dataset
 from tasks.errors import TooFewFailuresError
-from tasks.mining import COLLECT, FAIL, UNUSED, mine, split_failures
+from tasks.experiences.mining import COLLECT, FAIL, UNUSED, mine, split_failures
 
 RANDOM = np.random.default_rng(1)
 IMAGE_IDS = RANDOM.permutation(np.repeat(np.arange(100, 160), 4))  # 60 images that fail at 4 severities each

@@ -10,15 +10,15 @@ import pytest
 
 from tasks.datasets import ArrayDataset, load_dataset
 from tasks.errors import DataError
-from tasks.failure_file import CHUNK, read_failures, write_failures
-from tasks.mining import Mined, mine
-from tasks.pixels import RecomputedPixels, StackedPixels, joined, pixel_digests
+from tasks.experiences.failure_file import CHUNK, read_failures, write_failures
+from tasks.experiences.mining import Mined, mine
+from tasks.experiences.pixels import RecomputedPixels, StackedPixels, joined, pixel_digests
+from tasks.experiences.store import finish_environment, open_side, write_part
 from tasks.records import Experience, Failures, Pixels
 from tasks.sampling.confidence import Confidence
 from tasks.sampling.sampler import sample_task
 from tasks.storage.manifest import Manifest
 from tasks.storage.paths import Place, size_of
-from tasks.store import finish_environment, open_side, write_part
 
 SEED, KINDS = 7, ("stored", "recomputed")
 

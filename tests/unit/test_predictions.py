@@ -17,7 +17,7 @@ from metarepair.methods import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.predictions import Predictions, called, predict_all, predicted_on
 from tasks.datasets import ArrayDataset, load_dataset
-from tasks.mining import mine
+from tasks.experiences.mining import mine
 from tasks.records import Failures
 
 SEVERITIES = (2, 5)

@@ -22,9 +22,9 @@ from metarepair.reports.paper import TABLE_1, TABLE_2, nearest_experiences, tabl
 from metarepair.reports.table import results_table, rows_table, spread, verdict, write_tables
 from tasks.corruptions import CORRUPTIONS, category_of
 from tasks.errors import DataError, StageError
+from tasks.experiences.store import write_failures
 from tasks.keys import keyed_generator
 from tasks.records import FID_SCHEMA, Failures
-from tasks.store import write_failures
 
 D_FAIL = {"none": 0.0, "finetune": 0.421, "bn_adapt": 0.30, "metarepair": 0.453}
 CLEAN = {"none": 0.915, "finetune": 0.890, "bn_adapt": 0.905, "metarepair": 0.911}

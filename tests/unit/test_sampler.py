@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import DataError
-from tasks.mining import COLLECT, FAIL, split_failures
+from tasks.experiences.mining import COLLECT, FAIL, split_failures
 from tasks.records import Experience, Failures, Task
 from tasks.sampling.confidence import Confidence
 from tasks.sampling.sampler import sample_task, semantic_cover, split_validation

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from tasks.errors import DataError, StageError
-from tasks.failure_file import read_failures, write_failures
-from tasks.mining import Mined
+from tasks.experiences.failure_file import read_failures, write_failures
+from tasks.experiences.mining import Mined
+from tasks.experiences.store import finish_environment, open_side, read_part, write_part
 from tasks.records import Failures
 from tasks.storage.manifest import (
     Manifest,
@@ -28,7 +29,6 @@ from tasks.storage.manifest import (
     write_manifest,
 )
 from tasks.storage.paths import Place, find, local, place, write_text
-from tasks.store import finish_environment, open_side, read_part, write_part
 
 SETTINGS = {"seed": 0, "mining": {"collect": 20, "severities": (3, 5)}}
 INPUTS = {"train": "abc"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import store
-from tasks.failure_file import read_failures
+from tasks.experiences.failure_file import read_failures
 from tasks.records import Experience
 
 

@@ -16,8 +16,8 @@ from metarepair.models.build import DeployedModel
 from metarepair.settings import parse_config
 from metarepair.task_source import TaskSource
 from tasks.datasets import load_dataset
-from tasks.environment import corrupted_images
-from tasks.mining import mine
+from tasks.experiences.corrupted_images import corrupted_images
+from tasks.experiences.mining import mine
 from tasks.records import Experience, Failures, Pixels
 from tasks.sampling.confidence import Confidence
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets import Dataset
-from tasks.environment import corrupted_images
 from tasks.errors import DataError
+from tasks.experiences.corrupted_images import corrupted_images
 from tasks.records import Ints, PixelRows, Pixels
 
 # N failures, B of them

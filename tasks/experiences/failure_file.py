@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.errors import DataError
-from tasks.pixels import RecomputedPixels
+from tasks.experiences.pixels import RecomputedPixels
 from tasks.records import Failures, Ints, PixelRows, Pixels, failure_schema
 from tasks.storage.paths import Place, local, writing
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from tasks.datasets import Dataset
 from tasks.errors import DataError
-from tasks.failure_file import read_failures, read_with_facts, write_failures
-from tasks.mining import COLLECT, FAIL, UNUSED, Mined, concatenate
-from tasks.pixels import RecomputedPixels
+from tasks.experiences.failure_file import read_failures, read_with_facts, write_failures
+from tasks.experiences.mining import COLLECT, FAIL, UNUSED, Mined, concatenate
+from tasks.experiences.pixels import RecomputedPixels
 from tasks.records import Failures
 from tasks.storage.manifest import Manifest, check_done, write_manifest
 from tasks.storage.paths import Place, remove_tree

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.datasets import Dataset
-from tasks.environment import corrupted_images
 from tasks.errors import TooFewFailuresError
+from tasks.experiences.corrupted_images import corrupted_images
+from tasks.experiences.pixels import RecomputedPixels, StackedPixels, joined, pixel_digests
 from tasks.keys import keyed_generator
-from tasks.pixels import RecomputedPixels, StackedPixels, joined, pixel_digests
 from tasks.records import Failures, Ints, PixelRows, Pixels
 
 # N failures, B images of a batch
