@@ -1,6 +1,6 @@
 """A task of a DNN in, time and memory of its exact meta-gradient out: ours against peers and a floor.
 
-    graph      metarepair.meta_gradient, memory: graph
+    graph      metarepair.engine.meta_gradient, memory: graph
     recompute  the same, memory: recompute
     higher     higher.innerloop_ctx (Grefenstette et al. 2019)
     torchopt   TorchOpt's functional SGD (Ren et al. 2023)
@@ -39,10 +39,10 @@ from benchmarks.measure import (
 )
 from benchmarks.meta_gradient_peers import higher_gradient, torch_func_gradient, torchopt_gradient
 from metarepair.batches import image_batch
-from metarepair.inner import Batch, FunctionalNet, InnerRule, gradients_of
-from metarepair.meta_gradient import Memory, TaskBatch, task_gradient
+from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, gradients_of
+from metarepair.engine.meta_gradient import Memory, TaskBatch, task_gradient
+from metarepair.engine.vectors import State, flatten
 from metarepair.models.build import load_deployed
-from metarepair.vectors import State, flatten
 from tasks.corruptions import corrupt
 from tasks.datasets import dataset_info, load_dataset
 

@@ -3,7 +3,7 @@
 flops        of a whole task, counted by torch's FlopCounterMode on few images; linear in the images
 operators    that compute (views do not) dispatched for a task, whatever the number of images
 last_share   share of a task's operations that its last Hessian product has
-graph_bytes  that one inner step's graph holds, by image (metarepair.memory)
+graph_bytes  that one inner step's graph holds, by image (metarepair.engine.memory)
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from metarepair.inner import Batch, FunctionalNet, InnerRule
-from metarepair.memory import Memory, graph_bytes
-from metarepair.meta_gradient import Order, TaskBatch, task_gradient
+from metarepair.engine.inner import Batch, FunctionalNet, InnerRule
+from metarepair.engine.memory import Memory, graph_bytes
+from metarepair.engine.meta_gradient import Order, TaskBatch, task_gradient
+from metarepair.engine.vectors import flatten
 from metarepair.models.build import build_model
-from metarepair.vectors import flatten
 
 COUNTED, COUNTED_PIXELS = 2, 32  # images whose operations are counted, and their side
 

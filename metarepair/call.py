@@ -18,6 +18,8 @@ from torch import nn
 from metarepair.clean_check import IN_CALL, check_on_clean
 from metarepair.clean_images import CleanImages
 from metarepair.config import RepairSettings
+from metarepair.engine.adapted import adapted_names
+from metarepair.engine.vectors import State
 from metarepair.given_images import GivenImages
 from metarepair.given_module import Given, collect_given, fed
 from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
@@ -30,10 +32,8 @@ from metarepair.methods import (
     settings_of,
 )
 from metarepair.models.build import DeployedModel
-from metarepair.parts import adapted_names
 from metarepair.probe_needs import IMAGES, probe_repair
 from metarepair.repair_config import RepairConfig
-from metarepair.vectors import State
 from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.records import Failures
 from tasks.storage.manifest import require_manifest

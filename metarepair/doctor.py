@@ -56,9 +56,9 @@ def _untrained(config: Config) -> DeployedModel:
     """The DNN of these settings with new random weights."""
     import torch
 
+    from metarepair.engine.stateless import seeded
     from metarepair.models.build import DeployedModel, build_model
     from metarepair.models.preprocessing import mean_and_std
-    from metarepair.stateless import seeded
     from tasks.datasets import dataset_info
 
     info, model = dataset_info(config.data.source()), config.model

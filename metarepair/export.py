@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from metarepair.engine.vectors import not_finite
 from metarepair.models.build import DeployedModel
 from metarepair.models.fit import COUNTER, Fitted, fit
 from metarepair.models.weights_file import WeightsFile, load_pickle, read_weights
-from metarepair.vectors import not_finite
 from tasks.datasets import Dataset
 from tasks.errors import ConfigError, UserError, WeightsError
 from tasks.records import Pixels

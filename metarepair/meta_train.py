@@ -19,11 +19,12 @@ from torch import Tensor
 from metarepair.checkpoint import read_state, seal
 from metarepair.config import Config
 from metarepair.context import Context
-from metarepair.inner import FunctionalNet
+from metarepair.engine.inner import FunctionalNet
+from metarepair.engine.memory import MemoryPlan, plan_for
+from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.vectors import State, flatten, pairwise_sum, unflatten
 from metarepair.layout import RATES
 from metarepair.lookahead import Lookahead
-from metarepair.memory import MemoryPlan, plan_for
-from metarepair.meta_gradient import TaskBatch, task_gradient
 from metarepair.meta_test import RepairData, Start, inner_rule, validate_repair
 from metarepair.models.build import read_tensors, save_weights
 from metarepair.outer import (
@@ -38,7 +39,6 @@ from metarepair.outer import (
 )
 from metarepair.section import in_yaml
 from metarepair.task_source import TaskSource, slots_of
-from metarepair.vectors import State, flatten, pairwise_sum, unflatten
 from tasks.errors import DivergedError, StageError
 from tasks.storage.manifest import difference
 from tasks.storage.paths import Place

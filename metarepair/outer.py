@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from metarepair.meta_gradient import Order, OuterLoss
+from metarepair.engine.meta_gradient import Order, OuterLoss
+from metarepair.engine.vectors import State
 from metarepair.optimizers import make_optimizer
 from metarepair.train_config import TrainConfig
-from metarepair.vectors import State
 
 
 def build_optimizer(settings: TrainConfig, parameters: State) -> Optimizer:

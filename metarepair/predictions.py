@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from metarepair.config import Config
-from metarepair.inner import FunctionalNet, InnerRule
+from metarepair.engine.inner import FunctionalNet, InnerRule
+from metarepair.engine.vectors import State
 from metarepair.meta_test import predict
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
-from metarepair.vectors import State
 from tasks.datasets import Dataset
 from tasks.experiences.corrupted_images import corrupted_images
 from tasks.experiences.pixels import Digests, digests_of, pixel_digests, rows_of_images

@@ -20,16 +20,16 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from metarepair.engine_checks import no_path
-from metarepair.finite_difference import compare_first, compare_second, norm
-from metarepair.inner import Batch, FunctionalNet, InnerRule, Point, gradients_of, mask_seed
-from metarepair.memory import Memory
-from metarepair.meta_gradient import Order, TaskBatch, task_gradient
+from metarepair.engine.adapted import check_trainable
+from metarepair.engine.checks import no_path
+from metarepair.engine.finite_difference import compare_first, compare_second, norm
+from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, Point, gradients_of, mask_seed
+from metarepair.engine.memory import Memory
+from metarepair.engine.meta_gradient import Order, TaskBatch, task_gradient
+from metarepair.engine.stateless import seeded
+from metarepair.engine.vectors import State, not_finite
 from metarepair.models.build import DeployedModel
 from metarepair.models.wrappers import copied
-from metarepair.parts import check_trainable
-from metarepair.stateless import seeded
-from metarepair.vectors import State, not_finite
 from tasks.errors import ConfigError, UserError
 from tasks.records import Pixels
 

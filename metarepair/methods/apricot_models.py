@@ -28,13 +28,13 @@ from torch.nn import functional as F
 
 from metarepair.clean_images import CleanImages
 from metarepair.deploy import pick_device
+from metarepair.engine.stateless import seeded
+from metarepair.engine.vectors import State
 from metarepair.methods.base import MethodContext
 from metarepair.methods.examples import BatchOrder
 from metarepair.models.build import DeployedModel, read_tensors, save_weights, state_hash
 from metarepair.models.wrappers import copied
 from metarepair.section import Positive, Rate, Section
-from metarepair.stateless import seeded
-from metarepair.vectors import State
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.keys import keyed_generator
 from tasks.records import Ints

@@ -22,6 +22,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from metarepair.engine.stateless import seeded
 from metarepair.methods.arachne_channels import (
     Few,
     Value,
@@ -34,7 +35,6 @@ from metarepair.methods.arachne_channels import (
     with_change,
 )
 from metarepair.methods.arachne_trace import Call, Layer, Places, Traced, channel_dim, trace
-from metarepair.stateless import seeded
 from tasks.errors import ConfigError
 
 # P candidates, N images, W weights that may change, R output and J input channels of a layer that these weights join

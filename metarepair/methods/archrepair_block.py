@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metarepair.stateless import seeded
+from metarepair.engine.stateless import seeded
 
 # B images, C channels, H W pixels, O operations
 

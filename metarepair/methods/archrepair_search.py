@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarepair.clean_images import CleanImages
+from metarepair.engine.stateless import seeded
+from metarepair.engine.vectors import State, copied_buffers, copied_parameters
 from metarepair.meta_test import RepairData
 from metarepair.methods.archrepair_block import RelaxedBlock
 from metarepair.methods.base import MethodContext
@@ -34,8 +36,6 @@ from metarepair.methods.training import (
 from metarepair.models.build import DeployedModel
 from metarepair.outer import load_optimizer_state, optimizer_state
 from metarepair.section import Fraction, Positive, Rate
-from metarepair.stateless import seeded
-from metarepair.vectors import State, copied_buffers, copied_parameters
 from tasks.errors import DataError
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, Pixels

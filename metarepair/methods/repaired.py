@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from metarepair.engine.vectors import State, copied_buffers, copied_parameters, not_finite, put_state
 from metarepair.meta_test import Step
 from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel
 from metarepair.models.wrappers import copied
-from metarepair.vectors import State, copied_buffers, copied_parameters, not_finite, put_state
 
 
 @dataclass(frozen=True, kw_only=True)

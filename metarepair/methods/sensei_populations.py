@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarepair.engine.vectors import State
 from metarepair.methods.sensei_variants import Gene, Genes
-from metarepair.vectors import State
 from tasks.keys import keyed_generator
 from tasks.records import Ints
 

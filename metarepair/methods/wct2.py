@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metarepair.engine.vectors import State
 from metarepair.methods.deeprepair_style import to_pixels
 from metarepair.methods.haar import BANDS, haar, kernels, spread
 from metarepair.models.weights_file import read_weights
-from metarepair.vectors import State
 from tasks.errors import WeightsError
 from tasks.records import Ints, Pixels
 

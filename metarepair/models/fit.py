@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from metarepair.engine.vectors import not_finite
 from metarepair.models.weights_file import WeightsFile
-from metarepair.vectors import not_finite
 from tasks.errors import WeightsError
 
 COUNTER = "num_batches_tracked"  # files from before torch 0.4.1 lack it, and evaluation does not read it

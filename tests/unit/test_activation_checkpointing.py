@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import metarepair.models  # noqa: F401  registers convnext_cifar
-from metarepair.inner import Batch, FunctionalNet, InnerRule, adapt
-from metarepair.meta_gradient import TaskBatch, task_gradient
-from metarepair.vectors import flatten
+from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, adapt
+from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.vectors import flatten
 from tasks.errors import ConfigError
 
 DOUBLE: Any = {"dtype": torch.float64}

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torchvision.ops import DeformConv2d
 
-from metarepair.inner import Batch, FunctionalNet, InnerRule, adapt
-from metarepair.meta_gradient import OuterLoss, TaskBatch, TaskGradient, task_gradient
-from metarepair.parts import adapted_names
-from metarepair.vectors import State, flatten, unflatten
+from metarepair.engine.adapted import adapted_names
+from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, adapt
+from metarepair.engine.meta_gradient import OuterLoss, TaskBatch, TaskGradient, task_gradient
+from metarepair.engine.vectors import State, flatten, unflatten
 from tasks.errors import ConfigError, DataError, UserError
 
 DOUBLE: Any = {"dtype": torch.float64}

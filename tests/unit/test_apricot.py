@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from metarepair.clean_images import CleanImages
+from metarepair.engine.stateless import seeded
+from metarepair.engine.vectors import State
 from metarepair.meta_test import RepairData
 from metarepair.methods import apricot_walk, method_settings, repair_fairly, training
 from metarepair.methods.apricot import ApricotSettings
@@ -26,8 +28,6 @@ from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel, read_tensors, state_hash
 from metarepair.repair_config import RepairConfig
-from metarepair.stateless import seeded
-from metarepair.vectors import State
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.records import Failures, Pixels
 from tasks.storage.sealed_parts import seal

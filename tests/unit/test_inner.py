@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from metarepair.inner import Batch, FunctionalNet, InnerRule, adapt
-from metarepair.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.adapted import adapted_names
+from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, adapt
+from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.vectors import State, flatten
 from metarepair.models.build import build_model
-from metarepair.parts import adapted_names
-from metarepair.vectors import State, flatten
 from tasks.errors import ConfigError
 
 

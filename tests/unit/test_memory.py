@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from metarepair.inner import Batch, FunctionalNet, InnerRule
-from metarepair.memory import free_bytes, graph_bytes, plan_memory
-from metarepair.meta_gradient import Memory, TaskBatch, task_gradient
+from metarepair.engine.inner import Batch, FunctionalNet, InnerRule
+from metarepair.engine.memory import free_bytes, graph_bytes, plan_memory
+from metarepair.engine.meta_gradient import Memory, TaskBatch, task_gradient
 
 MIB = 2**20
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair.inner import Batch, BatchNormMode, FunctionalNet, InnerRule, adapt
-from metarepair.memory import Memory
-from metarepair.meta_gradient import OuterLoss, TaskBatch, TaskGradient, task_gradient
-from metarepair.vectors import State, flatten, pairwise_sum, unflatten
+from metarepair.engine.inner import Batch, BatchNormMode, FunctionalNet, InnerRule, adapt
+from metarepair.engine.memory import Memory
+from metarepair.engine.meta_gradient import OuterLoss, TaskBatch, TaskGradient, task_gradient
+from metarepair.engine.vectors import State, flatten, pairwise_sum, unflatten
 
 MODES: tuple[BatchNormMode, ...] = ("frozen", "adapt", "batch")
 MEMORIES: tuple[Memory | int, ...] = ("graph", "recompute", 1)

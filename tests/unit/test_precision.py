@@ -9,9 +9,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from metarepair.inner import Batch, FunctionalNet, InnerRule
-from metarepair.meta_gradient import TaskBatch, task_gradient
-from metarepair.vectors import flatten
+from metarepair.engine.inner import Batch, FunctionalNet, InnerRule
+from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.vectors import flatten
 
 
 def timm_gradient(name: str, dtype: torch.dtype, **options: Any) -> Tensor:

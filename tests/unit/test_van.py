@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarepair.engine.inner import Batch, FunctionalNet, InnerRule
+from metarepair.engine.meta_gradient import Memory, TaskBatch, task_gradient
+from metarepair.engine.vectors import State, flatten, unflatten
 from metarepair.features import build_extractor
-from metarepair.inner import Batch, FunctionalNet, InnerRule
-from metarepair.meta_gradient import Memory, TaskBatch, task_gradient
 from metarepair.models.build import DeployedModel, build_model, load_deployed
 from metarepair.models.folding import fold_batch_norms
 from metarepair.models.van import VARIANTS, Van, checkpoint_filter_fn
-from metarepair.vectors import State, flatten, unflatten
 from tasks.datasets import dataset_info
 
 NARROW: Any = {"widths": (4, 4, 6, 8), "depths": (1, 1, 2, 1)}

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from metarepair.engine_checks import check_choice, check_number
-from metarepair.inner import FunctionalNet, Point, gradients_of
-from metarepair.vectors import State
+from metarepair.engine.checks import check_choice, check_number
+from metarepair.engine.inner import FunctionalNet, Point, gradients_of
+from metarepair.engine.vectors import State
 
 if TYPE_CHECKING:
-    from metarepair.meta_gradient import TaskBatch
+    from metarepair.engine.meta_gradient import TaskBatch
 
 Memory = Literal["auto", "graph", "recompute"]
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metarepair.engine_checks import (
+from metarepair.engine.adapted import adapted_names, check_trainable
+from metarepair.engine.checks import (
     check_batch,
     check_choice,
     check_number,
@@ -27,9 +28,8 @@ from metarepair.engine_checks import (
     differentiating,
     no_path,
 )
-from metarepair.parts import adapted_names, check_trainable
-from metarepair.stateless import StatelessModule, TwiceDifferentiable, seeded
-from metarepair.vectors import State
+from metarepair.engine.stateless import StatelessModule, TwiceDifferentiable, seeded
+from metarepair.engine.vectors import State
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 
@@ -46,7 +46,7 @@ class InnerRule:
     which also moves the stored statistics by `batch_norm_momentum`; queries use the stored ones. batch: support
     and query are normalised by their own batch (the original MAML code; meta-training only).
 
-    momentum, weight_decay: as in torch.optim.SGD. parts: what is adapted (metarepair.parts); ANIL is ("head",).
+    momentum, weight_decay: as in torch.optim.SGD. parts: what is adapted (metarepair.engine.adapted); ANIL is ("head",).
     learned_rates: every adapted tensor has a factor on `rate` per step, meta-learned with θ (MAML++'s LSLR,
     Antoniou et al. 2019, Sec. 4). dropout: support batches go through dropout and drop path, with masks keyed by
     task and step; queries never do.

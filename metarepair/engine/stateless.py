@@ -12,7 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from metarepair.vectors import State
+from metarepair.engine.vectors import State
 from tasks.errors import ConfigError
 
 # B images, C H W, K classes

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tasks.errors import ConfigError, DataError, UserError, near_names
 
 if TYPE_CHECKING:
-    from metarepair.inner import FunctionalNet
-    from metarepair.meta_gradient import OuterLoss, TaskBatch
-    from metarepair.vectors import State
+    from metarepair.engine.inner import FunctionalNet
+    from metarepair.engine.meta_gradient import OuterLoss, TaskBatch
+    from metarepair.engine.vectors import State
 
 
 def check_number(

@@ -20,8 +20,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metarepair.engine_checks import check_choice, check_number, check_task, differentiating
-from metarepair.inner import (
+from metarepair.engine.checks import check_choice, check_number, check_task, differentiating
+from metarepair.engine.inner import (
     Batch,
     FunctionalNet,
     Point,
@@ -30,8 +30,8 @@ from metarepair.inner import (
     inner_step,
     scaled_by_rates,
 )
-from metarepair.memory import Memory, plan_for
-from metarepair.vectors import State
+from metarepair.engine.memory import Memory, plan_for
+from metarepair.engine.vectors import State
 
 # T inner steps
 
@@ -119,7 +119,7 @@ def task_gradient(
 
     order: second is exact; first takes H for 0 (FOMAML); reptile gives θ_0 − θ_T, and nothing to the factors.
     memory: a mode, or the number of last steps whose graphs are kept; auto measures at every call (for many tasks
-    plan once, with metarepair.memory). theta_on_host: the θ_i wait in host memory.
+    plan once, with metarepair.engine.memory). theta_on_host: the θ_i wait in host memory.
     Statistics that support batches update are constants to the gradient, as in every autograd framework.
     `replayed_buffers` are the queries' buffers by the number of inner steps before, in place of the recorded
     ones: a finite-difference check holds them still.

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from metarepair.inner import Batch, FunctionalNet, adapt
-from metarepair.memory import Memory
-from metarepair.meta_gradient import TaskBatch, task_gradient
-from metarepair.vectors import State
+from metarepair.engine.inner import Batch, FunctionalNet, adapt
+from metarepair.engine.memory import Memory
+from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.vectors import State
 
 MOVE = 0.01  # length of the first inner step, as a share of the norm of the parameters
 # Steps as shares of the norm of the parameters. The first one counts whose difference is that of a step twice as long:

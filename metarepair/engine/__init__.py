@@ -1,0 +1,1 @@
+"""The inner loop and its exact meta-gradient, for any PyTorch module."""
