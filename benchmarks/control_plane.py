@@ -34,11 +34,11 @@ from benchmarks.scaling_model import Line, fit_line, growth
 from distributed.features import extract_all
 from distributed.fid import all_distances
 from distributed.mining import mine_all
-from metarepair.config import Config
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
 from metarepair.deploy import load_surroundings
 from metarepair.feature_file import write_moments
 from metarepair.layout import open_run
-from metarepair.settings import parse_config
 from tasks.distances.frechet import moments
 from tasks.storage.manifest import Manifest
 

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from benchmarks.scaling_nets import NetTask, build_net, random_task
 from distributed.context import RayContext
+from metarepair.config.load import parse_config
 from metarepair.engine.meta_gradient import TaskBatch, task_gradient
 from metarepair.engine.vectors import flatten
 from metarepair.meta_train import MetaTrainer
-from metarepair.settings import parse_config
 from metarepair.task_source import TaskSource
 
 Result = TypeVar("Result")

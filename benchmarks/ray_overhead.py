@@ -36,11 +36,11 @@ from distributed.cluster import connected
 from distributed.context import RayContext
 from distributed.pipeline import Pipeline
 from distributed.train import build_trainer, fit, inputs_of
-from metarepair.config import Config
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
 from metarepair.context import Context, LocalContext
 from metarepair.layout import Run
 from metarepair.meta_train import meta_train
-from metarepair.settings import parse_config
 from tasks.storage.paths import place
 
 TARGET = "gaussian_noise"

@@ -39,9 +39,9 @@ from benchmarks.scaling_nets import (
 )
 from benchmarks.scaling_plan import Campaign
 from benchmarks.scaling_rates import batch_seconds, measure_rates, store_tasks_per_s
+from metarepair.config.training import TrainConfig
 from metarepair.engine.memory import Memory
 from metarepair.outer import all_finite, build_optimizer, outer_step
-from metarepair.train_config import TrainConfig
 
 SMALL = "densenet121"
 MEANING = {

@@ -20,7 +20,7 @@ from metarepair.compare.plan import write_plan
 from metarepair.compare.prepare import discard_stale, prepare_method
 from metarepair.compare.results import write_results
 from metarepair.compare.units import Compared, compared_units, done_unit, repair_compared
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.deploy import load_surroundings
 from metarepair.layout import Run
 from metarepair.methods import get_method

@@ -21,7 +21,7 @@ from distributed.mining import Mined, Say, environments
 from distributed.pipeline import Pipeline
 from distributed.pool import map_items
 from distributed.train import MINE_FIRST
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.deploy import load_surroundings
 from metarepair.hypothesis import Study, summarise
 from metarepair.layout import Run

@@ -17,7 +17,7 @@ import torch
 
 from distributed.cluster import worker_resources
 from distributed.pool import map_items
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.deploy import Surroundings, load_surroundings
 from metarepair.layout import Run
 from metarepair.progress import Progress

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from distributed.cluster import single_places, worker_resources
 from distributed.pool import map_items
 from distributed.ray_words import raise_cause
-from metarepair.config import Config
-from metarepair.settings import parse_config
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

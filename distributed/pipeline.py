@@ -26,7 +26,7 @@ from distributed.together import Follower, each_at_once
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.clean_check import check_on_clean
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
 from metarepair.export import require_packages
 from metarepair.features import check_extractor

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from distributed.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
 from distributed.fid import all_distances, with_intervals
 from distributed.mining import Mined, Say, environments
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.features import distance_name
 from metarepair.layout import Run
 from metarepair.reports.figures import heat_map, save

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.search.check import rounds_of
 from metarepair.search.rules import possible
 from metarepair.search.space import Dimension, dimensions, search_of

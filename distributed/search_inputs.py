@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from distributed.features import MOMENTS, feature_folder
 from distributed.fid import all_distances
 from distributed.mining import Environment, Mined, Role, Say, environments
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.layout import Run
 from metarepair.score import confidence_of
 from metarepair.search.check import check_distances

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from distributed.cluster import check_room, places, worker_resources
-from metarepair.config import Config
-from metarepair.ray_config import RayConfig
+from metarepair.config.ray import RayConfig
+from metarepair.config.run import Config
 from metarepair.search.space import search_of
 from tasks.errors import ConfigError
 

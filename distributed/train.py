@@ -16,7 +16,8 @@ import torch
 from distributed.cluster import worker_resources
 from distributed.failures import read_failure, user_error, write_failure
 from metarepair.checkpoint import Say, newest_checkpoint, read_state
-from metarepair.config import Config
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
 from metarepair.context import Context, LocalContext, Metrics, last_report
 from metarepair.deploy import load_surroundings
 from metarepair.layout import Run
@@ -24,7 +25,6 @@ from metarepair.meta_test import repair_data
 from metarepair.meta_train import MetaTrainer, meta_train
 from metarepair.progress import Progress
 from metarepair.score import read_confidence
-from metarepair.settings import parse_config
 from metarepair.task_source import TaskSource
 from metarepair.training_inputs import TrainingInputs
 from tasks.errors import UserError

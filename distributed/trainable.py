@@ -24,11 +24,11 @@ from distributed.trial import (
     trial_settings,
     write_record,
 )
-from metarepair.config import Config
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
 from metarepair.context import LocalContext
 from metarepair.deploy import pick_device
 from metarepair.search.space import dimensions, search_of
-from metarepair.settings import parse_config
 from tasks.errors import ConfigError, DivergedError, UserError
 
 DONOR = "donor.json"

@@ -15,7 +15,7 @@ from typing import Any
 
 from distributed.search_inputs import TrialSetup, trial_inputs
 from distributed.train import build_trainer
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.context import Context, Journal
 from metarepair.meta_train import rounds
 from metarepair.search.check import rounds_of

@@ -43,7 +43,7 @@ from distributed.search_inputs import TrialSetup, prepare_inputs, searched_confi
 from distributed.search_room import check_trial_fits, placement, trial_resources, trials_at_once
 from distributed.train import MINE_FIRST
 from distributed.trial import TrialRecord, read_record
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.layout import Run
 from metarepair.meta_train import training_settings
 from metarepair.search.results import results_table, write_results

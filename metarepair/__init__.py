@@ -12,7 +12,7 @@ from metarepair.own_packages import import_own
 
 if TYPE_CHECKING:
     from metarepair.call import Repaired, repair
-    from metarepair.repair_config import RepairConfig
+    from metarepair.config.repair import RepairConfig
 
 __all__ = ["RepairConfig", "Repaired", "__version__", "repair"]
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 import_own("tasks")  # before a user's tasks.py is found in its place
 
 _LAZY = {
-    "RepairConfig": "metarepair.repair_config",
+    "RepairConfig": "metarepair.config.repair",
     "Repaired": "metarepair.call",
     "repair": "metarepair.call",
 }

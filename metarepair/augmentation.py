@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
-from metarepair.pretrain_config import MAGNITUDES, PretrainConfig
+from metarepair.config.pretraining import MAGNITUDES, PretrainConfig
 from tasks.keys import iter_keyed_generators, keyed_generator
 
 # B images, C channels, H W pixels, O operations of RandAugment

@@ -17,7 +17,8 @@ from torch import nn
 
 from metarepair.clean_check import IN_CALL, check_on_clean
 from metarepair.clean_images import CleanImages
-from metarepair.config import RepairSettings
+from metarepair.config.repair import RepairConfig
+from metarepair.config.run import RepairSettings
 from metarepair.engine.adapted import adapted_names
 from metarepair.engine.vectors import State
 from metarepair.given_images import GivenImages
@@ -33,7 +34,6 @@ from metarepair.methods import (
 )
 from metarepair.models.build import DeployedModel
 from metarepair.probe_needs import IMAGES, probe_repair
-from metarepair.repair_config import RepairConfig
 from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.records import Failures
 from tasks.storage.manifest import require_manifest

@@ -28,7 +28,7 @@ from metarepair.streams import OutputLost, end_without, flush_streams, watched_s
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
-    from metarepair.config import Config
+    from metarepair.config.run import Config
 
 VERBS = {
     "run": "the whole way: mine, score, train, repair, report",
@@ -168,9 +168,9 @@ def _examine(given: argparse.Namespace) -> int:
         if given.weights or given.set:
             raise UserError("doctor probes a DNN that --model NAME or --config FILE names; add one of them.")
         return 0
+    from metarepair.config.load import load_config
     from metarepair.doctor import examine_model
     from metarepair.paths import check_paths
-    from metarepair.settings import load_config
 
     needed = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
     model = {"name": given.model, "weights": given.weights}
@@ -212,9 +212,9 @@ def _check_own_packages() -> None:
 
 
 def _run(given: argparse.Namespace) -> int:
+    from metarepair.config.load import load_config
     from metarepair.layout import without_empty_run
     from metarepair.paths import check_paths
-    from metarepair.settings import load_config
 
     config = load_config(
         given.config,

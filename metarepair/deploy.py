@@ -9,7 +9,7 @@ import torch
 
 from metarepair.checkpoint import Say
 from metarepair.clean_images import CleanImages
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.engine.adapted import adapted_names
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
 from tasks.corruptions import CORRUPTIONS

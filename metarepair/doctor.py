@@ -14,7 +14,7 @@ from tasks.errors import UserError
 from tasks.storage.manifest import versions
 
 if TYPE_CHECKING:
-    from metarepair.config import Config
+    from metarepair.config.run import Config
     from metarepair.models.build import DeployedModel
 
 

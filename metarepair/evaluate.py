@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.layout import Run
 from metarepair.meta_test import accuracy_on
 from metarepair.methods.repaired import RepairedModel

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 
 from metarepair.compare.plan import PLAN
-from metarepair.config import Config
+from metarepair.config.load import load_config, parse_config
+from metarepair.config.run import Config
 from metarepair.deploy import Surroundings, load_surroundings
 from metarepair.export import equality_images, export_original, export_program, require_packages
 from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, load_repaired
-from metarepair.settings import load_config, parse_config
 from metarepair.weights import SCHEME, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
 from tasks.storage.paths import Place, find, local, place

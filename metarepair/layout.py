@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from metarepair.config import Config
+from metarepair.config.run import Config
 from tasks.errors import StorageError, UserError
 from tasks.storage.paths import Place, place
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from metarepair.batches import support_batch
 from metarepair.clean_images import CleanImages, LabelledImages
+from metarepair.config.repair import AnyConfig
 from metarepair.engine.inner import FunctionalNet, InnerRule, adapt
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters
 from metarepair.layout import RATES
 from metarepair.models.build import DeployedModel, read_tensors
-from metarepair.repair_config import AnyConfig
 from tasks.errors import ConfigError, WeightsError
 from tasks.keys import keyed_generator
 from tasks.records import Failures

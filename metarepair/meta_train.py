@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from metarepair.checkpoint import read_state, seal
-from metarepair.config import Config
+from metarepair.config.run import Config
+from metarepair.config.section import in_yaml
 from metarepair.context import Context
 from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.memory import MemoryPlan, plan_for
@@ -37,7 +38,6 @@ from metarepair.outer import (
     outer_rate,
     outer_step,
 )
-from metarepair.section import in_yaml
 from metarepair.task_source import TaskSource, slots_of
 from tasks.errors import DivergedError, StageError
 from tasks.storage.manifest import difference

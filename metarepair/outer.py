@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from metarepair.config.optimizers import make_optimizer
+from metarepair.config.training import TrainConfig
 from metarepair.engine.meta_gradient import Order, OuterLoss
 from metarepair.engine.vectors import State
-from metarepair.optimizers import make_optimizer
-from metarepair.train_config import TrainConfig
 
 
 def build_optimizer(settings: TrainConfig, parameters: State) -> Optimizer:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from metarepair.config import Config
+from metarepair.config.load import load_config
+from metarepair.config.run import Config
 from metarepair.layout import run_of
-from metarepair.settings import load_config
 from metarepair.weights import resolve_weights
 from tasks.datasets import check_folders
 from tasks.datasets.archives import archive_folder

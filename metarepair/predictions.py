@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.engine.inner import FunctionalNet, InnerRule
 from metarepair.engine.vectors import State
 from metarepair.meta_test import predict

@@ -20,8 +20,8 @@ from metarepair.augmentation import (
     sample_draws,
     sample_mixing,
 )
+from metarepair.config.pretraining import PretrainConfig
 from metarepair.models.build import DeployedModel
-from metarepair.pretrain_config import PretrainConfig
 from metarepair.task_source import slots_of
 from tasks.datasets import Dataset
 from tasks.keys import keyed_generator

@@ -8,7 +8,7 @@ import shutil
 
 import torch
 
-from metarepair.pretrain_config import PretrainConfig
+from metarepair.config.pretraining import PretrainConfig
 from tasks.datasets import Dataset
 from tasks.errors import ConfigError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.context import LocalContext
 from metarepair.deploy import pick_device
 from metarepair.layout import open_run

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from metarepair.config.pretraining import PretrainConfig
 from metarepair.models.build import read_tensors, save_weights
 from metarepair.outer import load_optimizer_state, optimizer_state
-from metarepair.pretrain_config import PretrainConfig
 from tasks.storage.paths import Place
 
 CHECKPOINT = "training.safetensors"

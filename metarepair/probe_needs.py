@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from metarepair.config import Config
+from metarepair.config.repair import AnyConfig
+from metarepair.config.run import Config
 from metarepair.meta_test import inner_rule, repair_rule
 from metarepair.methods import Method
 from metarepair.models.build import DeployedModel
 from metarepair.probe import Probed, probe
-from metarepair.repair_config import AnyConfig
 from tasks.records import Pixels
 
 IMAGES = 8  # as many as a probe looks at

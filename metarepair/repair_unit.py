@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate
 from metarepair.export import FILE_NAMES, equality_images, export_program

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metarepair.config import ExperienceConfig
+from metarepair.config.run import ExperienceConfig
 from metarepair.layout import Run
 from tasks.corruptions import category_of
 from tasks.errors import ConfigError, DataError, StageError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from metarepair.batches import failure_batch, image_batch, support_batch
 from metarepair.clean_images import CleanImages
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.engine.inner import Batch
 from metarepair.engine.meta_gradient import TaskBatch
 from metarepair.models.build import DeployedModel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metarepair.compare.units import limit_of
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.deploy import Surroundings
 from metarepair.methods import get_method, settings_of
 from tasks.errors import ConfigError, unknown_name

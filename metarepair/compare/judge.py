@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from metarepair.compare.units import REPAIR_FIRST, Compared, Say, load_candidate
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Judged, evaluate
 from metarepair.layout import Run

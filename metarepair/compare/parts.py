@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarepair.compare.units import MINE_FIRST, limit_of
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.layout import Run
 from metarepair.methods import get_method
 from metarepair.repair_unit import TRAIN_FIRST

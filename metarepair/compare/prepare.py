@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from metarepair.compare.units import Say
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.deploy import Surroundings
 from metarepair.layout import Run
 from metarepair.meta_test import RepairData

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarepair.config.section import Positive, Rate
 from metarepair.engine.vectors import copied_buffers, copied_parameters, put_state
 from metarepair.meta_test import RepairData
 from metarepair.methods.apricot_models import ReducedSettings, load_models, prepare_models
@@ -23,7 +24,6 @@ from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
-from metarepair.section import Positive, Rate
 from tasks.errors import ConfigError
 
 

@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.section import Positive, Rate, Section
 from metarepair.deploy import pick_device
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State
@@ -34,7 +35,6 @@ from metarepair.methods.base import MethodContext
 from metarepair.methods.examples import BatchOrder
 from metarepair.models.build import DeployedModel, read_tensors, save_weights, state_hash
 from metarepair.models.wrappers import copied
-from metarepair.section import Positive, Rate, Section
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.keys import keyed_generator
 from tasks.records import Ints

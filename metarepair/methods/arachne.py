@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from metarepair.config.section import Fraction, Positive, Section
 from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods.arachne_fitness import Fitness
 from metarepair.methods.arachne_localise import BudgetOverError, blame, correct_rows, pareto_front
@@ -29,7 +30,6 @@ from metarepair.methods.examples import clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
-from metarepair.section import Fraction, Positive, Section
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from metarepair.config.section import Fraction, Positive, Rate, Section
 from metarepair.engine.vectors import State
 from metarepair.meta_test import RepairData
 from metarepair.methods.archrepair_block import (
@@ -45,7 +46,6 @@ from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import Training, TrainingSettings
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.models.wrappers import copied
-from metarepair.section import Fraction, Positive, Rate, Section
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 from tasks.storage.paths import write_text

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.section import Fraction, Positive, Rate
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters
 from metarepair.meta_test import RepairData
@@ -35,7 +36,6 @@ from metarepair.methods.training import (
 )
 from metarepair.models.build import DeployedModel
 from metarepair.outer import load_optimizer_state, optimizer_state
-from metarepair.section import Fraction, Positive, Rate
 from tasks.errors import DataError
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, Pixels

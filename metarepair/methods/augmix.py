@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarepair.config.section import Positive
 from metarepair.meta_test import RepairData
 from metarepair.methods.augmix_operations import flip_and_crop_matrices, mixture, move, sample_mix
 from metarepair.methods.base import Method, MethodContext
@@ -25,7 +26,6 @@ from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
-from metarepair.section import Positive
 from tasks.records import Ints, Pixels
 
 # V views: the image and two mixtures, B images, C channels, H W pixels, K classes

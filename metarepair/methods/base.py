@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import nn
 
+from metarepair.config.repair import AnyConfig
+from metarepair.config.section import Section
 from metarepair.meta_test import RepairData, Start, Step
 from metarepair.methods.budget import Budget
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.models.wrappers import copied
-from metarepair.repair_config import AnyConfig
-from metarepair.section import Section
 from tasks.errors import ConfigError
 from tasks.storage.paths import Place
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
+from metarepair.config.section import Positive
 from metarepair.meta_test import RepairData
 from metarepair.methods.augmix import VIEWS, AugMixLoss, AugMixSettings
 from metarepair.methods.base import Method, MethodContext
@@ -27,7 +28,6 @@ from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import Training
 from metarepair.methods.wct2 import WhiteningColouring, load_wct2
 from metarepair.models.build import DeployedModel
-from metarepair.section import Positive
 
 NOTES = {
     "wavelet_statistics": "style by statistics of Haar bands, without a pretrained network (not WCT²)",

@@ -8,10 +8,10 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from metarepair.config.load import explain
+from metarepair.config.repair import AnyConfig
+from metarepair.config.section import Section
 from metarepair.methods.base import Method, Uses
-from metarepair.repair_config import AnyConfig
-from metarepair.section import Section
-from metarepair.settings import explain
 from tasks.errors import ConfigError, unknown_name
 
 GROUP = "metarepair.methods"

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarepair.config.section import Fraction, Positive, Rate
 from metarepair.meta_test import RepairData
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.budget import Budget
@@ -27,7 +28,6 @@ from metarepair.methods.sensei_populations import Losses, Populations
 from metarepair.methods.sensei_variants import FILTER_GENES, Gene, Genes, spatial_genes, variants
 from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
-from metarepair.section import Fraction, Positive, Rate
 from tasks.records import Ints, Pixels
 
 # B images of a batch, V variants of an image, G genes, C H W pixels

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from metarepair.config.section import Positive, Rate, Section
 from metarepair.meta_test import RepairData
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.bn_adapt import adapt_statistics
@@ -24,7 +25,6 @@ from metarepair.methods.examples import BatchOrder
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel
-from metarepair.section import Positive, Rate, Section
 from tasks.errors import ConfigError
 
 # B images in a batch, K classes

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from metarepair.config.section import Fraction, Positive, Rate, Section
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters, put_state
 from metarepair.meta_test import RepairData, accuracy_on
@@ -24,7 +25,6 @@ from metarepair.methods.base import MethodContext
 from metarepair.methods.examples import BatchOrder, Examples
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.outer import load_optimizer_state, optimizer_state
-from metarepair.section import Fraction, Positive, Rate, Section
 from tasks.errors import DivergedError
 from tasks.keys import keyed_generator
 from tasks.records import Ints, Pixels

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from metarepair.config import Config
-from metarepair.search.config import TARGETS_OWN, ExperienceSets
+from metarepair.config.run import Config
+from metarepair.config.search import TARGETS_OWN, ExperienceSets
 from metarepair.search.rules import (
     check_change,
     check_effects,

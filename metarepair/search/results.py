@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metarepair.config import Config
+from metarepair.config.load import config_text
+from metarepair.config.run import Config
 from metarepair.reports.figures import save
 from metarepair.reports.table import percent
 from metarepair.search.figures import alpha_beta, importance_bars, parallel
@@ -24,7 +25,6 @@ from metarepair.search.space import (
     trial_config,
 )
 from metarepair.search.trials import State, Trial, best_trial, counts, has_objective, is_judged, ranked
-from metarepair.settings import config_text
 from tasks.storage.paths import Place, write_table, write_text
 
 __all__ = ["State", "Trial", "best_trial", "results_table", "trials_table", "write_results"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_origin
 
-from metarepair.config import Config
-from metarepair.settings import known_keys
+from metarepair.config.load import known_keys
+from metarepair.config.run import Config
 from tasks.errors import ConfigError, near_names
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from metarepair.config import Config
-from metarepair.search.config import TARGETS_OWN, Distribution, ExperienceSets, SearchConfig
-from metarepair.settings import parse_config
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
+from metarepair.config.search import TARGETS_OWN, Distribution, ExperienceSets, SearchConfig
 from tasks.corruptions import category_of
 from tasks.errors import ConfigError
 from tasks.sampling.confidence import choose_experiences

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from distributed.pipeline import Pipeline
-from metarepair.config import Config
-from metarepair.settings import parse_config
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
 
 # Ray starts its workers with a low priority; what waits for them here would only wait longer.
 os.environ.setdefault("RAY_worker_niceness", "0")

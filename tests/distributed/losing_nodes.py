@@ -20,8 +20,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from distributed.pipeline import Pipeline
+from metarepair.config.load import load_config
 from metarepair.layout import Run
-from metarepair.settings import load_config
 
 NODE = {"num_cpus": 1, "include_dashboard": False}
 

@@ -12,7 +12,7 @@ import ray
 
 from distributed.compare import Comparison
 from distributed.on_worker import call_on_worker, map_on_workers
-from metarepair.config import Config
+from metarepair.config.run import Config
 from tasks.errors import DataError
 
 pytestmark = pytest.mark.distributed

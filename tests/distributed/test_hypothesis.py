@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distributed.hypothesis import HypothesisStudy
-from metarepair.config import Config
+from metarepair.config.run import Config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 NAMES = ["shot_noise", "speckle_noise", "fog", "contrast"]

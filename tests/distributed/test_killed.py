@@ -23,7 +23,7 @@ import yaml
 from safetensors.torch import load_file
 
 from distributed.pipeline import Pipeline
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.layout import Run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

@@ -21,7 +21,7 @@ from distributed import features as stage
 from distributed import pool
 from distributed.features import MOMENTS
 from distributed.pipeline import Pipeline
-from metarepair.config import Config
+from metarepair.config.run import Config
 from tasks.storage.sealed_parts import seal_of
 
 Tiny = Callable[..., Config]

@@ -44,7 +44,7 @@ main(said)
 
 AFTERWARDS = """
 from distributed.cluster import connected
-from metarepair.settings import parse_config
+from metarepair.config.load import parse_config
 
 config = parse_config({"name": "x", "workers": 1, "mining": {"experiences": ["fog"]}})
 with connected(config, None):

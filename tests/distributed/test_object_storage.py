@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metarepair.config import Config
+from metarepair.config.run import Config
 from tasks.storage.manifest import read_manifest, verify_checksums
 from tasks.storage.paths import place
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.weights import SHIPPED
 
 pytestmark = pytest.mark.distributed

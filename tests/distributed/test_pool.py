@@ -13,7 +13,7 @@ import ray
 
 from distributed.pipeline import Pipeline
 from distributed.pool import map_items
-from metarepair.config import Config
+from metarepair.config.run import Config
 from tasks.errors import DataError, WorkerError
 
 pytestmark = pytest.mark.distributed

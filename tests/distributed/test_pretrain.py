@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from distributed.pretrain import pretrain_on_ray
-from metarepair.config import Config
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
 from metarepair.pretrain_stage import pretrain_stage, read_epochs
-from metarepair.settings import parse_config
 from tasks.storage.paths import place
 
 pytestmark = pytest.mark.distributed

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from distributed.pipeline import Pipeline
 from metarepair.checkpoint import newest_checkpoint, read_state
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.layout import Run
 from tasks.errors import DataError
 

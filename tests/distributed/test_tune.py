@@ -36,11 +36,11 @@ from distributed.search_inputs import TrialSetup, trial_inputs
 from distributed.search_progress import SearchProgress
 from distributed.trial import Donor, JointTraining, TrialRecord, begin_trial, read_record, trial_settings
 from distributed.tune import TuneSearch
-from metarepair.config import Config
+from metarepair.config.load import load_config
+from metarepair.config.run import Config
 from metarepair.context import LocalContext
 from metarepair.search.space import dimensions, search_of
 from metarepair.search.trials import Trial
-from metarepair.settings import load_config
 from tasks.errors import ConfigError, DivergedError, StageError, UserError
 from tasks.experiences import store
 from tasks.records import Failures

@@ -20,10 +20,10 @@ from metarepair.compare import judge as judging
 from metarepair.compare.check import check_methods, check_settings
 from metarepair.compare.pair import load_pair
 from metarepair.compare.units import Compared, compared_units, load_candidate
+from metarepair.config.load import load_config
 from metarepair.inspection.inspect import inspect
 from metarepair.layout import Run
 from metarepair.methods import METHODS, Method
-from metarepair.settings import load_config
 from metarepair.status.look import status_of
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.experiences import store

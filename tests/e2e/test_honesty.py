@@ -10,9 +10,9 @@ import pytest
 
 from distributed.pipeline import Pipeline
 from metarepair import evaluate, repair_stage
+from metarepair.config.load import load_config
 from metarepair.layout import Run
 from metarepair.meta_test import RepairData
-from metarepair.settings import load_config
 from tasks.experiences import store
 from tasks.records import Failures
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.load import parse_config
 from metarepair.features import build_extractor
 from metarepair.meta_test import RepairData, Start, repair_data
 from metarepair.methods import METHODS, repair_fairly, settings_of
@@ -26,7 +27,6 @@ from metarepair.methods.bn_adapt import adapt_statistics
 from metarepair.methods.none import NoRepair
 from metarepair.models.build import DeployedModel
 from metarepair.predictions import called, predict_all, predicted_on
-from metarepair.settings import parse_config
 from tasks.datasets import ArrayDataset
 from tasks.errors import DataError, UserError
 from tasks.records import Failures

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.repair import RepairConfig
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State
 from metarepair.meta_test import RepairData
@@ -27,7 +28,6 @@ from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel, read_tensors, state_hash
-from metarepair.repair_config import RepairConfig
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.records import Failures, Pixels
 from tasks.storage.sealed_parts import seal

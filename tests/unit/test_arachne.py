@@ -14,6 +14,7 @@ from scipy.optimize import OptimizeResult
 from torch import Tensor, nn
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.repair import RepairConfig
 from metarepair.engine.stateless import seeded
 from metarepair.meta_test import RepairData
 from metarepair.methods import arachne, method_settings, repair_fairly
@@ -27,7 +28,6 @@ from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
-from metarepair.repair_config import RepairConfig
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures, Ints, Pixels
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from metarepair.clean_images import CleanImages
-from metarepair.config import Config
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
 from metarepair.deploy import load_surroundings
 from metarepair.export_command import export
 from metarepair.meta_test import RepairData, accuracy_on
@@ -45,7 +46,6 @@ from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
 from metarepair.predictions import called, predict_all
 from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, Unit, load_repaired, repair_once
-from metarepair.settings import parse_config
 from tasks.datasets import DataSource, dataset_info, load_dataset
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures

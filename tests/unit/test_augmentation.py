@@ -20,7 +20,7 @@ from metarepair.augmentation import (
     sample_draws,
     sample_mixing,
 )
-from metarepair.pretrain_config import PretrainConfig
+from metarepair.config.pretraining import PretrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.repair import RepairConfig
 from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods import augmix, training
 from metarepair.methods.augmix import VIEWS, AugMixLoss, AugMixSettings, divergence
@@ -38,7 +39,6 @@ from metarepair.methods.registry import get_method, method_settings
 from metarepair.methods.repaired import RepairedModel
 from metarepair.methods.training import MethodBatch
 from metarepair.models.build import DeployedModel
-from metarepair.repair_config import RepairConfig
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures, Pixels
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from metarepair.batches import support_batch
 from metarepair.clean_images import CleanImages
+from metarepair.config.repair import RepairConfig
 from metarepair.meta_test import RepairData, Step, choose, interpolated, score, start_of, walk
 from metarepair.methods import Budget, Limit, MethodContext, get_method, repair_fairly
 from metarepair.models.build import DeployedModel
-from metarepair.repair_config import RepairConfig
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 from tasks.records import Failures

@@ -22,7 +22,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from metarepair import cli
-from metarepair.settings import load_config
+from metarepair.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

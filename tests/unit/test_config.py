@@ -11,8 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from metarepair.config import Config
-from metarepair.settings import known_keys, load_config, parse_config
+from metarepair.config.load import known_keys, load_config, parse_config
+from metarepair.config.run import Config
 from tasks.errors import ConfigError
 
 SHIPPED = [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.repair import RepairConfig
 from metarepair.meta_test import RepairData
 from metarepair.methods import augmix, training
 from metarepair.methods.augmix import AugMixLoss
@@ -33,7 +34,6 @@ from metarepair.methods.registry import get_method, method_settings
 from metarepair.methods.repaired import RepairedModel
 from metarepair.methods.training import MethodBatch
 from metarepair.models.build import DeployedModel
-from metarepair.repair_config import RepairConfig
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures, Ints, Pixels
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from metarepair.cli import _parser
-from metarepair.settings import known_keys, load_config
+from metarepair.config.load import known_keys, load_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

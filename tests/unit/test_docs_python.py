@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.load import parse_config
 from metarepair.meta_test import RepairData
 from metarepair.methods import MethodContext, repair_fairly
 from metarepair.models.build import DeployedModel
-from metarepair.settings import parse_config
 from tasks.records import Failures
 
 ROOT = Path(__file__).parents[2]

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import metarepair.export
+from metarepair.config.load import load_config
 from metarepair.export import equality_images, export_program
 from metarepair.export_command import export
 from metarepair.methods import RepairedModel
 from metarepair.models import DeployedModel, save_weights
-from metarepair.settings import load_config
 from metarepair.weights import SHIPPED
 from tasks.datasets import ArrayDataset
 from tasks.errors import ConfigError, UserError

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from metarepair import repair
 from metarepair.clean_images import CleanImages
+from metarepair.config.load import parse_config
 from metarepair.meta_test import RepairData, Start, repair_data
 from metarepair.methods import METHODS, repair_fairly, settings_of
 from metarepair.methods.apricot_models import reinitialise
@@ -26,7 +27,6 @@ from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel
 from metarepair.models.factory import build_from_factory
 from metarepair.models.wrappers import unwrapped
-from metarepair.settings import parse_config
 from tasks.errors import ConfigError
 from tasks.records import Failures
 

@@ -17,6 +17,7 @@ from metarepair.cli import main
 from metarepair.compare.judge import judging_identity
 from metarepair.compare.plan import Plan, read_plan, write_plan
 from metarepair.compare.units import Compared
+from metarepair.config.load import load_config
 from metarepair.inspection import places
 from metarepair.inspection import stages as inspecting
 from metarepair.inspection.checks import JUDGED
@@ -24,7 +25,6 @@ from metarepair.inspection.facts import Inspection
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.text import describe
 from metarepair.layout import Run
-from metarepair.settings import load_config
 from metarepair.status import look
 from metarepair.status.facts import Member, RunStatus
 from metarepair.status.look import status_of

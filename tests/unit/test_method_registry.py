@@ -12,6 +12,8 @@ import pytest
 from torch import nn
 
 import metarepair.methods as package
+from metarepair.config.load import parse_config
+from metarepair.config.section import Section
 from metarepair.methods import (
     METHODS,
     all_methods,
@@ -22,8 +24,6 @@ from metarepair.methods import (
 )
 from metarepair.methods.base import Changes, MethodContext, NoSettings, Uses
 from metarepair.models.build import DeployedModel
-from metarepair.section import Section
-from metarepair.settings import parse_config
 from tasks.errors import ConfigError
 
 CONFIG = parse_config({"name": "unit", "device": "cpu", "mining": {"experiences": ["fog"]}})
@@ -101,7 +101,7 @@ OWN = """
 from pydantic import Field
 from metarepair.methods import Method
 from metarepair.methods.repaired import repaired_from
-from metarepair.section import Positive, Section
+from metarepair.config.section import Positive, Section
 
 class OwnSettings(Section):
     times: Positive = Field(2, description="Times.")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from metarepair.config.load import parse_config
 from metarepair.engine.vectors import State
 from metarepair.meta_test import RepairData
 from metarepair.methods import training
@@ -23,7 +24,6 @@ from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.examples import Examples
 from metarepair.methods.training import CHECKS, MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel, state_hash
-from metarepair.settings import parse_config
 from tasks.errors import DivergedError
 from tasks.records import Failures
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.load import parse_config
 from metarepair.deploy import Surroundings
 from metarepair.meta_test import RepairData, Start, repair_data
 from metarepair.methods import METHODS, repair_fairly
@@ -23,7 +24,6 @@ from metarepair.methods.base import Method, MethodContext, no_experiences
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel, state_hash
 from metarepair.repair_unit import Unit, repair_once, unit_data
-from metarepair.settings import parse_config
 from tasks.datasets import ArrayDataset
 from tasks.errors import ConfigError
 from tasks.records import Failures

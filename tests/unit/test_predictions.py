@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import metarepair.predictions as predictions
-from metarepair.config import Config
+from metarepair.config.run import Config
 from metarepair.evaluate import _calibration
 from metarepair.meta_test import predict
 from metarepair.methods import RepairedModel

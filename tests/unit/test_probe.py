@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from metarepair import repair
+from metarepair.config.load import parse_config
 from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, adapt
 from metarepair.engine.stateless import StatelessModule
 from metarepair.methods import METHODS
 from metarepair.models.build import DeployedModel
 from metarepair.probe import probe
 from metarepair.probe_needs import probe_repair, probe_run
-from metarepair.settings import parse_config
 from tasks.errors import ConfigError
 
 IMAGES = np.random.default_rng(0).integers(256, size=(5, 8, 8, 3), dtype=np.uint8)

@@ -9,7 +9,7 @@ import pyarrow.csv as csv
 import pytest
 
 from distributed.score import _leave_other_targets
-from metarepair.config import ExperienceConfig
+from metarepair.config.run import ExperienceConfig
 from metarepair.score import GUIDED, ONE, confidence_of, describe_confidence, guides, write_scores
 from tasks.errors import StageError
 from tasks.records import FidScore

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from metarepair.config import Config
+from metarepair.config.load import load_config, parse_config
+from metarepair.config.run import Config
 from metarepair.search.check import check_distances
 from metarepair.search.space import check_space, dimensions
-from metarepair.settings import load_config, parse_config
 from tasks.errors import ConfigError
 
 MINED = ["snow", "fog", "shot_noise", "contrast"]

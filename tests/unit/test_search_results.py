@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from metarepair.config import Config
+from metarepair.config.load import load_config, parse_config
+from metarepair.config.run import Config
 from metarepair.search.figures import _surface, parallel
 from metarepair.search.importance import FEWEST, importance_of
 from metarepair.search.results import Trial, best_trial, results_table, write_results
 from metarepair.search.scale import number_scale, scale_of
 from metarepair.search.space import Dimension, dimensions, trial_config
-from metarepair.settings import load_config, parse_config
 from tasks.keys import keyed_generator
 
 MINED = ["snow", "fog", "shot_noise", "contrast"]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metarepair.config import Config
+from metarepair.config.load import config_text, known_keys, load_config, parse_config
+from metarepair.config.run import Config
 from metarepair.meta_train import training_settings
 from metarepair.search.rules import can_be_searched, check_setting, number_types
 from metarepair.search.space import (
@@ -21,7 +22,6 @@ from metarepair.search.space import (
     judged_environments,
     trial_config,
 )
-from metarepair.settings import config_text, known_keys, load_config, parse_config
 from tasks.errors import ConfigError
 
 MINED = ["snow", "fog", "shot_noise", "contrast"]

@@ -18,6 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.load import parse_config
 from metarepair.meta_test import RepairData
 from metarepair.methods import method_settings, repair_fairly, training
 from metarepair.methods.base import MethodContext
@@ -29,7 +30,6 @@ from metarepair.methods.sensei_populations import Populations
 from metarepair.methods.sensei_variants import FILTER_GENES, spatial_genes, variants
 from metarepair.methods.training import MethodBatch
 from metarepair.models.build import DeployedModel, state_hash
-from metarepair.settings import parse_config
 from tasks.errors import ConfigError, DataError
 from tasks.keys import keyed_generator
 from tasks.records import Failures

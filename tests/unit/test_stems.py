@@ -14,14 +14,14 @@ from PIL import Image
 from timm.models import DenseNet
 from torch import nn
 
-from metarepair.config import ModelConfig
+from metarepair.config.load import parse_config
+from metarepair.config.run import ModelConfig
 from metarepair.deploy import load_surroundings
 from metarepair.meta_train import training_settings
 from metarepair.models.build import DeployedModel, build_model, load_deployed, save_weights
 from metarepair.models.preprocessing import mean_and_std
 from metarepair.models.stems import Stem, use_small_stem
 from metarepair.models.van import Van
-from metarepair.settings import parse_config
 from tasks.datasets import dataset_info
 from tasks.errors import ConfigError, WeightsError
 from tasks.storage.manifest import difference

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from metarepair.clean_images import CleanImages
-from metarepair.config import Config
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
 from metarepair.meta_train import training_settings
 from metarepair.models.build import DeployedModel
-from metarepair.settings import parse_config
 from metarepair.task_source import TaskSource
 from tasks.datasets import load_dataset
 from tasks.experiences.corrupted_images import corrupted_images

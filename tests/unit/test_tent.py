@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metarepair.config.load import parse_config
 from metarepair.meta_test import RepairData
 from metarepair.methods import get_method, method_settings, repair_fairly
 from metarepair.methods.base import MethodContext
@@ -18,7 +19,6 @@ from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.repaired import RepairedModel
 from metarepair.methods.tent import entropy
 from metarepair.models.build import DeployedModel, build_model, state_hash
-from metarepair.settings import parse_config
 from tasks.errors import ConfigError
 from tasks.records import Failures
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarepair.clean_images import CleanImages
+from metarepair.config.repair import RepairConfig
 from metarepair.meta_test import RepairData
 from metarepair.methods import wct2
 from metarepair.methods.base import MethodContext
@@ -22,7 +23,6 @@ from metarepair.methods.haar import BANDS
 from metarepair.methods.registry import get_method, method_settings
 from metarepair.methods.wct2 import WaveletNet, WhiteningColouring, load_wct2, recoloured, spread_of
 from metarepair.models.build import DeployedModel
-from metarepair.repair_config import RepairConfig
 from tasks.errors import WeightsError
 from tasks.records import Failures, Pixels
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from metarepair.config import Config, MethodSettings, RepairSettings, TaskConfig
-from metarepair.section import Section
-from metarepair.settings import explain
-from metarepair.train_config import InnerConfig
+from metarepair.config.load import explain
+from metarepair.config.run import Config, MethodSettings, RepairSettings, TaskConfig
+from metarepair.config.section import Section
+from metarepair.config.training import InnerConfig
 from tasks.errors import ConfigError
 
 

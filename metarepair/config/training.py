@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from metarepair.optimizers import OPTIMIZERS, check_options
-from metarepair.section import Count, Fraction, Positive, Rate, Section, in_yaml
+from metarepair.config.optimizers import OPTIMIZERS, check_options
+from metarepair.config.section import Count, Fraction, Positive, Rate, Section, in_yaml
 from tasks.errors import near_names
 
 BatchNorm = Literal["frozen", "adapt", "batch"]

@@ -12,9 +12,9 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from metarepair.config import Config
-from metarepair.search.config import KINDS
-from metarepair.section import in_yaml
+from metarepair.config.run import Config
+from metarepair.config.search import KINDS
+from metarepair.config.section import in_yaml
 from tasks.errors import ConfigError, UserError, near_names
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from metarepair.section import Positive, Rate, Section
+from metarepair.config.section import Positive, Rate, Section
 
 MAGNITUDES = 31  # of RandAugment, 0 to 30
 

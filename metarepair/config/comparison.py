@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from metarepair.section import Count, Section, each_once
+from metarepair.config.section import Count, Section, each_once
 
 
 class CompareConfig(Section):

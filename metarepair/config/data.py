@@ -1,4 +1,4 @@
-"""Settings of the data set: which images, from where, and what is made of them. Read by `metarepair.settings`."""
+"""Settings of the data set: which images, from where, and what is made of them. Read by `metarepair.config.load`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from metarepair.section import Positive, Section
+from metarepair.config.section import Positive, Section
 from tasks.datasets import DataSource
 
 Colour = tuple[float, float, float]

@@ -1,6 +1,6 @@
 """What a run depends on, as frozen, strict settings: every field says what it is, with its unit and range.
 
-`metarepair.settings` reads them from a YAML file.
+`metarepair.config.load` reads them from a YAML file.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from metarepair.compare_config import CompareConfig
-from metarepair.data_config import Colour, DataConfig
-from metarepair.pretrain_config import PretrainConfig
-from metarepair.ray_config import RayConfig
-from metarepair.search.config import SearchConfig
-from metarepair.section import Count, Fraction, Positive, Rate, Section, each_once
-from metarepair.train_config import InnerConfig, TrainConfig
+from metarepair.config.comparison import CompareConfig
+from metarepair.config.data import Colour, DataConfig
+from metarepair.config.pretraining import PretrainConfig
+from metarepair.config.ray import RayConfig
+from metarepair.config.search import SearchConfig
+from metarepair.config.section import Count, Fraction, Positive, Rate, Section, each_once
+from metarepair.config.training import InnerConfig, TrainConfig
 from tasks.corruptions import resolve
 from tasks.datasets.normalisation import check_mean, check_std
 from tasks.distances.intervals import FEWEST_ROWS, LEVEL, fewest_resamples

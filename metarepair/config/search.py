@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from metarepair.section import Count, Positive, Section
+from metarepair.config.section import Count, Positive, Section
 from tasks.corruptions import Category, resolve
 from tasks.errors import unknown_name
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from metarepair.section import in_yaml
+from metarepair.config.section import in_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from metarepair.section import Positive, Section
+from metarepair.config.section import Positive, Section
 
 Amount = Annotated[float, Field(gt=0, le=128)]
 
