@@ -38,7 +38,7 @@ from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.deploy import load_surroundings
 from metarepair.feature_file import write_moments
-from metarepair.layout import open_run
+from metarepair.runs.layout import open_run
 from tasks.distances.frechet import moments
 from tasks.storage.manifest import Manifest
 

@@ -26,11 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import machine, parser
 from metarepair.config.pretraining import PretrainConfig
-from metarepair.context import LocalContext
 from metarepair.models.build import DeployedModel, build_model, load_deployed
 from metarepair.models.preprocessing import Colour
 from metarepair.models.stems import Stem
 from metarepair.pretrain import Pretrainer
+from metarepair.runs.context import LocalContext
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, DataSource, dataset_info, load_dataset
 from tasks.experiences.corrupted_images import corrupted_images

@@ -1,6 +1,6 @@
 """The same meta-training in a plain process and on Ray Train in, what Ray costs out.
 
-    plain     a process without Ray: metarepair.context.LocalContext
+    plain     a process without Ray: metarepair.runs.context.LocalContext
     1 worker  Ray Train, one worker of one thread
     2 workers Ray Train, two workers of one thread each
     2 plain   two processes without Ray at the same time, each for itself: what two cores of this machine give at most
@@ -38,9 +38,9 @@ from distributed.pipeline import Pipeline
 from distributed.train import build_trainer, fit, inputs_of
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.context import Context, LocalContext
-from metarepair.layout import Run
 from metarepair.meta_train import meta_train
+from metarepair.runs.context import Context, LocalContext
+from metarepair.runs.layout import Run
 from tasks.storage.paths import place
 
 TARGET = "gaussian_noise"

@@ -19,7 +19,7 @@ from distributed.local_ray import start_local_ray
 from distributed.own_packages import worker_options
 from distributed.ray_words import failures_of_ray_told, words_of
 from metarepair.config.run import Config
-from metarepair.progress import say
+from metarepair.runs.progress import say
 from tasks.errors import ConfigError, UserError
 
 POLL_S = 1.0

@@ -22,10 +22,10 @@ from metarepair.compare.results import write_results
 from metarepair.compare.units import Compared, compared_units, done_unit, repair_compared
 from metarepair.config.run import Config
 from metarepair.deploy import load_surroundings
-from metarepair.layout import Run
 from metarepair.methods import get_method
 from metarepair.methods.base import map_here
-from metarepair.progress import Progress
+from metarepair.runs.layout import Run
+from metarepair.runs.progress import Progress
 from tasks.errors import StageError
 from tasks.storage.manifest import MANIFEST, discard
 from tasks.storage.paths import find, place, remove_tree

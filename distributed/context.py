@@ -14,7 +14,7 @@ import torch.distributed
 from torch import Tensor
 
 from distributed.metrics import count_round
-from metarepair.context import Journal, Metrics
+from metarepair.runs.context import Journal, Metrics
 from tasks.storage.paths import Place, place
 
 BUCKET_BYTES = 1 << 25  # of an all-reduce: the next is under way while one is summed

@@ -26,8 +26,8 @@ from metarepair.config.run import Config
 from metarepair.deploy import Surroundings, load_surroundings
 from metarepair.feature_file import read_features, write_features, write_moments
 from metarepair.features import FeatureExtractor, build_extractor, weights_digest
-from metarepair.layout import Run
-from metarepair.progress import Progress
+from metarepair.runs.layout import Run
+from metarepair.runs.progress import Progress
 from tasks.distances.frechet import Moments, merge_in_order, moments, scatter
 from tasks.errors import DataError
 from tasks.experiences.store import open_side

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distributed.pool import map_items
 from metarepair.feature_file import read_features, read_moments
-from metarepair.progress import Progress
+from metarepair.runs.progress import Progress
 from tasks.distances.frechet import frechet_distance
 from tasks.distances.intervals import bootstrap_interval, fid_infinity
 from tasks.records import FidScore

@@ -19,8 +19,8 @@ from distributed.cluster import worker_resources
 from distributed.pool import map_items
 from metarepair.config.run import Config
 from metarepair.deploy import Surroundings, load_surroundings
-from metarepair.layout import Run
-from metarepair.progress import Progress
+from metarepair.runs.layout import Run
+from metarepair.runs.progress import Progress
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
 from tasks.experiences.mining import Predict, mine, split_failures

@@ -24,13 +24,11 @@ from distributed.repair import repair_on_ray
 from distributed.score import score_stage, stale_features
 from distributed.together import Follower, each_at_once
 from distributed.train import MINE_FIRST, train_here, train_on_ray
-from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.clean_check import check_on_clean
 from metarepair.config.run import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
 from metarepair.export import require_packages
 from metarepair.features import check_extractor
-from metarepair.layout import RATES, Run, open_run
 from metarepair.meta_train import training_settings
 from metarepair.methods import check_method_settings, get_method
 from metarepair.probe_needs import IMAGES as PROBED
@@ -39,6 +37,8 @@ from metarepair.repair_stage import repair_target
 from metarepair.reports import load_results
 from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
+from metarepair.runs.checkpoint import newest_checkpoint, read_state
+from metarepair.runs.layout import RATES, Run, open_run
 from metarepair.score import read_confidence
 from tasks.corruptions import category_of
 from tasks.errors import DataError

@@ -12,8 +12,8 @@ from distributed.fid import all_distances, with_intervals
 from distributed.mining import Mined, Say, environments
 from metarepair.config.run import Config
 from metarepair.features import distance_name
-from metarepair.layout import Run
 from metarepair.reports.figures import heat_map, save
+from metarepair.runs.layout import Run
 from metarepair.score import (
     TARGET_SUFFIX,
     confidence_of,

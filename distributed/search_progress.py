@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from ray.tune import Callback
 
 from distributed.search_draws import OBJECTIVE, OVER, ROUND, drawn_of
-from metarepair.progress import PLAIN_INTERVAL_S, TERMINAL_INTERVAL_S, duration
+from metarepair.runs.progress import PLAIN_INTERVAL_S, TERMINAL_INTERVAL_S, duration
 from metarepair.search.space import Dimension
 
 STATES = ("running", "waiting", "finished", "stopped early", "failed")

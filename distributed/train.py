@@ -15,15 +15,15 @@ import torch
 
 from distributed.cluster import worker_resources
 from distributed.failures import read_failure, user_error, write_failure
-from metarepair.checkpoint import Say, newest_checkpoint, read_state
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.context import Context, LocalContext, Metrics, last_report
 from metarepair.deploy import load_surroundings
-from metarepair.layout import Run
 from metarepair.meta_test import repair_data
 from metarepair.meta_train import MetaTrainer, meta_train
-from metarepair.progress import Progress
+from metarepair.runs.checkpoint import Say, newest_checkpoint, read_state
+from metarepair.runs.context import Context, LocalContext, Metrics, last_report
+from metarepair.runs.layout import Run
+from metarepair.runs.progress import Progress
 from metarepair.score import read_confidence
 from metarepair.task_source import TaskSource
 from metarepair.training_inputs import TrainingInputs

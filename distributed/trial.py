@@ -16,8 +16,8 @@ from typing import Any
 from distributed.search_inputs import TrialSetup, trial_inputs
 from distributed.train import build_trainer
 from metarepair.config.run import Config
-from metarepair.context import Context, Journal
 from metarepair.meta_train import rounds
+from metarepair.runs.context import Context, Journal
 from metarepair.search.check import rounds_of
 from metarepair.search.space import search_of, trial_config
 from metarepair.training_inputs import TrainingInputs

@@ -213,8 +213,8 @@ def _check_own_packages() -> None:
 
 def _run(given: argparse.Namespace) -> int:
     from metarepair.config.load import load_config
-    from metarepair.layout import without_empty_run
     from metarepair.paths import check_paths
+    from metarepair.runs.layout import without_empty_run
 
     config = load_config(
         given.config,
@@ -232,8 +232,8 @@ def _run(given: argparse.Namespace) -> int:
 def _pretrain(given: argparse.Namespace, config: Config) -> int:
     from distributed.cluster import connected
     from distributed.pretrain import pretrain_on_ray
-    from metarepair.layout import open_run
     from metarepair.pretrain_stage import pretrain_stage
+    from metarepair.runs.layout import open_run
     from tasks.storage.run_lock import locked
 
     with locked(open_run(config).root, given.verb, say=_say), connected(config, given.address):
@@ -307,7 +307,7 @@ def _search(given: argparse.Namespace, config: Config) -> int:
 
 
 def _say(text: str) -> None:
-    from metarepair.progress import say
+    from metarepair.runs.progress import say
 
     say(text)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from metarepair.progress import Progress
+from metarepair.runs.progress import Progress
 from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.corruptions.severity import SEVERITIES, TABLES, load_table, severity_table
 from tasks.corruptions.shapes import MIN_SIZE

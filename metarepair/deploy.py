@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from metarepair.checkpoint import Say
 from metarepair.clean_images import CleanImages
 from metarepair.config.run import Config
 from metarepair.engine.adapted import adapted_names
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
+from metarepair.runs.checkpoint import Say
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
 from tasks.datasets.archives import Archive, load_archive

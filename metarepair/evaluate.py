@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarepair.config.run import Config
-from metarepair.layout import Run
 from metarepair.meta_test import accuracy_on
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.predictions import Called, Predictions, called, predict_all, predicted_on
+from metarepair.runs.layout import Run
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import Dataset
 from tasks.experiences.store import open_side

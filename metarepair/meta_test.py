@@ -19,8 +19,8 @@ from metarepair.clean_images import CleanImages, LabelledImages
 from metarepair.config.repair import AnyConfig
 from metarepair.engine.inner import FunctionalNet, InnerRule, adapt
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters
-from metarepair.layout import RATES
 from metarepair.models.build import DeployedModel, read_tensors
+from metarepair.runs.layout import RATES
 from tasks.errors import ConfigError, WeightsError
 from tasks.keys import keyed_generator
 from tasks.records import Failures

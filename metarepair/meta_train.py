@@ -16,15 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarepair.checkpoint import read_state, seal
 from metarepair.config.run import Config
 from metarepair.config.section import in_yaml
-from metarepair.context import Context
 from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.memory import MemoryPlan, plan_for
 from metarepair.engine.meta_gradient import TaskBatch, task_gradient
 from metarepair.engine.vectors import State, flatten, pairwise_sum, unflatten
-from metarepair.layout import RATES
 from metarepair.lookahead import Lookahead
 from metarepair.meta_test import RepairData, Start, inner_rule, validate_repair
 from metarepair.models.build import read_tensors, save_weights
@@ -38,6 +35,9 @@ from metarepair.outer import (
     outer_rate,
     outer_step,
 )
+from metarepair.runs.checkpoint import read_state, seal
+from metarepair.runs.context import Context
+from metarepair.runs.layout import RATES
 from metarepair.task_source import TaskSource, slots_of
 from tasks.errors import DivergedError, StageError
 from tasks.storage.manifest import difference

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from metarepair.config.load import load_config
 from metarepair.config.run import Config
-from metarepair.layout import run_of
+from metarepair.runs.layout import run_of
 from metarepair.weights import resolve_weights
 from tasks.datasets import check_folders
 from tasks.datasets.archives import archive_folder

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from metarepair.config.run import Config
-from metarepair.context import LocalContext
 from metarepair.deploy import pick_device
-from metarepair.layout import open_run
 from metarepair.models.build import DeployedModel, save_weights
 from metarepair.pretrain import Epoch, pretrain
 from metarepair.pretrain_checks import check_data
-from metarepair.progress import Progress
+from metarepair.runs.context import LocalContext
+from metarepair.runs.layout import open_run
+from metarepair.runs.progress import Progress
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
 from tasks.storage.manifest import begin, check_done, discard, write_manifest
 from tasks.storage.paths import Place, write_text

@@ -20,7 +20,6 @@ from metarepair.config.run import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Judged, evaluate
 from metarepair.features import distance_name
-from metarepair.layout import Run
 from metarepair.meta_test import RepairData
 from metarepair.repair_unit import (
     TRAIN_FIRST,
@@ -32,6 +31,7 @@ from metarepair.repair_unit import (
     unit_data,
 )
 from metarepair.reports import SCHEMA_VERSION
+from metarepair.runs.layout import Run
 from metarepair.score import SCORE_AGAIN, read_confidence
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import (

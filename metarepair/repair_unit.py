@@ -14,7 +14,6 @@ from metarepair.config.run import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate
 from metarepair.export import FILE_NAMES, equality_images, export_program
-from metarepair.layout import Run
 from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
 from metarepair.methods import (
     Budget,
@@ -27,7 +26,8 @@ from metarepair.methods import (
 )
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.models.wrappers import copied
-from metarepair.peak_memory import peak_memory
+from metarepair.runs.layout import Run
+from metarepair.runs.peak_memory import peak_memory
 from tasks.errors import DataError, DivergedError, unreadable
 from tasks.records import Failures
 from tasks.storage.paths import Place, write_text

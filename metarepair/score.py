@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from metarepair.config.run import ExperienceConfig
-from metarepair.layout import Run
+from metarepair.runs.layout import Run
 from tasks.corruptions import category_of
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.records import FID_SCHEMA, FidScore

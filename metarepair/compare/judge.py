@@ -17,7 +17,7 @@ from metarepair.compare.units import REPAIR_FIRST, Compared, Say, load_candidate
 from metarepair.config.run import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Judged, evaluate
-from metarepair.layout import Run
+from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import remove, write_table, write_text

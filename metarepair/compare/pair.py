@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from metarepair.compare.judge import SAMPLES
 from metarepair.compare.units import REPAIR_FIRST, Compared
-from metarepair.layout import Run
 from metarepair.reports.figures import blank, plain, save, to_png
 from metarepair.reports.table import aligned, method_words
+from metarepair.runs.layout import Run
 from tasks.datasets import Dataset
 from tasks.errors import DataError, StageError
 from tasks.experiences.corrupted_images import corrupted_images

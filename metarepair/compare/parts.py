@@ -8,7 +8,6 @@ from typing import Any
 
 from metarepair.compare.units import MINE_FIRST, limit_of
 from metarepair.config.run import Config
-from metarepair.layout import Run
 from metarepair.methods import get_method
 from metarepair.repair_unit import TRAIN_FIRST
 from metarepair.reports.paper import DIFFERENCES, table_for
@@ -22,6 +21,7 @@ from metarepair.reports.table import (
     percent,
     spread,
 )
+from metarepair.runs.layout import Run
 from tasks.storage.manifest import require_manifest
 
 Result = dict[str, Any]

@@ -9,10 +9,10 @@ import numpy as np
 from metarepair.compare.units import Say
 from metarepair.config.run import Config
 from metarepair.deploy import Surroundings
-from metarepair.layout import Run
 from metarepair.meta_test import RepairData
 from metarepair.methods import Budget, MethodContext, get_method, settings_of
 from metarepair.methods.base import Map
+from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError
 from tasks.records import Failures
 from tasks.storage.manifest import BEGUN, MANIFEST, Manifest, begin, check_done, discard, write_manifest

@@ -9,9 +9,9 @@ from metarepair.compare.judge import read_row
 from metarepair.compare.parts import Part, Result, parts_of, title_of
 from metarepair.compare.units import Compared
 from metarepair.config.run import Config
-from metarepair.layout import Run
 from metarepair.reports.page import bullets, escaped, html_page, html_table, picture
 from metarepair.reports.table import aligned, rows_table
+from metarepair.runs.layout import Run
 from tasks.storage.paths import write_table, write_text
 
 

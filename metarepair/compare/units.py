@@ -10,7 +10,6 @@ from typing import Any
 from metarepair.config.run import Config
 from metarepair.deploy import Surroundings
 from metarepair.evaluate import Candidate
-from metarepair.layout import Run
 from metarepair.meta_test import RepairData, Step
 from metarepair.methods import (
     Limit,
@@ -31,6 +30,7 @@ from metarepair.repair_unit import (
     repair_once,
     unit_data,
 )
+from metarepair.runs.layout import Run
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     Manifest,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from metarepair.inspection.facts import BAD, JUDGED, VERBS, Damage, FileFacts, Kind, StageFacts, State
 from metarepair.inspection.places import TRACES, StagePlace
-from metarepair.progress import Progress
+from metarepair.runs.progress import Progress
 from tasks.errors import DataError
 from tasks.experiences.failure_file import read_with_facts
 from tasks.storage.manifest import BEGUN, MANIFEST, MENDING, Manifest, has_digest, read_manifest

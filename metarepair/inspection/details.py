@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from metarepair.checkpoint import STATE, read_state
 from metarepair.inspection.facts import (
     CheckpointFacts,
     DeployedFacts,
@@ -28,6 +27,7 @@ from metarepair.inspection.facts import (
     TrainingFacts,
 )
 from metarepair.inspection.places import StagePlace
+from metarepair.runs.checkpoint import STATE, read_state
 from tasks.datasets import DATASETS
 from tasks.errors import DataError, UserError
 from tasks.experiences.failure_file import read_failures
@@ -173,7 +173,7 @@ def _features(facts: Settings, config: Settings) -> FeatureFacts:
 
 
 def _score(place: StagePlace, config: Settings, states: States) -> ScoreFacts:
-    from metarepair.layout import Run
+    from metarepair.runs.layout import Run
     from metarepair.score import read_confidence
 
     probabilities: dict[str, dict[str, float]] = {}

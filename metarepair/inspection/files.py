@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Literal
 
-from metarepair.checkpoint import STATE, read_state
 from metarepair.inspection.checks import Checksums, read_promise
 from metarepair.inspection.details import class_names, count_severities, load_collect, per_class
 from metarepair.inspection.facts import BAD, Damage, Inspection, LoneFile, State
 from metarepair.inspection.headers import failures_header, parquet_header, safetensors_header
 from metarepair.inspection.places import ALLOWED
+from metarepair.runs.checkpoint import STATE, read_state
 from tasks.errors import DataError
 from tasks.storage.manifest import MANIFEST, Manifest
 from tasks.storage.paths import Place, inside, size_of

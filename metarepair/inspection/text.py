@@ -30,7 +30,7 @@ from metarepair.inspection.tables import (
     tally,
     times,
 )
-from metarepair.progress import duration
+from metarepair.runs.progress import duration
 
 FILES_SHOWN = 20  # of more, only the damaged ones
 

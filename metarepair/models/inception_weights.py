@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import torch
 
-from metarepair.progress import Progress
+from metarepair.runs.progress import Progress
 from tasks.errors import WeightsError
 
 VARIABLE = "METAREPAIR_WEIGHTS"

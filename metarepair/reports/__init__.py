@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from metarepair.layout import Run
+from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable
 
 __all__ = ["SCHEMA_VERSION", "load_results"]

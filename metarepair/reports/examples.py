@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from metarepair.layout import Run
 from metarepair.reports import figures
 from metarepair.reports.table import Result, by_method, method_words
+from metarepair.runs.layout import Run
 from tasks.datasets import Dataset
 from tasks.experiences.failure_file import read_failures
 from tasks.experiences.pixels import RecomputedPixels

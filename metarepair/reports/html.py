@@ -14,7 +14,6 @@ import yaml
 
 from metarepair.features import distance_name
 from metarepair.inspection.tables import times
-from metarepair.layout import Run
 from metarepair.reports import figures
 from metarepair.reports.examples import example_figure
 from metarepair.reports.page import bullets, escaped, html_page, html_table, picture, plain_words
@@ -34,6 +33,7 @@ from metarepair.reports.table import (
     verdict,
     write_tables,
 )
+from metarepair.runs.layout import Run
 from metarepair.score import SCORE_AGAIN
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS, Dataset

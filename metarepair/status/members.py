@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from metarepair.checkpoint import STATE
 from metarepair.inspection.checks import begun_mark, begun_name, read_promise, remedy_for
 from metarepair.inspection.details import real, whole
 from metarepair.inspection.facts import Damage
 from metarepair.inspection.places import FileStat, Listing, StagePlace
+from metarepair.runs.checkpoint import STATE
 from metarepair.status.facts import Member
 from tasks.storage.manifest import MANIFEST, Manifest
 from tasks.storage.paths import Place, size_of

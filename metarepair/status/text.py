@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from metarepair.inspection.checks import WORDS
 from metarepair.inspection.tables import count, percent, times
-from metarepair.progress import duration
+from metarepair.runs.progress import duration
 from metarepair.status.facts import HolderFacts, Member, RunningTrial, RunStatus, SearchStatus, StageStatus
 
 SHOWN = 8  # members that are begun, trials, damaged files

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 from distributed.pipeline import Pipeline
 from metarepair.config.load import load_config
-from metarepair.layout import Run
+from metarepair.runs.layout import Run
 
 NODE = {"num_cpus": 1, "include_dashboard": False}
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from distributed.pipeline import Pipeline
 from metarepair.config.run import Config
-from metarepair.layout import Run
+from metarepair.runs.layout import Run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 TARGETS = ("gaussian_noise", "fog")

@@ -17,9 +17,9 @@ import yaml
 from safetensors.torch import load_file
 
 from distributed.pipeline import Pipeline
-from metarepair.checkpoint import newest_checkpoint, read_state
 from metarepair.config.run import Config
-from metarepair.layout import Run
+from metarepair.runs.checkpoint import newest_checkpoint, read_state
+from metarepair.runs.layout import Run
 from tasks.errors import DataError
 
 pytestmark = pytest.mark.distributed

@@ -38,7 +38,7 @@ from distributed.trial import Donor, JointTraining, TrialRecord, begin_trial, re
 from distributed.tune import TuneSearch
 from metarepair.config.load import load_config
 from metarepair.config.run import Config
-from metarepair.context import LocalContext
+from metarepair.runs.context import LocalContext
 from metarepair.search.space import dimensions, search_of
 from metarepair.search.trials import Trial
 from tasks.errors import ConfigError, DivergedError, StageError, UserError

@@ -22,8 +22,8 @@ from metarepair.compare.pair import load_pair
 from metarepair.compare.units import Compared, compared_units, load_candidate
 from metarepair.config.load import load_config
 from metarepair.inspection.inspect import inspect
-from metarepair.layout import Run
 from metarepair.methods import METHODS, Method
+from metarepair.runs.layout import Run
 from metarepair.status.look import status_of
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.experiences import store

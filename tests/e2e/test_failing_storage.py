@@ -15,7 +15,7 @@ from pyarrow.fs import S3FileSystem
 from safetensors.torch import load_file
 
 from metarepair.cli import main
-from metarepair.context import LocalContext
+from metarepair.runs.context import LocalContext
 from tasks.storage.paths import local, place
 from tasks.storage.remote import CACHE_VARIABLE
 

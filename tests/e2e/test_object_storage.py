@@ -70,7 +70,7 @@ def test_a_finished_run_on_an_object_store_is_left_as_it_is(
     [
         ("mine", "distributed.mining.write_part"),
         ("score", "distributed.features.write_features"),
-        ("train", "metarepair.checkpoint.publish"),
+        ("train", "metarepair.runs.checkpoint.publish"),
     ],
 )
 def test_a_stage_that_was_stopped_goes_on_from_the_object_store(

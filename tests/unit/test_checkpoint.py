@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarepair import checkpoint
-from metarepair.checkpoint import Checkpoints, newest_checkpoint, read_state, seal
 from metarepair.models.build import save_weights
+from metarepair.runs import checkpoint
+from metarepair.runs.checkpoint import Checkpoints, newest_checkpoint, read_state, seal
 from tasks.errors import StorageError
 from tasks.storage.paths import Place, find
 

@@ -16,13 +16,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import metarepair.inspection
-from metarepair.checkpoint import seal
 from metarepair.cli import main
 from metarepair.inspection import checks
 from metarepair.inspection.command import show
 from metarepair.inspection.facts import Inspection, StageFacts
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.text import describe
+from metarepair.runs.checkpoint import seal
 from tasks.datasets import CIFAR10_CLASSES
 from tasks.experiences.failure_file import write_failures
 from tasks.experiences.mining import Mined

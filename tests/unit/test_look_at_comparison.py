@@ -24,7 +24,7 @@ from metarepair.inspection.checks import JUDGED
 from metarepair.inspection.facts import Inspection
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.text import describe
-from metarepair.layout import Run
+from metarepair.runs.layout import Run
 from metarepair.status import look
 from metarepair.status.facts import Member, RunStatus
 from metarepair.status.look import status_of

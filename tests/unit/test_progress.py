@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from metarepair import progress
-from metarepair.progress import Progress, duration, say
+from metarepair.runs import progress
+from metarepair.runs.progress import Progress, duration, say
 
 
 class Stream(io.StringIO):

@@ -15,11 +15,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from metarepair.layout import Run
 from metarepair.reports import figures, load_results
 from metarepair.reports.html import write_report
 from metarepair.reports.paper import TABLE_1, TABLE_2, nearest_experiences, table_for
 from metarepair.reports.table import results_table, rows_table, spread, verdict, write_tables
+from metarepair.runs.layout import Run
 from tasks.corruptions import CORRUPTIONS, category_of
 from tasks.errors import DataError, StageError
 from tasks.experiences.store import write_failures

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 
 import metarepair.status
-from metarepair.checkpoint import STATE, seal
 from metarepair.cli import main
+from metarepair.runs.checkpoint import STATE, seal
 from metarepair.status.facts import Member, RunStatus, StageStatus
 from metarepair.status.look import status_of
 from metarepair.status.text import describe

@@ -19,8 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from metarepair.checkpoint import Checkpoints
-from metarepair.events import EventLog
+from metarepair.runs.checkpoint import Checkpoints
+from metarepair.runs.tensorboard import EventLog
 from tasks.storage.paths import Place, write_text
 
 Metrics = Mapping[str, float]

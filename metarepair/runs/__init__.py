@@ -1,0 +1,1 @@
+"""A run on storage: its layout, checkpoints, metrics, and what a training loop needs of its process."""
