@@ -24,13 +24,13 @@ from distributed.repair import repair_on_ray
 from distributed.score import score_stage, stale_features
 from distributed.together import Follower, each_at_once
 from distributed.train import MINE_FIRST, train_here, train_on_ray
-from metarepair.clean_check import check_on_clean
 from metarepair.config.run import Config
 from metarepair.deploy import Surroundings, load_surroundings, pick_device
 from metarepair.export import require_packages
 from metarepair.features import check_extractor
 from metarepair.meta_train import training_settings
 from metarepair.methods import check_method_settings, get_method
+from metarepair.models.clean_check import check_on_clean
 from metarepair.probe_needs import IMAGES as PROBED
 from metarepair.probe_needs import probe_run
 from metarepair.repair_stage import repair_target

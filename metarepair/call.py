@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from metarepair.clean_check import IN_CALL, check_on_clean
 from metarepair.clean_images import CleanImages
 from metarepair.config.repair import RepairConfig
 from metarepair.config.run import RepairSettings
@@ -33,6 +32,7 @@ from metarepair.methods import (
     settings_of,
 )
 from metarepair.models.build import DeployedModel
+from metarepair.models.clean_check import IN_CALL, check_on_clean
 from metarepair.probe_needs import IMAGES, probe_repair
 from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.records import Failures

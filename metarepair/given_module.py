@@ -11,10 +11,10 @@ from typing import Any, cast
 
 from torch import nn
 
-from metarepair.clean_check import IN_CALL, check_output, logits_of
 from metarepair.given_images import GivenImages, collect_images
 from metarepair.given_labels import check_range
 from metarepair.models.build import DeployedModel
+from metarepair.models.clean_check import IN_CALL, check_output, logits_of
 from metarepair.models.preprocessing import Colour
 from metarepair.models.wrappers import copied, unwrapped
 from tasks.datasets.normalisation import check_mean, check_std

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair.clean_check import check_on_clean
 from metarepair.models import DeployedModel, build_model, load_deployed
+from metarepair.models.clean_check import check_on_clean
 from tasks.datasets import dataset_info, load_dataset
 from tasks.errors import WeightsError
 

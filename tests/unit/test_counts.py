@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from metarepair import RepairConfig, repair
-from metarepair.clean_check import FEWEST, check_on_clean
 from metarepair.given_images import GivenImages, collect_images
 from metarepair.models import DeployedModel
+from metarepair.models.clean_check import FEWEST, check_on_clean
 from tasks.errors import DataError, WeightsError
 
 QUICK = RepairConfig(repair={"episodes": 1, "tasks": 1}, task={"shots": 2}, inner={"steps": 1})

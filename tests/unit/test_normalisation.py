@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from metarepair.clean_check import USUAL
 from metarepair.config.load import parse_config
+from metarepair.models.clean_check import USUAL
 from tasks.datasets.normalisation import check_mean, check_std
 from tasks.errors import ConfigError
 
