@@ -36,7 +36,7 @@ from distributed.fid import all_distances
 from distributed.mining import mine_all
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.deploy import load_surroundings
+from metarepair.data.workspace import load_surroundings
 from metarepair.feature_file import write_moments
 from metarepair.runs.layout import open_run
 from tasks.distances.frechet import moments

@@ -38,7 +38,7 @@ from benchmarks.measure import (
     require_peers,
 )
 from benchmarks.meta_gradient_peers import higher_gradient, torch_func_gradient, torchopt_gradient
-from metarepair.batches import image_batch
+from metarepair.data.batches import image_batch
 from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, gradients_of
 from metarepair.engine.meta_gradient import Memory, TaskBatch, task_gradient
 from metarepair.engine.vectors import State, flatten

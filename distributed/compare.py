@@ -21,7 +21,7 @@ from metarepair.compare.prepare import discard_stale, prepare_method
 from metarepair.compare.results import write_results
 from metarepair.compare.units import Compared, compared_units, done_unit, repair_compared
 from metarepair.config.run import Config
-from metarepair.deploy import load_surroundings
+from metarepair.data.workspace import load_surroundings
 from metarepair.methods import get_method
 from metarepair.methods.base import map_here
 from metarepair.runs.layout import Run

@@ -23,7 +23,7 @@ from distributed.cluster import worker_resources
 from distributed.mining import Environment, Mined, Role, Say, environments
 from distributed.pool import map_items
 from metarepair.config.run import Config
-from metarepair.deploy import Surroundings, load_surroundings
+from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.feature_file import read_features, write_features, write_moments
 from metarepair.features import FeatureExtractor, build_extractor, weights_digest
 from metarepair.runs.layout import Run

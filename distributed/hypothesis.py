@@ -22,7 +22,7 @@ from distributed.pipeline import Pipeline
 from distributed.pool import map_items
 from distributed.train import MINE_FIRST
 from metarepair.config.run import Config
-from metarepair.deploy import load_surroundings
+from metarepair.data.workspace import load_surroundings
 from metarepair.hypothesis import Study, summarise
 from metarepair.meta_test import accuracy_on, repair_data
 from metarepair.methods import MethodContext, get_method, repair_fairly

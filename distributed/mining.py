@@ -18,7 +18,7 @@ import torch
 from distributed.cluster import worker_resources
 from distributed.pool import map_items
 from metarepair.config.run import Config
-from metarepair.deploy import Surroundings, load_surroundings
+from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
 from tasks.corruptions.draws import DRAWS_VERSION

@@ -25,7 +25,7 @@ from distributed.score import score_stage, stale_features
 from distributed.together import Follower, each_at_once
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.config.run import Config
-from metarepair.deploy import Surroundings, load_surroundings, pick_device
+from metarepair.data.workspace import Surroundings, load_surroundings, pick_device
 from metarepair.export import require_packages
 from metarepair.features import check_extractor
 from metarepair.meta_train import training_settings

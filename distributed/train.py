@@ -17,7 +17,7 @@ from distributed.cluster import worker_resources
 from distributed.failures import read_failure, user_error, write_failure
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.deploy import load_surroundings
+from metarepair.data.workspace import load_surroundings
 from metarepair.meta_test import repair_data
 from metarepair.meta_train import MetaTrainer, meta_train
 from metarepair.runs.checkpoint import Say, newest_checkpoint, read_state

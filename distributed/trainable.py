@@ -26,7 +26,7 @@ from distributed.trial import (
 )
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.deploy import pick_device
+from metarepair.data.workspace import pick_device
 from metarepair.runs.context import LocalContext
 from metarepair.search.space import dimensions, search_of
 from tasks.errors import ConfigError, DivergedError, UserError

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.repair import RepairConfig
 from metarepair.config.run import RepairSettings
+from metarepair.data.clean_images import CleanImages
+from metarepair.data.given_images import GivenImages
+from metarepair.data.given_module import Given, collect_given, fed
 from metarepair.engine.adapted import adapted_names
 from metarepair.engine.vectors import State
-from metarepair.given_images import GivenImages
-from metarepair.given_module import Given, collect_given, fed
 from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
 from metarepair.methods import (
     Method,
@@ -79,7 +79,7 @@ def repair(
 ) -> Repaired:
     """Repairs a copy of `model`, a classifier of images, from images that it fails on; `model` stays as it is.
 
-    failures, clean: see `metarepair.given_images.collect_images`; labels are the right ones. mean, std: of pixels in
+    failures, clean: see `metarepair.data.given_images.collect_images`; labels are the right ones. mean, std: of pixels in
     [0, 1] by channel, as the DNN was trained; needed for uint8 images, not for floats, which are the DNN's own input.
     Each of failures and clean may be either. method: finetune, bn_adapt, any other of docs/methods.md that prepares
     nothing, or metarepair from `start`, the folder meta/<target>/ of a run with this DNN (its inner loop is used unless

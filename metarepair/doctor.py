@@ -38,7 +38,7 @@ def examine_model(config: Config, *, fresh: bool) -> str:
 
     Raises a UserError that says what a repair cannot work with.
     """
-    from metarepair.deploy import Surroundings, load_surroundings
+    from metarepair.data.workspace import Surroundings, load_surroundings
     from metarepair.models.clean_check import IN_RUN, check_output
     from metarepair.probe_needs import IMAGES, probe_run
 

@@ -13,7 +13,7 @@ import torch
 from metarepair.compare.plan import PLAN
 from metarepair.config.load import load_config, parse_config
 from metarepair.config.run import Config
-from metarepair.deploy import Surroundings, load_surroundings
+from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.export import equality_images, export_original, export_program, require_packages
 from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.weights import SCHEME, resolve_weights

@@ -14,9 +14,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from metarepair.batches import support_batch
-from metarepair.clean_images import CleanImages, LabelledImages
 from metarepair.config.repair import AnyConfig
+from metarepair.data.batches import support_batch
+from metarepair.data.clean_images import CleanImages, LabelledImages
 from metarepair.engine.inner import FunctionalNet, InnerRule, adapt
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters
 from metarepair.models.build import DeployedModel, read_tensors

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from metarepair.config.pretraining import PretrainConfig
 from metarepair.config.run import ModelConfig
-from metarepair.lookahead import Lookahead
+from metarepair.data.lookahead import Lookahead
 from metarepair.models.build import DeployedModel, build_model
 from metarepair.models.preprocessing import mean_and_std
 from metarepair.pretrain_batches import BatchSource, TrainingBatch

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from metarepair.config.run import Config
-from metarepair.deploy import pick_device
+from metarepair.data.workspace import pick_device
 from metarepair.models.build import DeployedModel, save_weights
 from metarepair.pretrain import Epoch, pretrain
 from metarepair.pretrain_checks import check_data

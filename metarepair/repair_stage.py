@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metarepair.config.run import Config
-from metarepair.deploy import Surroundings
+from metarepair.data.workspace import Surroundings
 from metarepair.evaluate import Judged, evaluate
 from metarepair.features import distance_name
 from metarepair.meta_test import RepairData

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from metarepair.config.run import Config
-from metarepair.deploy import Surroundings
+from metarepair.data.workspace import Surroundings
 from metarepair.evaluate import Candidate
 from metarepair.export import FILE_NAMES, equality_images, export_program
 from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from metarepair.batches import failure_batch, image_batch, support_batch
-from metarepair.clean_images import CleanImages
 from metarepair.config.run import Config
+from metarepair.data.batches import failure_batch, image_batch, support_batch
+from metarepair.data.clean_images import CleanImages
 from metarepair.engine.inner import Batch
 from metarepair.engine.meta_gradient import TaskBatch
 from metarepair.models.build import DeployedModel

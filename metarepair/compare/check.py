@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metarepair.compare.units import limit_of
 from metarepair.config.run import Config
-from metarepair.deploy import Surroundings
+from metarepair.data.workspace import Surroundings
 from metarepair.methods import get_method, settings_of
 from tasks.errors import ConfigError, unknown_name
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from metarepair.compare.units import REPAIR_FIRST, Compared, Say, load_candidate
 from metarepair.config.run import Config
-from metarepair.deploy import Surroundings
+from metarepair.data.workspace import Surroundings
 from metarepair.evaluate import Judged, evaluate
 from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable

@@ -8,7 +8,7 @@ import numpy as np
 
 from metarepair.compare.units import Say
 from metarepair.config.run import Config
-from metarepair.deploy import Surroundings
+from metarepair.data.workspace import Surroundings
 from metarepair.meta_test import RepairData
 from metarepair.methods import Budget, MethodContext, get_method, settings_of
 from metarepair.methods.base import Map

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from metarepair.config.run import Config
-from metarepair.deploy import Surroundings
+from metarepair.data.workspace import Surroundings
 from metarepair.evaluate import Candidate
 from metarepair.meta_test import RepairData, Step
 from metarepair.methods import (

@@ -26,9 +26,9 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.section import Positive, Rate, Section
-from metarepair.deploy import pick_device
+from metarepair.data.clean_images import CleanImages
+from metarepair.data.workspace import pick_device
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State
 from metarepair.methods.base import MethodContext

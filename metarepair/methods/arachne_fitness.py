@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarepair.clean_images import LabelledImages
+from metarepair.data.clean_images import LabelledImages
 from metarepair.methods.arachne_replay import KeptValues, Replay
 from metarepair.methods.arachne_trace import Places
 from metarepair.methods.budget import Budget

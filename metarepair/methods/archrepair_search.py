@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.section import Fraction, Positive, Rate
+from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters
 from metarepair.meta_test import RepairData

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from metarepair.clean_images import CleanImages, LabelledImages
+from metarepair.data.clean_images import CleanImages, LabelledImages
 from metarepair.meta_test import RepairData
 from tasks.errors import DataError
 from tasks.keys import keyed_generator

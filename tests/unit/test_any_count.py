@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.load import parse_config
+from metarepair.data.clean_images import CleanImages
 from metarepair.features import build_extractor
 from metarepair.meta_test import RepairData, Start, repair_data
 from metarepair.methods import METHODS, repair_fairly, settings_of

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.repair import RepairConfig
+from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State
 from metarepair.meta_test import RepairData

@@ -13,8 +13,8 @@ import torch
 from scipy.optimize import OptimizeResult
 from torch import Tensor, nn
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.repair import RepairConfig
+from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
 from metarepair.meta_test import RepairData
 from metarepair.methods import arachne, method_settings, repair_fairly

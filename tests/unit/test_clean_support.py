@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from metarepair.batches import support_batch
-from metarepair.clean_images import CleanImages
 from metarepair.config.repair import RepairConfig
+from metarepair.data.batches import support_batch
+from metarepair.data.clean_images import CleanImages
 from metarepair.meta_test import RepairData, Step, choose, interpolated, score, start_of, walk
 from metarepair.methods import Budget, Limit, MethodContext, get_method, repair_fairly
 from metarepair.models.build import DeployedModel

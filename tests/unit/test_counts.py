@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from metarepair import RepairConfig, repair
-from metarepair.given_images import GivenImages, collect_images
+from metarepair.data.given_images import GivenImages, collect_images
 from metarepair.models import DeployedModel
 from metarepair.models.clean_check import FEWEST, check_on_clean
 from tasks.errors import DataError, WeightsError

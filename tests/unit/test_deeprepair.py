@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.repair import RepairConfig
+from metarepair.data.clean_images import CleanImages
 from metarepair.meta_test import RepairData
 from metarepair.methods import augmix, training
 from metarepair.methods.augmix import AugMixLoss

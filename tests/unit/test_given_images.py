@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metarepair.given_images import GivenImages, collect_images
+from metarepair.data.given_images import GivenImages, collect_images
 from tasks.datasets.images import decode_image
 from tasks.errors import DataError
 

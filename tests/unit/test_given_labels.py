@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from metarepair.given_images import collect_images
-from metarepair.given_labels import check_range, collect_labels
+from metarepair.data.given_images import collect_images
+from metarepair.data.given_labels import check_range, collect_labels
 from tasks.errors import DataError
 
 IMAGES = np.zeros((3, 4, 4, 3), np.uint8)

@@ -15,10 +15,10 @@ from torch import nn
 from metarepair.config.load import parse_config
 from metarepair.config.optimizers import OPTIMIZERS
 from metarepair.config.run import Config
+from metarepair.data.lookahead import Lookahead
 from metarepair.engine.inner import Batch
 from metarepair.engine.meta_gradient import TaskBatch
 from metarepair.engine.vectors import flatten
-from metarepair.lookahead import Lookahead
 from metarepair.meta_train import MetaTrainer, meta_train
 from metarepair.outer import outer_loss, outer_order, outer_rate
 from metarepair.runs.context import LocalContext

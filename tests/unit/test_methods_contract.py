@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.load import parse_config
-from metarepair.deploy import Surroundings
+from metarepair.data.clean_images import CleanImages
+from metarepair.data.workspace import Surroundings
 from metarepair.meta_test import RepairData, Start, repair_data
 from metarepair.methods import METHODS, repair_fairly
 from metarepair.methods.base import Method, MethodContext, no_experiences

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from metarepair.config.load import parse_config
-from metarepair.deploy import load_surroundings
+from metarepair.data.workspace import load_surroundings
 from tasks.datasets import ArrayDataset, DataSource, dataset_info, decoding, load_dataset
 from tasks.datasets.archives import load_archive
 from tasks.datasets.own_files import SYSTEM_FOLDERS, PassedOver, is_hidden, iter_files

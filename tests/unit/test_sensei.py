@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.load import parse_config
+from metarepair.data.clean_images import CleanImages
 from metarepair.meta_test import RepairData
 from metarepair.methods import method_settings, repair_fairly, training
 from metarepair.methods.base import MethodContext

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
+from metarepair.data.clean_images import CleanImages
 from metarepair.meta_train import training_settings
 from metarepair.models.build import DeployedModel
 from metarepair.task_source import TaskSource

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.repair import RepairConfig
+from metarepair.data.clean_images import CleanImages
 from metarepair.meta_test import RepairData
 from metarepair.methods import wct2
 from metarepair.methods.base import MethodContext

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from metarepair.clean_images import CleanImages
 from metarepair.config.run import Config
+from metarepair.data.clean_images import CleanImages
 from metarepair.engine.adapted import adapted_names
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
 from metarepair.runs.checkpoint import Say

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from metarepair.clean_images import CleanImages
+from metarepair.data.clean_images import CleanImages
 from metarepair.engine.inner import Batch
 from metarepair.models.build import DeployedModel
 from tasks.errors import ConfigError

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metarepair.given_labels import collect_labels
+from metarepair.data.given_labels import collect_labels
 from tasks.datasets.images import UnreadableImageError, opened_pixels
 from tasks.errors import DataError
 from tasks.records import Ints

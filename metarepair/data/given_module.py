@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from metarepair.given_images import GivenImages, collect_images
-from metarepair.given_labels import check_range
+from metarepair.data.given_images import GivenImages, collect_images
+from metarepair.data.given_labels import check_range
 from metarepair.models.build import DeployedModel
 from metarepair.models.clean_check import IN_CALL, check_output, logits_of
 from metarepair.models.preprocessing import Colour
