@@ -37,7 +37,7 @@ from distributed.mining import mine_all
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
-from metarepair.feature_file import write_moments
+from metarepair.features.files import write_moments
 from metarepair.runs.layout import open_run
 from tasks.distances.frechet import moments
 from tasks.storage.manifest import Manifest

@@ -1,6 +1,6 @@
 """Images in, feature vectors per second out: our FID Inception against torchmetrics' on the same weights.
 
-    ours                metarepair.features' `inception`
+    ours                metarepair.features.extractors' `inception`
     torchmetrics        the extractor of FrechetInceptionDistance: torch-fidelity's network, with TensorFlow 1's resize
     efficientnet_lite0  ours, with the weights of the package that carries them; for information
     deployed            ours, of the shipped ResNet-8; for information
@@ -39,10 +39,10 @@ from benchmarks.measure import (
     publish,
     require_peers,
 )
-from metarepair.features import build_extractor
+from metarepair.features.extractors import build_extractor
+from metarepair.features.inception import FEATURES, build_fid_inception
+from metarepair.features.inception_weights import FILE_NAMES
 from metarepair.models.build import load_deployed
-from metarepair.models.inception import FEATURES, build_fid_inception
-from metarepair.models.inception_weights import FILE_NAMES
 from tasks.corruptions import corrupt
 from tasks.datasets import dataset_info, load_dataset
 from tasks.distances.frechet import frechet_distance, moments

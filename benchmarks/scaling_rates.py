@@ -24,8 +24,8 @@ from benchmarks.fid import sizes as fid_sizes
 from benchmarks.scaling_nets import NetTask, build_net, seconds_of
 from benchmarks.store import draw, write_store
 from metarepair.engine.inner import Batch
+from metarepair.features.inception import build_fid_inception, fold_fid_inception
 from metarepair.models.build import DeployedModel
-from metarepair.models.inception import build_fid_inception, fold_fid_inception
 from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.datasets.images import decode_image
 from tasks.distances.frechet import frechet_distance, moments
@@ -114,7 +114,7 @@ def feature_seconds(images: int, rounds: int) -> float:
 
     @torch.inference_mode()
     def extract() -> None:
-        for image_BCHW in photos_BCHW.split(4):  # as metarepair.features does on a CPU
+        for image_BCHW in photos_BCHW.split(4):  # as metarepair.features.extractors does on a CPU
             network(image_BCHW)
 
     return median_s(extract, rounds) / images

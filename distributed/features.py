@@ -24,8 +24,8 @@ from distributed.mining import Environment, Mined, Role, Say, environments
 from distributed.pool import map_items
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
-from metarepair.feature_file import read_features, write_features, write_moments
-from metarepair.features import FeatureExtractor, build_extractor, weights_digest
+from metarepair.features.extractors import FeatureExtractor, build_extractor, weights_digest
+from metarepair.features.files import read_features, write_features, write_moments
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
 from tasks.distances.frechet import Moments, merge_in_order, moments, scatter

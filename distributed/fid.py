@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed.pool import map_items
-from metarepair.feature_file import read_features, read_moments
+from metarepair.features.files import read_features, read_moments
 from metarepair.runs.progress import Progress
 from tasks.distances.frechet import frechet_distance
 from tasks.distances.intervals import bootstrap_interval, fid_infinity

@@ -23,6 +23,7 @@ from distributed.pool import map_items
 from distributed.train import MINE_FIRST
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
+from metarepair.features.confidence_tables import SCORE_AGAIN
 from metarepair.hypothesis import Study, summarise
 from metarepair.meta_test import accuracy_on, repair_data
 from metarepair.methods import MethodContext, get_method, repair_fairly
@@ -30,7 +31,6 @@ from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
-from metarepair.score import SCORE_AGAIN
 from tasks.corruptions import CORRUPTIONS
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.experiences.store import open_side

@@ -27,7 +27,8 @@ from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings, pick_device
 from metarepair.export import require_packages
-from metarepair.features import check_extractor
+from metarepair.features.confidence_tables import read_confidence
+from metarepair.features.extractors import check_extractor
 from metarepair.meta_train import training_settings
 from metarepair.methods import check_method_settings, get_method
 from metarepair.models.clean_check import check_on_clean
@@ -39,7 +40,6 @@ from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.layout import RATES, Run, open_run
-from metarepair.score import read_confidence
 from tasks.corruptions import category_of
 from tasks.errors import DataError
 from tasks.sampling.confidence import choose_experiences

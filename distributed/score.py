@@ -11,16 +11,16 @@ from distributed.features import MOMENTS, extract_all, feature_folder, feature_p
 from distributed.fid import all_distances, with_intervals
 from distributed.mining import Mined, Say, environments
 from metarepair.config.run import Config
-from metarepair.features import distance_name
-from metarepair.reports.figures import heat_map, save
-from metarepair.runs.layout import Run
-from metarepair.score import (
+from metarepair.features.confidence_tables import (
     TARGET_SUFFIX,
     confidence_of,
     describe_confidence,
     scores_of,
     write_scores,
 )
+from metarepair.features.extractors import distance_name
+from metarepair.reports.figures import heat_map, save
+from metarepair.runs.layout import Run
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
 from tasks.records import FidScore

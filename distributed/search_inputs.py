@@ -18,8 +18,8 @@ from distributed.features import MOMENTS, feature_folder
 from distributed.fid import all_distances
 from distributed.mining import Environment, Mined, Role, Say, environments
 from metarepair.config.run import Config
+from metarepair.features.confidence_tables import confidence_of
 from metarepair.runs.layout import Run
-from metarepair.score import confidence_of
 from metarepair.search.check import check_distances
 from metarepair.search.space import judged_environments, search_of
 from metarepair.training_inputs import TrainingInputs

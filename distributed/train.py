@@ -18,13 +18,13 @@ from distributed.failures import read_failure, user_error, write_failure
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
+from metarepair.features.confidence_tables import read_confidence
 from metarepair.meta_test import repair_data
 from metarepair.meta_train import MetaTrainer, meta_train
 from metarepair.runs.checkpoint import Say, newest_checkpoint, read_state
 from metarepair.runs.context import Context, LocalContext, Metrics, last_report
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
-from metarepair.score import read_confidence
 from metarepair.task_source import TaskSource
 from metarepair.training_inputs import TrainingInputs
 from tasks.errors import UserError

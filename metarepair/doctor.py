@@ -97,7 +97,7 @@ def _data() -> str:
 
 
 def _inception() -> str:
-    from metarepair.models.inception_weights import find_fid_inception
+    from metarepair.features.inception_weights import find_fid_inception
 
     try:
         return str(find_fid_inception(None))

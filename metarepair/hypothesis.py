@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from metarepair.features import distance_name
+from metarepair.features.extractors import distance_name
 from tasks.corruptions import category_of
 from tasks.keys import keyed_generator
 

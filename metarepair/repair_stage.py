@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluate import Judged, evaluate
-from metarepair.features import distance_name
+from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
+from metarepair.features.extractors import distance_name
 from metarepair.meta_test import RepairData
 from metarepair.repair_unit import (
     TRAIN_FIRST,
@@ -32,7 +33,6 @@ from metarepair.repair_unit import (
 )
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.runs.layout import Run
-from metarepair.score import SCORE_AGAIN, read_confidence
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     Manifest,

@@ -173,8 +173,8 @@ def _features(facts: Settings, config: Settings) -> FeatureFacts:
 
 
 def _score(place: StagePlace, config: Settings, states: States) -> ScoreFacts:
+    from metarepair.features.confidence_tables import read_confidence
     from metarepair.runs.layout import Run
-    from metarepair.score import read_confidence
 
     probabilities: dict[str, dict[str, float]] = {}
     effective: dict[str, float] = {}

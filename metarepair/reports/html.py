@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from metarepair.features import distance_name
+from metarepair.features.confidence_tables import SCORE_AGAIN
+from metarepair.features.extractors import distance_name
 from metarepair.inspection.tables import times
 from metarepair.reports import figures
 from metarepair.reports.examples import example_figure
@@ -34,7 +35,6 @@ from metarepair.reports.table import (
     write_tables,
 )
 from metarepair.runs.layout import Run
-from metarepair.score import SCORE_AGAIN
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS, Dataset
 from tasks.errors import StageError

@@ -21,7 +21,7 @@ from distributed.features import MOMENTS, moments_of_parts
 from distributed.pipeline import Pipeline
 from metarepair.cli import main
 from metarepair.config.run import Config
-from metarepair.feature_file import read_features, read_moments, write_features, write_moments
+from metarepair.features.files import read_features, read_moments, write_features, write_moments
 from tasks.distances.frechet import frechet_distance, moments
 from tasks.errors import DataError, WorkerError
 from tasks.storage.manifest import read_manifest, verify_checksums

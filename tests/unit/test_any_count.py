@@ -19,7 +19,7 @@ from torch import nn
 
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
-from metarepair.features import build_extractor
+from metarepair.features.extractors import build_extractor
 from metarepair.meta_test import RepairData, Start, repair_data
 from metarepair.methods import METHODS, repair_fairly, settings_of
 from metarepair.methods.base import MethodContext

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metarepair import features
-from metarepair.features import (
+from metarepair.features import extractors as features
+from metarepair.features.extractors import (
     FeatureExtractor,
     build_extractor,
     check_extractor,
@@ -24,9 +24,9 @@ from metarepair.features import (
     weights_digest,
     weights_path,
 )
-from metarepair.models.inception import build_fid_inception
-from metarepair.models.inception_weights import FILE_NAMES
-from metarepair.models.lite0 import lite0_key
+from metarepair.features.inception import build_fid_inception
+from metarepair.features.inception_weights import FILE_NAMES
+from metarepair.features.lite0 import lite0_key
 from metarepair.weights import resolve_weights
 from tasks.errors import ConfigError, DataError, WeightsError
 from tasks.storage.manifest import file_hash

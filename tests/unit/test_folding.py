@@ -12,7 +12,7 @@ from timm.layers import BatchNormAct2d
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from metarepair.models.folding import absorb_same_padding, fold_batch_norms
+from metarepair.features.folding import absorb_same_padding, fold_batch_norms
 
 
 def random_state(network: nn.Module) -> nn.Module:

@@ -14,15 +14,15 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from metarepair.features import FeatureExtractor, Pixels, build_extractor
-from metarepair.models.inception import (
+from metarepair.features.extractors import FeatureExtractor, Pixels, build_extractor
+from metarepair.features.inception import (
     ConvBlock,
     build_fid_inception,
     fold_fid_inception,
     load_fid_inception,
     resize_like_tensorflow_1,
 )
-from metarepair.models.inception_weights import FILE_NAMES
+from metarepair.features.inception_weights import FILE_NAMES
 from tasks.distances.frechet import frechet_distance, moments
 from tasks.errors import DataError, WeightsError
 

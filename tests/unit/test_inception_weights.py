@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from metarepair.models import inception_weights
-from metarepair.models.inception import load_fid_inception
-from metarepair.models.inception_weights import (
+from metarepair.features import inception_weights
+from metarepair.features.inception import load_fid_inception
+from metarepair.features.inception_weights import (
     FILE_NAMES,
     MB,
     PUBLISHED,

@@ -10,7 +10,14 @@ import pytest
 
 from distributed.score import _leave_other_targets
 from metarepair.config.run import ExperienceConfig
-from metarepair.score import GUIDED, ONE, confidence_of, describe_confidence, guides, write_scores
+from metarepair.features.confidence_tables import (
+    GUIDED,
+    ONE,
+    confidence_of,
+    describe_confidence,
+    guides,
+    write_scores,
+)
 from tasks.errors import StageError
 from tasks.records import FidScore
 from tasks.sampling.confidence import confidence

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from metarepair.engine.inner import Batch, FunctionalNet, InnerRule
 from metarepair.engine.meta_gradient import Memory, TaskBatch, task_gradient
 from metarepair.engine.vectors import State, flatten, unflatten
-from metarepair.features import build_extractor
+from metarepair.features.extractors import build_extractor
+from metarepair.features.folding import fold_batch_norms
 from metarepair.models.build import DeployedModel, build_model, load_deployed
-from metarepair.models.folding import fold_batch_norms
 from metarepair.models.van import VARIANTS, Van, checkpoint_filter_fn
 from tasks.datasets import dataset_info
 

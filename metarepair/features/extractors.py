@@ -25,11 +25,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from metarepair.features.folding import absorb_same_padding, fold_batch_norms
+from metarepair.features.inception import FEATURES, fold_fid_inception, load_fid_inception
+from metarepair.features.inception_weights import find_fid_inception, obtain_fid_inception
+from metarepair.features.lite0 import lite0_file, lite0_key
 from metarepair.models.fit import fit
-from metarepair.models.folding import absorb_same_padding, fold_batch_norms
-from metarepair.models.inception import FEATURES, fold_fid_inception, load_fid_inception
-from metarepair.models.inception_weights import find_fid_inception, obtain_fid_inception
-from metarepair.models.lite0 import lite0_file, lite0_key
 from metarepair.models.preprocessing import resized
 from metarepair.models.weights_file import WeightsFile, read_weights
 from metarepair.models.wrappers import copied

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarepair.features.folding import fold_batch_norms
+from metarepair.features.inception_weights import obtain_fid_inception
 from metarepair.models.fit import fit
-from metarepair.models.folding import fold_batch_norms
-from metarepair.models.inception_weights import obtain_fid_inception
 from metarepair.models.weights_file import read_weights
 from tasks.errors import DataError
 
