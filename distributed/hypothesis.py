@@ -21,11 +21,11 @@ from distributed.mining import Mined, Say, environments
 from distributed.pipeline import Pipeline
 from distributed.pool import map_items
 from distributed.train import MINE_FIRST
+from metarepair.adaptation.meta_test import accuracy_on, repair_data
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
 from metarepair.features.confidence_tables import SCORE_AGAIN
 from metarepair.hypothesis import Study, summarise
-from metarepair.meta_test import accuracy_on, repair_data
 from metarepair.methods import MethodContext, get_method, repair_fairly
 from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs

@@ -15,11 +15,11 @@ import torch
 
 from distributed.cluster import worker_resources
 from distributed.failures import read_failure, user_error, write_failure
+from metarepair.adaptation.meta_test import repair_data
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
 from metarepair.features.confidence_tables import read_confidence
-from metarepair.meta_test import repair_data
 from metarepair.meta_train import MetaTrainer, meta_train
 from metarepair.runs.checkpoint import Say, newest_checkpoint, read_state
 from metarepair.runs.context import Context, LocalContext, Metrics, last_report

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from metarepair.adaptation.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
 from metarepair.config.repair import RepairConfig
 from metarepair.config.run import RepairSettings
 from metarepair.data.clean_images import CleanImages
@@ -22,7 +23,6 @@ from metarepair.data.given_images import GivenImages
 from metarepair.data.given_module import Given, collect_given, fed
 from metarepair.engine.adapted import adapted_names
 from metarepair.engine.vectors import State
-from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
 from metarepair.methods import (
     Method,
     MethodContext,

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from metarepair.adaptation.meta_test import accuracy_on
 from metarepair.config.run import Config
-from metarepair.meta_test import accuracy_on
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.predictions import Called, Predictions, called, predict_all, predicted_on

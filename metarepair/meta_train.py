@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarepair.adaptation.meta_test import RepairData, Start, inner_rule, validate_repair
 from metarepair.config.run import Config
 from metarepair.config.section import in_yaml
 from metarepair.data.lookahead import Lookahead
@@ -23,7 +24,6 @@ from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.memory import MemoryPlan, plan_for
 from metarepair.engine.meta_gradient import TaskBatch, task_gradient
 from metarepair.engine.vectors import State, flatten, pairwise_sum, unflatten
-from metarepair.meta_test import RepairData, Start, inner_rule, validate_repair
 from metarepair.models.build import read_tensors, save_weights
 from metarepair.outer import (
     all_finite,

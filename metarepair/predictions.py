@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarepair.adaptation.meta_test import predict
 from metarepair.config.run import Config
 from metarepair.engine.inner import FunctionalNet, InnerRule
 from metarepair.engine.vectors import State
-from metarepair.meta_test import predict
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from tasks.datasets import Dataset

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from metarepair.adaptation.meta_test import inner_rule, repair_rule
 from metarepair.config.repair import AnyConfig
 from metarepair.config.run import Config
-from metarepair.meta_test import inner_rule, repair_rule
 from metarepair.methods import Method
 from metarepair.models.build import DeployedModel
 from metarepair.probe import Probed, probe

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from metarepair.adaptation.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluate import Candidate
 from metarepair.export import FILE_NAMES, equality_images, export_program
-from metarepair.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
 from metarepair.methods import (
     Budget,
     Limit,

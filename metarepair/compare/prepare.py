@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.compare.units import Say
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
-from metarepair.meta_test import RepairData
 from metarepair.methods import Budget, MethodContext, get_method, settings_of
 from metarepair.methods.base import Map
 from metarepair.runs.layout import Run

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.section import Positive, Rate
 from metarepair.engine.vectors import copied_buffers, copied_parameters, put_state
-from metarepair.meta_test import RepairData
 from metarepair.methods.apricot_models import ReducedSettings, load_models, prepare_models
 from metarepair.methods.apricot_walk import Strategy, Walk
 from metarepair.methods.base import Method, MethodContext

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from metarepair.adaptation.meta_test import RepairData, accuracy_on, predict
 from metarepair.engine.vectors import State, flatten, unflatten
-from metarepair.meta_test import RepairData, accuracy_on, predict
 from metarepair.methods.base import MethodContext
 from metarepair.methods.examples import BatchOrder
 from metarepair.models.build import DeployedModel, read_tensors, save_weights

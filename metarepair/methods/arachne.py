@@ -19,8 +19,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from metarepair.adaptation.meta_test import RepairData, accuracy_on
 from metarepair.config.section import Fraction, Positive, Section
-from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods.arachne_fitness import Fitness
 from metarepair.methods.arachne_localise import BudgetOverError, blame, correct_rows, pareto_front
 from metarepair.methods.arachne_search import Evolution, Search, State, layers_of_weights

@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.section import Fraction, Positive, Rate, Section
 from metarepair.engine.vectors import State
-from metarepair.meta_test import RepairData
 from metarepair.methods.archrepair_block import (
     BlockShape,
     RelaxedBlock,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.meta_test import RepairData
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.methods.archrepair_block import BlockShape
 from metarepair.methods.archrepair_find import number_of_weights
 from metarepair.methods.budget import Budget

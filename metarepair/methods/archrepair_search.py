@@ -17,11 +17,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.section import Fraction, Positive, Rate
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters
-from metarepair.meta_test import RepairData
 from metarepair.methods.archrepair_block import RelaxedBlock
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import nn
 
+from metarepair.adaptation.meta_test import RepairData, Start, Step
 from metarepair.config.repair import AnyConfig
 from metarepair.config.section import Section
-from metarepair.meta_test import RepairData, Start, Step
 from metarepair.methods.budget import Budget
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.section import Positive
-from metarepair.meta_test import RepairData
 from metarepair.methods.augmix import VIEWS, AugMixLoss, AugMixSettings
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.deeprepair_style import StyledImages, Transfer, WaveletStatistics, style_rows

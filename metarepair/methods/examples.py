@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.data.clean_images import CleanImages, LabelledImages
-from metarepair.meta_test import RepairData
 from tasks.errors import DataError
 from tasks.keys import keyed_generator
 from tasks.records import Ints, Pixels

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from metarepair.meta_test import Choice, RepairData, Start, Step, choose, walk
+from metarepair.adaptation.meta_test import Choice, RepairData, Start, Step, choose, walk
 from metarepair.methods.base import MethodContext
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from metarepair.meta_test import RepairData, Step
+from metarepair.adaptation.meta_test import RepairData, Step
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.meta_test_method import repair_from, walk_again
 from metarepair.methods.registry import register

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from metarepair.adaptation.meta_test import Step
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters, not_finite, put_state
-from metarepair.meta_test import Step
 from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel
 from metarepair.models.wrappers import copied

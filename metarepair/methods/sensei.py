@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.section import Fraction, Positive, Rate
-from metarepair.meta_test import RepairData
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.budget import Budget
 from metarepair.methods.examples import Examples, clean_beside_failures

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from metarepair.adaptation.meta_test import RepairData, accuracy_on
 from metarepair.config.section import Fraction, Positive, Rate, Section
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters, put_state
-from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods.base import MethodContext
 from metarepair.methods.examples import BatchOrder, Examples
 from metarepair.models.build import DeployedModel, read_tensors, save_weights

@@ -10,8 +10,8 @@ import pytest
 
 from distributed.pipeline import Pipeline
 from metarepair import evaluate, repair_stage
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.load import load_config
-from metarepair.meta_test import RepairData
 from metarepair.runs.layout import Run
 from tasks.experiences import store
 from tasks.records import Failures

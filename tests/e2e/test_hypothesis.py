@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from distributed.pipeline import Pipeline
+from metarepair.adaptation.meta_test import RepairData, accuracy_on, repair_data
 from metarepair.cli import main
 from metarepair.config.load import load_config
-from metarepair.meta_test import RepairData, accuracy_on, repair_data
 from metarepair.methods import MethodContext, RepairedModel, get_method
 from metarepair.methods.finetune import Finetune
 from metarepair.models.build import DeployedModel

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from metarepair.adaptation.meta_test import RepairData, Start, repair_data
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.features.extractors import build_extractor
-from metarepair.meta_test import RepairData, Start, repair_data
 from metarepair.methods import METHODS, repair_fairly, settings_of
 from metarepair.methods.base import MethodContext
 from metarepair.methods.bn_adapt import adapt_statistics

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State
-from metarepair.meta_test import RepairData
 from metarepair.methods import apricot_walk, method_settings, repair_fairly, training
 from metarepair.methods.apricot import ApricotSettings
 from metarepair.methods.apricot_models import load_models, path_of, reinitialise, subset

@@ -13,10 +13,10 @@ import torch
 from scipy.optimize import OptimizeResult
 from torch import Tensor, nn
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
-from metarepair.meta_test import RepairData
 from metarepair.methods import arachne, method_settings, repair_fairly
 from metarepair.methods.arachne_fitness import Fitness, scores
 from metarepair.methods.arachne_localise import Blame, blame, correct_rows, front_rows, pareto_front

@@ -15,12 +15,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from metarepair.adaptation.meta_test import RepairData, accuracy_on
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.workspace import load_surroundings
 from metarepair.export_command import export
-from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods import method_settings, repair_fairly, training
 from metarepair.methods.archrepair import ArchRepair, ArchRepairSettings
 from metarepair.methods.archrepair_block import (

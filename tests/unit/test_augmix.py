@@ -16,9 +16,9 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarepair.adaptation.meta_test import RepairData, accuracy_on
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
-from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods import augmix, training
 from metarepair.methods.augmix import VIEWS, AugMixLoss, AugMixSettings, divergence
 from metarepair.methods.augmix_operations import (

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from metarepair.adaptation.meta_test import RepairData, Step, choose, interpolated, score, start_of, walk
 from metarepair.config.repair import RepairConfig
 from metarepair.data.batches import support_batch
 from metarepair.data.clean_images import CleanImages
-from metarepair.meta_test import RepairData, Step, choose, interpolated, score, start_of, walk
 from metarepair.methods import Budget, Limit, MethodContext, get_method, repair_fairly
 from metarepair.models.build import DeployedModel
 from tasks.errors import ConfigError

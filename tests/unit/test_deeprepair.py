@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
-from metarepair.meta_test import RepairData
 from metarepair.methods import augmix, training
 from metarepair.methods.augmix import AugMixLoss
 from metarepair.methods.augmix_operations import STYLE, MixDraws

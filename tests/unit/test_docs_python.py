@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
-from metarepair.meta_test import RepairData
 from metarepair.methods import MethodContext, repair_fairly
 from metarepair.models.build import DeployedModel
 from tasks.records import Failures

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from metarepair import repair
+from metarepair.adaptation.meta_test import RepairData, Start, repair_data
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
-from metarepair.meta_test import RepairData, Start, repair_data
 from metarepair.methods import METHODS, repair_fairly, settings_of
 from metarepair.methods.apricot_models import reinitialise
 from metarepair.methods.base import Method, MethodContext

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.load import parse_config
 from metarepair.engine.vectors import State
-from metarepair.meta_test import RepairData
 from metarepair.methods import training
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
+from metarepair.adaptation.meta_test import RepairData, Start, repair_data
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.workspace import Surroundings
-from metarepair.meta_test import RepairData, Start, repair_data
 from metarepair.methods import METHODS, repair_fairly
 from metarepair.methods.base import Method, MethodContext, no_experiences
 from metarepair.methods.repaired import RepairedModel, repaired_from

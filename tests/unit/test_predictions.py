@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import metarepair.predictions as predictions
+from metarepair.adaptation.meta_test import predict
 from metarepair.config.run import Config
 from metarepair.evaluate import _calibration
-from metarepair.meta_test import predict
 from metarepair.methods import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.predictions import Predictions, called, predict_all, predicted_on

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.load import parse_config
-from metarepair.meta_test import RepairData
 from metarepair.methods import get_method, method_settings, repair_fairly
 from metarepair.methods.base import MethodContext
 from metarepair.methods.bn_adapt import adapt_statistics

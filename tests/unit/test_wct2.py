@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
-from metarepair.meta_test import RepairData
 from metarepair.methods import wct2
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
