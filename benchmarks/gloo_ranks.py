@@ -26,8 +26,8 @@ from distributed.context import RayContext
 from metarepair.config.load import parse_config
 from metarepair.engine.meta_gradient import TaskBatch, task_gradient
 from metarepair.engine.vectors import flatten
-from metarepair.meta_train import MetaTrainer
-from metarepair.task_source import TaskSource
+from metarepair.meta_training.meta_train import MetaTrainer
+from metarepair.meta_training.task_source import TaskSource
 
 Result = TypeVar("Result")
 

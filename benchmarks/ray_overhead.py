@@ -7,7 +7,7 @@
 
 Net: the shipped ResNet-8 on the shipped sample. Task: 2 × 10 support and 20 query images of 32 px, K = 3 inner steps,
 exact second order, float32; four tasks an episode, so that two workers have two each. The loop is
-metarepair.meta_train with its rounds, checkpoints, reports and validation; an episode's seconds are those from the
+metarepair.meta_training.meta_train with its rounds, checkpoints, reports and validation; an episode's seconds are those from the
 end of the first episode to the end of the last, over the number between: starting up is a figure of its own.
 Command: python -m benchmarks.ray_overhead [--quick] [--json FILE]
 """
@@ -38,7 +38,7 @@ from distributed.pipeline import Pipeline
 from distributed.train import build_trainer, fit, inputs_of
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.meta_train import meta_train
+from metarepair.meta_training.meta_train import meta_train
 from metarepair.runs.context import Context, LocalContext
 from metarepair.runs.layout import Run
 from tasks.storage.paths import place

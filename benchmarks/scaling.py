@@ -41,7 +41,7 @@ from benchmarks.scaling_plan import Campaign
 from benchmarks.scaling_rates import batch_seconds, measure_rates, store_tasks_per_s
 from metarepair.config.training import TrainConfig
 from metarepair.engine.memory import Memory
-from metarepair.outer import all_finite, build_optimizer, outer_step
+from metarepair.meta_training.outer import all_finite, build_optimizer, outer_step
 
 SMALL = "densenet121"
 MEANING = {

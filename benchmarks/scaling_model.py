@@ -1,6 +1,6 @@
 """Seconds of an episode's parts in, its time on any number of workers out: pure functions, nothing is measured here.
 
-Meta-training is data-parallel over the S tasks of an episode (metarepair.meta_train):
+Meta-training is data-parallel over the S tasks of an episode (metarepair.meta_training.meta_train):
 
     episode = ceil(S/W) × max(task, batch) + (ceil(S/W) − 1) × add + all-reduce(P, W) + outer step
 

@@ -29,7 +29,7 @@ from metarepair.data.workspace import Surroundings, load_surroundings, pick_devi
 from metarepair.export import require_packages
 from metarepair.features.confidence_tables import read_confidence
 from metarepair.features.extractors import check_extractor
-from metarepair.meta_train import training_settings
+from metarepair.meta_training.meta_train import training_settings
 from metarepair.methods import check_method_settings, get_method
 from metarepair.models.clean_check import check_on_clean
 from metarepair.probe_needs import IMAGES as PROBED

@@ -19,10 +19,10 @@ from distributed.fid import all_distances
 from distributed.mining import Environment, Mined, Role, Say, environments
 from metarepair.config.run import Config
 from metarepair.features.confidence_tables import confidence_of
+from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.runs.layout import Run
 from metarepair.search.check import check_distances
 from metarepair.search.space import judged_environments, search_of
-from metarepair.training_inputs import TrainingInputs
 from tasks.datasets import Split
 from tasks.records import FID_SCHEMA, FidScore
 from tasks.storage.manifest import check_whole, write_manifest

@@ -1,6 +1,6 @@
 """Experiences and confidence in, θ_meta out: the training loop on Ray Train, or in this process.
 
-Source: paper Algorithm 1, lines 2-12. The loop is `metarepair.meta_train`; here are only its surroundings.
+Source: paper Algorithm 1, lines 2-12. The loop is `metarepair.meta_training.meta_train`; here are only its surroundings.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
 from metarepair.features.confidence_tables import read_confidence
-from metarepair.meta_train import MetaTrainer, meta_train
+from metarepair.meta_training.inputs import TrainingInputs
+from metarepair.meta_training.meta_train import MetaTrainer, meta_train
+from metarepair.meta_training.task_source import TaskSource
 from metarepair.runs.checkpoint import Say, newest_checkpoint, read_state
 from metarepair.runs.context import Context, LocalContext, Metrics, last_report
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
-from metarepair.task_source import TaskSource
-from metarepair.training_inputs import TrainingInputs
 from tasks.errors import UserError
 from tasks.experiences.store import open_side
 from tasks.records import Experience

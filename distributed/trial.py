@@ -16,11 +16,11 @@ from typing import Any
 from distributed.search_inputs import TrialSetup, trial_inputs
 from distributed.train import build_trainer
 from metarepair.config.run import Config
-from metarepair.meta_train import rounds
+from metarepair.meta_training.inputs import TrainingInputs
+from metarepair.meta_training.meta_train import rounds
 from metarepair.runs.context import Context, Journal
 from metarepair.search.check import rounds_of
 from metarepair.search.space import search_of, trial_config
-from metarepair.training_inputs import TrainingInputs
 from tasks.storage.paths import Place, remove_tree, write_text
 
 RECORD = "record.json"

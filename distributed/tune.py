@@ -44,7 +44,7 @@ from distributed.search_room import check_trial_fits, placement, trial_resources
 from distributed.train import MINE_FIRST
 from distributed.trial import TrialRecord, read_record
 from metarepair.config.run import Config
-from metarepair.meta_train import training_settings
+from metarepair.meta_training.meta_train import training_settings
 from metarepair.runs.layout import Run
 from metarepair.search.results import results_table, write_results
 from metarepair.search.space import check_space, dimensions, judged_environments, search_of

@@ -22,13 +22,13 @@ from torch.nn import functional as F
 from metarepair.config.pretraining import PretrainConfig
 from metarepair.config.run import ModelConfig
 from metarepair.data.lookahead import Lookahead
+from metarepair.meta_training.task_source import slots_of
 from metarepair.models.build import DeployedModel, build_model
 from metarepair.models.preprocessing import mean_and_std
 from metarepair.pretrain_batches import BatchSource, TrainingBatch
 from metarepair.pretrain_checks import check_compiler, check_data, check_precision, held_out_images
 from metarepair.pretrain_state import TrainedWeights, load_checkpoint, save_checkpoint
 from metarepair.runs.context import Context
-from metarepair.task_source import slots_of
 from tasks.datasets import Dataset, DatasetInfo
 from tasks.errors import DivergedError
 from tasks.keys import keyed_generator

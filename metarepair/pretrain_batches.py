@@ -21,8 +21,8 @@ from metarepair.augmentation import (
     sample_mixing,
 )
 from metarepair.config.pretraining import PretrainConfig
+from metarepair.meta_training.task_source import slots_of
 from metarepair.models.build import DeployedModel
-from metarepair.task_source import slots_of
 from tasks.datasets import Dataset
 from tasks.keys import keyed_generator
 

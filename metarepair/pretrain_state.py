@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from metarepair.config.pretraining import PretrainConfig
+from metarepair.meta_training.outer import load_optimizer_state, optimizer_state
 from metarepair.models.build import read_tensors, save_weights
-from metarepair.outer import load_optimizer_state, optimizer_state
 from tasks.storage.paths import Place
 
 CHECKPOINT = "training.safetensors"

@@ -22,6 +22,7 @@ from metarepair.config.section import Fraction, Positive, Rate
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters
+from metarepair.meta_training.outer import load_optimizer_state, optimizer_state
 from metarepair.methods.archrepair_block import RelaxedBlock
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget
@@ -35,7 +36,6 @@ from metarepair.methods.training import (
     method_batch,
 )
 from metarepair.models.build import DeployedModel
-from metarepair.outer import load_optimizer_state, optimizer_state
 from tasks.errors import DataError
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, Pixels

@@ -21,10 +21,10 @@ from metarepair.adaptation.meta_test import RepairData, accuracy_on
 from metarepair.config.section import Fraction, Positive, Rate, Section
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters, put_state
+from metarepair.meta_training.outer import load_optimizer_state, optimizer_state
 from metarepair.methods.base import MethodContext
 from metarepair.methods.examples import BatchOrder, Examples
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
-from metarepair.outer import load_optimizer_state, optimizer_state
 from tasks.errors import DivergedError
 from tasks.keys import keyed_generator
 from tasks.records import Ints, Pixels

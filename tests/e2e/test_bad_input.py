@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from metarepair.cli import main
-from metarepair.meta_train import MetaTrainer
+from metarepair.meta_training.meta_train import MetaTrainer
 from metarepair.weights import SHIPPED
 from tasks.datasets import DATA_VARIABLE, SAMPLE
 
@@ -423,8 +423,8 @@ RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
         ("tasks.experiences.store.write_failures", 7),
         ("distributed.features.write_features", 1),
         ("distributed.score.write_scores", 0),
-        ("metarepair.meta_train.MetaTrainer.run_episode", 1),
-        ("metarepair.meta_train.seal", 1),
+        ("metarepair.meta_training.meta_train.MetaTrainer.run_episode", 1),
+        ("metarepair.meta_training.meta_train.seal", 1),
         ("distributed.pipeline.write_manifest", 0),
         ("metarepair.repair_unit.save_weights", 1),
         ("metarepair.repair_stage._write_samples", 0),
@@ -468,7 +468,7 @@ def test_an_interrupted_training_is_not_gone_on_with_under_other_settings(
     for stage in ("meta", "repaired", "report"):
         shutil.rmtree(done.root / stage)
     with monkeypatch.context() as patch:
-        interrupt(patch, "metarepair.meta_train.MetaTrainer.run_episode", 1)
+        interrupt(patch, "metarepair.meta_training.meta_train.MetaTrainer.run_episode", 1)
         assert done.run("train")[0] == 1
     assert list(done.root.glob("meta/gaussian_noise/checkpoints/*/state.json"))
     says = ["train.outer_rate: 0.001 -> 0.5", "--restart"]

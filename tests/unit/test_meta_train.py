@@ -19,8 +19,8 @@ from metarepair.data.lookahead import Lookahead
 from metarepair.engine.inner import Batch
 from metarepair.engine.meta_gradient import TaskBatch
 from metarepair.engine.vectors import flatten
-from metarepair.meta_train import MetaTrainer, meta_train
-from metarepair.outer import outer_loss, outer_order, outer_rate
+from metarepair.meta_training.meta_train import MetaTrainer, meta_train
+from metarepair.meta_training.outer import outer_loss, outer_order, outer_rate
 from metarepair.runs.context import LocalContext
 from tasks.errors import ConfigError, DivergedError, StageError
 

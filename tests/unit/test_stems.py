@@ -17,7 +17,7 @@ from torch import nn
 from metarepair.config.load import parse_config
 from metarepair.config.run import ModelConfig
 from metarepair.data.workspace import load_surroundings
-from metarepair.meta_train import training_settings
+from metarepair.meta_training.meta_train import training_settings
 from metarepair.models.build import DeployedModel, build_model, load_deployed, save_weights
 from metarepair.models.preprocessing import mean_and_std
 from metarepair.models.stems import Stem, use_small_stem

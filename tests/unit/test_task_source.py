@@ -12,9 +12,9 @@ from torch import nn
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.clean_images import CleanImages
-from metarepair.meta_train import training_settings
+from metarepair.meta_training.meta_train import training_settings
+from metarepair.meta_training.task_source import TaskSource
 from metarepair.models.build import DeployedModel
-from metarepair.task_source import TaskSource
 from tasks.datasets import load_dataset
 from tasks.experiences.corrupted_images import corrupted_images
 from tasks.experiences.mining import mine

@@ -24,8 +24,7 @@ from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.memory import MemoryPlan, plan_for
 from metarepair.engine.meta_gradient import TaskBatch, task_gradient
 from metarepair.engine.vectors import State, flatten, pairwise_sum, unflatten
-from metarepair.models.build import read_tensors, save_weights
-from metarepair.outer import (
+from metarepair.meta_training.outer import (
     all_finite,
     build_optimizer,
     load_optimizer_state,
@@ -35,10 +34,11 @@ from metarepair.outer import (
     outer_rate,
     outer_step,
 )
+from metarepair.meta_training.task_source import TaskSource, slots_of
+from metarepair.models.build import read_tensors, save_weights
 from metarepair.runs.checkpoint import read_state, seal
 from metarepair.runs.context import Context
 from metarepair.runs.layout import RATES
-from metarepair.task_source import TaskSource, slots_of
 from tasks.errors import DivergedError, StageError
 from tasks.storage.manifest import difference
 from tasks.storage.paths import Place

@@ -1,0 +1,1 @@
+"""Algorithm 1, lines 1-12: how θ_meta is trained on experiences."""
