@@ -29,7 +29,7 @@ from metarepair.config.pretraining import PretrainConfig
 from metarepair.models.build import DeployedModel, build_model, load_deployed
 from metarepair.models.preprocessing import Colour
 from metarepair.models.stems import Stem
-from metarepair.pretrain import Pretrainer
+from metarepair.pretraining.pretrain import Pretrainer
 from metarepair.runs.context import LocalContext
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, DataSource, dataset_info, load_dataset

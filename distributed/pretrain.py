@@ -1,6 +1,6 @@
 """Settings in, a finished training's checkpoint out: pretraining on Ray Train.
 
-The loop is `metarepair.pretrain`; here are only its surroundings. Checkpoints are the run's own, on its storage, so a
+The loop is `metarepair.pretraining.pretrain`; here are only its surroundings. Checkpoints are the run's own, on its storage, so a
 training that was begun with Ray goes on without it, with any number of workers.
 """
 
@@ -17,8 +17,8 @@ from distributed.failures import read_failure, write_failure
 from distributed.train import fit
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.pretrain import pretrain
 from metarepair.pretrain_stage import describe, epoch_progress, log_epoch, read_epochs, training_split
+from metarepair.pretraining.pretrain import pretrain
 from tasks.datasets import dataset_info
 from tasks.errors import UserError
 from tasks.storage.paths import Place, place, remove_tree

@@ -12,8 +12,8 @@ import torch
 from metarepair.config.run import Config
 from metarepair.data.workspace import pick_device
 from metarepair.models.build import DeployedModel, save_weights
-from metarepair.pretrain import Epoch, pretrain
-from metarepair.pretrain_checks import check_data
+from metarepair.pretraining.checks import check_data
+from metarepair.pretraining.pretrain import Epoch, pretrain
 from metarepair.runs.context import LocalContext
 from metarepair.runs.layout import open_run
 from metarepair.runs.progress import Progress

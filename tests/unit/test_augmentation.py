@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from metarepair.augmentation import (
+from metarepair.config.pretraining import PretrainConfig
+from metarepair.pretraining.augmentation import (
     OPERATIONS,
     Draws,
     Mixing,
@@ -20,7 +21,6 @@ from metarepair.augmentation import (
     sample_draws,
     sample_mixing,
 )
-from metarepair.config.pretraining import PretrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair import pretrain_checks
 from metarepair.config.load import parse_config
 from metarepair.config.pretraining import PretrainConfig
 from metarepair.config.run import Config
 from metarepair.models.build import DeployedModel, build_model
-from metarepair.pretrain import Epoch, Pretrainer, rate_factor
 from metarepair.pretrain_stage import pretrain_stage, read_epochs
-from metarepair.pretrain_state import load_checkpoint, save_checkpoint
+from metarepair.pretraining import checks as pretrain_checks
+from metarepair.pretraining.pretrain import Epoch, Pretrainer, rate_factor
+from metarepair.pretraining.state import load_checkpoint, save_checkpoint
 from metarepair.runs.context import LocalContext
 from tasks.datasets import ArrayDataset, DataSource, load_dataset
 from tasks.errors import ConfigError, DivergedError

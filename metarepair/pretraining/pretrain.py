@@ -25,9 +25,9 @@ from metarepair.data.lookahead import Lookahead
 from metarepair.meta_training.task_source import slots_of
 from metarepair.models.build import DeployedModel, build_model
 from metarepair.models.preprocessing import mean_and_std
-from metarepair.pretrain_batches import BatchSource, TrainingBatch
-from metarepair.pretrain_checks import check_compiler, check_data, check_precision, held_out_images
-from metarepair.pretrain_state import TrainedWeights, load_checkpoint, save_checkpoint
+from metarepair.pretraining.batches import BatchSource, TrainingBatch
+from metarepair.pretraining.checks import check_compiler, check_data, check_precision, held_out_images
+from metarepair.pretraining.state import TrainedWeights, load_checkpoint, save_checkpoint
 from metarepair.runs.context import Context
 from tasks.datasets import Dataset, DatasetInfo
 from tasks.errors import DivergedError

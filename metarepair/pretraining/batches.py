@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarepair.augmentation import (
+from metarepair.config.pretraining import PretrainConfig
+from metarepair.meta_training.task_source import slots_of
+from metarepair.models.build import DeployedModel
+from metarepair.pretraining.augmentation import (
     flipped_and_shifted,
     mixed,
     rand_augment,
     sample_draws,
     sample_mixing,
 )
-from metarepair.config.pretraining import PretrainConfig
-from metarepair.meta_training.task_source import slots_of
-from metarepair.models.build import DeployedModel
 from tasks.datasets import Dataset
 from tasks.keys import keyed_generator
 

@@ -1,0 +1,1 @@
+"""Training of a DNN to deploy, from clean images."""
