@@ -3,7 +3,7 @@
 mine -> score -> one fine-tune per experience and seed, each tried on all targets -> correlations, tables, figure
 
 A work item is one fine-tune; its result is a small file that exists whole or not at all, so a killed study goes on
-with those that are missing. D_fail is not opened. What is measured, and how: metarepair.hypothesis.
+with those that are missing. D_fail is not opened. What is measured, and how: metarepair.evaluation.hypothesis.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from distributed.train import MINE_FIRST
 from metarepair.adaptation.meta_test import accuracy_on, repair_data
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
+from metarepair.evaluation.hypothesis import Study, summarise
 from metarepair.features.confidence_tables import SCORE_AGAIN
-from metarepair.hypothesis import Study, summarise
 from metarepair.methods import MethodContext, get_method, repair_fairly
 from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs

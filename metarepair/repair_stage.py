@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
-from metarepair.evaluate import Judged, evaluate
+from metarepair.evaluation.evaluate import Judged, evaluate
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
 from metarepair.repair_unit import (

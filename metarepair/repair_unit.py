@@ -13,7 +13,7 @@ from torch import nn
 from metarepair.adaptation.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
-from metarepair.evaluate import Candidate
+from metarepair.evaluation.evaluate import Candidate
 from metarepair.export import FILE_NAMES, equality_images, export_program
 from metarepair.methods import (
     Budget,

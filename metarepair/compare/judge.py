@@ -16,7 +16,7 @@ import pyarrow as pa
 from metarepair.compare.units import REPAIR_FIRST, Compared, Say, load_candidate
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
-from metarepair.evaluate import Judged, evaluate
+from metarepair.evaluation.evaluate import Judged, evaluate
 from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.manifest import require_manifest

@@ -10,7 +10,7 @@ from typing import Any
 from metarepair.adaptation.meta_test import RepairData, Step
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
-from metarepair.evaluate import Candidate
+from metarepair.evaluation.evaluate import Candidate
 from metarepair.methods import (
     Limit,
     Method,

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from metarepair.hypothesis import Floats, Study, different, relative_gains
+from metarepair.evaluation.hypothesis import Floats, Study, different, relative_gains
 from metarepair.reports.figures import COLOURS
 from tasks.corruptions import category_of
 

@@ -1,6 +1,6 @@
 """A study of the hypothesis in, its pairs as a table and its summary in lines for a person out.
 
-What gain, distance and the correlations are: metarepair.hypothesis.
+What gain, distance and the correlations are: metarepair.evaluation.hypothesis.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from metarepair.hypothesis import Study, different, relative_gains
+from metarepair.evaluation.hypothesis import Study, different, relative_gains
 from tasks.corruptions import category_of
 from tasks.storage.paths import Place, writing
 

@@ -20,6 +20,7 @@ from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.workspace import load_surroundings
+from metarepair.evaluation.predictions import called, predict_all
 from metarepair.export_command import export
 from metarepair.methods import method_settings, repair_fairly, training
 from metarepair.methods.archrepair import ArchRepair, ArchRepairSettings
@@ -44,7 +45,6 @@ from metarepair.methods.examples import Examples
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
-from metarepair.predictions import called, predict_all
 from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, Unit, load_repaired, repair_once
 from tasks.datasets import DataSource, dataset_info, load_dataset
 from tasks.errors import ConfigError, DataError

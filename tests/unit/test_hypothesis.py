@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy.stats import spearmanr
 
-from metarepair.hypothesis import (
+from metarepair.evaluation.hypothesis import (
     STATISTICS,
     Floats,
     Study,

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-import metarepair.predictions as predictions
+import metarepair.evaluation.predictions as predictions
 from metarepair.adaptation.meta_test import predict
 from metarepair.config.run import Config
-from metarepair.evaluate import _calibration
+from metarepair.evaluation.evaluate import _calibration
+from metarepair.evaluation.predictions import Predictions, called, predict_all, predicted_on
 from metarepair.methods import RepairedModel
 from metarepair.models.build import DeployedModel
-from metarepair.predictions import Predictions, called, predict_all, predicted_on
 from tasks.datasets import ArrayDataset, load_dataset
 from tasks.experiences.mining import mine
 from tasks.records import Failures

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from metarepair.adaptation.meta_test import accuracy_on
 from metarepair.config.run import Config
+from metarepair.evaluation.predictions import Called, Predictions, called, predict_all, predicted_on
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
-from metarepair.predictions import Called, Predictions, called, predict_all, predicted_on
 from metarepair.runs.layout import Run
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import Dataset

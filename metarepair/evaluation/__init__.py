@@ -1,0 +1,1 @@
+"""How repaired DNNs do on held-out failures, corrupted and clean images."""
