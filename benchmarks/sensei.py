@@ -1,6 +1,6 @@
 """Images and transformation vectors in, losses of variants per second out: SENSEI's search batched against one by one.
 
-    batched      metarepair.methods.sensei: all variants of a batch by one resampling, then through the DNN
+    batched      metarepair.methods.sensei.method: all variants of a batch by one resampling, then through the DNN
     one_by_one   each variant of each image by torchvision's `affine`, and the DNN on it alone
     resampled    the resampling of `batched` alone, for information
     affine       torchvision's of `one_by_one` alone, for information
@@ -27,9 +27,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
 from benchmarks.measure import Figure, Times, interleave, machine, parser, publish
-from metarepair.methods.sensei import SenseiSettings, variant_losses
-from metarepair.methods.sensei_populations import Populations
-from metarepair.methods.sensei_variants import variants
+from metarepair.methods.sensei.method import SenseiSettings, variant_losses
+from metarepair.methods.sensei.populations import Populations
+from metarepair.methods.sensei.variants import variants
 from metarepair.models.build import DeployedModel, build_model, load_deployed
 from tasks.datasets import dataset_info, load_dataset
 

@@ -6,22 +6,14 @@ budget.py             what a repair may take
 training.py           what methods that train have in common
 """
 
-from metarepair.methods import (
-    apricot,
-    arachne,
-    archrepair,
-    augmix,
-    bn_adapt,
-    deeprepair,
-    finetune,
-    metarepair,
-    none,
-    sensei,
-    tent,
-)
+from metarepair.methods import arachne, bn_adapt, finetune, metarepair, none, tent
+from metarepair.methods.access import repair_fairly
+from metarepair.methods.apricot import method as apricot
+from metarepair.methods.archrepair import method as archrepair
+from metarepair.methods.augmix import method as augmix
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.budget import Budget, Limit, parse_limit
-from metarepair.methods.fair import repair_fairly
+from metarepair.methods.deeprepair import method as deeprepair
 from metarepair.methods.registry import (
     METHODS,
     all_methods,
@@ -31,6 +23,7 @@ from metarepair.methods.registry import (
     settings_of,
 )
 from metarepair.methods.repaired import RepairedModel
+from metarepair.methods.sensei import method as sensei
 
 __all__ = [
     "METHODS",

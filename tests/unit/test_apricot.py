@@ -19,10 +19,11 @@ from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State
-from metarepair.methods import apricot_walk, method_settings, repair_fairly, training
-from metarepair.methods.apricot import ApricotSettings
-from metarepair.methods.apricot_models import load_models, path_of, reinitialise, subset
-from metarepair.methods.apricot_walk import Coordinates, Strategy, Walk, mixture
+from metarepair.methods import method_settings, repair_fairly, training
+from metarepair.methods.apricot import walk as apricot_walk
+from metarepair.methods.apricot.method import ApricotSettings
+from metarepair.methods.apricot.models import load_models, path_of, reinitialise, subset
+from metarepair.methods.apricot.walk import Coordinates, Strategy, Walk, mixture
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method

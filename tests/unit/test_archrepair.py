@@ -23,8 +23,7 @@ from metarepair.data.workspace import load_surroundings
 from metarepair.evaluation.predictions import called, predict_all
 from metarepair.export_command import export
 from metarepair.methods import method_settings, repair_fairly, training
-from metarepair.methods.archrepair import ArchRepair, ArchRepairSettings
-from metarepair.methods.archrepair_block import (
+from metarepair.methods.archrepair.block import (
     OPERATIONS,
     BlockShape,
     ExtendedBlock,
@@ -36,9 +35,10 @@ from metarepair.methods.archrepair_block import (
     keep,
     relax,
 )
-from metarepair.methods.archrepair_find import find_blocks, usable_blocks
-from metarepair.methods.archrepair_localise import Localised, fgsm, localise, tarantula, top_mean
-from metarepair.methods.archrepair_search import AlphaSteps, BudgetPart, SearchSettings, halves
+from metarepair.methods.archrepair.find import find_blocks, usable_blocks
+from metarepair.methods.archrepair.localise import Localised, fgsm, localise, tarantula, top_mean
+from metarepair.methods.archrepair.method import ArchRepair, ArchRepairSettings
+from metarepair.methods.archrepair.search import AlphaSteps, BudgetPart, SearchSettings, halves
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.examples import Examples

@@ -19,9 +19,11 @@ from torch.nn import functional as F
 from metarepair.adaptation.meta_test import RepairData, accuracy_on
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
-from metarepair.methods import augmix, training
-from metarepair.methods.augmix import VIEWS, AugMixLoss, AugMixSettings, divergence
-from metarepair.methods.augmix_operations import (
+from metarepair.methods import training
+from metarepair.methods.access import repair_fairly
+from metarepair.methods.augmix import method as augmix
+from metarepair.methods.augmix.method import VIEWS, AugMixLoss, AugMixSettings, divergence
+from metarepair.methods.augmix.operations import (
     NOTHING,
     OPERATIONS,
     STYLE,
@@ -34,7 +36,6 @@ from metarepair.methods.augmix_operations import (
 )
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
-from metarepair.methods.fair import repair_fairly
 from metarepair.methods.registry import get_method, method_settings
 from metarepair.methods.repaired import RepairedModel
 from metarepair.methods.training import MethodBatch

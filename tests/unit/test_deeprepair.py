@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
-from metarepair.methods import augmix, training
-from metarepair.methods.augmix import AugMixLoss
-from metarepair.methods.augmix_operations import STYLE, MixDraws
+from metarepair.methods import training
+from metarepair.methods.access import repair_fairly
+from metarepair.methods.augmix import method as augmix
+from metarepair.methods.augmix.method import AugMixLoss
+from metarepair.methods.augmix.operations import STYLE, MixDraws
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
-from metarepair.methods.deeprepair import DeepRepairSettings
-from metarepair.methods.deeprepair_style import (
+from metarepair.methods.deeprepair.haar import haar, inverse_haar
+from metarepair.methods.deeprepair.method import DeepRepairSettings
+from metarepair.methods.deeprepair.style import (
     StyledImages,
     WaveletStatistics,
     band_statistics,
@@ -28,8 +31,6 @@ from metarepair.methods.deeprepair_style import (
     standardised,
     style_rows,
 )
-from metarepair.methods.fair import repair_fairly
-from metarepair.methods.haar import haar, inverse_haar
 from metarepair.methods.registry import get_method, method_settings
 from metarepair.methods.repaired import RepairedModel
 from metarepair.methods.training import MethodBatch

@@ -21,7 +21,7 @@ from metarepair.adaptation.meta_test import RepairData, Start, repair_data
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.methods import METHODS, repair_fairly, settings_of
-from metarepair.methods.apricot_models import reinitialise
+from metarepair.methods.apricot.models import reinitialise
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel

@@ -131,7 +131,7 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(
 
 def test_a_method_that_returns_no_repaired_model_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(get_method("none")), "repair", lambda *_: None)
-    monkeypatch.setattr("metarepair.methods.fair.data_for", lambda *_: NOTHING)
+    monkeypatch.setattr("metarepair.methods.access.data_for", lambda *_: NOTHING)
     with pytest.raises(ConfigError, match="none returned a NoneType; `repair` returns a RepairedModel"):
         repair_fairly(get_method("none"), DEPLOYED, NOTHING, MethodContext(config=CONFIG, seed=0))
 

@@ -25,9 +25,9 @@ from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
-from metarepair.methods.sensei import AT_ONCE, Sensei, SenseiSettings, WorstVariantLoss
-from metarepair.methods.sensei_populations import Populations
-from metarepair.methods.sensei_variants import FILTER_GENES, spatial_genes, variants
+from metarepair.methods.sensei.method import AT_ONCE, Sensei, SenseiSettings, WorstVariantLoss
+from metarepair.methods.sensei.populations import Populations
+from metarepair.methods.sensei.variants import FILTER_GENES, spatial_genes, variants
 from metarepair.methods.training import MethodBatch
 from metarepair.models.build import DeployedModel, state_hash
 from tasks.errors import ConfigError, DataError

@@ -15,13 +15,19 @@ from torch.nn import functional as F
 from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
-from metarepair.methods import wct2
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
-from metarepair.methods.deeprepair import DeepRepairSettings
-from metarepair.methods.haar import BANDS
+from metarepair.methods.deeprepair import wct2
+from metarepair.methods.deeprepair.haar import BANDS
+from metarepair.methods.deeprepair.method import DeepRepairSettings
+from metarepair.methods.deeprepair.wct2 import (
+    WaveletNet,
+    WhiteningColouring,
+    load_wct2,
+    recoloured,
+    spread_of,
+)
 from metarepair.methods.registry import get_method, method_settings
-from metarepair.methods.wct2 import WaveletNet, WhiteningColouring, load_wct2, recoloured, spread_of
 from metarepair.models.build import DeployedModel
 from tasks.errors import WeightsError
 from tasks.records import Failures, Pixels

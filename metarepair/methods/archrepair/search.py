@@ -23,7 +23,7 @@ from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters
 from metarepair.meta_training.outer import load_optimizer_state, optimizer_state
-from metarepair.methods.archrepair_block import RelaxedBlock
+from metarepair.methods.archrepair.block import RelaxedBlock
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget
 from metarepair.methods.examples import Examples

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.section import Positive
-from metarepair.methods.augmix_operations import flip_and_crop_matrices, mixture, move, sample_mix
+from metarepair.methods.augmix.operations import flip_and_crop_matrices, mixture, move, sample_mix
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register

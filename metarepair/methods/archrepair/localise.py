@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarepair.adaptation.meta_test import RepairData
-from metarepair.methods.archrepair_block import BlockShape
-from metarepair.methods.archrepair_find import number_of_weights
+from metarepair.methods.archrepair.block import BlockShape
+from metarepair.methods.archrepair.find import number_of_weights
 from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel
 from tasks.errors import DataError

@@ -21,7 +21,7 @@ from torch import nn
 from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.section import Fraction, Positive, Rate, Section
 from metarepair.engine.vectors import State
-from metarepair.methods.archrepair_block import (
+from metarepair.methods.archrepair.block import (
     BlockShape,
     RelaxedBlock,
     as_json,
@@ -29,9 +29,9 @@ from metarepair.methods.archrepair_block import (
     keep,
     relax,
 )
-from metarepair.methods.archrepair_find import find_blocks, usable_blocks
-from metarepair.methods.archrepair_localise import GradientScore, Localised, localise
-from metarepair.methods.archrepair_search import (
+from metarepair.methods.archrepair.find import find_blocks, usable_blocks
+from metarepair.methods.archrepair.localise import GradientScore, Localised, localise
+from metarepair.methods.archrepair.search import (
     BudgetPart,
     Search,
     SearchSettings,

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metarepair.engine.vectors import State
-from metarepair.methods.deeprepair_style import to_pixels
-from metarepair.methods.haar import BANDS, haar, kernels, spread
+from metarepair.methods.deeprepair.haar import BANDS, haar, kernels, spread
+from metarepair.methods.deeprepair.style import to_pixels
 from metarepair.models.weights_file import read_weights
 from tasks.errors import WeightsError
 from tasks.records import Ints, Pixels

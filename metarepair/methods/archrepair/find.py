@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarepair.methods.archrepair_block import BlockShape, input_of
+from metarepair.methods.archrepair.block import BlockShape, input_of
 from tasks.errors import ConfigError, near_names
 
 # B images, C channels, H W pixels

@@ -24,8 +24,8 @@ from metarepair.methods.budget import Budget
 from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
-from metarepair.methods.sensei_populations import Losses, Populations
-from metarepair.methods.sensei_variants import FILTER_GENES, Gene, Genes, spatial_genes, variants
+from metarepair.methods.sensei.populations import Losses, Populations
+from metarepair.methods.sensei.variants import FILTER_GENES, Gene, Genes, spatial_genes, variants
 from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
 from tasks.records import Ints, Pixels

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarepair.methods.haar import haar, inverse_haar
+from metarepair.methods.deeprepair.haar import haar, inverse_haar
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, PixelRows, Pixels
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.section import Positive, Rate
 from metarepair.engine.vectors import copied_buffers, copied_parameters, put_state
-from metarepair.methods.apricot_models import ReducedSettings, load_models, prepare_models
-from metarepair.methods.apricot_walk import Strategy, Walk
+from metarepair.methods.apricot.models import ReducedSettings, load_models, prepare_models
+from metarepair.methods.apricot.walk import Strategy, Walk
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register

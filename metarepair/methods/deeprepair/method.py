@@ -19,14 +19,14 @@ from torch import nn
 
 from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.section import Positive
-from metarepair.methods.augmix import VIEWS, AugMixLoss, AugMixSettings
+from metarepair.methods.augmix.method import VIEWS, AugMixLoss, AugMixSettings
 from metarepair.methods.base import Method, MethodContext
-from metarepair.methods.deeprepair_style import StyledImages, Transfer, WaveletStatistics, style_rows
+from metarepair.methods.deeprepair.style import StyledImages, Transfer, WaveletStatistics, style_rows
+from metarepair.methods.deeprepair.wct2 import WhiteningColouring, load_wct2
 from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import Training
-from metarepair.methods.wct2 import WhiteningColouring, load_wct2
 from metarepair.models.build import DeployedModel
 
 NOTES = {

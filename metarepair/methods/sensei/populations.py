@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from metarepair.engine.vectors import State
-from metarepair.methods.sensei_variants import Gene, Genes
+from metarepair.methods.sensei.variants import Gene, Genes
 from tasks.keys import keyed_generator
 from tasks.records import Ints
 

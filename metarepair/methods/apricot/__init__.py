@@ -1,0 +1,1 @@
+"""Apricot: weight adaptation with reduced models (Zhang and Chan 2019)."""
