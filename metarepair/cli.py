@@ -181,7 +181,7 @@ def _examine(given: argparse.Namespace) -> int:
 
 
 def _show_corruptions(given: argparse.Namespace) -> int:
-    from metarepair.contact_sheet import describe_corruptions, write_contact_sheet
+    from metarepair.reports.contact_sheet import describe_corruptions, write_contact_sheet
 
     if bool(given.image) != bool(given.out) or not (given.image or given.list):
         raise UserError(

@@ -13,7 +13,7 @@ from tasks.errors import DataError, UserError
 def show(path: str, *, sheet: Path | None, as_json: bool) -> None:
     """Prints everything that is there to be told; then raises DataError for what is damaged or not to be drawn."""
     if sheet is not None:
-        from metarepair.contact_sheet import check_ending
+        from metarepair.reports.contact_sheet import check_ending
 
         check_ending(sheet, "--sheet")
     found = inspect(path)

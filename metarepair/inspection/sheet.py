@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from metarepair.contact_sheet import FAINT, GAP, INK, PAPER, TILE, check_ending, save_sheet, tile_size
 from metarepair.inspection.facts import BAD, EnvironmentFacts, Inspection, LoneFile, StageFacts
+from metarepair.reports.contact_sheet import FAINT, GAP, INK, PAPER, TILE, check_ending, save_sheet, tile_size
 from tasks.datasets import Dataset, load_dataset, source_from
 from tasks.errors import ConfigError, DataError
 from tasks.experiences.failure_file import read_failures

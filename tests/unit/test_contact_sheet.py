@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from metarepair.cli import main
-from metarepair.contact_sheet import (
+from metarepair.reports.contact_sheet import (
     GAP,
     HEADER,
     LABEL_WIDTH,
@@ -95,7 +95,7 @@ def test_a_photograph_is_shrunk_first_which_is_said_and_progress_shown(tmp_path,
         sizes.append(images.shape)
         return images
 
-    monkeypatch.setattr("metarepair.contact_sheet.corrupt", as_it_was)
+    monkeypatch.setattr("metarepair.reports.contact_sheet.corrupt", as_it_was)
     photo, out = tmp_path / "photo.jpg", tmp_path / "sheet.jpg"
     Image.new("RGB", (2000, 1500), (9, 99, 200)).save(photo)
     assert main(["corruptions", "--image", str(photo), "--out", str(out)]) == 0

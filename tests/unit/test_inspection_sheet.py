@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarepair.contact_sheet import GAP, TILE
 from metarepair.inspection.command import show
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.sheet import CAPTION, COLUMNS, LABEL_WIDTH, evenly_spaced, write_sheet
+from metarepair.reports.contact_sheet import GAP, TILE
 from tasks.datasets import load_dataset
 from tasks.errors import ConfigError, DataError
 from tasks.experiences.failure_file import read_failures, write_failures
