@@ -32,8 +32,8 @@ from metarepair.features.extractors import check_extractor
 from metarepair.meta_training.meta_train import training_settings
 from metarepair.methods import check_method_settings, get_method
 from metarepair.models.clean_check import check_on_clean
-from metarepair.probe_needs import IMAGES as PROBED
-from metarepair.probe_needs import probe_run
+from metarepair.probing.needs import IMAGES as PROBED
+from metarepair.probing.needs import probe_run
 from metarepair.repair_stage import repair_target
 from metarepair.reports import load_results
 from metarepair.reports.html import write_report

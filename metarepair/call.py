@@ -33,7 +33,7 @@ from metarepair.methods import (
 )
 from metarepair.models.build import DeployedModel
 from metarepair.models.clean_check import IN_CALL, check_on_clean
-from metarepair.probe_needs import IMAGES, probe_repair
+from metarepair.probing.needs import IMAGES, probe_repair
 from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.records import Failures
 from tasks.storage.manifest import require_manifest

@@ -40,7 +40,7 @@ def examine_model(config: Config, *, fresh: bool) -> str:
     """
     from metarepair.data.workspace import Surroundings, load_surroundings
     from metarepair.models.clean_check import IN_RUN, check_output
-    from metarepair.probe_needs import IMAGES, probe_run
+    from metarepair.probing.needs import IMAGES, probe_run
 
     here = Surroundings(config, _untrained(config)) if fresh else load_surroundings(config)
     test = here.split("test")

@@ -19,8 +19,8 @@ from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, adapt
 from metarepair.engine.stateless import StatelessModule
 from metarepair.methods import METHODS
 from metarepair.models.build import DeployedModel
-from metarepair.probe import probe
-from metarepair.probe_needs import probe_repair, probe_run
+from metarepair.probing.needs import probe_repair, probe_run
+from metarepair.probing.probe import probe
 from tasks.errors import ConfigError
 
 IMAGES = np.random.default_rng(0).integers(256, size=(5, 8, 8, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ from metarepair.config.repair import AnyConfig
 from metarepair.config.run import Config
 from metarepair.methods import Method
 from metarepair.models.build import DeployedModel
-from metarepair.probe import Probed, probe
+from metarepair.probing.probe import Probed, probe
 from tasks.records import Pixels
 
 IMAGES = 8  # as many as a probe looks at
