@@ -26,7 +26,6 @@ from distributed.together import Follower, each_at_once
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings, pick_device
-from metarepair.export import require_packages
 from metarepair.features.confidence_tables import read_confidence
 from metarepair.features.extractors import check_extractor
 from metarepair.meta_training.meta_train import training_settings
@@ -34,7 +33,8 @@ from metarepair.methods import check_method_settings, get_method
 from metarepair.models.clean_check import check_on_clean
 from metarepair.probing.needs import IMAGES as PROBED
 from metarepair.probing.needs import probe_run
-from metarepair.repair_stage import repair_target
+from metarepair.repairs.export import require_packages
+from metarepair.repairs.stage import repair_target
 from metarepair.reports import load_results
 from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table

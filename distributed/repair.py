@@ -5,7 +5,7 @@ from __future__ import annotations
 from distributed.on_worker import Say, call_on_worker
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
-from metarepair.repair_stage import repair_target
+from metarepair.repairs.stage import repair_target
 from metarepair.runs.layout import Run
 from tasks.storage.paths import place
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from metarepair.own_packages import import_own
 
 if TYPE_CHECKING:
-    from metarepair.call import Repaired, repair
     from metarepair.config.repair import RepairConfig
+    from metarepair.repairs.api import Repaired, repair
 
 __all__ = ["RepairConfig", "Repaired", "__version__", "repair"]
 __version__ = "0.1.0"
@@ -21,8 +21,8 @@ import_own("tasks")  # before a user's tasks.py is found in its place
 
 _LAZY = {
     "RepairConfig": "metarepair.config.repair",
-    "Repaired": "metarepair.call",
-    "repair": "metarepair.call",
+    "Repaired": "metarepair.repairs.api",
+    "repair": "metarepair.repairs.api",
 }
 
 

@@ -14,8 +14,8 @@ from metarepair.compare.plan import PLAN
 from metarepair.config.load import load_config, parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
-from metarepair.export import equality_images, export_original, export_program, require_packages
-from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, load_repaired
+from metarepair.repairs.export import equality_images, export_original, export_program, require_packages
+from metarepair.repairs.unit import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.weights import SCHEME, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
 from tasks.storage.paths import Place, find, local, place

@@ -9,7 +9,7 @@ from typing import Any
 from metarepair.compare.units import MINE_FIRST, limit_of
 from metarepair.config.run import Config
 from metarepair.methods import get_method
-from metarepair.repair_unit import TRAIN_FIRST
+from metarepair.repairs.unit import TRAIN_FIRST
 from metarepair.reports.paper import DIFFERENCES, table_for
 from metarepair.reports.table import (
     Column,

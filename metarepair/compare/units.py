@@ -20,7 +20,7 @@ from metarepair.methods import (
     parse_limit,
     settings_of,
 )
-from metarepair.repair_unit import (
+from metarepair.repairs.unit import (
     ARCHITECTURE,
     TRAIN_FIRST,
     Unit,

@@ -45,7 +45,7 @@ from metarepair.methods.examples import Examples
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
-from metarepair.repair_unit import ARCHITECTURE, WEIGHTS, Unit, load_repaired, repair_once
+from metarepair.repairs.unit import ARCHITECTURE, WEIGHTS, Unit, load_repaired, repair_once
 from tasks.datasets import DataSource, dataset_info, load_dataset
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures

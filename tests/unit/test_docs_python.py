@@ -50,7 +50,7 @@ def is_python(block: str) -> bool:
 
 
 def python_blocks() -> Iterator[tuple[str, str]]:
-    """(page: first line, block) of each; the example at the top of metarepair/call.py is one of them."""
+    """(page: first line, block) of each; the example at the top of metarepair/repairs/api.py is one of them."""
     texts = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
     for page, text in texts.items():
         for block in filter(is_python, blocks(text)):
@@ -177,8 +177,10 @@ def test_a_block_of_python_runs_as_it_is_printed(
 
 
 def test_the_example_on_top_of_the_call_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = ast.get_docstring(ast.parse((ROOT / "metarepair/call.py").read_text(encoding="utf-8"))) or ""
+    text = (
+        ast.get_docstring(ast.parse((ROOT / "metarepair/repairs/api.py").read_text(encoding="utf-8"))) or ""
+    )
     example = text[text.index("from metarepair import repair") :]
     names = failing(monkeypatch)
-    exec(compile(example.split("\n\n")[0], "metarepair/call.py", "exec", dont_inherit=True), names)
+    exec(compile(example.split("\n\n")[0], "metarepair/repairs/api.py", "exec", dont_inherit=True), names)
     is_repaired(names)

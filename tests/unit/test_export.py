@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import metarepair.export
+import metarepair.repairs.export
 from metarepair.config.load import load_config
-from metarepair.export import equality_images, export_program
 from metarepair.export_command import export
 from metarepair.methods import RepairedModel
 from metarepair.models import DeployedModel, save_weights
+from metarepair.repairs.export import equality_images, export_program
 from metarepair.weights import SHIPPED
 from tasks.datasets import ArrayDataset
 from tasks.errors import ConfigError, UserError
@@ -89,7 +89,7 @@ def test_a_program_of_onnx_gives_the_same_logits_for_any_batch(tmp_path: Path) -
 
 def test_missing_packages_are_said_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        metarepair.export, "find_spec", lambda name: None if name == "onnxscript" else object()
+        metarepair.repairs.export, "find_spec", lambda name: None if name == "onnxscript" else object()
     )
     with pytest.raises(ConfigError, match=r"not installed \(onnxscript\): pip install '\.\[onnx\]'"):
         export_program(deployed(Small()), images(), "onnx", tmp_path)
@@ -104,7 +104,7 @@ def test_a_dnn_that_cannot_be_exported_is_said_and_nothing_is_written(tmp_path: 
 def test_a_program_that_says_something_else_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metarepair.export, "_read_torch", lambda _: lambda x: torch.zeros(len(x), 10))
+    monkeypatch.setattr(metarepair.repairs.export, "_read_torch", lambda _: lambda x: torch.zeros(len(x), 10))
     with pytest.raises(UserError, match=r"model\.pt2 was not written.*another class for \d of 8 images"):
         export_program(deployed(Small()), images(), "torch", tmp_path)
     assert list(tmp_path.iterdir()) == []

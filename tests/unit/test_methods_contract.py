@@ -23,7 +23,7 @@ from metarepair.methods import METHODS, repair_fairly
 from metarepair.methods.base import Method, MethodContext, no_experiences
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel, state_hash
-from metarepair.repair_unit import Unit, repair_once, unit_data
+from metarepair.repairs.unit import Unit, repair_once, unit_data
 from tasks.datasets import ArrayDataset
 from tasks.errors import ConfigError
 from tasks.records import Failures

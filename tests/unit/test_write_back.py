@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from examples import cifar_resnets
-from metarepair.export import export_original
 from metarepair.models import DeployedModel
 from metarepair.models.fit import load_weights
 from metarepair.models.weights_file import load_pickle, read_weights
+from metarepair.repairs.export import export_original
 from tasks.errors import WeightsError
 
 

@@ -22,7 +22,7 @@ from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Judged, evaluate
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
-from metarepair.repair_unit import (
+from metarepair.repairs.unit import (
     TRAIN_FIRST,
     WEIGHTS,
     Unit,

@@ -14,7 +14,6 @@ from metarepair.adaptation.meta_test import RepairData, Start, accuracy_on, load
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Candidate
-from metarepair.export import FILE_NAMES, equality_images, export_program
 from metarepair.methods import (
     Budget,
     Limit,
@@ -26,6 +25,7 @@ from metarepair.methods import (
 )
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.models.wrappers import copied
+from metarepair.repairs.export import FILE_NAMES, equality_images, export_program
 from metarepair.runs.layout import Run
 from metarepair.runs.peak_memory import peak_memory
 from tasks.errors import DataError, DivergedError, unreadable
