@@ -17,8 +17,8 @@ from distributed.failures import read_failure, write_failure
 from distributed.train import fit
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.pretrain_stage import describe, epoch_progress, log_epoch, read_epochs, training_split
 from metarepair.pretraining.pretrain import pretrain
+from metarepair.stages.pretrain import describe, epoch_progress, log_epoch, read_epochs, training_split
 from tasks.datasets import dataset_info
 from tasks.errors import UserError
 from tasks.storage.paths import Place, place, remove_tree

@@ -232,8 +232,8 @@ def _run(given: argparse.Namespace) -> int:
 def _pretrain(given: argparse.Namespace, config: Config) -> int:
     from distributed.cluster import connected
     from distributed.pretrain import pretrain_on_ray
-    from metarepair.pretrain_stage import pretrain_stage
     from metarepair.runs.layout import open_run
+    from metarepair.stages.pretrain import pretrain_stage
     from tasks.storage.run_lock import locked
 
     with locked(open_run(config).root, given.verb, say=_say), connected(config, given.address):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from distributed.pretrain import pretrain_on_ray
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.pretrain_stage import pretrain_stage, read_epochs
+from metarepair.stages.pretrain import pretrain_stage, read_epochs
 from tasks.storage.paths import place
 
 pytestmark = pytest.mark.distributed

@@ -17,11 +17,11 @@ from metarepair.config.load import parse_config
 from metarepair.config.pretraining import PretrainConfig
 from metarepair.config.run import Config
 from metarepair.models.build import DeployedModel, build_model
-from metarepair.pretrain_stage import pretrain_stage, read_epochs
 from metarepair.pretraining import checks as pretrain_checks
 from metarepair.pretraining.pretrain import Epoch, Pretrainer, rate_factor
 from metarepair.pretraining.state import load_checkpoint, save_checkpoint
 from metarepair.runs.context import LocalContext
+from metarepair.stages.pretrain import pretrain_stage, read_epochs
 from tasks.datasets import ArrayDataset, DataSource, load_dataset
 from tasks.errors import ConfigError, DivergedError
 from tasks.storage.manifest import read_manifest
