@@ -17,14 +17,14 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from metarepair import __version__
-from metarepair.cli_options import (
+from metarepair.console.options import (
     add_comparison_options,
     add_corruption_options,
     add_export_options,
     add_inspection_options,
     add_settings_options,
 )
-from metarepair.streams import OutputLost, end_without, flush_streams, watched_streams
+from metarepair.console.streams import OutputLost, end_without, flush_streams, watched_streams
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -151,17 +151,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(given: argparse.Namespace) -> int:
-    from metarepair.paths import check_export
+    from metarepair.console.paths import check_export
 
     check_export(given.path, given.config)
-    from metarepair.export_command import export
+    from metarepair.console.export import export
 
     export(given.path, kind=given.format, out=given.out, config_file=given.config, say=_say)
     return 0
 
 
 def _examine(given: argparse.Namespace) -> int:
-    from metarepair.doctor import examine
+    from metarepair.console.doctor import examine
 
     print(examine(given.storage or "runs"))
     if given.model is None and given.config is None:
@@ -169,8 +169,8 @@ def _examine(given: argparse.Namespace) -> int:
             raise UserError("doctor probes a DNN that --model NAME or --config FILE names; add one of them.")
         return 0
     from metarepair.config.load import load_config
-    from metarepair.doctor import examine_model
-    from metarepair.paths import check_paths
+    from metarepair.console.doctor import examine_model
+    from metarepair.console.paths import check_paths
 
     needed = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
     model = {"name": given.model, "weights": given.weights}
@@ -213,7 +213,7 @@ def _check_own_packages() -> None:
 
 def _run(given: argparse.Namespace) -> int:
     from metarepair.config.load import load_config
-    from metarepair.paths import check_paths
+    from metarepair.console.paths import check_paths
     from metarepair.runs.layout import without_empty_run
 
     config = load_config(
@@ -271,7 +271,7 @@ def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
 
 
 def _compare(given: argparse.Namespace, config: Config) -> int:
-    from metarepair.paths import check_pair
+    from metarepair.console.paths import check_pair
     from tasks.errors import ConfigError
 
     if given.pair:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from metarepair.cli import main
-from metarepair.streams import PIPE_CLOSED
+from metarepair.console.streams import PIPE_CLOSED
 from tasks.storage.lease import LEASE
 from tasks.storage.run_lock import LOCK
 

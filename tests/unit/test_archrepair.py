@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from metarepair.adaptation.meta_test import RepairData, accuracy_on
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
+from metarepair.console.export import export
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.workspace import load_surroundings
 from metarepair.evaluation.predictions import called, predict_all
-from metarepair.export_command import export
 from metarepair.methods import method_settings, repair_fairly, training
 from metarepair.methods.archrepair.block import (
     OPERATIONS,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import metarepair.repairs.export
 from metarepair.config.load import load_config
-from metarepair.export_command import export
+from metarepair.console.export import export
 from metarepair.methods import RepairedModel
 from metarepair.models import DeployedModel, save_weights
 from metarepair.repairs.export import equality_images, export_program

@@ -12,7 +12,7 @@ import pytest
 
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.paths import check_paths
+from metarepair.console.paths import check_paths
 from metarepair.runs.layout import open_run, run_of, without_empty_run
 from metarepair.weights import SHIPPED, resolve_weights
 from tasks.datasets import DATA_VARIABLE

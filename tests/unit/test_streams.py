@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from metarepair.console.streams import PIPE_CLOSED, PLAIN, watched_streams
 from metarepair.status.command import show_status
-from metarepair.streams import PIPE_CLOSED, PLAIN, watched_streams
 
 ROOT = Path(__file__).parents[2]
 WORDS = "repair methods side by side: methods {0} targets {0} seeds"
@@ -47,7 +47,7 @@ def test_a_stream_of_any_encoding_takes_the_help(encoding: str, shown: str) -> N
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
 def test_a_character_that_the_stream_lacks_is_written_plainly(encoding: str) -> None:
     code = (
-        "from metarepair.streams import watched_streams\nimport sys\n"
+        "from metarepair.console.streams import watched_streams\nimport sys\n"
         "with watched_streams():\n"
         "    print('θ_meta, α, β, Σ: 1 − 2 → 3…')\n    print('ж and \\udcff', file=sys.stderr)\n"
     )
@@ -113,7 +113,7 @@ def test_output_to_a_full_disk_is_an_error_that_names_the_stream(arguments: tupl
 def test_a_closed_stream_is_written_to_by_nobody(redirect: str, code: int, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom metarepair.streams import watched_streams\n"
+        "import sys\nfrom pathlib import Path\nfrom metarepair.console.streams import watched_streams\n"
         "with watched_streams():\n"
         f"    file = open({str(tmp_path / 'file')!r}, 'w')\n"
         "    print('words'); print('words', file=sys.stderr); sys.stdout.flush()\n"
