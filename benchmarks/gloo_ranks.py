@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.scaling_nets import NetTask, build_net, random_task
-from distributed.context import RayContext
+from distributed.on_ray.context import RayContext
 from metarepair.config.load import parse_config
 from metarepair.engine.meta_gradient import TaskBatch, task_gradient
 from metarepair.engine.vectors import flatten

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from distributed.pool import map_items
+from distributed.on_ray.pool import map_items
 
 
 @contextmanager

@@ -32,8 +32,8 @@ import torch
 
 from benchmarks.measure import Figure, Times, machine, parser, publish
 from benchmarks.ray_here import folder_for_ray
-from distributed.cluster import connected
-from distributed.context import RayContext
+from distributed.on_ray.cluster import connected
+from distributed.on_ray.context import RayContext
 from distributed.pipeline import Pipeline
 from distributed.train import build_trainer, fit, inputs_of
 from metarepair.config.load import parse_config

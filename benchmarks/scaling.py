@@ -57,7 +57,7 @@ MEANING = {
     "all_reduce_start_s": "of two ranks: seconds of an all-reduce of nothing, from the line through all sizes",
     "all_reduce_gb_per_s": "of two ranks: GB a second, from the same line",
     "all_reduce_fit_error": "largest relative distance of a size's median from that line",
-    "actor_items_per_s": "trivial items a second through two actors (distributed.pool)",
+    "actor_items_per_s": "trivial items a second through two actors (distributed.on_ray.pool)",
     "store_tasks_per_s": "tasks a second out of a store of 32 px in the page cache",
     "error_1_worker": "model over measurement − 1: an episode of the real trainer on one rank",
     "beside_over_alone": "seconds of a task while another rank differentiates one, over those of a task alone",

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from distributed.cluster import single_places
-from distributed.on_worker import Say, call_on_worker, map_on_workers
+from distributed.on_ray.cluster import single_places
+from distributed.on_ray.on_worker import Say, call_on_worker, map_on_workers
+from distributed.on_ray.together import each_at_once
 from distributed.pipeline import Pipeline
-from distributed.together import each_at_once
 from metarepair.compare.check import check_methods, check_settings
 from metarepair.compare.judge import is_judged, judge
 from metarepair.compare.pair import load_pair, write_pair

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.pool import map_items
+from distributed.on_ray.pool import map_items
 from metarepair.features.files import read_features, read_moments
 from metarepair.runs.progress import Progress
 from tasks.distances.frechet import frechet_distance

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from distributed.cluster import worker_resources
 from distributed.mining import Mined, Say, environments
+from distributed.on_ray.cluster import worker_resources
+from distributed.on_ray.pool import map_items
 from distributed.pipeline import Pipeline
-from distributed.pool import map_items
 from distributed.train import MINE_FIRST
 from metarepair.adaptation.meta_test import accuracy_on, repair_data
 from metarepair.config.run import Config

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from distributed.cluster import worker_resources
-from distributed.pool import map_items
+from distributed.on_ray.cluster import worker_resources
+from distributed.on_ray.pool import map_items
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.runs.layout import Run

@@ -17,12 +17,12 @@ from typing import Literal
 
 import torch
 
-from distributed.cluster import places
 from distributed.features import extract_all, load_extractor
 from distributed.mining import Environment, Mined, OnDone, Role, Say, environments, mine_all, mining_settings
+from distributed.on_ray.cluster import places
+from distributed.on_ray.together import Follower, each_at_once
 from distributed.repair import repair_on_ray
 from distributed.score import score_stage, stale_features
-from distributed.together import Follower, each_at_once
 from distributed.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings, pick_device

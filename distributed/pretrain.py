@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from distributed.failures import read_failure, write_failure
+from distributed.on_ray.failures import read_failure, write_failure
 from distributed.train import fit
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
@@ -61,7 +61,7 @@ def _watched(config: Config, folder: Place) -> Iterator[None]:
 
 def _loop(settings: dict[str, Any]) -> None:
     """One rank's whole life."""
-    from distributed.context import RayContext
+    from distributed.on_ray.context import RayContext
 
     config, folder = parse_config(settings["config"]), place(settings["folder"])
     if read_failure(folder) is not None:

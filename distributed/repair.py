@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distributed.on_worker import Say, call_on_worker
+from distributed.on_ray.on_worker import Say, call_on_worker
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
 from metarepair.repairs.stage import repair_target

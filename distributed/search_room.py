@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from distributed.cluster import check_room, places, worker_resources
+from distributed.on_ray.cluster import check_room, places, worker_resources
 from metarepair.config.ray import RayConfig
 from metarepair.config.run import Config
 from metarepair.search.space import search_of

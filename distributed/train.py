@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from distributed.cluster import worker_resources
-from distributed.failures import read_failure, user_error, write_failure
+from distributed.on_ray.cluster import worker_resources
+from distributed.on_ray.failures import read_failure, user_error, write_failure
 from metarepair.adaptation.meta_test import repair_data
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
@@ -172,7 +172,7 @@ def _watched(progress: Progress, folder: Place) -> Iterator[None]:
 
 def _loop(settings: dict[str, Any]) -> None:
     """One rank's whole life."""
-    from distributed.context import RayContext
+    from distributed.on_ray.context import RayContext
 
     run, target, config = Run(place(settings["root"])), settings["target"], parse_config(settings["config"])
     context = RayContext(folder=run.meta(target), kept=config.train.kept_checkpoints)

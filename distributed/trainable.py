@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from distributed.failures import read_failure, write_failure
+from distributed.on_ray.failures import read_failure, write_failure
 from distributed.search_draws import OBJECTIVE, OVER, ROUND, drawn_of
 from distributed.search_inputs import TrialSetup
 from distributed.train import fit
@@ -148,7 +148,7 @@ def _loop(options: dict[str, Any]) -> None:
     """One rank's whole life."""
     import ray.train
 
-    from distributed.context import RayContext
+    from distributed.on_ray.context import RayContext
 
     setup, settings = options["setup"], parse_config(options["config"])
     folder, kept = setup.trials / settings.name, _kept(settings, setup)

@@ -1,6 +1,6 @@
 """What a training loop sees of its surroundings: rank, device, sum, report, checkpoint. One process here.
 
-`distributed.context` implements the same on Ray Train. What either leaves on storage is the same, too:
+`distributed.on_ray.context` implements the same on Ray Train. What either leaves on storage is the same, too:
 
     <folder>/checkpoints/checkpoint-NNNNNN/   the newest few, written while the training goes on
     <folder>/tensorboard/                     events of every episode

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from distributed.compare import Comparison
-from distributed.on_worker import call_on_worker, map_on_workers
+from distributed.on_ray.on_worker import call_on_worker, map_on_workers
 from metarepair.config.run import Config
 from tasks.errors import DataError
 

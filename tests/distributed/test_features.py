@@ -16,8 +16,8 @@ import pytest
 import ray
 
 from distributed import features as stage
-from distributed import pool
 from distributed.features import MOMENTS, moments_of_parts
+from distributed.on_ray import pool
 from distributed.pipeline import Pipeline
 from metarepair.cli import main
 from metarepair.config.run import Config

@@ -18,8 +18,8 @@ import pytest
 import ray
 
 from distributed import features as stage
-from distributed import pool
 from distributed.features import MOMENTS
+from distributed.on_ray import pool
 from distributed.pipeline import Pipeline
 from metarepair.config.run import Config
 from tasks.storage.sealed_parts import seal_of

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.distributed
 START = """
 import sys
 import ray
-from distributed.local_ray import start_local_ray
+from distributed.on_ray.local_ray import start_local_ray
 
 def main(said=print):
     start_local_ray({}, said)
@@ -43,7 +43,7 @@ main(said)
 
 
 AFTERWARDS = """
-from distributed.cluster import connected
+from distributed.on_ray.cluster import connected
 from metarepair.config.load import parse_config
 
 config = parse_config({"name": "x", "workers": 1, "mining": {"experiences": ["fog"]}})

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from distributed.metrics import count_round
-from distributed.pool import map_items
+from distributed.on_ray.metrics import count_round
+from distributed.on_ray.pool import map_items
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

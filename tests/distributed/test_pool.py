@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from distributed.on_ray.pool import map_items
 from distributed.pipeline import Pipeline
-from distributed.pool import map_items
 from metarepair.config.run import Config
 from tasks.errors import DataError, WorkerError
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distributed.cluster import _fitting, _knock, _lacking, connected, worker_resources
+from distributed.on_ray.cluster import _fitting, _knock, _lacking, connected, worker_resources
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from tasks.errors import ConfigError

@@ -10,8 +10,8 @@ import sys
 import pytest
 import ray
 
-from distributed import local_ray
-from distributed.local_ray import ATTEMPTS, start_local_ray
+from distributed.on_ray import local_ray
+from distributed.on_ray.local_ray import ATTEMPTS, start_local_ray
 from tasks.errors import UserError
 
 TIMED_OUT = Exception("The current node timed out during startup.")  # Ray raises the bare class

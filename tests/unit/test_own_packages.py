@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.own_packages import hidden_by, import_ours_first, worker_options
+from distributed.on_ray.own_packages import hidden_by, import_ours_first, worker_options
 from metarepair.own_packages import FOLDER, NAMES
 
 OF_USER = "raise RuntimeError('this is the file of the user')"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayTaskError
 
-from distributed.failures import user_error
-from distributed.ray_words import failures_of_ray_told, raise_cause, words_of
+from distributed.on_ray.failures import user_error
+from distributed.on_ray.ray_words import failures_of_ray_told, raise_cause, words_of
 from tasks.errors import DataError, WorkerError
 
 DIED = (

@@ -16,7 +16,7 @@ from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
-from distributed.ray_words import words_of
+from distributed.on_ray.ray_words import words_of
 from tasks.errors import UserError
 
 Say = Callable[[str], None]

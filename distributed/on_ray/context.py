@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from distributed.metrics import count_round
+from distributed.on_ray.metrics import count_round
 from metarepair.runs.context import Journal, Metrics
 from tasks.storage.paths import Place, place
 

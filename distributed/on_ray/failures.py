@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import tasks.errors
-from distributed.ray_words import GO_ON, words_of
+from distributed.on_ray.ray_words import GO_ON, words_of
 from tasks.errors import UserError, WorkerError
 from tasks.storage.paths import Place, remove, write_text
 

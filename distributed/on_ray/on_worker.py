@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from distributed.cluster import single_places, worker_resources
-from distributed.pool import map_items
-from distributed.ray_words import raise_cause
+from distributed.on_ray.cluster import single_places, worker_resources
+from distributed.on_ray.pool import map_items
+from distributed.on_ray.ray_words import raise_cause
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distributed.local_ray import start_local_ray
-from distributed.own_packages import worker_options
-from distributed.ray_words import failures_of_ray_told, words_of
+from distributed.on_ray.local_ray import start_local_ray
+from distributed.on_ray.own_packages import worker_options
+from distributed.on_ray.ray_words import failures_of_ray_told, words_of
 from metarepair.config.run import Config
 from metarepair.runs.progress import say
 from tasks.errors import ConfigError, UserError

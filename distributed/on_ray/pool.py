@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from distributed.metrics import count_restart_of_actor
-from distributed.ray_words import GO_ON, raise_cause, words_of
+from distributed.on_ray.metrics import count_restart_of_actor
+from distributed.on_ray.ray_words import GO_ON, raise_cause, words_of
 from tasks.errors import WorkerError
 
 Item = TypeVar("Item")

@@ -1,0 +1,1 @@
+"""Connections, actor pools, tasks and training contexts on Ray."""
