@@ -295,8 +295,8 @@ def _compare(given: argparse.Namespace, config: Config) -> int:
 
 def _search(given: argparse.Namespace, config: Config) -> int:
     from distributed.on_ray.cluster import connected
-    from distributed.search_room import cluster_settings
-    from distributed.tune import TuneSearch
+    from distributed.search.room import cluster_settings
+    from distributed.search.tune import TuneSearch
     from tasks.storage.run_lock import locked
 
     search = TuneSearch(config, _say)

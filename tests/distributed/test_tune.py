@@ -23,7 +23,7 @@ import pytest
 import torch
 import yaml
 
-from distributed.search_draws import (
+from distributed.search.draws import (
     Bounds,
     TrialName,
     build_searcher,
@@ -32,10 +32,17 @@ from distributed.search_draws import (
     most_rounds,
     param_space,
 )
-from distributed.search_inputs import TrialSetup, trial_inputs
-from distributed.search_progress import SearchProgress
-from distributed.trial import Donor, JointTraining, TrialRecord, begin_trial, read_record, trial_settings
-from distributed.tune import TuneSearch
+from distributed.search.inputs import TrialSetup, trial_inputs
+from distributed.search.progress import SearchProgress
+from distributed.search.trial import (
+    Donor,
+    JointTraining,
+    TrialRecord,
+    begin_trial,
+    read_record,
+    trial_settings,
+)
+from distributed.search.tune import TuneSearch
 from metarepair.config.load import load_config
 from metarepair.config.run import Config
 from metarepair.runs.context import LocalContext
@@ -79,7 +86,7 @@ def outcome(trials: list[Trial]) -> list[tuple[Any, ...]]:
 
 def prepared(config: Config) -> TrialSetup:
     """What trials are given, without Ray."""
-    from distributed.search_inputs import prepare_inputs
+    from distributed.search.inputs import prepare_inputs
 
     search = TuneSearch(config, lambda _: None)
     return prepare_inputs(search.run, config, *search._mined(), lambda _: None)
@@ -602,7 +609,7 @@ def test_progress_is_a_table_on_a_terminal_and_a_line_elsewhere(
 
 
 def test_a_record_reads_back_and_a_torn_one_is_none(tmp_path: Path) -> None:
-    from distributed.trial import write_record
+    from distributed.search.trial import write_record
 
     record = write_record(tmp_path, TrialRecord(drawn={"inner.rate": 0.1}, rounds=2, objective=0.5))
     assert read_record(tmp_path) == record

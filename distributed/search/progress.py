@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from ray.tune import Callback
 
-from distributed.search_draws import OBJECTIVE, OVER, ROUND, drawn_of
+from distributed.search.draws import OBJECTIVE, OVER, ROUND, drawn_of
 from metarepair.runs.progress import PLAIN_INTERVAL_S, TERMINAL_INTERVAL_S, duration
 from metarepair.search.space import Dimension
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from distributed.search_inputs import TrialSetup, trial_inputs
+from distributed.search.inputs import TrialSetup, trial_inputs
 from distributed.train import build_trainer
 from metarepair.config.run import Config
 from metarepair.meta_training.inputs import TrainingInputs

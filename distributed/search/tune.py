@@ -27,7 +27,7 @@ from typing import Any
 from distributed.features import extract_all
 from distributed.mining import Mined, Say, environments
 from distributed.pipeline import Pipeline
-from distributed.search_draws import (
+from distributed.search.draws import (
     OBJECTIVE,
     OVER,
     PREFIX,
@@ -39,10 +39,10 @@ from distributed.search_draws import (
     param_space,
     seeded,
 )
-from distributed.search_inputs import TrialSetup, prepare_inputs, searched_config
-from distributed.search_room import check_trial_fits, placement, trial_resources, trials_at_once
+from distributed.search.inputs import TrialSetup, prepare_inputs, searched_config
+from distributed.search.room import check_trial_fits, placement, trial_resources, trials_at_once
+from distributed.search.trial import TrialRecord, read_record
 from distributed.train import MINE_FIRST
-from distributed.trial import TrialRecord, read_record
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import training_settings
 from metarepair.runs.layout import Run
@@ -132,7 +132,7 @@ class TuneSearch:
         """The Tuner that was killed, with what it knows of its trials, or a new one."""
         from ray import tune
 
-        from distributed.trainable import train_trial
+        from distributed.search.trainable import train_trial
 
         trainable = tune.with_parameters(train_trial, setup=setup)
         trainable = tune.with_resources(trainable, trial_resources(self.config))
@@ -159,7 +159,7 @@ class TuneSearch:
     def _new_tuner(self, trainable: Any) -> Any:
         from ray import tune
 
-        from distributed.search_progress import SearchProgress
+        from distributed.search.progress import SearchProgress
 
         search, found, names = search_of(self.config), dimensions(self.config), build_names(self.config)
         progress = SearchProgress(found, trials=count_trials(self.config), rounds=most_rounds(self.config))

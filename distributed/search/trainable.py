@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from distributed.on_ray.failures import read_failure, write_failure
-from distributed.search_draws import OBJECTIVE, OVER, ROUND, drawn_of
-from distributed.search_inputs import TrialSetup
-from distributed.train import fit
-from distributed.trial import (
+from distributed.search.draws import OBJECTIVE, OVER, ROUND, drawn_of
+from distributed.search.inputs import TrialSetup
+from distributed.search.trial import (
     Donor,
     JointTraining,
     TrialRecord,
@@ -24,6 +23,7 @@ from distributed.trial import (
     trial_settings,
     write_record,
 )
+from distributed.train import fit
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import pick_device
