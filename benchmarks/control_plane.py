@@ -1,8 +1,8 @@
 """A cluster of many small nodes on this machine in, what a work item costs Ray and the driver out: at 100, 300, 1,000.
 
-    mine       shards of four clean images under three severities, by distributed.mining.mine_all
-    features   shards of one collected example, by distributed.features.extract_all, moments included
-    pairs      distances of environments with 64 features, by distributed.fid.all_distances
+    mine       shards of four clean images under three severities, by distributed.stages.mining.mine_all
+    features   shards of one collected example, by distributed.stages.features.extract_all, moments included
+    pairs      distances of environments with 64 features, by distributed.stages.fid.all_distances
     trials     trials that do nothing, on Ray Tune (a tenth as many)
 
 The nodes are `ray.cluster_utils.Cluster`'s: a raylet each, one CPU each, so that every actor is on another one; the
@@ -31,9 +31,9 @@ from benchmarks.measure import Figure, Times, machine, parser, peak_resident_byt
 from benchmarks.ray_here import folder_for_ray
 from benchmarks.ray_overhead import sweep
 from benchmarks.scaling_model import Line, fit_line, growth
-from distributed.features import extract_all
-from distributed.fid import all_distances
-from distributed.mining import mine_all
+from distributed.stages.features import extract_all
+from distributed.stages.fid import all_distances
+from distributed.stages.mining import mine_all
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings

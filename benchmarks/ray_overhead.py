@@ -35,7 +35,7 @@ from benchmarks.ray_here import folder_for_ray
 from distributed.on_ray.cluster import connected
 from distributed.on_ray.context import RayContext
 from distributed.pipeline import Pipeline
-from distributed.train import build_trainer, fit, inputs_of
+from distributed.stages.train import build_trainer, fit, inputs_of
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import meta_train
@@ -132,7 +132,7 @@ def _left(folder: Path, name: str) -> list[float]:
 
 
 def ray_loop(settings: dict[str, Any]) -> None:
-    """One rank's life, as in distributed.train, with the clock."""
+    """One rank's life, as in distributed.stages.train, with the clock."""
     config = parse_config(settings["config"])
     context = RayContext(folder=place(settings["folder"]), kept=config.train.kept_checkpoints)
     timed_training(config, settings["folder"], context)

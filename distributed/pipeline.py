@@ -17,13 +17,22 @@ from typing import Literal
 
 import torch
 
-from distributed.features import extract_all, load_extractor
-from distributed.mining import Environment, Mined, OnDone, Role, Say, environments, mine_all, mining_settings
 from distributed.on_ray.cluster import places
 from distributed.on_ray.together import Follower, each_at_once
-from distributed.repair import repair_on_ray
-from distributed.score import score_stage, stale_features
-from distributed.train import MINE_FIRST, train_here, train_on_ray
+from distributed.stages.features import extract_all, load_extractor
+from distributed.stages.mining import (
+    Environment,
+    Mined,
+    OnDone,
+    Role,
+    Say,
+    environments,
+    mine_all,
+    mining_settings,
+)
+from distributed.stages.repair import repair_on_ray
+from distributed.stages.score import score_stage, stale_features
+from distributed.stages.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings, pick_device
 from metarepair.features.confidence_tables import read_confidence

@@ -231,7 +231,7 @@ def _run(given: argparse.Namespace) -> int:
 
 def _pretrain(given: argparse.Namespace, config: Config) -> int:
     from distributed.on_ray.cluster import connected
-    from distributed.pretrain import pretrain_on_ray
+    from distributed.stages.pretrain import pretrain_on_ray
     from metarepair.runs.layout import open_run
     from metarepair.stages.pretrain import pretrain_stage
     from tasks.storage.run_lock import locked
@@ -259,8 +259,8 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
 
 
 def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
-    from distributed.hypothesis import HypothesisStudy
     from distributed.on_ray.cluster import connected
+    from distributed.stages.hypothesis import HypothesisStudy
     from tasks.storage.run_lock import locked
 
     study = HypothesisStudy(config, _say)
@@ -279,8 +279,8 @@ def _compare(given: argparse.Namespace, config: Config) -> int:
             raise ConfigError("--pair draws what a comparison holds, here: leave --restart and --address.")
         check_pair(config, given.pair)
 
-    from distributed.compare import Comparison
     from distributed.on_ray.cluster import connected
+    from distributed.stages.compare import Comparison
     from tasks.storage.run_lock import locked
 
     if given.pair:

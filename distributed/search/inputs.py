@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.features import MOMENTS, feature_folder
-from distributed.fid import all_distances
-from distributed.mining import Environment, Mined, Role, Say, environments
+from distributed.stages.features import MOMENTS, feature_folder
+from distributed.stages.fid import all_distances
+from distributed.stages.mining import Environment, Mined, Role, Say, environments
 from metarepair.config.run import Config
 from metarepair.features.confidence_tables import confidence_of
 from metarepair.meta_training.inputs import TrainingInputs

@@ -23,7 +23,7 @@ from distributed.search.trial import (
     trial_settings,
     write_record,
 )
-from distributed.train import fit
+from distributed.stages.train import fit
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import pick_device

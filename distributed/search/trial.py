@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from distributed.search.inputs import TrialSetup, trial_inputs
-from distributed.train import build_trainer
+from distributed.stages.train import build_trainer
 from metarepair.config.run import Config
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.meta_training.meta_train import rounds

@@ -24,8 +24,6 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from distributed.features import extract_all
-from distributed.mining import Mined, Say, environments
 from distributed.pipeline import Pipeline
 from distributed.search.draws import (
     OBJECTIVE,
@@ -42,7 +40,9 @@ from distributed.search.draws import (
 from distributed.search.inputs import TrialSetup, prepare_inputs, searched_config
 from distributed.search.room import check_trial_fits, placement, trial_resources, trials_at_once
 from distributed.search.trial import TrialRecord, read_record
-from distributed.train import MINE_FIRST
+from distributed.stages.features import extract_all
+from distributed.stages.mining import Mined, Say, environments
+from distributed.stages.train import MINE_FIRST
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import training_settings
 from metarepair.runs.layout import Run

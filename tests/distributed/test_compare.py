@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from distributed.compare import Comparison
 from distributed.on_ray.on_worker import call_on_worker, map_on_workers
+from distributed.stages.compare import Comparison
 from metarepair.config.run import Config
 from tasks.errors import DataError
 

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from distributed import features as stage
-from distributed.features import MOMENTS, moments_of_parts
 from distributed.on_ray import pool
 from distributed.pipeline import Pipeline
+from distributed.stages import features as stage
+from distributed.stages.features import MOMENTS, moments_of_parts
 from metarepair.cli import main
 from metarepair.config.run import Config
 from metarepair.features.files import read_features, read_moments, write_features, write_moments

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.hypothesis import HypothesisStudy
+from distributed.stages.hypothesis import HypothesisStudy
 from metarepair.config.run import Config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import ray
 
-from distributed import features as stage
-from distributed.features import MOMENTS
 from distributed.on_ray import pool
 from distributed.pipeline import Pipeline
+from distributed.stages import features as stage
+from distributed.stages.features import MOMENTS
 from metarepair.config.run import Config
 from tasks.storage.sealed_parts import seal_of
 

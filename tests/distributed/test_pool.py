@@ -127,7 +127,7 @@ def test_mining_goes_on_with_the_shards_that_are_missing(tiny: Tiny, scored: Pat
 
 def stopped_after(pipeline: Pipeline, parts: int) -> dict[Path, int]:
     """Mines `parts` shards, then is interrupted; the Arrow files that there are then, and their times."""
-    from distributed import mining
+    from distributed.stages import mining
 
     root, write, written = pipeline.run.root, mining.write_part, []
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distributed.pretrain import pretrain_on_ray
+from distributed.stages.pretrain import pretrain_on_ray
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.stages.pretrain import pretrain_stage, read_epochs

@@ -418,11 +418,11 @@ RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
 @pytest.mark.parametrize(
     ("place", "calls"),
     [
-        ("distributed.mining.write_part", 3),
-        ("distributed.mining.finish_environment", 1),
+        ("distributed.stages.mining.write_part", 3),
+        ("distributed.stages.mining.finish_environment", 1),
         ("tasks.experiences.store.write_failures", 7),
-        ("distributed.features.write_features", 1),
-        ("distributed.score.write_scores", 0),
+        ("distributed.stages.features.write_features", 1),
+        ("distributed.stages.score.write_scores", 0),
         ("metarepair.meta_training.meta_train.MetaTrainer.run_episode", 1),
         ("metarepair.meta_training.meta_train.seal", 1),
         ("distributed.pipeline.write_manifest", 0),
@@ -454,7 +454,7 @@ def test_half_mined_with_other_settings_is_refused_with_the_difference(
     fresh: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        interrupt(patch, "distributed.mining.write_part", 1)
+        interrupt(patch, "distributed.stages.mining.write_part", 1)
         assert fresh.run("mine")[0] == 1
     says = ["begun with other settings", "mining.collect: 20 -> 10", "--restart"]
     fresh.refused("mine", "--set", "mining.collect=10", says=says)
@@ -501,6 +501,8 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     fresh: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        interrupt(patch, "distributed.mining.write_part", 2, OSError(28, "No space left on device", "part"))
+        interrupt(
+            patch, "distributed.stages.mining.write_part", 2, OSError(28, "No space left on device", "part")
+        )
         fresh.refused("mine", says=["No space left", "Make room"], unfinished="experiences/impulse_noise")
     assert fresh.run("mine")[0] == 0

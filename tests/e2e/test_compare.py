@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distributed.compare import Comparison
+from distributed.stages.compare import Comparison
 from metarepair.cli import main
 from metarepair.compare import judge as judging
 from metarepair.compare.check import check_methods, check_settings

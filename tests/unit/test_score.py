@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.csv as csv
 import pytest
 
-from distributed.score import _leave_other_targets
+from distributed.stages.score import _leave_other_targets
 from metarepair.config.run import ExperienceConfig
 from metarepair.features.confidence_tables import (
     GUIDED,

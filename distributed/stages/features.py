@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.mining import Environment, Mined, Role, Say, environments
 from distributed.on_ray.cluster import worker_resources
 from distributed.on_ray.pool import map_items
+from distributed.stages.mining import Environment, Mined, Role, Say, environments
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.features.extractors import FeatureExtractor, build_extractor, weights_digest

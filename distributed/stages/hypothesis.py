@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from distributed.mining import Mined, Say, environments
 from distributed.on_ray.cluster import worker_resources
 from distributed.on_ray.pool import map_items
 from distributed.pipeline import Pipeline
-from distributed.train import MINE_FIRST
+from distributed.stages.mining import Mined, Say, environments
+from distributed.stages.train import MINE_FIRST
 from metarepair.adaptation.meta_test import accuracy_on, repair_data
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings

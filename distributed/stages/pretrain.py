@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from distributed.on_ray.failures import read_failure, write_failure
-from distributed.train import fit
+from distributed.stages.train import fit
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.pretraining.pretrain import pretrain

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from distributed.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
-from distributed.fid import all_distances, with_intervals
-from distributed.mining import Mined, Say, environments
+from distributed.stages.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
+from distributed.stages.fid import all_distances, with_intervals
+from distributed.stages.mining import Mined, Say, environments
 from metarepair.config.run import Config
 from metarepair.features.confidence_tables import (
     TARGET_SUFFIX,

@@ -1,0 +1,1 @@
+"""What of each stage runs on Ray: actors, groups and tasks."""
