@@ -24,7 +24,8 @@ from torch import Tensor
 from benchmarks.scaling_nets import NetTask, build_net, random_task
 from distributed.on_ray.context import RayContext
 from metarepair.config.load import parse_config
-from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.meta_gradient import task_gradient
+from metarepair.engine.types import TaskBatch
 from metarepair.engine.vectors import flatten
 from metarepair.meta_training.meta_train import MetaTrainer
 from metarepair.meta_training.task_source import TaskSource

@@ -39,8 +39,9 @@ from benchmarks.measure import (
 )
 from benchmarks.meta_gradient_peers import higher_gradient, torch_func_gradient, torchopt_gradient
 from metarepair.data.batches import image_batch
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, gradients_of
-from metarepair.engine.meta_gradient import Memory, TaskBatch, task_gradient
+from metarepair.engine.inner import FunctionalNet, gradients_of
+from metarepair.engine.meta_gradient import Memory, task_gradient
+from metarepair.engine.types import Batch, InnerRule, TaskBatch
 from metarepair.engine.vectors import State, flatten
 from metarepair.models.build import load_deployed
 from tasks.corruptions import corrupt

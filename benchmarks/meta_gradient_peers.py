@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from metarepair.engine.meta_gradient import TaskBatch
+from metarepair.engine.types import TaskBatch
 
 
 def _vector(gradients: tuple[Tensor, ...]) -> Tensor:

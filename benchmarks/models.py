@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.measure import Figure, Times, interleave, machine, parser, publish
-from metarepair.engine.inner import FunctionalNet, InnerRule
+from metarepair.engine.inner import FunctionalNet
+from metarepair.engine.types import InnerRule
 from metarepair.models.build import DeployedModel, build_model
 from metarepair.models.stems import Stem
 

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule
+from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.memory import Memory, graph_bytes
-from metarepair.engine.meta_gradient import Order, TaskBatch, task_gradient
+from metarepair.engine.meta_gradient import Order, task_gradient
+from metarepair.engine.types import Batch, InnerRule, TaskBatch
 from metarepair.engine.vectors import flatten
 from metarepair.models.build import build_model
 
@@ -197,7 +198,7 @@ def graph_bytes_of_image(spec: NetTask) -> float:
     """Bytes that an inner step's graph holds for each image of the support, from two sizes."""
     net = spec.functional(build_net(spec))
     few, more = (
-        graph_bytes(net, net.parameters(), net.buffers(), random_task(replace(spec, support=images), 0))
+        graph_bytes(net, net.parameters(), net.buffers(), random_task(replace(spec, support=images), 0).support)
         for images in (2, 3)
     )
     return float(more - few)

@@ -23,7 +23,7 @@ from benchmarks.fid import features_of
 from benchmarks.fid import sizes as fid_sizes
 from benchmarks.scaling_nets import NetTask, build_net, seconds_of
 from benchmarks.store import draw, write_store
-from metarepair.engine.inner import Batch
+from metarepair.engine.types import Batch
 from metarepair.features.inception import build_fid_inception, fold_fid_inception
 from metarepair.models.build import DeployedModel
 from tasks.corruptions import CORRUPTIONS, corrupt

@@ -78,8 +78,8 @@ class Comparison:
     def pair(self, first: str, second: str) -> None:
         """Two methods example by example, for every target and the first seed of a comparison that is done.
 
-        `metarepair.console.paths.check_pair` has checked the names. Raises StageError where the run was mined with other
-        settings or data: its pictures would be of other images.
+        `check_pair` has checked the names. Raises StageError where the run was mined with other settings or data: its
+        pictures would be of other images.
         """
         self.pipeline.mined()
         test = self.pipeline.here.split("test")

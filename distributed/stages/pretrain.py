@@ -1,7 +1,7 @@
 """Settings in, a finished training's checkpoint out: pretraining on Ray Train.
 
-The loop is `metarepair.pretraining.pretrain`; here are only its surroundings. Checkpoints are the run's own, on its storage, so a
-training that was begun with Ray goes on without it, with any number of workers.
+The loop is `metarepair.pretraining.pretrain`; here are only its surroundings. Checkpoints are the run's own, on its
+storage, so a training that was begun with Ray goes on without it, with any number of workers.
 """
 
 from __future__ import annotations

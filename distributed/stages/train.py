@@ -1,6 +1,7 @@
 """Experiences and confidence in, θ_meta out: the training loop on Ray Train, or in this process.
 
-Source: paper Algorithm 1, lines 2-12. The loop is `metarepair.meta_training.meta_train`; here are only its surroundings.
+Source: paper Algorithm 1, lines 2-12. The loop is `metarepair.meta_training.meta_train`.
+Here are only its surroundings.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from torch import nn
 from metarepair.config.repair import AnyConfig
 from metarepair.data.batches import support_batch
 from metarepair.data.clean_images import CleanImages, LabelledImages
-from metarepair.engine.inner import FunctionalNet, InnerRule, adapt
+from metarepair.engine.inner import FunctionalNet, adapt
+from metarepair.engine.types import InnerRule
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters
 from metarepair.models.build import DeployedModel, read_tensors
 from metarepair.runs.layout import RATES

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from metarepair.data.clean_images import CleanImages
-from metarepair.engine.inner import Batch
+from metarepair.engine.types import Batch
 from metarepair.models.build import DeployedModel
 from tasks.errors import ConfigError
 from tasks.records import Failures, Ints, Pixels

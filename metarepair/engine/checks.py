@@ -1,21 +1,16 @@
-"""Check what the meta-gradient engine is given, and say in one paragraph what it cannot work with."""
+"""Validate the arguments of the engine; each error says in one paragraph what to do."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tasks.errors import ConfigError, DataError, UserError, near_names
-
-if TYPE_CHECKING:
-    from metarepair.engine.inner import FunctionalNet
-    from metarepair.engine.meta_gradient import OuterLoss, TaskBatch
-    from metarepair.engine.vectors import State
 
 
 def check_number(
@@ -70,31 +65,6 @@ def check_batch(name: str, images_BCHW: Tensor, labels_B: Tensor) -> None:
         raise DataError(
             f"The {name} batch has {len(images_BCHW)} images and {len(labels_B)} labels; both must be of one number, "
             "from 1."
-        )
-
-
-def check_task(net: FunctionalNet, task: TaskBatch, outer: OuterLoss, factors: State) -> None:
-    """Raises ConfigError or DataError for what no gradient can be made of."""
-    steps, weights = net.rule.steps, outer.step_weights
-    for name, part in (("support", task.support), ("query", task.query), ("clean", task.clean)):
-        if part is not None:
-            check_batch(name, part.images_BCHW, part.labels_B)
-    if outer.clean_weight > 0 and task.clean is None:
-        raise DataError(
-            f"clean_weight={outer.clean_weight}, and the task has no clean batch. Give it one, or 0."
-        )
-    if weights is not None and len(weights) != steps:
-        raise ConfigError(
-            f"step_weights has {len(weights)} weights for {steps} inner steps. Give one for each."
-        )
-    if not net.rule.learned_rates and not factors:
-        return
-    check_state("factors", factors, net.adapted)
-    wrong = next((k for k, v in factors.items() if v.shape != (steps,)), None)
-    if wrong is not None:
-        shape = tuple(factors[wrong].shape)
-        raise ConfigError(
-            f"factors[{wrong!r}] has shape {shape}; it has one factor for each of {steps} steps."
         )
 
 

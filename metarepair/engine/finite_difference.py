@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from metarepair.engine.inner import Batch, FunctionalNet, adapt
+from metarepair.engine.inner import FunctionalNet, adapt
 from metarepair.engine.memory import Memory
-from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.meta_gradient import task_gradient
+from metarepair.engine.types import Batch, TaskBatch
 from metarepair.engine.vectors import State
 
 MOVE = 0.01  # length of the first inner step, as a share of the norm of the parameters

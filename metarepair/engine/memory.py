@@ -9,17 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from metarepair.engine.checks import check_choice, check_number
 from metarepair.engine.inner import FunctionalNet, Point, gradients_of
+from metarepair.engine.types import Batch
 from metarepair.engine.vectors import State
-
-if TYPE_CHECKING:
-    from metarepair.engine.meta_gradient import TaskBatch
 
 Memory = Literal["auto", "graph", "recompute"]
 
@@ -55,7 +53,7 @@ def plan_for(
     net: FunctionalNet,
     parameters: State,
     buffers: State,
-    task: TaskBatch,
+    support: Batch,
     memory: Memory | int,
     order: str,
     *,
@@ -71,13 +69,13 @@ def plan_for(
     if order != "second":
         return MemoryPlan(kept=0, reason=f"order: {order} keeps no graphs")
     if memory == "auto":
-        free = free_bytes(task.support.images_BCHW.device, processes=processes)
-        return plan_memory(net, parameters, buffers, task, free_bytes=free)
+        free = free_bytes(support.images_BCHW.device, processes=processes)
+        return plan_memory(net, parameters, buffers, support, free_bytes=free)
     return MemoryPlan(kept=kept_steps(memory, net.rule.steps), reason=f"{memory}, as set")
 
 
 def plan_memory(
-    net: FunctionalNet, parameters: State, buffers: State, task: TaskBatch, *, free_bytes: int | None
+    net: FunctionalNet, parameters: State, buffers: State, support: Batch, *, free_bytes: int | None
 ) -> MemoryPlan:
     """The largest number of graphs that fits; none where the free memory is not known (`free_bytes` None)."""
     steps = net.rule.steps
@@ -85,7 +83,7 @@ def plan_memory(
         return MemoryPlan(
             kept=0, reason="recompute: how much memory is free is not known here; set train.memory"
         )
-    graph = graph_bytes(net, parameters, buffers, task)
+    graph = graph_bytes(net, parameters, buffers, support)
     theta = sum(v.numel() * v.element_size() for v in parameters.values())
     # Besides the kept graphs: one at work with its own temporaries, θ of every step, gradients and products.
     working = 2 * graph + (steps + 6) * theta
@@ -98,13 +96,13 @@ def plan_memory(
     return MemoryPlan(kept=kept, reason=reason)
 
 
-def graph_bytes(net: FunctionalNet, parameters: State, buffers: State, task: TaskBatch) -> int:
+def graph_bytes(net: FunctionalNet, parameters: State, buffers: State, support: Batch) -> int:
     """Bytes that one inner step's differentiable gradient holds, besides the parameters themselves."""
     leaves = Point(parameters=parameters).leaves(net.trainable)
     device = next(iter(leaves.values())).device
     own = {v.untyped_storage().data_ptr() for v in (*leaves.values(), *buffers.values())}
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    with _saved_bytes(own) as saved, net.support(leaves, buffers, task.support) as found:
+    with _saved_bytes(own) as saved, net.support(leaves, buffers, support) as found:
         gradients = gradients_of(net, found.loss, [leaves[k] for k in net.adapted], create_graph=True)
     held = sum(saved.values())
     if device.type == "cuda":

@@ -20,9 +20,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metarepair.engine.checks import check_choice, check_number, check_task, differentiating
+from metarepair.engine.checks import check_batch, check_choice, check_number, check_state, differentiating
 from metarepair.engine.inner import (
-    Batch,
     FunctionalNet,
     Point,
     check_call,
@@ -31,20 +30,13 @@ from metarepair.engine.inner import (
     scaled_by_rates,
 )
 from metarepair.engine.memory import Memory, plan_for
+from metarepair.engine.types import TaskBatch
 from metarepair.engine.vectors import State
+from tasks.errors import ConfigError, DataError
 
 # T inner steps
 
 Order = Literal["second", "first", "reptile"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskBatch:
-    """The tensors of a task. `clean` is there when clean tasks are mixed in."""
-
-    support: Batch
-    query: Batch
-    clean: Batch | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +120,7 @@ def task_gradient(
     check_call(net, parameters, buffers)
     check_choice("order", order, get_args(Order))
     check_task(net, task, outer, factors)
-    plan = plan_for(net, parameters, buffers, task, memory, order)
+    plan = plan_for(net, parameters, buffers, task.support, memory, order)
     unrolled = _Unrolled(
         net=net,
         parameters={k: v.detach() for k, v in parameters.items()},
@@ -311,3 +303,28 @@ class _Unrolled:
     def _adapted_of(self, v: list[Tensor]) -> list[Tensor]:
         mine = dict(zip(self.net.trainable, v, strict=True))
         return [mine[k] for k in self.net.adapted]
+
+
+def check_task(net: FunctionalNet, task: TaskBatch, outer: OuterLoss, factors: State) -> None:
+    """Raises ConfigError or DataError for what no gradient can be made of."""
+    steps, weights = net.rule.steps, outer.step_weights
+    for name, part in (("support", task.support), ("query", task.query), ("clean", task.clean)):
+        if part is not None:
+            check_batch(name, part.images_BCHW, part.labels_B)
+    if outer.clean_weight > 0 and task.clean is None:
+        raise DataError(
+            f"clean_weight={outer.clean_weight}, and the task has no clean batch. Give it one, or 0."
+        )
+    if weights is not None and len(weights) != steps:
+        raise ConfigError(
+            f"step_weights has {len(weights)} weights for {steps} inner steps. Give one for each."
+        )
+    if not net.rule.learned_rates and not factors:
+        return
+    check_state("factors", factors, net.adapted)
+    wrong = next((k for k, v in factors.items() if v.shape != (steps,)), None)
+    if wrong is not None:
+        shape = tuple(factors[wrong].shape)
+        raise ConfigError(
+            f"factors[{wrong!r}] has shape {shape}; it has one factor for each of {steps} steps."
+        )

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from metarepair.adaptation.meta_test import predict
 from metarepair.config.run import Config
-from metarepair.engine.inner import FunctionalNet, InnerRule
+from metarepair.engine.inner import FunctionalNet
+from metarepair.engine.types import InnerRule
 from metarepair.engine.vectors import State
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel

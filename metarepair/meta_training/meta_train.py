@@ -22,7 +22,8 @@ from metarepair.config.section import in_yaml
 from metarepair.data.lookahead import Lookahead
 from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.memory import MemoryPlan, plan_for
-from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.meta_gradient import task_gradient
+from metarepair.engine.types import TaskBatch
 from metarepair.engine.vectors import State, flatten, pairwise_sum, unflatten
 from metarepair.meta_training.outer import (
     all_finite,
@@ -127,7 +128,7 @@ class MetaTrainer:
                 self.net,
                 self.parameters,
                 self.buffers,
-                task,
+                task.support,
                 settings.memory,
                 settings.order,
                 processes=processes,

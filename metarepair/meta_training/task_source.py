@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from metarepair.config.run import Config
 from metarepair.data.batches import failure_batch, image_batch, support_batch
 from metarepair.data.clean_images import CleanImages
-from metarepair.engine.inner import Batch
-from metarepair.engine.meta_gradient import TaskBatch
+from metarepair.engine.types import Batch, TaskBatch
 from metarepair.models.build import DeployedModel
 from tasks.datasets import Dataset
 from tasks.experiences.corrupted_images import corrupted_images

@@ -23,10 +23,11 @@ from torch.overrides import TorchFunctionMode
 from metarepair.engine.adapted import check_trainable
 from metarepair.engine.checks import no_path
 from metarepair.engine.finite_difference import compare_first, compare_second, norm
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, Point, gradients_of, mask_seed
+from metarepair.engine.inner import FunctionalNet, Point, gradients_of, mask_seed
 from metarepair.engine.memory import Memory
-from metarepair.engine.meta_gradient import Order, TaskBatch, task_gradient
+from metarepair.engine.meta_gradient import Order, task_gradient
 from metarepair.engine.stateless import seeded
+from metarepair.engine.types import Batch, InnerRule, TaskBatch
 from metarepair.engine.vectors import State, not_finite
 from metarepair.models.build import DeployedModel
 from metarepair.models.wrappers import copied

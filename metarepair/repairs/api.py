@@ -79,8 +79,9 @@ def repair(
 ) -> Repaired:
     """Repairs a copy of `model`, a classifier of images, from images that it fails on; `model` stays as it is.
 
-    failures, clean: see `metarepair.data.given_images.collect_images`; labels are the right ones. mean, std: of pixels in
-    [0, 1] by channel, as the DNN was trained; needed for uint8 images, not for floats, which are the DNN's own input.
+    failures, clean: see `metarepair.data.given_images.collect_images`; labels are the right ones. mean, std: of
+    pixels in [0, 1] by channel, as the DNN was trained; needed for uint8 images, not for floats, which are the DNN's
+    own input.
     Each of failures and clean may be either. method: finetune, bn_adapt, any other of docs/methods.md that prepares
     nothing, or metarepair from `start`, the folder meta/<target>/ of a run with this DNN (its inner loop is used unless
     `config` names another). clean: labelled images that it should get right, to see what a repair breaks.

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import metarepair.models  # noqa: F401  registers convnext_cifar
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, adapt
-from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.inner import FunctionalNet, adapt
+from metarepair.engine.meta_gradient import task_gradient
+from metarepair.engine.types import Batch, InnerRule, TaskBatch
 from metarepair.engine.vectors import flatten
 from tasks.errors import ConfigError
 

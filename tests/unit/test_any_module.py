@@ -14,8 +14,9 @@ from torch.nn.utils import parametrizations
 from torchvision.ops import DeformConv2d
 
 from metarepair.engine.adapted import adapted_names
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, adapt
-from metarepair.engine.meta_gradient import OuterLoss, TaskBatch, TaskGradient, task_gradient
+from metarepair.engine.inner import FunctionalNet, adapt
+from metarepair.engine.meta_gradient import OuterLoss, TaskGradient, task_gradient
+from metarepair.engine.types import Batch, InnerRule, TaskBatch
 from metarepair.engine.vectors import State, flatten, unflatten
 from tasks.errors import ConfigError, DataError, UserError
 

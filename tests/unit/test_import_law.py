@@ -60,7 +60,7 @@ def modules_after(code: str) -> set[str]:
 
 def test_the_law_sees_imports() -> None:
     assert "pipeline.py" in importers("distributed", "metarepair")
-    assert "config.py" in importers("metarepair", "tasks")
+    assert "config/run.py" in importers("metarepair", "tasks")
 
 
 @pytest.mark.parametrize("imported", ["metarepair", "distributed", "ray"])

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from metarepair.engine.adapted import adapted_names
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, adapt
-from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.inner import FunctionalNet, adapt
+from metarepair.engine.meta_gradient import task_gradient
+from metarepair.engine.types import Batch, InnerRule, TaskBatch
 from metarepair.engine.vectors import State, flatten
 from metarepair.models.build import build_model
 from tasks.errors import ConfigError

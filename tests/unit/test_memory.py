@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule
+from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.memory import free_bytes, graph_bytes, plan_memory
-from metarepair.engine.meta_gradient import Memory, TaskBatch, task_gradient
+from metarepair.engine.meta_gradient import Memory, task_gradient
+from metarepair.engine.types import Batch, InnerRule, TaskBatch
 
 MIB = 2**20
 
@@ -59,7 +60,7 @@ def test_recompute_grows_by_the_parameters_alone() -> None:
 
 def test_a_kept_graph_costs_what_the_dry_step_says() -> None:
     one = net(8)
-    graph = graph_bytes(one, one.parameters(), one.buffers(), task())
+    graph = graph_bytes(one, one.parameters(), one.buffers(), task().support)
     theta = sum(v.numel() * v.element_size() for v in one.parameters().values())
     for kept in (2, 4, 6):
         assert (peak(8, kept + 1) - peak(8, kept)) == pytest.approx(graph, abs=2 * theta)
@@ -68,10 +69,10 @@ def test_a_kept_graph_costs_what_the_dry_step_says() -> None:
 
 def test_the_plan_keeps_as_many_graphs_as_fit() -> None:
     one, given = net(4), task()
-    graph = graph_bytes(one, one.parameters(), one.buffers(), given)
+    graph = graph_bytes(one, one.parameters(), one.buffers(), given.support)
 
     def kept(free: int | None) -> int:
-        return plan_memory(one, one.parameters(), one.buffers(), given, free_bytes=free).kept
+        return plan_memory(one, one.parameters(), one.buffers(), given.support, free_bytes=free).kept
 
     assert kept(1000 * graph) == 4
     assert kept(0) == kept(graph) == kept(None) == 0
@@ -83,24 +84,24 @@ def test_the_plan_keeps_as_many_graphs_as_fit() -> None:
 @pytest.mark.parametrize("graphs", [5, 6, 7, 8, 9, 12])
 def test_what_a_plan_needs_stays_below_what_is_free(graphs: int) -> None:
     one, given = net(4), task()
-    free = graphs * graph_bytes(one, one.parameters(), one.buffers(), given)
-    plan = plan_memory(one, one.parameters(), one.buffers(), given, free_bytes=free)
+    free = graphs * graph_bytes(one, one.parameters(), one.buffers(), given.support)
+    plan = plan_memory(one, one.parameters(), one.buffers(), given.support, free_bytes=free)
     assert peak(4, plan.kept) < free
 
 
 def test_the_plan_says_what_and_why() -> None:
     one, given = net(4), task()
-    reason = plan_memory(one, one.parameters(), one.buffers(), given, free_bytes=10**12).reason
+    reason = plan_memory(one, one.parameters(), one.buffers(), given.support, free_bytes=10**12).reason
     assert reason.startswith("graph, of 4 inner steps: a graph takes ")
     assert "are free" in reason
-    reason = plan_memory(one, one.parameters(), one.buffers(), given, free_bytes=None).reason
+    reason = plan_memory(one, one.parameters(), one.buffers(), given.support, free_bytes=None).reason
     assert "not known" in reason
 
 
 def test_the_dry_step_leaves_the_net_alone() -> None:
     one = net()
     before = {k: v.clone() for k, v in one.module.state_dict().items()}
-    graph_bytes(one, one.parameters(), one.buffers(), task())
+    graph_bytes(one, one.parameters(), one.buffers(), task().support)
     assert all(torch.equal(v, before[k]) for k, v in one.module.state_dict().items())
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair.engine.inner import Batch, BatchNormMode, FunctionalNet, InnerRule, adapt
+from metarepair.engine.inner import FunctionalNet, adapt
 from metarepair.engine.memory import Memory
-from metarepair.engine.meta_gradient import OuterLoss, TaskBatch, TaskGradient, task_gradient
+from metarepair.engine.meta_gradient import OuterLoss, TaskGradient, task_gradient
+from metarepair.engine.types import Batch, BatchNormMode, InnerRule, TaskBatch
 from metarepair.engine.vectors import State, flatten, pairwise_sum, unflatten
 
 MODES: tuple[BatchNormMode, ...] = ("frozen", "adapt", "batch")

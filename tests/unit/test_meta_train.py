@@ -16,8 +16,7 @@ from metarepair.config.load import parse_config
 from metarepair.config.optimizers import OPTIMIZERS
 from metarepair.config.run import Config
 from metarepair.data.lookahead import Lookahead
-from metarepair.engine.inner import Batch
-from metarepair.engine.meta_gradient import TaskBatch
+from metarepair.engine.types import Batch, TaskBatch
 from metarepair.engine.vectors import flatten
 from metarepair.meta_training.meta_train import MetaTrainer, meta_train
 from metarepair.meta_training.outer import outer_loss, outer_order, outer_rate

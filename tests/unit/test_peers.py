@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from benchmarks import corruption_agreement, corruptions, features, measure, meta_gradient
 from benchmarks.measure import BENCH, Peer, require_peers
 from benchmarks.meta_gradient_peers import higher_gradient, torch_func_gradient, torchopt_gradient
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule
-from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.inner import FunctionalNet
+from metarepair.engine.meta_gradient import task_gradient
+from metarepair.engine.types import Batch, InnerRule, TaskBatch
 from metarepair.engine.vectors import flatten
 
 Way = Callable[..., Tensor]

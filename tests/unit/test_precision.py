@@ -9,8 +9,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule
-from metarepair.engine.meta_gradient import TaskBatch, task_gradient
+from metarepair.engine.inner import FunctionalNet
+from metarepair.engine.meta_gradient import task_gradient
+from metarepair.engine.types import Batch, InnerRule, TaskBatch
 from metarepair.engine.vectors import flatten
 
 

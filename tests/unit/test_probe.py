@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from metarepair import repair
 from metarepair.config.load import parse_config
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule, adapt
+from metarepair.engine.inner import FunctionalNet, adapt
 from metarepair.engine.stateless import StatelessModule
+from metarepair.engine.types import Batch, InnerRule
 from metarepair.methods import METHODS
 from metarepair.models.build import DeployedModel
 from metarepair.probing.needs import probe_repair, probe_run

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarepair.engine.inner import Batch, FunctionalNet, InnerRule
-from metarepair.engine.meta_gradient import Memory, TaskBatch, task_gradient
+from metarepair.engine.inner import FunctionalNet
+from metarepair.engine.meta_gradient import Memory, task_gradient
+from metarepair.engine.types import Batch, InnerRule, TaskBatch
 from metarepair.engine.vectors import State, flatten, unflatten
 from metarepair.features.extractors import build_extractor
 from metarepair.features.folding import fold_batch_norms
