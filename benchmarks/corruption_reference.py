@@ -1,7 +1,7 @@
 """One image, constants and a generator in, one corrupted image out: all 19, one image at a time.
 
 This is what `tasks.corruptions` is measured against, in speed (benchmarks/corruptions.py) and in meaning
-(tests/unit/test_corruption_reference.py). It is written from the definitions alone and the way the public
+(tests/unit/tasks/corruptions/test_reference.py). It is written from the definitions alone and the way the public
 generators are: NumPy in float64, scipy.ndimage, OpenCV, Pillow, loops in Python. Of `tasks.corruptions` it
 takes the tables of constants and the photographs of frost. It draws other numbers, so the random ones agree
 in distribution and not in bytes.

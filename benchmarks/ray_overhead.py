@@ -7,8 +7,8 @@
 
 Net: the shipped ResNet-8 on the shipped sample. Task: 2 × 10 support and 20 query images of 32 px, K = 3 inner steps,
 exact second order, float32; four tasks an episode, so that two workers have two each. The loop is
-metarepair.meta_training.meta_train with its rounds, checkpoints, reports and validation; an episode's seconds are those from the
-end of the first episode to the end of the last, over the number between: starting up is a figure of its own.
+metarepair.meta_training.meta_train with its rounds, checkpoints, reports and validation; an episode's seconds are those
+from the end of the first episode to the end of the last, over the number between: starting up is a figure of its own.
 Command: python -m benchmarks.ray_overhead [--quick] [--json FILE]
 """
 

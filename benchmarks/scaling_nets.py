@@ -198,7 +198,9 @@ def graph_bytes_of_image(spec: NetTask) -> float:
     """Bytes that an inner step's graph holds for each image of the support, from two sizes."""
     net = spec.functional(build_net(spec))
     few, more = (
-        graph_bytes(net, net.parameters(), net.buffers(), random_task(replace(spec, support=images), 0).support)
+        graph_bytes(
+            net, net.parameters(), net.buffers(), random_task(replace(spec, support=images), 0).support
+        )
         for images in (2, 3)
     )
     return float(more - few)

@@ -52,7 +52,7 @@ RUN = {
     "metarepair run": "test_a_driver_joins_directly",
     "python cluster/dependencies.py": "test_the_environment_of_a_node",
     "pip install": "test_the_environment_of_a_node",
-    "ray down cluster/aws.yaml": "tests/unit/test_ray_up_files.py, against a stand-in for AWS",
+    "ray down cluster/aws.yaml": "tests/unit/cluster/test_ray_up_files.py, against a stand-in for AWS",
     "python3.11 -m venv": "the Makefile: every test runs in such an environment",
 }
 ELSEWHERE = {
@@ -60,7 +60,7 @@ ELSEWHERE = {
     "ray up cluster/aws.yaml": "starts machines on AWS; its validator is the one of ray down",
     "ray dashboard cluster/aws.yaml": "needs a head on AWS",
     "docker ": "needs a Docker daemon and a base image from the network",
-    "kubectl ": "needs a Kubernetes cluster; its files are in tests/unit/test_cluster_files.py",
+    "kubectl ": "needs a Kubernetes cluster; its files are in tests/unit/cluster/test_cluster_files.py",
     "openssl ": "makes a Secret of Kubernetes",
     "(umask 077; kubectl": "reads a Secret of Kubernetes",
 }

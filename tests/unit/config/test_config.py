@@ -17,10 +17,10 @@ from tasks.errors import ConfigError
 
 SHIPPED = [
     path
-    for path in sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml"))
+    for path in sorted((Path(__file__).parents[3] / "tune_configs").glob("*.yaml"))
     if "mining" in yaml.safe_load(path.read_text(encoding="utf-8"))
 ]
-SAMPLE = Path(__file__).parents[2] / "tune_configs" / "sample.yaml"
+SAMPLE = Path(__file__).parents[3] / "tune_configs" / "sample.yaml"
 LEAST: dict[str, Any] = {"name": "a", "mining": {"experiences": ["snow"]}}
 
 

@@ -24,7 +24,7 @@ from jsonschema import Draft202012Validator
 from metarepair import cli
 from metarepair.config.load import load_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "cluster"
 KUBERAY = Draft202012Validator(
     yaml.safe_load((ROOT / "tests/fixtures/kuberay_v1.7.0.yaml").read_text("utf-8"))

@@ -453,7 +453,7 @@ def test_every_table_has_every_corruption_at_five_severities(table):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_the_constants_are_the_published_ones(table):
-    fixture = Path(__file__).parents[1] / "fixtures" / "published_constants.json"
+    fixture = Path(__file__).parents[3] / "fixtures" / "published_constants.json"
     published = json.loads(fixture.read_text(encoding="utf-8"))[table]
     assert load_table(table).native_size == published["image_size"]
     assert load_table(table).frost_scale == published["frost_resize"]

@@ -26,7 +26,7 @@ from tasks.errors import ConfigError
 
 MINED = ["snow", "fog", "shot_noise", "contrast"]
 LEAST: dict[str, Any] = {"name": "a", "mining": {"experiences": MINED}}
-SHIPPED = sorted((Path(__file__).parents[2] / "tune_configs").glob("search_*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[3] / "tune_configs").glob("search_*.yaml"))
 
 
 def searched(search: dict[str, Any], **others: Any) -> Config:

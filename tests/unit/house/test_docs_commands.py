@@ -13,7 +13,7 @@ import pytest
 from metarepair.cli import _parser
 from metarepair.config.load import known_keys, load_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),

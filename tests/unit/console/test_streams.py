@@ -14,7 +14,7 @@ import pytest
 from metarepair.console.streams import PIPE_CLOSED, PLAIN, watched_streams
 from metarepair.status.command import show_status
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WORDS = "repair methods side by side: methods {0} targets {0} seeds"
 
 

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import corruption_agreement, corruptions
 from tasks.corruptions import CORRUPTIONS, corrupt
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_benchmark_times_every_corruption_and_keeps_its_keys(tmp_path, capsys, monkeypatch):

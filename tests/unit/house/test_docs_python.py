@@ -24,7 +24,7 @@ from metarepair.methods import MethodContext, repair_fairly
 from metarepair.models.build import DeployedModel
 from tasks.records import Failures
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "cluster/README.md"]
 Names = dict[str, Any]
 

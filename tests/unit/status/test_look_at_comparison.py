@@ -433,7 +433,7 @@ def test_a_judgement_with_other_settings_of_evaluate_is_none(run: Path) -> None:
 
 
 def test_the_plan_knows_what_a_judgement_depends_on_as_the_judge_does(tmp_path: Path) -> None:
-    config = load_config(Path(__file__).parents[2] / "tune_configs" / "sample.yaml", [])
+    config = load_config(Path(__file__).parents[3] / "tune_configs" / "sample.yaml", [])
     run = Run(tmp_path)
     repair(tmp_path, "fog/none/0")
     write_plan(

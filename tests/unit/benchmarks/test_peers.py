@@ -96,7 +96,7 @@ def test_what_is_left_out_is_said_and_not_imported(capsys: pytest.CaptureFixture
 
 def test_the_bench_extra_has_what_its_peers_import() -> None:
     """imagecorruptions imports pkg_resources, and does not say so in what it requires."""
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))
     bench = project["project"]["optional-dependencies"]["bench"]
     assert {"setuptools<81", "opencv-python>=5.0"} <= set(bench)
     assert any(each.startswith("imagecorruptions") for each in bench)

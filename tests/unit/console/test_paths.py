@@ -19,7 +19,7 @@ from tasks.datasets import DATA_VARIABLE
 from tasks.errors import DataError, UserError, WeightsError
 from tasks.storage.file_lock import lock_file, unlock_file
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SAMPLE = str(ROOT / "tune_configs" / "sample.yaml")
 CASES: dict[str, list[str]] = {
     "no such file": ["run", "--weights", "missing.pth"],
