@@ -1,8 +1,8 @@
 """A cluster of many small nodes on this machine in, what a work item costs Ray and the driver out: at 100, 300, 1,000.
 
-    mine       shards of four clean images under three severities, by distributed.stages.mining.mine_all
-    features   shards of one collected example, by distributed.stages.features.extract_all, moments included
-    pairs      distances of environments with 64 features, by distributed.stages.fid.all_distances
+    mine       shards of four clean images under three severities, by metarepair.stages.mining.mine_all
+    features   shards of one collected example, by metarepair.stages.features.extract_all, moments included
+    pairs      distances of environments with 64 features, by metarepair.stages.distances.all_distances
     trials     trials that do nothing, on Ray Tune (a tenth as many)
 
 The nodes are `ray.cluster_utils.Cluster`'s: a raylet each, one CPU each, so that every actor is on another one; the
@@ -31,14 +31,15 @@ from benchmarks.measure import Figure, Times, machine, parser, peak_resident_byt
 from benchmarks.ray_here import folder_for_ray
 from benchmarks.ray_overhead import sweep
 from benchmarks.scaling_model import Line, fit_line, growth
-from distributed.stages.features import extract_all
-from distributed.stages.fid import all_distances
-from distributed.stages.mining import mine_all
+from distributed.stages.executor import executor_for
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
 from metarepair.features.files import write_moments
 from metarepair.runs.layout import open_run
+from metarepair.stages.distances import all_distances
+from metarepair.stages.features import extract_all
+from metarepair.stages.mining import mine_all
 from tasks.distances.frechet import moments
 from tasks.storage.manifest import Manifest
 
@@ -164,22 +165,26 @@ def stage_costs(storage: Path, items: int, actors: int) -> dict[str, Cost]:
     run, here, quiet = open_run(config), load_surroundings(config), lambda _: None
     here.inputs()  # reading the sample is not the cluster's
     mined: dict[Any, Manifest] = {}
-    mining = cost_of(items, lambda: mined.update(mine_all(run, config, here, quiet)))
+    mining = cost_of(items, lambda: mined.update(mine_all(run, config, here, quiet, executor_for(config))))
     examined = sum(sum(manifest.facts["examined"].values()) for manifest in mined.values())
     assert examined == IMAGES_OF_SHARD * items * len(config.mining.severities)
     shards = sum(manifest.rows["collect"] for manifest in mined.values())
-    return {"mine": mining, "features": cost_of(shards, lambda: extract_all(run, config, mined, quiet))}
+    return {
+        "mine": mining,
+        "features": cost_of(shards, lambda: extract_all(run, config, mined, quiet, executor_for(config))),
+    }
 
 
 def pair_costs(storage: Path, pairs: int, actors: int) -> Cost:
     """Distances of as many environments as have so many pairs."""
     count = next(n for n in range(2, pairs + 2) if n * (n - 1) // 2 >= pairs)
     generator, paths = np.random.default_rng(0), []
+    executor = executor_for(config_of(storage, len(HARSH) + 1, actors))
     for number in range(count):
         paths.append(storage / f"moments-{pairs}-{number}.npy")
         features_ND = generator.standard_normal((2 * FEATURES, FEATURES)).astype(np.float32)
         write_moments(paths[-1], moments(features_ND))
-    return cost_of(count * (count - 1) // 2, lambda: all_distances(paths, workers=actors))
+    return cost_of(count * (count - 1) // 2, lambda: all_distances(paths, executor))
 
 
 def measure(size: Sizes, folder: Path, stages: Sequence[str]) -> dict[str, list[Cost]]:

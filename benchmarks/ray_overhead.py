@@ -34,13 +34,15 @@ from benchmarks.measure import Figure, Times, machine, parser, publish
 from benchmarks.ray_here import folder_for_ray
 from distributed.on_ray.cluster import connected
 from distributed.on_ray.context import RayContext
-from distributed.pipeline import Pipeline
-from distributed.stages.train import build_trainer, fit, inputs_of
+from distributed.stages.executor import executor_for
+from distributed.stages.train import fit
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import meta_train
 from metarepair.runs.context import Context, LocalContext
 from metarepair.runs.layout import Run
+from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.train import build_trainer, inputs_of
 from tasks.storage.paths import place
 
 TARGET = "gaussian_noise"
@@ -217,7 +219,7 @@ def tune_seconds(count: int, folder: Path) -> tuple[float, float]:
 def measure(size: Sizes, folder: Path) -> tuple[dict[str, Figure], Times]:
     """All ways in turn, then Tune's trials."""
     config = config_of(folder, size)
-    pipeline = Pipeline(config, lambda _: None)
+    pipeline = Pipeline(config, lambda _: None, executor_for)
     pipeline.mine()
     pipeline.score()
     found: dict[str, list[Training]] = {way: [] for way in WAYS}

@@ -244,10 +244,11 @@ def _pretrain(given: argparse.Namespace, config: Config) -> int:
 
 def _run_stages(given: argparse.Namespace, config: Config) -> int:
     from distributed.on_ray.cluster import connected
-    from distributed.pipeline import Pipeline
+    from distributed.stages.executor import executor_for
+    from metarepair.stages.pipeline import Pipeline
     from tasks.storage.run_lock import locked
 
-    pipeline = Pipeline(config, _say)
+    pipeline = Pipeline(config, _say, executor_for)
     do: Callable[[], object] = pipeline.whole if given.verb == "run" else getattr(pipeline, given.verb)
     cluster = nullcontext() if given.verb == "report" else connected(config, given.address)
     with locked(pipeline.run.root, given.verb, say=_say), cluster:
@@ -260,10 +261,11 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
 
 def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
     from distributed.on_ray.cluster import connected
-    from distributed.stages.hypothesis import HypothesisStudy
+    from distributed.stages.executor import executor_for
+    from metarepair.stages.hypothesis import HypothesisStudy
     from tasks.storage.run_lock import locked
 
-    study = HypothesisStudy(config, _say)
+    study = HypothesisStudy(config, _say, executor_for)
     with locked(study.run.root, given.verb, say=_say), connected(config, given.address):
         study.study(restart=given.restart)
     print(f"Written to {study.run.hypothesis}")
@@ -280,13 +282,14 @@ def _compare(given: argparse.Namespace, config: Config) -> int:
         check_pair(config, given.pair)
 
     from distributed.on_ray.cluster import connected
-    from distributed.stages.compare import Comparison
+    from distributed.stages.executor import executor_for
+    from metarepair.stages.compare import Comparison
     from tasks.storage.run_lock import locked
 
+    comparison = Comparison(config, _say, executor_for)
     if given.pair:
-        Comparison(config, _say).pair(*given.pair)
+        comparison.pair(*given.pair)
         return 0
-    comparison = Comparison(config, _say)
     with locked(comparison.run.root, given.verb, say=_say), connected(config, given.address):
         comparison.compare(restart=given.restart)
     print(f"Written to {comparison.run.compare}")

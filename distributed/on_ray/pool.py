@@ -1,4 +1,4 @@
-"""Work items and a worker in, small results out as they are done: Ray actors, or this process.
+"""Map work items over Ray actors; small results come back as they are done.
 
 An actor constructs the worker once and calls it for each item. Items are handed out one after the other to
 whoever is free; an actor that dies is restarted and its item done again, nothing else.
@@ -37,11 +37,6 @@ def map_items(
     lost each time that an item is tried.
     """
     if not items:
-        return
-    if workers == 0:
-        work = build()
-        for item in items:
-            yield item, work(item)
         return
     yield from _map_on_actors(build, items, min(workers, len(items)), resources)
 

@@ -14,15 +14,16 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.stages.features import MOMENTS, feature_folder
-from distributed.stages.fid import all_distances
-from distributed.stages.mining import Environment, Mined, Role, Say, environments
+from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.features.confidence_tables import confidence_of
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.runs.layout import Run
 from metarepair.search.check import check_distances
 from metarepair.search.space import judged_environments, search_of
+from metarepair.stages.distances import all_distances
+from metarepair.stages.features import MOMENTS, feature_folder
+from metarepair.stages.mining import Environment, Mined, Role, Say, environments
 from tasks.datasets import Split
 from tasks.records import FID_SCHEMA, FidScore
 from tasks.storage.manifest import check_whole, write_manifest
@@ -120,7 +121,7 @@ def _distances(
 def _measured(
     run: Run, config: Config, found: list[Environment], judged: list[Environment], features: Mined
 ) -> list[FidScore]:
-    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], workers=config.workers)
+    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], executor_for(config))
     rows = {e: features[e.role, e.corruption].rows["features"] for e in found}
     return [
         FidScore(

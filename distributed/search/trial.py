@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from distributed.search.inputs import TrialSetup, trial_inputs
-from distributed.stages.train import build_trainer
 from metarepair.config.run import Config
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.meta_training.meta_train import rounds
 from metarepair.runs.context import Context, Journal
 from metarepair.search.check import rounds_of
 from metarepair.search.space import search_of, trial_config
+from metarepair.stages.train import build_trainer
 from tasks.storage.paths import Place, remove_tree, write_text
 
 RECORD = "record.json"

@@ -24,7 +24,6 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from distributed.pipeline import Pipeline
 from distributed.search.draws import (
     OBJECTIVE,
     OVER,
@@ -40,15 +39,17 @@ from distributed.search.draws import (
 from distributed.search.inputs import TrialSetup, prepare_inputs, searched_config
 from distributed.search.room import check_trial_fits, placement, trial_resources, trials_at_once
 from distributed.search.trial import TrialRecord, read_record
-from distributed.stages.features import extract_all
-from distributed.stages.mining import Mined, Say, environments
-from distributed.stages.train import MINE_FIRST
+from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import training_settings
 from metarepair.runs.layout import Run
 from metarepair.search.results import results_table, write_results
 from metarepair.search.space import check_space, dimensions, judged_environments, search_of
 from metarepair.search.trials import Trial
+from metarepair.stages.features import extract_all
+from metarepair.stages.mining import Mined, Say, environments
+from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.train import MINE_FIRST
 from tasks.errors import DataError, UserError
 from tasks.storage.manifest import MANIFEST, begin, check_done, discard, require_manifest, write_manifest
 from tasks.storage.paths import find, remove_tree, write_text
@@ -65,7 +66,7 @@ class TuneSearch:
     def __init__(self, config: Config, say: Say) -> None:
         check_space(config)
         self.config, self.say = config, say
-        self.pipeline = Pipeline(searched_config(config), say)
+        self.pipeline = Pipeline(searched_config(config), say, executor_for)
         self.run: Run = self.pipeline.run
 
     def search(self, *, restart: bool = False) -> None:
@@ -101,7 +102,7 @@ class TuneSearch:
             (e.role, e.corruption): require_manifest(e.folder, MINE_FIRST)
             for e in environments(self.run, config)
         }
-        return mined, extract_all(self.run, config, mined, self.say)
+        return mined, extract_all(self.run, config, mined, self.say, self.pipeline.executor)
 
     def try_all(self, setup: TrialSetup) -> list[Trial]:
         """Runs the trials that are not over. Raises UserError when all failed, KeyboardInterrupt when stopped."""

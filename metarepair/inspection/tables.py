@@ -149,8 +149,3 @@ def tally(states: Iterable[str]) -> str:
     counts = Counter(states)
     order = ("ok", "unchecked", "differs", "missing", "unreadable")
     return ", ".join(f"{counts[state]} {state}" for state in order if counts[state]) or "no files"
-
-
-def times(number: int) -> str:
-    """`once`, `3 times`."""
-    return "once" if number == 1 else f"{number} times"

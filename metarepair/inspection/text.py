@@ -28,9 +28,8 @@ from metarepair.inspection.tables import (
     size,
     table,
     tally,
-    times,
 )
-from metarepair.runs.progress import duration
+from metarepair.runs.progress import duration, times
 
 FILES_SHOWN = 20  # of more, only the damaged ones
 

@@ -14,7 +14,6 @@ import yaml
 
 from metarepair.features.confidence_tables import SCORE_AGAIN
 from metarepair.features.extractors import distance_name
-from metarepair.inspection.tables import times
 from metarepair.reports import figures
 from metarepair.reports.examples import example_figure
 from metarepair.reports.page import bullets, escaped, html_page, html_table, picture, plain_words
@@ -35,6 +34,7 @@ from metarepair.reports.table import (
     write_tables,
 )
 from metarepair.runs.layout import Run
+from metarepair.runs.progress import times
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS, Dataset
 from tasks.errors import StageError

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from metarepair.inspection.checks import WORDS
-from metarepair.inspection.tables import count, percent, times
-from metarepair.runs.progress import duration
+from metarepair.inspection.tables import count, percent
+from metarepair.runs.progress import duration, times
 from metarepair.status.facts import HolderFacts, Member, RunningTrial, RunStatus, SearchStatus, StageStatus
 
 SHOWN = 8  # members that are begun, trials, damaged files

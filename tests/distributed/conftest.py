@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from distributed.pipeline import Pipeline
+from distributed.stages.executor import executor_for
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
+from metarepair.stages.pipeline import Pipeline
 
 # Ray starts its workers with a low priority; what waits for them here would only wait longer.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -79,7 +80,7 @@ def cluster() -> Iterator[None]:
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is mined and scored in this process, without Ray."""
     storage = tmp_path_factory.mktemp("scored")
-    pipeline = Pipeline(tiny(storage), lambda _: None)
+    pipeline = Pipeline(tiny(storage), lambda _: None, executor_for)
     pipeline.mine()
     pipeline.score()
     return storage

@@ -19,9 +19,10 @@ import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
-from distributed.pipeline import Pipeline
+from distributed.stages.executor import executor_for
 from metarepair.config.load import load_config
 from metarepair.runs.layout import Run
+from metarepair.stages.pipeline import Pipeline
 
 NODE = {"num_cpus": 1, "include_dashboard": False}
 
@@ -36,7 +37,7 @@ def main(config_path: str, stage: str, kills: int, seed: int) -> None:
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
         over, deaths = threading.Event(), 0
-        pipeline = Pipeline(config, lambda _: None)
+        pipeline = Pipeline(config, lambda _: None, executor_for)
         failed: list[BaseException] = []
         worker = threading.Thread(target=_do, args=(getattr(pipeline, stage), over, failed))
         worker.start()

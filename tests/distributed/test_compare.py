@@ -11,8 +11,9 @@ import pytest
 import ray
 
 from distributed.on_ray.on_worker import call_on_worker, map_on_workers
-from distributed.stages.compare import Comparison
+from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
+from metarepair.stages.compare import Comparison
 from tasks.errors import DataError
 
 pytestmark = pytest.mark.distributed
@@ -44,7 +45,9 @@ def test_two_workers_repair_as_one_process_does(
     found = []
     for name, workers in (("here", 0), ("ray", 2)):
         storage, said = storage_of(name), list[str]()
-        Comparison(tiny(storage, workers=workers, compare=SETTINGS, methods=REDUCED), said.append).compare()
+        Comparison(
+            tiny(storage, workers=workers, compare=SETTINGS, methods=REDUCED), said.append, executor_for
+        ).compare()
         folder = storage / "tiny" / "compare"
         weights = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("model.safetensors")}
         rows = pq.read_table(folder / "rows.parquet").to_pylist()

@@ -16,12 +16,13 @@ import pytest
 import ray
 
 from distributed.on_ray import pool
-from distributed.pipeline import Pipeline
-from distributed.stages import features as stage
-from distributed.stages.features import MOMENTS, moments_of_parts
+from distributed.stages.executor import executor_for
 from metarepair.cli import main
 from metarepair.config.run import Config
 from metarepair.features.files import read_features, read_moments, write_features, write_moments
+from metarepair.stages import features as stage
+from metarepair.stages.features import MOMENTS, moments_of_parts
+from metarepair.stages.pipeline import Pipeline
 from tasks.distances.frechet import frechet_distance, moments
 from tasks.errors import DataError, WorkerError
 from tasks.storage.manifest import read_manifest, verify_checksums
@@ -34,7 +35,7 @@ def rescored(tiny: Tiny, storage: Path, say: Callable[[str], None] = lambda _: N
     """Scores a mined run anew and returns its folder."""
     for name in ("features", "score"):
         shutil.rmtree(storage / "tiny" / name, ignore_errors=True)
-    Pipeline(tiny(storage, features=SHARDS, **changes), say).score()
+    Pipeline(tiny(storage, features=SHARDS, **changes), say, executor_for).score()
     return storage / "tiny"
 
 
@@ -67,7 +68,7 @@ def test_the_size_of_a_shard_shows_in_the_distances_by_rounding_alone(
     for size in (1, 7, 1000):
         shutil.rmtree(storage / "tiny" / "features")
         shutil.rmtree(storage / "tiny" / "score")
-        Pipeline(tiny(storage, features={"shard_images": size}), lambda _: None).score()
+        Pipeline(tiny(storage, features={"shard_images": size}), lambda _: None, executor_for).score()
         scores = pq.read_table(storage / "tiny" / "score" / "fid.parquet")
         distances.append(scores["distance"].to_numpy())
     for other in distances[1:]:
@@ -122,7 +123,7 @@ def test_damaged_files_are_named_and_they_alone_made_again(
     monkeypatch.setattr(
         stage, "write_features", lambda path, *rest: (written.append(path), write(path, *rest))
     )
-    Pipeline(tiny(storage, features=SHARDS), said.append).score()
+    Pipeline(tiny(storage, features=SHARDS), said.append, executor_for).score()
     assert written == [part]
     for path in (part, moments_file):
         assert sum(f"{path} is damaged" in line for line in said) == 1
@@ -137,7 +138,7 @@ def test_a_damaged_shard_of_an_unfinished_environment_is_made_again(
     before, said = results(run), list[str]()
     (run / "features/experience-snow/manifest.json").unlink()
     flip(run / "features/experience-snow/part-00002.parquet")
-    Pipeline(tiny(storage, features=SHARDS), said.append).score()
+    Pipeline(tiny(storage, features=SHARDS), said.append, executor_for).score()
     assert any("experience-snow/part-00002.parquet is damaged" in line for line in said)
     assert results(run) == before
 
@@ -163,7 +164,9 @@ def test_another_alpha_needs_no_new_features(tiny: Tiny, storage_of: Callable[[s
     storage = storage_of("a")
     run = rescored(tiny, storage)
     times = {p: p.stat().st_mtime_ns for p in run.glob("features/*/*")}
-    pipeline = Pipeline(tiny(storage, features=SHARDS, experiences={"alpha": 0.5}), lambda _: None)
+    pipeline = Pipeline(
+        tiny(storage, features=SHARDS, experiences={"alpha": 0.5}), lambda _: None, executor_for
+    )
     pipeline.restart("score")
     pipeline.score()
     assert {p: p.stat().st_mtime_ns for p in run.glob("features/*/*")} == times
@@ -192,10 +195,12 @@ def test_killing_the_driver_at_random_moments_loses_nothing(tiny: Tiny, scored: 
     config = tmp_path / "tiny.yaml"
     settings = tiny(tmp_path / "runs", features=SHARDS, mining={"shard_images": 10})
     config.write_text(settings.model_dump_json(exclude_none=True), encoding="utf-8")  # JSON is YAML
-    Pipeline(tiny(tmp_path / "whole", features=SHARDS, mining={"shard_images": 10}), lambda _: None).mine()
+    Pipeline(
+        tiny(tmp_path / "whole", features=SHARDS, mining={"shard_images": 10}), lambda _: None, executor_for
+    ).mine()
     expected = results(rescored(tiny, tmp_path / "whole", mining={"shard_images": 10}))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distributed.pipeline"])
+    context.set_forkserver_preload(["metarepair.stages.pipeline"])
     generator, run = np.random.default_rng(1), tmp_path / "runs" / "tiny"
     for number in range(11):
         for verb in ("mine", "score"):

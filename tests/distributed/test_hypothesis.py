@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.stages.hypothesis import HypothesisStudy
+from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
+from metarepair.stages.hypothesis import HypothesisStudy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 NAMES = ["shot_noise", "speckle_noise", "fog", "contrast"]
@@ -35,14 +36,14 @@ def test_two_actors_measure_what_this_process_does(
         for workers in (0, 2)
     )
     said: list[str] = []
-    study = HypothesisStudy(alone, said.append)
+    study = HypothesisStudy(alone, said.append, executor_for)
     study.study()
     root = tmp_path / alone.name
     expected = {p.name: json.loads(p.read_text()) for p in (root / "hypothesis/gains").glob("*-*.json")}
     assert len(expected) == 8
     before = (root / "hypothesis" / "summary.json").read_bytes()
     shutil.rmtree(root / "hypothesis")
-    HypothesisStudy(actors, said.append).study()
+    HypothesisStudy(actors, said.append, executor_for).study()
     found = {p.name: json.loads(p.read_text()) for p in (root / "hypothesis/gains").glob("*-*.json")}
     assert found == expected
     assert (root / "hypothesis" / "summary.json").read_bytes() == before

@@ -22,9 +22,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from distributed.pipeline import Pipeline
+from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.runs.layout import Run
+from metarepair.stages.pipeline import Pipeline
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -65,7 +66,7 @@ def whole(tiny: Tiny, scored: Path, tmp_path_factory: pytest.TempPathFactory) ->
     import shutil
 
     storage = Path(shutil.copytree(scored, tmp_path_factory.mktemp("whole") / "runs"))
-    Pipeline(tiny(storage, train=TRAIN), lambda _: None).train()
+    Pipeline(tiny(storage, train=TRAIN), lambda _: None, executor_for).train()
     return weights(storage)
 
 
@@ -73,7 +74,7 @@ def whole(tiny: Tiny, scored: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def mined(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The store of an undisturbed mining without Ray."""
     storage = tmp_path_factory.mktemp("mined")
-    Pipeline(tiny(storage, mining=MINING), lambda _: None).mine()
+    Pipeline(tiny(storage, mining=MINING), lambda _: None, executor_for).mine()
     return shards(storage)
 
 

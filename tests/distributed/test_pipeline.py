@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from distributed.pipeline import Pipeline
+from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.runs.layout import Run
+from metarepair.stages.pipeline import Pipeline
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 TARGETS = ("gaussian_noise", "fog")
@@ -29,7 +30,9 @@ def test_targets_that_are_learned_at_once_come_out_as_one_after_the_other(
     found = []
     for workers in (0, 1):
         said: list[str] = []
-        pipeline = Pipeline(tiny(tmp_path / str(workers), workers=workers, **changes), said.append)
+        pipeline = Pipeline(
+            tiny(tmp_path / str(workers), workers=workers, **changes), said.append, executor_for
+        )
         pipeline.whole()
         found.append(results(pipeline.run))
         assert all(any(f"{target}: repaired by metarepair" in line for line in said) for target in TARGETS)

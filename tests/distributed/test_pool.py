@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +12,10 @@ import pytest
 import ray
 
 from distributed.on_ray.pool import map_items
-from distributed.pipeline import Pipeline
+from distributed.stages.executor import executor_for
+from metarepair.config.load import parse_config
 from metarepair.config.run import Config
+from metarepair.stages.pipeline import Pipeline
 from tasks.errors import DataError, WorkerError
 
 pytestmark = pytest.mark.distributed
@@ -47,16 +49,24 @@ def dying_once(marker: Path) -> Callable[[int], int]:
     return work
 
 
+def mapped(
+    build: Callable[[], Callable[[int], int]], items: Sequence[int], workers: int
+) -> Iterator[tuple[int, int]]:
+    """On so many actors; with 0, in this process."""
+    config = parse_config({"name": "pool", "workers": workers, "mining": {"experiences": ["fog"]}})
+    return executor_for(config).map(build, items, one_cpu=True)
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_every_item_is_done_once(cluster: None, workers: int) -> None:
-    found = dict(map_items(squares, list(range(17)), workers=workers))
+    found = dict(mapped(squares, list(range(17)), workers))
     assert found == {x: x * x for x in range(17)}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_user_error_comes_out_as_itself(cluster: None, workers: int) -> None:
     with pytest.raises(DataError, match="item 3 is broken"):
-        list(map_items(failing, list(range(6)), workers=workers))
+        list(mapped(failing, list(range(6)), workers))
 
 
 def unbuildable() -> Callable[[int], int]:
@@ -66,7 +76,7 @@ def unbuildable() -> Callable[[int], int]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_user_error_of_building_the_worker_comes_out_as_itself(cluster: None, workers: int) -> None:
     with pytest.raises(DataError, match="cannot be built"):
-        list(map_items(unbuildable, list(range(3)), workers=workers))
+        list(mapped(unbuildable, list(range(3)), workers))
 
 
 def test_an_actor_that_dies_is_restarted_and_its_item_done_again(cluster: None, tmp_path: Path) -> None:
@@ -101,7 +111,7 @@ def test_an_actor_that_cannot_be_started_is_told_with_its_error_and_no_guess(clu
 def test_actors_mine_and_score_the_same_bytes_as_one_process(
     cluster: None, tiny: Tiny, scored: Path, tmp_path: Path
 ) -> None:
-    pipeline = Pipeline(tiny(tmp_path, workers=2), lambda _: None)
+    pipeline = Pipeline(tiny(tmp_path, workers=2), lambda _: None, executor_for)
     pipeline.mine()
     pipeline.score()
     ours, theirs = tmp_path / "tiny", scored / "tiny"
@@ -112,11 +122,11 @@ def test_actors_mine_and_score_the_same_bytes_as_one_process(
 
 
 def test_mining_goes_on_with_the_shards_that_are_missing(tiny: Tiny, scored: Path, tmp_path: Path) -> None:
-    pipeline = Pipeline(tiny(tmp_path), lambda _: None)
+    pipeline = Pipeline(tiny(tmp_path), lambda _: None, executor_for)
     kept = stopped_after(pipeline, parts=5)
     # Four shards each: the first environment is finished, and of the second there is one.
     assert [p.name for p in kept] == ["collect.arrow", "fail.arrow", "part-00000.arrow"]
-    pipeline = Pipeline(tiny(tmp_path), lambda _: None)
+    pipeline = Pipeline(tiny(tmp_path), lambda _: None, executor_for)
     seen = stopped_after(pipeline, parts=2)
     assert len(seen) == 5
     assert {p: m for p, m in seen.items() if p in kept} == kept  # none was done again
@@ -127,7 +137,7 @@ def test_mining_goes_on_with_the_shards_that_are_missing(tiny: Tiny, scored: Pat
 
 def stopped_after(pipeline: Pipeline, parts: int) -> dict[Path, int]:
     """Mines `parts` shards, then is interrupted; the Arrow files that there are then, and their times."""
-    from distributed.stages import mining
+    from metarepair.stages import mining
 
     root, write, written = pipeline.run.root, mining.write_part, []
 

@@ -16,10 +16,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from distributed.pipeline import Pipeline
+from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.layout import Run
+from metarepair.stages.pipeline import Pipeline
 from tasks.errors import DataError
 
 pytestmark = pytest.mark.distributed
@@ -30,7 +31,7 @@ Tiny = Callable[..., Config]
 
 def trained(config: Config) -> dict[str, torch.Tensor]:
     """θ_meta and its buffers after the training stage."""
-    pipeline = Pipeline(config, lambda _: None)
+    pipeline = Pipeline(config, lambda _: None, executor_for)
     pipeline.train()
     return load_file(pipeline.run.meta("gaussian_noise") / "model.safetensors")
 
@@ -75,11 +76,11 @@ def test_what_a_worker_finds_wrong_comes_out_as_itself_after_one_more_start(
     size, content = collect.stat().st_size, b"no Arrow file"
     collect.write_bytes(content + bytes(size - len(content)))
     with pytest.raises(DataError, match=r"experiences/snow/collect.arrow"):
-        Pipeline(config, lambda _: None).train()
+        Pipeline(config, lambda _: None, executor_for).train()
 
 
 def load_start(config: Config) -> dict[str, torch.Tensor]:
-    return dict(Pipeline(config, lambda _: None).here.deployed.module.state_dict())
+    return dict(Pipeline(config, lambda _: None, executor_for).here.deployed.module.state_dict())
 
 
 def command(config: Config, folder: Path) -> list[str]:

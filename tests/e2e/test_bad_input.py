@@ -418,14 +418,14 @@ RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
 @pytest.mark.parametrize(
     ("place", "calls"),
     [
-        ("distributed.stages.mining.write_part", 3),
-        ("distributed.stages.mining.finish_environment", 1),
+        ("metarepair.stages.mining.write_part", 3),
+        ("metarepair.stages.mining.finish_environment", 1),
         ("tasks.experiences.store.write_failures", 7),
-        ("distributed.stages.features.write_features", 1),
-        ("distributed.stages.score.write_scores", 0),
+        ("metarepair.stages.features.write_features", 1),
+        ("metarepair.stages.score.write_scores", 0),
         ("metarepair.meta_training.meta_train.MetaTrainer.run_episode", 1),
         ("metarepair.meta_training.meta_train.seal", 1),
-        ("distributed.pipeline.write_manifest", 0),
+        ("metarepair.stages.pipeline.write_manifest", 0),
         ("metarepair.repairs.unit.save_weights", 1),
         ("metarepair.repairs.stage._write_samples", 0),
     ],
@@ -454,7 +454,7 @@ def test_half_mined_with_other_settings_is_refused_with_the_difference(
     fresh: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        interrupt(patch, "distributed.stages.mining.write_part", 1)
+        interrupt(patch, "metarepair.stages.mining.write_part", 1)
         assert fresh.run("mine")[0] == 1
     says = ["begun with other settings", "mining.collect: 20 -> 10", "--restart"]
     fresh.refused("mine", "--set", "mining.collect=10", says=says)
@@ -502,7 +502,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
 ) -> None:
     with monkeypatch.context() as patch:
         interrupt(
-            patch, "distributed.stages.mining.write_part", 2, OSError(28, "No space left on device", "part")
+            patch, "metarepair.stages.mining.write_part", 2, OSError(28, "No space left on device", "part")
         )
         fresh.refused("mine", says=["No space left", "Make room"], unfinished="experiences/impulse_noise")
     assert fresh.run("mine")[0] == 0

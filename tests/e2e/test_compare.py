@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distributed.stages.compare import Comparison
 from metarepair.cli import main
 from metarepair.compare import judge as judging
 from metarepair.compare.check import check_methods, check_settings
@@ -24,6 +23,7 @@ from metarepair.config.load import load_config
 from metarepair.inspection.inspect import inspect
 from metarepair.methods import METHODS, Method
 from metarepair.runs.layout import Run
+from metarepair.stages.compare import Comparison
 from metarepair.status.look import status_of
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.experiences import store

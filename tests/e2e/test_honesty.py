@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from distributed.pipeline import Pipeline
 from metarepair.adaptation.meta_test import RepairData
 from metarepair.config.load import load_config
 from metarepair.evaluation import evaluate
 from metarepair.repairs import stage as repair_stage
 from metarepair.runs.layout import Run
+from metarepair.stages.pipeline import Pipeline
 from tasks.experiences import store
 from tasks.records import Failures
 

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from distributed.pipeline import Pipeline
 from metarepair.adaptation.meta_test import RepairData, accuracy_on, repair_data
 from metarepair.cli import main
 from metarepair.config.load import load_config
 from metarepair.methods import MethodContext, RepairedModel, get_method
 from metarepair.methods.finetune import Finetune
 from metarepair.models.build import DeployedModel
+from metarepair.stages.pipeline import Pipeline
 from tasks.experiences import store
 from tasks.experiences.store import open_side
 from tasks.records import Failures

@@ -68,8 +68,8 @@ def test_a_finished_run_on_an_object_store_is_left_as_it_is(
 @pytest.mark.parametrize(
     ("stage", "function"),
     [
-        ("mine", "distributed.stages.mining.write_part"),
-        ("score", "distributed.stages.features.write_features"),
+        ("mine", "metarepair.stages.mining.write_part"),
+        ("score", "metarepair.stages.features.write_features"),
         ("train", "metarepair.runs.checkpoint.publish"),
     ],
 )

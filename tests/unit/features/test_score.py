@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.csv as csv
 import pytest
 
-from distributed.stages.score import _leave_other_targets
 from metarepair.config.run import ExperienceConfig
 from metarepair.features.confidence_tables import (
     GUIDED,
@@ -18,6 +17,7 @@ from metarepair.features.confidence_tables import (
     guides,
     write_scores,
 )
+from metarepair.stages.score import _leave_other_targets
 from tasks.errors import StageError
 from tasks.records import FidScore
 from tasks.sampling.confidence import confidence

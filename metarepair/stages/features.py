@@ -1,4 +1,4 @@
-"""Collected examples in, an environment's features and their moments out: an actor pool over shards.
+"""Extract the features of every environment's D_collect, and their moments, shard by shard.
 
 <run>/features/<role>-<corruption>/
     part-00000.parquet …   a row per collected example, in the store's order; each whole or not at all
@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.on_ray.cluster import worker_resources
-from distributed.on_ray.pool import map_items
-from distributed.stages.mining import Environment, Mined, Role, Say, environments
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.features.extractors import FeatureExtractor, build_extractor, weights_digest
 from metarepair.features.files import read_features, write_features, write_moments
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
+from metarepair.stages.executor import Executor
+from metarepair.stages.mining import Environment, Mined, Role, Say, environments
 from tasks.distances.frechet import Moments, merge_in_order, moments, scatter
 from tasks.errors import DataError
 from tasks.experiences.store import open_side
@@ -94,7 +93,9 @@ def feature_parts(run: Run, experience: str, target: str) -> tuple[list[Place], 
     return find(folders[0], "part-*.parquet"), find(folders[1], "part-*.parquet")
 
 
-def extract_all(run: Run, config: Config, mined: Mined, say: Say) -> dict[tuple[Role, str], Manifest]:
+def extract_all(
+    run: Run, config: Config, mined: Mined, say: Say, executor: Executor
+) -> dict[tuple[Role, str], Manifest]:
     """Features and moments of the D_collect of every environment in `mined`.
 
     Raises WeightsError, ConfigError, StageError, DataError (a NaN feature names its image).
@@ -116,8 +117,8 @@ def extract_all(run: Run, config: Config, mined: Mined, say: Say) -> dict[tuple[
             sealed=True,
             parts=len(stage.shards),
         )
-    _extract(config, [s for stage in missing.values() for s in stage.shards], say)
-    found = map_items(_build_moments, list(missing.items()), workers=config.workers)
+    _extract(config, [s for stage in missing.values() for s in stage.shards], say, executor)
+    found = executor.map(_build_moments, list(missing.items()), one_cpu=True)
     for (key, stage), (count, dim) in found:
         done[key] = write_manifest(
             stage.folder,
@@ -164,14 +165,14 @@ def _stage(run: Run, environment: Environment, manifest: Manifest, settings: dic
     )
 
 
-def _extract(config: Config, shards: Sequence[FeatureShard], say: Say) -> None:
+def _extract(config: Config, shards: Sequence[FeatureShard], say: Say, executor: Executor) -> None:
     """Features of all shards that are not there yet, or are damaged."""
     missing = missing_parts(shards, say)
     if not missing:
         return
     progress = Progress("features", len(shards), "shards", done=len(shards) - len(missing))
     build = partial(_build_extractor, config)
-    for shard, _ in map_items(build, missing, workers=config.workers, resources=worker_resources(config)):
+    for shard, _ in executor.map(build, missing):
         progress.advance(note=shard.environment.corruption)
 
 

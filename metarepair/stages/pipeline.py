@@ -1,9 +1,9 @@
-"""A configuration in, a run's stages done out; each stage is resumable and can be run alone.
+"""The stages of a run, from a configuration: each can be resumed, and run alone.
 
 mine -> score (features, distances, confidence) -> train -> repair (and evaluate) -> report
 
-On Ray, what does not wait for each other is done at the same time, as far as there is room: features of environments
-that are mined, while others are; the targets, each of them trained for and then repaired.
+The executor runs their pieces. Where it has room, independent pieces run concurrently: features of the environments
+that are mined while others are; the targets, each of which is trained for and then repaired.
 """
 
 from __future__ import annotations
@@ -17,22 +17,6 @@ from typing import Literal
 
 import torch
 
-from distributed.on_ray.cluster import places
-from distributed.on_ray.together import Follower, each_at_once
-from distributed.stages.features import extract_all, load_extractor
-from distributed.stages.mining import (
-    Environment,
-    Mined,
-    OnDone,
-    Role,
-    Say,
-    environments,
-    mine_all,
-    mining_settings,
-)
-from distributed.stages.repair import repair_on_ray
-from distributed.stages.score import score_stage, stale_features
-from distributed.stages.train import MINE_FIRST, train_here, train_on_ray
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings, pick_device
 from metarepair.features.confidence_tables import read_confidence
@@ -49,6 +33,21 @@ from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.layout import RATES, Run, open_run
+from metarepair.stages.executor import ExecutorOf, in_process
+from metarepair.stages.features import extract_all, load_extractor
+from metarepair.stages.mining import (
+    Environment,
+    Mined,
+    OnDone,
+    Role,
+    Say,
+    environments,
+    mine_all,
+    mining_settings,
+)
+from metarepair.stages.score import score_stage, stale_features
+from metarepair.stages.together import Follower, each_at_once
+from metarepair.stages.train import MINE_FIRST
 from tasks.corruptions import category_of
 from tasks.errors import DataError
 from tasks.sampling.confidence import choose_experiences
@@ -73,8 +72,9 @@ STAGES: tuple[Stage, ...] = ("mine", "score", "train", "repair", "report")
 class Pipeline:
     """The stages of one run. A stage that is done with the same settings is skipped and said to be."""
 
-    def __init__(self, config: Config, say: Say) -> None:
+    def __init__(self, config: Config, say: Say, executor: ExecutorOf = in_process) -> None:
         self.config, self.say, self._checked, self._probed = config, say, False, False
+        self.executor = executor(config)
         self._judging = threading.Lock()
         _check_names(config)
         self.run: Run = open_run(config)
@@ -188,13 +188,13 @@ class Pipeline:
     @contextmanager
     def _features_meanwhile(self) -> Iterator[OnDone]:
         """Makes features of environments as they are handed over, where there is room for as many workers again."""
-        if self.config.workers == 0 or places(self.config) < 2:
+        if self.executor.trainings_at_once < 2:
             yield lambda *_: None
             return
 
         def extract(batch: Sequence[tuple[Environment, Manifest]]) -> None:
             mined = {(environment.role, environment.corruption): manifest for environment, manifest in batch}
-            extract_all(self.run, self.config, mined, self.say)
+            extract_all(self.run, self.config, mined, self.say, self.executor)
 
         follower = Follower(extract)
         try:
@@ -212,7 +212,7 @@ class Pipeline:
         folders = [environment.folder for environment in environments(self.run, self.config)]
         if not all((folder / MANIFEST).is_file() for folder in folders):
             self.check_clean()  # before hours of mining what a wrong preprocessing alone fails on
-        mined = mine_all(self.run, self.config, self.here, self.say, on_done)
+        mined = mine_all(self.run, self.config, self.here, self.say, self.executor, on_done)
         for (role, name), manifest in mined.items():
             examined = sum(manifest.facts["examined"].values())
             right = sum(manifest.facts["correct"].values())
@@ -226,7 +226,7 @@ class Pipeline:
 
     def score(self) -> None:
         """Features of all environments, distances of all pairs, confidence of each target's experiences."""
-        score_stage(self.run, self.config, self.mined(), self.say)
+        score_stage(self.run, self.config, self.mined(), self.say, self.executor)
 
     def train(self) -> None:
         """θ_meta of each target."""
@@ -237,8 +237,7 @@ class Pipeline:
 
     def _each_target(self, work: Callable[[str], object]) -> None:
         """Does `work` for every target, for as many at once as the cluster has room for."""
-        config = self.config
-        each_at_once(work, config.targets, at_once=1 if config.workers == 0 else places(config))
+        each_at_once(work, self.config.targets, at_once=self.executor.trainings_at_once)
 
     def _train(self, target: str) -> None:
         run, config, folder = self.run, self.config, self.run.meta(target)
@@ -254,10 +253,7 @@ class Pipeline:
             self.say(f"train {target}: done before, see {folder}")
             return
         begin(folder, config=settings, inputs=inputs)
-        if config.workers == 0:
-            train_here(run, config, target, self.device, self.say)
-        else:
-            train_on_ray(run, config, target, self.say)
+        self.executor.train(run, target, self.device, self.say)
         checkpoint = newest_checkpoint(folder)
         state = read_state(checkpoint) if checkpoint is not None else None
         if checkpoint is None or state is None or state["episode"] != config.train.episodes:
@@ -293,12 +289,9 @@ class Pipeline:
 
     def _repair(self, target: str, mined: Mined) -> None:
         verify_checksums(self.run.target(target), mined["target", target])
-        if self.config.workers == 0:
-            repair_target(self.run, self.config, target, self.here, self.say)
-            return
         # An object store cannot append: of two who log that they open a D_fail at once, one would be forgotten.
         with self._judging if isinstance(self.run.root, RemotePath) else nullcontext():
-            repair_on_ray(self.run, self.config, target, self.say)
+            self.executor.call(repair_target, self.run, target, self.here, self.say)
 
     def report(self) -> None:
         """The table, the figures and the page. Raises StageError when a target is not repaired."""

@@ -1,4 +1,4 @@
-"""Clean images and a deployed DNN in, the experience store out: mining by an actor pool.
+"""Mine the failures of the deployed DNN in every environment into the experience store.
 
 A work item is one shard of one environment; its failures are written as a part that exists whole or not at all,
 so a killed run goes on with the shards that are missing.
@@ -15,12 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from distributed.on_ray.cluster import worker_resources
-from distributed.on_ray.pool import map_items
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
+from metarepair.stages.executor import Executor
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
 from tasks.experiences.mining import Predict, mine, split_failures
@@ -96,7 +95,12 @@ def mining_settings(config: Config) -> dict[str, Any]:
 
 
 def mine_all(
-    run: Run, config: Config, here: Surroundings, say: Say, on_done: OnDone = lambda *_: None
+    run: Run,
+    config: Config,
+    here: Surroundings,
+    say: Say,
+    executor: Executor,
+    on_done: OnDone = lambda *_: None,
 ) -> dict[tuple[Role, str], Manifest]:
     """Mines every environment that is not done, and those whose files are damaged, anew.
 
@@ -117,7 +121,7 @@ def mine_all(
         made_of, images = content_hash([settings, inputs]), len(here.split(environment.split).labels_N)
         mine = shards[environment] = _shards(environment, images, config.mining.shard_images, made_of)
         begin(environment.folder / "parts", config=parts, inputs=inputs, sealed=True, parts=len(mine))
-    for environment in _mine_shards(config, shards, say):
+    for environment in _mine_shards(config, shards, say, executor):
         manifest = finish_environment(
             environment.folder,
             [shard.path for shard in shards[environment]],
@@ -134,7 +138,7 @@ def mine_all(
 
 
 def _mine_shards(
-    config: Config, shards: Mapping[Environment, Sequence[Shard]], say: Say
+    config: Config, shards: Mapping[Environment, Sequence[Shard]], say: Say, executor: Executor
 ) -> Iterator[Environment]:
     """Mines the shards that are not there, or are not what they are sealed to be; yields whose shards are complete."""
     every = [shard for of_environment in shards.values() for shard in of_environment]
@@ -145,9 +149,7 @@ def _mine_shards(
     yield from (environment for environment in shards if not left[environment])
     progress = Progress("mine", len(every), "shards", done=len(every) - len(missing))
     build = partial(_build_worker, config)
-    for shard, failures in map_items(
-        build, missing, workers=config.workers, resources=worker_resources(config)
-    ):
+    for shard, failures in executor.map(build, missing):
         progress.advance(note=f"{shard.environment.corruption}: {failures} failures")
         left[shard.environment] -= 1
         if not left[shard.environment]:

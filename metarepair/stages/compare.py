@@ -1,18 +1,13 @@
-"""A configuration in, methods × targets × seeds repaired, judged and reported out: `metarepair compare`.
+"""`metarepair compare`: repair by all methods × targets × seeds, judge and report.
 
-Every repair, and the judging of every target, is a Ray task; with `workers: 0` one after the other in this process.
+Every repair, and the judging of every target, is a piece that the executor runs.
 D_fail is opened when all repairs of its target are done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
-from distributed.on_ray.cluster import single_places
-from distributed.on_ray.on_worker import Say, call_on_worker, map_on_workers
-from distributed.on_ray.together import each_at_once
-from distributed.pipeline import Pipeline
 from metarepair.compare.check import check_methods, check_settings
 from metarepair.compare.judge import is_judged, judge
 from metarepair.compare.pair import load_pair, write_pair
@@ -21,24 +16,26 @@ from metarepair.compare.prepare import discard_stale, prepare_method
 from metarepair.compare.results import write_results
 from metarepair.compare.units import Compared, compared_units, done_unit, repair_compared
 from metarepair.config.run import Config
-from metarepair.data.workspace import load_surroundings
 from metarepair.methods import get_method
-from metarepair.methods.base import map_here
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
+from metarepair.stages.executor import ExecutorOf, Say, in_process
+from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.together import each_at_once
 from tasks.errors import StageError
 from tasks.storage.manifest import MANIFEST, discard
-from tasks.storage.paths import find, place, remove_tree
+from tasks.storage.paths import find, remove_tree
 from tasks.storage.remote import RemotePath
 
 
 class Comparison:
     """All repairs of a comparison. What is done with the same settings is skipped."""
 
-    def __init__(self, config: Config, say: Say) -> None:
+    def __init__(self, config: Config, say: Say, executor: ExecutorOf = in_process) -> None:
         check_settings(config)
         self.config, self.say = config, say
-        self.pipeline = Pipeline(config, say)
+        self.pipeline = Pipeline(config, say, executor)
+        self.executor = self.pipeline.executor
         self.run: Run = self.pipeline.run
         self.units = compared_units(config)
 
@@ -99,7 +96,7 @@ class Comparison:
             discard_stale(self.run, self.config, name, self.pipeline.here)
 
     def _prepare(self, name: str) -> None:
-        pieces = map_here if self.config.workers == 0 else partial(map_on_workers, self.config)
+        pieces = self.executor.map_in_order
         prepare_method(self.run, self.config, name, self.pipeline.here, self.say, map_pieces=pieces)
 
     def _repair(self) -> None:
@@ -119,16 +116,10 @@ class Comparison:
         progress = Progress("compare", len(self.units), "repairs", done=done)
 
         def repair(unit: Compared) -> None:
-            if self.config.workers == 0:
-                repair_compared(self.run, self.config, unit, here, self.say)
-            else:
-                call_on_worker(_repair_there, self.config, str(self.run.root), unit, say=self.say)
+            self.executor.call(repair_compared, self.run, unit, here, self.say)
             progress.advance(note=unit.words)
 
-        each_at_once(repair, waiting, at_once=self._at_once())
-
-    def _at_once(self) -> int:
-        return 1 if self.config.workers == 0 else single_places(self.config)
+        each_at_once(repair, waiting, at_once=self.executor.repairs_at_once)
 
     def _judge(self) -> None:
         by_target = [[u for u in self.units if u.target == target] for target in self.config.targets]
@@ -137,20 +128,8 @@ class Comparison:
         ]
 
         def judge_target(units: Sequence[Compared]) -> None:
-            if self.config.workers == 0:
-                judge(self.run, self.config, units, self.pipeline.here, self.say)
-            else:
-                call_on_worker(_judge_there, self.config, str(self.run.root), units, say=self.say)
+            self.executor.call(judge, self.run, units, self.pipeline.here, self.say)
 
         # An object store cannot append: of two who log that they open a D_fail at once, one would be forgotten.
-        at_once = 1 if isinstance(self.run.root, RemotePath) else self._at_once()
+        at_once = 1 if isinstance(self.run.root, RemotePath) else self.executor.repairs_at_once
         each_at_once(judge_target, waiting, at_once=at_once)
-
-
-def _repair_there(config: Config, root: str, unit: Compared, say: Say) -> None:
-    run = Run(place(root))
-    repair_compared(run, config, unit, load_surroundings(config), say)
-
-
-def _judge_there(config: Config, root: str, units: Sequence[Compared], say: Say) -> None:
-    judge(Run(place(root)), config, units, load_surroundings(config), say)

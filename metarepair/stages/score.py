@@ -1,4 +1,4 @@
-"""Mined environments in, distances of all pairs and each target's confidence in its experiences out: the stage `score`.
+"""The stage `score`: distances of all pairs, and each target's confidence in its experiences.
 
 Source: paper Eq. 7 and 8, Fig. 4.
 """
@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from distributed.stages.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
-from distributed.stages.fid import all_distances, with_intervals
-from distributed.stages.mining import Mined, Say, environments
 from metarepair.config.run import Config
 from metarepair.features.confidence_tables import (
     TARGET_SUFFIX,
@@ -21,6 +18,10 @@ from metarepair.features.confidence_tables import (
 from metarepair.features.extractors import distance_name
 from metarepair.reports.figures import heat_map, save
 from metarepair.runs.layout import Run
+from metarepair.stages.distances import all_distances, with_intervals
+from metarepair.stages.executor import Executor
+from metarepair.stages.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
+from metarepair.stages.mining import Mined, Say, environments
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
 from tasks.records import FidScore
@@ -36,18 +37,18 @@ from tasks.storage.manifest import (
 from tasks.storage.paths import Place
 
 
-def score_stage(run: Run, config: Config, mined: Mined, say: Say) -> None:
+def score_stage(run: Run, config: Config, mined: Mined, say: Say, executor: Executor) -> None:
     """Features of all environments, distances of all pairs, confidence of each target's experiences."""
     for environment in environments(run, config):
         verify_checksums(environment.folder, mined[environment.role, environment.corruption])
-    features = extract_all(run, config, mined, say)
+    features = extract_all(run, config, mined, say, executor)
     settings = score_settings(config)
     inputs = {f"features {role} {name}": found.digest for (role, name), found in features.items()}
     _leave_other_targets(run.score, settings, inputs, say)
     if check_whole(run.score, stage="score", config=settings, inputs=inputs, say=say) is not None:
         say(f"score: done before, see {run.score}")
         return
-    scores, files = _score(run, config, features)
+    scores, files = _score(run, config, features, executor)
     write_manifest(run.score, stage="score", config=settings, inputs=inputs, files=files)
     for target in config.targets:
         say(describe_confidence(target, confidence_of(scores, target, config.experiences), scores))
@@ -92,10 +93,10 @@ def score_settings(config: Config) -> dict[str, object]:
     return settings
 
 
-def _score(run: Run, config: Config, features: Mined) -> tuple[list[FidScore], list[str]]:
+def _score(run: Run, config: Config, features: Mined, executor: Executor) -> tuple[list[FidScore], list[str]]:
     """Distances with their intervals, and the names of the files that now hold them."""
     found = environments(run, config)
-    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], workers=config.workers)
+    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], executor)
     plain = scores_of(
         matrix,
         config.mining.experiences,
@@ -111,7 +112,7 @@ def _score(run: Run, config: Config, features: Mined) -> tuple[list[FidScore], l
         resamples=config.features.bootstrap,
         extrapolate=config.features.extrapolate,
         seed=config.seed,
-        workers=config.workers,
+        executor=executor,
     )
     names = [e.corruption + (TARGET_SUFFIX if e.role == "target" else "") for e in found]
     files = write_scores(run.score, scores, matrix, names, confidences)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from distributed.on_ray.together import Follower, each_at_once
+from metarepair.stages.together import Follower, each_at_once
 from tasks.errors import DataError
 
 

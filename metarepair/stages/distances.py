@@ -1,6 +1,6 @@
-"""Moments of environments in, the Fréchet distances of all pairs out: an actor pool over blocks of pairs.
+"""The Fréchet distances of all pairs of environments, from their moments, in blocks of pairs.
 
-An environment's factor is made once and mapped by every actor that needs it. Source: paper Eq. 7.
+An environment's factor is made once and mapped by every worker that needs it. Source: paper Eq. 7.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.on_ray.pool import map_items
 from metarepair.features.files import read_features, read_moments
 from metarepair.runs.progress import Progress
+from metarepair.stages.executor import Executor
 from tasks.distances.frechet import frechet_distance
 from tasks.distances.intervals import bootstrap_interval, fid_infinity
 from tasks.records import FidScore
@@ -31,14 +31,13 @@ class Block:
     columns: tuple[int, ...]
 
 
-def all_distances(paths: Sequence[Place], *, workers: int) -> NDArray[np.float64]:
+def all_distances(paths: Sequence[Place], executor: Executor) -> NDArray[np.float64]:
     """The symmetric matrix of Fréchet distances of all pairs, from their environments' moments."""
     count = len(paths)
     matrix = np.zeros((count, count))
     progress = Progress("distances", count * (count - 1) // 2, "pairs")
-    for block, distances in map_items(
-        partial(_build_distances, tuple(paths)), _blocks(count), workers=workers
-    ):
+    build = partial(_build_distances, tuple(paths))
+    for block, distances in executor.map(build, _blocks(count), one_cpu=True):
         matrix[block.row, block.columns] = matrix[block.columns, block.row] = distances
         progress.advance(len(distances))
     return matrix
@@ -67,7 +66,7 @@ def with_intervals(
     resamples: int,
     extrapolate: bool,
     seed: int,
-    workers: int,
+    executor: Executor,
 ) -> list[FidScore]:
     """The scores with their bootstrap intervals and FID∞, as asked for; `parts_of` gives both sides' feature files.
 
@@ -79,7 +78,7 @@ def with_intervals(
     items = [_Pair(number, score, *map(tuple, parts_of(score))) for number, score in enumerate(scores)]
     progress = Progress("intervals", len(items), "pairs")
     build = partial(_build_intervals, resamples, extrapolate, seed)
-    for pair, score in map_items(build, items, workers=workers):
+    for pair, score in executor.map(build, items, one_cpu=True):
         found[pair.number] = score
         progress.advance(note=f"{score.experience}, {score.target}")
     return [found[number] for number in range(len(scores))]

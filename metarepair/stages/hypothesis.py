@@ -1,4 +1,4 @@
-"""A mined and scored run in, `hypothesis/` out: whether near experiences repair better, measured on all pairs.
+"""`metarepair hypothesis`: do near experiences repair better? Measured on all pairs of a mined and scored run.
 
 mine -> score -> one fine-tune per experience and seed, each tried on all targets -> correlations, tables, figure
 
@@ -16,11 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from distributed.on_ray.cluster import worker_resources
-from distributed.on_ray.pool import map_items
-from distributed.pipeline import Pipeline
-from distributed.stages.mining import Mined, Say, environments
-from distributed.stages.train import MINE_FIRST
 from metarepair.adaptation.meta_test import accuracy_on, repair_data
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
@@ -31,6 +26,10 @@ from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
+from metarepair.stages.executor import ExecutorOf, in_process
+from metarepair.stages.mining import Mined, Say, environments
+from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.train import MINE_FIRST
 from tasks.corruptions import CORRUPTIONS
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.experiences.store import open_side
@@ -70,10 +69,10 @@ class FineTune:
 class HypothesisStudy:
     """The study of one run. What is done with the same settings is skipped and said to be."""
 
-    def __init__(self, config: Config, say: Say) -> None:
+    def __init__(self, config: Config, say: Say, executor: ExecutorOf = in_process) -> None:
         self.config, self.say = config, say
         self.names = _corruptions(config)
-        self.pipeline = Pipeline(config, say)
+        self.pipeline = Pipeline(config, say, executor)
         self.run: Run = self.pipeline.run
 
     def study(self, *, restart: bool = False) -> None:
@@ -125,8 +124,7 @@ class HypothesisStudy:
         missing = missing_parts(items, self.say)
         progress = Progress(STAGE, len(items), "fine-tunes", done=len(items) - len(missing))
         build = partial(_build_worker, self.config, self.run, mined)
-        resources = worker_resources(self.config)
-        for item, mean in map_items(build, missing, workers=self.config.workers, resources=resources):
+        for item, mean in self.pipeline.executor.map(build, missing):
             progress.advance(note=f"{item.experience}, seed {item.seed}: mean accuracy {mean:.1%}")
         return items
 

@@ -1,0 +1,66 @@
+"""Runs the pieces of a stage on Ray: actors, tasks and Ray Train groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from distributed.on_ray.cluster import places, single_places, worker_resources
+from distributed.on_ray.on_worker import call_on_worker, map_on_workers
+from distributed.on_ray.pool import ONE_CPU, map_items
+from distributed.stages.train import train_on_ray
+from metarepair.config.run import Config
+from metarepair.data.workspace import Surroundings, load_surroundings
+from metarepair.runs.layout import Run
+from metarepair.stages.executor import Executor, Say, Work, in_process
+from tasks.storage.paths import place
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class OnRay:
+    """The `metarepair.stages.executor.Executor` of a cluster that is connected."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def trainings_at_once(self) -> int:
+        """Trainings of `workers` workers that the cluster has room for."""
+        return places(self.config)
+
+    @property
+    def repairs_at_once(self) -> int:
+        """Single workers that the cluster has room for."""
+        return single_places(self.config)
+
+    def map(
+        self, build: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, one_cpu: bool = False
+    ) -> Iterator[tuple[Item, Result]]:
+        """As `Executor.map`, on `workers` actors."""
+        resources = ONE_CPU if one_cpu else worker_resources(self.config)
+        return map_items(build, items, workers=self.config.workers, resources=resources)
+
+    def map_in_order(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """As `Executor.map_in_order`, on as many actors as there is room for."""
+        return map_on_workers(self.config, work, items)
+
+    def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings, say: Say) -> None:  # noqa: ARG002 - loaded again where the task runs
+        """As `Executor.call`, in a Ray task that loads the surroundings itself."""
+        call_on_worker(_call, self.config, work, str(run.root), item, say=say)
+
+    def train(self, run: Run, target: str, device: torch.device, say: Say) -> None:  # noqa: ARG002 - each worker has its own
+        """As `Executor.train`, on a Ray Train group."""
+        train_on_ray(run, self.config, target, say)
+
+
+def _call(config: Config, work: Work[Item], root: str, item: Item, say: Say) -> None:
+    work(Run(place(root)), config, item, load_surroundings(config), say)
+
+
+def executor_for(config: Config) -> Executor:
+    """This process with `workers: 0`, else Ray."""
+    return in_process(config) if config.workers == 0 else OnRay(config)

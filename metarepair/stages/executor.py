@@ -1,0 +1,103 @@
+"""Where the pieces of a stage run: in this process here, on Ray by `distributed.stages.executor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+
+from metarepair.config.run import Config
+from metarepair.data.workspace import Surroundings
+from metarepair.methods.base import map_here
+from metarepair.runs.layout import Run
+from metarepair.stages.train import train_here
+from tasks.errors import ConfigError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Say = Callable[[str], None]
+Work = Callable[[Run, Config, Item, Surroundings, Say], object]
+
+
+class Executor(Protocol):
+    """Runs the pieces of a stage. Every error is raised as the piece raised it."""
+
+    @property
+    def trainings_at_once(self) -> int:
+        """How many meta-trainings there is room for at the same time, from 1."""
+        ...
+
+    @property
+    def repairs_at_once(self) -> int:
+        """How many repairs there is room for at the same time, from 1."""
+        ...
+
+    def map(
+        self, build: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, one_cpu: bool = False
+    ) -> Iterator[tuple[Item, Result]]:
+        """Yields (item, result) in the order of completion; `build` makes the worker where it runs.
+
+        one_cpu: a worker takes one CPU and no GPU, whatever the settings give a training worker.
+        """
+        ...
+
+    def map_in_order(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """The results of `work` in the order of the items."""
+        ...
+
+    def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings, say: Say) -> None:
+        """Calls `work(run, config, item, here, say)`; elsewhere with the surroundings loaded there."""
+        ...
+
+    def train(self, run: Run, target: str, device: torch.device, say: Say) -> None:
+        """Meta-trains for `target`, from the newest checkpoint to the last episode."""
+        ...
+
+
+ExecutorOf = Callable[[Config], Executor]
+
+
+class InProcess:
+    """One piece after the other, in this process and without Ray."""
+
+    trainings_at_once = repairs_at_once = 1
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def map(
+        self,
+        build: Callable[[], Callable[[Item], Result]],
+        items: Sequence[Item],
+        *,
+        one_cpu: bool = False,  # noqa: ARG002 - nothing is reserved in this process
+    ) -> Iterator[tuple[Item, Result]]:
+        """As `Executor.map`; the worker is not built where there are no items."""
+        if not items:
+            return
+        work = build()
+        for item in items:
+            yield item, work(item)
+
+    def map_in_order(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """As `Executor.map_in_order`."""
+        return map_here(work, items)
+
+    def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings, say: Say) -> None:
+        """As `Executor.call`, with the surroundings that are given."""
+        work(run, self.config, item, here, say)
+
+    def train(self, run: Run, target: str, device: torch.device, say: Say) -> None:
+        """As `Executor.train`."""
+        train_here(run, self.config, target, device, say)
+
+
+def in_process(config: Config) -> InProcess:
+    """The executor of `workers: 0`. Raises ConfigError where the settings ask for workers."""
+    if config.workers > 0:
+        raise ConfigError(
+            f"workers={config.workers} runs on Ray, and no executor was given. Give "
+            "executor=distributed.stages.executor.executor_for, or set workers=0."
+        )
+    return InProcess(config)

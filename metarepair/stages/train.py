@@ -1,0 +1,99 @@
+"""Meta-training for one target: its inputs from storage, the trainer, and the loop in this process.
+
+Source: paper Algorithm 1, lines 2-12. The loop is `metarepair.meta_training.meta_train`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from metarepair.adaptation.meta_test import repair_data
+from metarepair.config.run import Config
+from metarepair.data.workspace import load_surroundings
+from metarepair.features.confidence_tables import read_confidence
+from metarepair.meta_training.inputs import TrainingInputs
+from metarepair.meta_training.meta_train import MetaTrainer, meta_train
+from metarepair.meta_training.task_source import TaskSource
+from metarepair.runs.checkpoint import Say, newest_checkpoint, read_state
+from metarepair.runs.context import Context, LocalContext, Metrics
+from metarepair.runs.layout import Run
+from metarepair.runs.progress import Progress
+from tasks.experiences.store import open_side
+from tasks.records import Experience
+from tasks.storage.manifest import require_manifest
+
+MINE_FIRST = "Mine it first: metarepair mine --config …"
+
+
+def inputs_of(run: Run, target: str) -> TrainingInputs:
+    """What training for a target reads of a mined and scored run."""
+    confidence = read_confidence(run, target)
+    return TrainingInputs(
+        target=target,
+        experiences={name: run.experience(name) for name in confidence.names},
+        collect=run.target(target),
+        split="test",
+        confidence=confidence,
+    )
+
+
+def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> MetaTrainer:
+    """Everything a rank needs, from storage: experiences as memory maps, confidence, validation part."""
+    torch.set_num_threads(config.train.threads)
+    here = load_surroundings(config, device=context.device)
+    here.deployed.module.to(torch.float64 if config.train.precision == "float64" else torch.float32)
+    experiences = {}
+    for name, folder in inputs.experiences.items():
+        manifest = require_manifest(folder, MINE_FIRST)
+        experiences[name] = Experience(
+            corruption=name,
+            collect=open_side(folder, "collect", manifest, here.split("train")),
+            fail=open_side(folder, "fail", manifest, here.split("train")),
+        )
+    mined = require_manifest(inputs.collect, MINE_FIRST)
+    collect = open_side(inputs.collect, "collect", mined, here.split(inputs.split))
+    source = TaskSource(
+        deployed=here.deployed,
+        experiences=experiences,
+        confidence=inputs.confidence,
+        config=config,
+        clean=here.clean() if config.train.clean_weight > 0 or config.task.clean_support > 0 else None,
+        train=here.split("train") if config.train.clean_corrupted > 0 else None,
+    )
+    validation = replace(repair_data(collect, config, seed=0), clean=source.clean)
+    return MetaTrainer(source, config, context, validation=validation)
+
+
+def train_here(run: Run, config: Config, target: str, device: torch.device, say: Say) -> None:
+    """Meta-trains in this process, without Ray."""
+    kept = config.train.kept_checkpoints
+    context = LocalContext(folder=run.meta(target), device=device, say=say, kept=kept)
+    trainer = build_trainer(inputs_of(run, target), config, context)
+    progress = training_progress(run, config, target, lambda _: None)  # the context says what is damaged
+    context.on_report = lambda metrics: show_metrics(progress, metrics)
+    meta_train(trainer)
+
+
+def training_progress(run: Run, config: Config, target: str, say: Say) -> Progress:
+    """Progress in episodes, from the newest checkpoint on."""
+    checkpoint = newest_checkpoint(run.meta(target), say)
+    state = read_state(checkpoint) if checkpoint is not None else None
+    done = 0 if state is None else int(state["episode"])
+    return Progress(f"train {target}", config.train.episodes, "episodes", done=done)
+
+
+def show_metrics(progress: Progress, metrics: Metrics) -> None:
+    """Moves `progress` to the episode of a report."""
+    progress.advance(int(metrics["episode"]) - progress.done, describe(metrics))
+
+
+def describe(metrics: Metrics) -> str:
+    """The metrics of a report in a few words."""
+    if "skipped" in metrics:
+        return f"not finite and skipped, {metrics['skipped']:.0f} so far"
+    text = f"query loss {metrics['query_loss']:.3f}, query accuracy {metrics['query_accuracy']:.1%}"
+    if "validation_accuracy" in metrics:
+        text += f", validation {metrics['validation_accuracy']:.1%}"
+    return text
