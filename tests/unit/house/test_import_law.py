@@ -1,4 +1,4 @@
-"""Who may import whom: tasks <- metarepair <- distributed, and Ray in `distributed` alone."""
+"""Who may import whom: each room only the rows below it; Ray in `distributed` alone."""
 
 from __future__ import annotations
 
@@ -19,27 +19,95 @@ FOLDERS = {
     package.__name__: Path(str(package.__file__)).parent for package in (tasks, metarepair, distributed)
 }
 
+# The house from its roof to its ground: a room may import itself and the rows below it. Imports in functions and for
+# types count. A package's name alone stands for its __init__.py.
+ROWS = """
+metarepair.__main__
+metarepair.cli
+distributed.search
+distributed.stages
+distributed.on_ray
+distributed
+metarepair.stages
+metarepair.console
+metarepair.status
+metarepair.inspection
+metarepair.compare metarepair.search
+metarepair
+metarepair.repairs
+metarepair.probing
+metarepair.reports
+metarepair.evaluation
+metarepair.methods
+metarepair.pretraining
+metarepair.meta_training
+metarepair.adaptation
+metarepair.features
+metarepair.data
+metarepair.models
+metarepair.runs
+metarepair.config
+metarepair.engine
+metarepair.own_packages metarepair.weights
+tasks.sampling
+tasks.experiences
+tasks.datasets
+tasks.corruptions
+tasks.distances
+tasks.storage
+tasks
+tasks.records tasks.keys
+tasks.errors
+"""
+ROW = {room: number for number, row in enumerate(ROWS.split("\n")) for room in row.split()}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the three packages, by its dotted name."""
+    found = {}
+    for name, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = (name, *path.relative_to(folder).with_suffix("").parts)
+            found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def room_of(module: str) -> str:
+    """The row's entry that a module belongs to."""
+    return ".".join(module.split(".")[:2])
+
 
 def iter_imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Every import of a file: its top package, and whether it is inside a function."""
+    """Every import of a file: the module, and whether it is inside a function."""
 
     def walk(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Import):
-                yield from ((alias.name.split(".")[0], inside) for alias in child.names)
+                yield from ((alias.name, inside) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 assert child.level == 0, f"{path} imports relatively"
-                yield str(child.module).split(".")[0], inside
+                for alias in child.names:
+                    whole = f"{child.module}.{alias.name}"
+                    yield whole if whole in MODULES else str(child.module), inside
             yield from walk(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
     yield from walk(ast.parse(path.read_text(encoding="utf-8")), False)
 
 
+IMPORTS = {
+    name: {found for found, _ in iter_imports(path) if found in MODULES} - {name}
+    for name, path in MODULES.items()
+}
+
+
 def importers(package: str, imported: str) -> dict[str, list[bool]]:
-    """Files of `package` that import `imported`, with whether each import is inside a function."""
+    """Files of `package` that import the package `imported`, with whether each import is inside a function."""
     folder, found = FOLDERS[package], {}
     for path in sorted(folder.rglob("*.py")):
-        inside = [where for name, where in iter_imports(path) if name == imported]
+        inside = [where for name, where in iter_imports(path) if name.split(".")[0] == imported]
         if inside:
             found[path.relative_to(folder).as_posix()] = inside
     return found
@@ -59,13 +127,32 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_the_law_sees_imports() -> None:
-    assert "pipeline.py" in importers("distributed", "metarepair")
+    assert "stages/executor.py" in importers("distributed", "metarepair")
     assert "config/run.py" in importers("metarepair", "tasks")
+    assert "metarepair.engine.inner" in IMPORTS["metarepair.engine.meta_gradient"]
+    assert "metarepair.config.run" in IMPORTS["metarepair.cli"], "an import for types alone counts, too"
 
 
-@pytest.mark.parametrize("imported", ["metarepair", "distributed", "ray"])
-def test_tasks_import_no_other_package_of_ours_and_no_ray(imported: str) -> None:
-    assert importers("tasks", imported) == {}
+def test_every_module_stands_in_a_room_and_every_room_has_one() -> None:
+    assert {room_of(module) for module in MODULES} == set(ROW)
+
+
+@pytest.mark.parametrize("room", sorted(ROW))
+def test_a_room_imports_the_rows_below_it_alone(room: str) -> None:
+    upward = [
+        f"{module} imports {imported}"
+        for module, found in IMPORTS.items()
+        for imported in sorted(found)
+        if room_of(module) == room != room_of(imported) and ROW[room] >= ROW[room_of(imported)]
+    ]
+    assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    left = {module: set(found) for module, found in IMPORTS.items()}
+    while ends := {module for module, found in left.items() if not found & left.keys()}:
+        left = {module: found for module, found in left.items() if module not in ends}
+    assert sorted(left) == []
 
 
 def test_only_the_command_line_reaches_distributed_and_only_inside_functions() -> None:
@@ -75,6 +162,7 @@ def test_only_the_command_line_reaches_distributed_and_only_inside_functions() -
 
 
 def test_ray_is_imported_in_distributed_alone() -> None:
+    assert importers("tasks", "ray") == {}
     assert importers("metarepair", "ray") == {}
     assert importers("distributed", "ray")
 
@@ -87,7 +175,7 @@ def test_help_needs_neither_torch_nor_ray() -> None:
 
 
 @pytest.mark.slow
-def test_the_pipeline_without_workers_needs_no_ray() -> None:
-    modules = modules_after("import distributed.pipeline")
+def test_the_pipeline_in_one_process_needs_neither_ray_nor_distributed() -> None:
+    modules = modules_after("import metarepair.stages.pipeline")
     assert "torch" in modules
-    assert "ray" not in modules
+    assert not {"ray", "distributed"} & modules
