@@ -49,12 +49,11 @@ from metarepair.search.trials import Trial
 from metarepair.stages.features import extract_all
 from metarepair.stages.mining import Mined, Say, environments
 from metarepair.stages.pipeline import Pipeline
-from metarepair.stages.train import MINE_FIRST
 from tasks.errors import DataError, UserError
 from tasks.storage.manifest import MANIFEST, begin, check_done, discard, require_manifest, write_manifest
 from tasks.storage.paths import find, remove_tree, write_text
+from tasks.storage.stages import SEARCH, TARGET
 
-STAGE = "search"
 TRIALS = "trials.json"
 TUNE = "tune"  # folder of Tune's own state
 NOISY = ("ray.tune", "ray.train", "ray.air")  # loggers whose lines would stand between those of the progress
@@ -84,7 +83,7 @@ class TuneSearch:
         folder = self.run.search
         if restart:
             discard(folder)
-        if check_done(folder, stage=STAGE, config=settings, inputs=inputs) is not None:
+        if check_done(folder, stage=SEARCH.title(), config=settings, inputs=inputs) is not None:
             trials = [Trial(**t) for t in json.loads((folder / TRIALS).read_text(encoding="utf-8"))]
             self.say(f"search: done before, see {folder}")
         else:
@@ -99,7 +98,7 @@ class TuneSearch:
         self.pipeline.mine()
         config = self.pipeline.config
         mined = {
-            (e.role, e.corruption): require_manifest(e.folder, MINE_FIRST)
+            (e.role, e.corruption): require_manifest(e.folder, TARGET.remedy)
             for e in environments(self.run, config)
         }
         return mined, extract_all(self.run, config, mined, self.say, self.pipeline.executor)
@@ -219,7 +218,7 @@ class TuneSearch:
         write_text(folder / TRIALS, json.dumps([asdict(t) for t in trials], indent=1) + "\n")
         files = [TRIALS, *write_results(folder, trials, self.config)]
         rows = {"trials": len(trials), "failed": sum(t.state == "failed" for t in trials)}
-        write_manifest(folder, stage=STAGE, config=settings, inputs=inputs, files=files, rows=rows)
+        write_manifest(folder, stage=SEARCH.title(), config=settings, inputs=inputs, files=files, rows=rows)
 
     def _prune(self) -> None:
         """Of the checkpoints of a population, all of which others could begin at, as many as training keeps."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metarepair.compare.units import REPAIR_FIRST, Compared, Say, load_candidate
+from metarepair.compare.units import Compared, Say, load_candidate
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Judged, evaluate
@@ -22,6 +22,7 @@ from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import remove, write_table, write_text
 from tasks.storage.sealed_parts import is_sealed, seal, seal_of
+from tasks.storage.stages import COMPARED
 
 # M repaired DNNs, N examples
 
@@ -31,7 +32,7 @@ ROW, SAMPLES = "judged.json", "samples.parquet"
 
 def judging_identity(run: Run, config: Config, unit: Compared) -> dict[str, Any]:
     """What a judgement depends on."""
-    manifest = require_manifest(run.compared(unit.target, unit.method, unit.seed), REPAIR_FIRST)
+    manifest = require_manifest(run.compared(unit.target, unit.method, unit.seed), COMPARED.remedy)
     evaluated = config.evaluate.model_dump(mode="json")
     # As metarepair.compare.plan.Plan.judging has it, which `status` compares with.
     return {"repaired": manifest.digest, "evaluate": evaluated, "severities": list(config.mining.severities)}
@@ -98,7 +99,7 @@ def read_row(run: Run, unit: Compared) -> Mapping[str, Any]:
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise StageError(f"{path} is missing: {unit.words} is not judged yet. {REPAIR_FIRST}") from error
+        raise StageError(f"{path} is missing: {unit.words} is not judged yet. {COMPARED.remedy}") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{unreadable(path, error)}. Delete it and compare again.") from error
     if not isinstance(row, dict) or row.get("method") != unit.method:

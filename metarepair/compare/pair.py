@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from metarepair.compare.judge import SAMPLES
-from metarepair.compare.units import REPAIR_FIRST, Compared
+from metarepair.compare.units import Compared
 from metarepair.reports.figures import blank, plain, save, to_png
 from metarepair.reports.table import aligned, method_words
 from metarepair.runs.layout import Run
@@ -23,6 +23,7 @@ from tasks.errors import DataError, StageError
 from tasks.experiences.corrupted_images import corrupted_images
 from tasks.records import Ints, Pixels
 from tasks.storage.paths import Place, read_table, write_table
+from tasks.storage.stages import COMPARED
 
 # N examples
 
@@ -67,7 +68,7 @@ def load_pair(run: Run, target: str, methods: tuple[str, str], seed: int) -> Pai
 def _samples(run: Run, unit: Compared) -> pa.Table:
     path = run.compared(unit.target, unit.method, unit.seed) / SAMPLES
     if not path.is_file():
-        raise StageError(f"{path} is missing: {unit.words} is not judged yet. {REPAIR_FIRST}")
+        raise StageError(f"{path} is missing: {unit.words} is not judged yet. {COMPARED.remedy}")
     return read_table(path, "Delete it and compare again.")
 
 

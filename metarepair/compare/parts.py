@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metarepair.compare.units import MINE_FIRST, limit_of
+from metarepair.compare.units import limit_of
 from metarepair.config.run import Config
 from metarepair.methods import get_method
-from metarepair.repairs.unit import TRAIN_FIRST
 from metarepair.reports.paper import DIFFERENCES, table_for
 from metarepair.reports.table import (
     Column,
@@ -23,6 +22,7 @@ from metarepair.reports.table import (
 )
 from metarepair.runs.layout import Run
 from tasks.storage.manifest import require_manifest
+from tasks.storage.stages import META, PREPARED
 
 Result = dict[str, Any]
 
@@ -165,9 +165,9 @@ def _terms(run: Run, config: Config, results: Sequence[Result]) -> Part:
 def _preparation(run: Run, name: str, targets: Sequence[str]) -> str:
     """Seconds before any repair: once for all targets, or for each of them."""
     method = get_method(name)
-    once = require_manifest(run.prepared(name), MINE_FIRST).facts["seconds"] if method.prepares else None
+    once = require_manifest(run.prepared(name), PREPARED.remedy).facts["seconds"] if method.prepares else None
     if "experiences" in method.uses:
-        each = [require_manifest(run.meta(t), TRAIN_FIRST).facts["seconds"] for t in targets]
+        each = [require_manifest(run.meta(t), META.remedy).facts["seconds"] for t in targets]
         return f"{sum(each) / len(each):,.0f} for each target"
     return "none" if once is None else f"{once:,.0f} for all targets"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from metarepair.data.workspace import Surroundings
 from metarepair.methods import Budget, MethodContext, get_method, settings_of
 from metarepair.methods.base import Map
 from metarepair.runs.layout import Run
+from metarepair.runs.run_stage import Made, run_stage
 from tasks.errors import DataError, StageError
 from tasks.records import Failures
-from tasks.storage.manifest import BEGUN, MANIFEST, Manifest, begin, check_done, discard, write_manifest
-from tasks.storage.paths import find, inside
+from tasks.storage.manifest import MANIFEST, Manifest, begin, check_done, discard
+from tasks.storage.paths import Place, find, inside
+from tasks.storage.stages import BEGUN, PREPARED
 
 KEPT = (".safetensors", ".json", ".seal")
 
@@ -35,12 +38,14 @@ def prepare_method(
     method = get_method(name)
     if not method.prepares:
         return None
-    folder, stage, terms = run.prepared(name), f"prepare {name}", _terms(config, name, here)
-    done = check_done(folder, stage=stage, **terms)
-    if done is not None:
-        say(f"{stage}: done before, see {folder}")
-        return done
-    begin(folder, **terms)
+    folder, terms = run.prepared(name), _terms(config, name, here)
+    make = partial(_prepare, config, name, here, say, folder=folder, map_pieces=map_pieces)
+    return run_stage(PREPARED, folder, make, names=[name], **terms, say=say)
+
+
+def _prepare(
+    config: Config, name: str, here: Surroundings, say: Say, *, folder: Place, map_pieces: Map
+) -> Made:
     budget = Budget()
     context = MethodContext(
         config=config,
@@ -54,13 +59,10 @@ def prepare_method(
     )
     none = _no_failures(here)
     data = RepairData(target="none", learn=none, validation=none, clean=here.clean())
-    method.prepare(here.deployed, data, context)
+    get_method(name).prepare(here.deployed, data, context)
     files = [inside(path, folder) for path in find(folder, "*", deep=True) if path.suffix in KEPT]
-    say(f"{stage}: {budget.seconds:.0f} s, {folder}")
-    return write_manifest(
-        folder,
-        stage=stage,
-        **terms,
+    say(f"{PREPARED.title(name)}: {budget.seconds:.0f} s, {folder}")
+    return Made(
         files=[name for name in files if name not in (MANIFEST, BEGUN)],
         facts={"seconds": budget.seconds, "images_seen": budget.images_seen},
     )
@@ -70,7 +72,7 @@ def discard_stale(run: Run, config: Config, name: str, here: Surroundings) -> No
     """Deletes the preparation of a method that was made, or begun, with other settings or inputs."""
     folder, terms = run.prepared(name), _terms(config, name, here)
     try:
-        if check_done(folder, stage=f"prepare {name}", **terms) is None and folder.exists():
+        if check_done(folder, stage=PREPARED.title(name), **terms) is None and folder.exists():
             begin(folder, **terms)
     except (StageError, DataError):
         discard(folder)

@@ -22,7 +22,6 @@ from metarepair.methods import (
 )
 from metarepair.repairs.unit import (
     ARCHITECTURE,
-    TRAIN_FIRST,
     Unit,
     files_of,
     load_meta,
@@ -31,19 +30,17 @@ from metarepair.repairs.unit import (
     unit_data,
 )
 from metarepair.runs.layout import Run
+from metarepair.runs.run_stage import Made, run_stage
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     Manifest,
-    begin,
     check_done,
     require_manifest,
     verify_checksums,
-    write_manifest,
 )
+from tasks.storage.stages import COMPARED, META, TARGET
 
 Say = Callable[[str], None]
-MINE_FIRST = "Mine it first: metarepair mine --config …"
-REPAIR_FIRST = "Repair first: metarepair compare --config …"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +54,11 @@ class Compared:
     @property
     def words(self) -> str:
         return f"{self.target}: {self.method}, seed {self.seed}"
+
+    @property
+    def names(self) -> list[str]:
+        """As the title of its stage has them."""
+        return [self.target, self.method, str(self.seed)]
 
 
 def compared_units(config: Config) -> list[Compared]:
@@ -93,14 +95,14 @@ def unit_settings(config: Config, method: Method) -> dict[str, Any]:
 def unit_inputs(run: Run, config: Config, unit: Compared, here: Surroundings) -> dict[str, str]:
     """Digests of all that the repair starts from. Raises StageError where it is not finished."""
     method = get_method(unit.method)
-    inputs = {"target": require_manifest(run.target(unit.target), MINE_FIRST).digest}
+    inputs = {"target": require_manifest(run.target(unit.target), TARGET.remedy).digest}
     inputs["deployed"] = here.inputs()["deployed"]
     if "clean" in method.uses_with(config):
         inputs["train"] = here.inputs()["train"]
     if "experiences" in method.uses:
-        inputs["meta"] = require_manifest(run.meta(unit.target), TRAIN_FIRST).digest
+        inputs["meta"] = require_manifest(run.meta(unit.target), META.remedy).digest
     if method.prepares:
-        inputs["prepared"] = require_manifest(run.prepared(unit.method), REPAIR_FIRST).digest
+        inputs["prepared"] = require_manifest(run.prepared(unit.method), COMPARED.remedy).digest
     return inputs
 
 
@@ -113,17 +115,19 @@ def _terms(run: Run, config: Config, unit: Compared, here: Surroundings) -> dict
 def done_unit(run: Run, config: Config, unit: Compared, here: Surroundings) -> Manifest | None:
     """The manifest of a repair that is done with these very settings and inputs; StageError for others."""
     folder = run.compared(unit.target, unit.method, unit.seed)
-    return check_done(folder, stage=_stage(unit), **_terms(run, config, unit, here))
+    return check_done(folder, stage=COMPARED.title(*unit.names), **_terms(run, config, unit, here))
 
 
 def repair_compared(run: Run, config: Config, unit: Compared, here: Surroundings, say: Say) -> Manifest:
     """Does one repair. Skipped when done; goes on where its method keeps checkpoints."""
-    folder, stage = run.compared(unit.target, unit.method, unit.seed), _stage(unit)
+    folder = run.compared(unit.target, unit.method, unit.seed)
+    make = partial(_repair, run, config, unit, here, say)
     terms = _terms(run, config, unit, here)
-    done = check_done(folder, stage=stage, **terms)
-    if done is not None:
-        return done
-    begin(folder, **terms)
+    return run_stage(COMPARED, folder, make, names=unit.names, **terms, say=lambda _: None)
+
+
+def _repair(run: Run, config: Config, unit: Compared, here: Surroundings, say: Say) -> Made:
+    folder = run.compared(unit.target, unit.method, unit.seed)
     data = _data(run, config, unit, here)
     one = Unit(
         method=unit.method,
@@ -136,10 +140,7 @@ def repair_compared(run: Run, config: Config, unit: Compared, here: Surroundings
     found = repair_once(one, config, data, here, say)
     notes = "".join(f"; {note}" for note in found.model.notes)
     say(f"{unit.words}: repaired in {found.seconds:.1f} s, validation {found.validation:.1%}{notes}")
-    return write_manifest(
-        folder,
-        stage=stage,
-        **terms,
+    return Made(
         files=files_of(folder, config),
         facts={
             "seconds": found.seconds,
@@ -157,7 +158,7 @@ def repair_compared(run: Run, config: Config, unit: Compared, here: Surroundings
 def load_candidate(run: Run, config: Config, unit: Compared, here: Surroundings) -> Candidate:
     """A repaired DNN as it was saved, to be judged. Raises StageError where it is not done, DataError for damage."""
     folder = run.compared(unit.target, unit.method, unit.seed)
-    manifest = require_manifest(folder, REPAIR_FIRST)
+    manifest = require_manifest(folder, COMPARED.remedy)
     verify_checksums(folder, manifest)
     module = load_repaired(folder, unit.method, here.deployed)
     facts = manifest.facts
@@ -191,11 +192,7 @@ def load_candidate(run: Run, config: Config, unit: Compared, here: Surroundings)
     )
 
 
-def _stage(unit: Compared) -> str:
-    return f"compare {unit.target} {unit.method} {unit.seed}"
-
-
 def _data(run: Run, config: Config, unit: Compared, here: Surroundings) -> RepairData:
-    mined = require_manifest(run.target(unit.target), MINE_FIRST)
+    mined = require_manifest(run.target(unit.target), TARGET.remedy)
     collect = open_side(run.target(unit.target), "collect", mined, here.split("test"))
     return unit_data(config, here, [unit.method], collect, unit.seed)

@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from metarepair.inspection.facts import BAD, JUDGED, VERBS, Damage, FileFacts, Kind, StageFacts, State
-from metarepair.inspection.places import TRACES, StagePlace
+from metarepair.inspection.facts import BAD, JUDGED, Damage, FileFacts, StageFacts, State
+from metarepair.inspection.places import StagePlace
 from metarepair.runs.progress import Progress
 from tasks.errors import DataError
 from tasks.experiences.failure_file import read_with_facts
-from tasks.storage.manifest import BEGUN, MANIFEST, MENDING, Manifest, has_digest, read_manifest
+from tasks.storage.manifest import MANIFEST, Manifest, has_digest, read_manifest
 from tasks.storage.paths import Place, size_of
 from tasks.storage.sealed_parts import SUFFIX, is_untouched, seal_of
+from tasks.storage.stages import BEGUN, Kind, stage_of_kind
 
 SHOWN_FROM_BYTES = 1 << 28  # less is read in about a second, and needs no progress
 
@@ -109,7 +110,7 @@ def begun_config(place: StagePlace) -> dict[str, Any]:
 
 def begun_name(place: StagePlace) -> str | None:
     """The file that an unfinished stage was marked with when it began, None where there is none."""
-    return next(iter(place.matching(*(p for p in TRACES[place.kind] if p.endswith(BEGUN)))), None)
+    return next(iter(place.matching(*(p for p in place.stage.traces if p.endswith(BEGUN)))), None)
 
 
 def begun_mark(place: StagePlace) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def promised_files(place: StagePlace, manifest: Manifest, checksums: Checksums) 
 
 def files_there(place: StagePlace, states: dict[str, State]) -> list[FileFacts]:
     """Files of a stage without a manifest that can be read. Only parts, whose `states` are given, have a digest."""
-    names = [name for name in place.matching(*TRACES[place.kind]) if not name.endswith(BEGUN)]
+    names = [name for name in place.matching(*place.stage.traces) if not name.endswith(BEGUN)]
     unsealed: dict[str, State] = dict.fromkeys(names, "unchecked")
     return sealed_files(place, unsealed | states)
 
@@ -173,10 +174,10 @@ def remedy_for(kind: Kind, gone: str, *, sealed: bool = False) -> str:
 
     Some see to that alone, and all do where seals stand for the files.
     """
-    verb = VERBS[kind]
-    if sealed or verb in MENDING.values():
-        return f"Run `metarepair {verb} --config FILE` again, which makes anew what is damaged."
-    return f"Delete {gone}, and run `metarepair {verb} --config FILE` again."
+    stage = stage_of_kind(kind)
+    if sealed or stage.mends:
+        return f"Run `metarepair {stage.verb} --config FILE` again, which makes anew what is damaged."
+    return f"Delete {gone}, and run `metarepair {stage.verb} --config FILE` again."
 
 
 def complaint(damaged: Sequence[Damage]) -> str:

@@ -5,26 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tasks.storage.stages import Kind, Role
+
 SCHEMA_VERSION = 1
-Kind = Literal[
-    "environment", "features", "score", "meta", "repaired", "deployed", "hypothesis", "prepared", "compared"
-]
-Role = Literal["experience", "target"]
 State = Literal["ok", "differs", "missing", "unreadable", "unchecked"]
 BAD: tuple[State, ...] = ("differs", "missing", "unreadable")
 JUDGED = ("judged.json", "samples.parquet")  # a comparison's judgement of a repair, each with a seal
-# What makes a stage of each kind.
-VERBS: dict[Kind, str] = {
-    "environment": "mine",
-    "features": "score",
-    "score": "score",
-    "meta": "train",
-    "repaired": "repair",
-    "deployed": "pretrain",
-    "hypothesis": "hypothesis",
-    "prepared": "compare",
-    "compared": "compare",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

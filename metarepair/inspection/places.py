@@ -11,51 +11,12 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Literal
 
-from metarepair.inspection.facts import Kind, Role
 from tasks.errors import DataError
-from tasks.storage.manifest import BEGUN, MANIFEST, read_manifest
+from tasks.storage.manifest import MANIFEST, read_manifest
 from tasks.storage.paths import Place, inside
+from tasks.storage.stages import COMPARED, FEATURES, LISTED, Kind, Role, Stage, stage_of_group, stage_of_title
 
-# Folders of a run that hold one stage for each corruption or target, and those that are one, as a run makes them.
-GROUPS: dict[str, tuple[Kind, Role | None]] = {
-    "experiences": ("environment", "experience"),
-    "targets": ("environment", "target"),
-    "features": ("features", None),
-    "meta": ("meta", None),
-    "repaired": ("repaired", None),
-    "prepared": ("prepared", None),
-    "compare": ("compared", None),
-}
-DEPTHS = {"compare": 3}  # folders below a group to its stages: TARGET/METHOD/SEED; one where nothing is said
-SINGLES: dict[str, Kind] = {
-    "deployed": "deployed",
-    "score": "score",
-    "hypothesis": "hypothesis",
-}
-ORDER = (
-    "deployed",
-    "experiences",
-    "targets",
-    "features",
-    "score",
-    "meta",
-    "repaired",
-    "prepared",
-    "compare",
-    "hypothesis",
-)
-# What an unfinished stage of each kind may have, by patterns.
-TRACES: dict[Kind, tuple[str, ...]] = {
-    "environment": (f"parts/{BEGUN}", "parts/*.arrow", "collect.arrow", "fail.arrow"),
-    "features": (BEGUN, "part-*.parquet", "moments.npy"),
-    "score": ("fid.parquet", "matrix.parquet", "confidence.parquet"),
-    "meta": (BEGUN, "checkpoints/*/state.json", "model.safetensors"),
-    "repaired": ("*/*/model.safetensors", "samples.parquet", "result.json"),
-    "deployed": (BEGUN, "epochs.json", "model.safetensors"),
-    "hypothesis": (f"gains/{BEGUN}", "gains/*.json", "pairs.parquet", "summary.json"),
-    "prepared": (BEGUN, "*.safetensors"),
-    "compared": (BEGUN, "model.safetensors", "training.safetensors"),
-}
+GROUPS = tuple(stage.group for stage in LISTED)
 ALLOWED = (
     "Name a run's folder (STORAGE/NAME), a folder in it (experiences/CORRUPTION, targets/CORRUPTION, "
     "features/ENVIRONMENT, score, meta/TARGET, repaired/TARGET, prepared/METHOD, compare/TARGET/METHOD/SEED), "
@@ -74,14 +35,18 @@ class FileStat:
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlace:
-    """The folder of one stage. `path` is relative to what is inspected."""
+    """The folder of one stage. `path` is relative to what is inspected; role and name are None where it has none."""
 
     folder: Place
     path: str
-    kind: Kind
+    stage: Stage
     role: Role | None
     name: str | None
     files: Listing
+
+    @property
+    def kind(self) -> Kind:
+        return self.stage.kind
 
     def matching(self, *patterns: str) -> list[str]:
         """Its files that fit one of the patterns; half-written ones never do."""
@@ -90,7 +55,7 @@ class StagePlace:
     @property
     def begun(self) -> bool:
         """Anything there that such a stage writes."""
-        return MANIFEST in self.files or bool(self.matching(*TRACES[self.kind]))
+        return MANIFEST in self.files or bool(self.matching(*self.stage.traces))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +71,16 @@ def find_stages(root: Place) -> Found:
     """The stages under `root`. Raises DataError, saying what is allowed, when it has none."""
     entries = folders_in(root)
     by_place = _by_place(root)
-    if by_place is None and root.name not in GROUPS and not {path.name for path in entries} & set(ORDER):
+    if by_place is None and root.name not in GROUPS and not {path.name for path in entries} & set(GROUPS):
         raise DataError(_refusal(root, entries))  # before anything is walked through: it may be a whole disk
     files = list_files(root)
     if by_place is not None:
-        kind, role, name = by_place
-        stage = StagePlace(folder=root, path=".", kind=kind, role=role, name=name, files=files)
-        if stage.begun:
-            return Found(kind="stage", stages=(stage,), files=files)
-    if root.name in GROUPS:
-        members = _members(root, root.name, "", files)
+        place = _placed(*by_place, folder=root, path=".", files=files)
+        if place.begun:
+            return Found(kind="stage", stages=(place,), files=files)
+    group = stage_of_group(root.name)
+    if group is not None and group.depth:
+        members = _members(root, group, "", files)
         if members:
             return Found(kind="folder", stages=tuple(members), files=files)
     stages = stages_of_run(root, files)
@@ -126,7 +91,7 @@ def find_stages(root: Place) -> Found:
 
 def stages_of_run(root: Place, files: Listing) -> tuple[StagePlace, ...]:
     """The stages that were begun in a run's folder, in their order."""
-    return tuple(stage for name in ORDER for stage in _stages_of(root, name, files))
+    return tuple(place for stage in LISTED for place in _stages_of(root, stage, files))
 
 
 def folders_in(folder: Place) -> list[Place]:
@@ -168,75 +133,53 @@ def stat_files(folder: Place) -> dict[str, FileStat]:
     return dict(sorted(found.items()))
 
 
-def _by_place(folder: Place) -> tuple[Kind, Role | None, str | None] | None:
-    """Kind, role and name of a stage by where it stands; of one that was copied elsewhere, by its manifest."""
-    if folder.parent.name in GROUPS and folder.parent.name not in DEPTHS:
-        return _named(folder.parent.name, folder.name)
-    above = (folder.parent.parent, folder.parent)
-    if above[0].parent.name == "compare" and folder.name.isdecimal():
-        return _named("compare", "/".join(place.name for place in (*above, folder)))
-    if folder.name in SINGLES:
-        return SINGLES[folder.name], None, None
+def _by_place(folder: Place) -> tuple[Stage, str | None] | None:
+    """The kind and name of a stage by where it stands; of one that was copied elsewhere, by its manifest."""
+    for stage in sorted(LISTED, key=lambda stage: not stage.depth):  # a method may be called `score`
+        names: list[str] = []
+        above = folder
+        for _ in range(stage.depth):
+            above, names = above.parent, [above.name, *names]
+        if above.name == stage.group and (stage is not COMPARED or folder.name.isdecimal()):
+            return stage, "/".join(names) or None
     try:
         manifest = read_manifest(folder)
     except (DataError, RecursionError):
         return None
-    words = manifest.stage.split() if manifest is not None and isinstance(manifest.stage, str) else []
-    match words:
-        case ["mine", "experience", name]:
-            return "environment", "experience", name
-        case ["mine", "target", name]:
-            return "environment", "target", name
-        case ["features", ("experience" | "target") as role, name]:
-            return _named("features", f"{role}-{name}")
-        case ["train", name]:
-            return "meta", None, name
-        case ["repair", name]:
-            return "repaired", None, name
-        case ["prepare", name]:
-            return "prepared", None, name
-        case ["compare", target, method, seed]:
-            return _named("compare", f"{target}/{method}/{seed}")
-        case ["pretrain"]:
-            return "deployed", None, None
-        case [word] if word in SINGLES:
-            return SINGLES[word], None, None
-    return None
+    if manifest is None or not isinstance(manifest.stage, str):
+        return None
+    found = stage_of_title(manifest.stage)
+    return None if found is None else (found[0], "/".join(found[1]) or None)
 
 
-def _named(group: str, name: str) -> tuple[Kind, Role | None, str]:
-    """Kind, role and name of a group's member; features have the role in their folder's name."""
-    kind, role = GROUPS[group]
-    first, _, rest = name.partition("-")
-    if kind == "features" and first in ("experience", "target") and rest:
-        return kind, "experience" if first == "experience" else "target", rest
-    return kind, role, name
+def _placed(stage: Stage, name: str | None, *, folder: Place, path: str, files: Listing) -> StagePlace:
+    """The place of a stage; features have the role in their folder's name."""
+    role, (first, _, rest) = stage.role, (name or "").partition("-")
+    if stage is FEATURES and first in ("experience", "target") and rest:
+        role, name = "experience" if first == "experience" else "target", rest
+    return StagePlace(folder=folder, path=path, stage=stage, role=role, name=name, files=files)
 
 
-def _stages_of(root: Place, name: str, files: Listing) -> list[StagePlace]:
-    if name in GROUPS:
-        return _members(root / name, name, f"{name}/", files)
-    own = _under(files, f"{name}/")
-    stage = StagePlace(folder=root / name, path=name, kind=SINGLES[name], role=None, name=None, files=own)
-    return [stage] if stage.begun else []
+def _stages_of(root: Place, stage: Stage, files: Listing) -> list[StagePlace]:
+    if stage.depth:
+        return _members(root / stage.group, stage, f"{stage.group}/", files)
+    own = _under(files, f"{stage.group}/")
+    place = _placed(stage, None, folder=root / stage.group, path=stage.group, files=own)
+    return [place] if place.begun else []
 
 
-def _members(folder: Place, group: str, prefix: str, files: Listing) -> list[StagePlace]:
-    """The stages of a group, whose files begin with `prefix`."""
-    depth = DEPTHS.get(group, 1)
+def _members(folder: Place, stage: Stage, prefix: str, files: Listing) -> list[StagePlace]:
+    """The stages of a kind that lie in `folder`, whose files begin with `prefix`."""
     members: dict[str, dict[str, int]] = {}
     for path, size in _under(files, prefix).items():
-        parts = path.split("/", depth)
-        if len(parts) > depth:
-            members.setdefault("/".join(parts[:depth]), {})[parts[depth]] = size
-    found = []
-    for member, own in sorted(members.items()):
-        kind, role, name = _named(group, member)
-        path = f"{prefix}{member}"
-        found.append(
-            StagePlace(folder=folder / member, path=path, kind=kind, role=role, name=name, files=own)
-        )
-    return [stage for stage in found if stage.begun]
+        parts = path.split("/", stage.depth)
+        if len(parts) > stage.depth:
+            members.setdefault("/".join(parts[: stage.depth]), {})[parts[stage.depth]] = size
+    found = [
+        _placed(stage, member, folder=folder / member, path=f"{prefix}{member}", files=own)
+        for member, own in sorted(members.items())
+    ]
+    return [place for place in found if place.begun]
 
 
 def _under(files: Listing, prefix: str) -> Listing:
@@ -248,7 +191,7 @@ def _unreadable(folder: Place | str, error: OSError) -> str:
 
 
 def _refusal(root: Place, entries: list[Place]) -> str:
-    runs = [path for path in entries if any((path / name).is_dir() for name in ORDER)]
+    runs = [path for path in entries if any((path / name).is_dir() for name in GROUPS)]
     if runs:
         shown = ", ".join(path.name for path in runs[:10]) + (", …" if len(runs) > 10 else "")
         return f"{root} is a folder of runs ({shown}). Name one of them: metarepair inspect {runs[0]}"

@@ -23,7 +23,6 @@ from metarepair.evaluation.evaluate import Judged, evaluate
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
 from metarepair.repairs.unit import (
-    TRAIN_FIRST,
     WEIGHTS,
     Unit,
     files_of,
@@ -33,15 +32,15 @@ from metarepair.repairs.unit import (
 )
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.runs.layout import Run
+from metarepair.runs.run_stage import Made, run_stage
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     Manifest,
-    check_done,
     require_manifest,
     versions,
-    write_manifest,
 )
 from tasks.storage.paths import Place, read_table, write_text, writing
+from tasks.storage.stages import META, REPAIRED, TARGET
 
 Progress = Callable[[str], None]
 
@@ -58,15 +57,21 @@ def repair_settings(config: Config) -> dict[str, Any]:
 def repair_target(run: Run, config: Config, target: str, here: Surroundings, progress: Progress) -> Manifest:
     """Repairs `target` by every method and seed, then judges them. Skipped when done with the same settings."""
     folder = run.repaired(target)
-    mined = require_manifest(run.target(target), "Mine it first: metarepair mine --config …")
+    mined = require_manifest(run.target(target), TARGET.remedy)
     inputs = {"target": mined.digest, **here.inputs()}
     if "metarepair" in config.repair.methods:
-        inputs["meta"] = require_manifest(run.meta(target), TRAIN_FIRST).digest
-    stage = f"repair {target}"
-    done = check_done(folder, stage=stage, config=repair_settings(config), inputs=inputs)
-    if done is not None:
-        progress(f"{stage}: done before, see {folder}")
-        return done
+        inputs["meta"] = require_manifest(run.meta(target), META.remedy).digest
+    make = partial(_repair, run, config, target, here, mined, progress)
+    return run_stage(
+        REPAIRED, folder, make, names=[target], config=repair_settings(config), inputs=inputs, say=progress
+    )
+
+
+def _repair(
+    run: Run, config: Config, target: str, here: Surroundings, mined: Manifest, progress: Progress
+) -> Made:
+    """All repairs of a target first, then their evaluation."""
+    folder = run.repaired(target)
     collect = open_side(run.target(target), "collect", mined, here.split("test"))
     candidates, files = [], ["result.json", "samples.parquet"]
     methods = config.repair.methods
@@ -84,7 +89,7 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings, pro
     _write_samples(folder / "samples.parquet", judged)
     result = _result(run, config, target, mined, judged, parts)
     write_text(folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    return write_manifest(folder, stage=stage, config=repair_settings(config), inputs=inputs, files=files)
+    return Made(files=files)
 
 
 def _folder(method: str, seed: int) -> Path:
@@ -136,7 +141,7 @@ def _learned(run: Run, target: str) -> dict[str, Any]:
     confidence = read_confidence(run, target)
     scores = read_table(run.score / "confidence.parquet", SCORE_AGAIN).to_pylist()
     extractor = scores[0]["extractor"]
-    trained = require_manifest(run.meta(target), TRAIN_FIRST)
+    trained = require_manifest(run.meta(target), META.remedy)
     return {
         "features": extractor,
         "distance_name": distance_name(extractor),

@@ -31,9 +31,9 @@ from metarepair.runs.peak_memory import peak_memory
 from tasks.errors import DataError, DivergedError, unreadable
 from tasks.records import Failures
 from tasks.storage.paths import Place, write_text
+from tasks.storage.stages import META
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
-TRAIN_FIRST = "Train it first: metarepair train --config …"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def unit_data(
 
 def load_meta(run: Run, config: Config, target: str, here: Surroundings) -> Start:
     """θ_meta of a target. Raises StageError where it is not trained."""
-    return load_start(run.meta(target), here.deployed.module, config, remedy=TRAIN_FIRST)
+    return load_start(run.meta(target), here.deployed.module, config, remedy=META.remedy)
 
 
 def repair_once(

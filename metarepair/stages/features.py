@@ -34,6 +34,7 @@ from tasks.records import Ints
 from tasks.storage.manifest import Manifest, begin, check_whole, content_hash, write_manifest
 from tasks.storage.paths import Place, find
 from tasks.storage.sealed_parts import missing_parts, seal
+from tasks.storage.stages import FEATURES
 
 # N examples, D features
 
@@ -148,7 +149,7 @@ def _stage(run: Run, environment: Environment, manifest: Manifest, settings: dic
     made_of = content_hash([settings, inputs])
     return FeatureStage(
         folder=folder,
-        stage=f"features {environment.role} {environment.corruption}",
+        stage=FEATURES.title(environment.role, environment.corruption),
         settings=settings,
         inputs=inputs,
         shards=tuple(

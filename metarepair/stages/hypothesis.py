@@ -26,28 +26,25 @@ from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
+from metarepair.runs.run_stage import Made, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.mining import Mined, Say, environments
 from metarepair.stages.pipeline import Pipeline
-from metarepair.stages.train import MINE_FIRST
 from tasks.corruptions import CORRUPTIONS
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     MANIFEST,
-    Manifest,
     begin,
-    check_whole,
     content_hash,
     discard,
     require_manifest,
     verify_checksums,
-    write_manifest,
 )
 from tasks.storage.paths import Place, read_table, remove, write_text, writing
 from tasks.storage.sealed_parts import missing_parts, seal
+from tasks.storage.stages import HYPOTHESIS, SCORE, TARGET
 
-STAGE = "hypothesis"
 FEWEST = 4  # corruptions: a correlation within a target needs three experiences besides it
 
 
@@ -86,8 +83,8 @@ class HypothesisStudy:
         self.pipeline.mine()
         self.pipeline.score()
         found = environments(self.run, self.config)
-        mined: Mined = {(e.role, e.corruption): require_manifest(e.folder, MINE_FIRST) for e in found}
-        score = require_manifest(self.run.score, "Score first: metarepair score --config …")
+        mined: Mined = {(e.role, e.corruption): require_manifest(e.folder, TARGET.remedy) for e in found}
+        score = require_manifest(self.run.score, SCORE.remedy)
         verify_checksums(self.run.score, score)
         folder, settings = self.run.hypothesis, study_settings(self.config)
         repaired_from = {f"{role} {name}": manifest.digest for (role, name), manifest in mined.items()}
@@ -95,13 +92,12 @@ class HypothesisStudy:
         inputs = repaired_from | {"score": score.digest}
         if restart:
             self._discard(settings, repaired_from)
-        done = check_whole(folder, stage=STAGE, config=settings, inputs=inputs, say=self.say)
-        if done is None:
+
+        def make() -> Made:
             begin(folder / "gains", config=settings, inputs=repaired_from, sealed=True)
-            items = self._fine_tune(mined, content_hash([settings, repaired_from]))
-            done = self._judge(items, settings, inputs)
-        else:
-            self.say(f"hypothesis: done before, see {folder}")
+            return self._judge(self._fine_tune(mined, content_hash([settings, repaired_from])))
+
+        run_stage(HYPOTHESIS, folder, make, config=settings, inputs=inputs, say=self.say)
         self.say(describe(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
 
     def _discard(self, settings: Mapping[str, Any], repaired_from: Mapping[str, str]) -> None:
@@ -122,16 +118,14 @@ class HypothesisStudy:
             for seed in seeds
         ]
         missing = missing_parts(items, self.say)
-        progress = Progress(STAGE, len(items), "fine-tunes", done=len(items) - len(missing))
+        progress = Progress(HYPOTHESIS.name, len(items), "fine-tunes", done=len(items) - len(missing))
         build = partial(_build_worker, self.config, self.run, mined)
         for item, mean in self.pipeline.executor.map(build, missing):
             progress.advance(note=f"{item.experience}, seed {item.seed}: mean accuracy {mean:.1%}")
         return items
 
-    def _judge(
-        self, items: Sequence[FineTune], settings: Mapping[str, Any], inputs: Mapping[str, str]
-    ) -> Manifest:
-        """Correlations, tables and figure of all results, then the manifest."""
+    def _judge(self, items: Sequence[FineTune]) -> Made:
+        """Correlations, tables and figure of all results."""
         folder = self.run.hypothesis
         extractor, distances_CC = read_distances(self.run.score / "fid.parquet", self.names)
         study = Study(
@@ -147,9 +141,7 @@ class HypothesisStudy:
         with writing(folder / "scatter.png") as part:
             part.write_bytes(scatter(study, summary))
         files += ["summary.json", "scatter.png", *(f"gains/{item.path.name}" for item in items)]
-        return write_manifest(
-            folder, stage=STAGE, config=settings, inputs=inputs, files=files, rows={"pairs": summary["pairs"]}
-        )
+        return Made(files=files, rows={"pairs": summary["pairs"]})
 
 
 def study_settings(config: Config) -> dict[str, Any]:

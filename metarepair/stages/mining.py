@@ -28,6 +28,7 @@ from tasks.records import Failures, Ints, Pixels
 from tasks.storage.manifest import Manifest, begin, check_whole, content_hash, read_manifest
 from tasks.storage.paths import Place
 from tasks.storage.sealed_parts import missing_parts, seal
+from tasks.storage.stages import EXPERIENCE, TARGET
 
 Role = Literal["experience", "target"]
 Mined = Mapping[tuple[Role, str], Manifest]
@@ -48,7 +49,7 @@ class Environment:
 
     @property
     def stage(self) -> str:
-        return f"mine {self.role} {self.corruption}"
+        return (EXPERIENCE if self.role == "experience" else TARGET).title(self.corruption)
 
 
 OnDone = Callable[[Environment, Manifest], object]

@@ -33,6 +33,7 @@ from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.layout import RATES, Run, open_run
+from metarepair.runs.run_stage import Made, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
 from metarepair.stages.mining import (
@@ -47,26 +48,24 @@ from metarepair.stages.mining import (
 )
 from metarepair.stages.score import score_stage, stale_features
 from metarepair.stages.together import Follower, each_at_once
-from metarepair.stages.train import MINE_FIRST
 from tasks.corruptions import category_of
 from tasks.errors import DataError
 from tasks.sampling.confidence import choose_experiences
 from tasks.storage.manifest import (
     MANIFEST,
     Manifest,
-    begin,
     check_done,
     discard,
     read_manifest,
     require_manifest,
     verify_checksums,
-    write_manifest,
 )
 from tasks.storage.paths import Place, copy_file, find, remove_tree, write_text
 from tasks.storage.remote import RemotePath
+from tasks.storage.stages import FEATURES, META, SCORE, TARGET, stages_of
 
-Stage = Literal["mine", "score", "train", "repair", "report"]
-STAGES: tuple[Stage, ...] = ("mine", "score", "train", "repair", "report")
+Verb = Literal["mine", "score", "train", "repair", "report"]
+VERBS: tuple[Verb, ...] = ("mine", "score", "train", "repair", "report")
 
 
 class Pipeline:
@@ -118,7 +117,7 @@ class Pipeline:
             return torch.device("cpu")
         return pick_device(self.config.device)
 
-    def restart(self, stage: Stage) -> None:
+    def restart(self, stage: Verb) -> None:
         """Deletes a stage and those after it, but only once what the stage needs could be read.
 
         Of the stages that go by target, the configured targets alone are deleted.
@@ -127,7 +126,7 @@ class Pipeline:
             self.here.inputs()
         if stage == "mine":
             self.check_clean()
-        mined = self.mined() if STAGES.index(stage) > STAGES.index("mine") else {}
+        mined = self.mined() if VERBS.index(stage) > VERBS.index("mine") else {}
         if stage == "score":
             load_extractor(self.config, self.here)
         if stage == "train":
@@ -135,29 +134,28 @@ class Pipeline:
                 read_confidence(self.run, target)
         if stage == "repair" and "metarepair" in self.config.repair.methods:
             for target in self.config.targets:
-                require_manifest(self.run.meta(target), "Train it first: metarepair train --config …")
-        by_target: list[tuple[Stage, Callable[[str], Place]]] = [
-            ("train", self.run.meta),
-            ("repair", self.run.repaired),
-        ]
-        folders: dict[Stage, list[Place]] = {
-            "mine": [self.run.root / "experiences", self.run.root / "targets"],
-            "score": [self.run.score, *self._features_to_discard(stage, mined)],
-            "report": [self.run.report],
-        }
-        alone = stage in ("train", "repair")
-        for name, place in by_target:
-            parent = place("x").parent
-            folders[name] = [place(t) for t in self.config.targets] if alone else [parent]
-        for name in STAGES[STAGES.index(stage) :]:
-            for folder in folders[name]:
+                require_manifest(self.run.meta(target), META.remedy)
+        for verb in VERBS[VERBS.index(stage) :]:
+            for folder in self._folders(verb, stage, mined):
                 for done in find(folder, MANIFEST, deep=True):
                     discard(done.parent)
                 remove_tree(folder)
 
-    def _features_to_discard(self, stage: Stage, mined: Mined) -> list[Place]:
-        """All when mining begins anew; when scoring does, those that are not as they would be made again."""
-        return stale_features(self.run, self.config, mined) if stage == "score" else [self.run.features]
+    def _folders(self, verb: Verb, restarted: Verb, mined: Mined) -> list[Place]:
+        """What a verb has made, and is to be deleted where the stages from `restarted` on begin anew."""
+        if verb == "report":
+            return [self.run.report]
+        found = []
+        for stage in stages_of(verb):
+            folder = self.run.root / stage.group
+            if stage is FEATURES and restarted == "score":
+                # With other α, β or experiences, features need not be made again.
+                found += stale_features(self.run, self.config, mined)
+            elif restarted in ("train", "repair"):
+                found += [folder / target for target in self.config.targets]
+            else:
+                found.append(folder)
+        return found
 
     def mined(self) -> dict[tuple[Role, str], Manifest]:
         """Manifests of all environments, mined with these very settings, data and DNN; StageError otherwise."""
@@ -166,7 +164,9 @@ class Pipeline:
         for environment in environments(self.run, self.config):
             folder = environment.folder
             manifest = check_done(folder, stage=environment.stage, config=settings, inputs=inputs)
-            found[environment.role, environment.corruption] = manifest or require_manifest(folder, MINE_FIRST)
+            found[environment.role, environment.corruption] = manifest or require_manifest(
+                folder, TARGET.remedy
+            )
         return found
 
     def whole(self) -> None:
@@ -242,43 +242,42 @@ class Pipeline:
     def _train(self, target: str) -> None:
         run, config, folder = self.run, self.config, self.run.meta(target)
         mined = self.mined()
-        verify_checksums(run.score, require_manifest(run.score, "Score first: metarepair score --config …"))
+        verify_checksums(run.score, require_manifest(run.score, SCORE.remedy))
         confidence = read_confidence(run, target)
         settings = training_settings(config)
         inputs = {f"experience {name}": mined["experience", name].digest for name in confidence.names}
         inputs |= {"target": mined["target", target].digest, "confidence": confidence.digest}
         inputs |= self.here.inputs()
-        stage = f"train {target}"
-        if check_done(folder, stage=stage, config=settings, inputs=inputs) is not None:
-            self.say(f"train {target}: done before, see {folder}")
-            return
-        begin(folder, config=settings, inputs=inputs)
-        self.executor.train(run, target, self.device, self.say)
+
+        def make() -> Made:
+            self.executor.train(run, target, self.device, self.say)
+            return self._trained(target, folder)
+
+        run_stage(META, folder, make, names=[target], config=settings, inputs=inputs, say=self.say)
+
+    def _trained(self, target: str, folder: Place) -> Made:
+        """Copies what the last checkpoint holds to where θ_meta is read."""
         checkpoint = newest_checkpoint(folder)
         state = read_state(checkpoint) if checkpoint is not None else None
-        if checkpoint is None or state is None or state["episode"] != config.train.episodes:
+        if checkpoint is None or state is None or state["episode"] != self.config.train.episodes:
             raise DataError(
                 f"{folder} has no complete checkpoint of the last episode. Run the command again."
             )
-        tensors = ["model.safetensors", *([RATES] if config.inner.learned_rates else [])]
+        tensors = ["model.safetensors", *([RATES] if self.config.inner.learned_rates else [])]
         for name in tensors:
             copy_file(checkpoint / name, folder / name)
         write_text(folder / "metrics.json", json.dumps(state["history"]))
-        write_manifest(
-            folder,
-            stage=stage,
-            config=settings,
-            inputs=inputs,
+        self.say(f"train {target}: {state['episode']} episodes, {folder / 'model.safetensors'}")
+        return Made(
             files=[*tensors, "metrics.json"],
             facts={
                 "seconds": state["seconds"],
                 "episodes": state["episode"],
-                "workers": config.workers,
+                "workers": self.config.workers,
                 "skipped_episodes": state["skipped"],
                 "memory": state["memory"],
             },
         )
-        self.say(f"train {target}: {state['episode']} episodes, {folder / 'model.safetensors'}")
 
     def repair(self) -> None:
         """Every method and seed on each target, then the evaluation."""

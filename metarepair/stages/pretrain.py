@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from metarepair.pretraining.pretrain import Epoch, pretrain
 from metarepair.runs.context import LocalContext
 from metarepair.runs.layout import open_run
 from metarepair.runs.progress import Progress
+from metarepair.runs.run_stage import Made, run_stage
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
-from tasks.storage.manifest import begin, check_done, discard, write_manifest
+from tasks.storage.manifest import discard
 from tasks.storage.paths import Place, write_text
+from tasks.storage.stages import DEPLOYED
 
 EPOCHS = "epochs.json"
 TrainElsewhere = Callable[[Config, Place], None]
@@ -42,12 +45,18 @@ def pretrain_stage(
     check_data(config.pretrain, data, pixels=config.model.input_size, workers=workers)
     if restart:  # only now: a wrong setting must not cost the old one
         discard(folder)
-    settings = _settings(config)
-    inputs = {"train": data.digest()}
-    if check_done(folder, stage="pretrain", config=settings, inputs=inputs) is not None:
-        say(f"pretrain: done before, see {folder}")
-        return
-    begin(folder, config=settings, inputs=inputs)
+    make = partial(_pretrain, config, data, folder, train_elsewhere, say)
+    run_stage(DEPLOYED, folder, make, config=_settings(config), inputs={"train": data.digest()}, say=say)
+
+
+def _pretrain(
+    config: Config,
+    data: ArrayDataset,
+    folder: Place,
+    train_elsewhere: TrainElsewhere | None,
+    say: Callable[[str], None],
+) -> Made:
+    """Trains to the end, and judges the weights on the test split."""
     if train_elsewhere is not None:
         train_elsewhere(config, folder)
     deployed = _train_here(config, data, folder, elsewhere=train_elsewhere is not None)
@@ -56,15 +65,11 @@ def pretrain_stage(
     accuracy = float((predicted == test.labels_N).mean())
     save_weights(folder / "model.safetensors", deployed.module.state_dict(), {"model": config.model.name})
     epochs = read_epochs(folder)
-    write_manifest(
-        folder,
-        stage="pretrain",
-        config=settings,
-        inputs=inputs,
+    say(f"clean test accuracy {accuracy:.2%}; weights: {folder / 'model.safetensors'}")
+    return Made(
         files=["model.safetensors", EPOCHS],
         facts={"clean_test_accuracy": accuracy, "seconds": sum(epoch["seconds"] for epoch in epochs)},
     )
-    say(f"clean test accuracy {accuracy:.2%}; weights: {folder / 'model.safetensors'}")
 
 
 def training_split(config: Config) -> ArrayDataset:

@@ -18,6 +18,7 @@ from metarepair.features.confidence_tables import (
 from metarepair.features.extractors import distance_name
 from metarepair.reports.figures import heat_map, save
 from metarepair.runs.layout import Run
+from metarepair.runs.run_stage import Made, run_stage
 from metarepair.stages.distances import all_distances, with_intervals
 from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
@@ -27,14 +28,13 @@ from tasks.errors import DataError, StageError
 from tasks.records import FidScore
 from tasks.storage.manifest import (
     check_done,
-    check_whole,
     discard,
     plain,
     read_manifest,
     verify_checksums,
-    write_manifest,
 )
 from tasks.storage.paths import Place
+from tasks.storage.stages import SCORE
 
 
 def score_stage(run: Run, config: Config, mined: Mined, say: Say, executor: Executor) -> None:
@@ -45,14 +45,15 @@ def score_stage(run: Run, config: Config, mined: Mined, say: Say, executor: Exec
     settings = score_settings(config)
     inputs = {f"features {role} {name}": found.digest for (role, name), found in features.items()}
     _leave_other_targets(run.score, settings, inputs, say)
-    if check_whole(run.score, stage="score", config=settings, inputs=inputs, say=say) is not None:
-        say(f"score: done before, see {run.score}")
-        return
-    scores, files = _score(run, config, features, executor)
-    write_manifest(run.score, stage="score", config=settings, inputs=inputs, files=files)
-    for target in config.targets:
-        say(describe_confidence(target, confidence_of(scores, target, config.experiences), scores))
-    say(f"{distance_name(config.features.extractor)}: {run.score / 'heatmap.png'}")
+
+    def make() -> Made:
+        scores, files = _score(run, config, features, executor)
+        for target in config.targets:
+            say(describe_confidence(target, confidence_of(scores, target, config.experiences), scores))
+        say(f"{distance_name(config.features.extractor)}: {run.score / 'heatmap.png'}")
+        return Made(files=files)
+
+    run_stage(SCORE, run.score, make, config=settings, inputs=inputs, say=say)
 
 
 def _leave_other_targets(
@@ -76,7 +77,7 @@ def _leave_other_targets(
     # Refused, for what differs beside the targets: other targets alone would have been made again.
     check_done(
         folder,
-        stage="score",
+        stage=SCORE.title(),
         config={**settings, "targets": held.config.get("targets")},
         inputs={key: inputs.get(key, digest) for key, digest in held.inputs.items()},
     )

@@ -23,8 +23,7 @@ from metarepair.runs.progress import Progress
 from tasks.experiences.store import open_side
 from tasks.records import Experience
 from tasks.storage.manifest import require_manifest
-
-MINE_FIRST = "Mine it first: metarepair mine --config …"
+from tasks.storage.stages import TARGET
 
 
 def inputs_of(run: Run, target: str) -> TrainingInputs:
@@ -46,13 +45,13 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
     here.deployed.module.to(torch.float64 if config.train.precision == "float64" else torch.float32)
     experiences = {}
     for name, folder in inputs.experiences.items():
-        manifest = require_manifest(folder, MINE_FIRST)
+        manifest = require_manifest(folder, TARGET.remedy)
         experiences[name] = Experience(
             corruption=name,
             collect=open_side(folder, "collect", manifest, here.split("train")),
             fail=open_side(folder, "fail", manifest, here.split("train")),
         )
-    mined = require_manifest(inputs.collect, MINE_FIRST)
+    mined = require_manifest(inputs.collect, TARGET.remedy)
     collect = open_side(inputs.collect, "collect", mined, here.split(inputs.split))
     source = TaskSource(
         deployed=here.deployed,

@@ -23,22 +23,6 @@ from tasks.storage.sealed_parts import SUFFIX
 
 Stats = Mapping[str, FileStat]
 Mark = Mapping[str, Any]
-# Parts that a stage is made of while it is unfinished, each with a seal beside it.
-PARTS = {
-    "environment": "parts/*.arrow",
-    "features": "part-*.parquet",
-    "hypothesis": "gains/*.json",
-    "prepared": "*",
-}
-UNITS = {
-    "environment": "shards",
-    "features": "shards",
-    "hypothesis": "fine-tunes",
-    "meta": "episodes",
-    "repaired": "repairs",
-    "deployed": "epochs",
-    "prepared": "pieces",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +63,7 @@ def look_at(place: StagePlace, stats: Stats) -> Looked:
         state="begun" if manifest is None else "done",
         done=found.done,
         total=found.total,
-        unit=UNITS.get(place.kind) if found.done is not None else None,
+        unit=place.stage.unit if found.done is not None else None,
         written=moment(max(written)) if written else None,
         metrics=dict(found.metrics),
         seconds_left=found.seconds_left,
@@ -95,7 +79,7 @@ def moment(seconds: float) -> str:
 
 def sealed_parts(place: StagePlace) -> list[str]:
     """The parts of an unfinished stage that will not be made again."""
-    pattern = PARTS.get(place.kind)
+    pattern = place.stage.parts
     names = place.matching(pattern) if pattern is not None else []
     return [name for name in names if f"{name}{SUFFIX}" in place.files]
 
@@ -158,9 +142,9 @@ def _finished(place: StagePlace, manifest: Manifest) -> Progressed:
 
 
 def _progressed(place: StagePlace, mark: Mark) -> Progressed:
+    if place.stage.parts is not None:
+        return Progressed(done=len(sealed_parts(place)), total=whole(mark.get("parts")), metrics={})
     match place.kind:
-        case "environment" | "features" | "hypothesis" | "prepared":
-            return Progressed(done=len(sealed_parts(place)), total=whole(mark.get("parts")), metrics={})
         case "meta":
             return _training(place, mark)
         case "repaired":

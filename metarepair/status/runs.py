@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metarepair.inspection.inspect import READS
-from metarepair.inspection.places import GROUPS, ORDER, SINGLES, folders_in
+from metarepair.inspection.places import GROUPS, folders_in
 from tasks.errors import DataError, StorageError, near_names
 from tasks.storage.lease import LEASE
 from tasks.storage.paths import Place, place
@@ -26,7 +26,7 @@ def open_run_folder(path: str) -> Place:
 
 
 def _checked(root: Place) -> Place:
-    if root.name in (*GROUPS, *SINGLES, "search", "report") and _is_run(root.parent):
+    if root.name in (*GROUPS, "search", "report") and _is_run(root.parent):
         raise DataError(f"{root} is a part of a run. Ask for the whole: metarepair status {root.parent}")
     for group in (root.parent, root.parent.parent, root.parent.parent.parent):
         if group.name in GROUPS and _is_run(group.parent):
@@ -49,7 +49,7 @@ def _checked(root: Place) -> Place:
 def _is_run(root: Place) -> bool:
     """Whether anything is there that a run's driver makes first; a run may be called `compare` itself."""
     names = {path.name for path in root.iterdir()} - {"prepared", "compare"}
-    return LEASE in names or READS in names or any(n in names and (root / n).is_dir() for n in ORDER)
+    return LEASE in names or READS in names or any(n in names and (root / n).is_dir() for n in GROUPS)
 
 
 def _near(root: Place) -> str:

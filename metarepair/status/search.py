@@ -22,8 +22,9 @@ from metarepair.inspection.details import real, whole
 from metarepair.inspection.facts import Damage
 from metarepair.status.facts import BestTrial, RunningTrial, SearchStatus
 from metarepair.status.members import Stats, moment
-from tasks.storage.manifest import BEGUN, MANIFEST, Manifest
+from tasks.storage.manifest import MANIFEST, Manifest
 from tasks.storage.paths import Place, local
+from tasks.storage.stages import BEGUN
 
 FOLDER, TABLE, TRIALS, RECORD = "search", "trials.parquet", "trials", "record.json"
 OVER = ("finished", "stopped early", "failed")

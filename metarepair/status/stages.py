@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from metarepair.inspection.details import whole
-from metarepair.inspection.facts import Damage, Kind
+from metarepair.inspection.facts import Damage
 from metarepair.inspection.places import stages_of_run
 from metarepair.status.compare import look_at_comparison
 from metarepair.status.facts import Member, StageStatus
@@ -20,29 +20,11 @@ from metarepair.status.members import Looked, Stats, look_at, moment, sealed_par
 from metarepair.status.unused import unused_paths
 from tasks.storage.lease import Owner
 from tasks.storage.paths import Place
+from tasks.storage.stages import LISTED, REPAIRED
 
-NAMES: dict[Kind, str] = {
-    "deployed": "pretrain",
-    "environment": "mine",
-    "features": "features",
-    "score": "score",
-    "meta": "train",
-    "repaired": "repair",
-    "hypothesis": "hypothesis",
-    "prepared": "prepare",
-}
-ORDER = (
-    "pretrain",
-    "mine",
-    "features",
-    "score",
-    "train",
-    "repair",
-    "report",
-    "prepare",
-    "compare",
-    "hypothesis",
-)
+_NAMES = list(dict.fromkeys(stage.name for stage in LISTED))
+# A report has no manifest, so it is not in the table; it is made of repairs.
+ORDER = (*_NAMES[: (after := _NAMES.index(REPAIRED.name) + 1)], "report", *_NAMES[after:])
 REPORT = "report/index.html"
 FEWEST_PARTS = 3  # written by the present owner, for a pace
 
@@ -68,7 +50,7 @@ def look_at_stages(root: Place, stats: Stats, owner: Owner | None) -> Stages:
     members: dict[str, list[Member]] = {name: [] for name in ORDER}
     for one in (one for one in looked if one.place.kind != "compared"):
         total = one.member.total if one.member.total is not None else totals.get(one.place.path)
-        members[NAMES[one.place.kind]].append(replace(one.member, total=total))
+        members[one.place.stage.name].append(replace(one.member, total=total))
     members["compare"] = [*comparison.members]
     for name, paths in _expected(looked, stats).items():
         there = {member.path for member in members[name]}

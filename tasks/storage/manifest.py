@@ -17,13 +17,11 @@ from typing import Any
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.paths import Place, local, remove, remove_tree, size_of, write_text
 from tasks.storage.remote import RemotePath, forget_copies
+from tasks.storage.stages import BEGUN, COMPARED, PREPARED, STAGES
 
 MANIFEST = "manifest.json"
-BEGUN = "begun.json"
 CHECKSUM = "checksum"
 PARTS = "parts"
-# The verbs that make what is damaged again without being told, by the first word of their stages' names.
-MENDING = {"mine": "mine", "features": "score", "score": "score", "hypothesis": "hypothesis"}
 DAMAGED = (
     "Run the stage that made it again: `mine`, `score` and `hypothesis` make what is damaged again, and nothing else; "
     "other stages take --restart."
@@ -269,13 +267,13 @@ def verify_checksums(folder: Place, manifest: Manifest) -> None:
 
 
 def _remedy(manifest: Manifest) -> str:
-    stage = manifest.stage.partition(" ")[0]
-    verb = MENDING.get(stage)
-    if stage in ("compare", "prepare"):
+    name = manifest.stage.partition(" ")[0]
+    stage = next((stage for stage in STAGES if stage.name == name), None)
+    if stage in (COMPARED, PREPARED):
         return "Delete its folder, and run `metarepair compare` again: it makes that anew, and nothing else."
-    if verb is None:
+    if stage is None or not stage.mends:
         return "Run the stage again with --restart."
-    return f"Run `metarepair {verb}` again: it makes what is damaged again, and nothing else."
+    return f"Run `metarepair {stage.verb}` again: it makes what is damaged again, and nothing else."
 
 
 def has_digest(path: Place, digest: str) -> bool:
