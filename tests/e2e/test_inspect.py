@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from metarepair.cli import main
-from tasks.storage.manifest import require_manifest
+from tasks.storage.manifest import read_manifest, require_manifest
+from tasks.storage.stages import stage_of_title
 
 
 def inspect(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
@@ -106,3 +107,21 @@ def test_a_run_without_its_last_stages_is_unfinished_where_it_was_begun(
     assert (details["episodes"], details["episodes_wanted"]) == (2, 2)
     assert main(["inspect", str(root)]) == 0
     assert "meta/gaussian_noise: unfinished" in capsys.readouterr().out
+
+
+def test_every_stage_of_a_run_has_the_settings_that_the_table_lists(finished_run: Path) -> None:
+    manifests = [
+        read_manifest(path.parent) for path in sorted((finished_run / "runs").rglob("manifest.json"))
+    ]
+    found = [stage_of_title(manifest.stage) for manifest in manifests if manifest is not None]
+    assert {stage.kind for stage, _ in filter(None, found)} == {
+        "environment",
+        "features",
+        "score",
+        "meta",
+        "repaired",
+    }
+    for manifest, entry in zip(manifests, found, strict=True):
+        assert manifest is not None
+        assert entry is not None
+        assert set(manifest.config) <= set(entry[0].settings), manifest.stage
