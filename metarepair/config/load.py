@@ -6,6 +6,7 @@ Unknown keys, wrong types and values out of range are one-paragraph ConfigErrors
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -18,12 +19,12 @@ from metarepair.config.section import in_yaml
 from tasks.errors import ConfigError, UserError, near_names
 
 
-def load_config(path: Path | None, overrides: list[str], **direct: Any) -> Config:
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct: Any) -> Config:
     """The YAML file at `path` (none: no settings), then `a.b=value` overrides, then `direct` settings.
 
     Direct settings are values, or some of a group's; None is a setting that is not given.
     """
-    values = {} if path is None else _read_yaml(path)
+    values = {} if path is None else _read_yaml(Path(path))
     for override in overrides:
         _set(values, override)
     for key, value in direct.items():

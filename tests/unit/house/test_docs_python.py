@@ -27,6 +27,19 @@ from tasks.records import Failures
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "cluster/README.md"]
 Names = dict[str, Any]
+SMALL_RUN = """\
+name: small
+device: cpu
+targets: [gaussian_noise]
+data: {name: cifar10_sample, max_train_images: 100, max_test_images: 100}
+mining: {experiences: [shot_noise, impulse_noise], severities: [5], collect: 20}
+features: {extractor: deployed}
+task: {shots: 1, query_size: 4}
+inner: {steps: 1}
+train: {episodes: 2, tasks: 1}
+repair: {episodes: 1, tasks: 1, methods: [metarepair]}
+evaluate: {others: []}
+"""
 
 
 def blocks(text: str) -> Iterator[str]:
@@ -82,6 +95,13 @@ def failing(_: pytest.MonkeyPatch) -> Names:
         name="small", module=model, num_classes=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
     return {"model": model, "images": images, "labels": (dnn.logits(images).argmax(1).numpy() + 1) % 3}
+
+
+def a_small_run(_: pytest.MonkeyPatch) -> Names:
+    """A configuration of seconds where the shipped one is."""
+    Path("tune_configs").mkdir()
+    Path("tune_configs/sample.yaml").write_text(SMALL_RUN, encoding="utf-8")
+    return {}
 
 
 def a_small_densenet(monkeypatch: pytest.MonkeyPatch) -> Names:
@@ -140,6 +160,11 @@ def two_photos(names: Names) -> None:
     assert names["test"].images(np.arange(2)).shape == (2, 64, 64, 3)
 
 
+def a_report(names: Names) -> None:
+    assert names["config"].name == "mine"
+    assert Path("runs/mine/report/index.html").is_file()
+
+
 def anything(_: Names) -> None:
     """That it ran is all."""
 
@@ -147,6 +172,7 @@ def anything(_: Names) -> None:
 # What a block needs around it, and what is then true.
 RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], None]]] = {
     "README.md: from tasks.corruptions import corrupt": (some_images, shapes),
+    "docs/architecture.md: from metarepair.config.load import load_config": (a_small_run, a_report),
     "docs/data.md: from tasks.datasets import DataSource, dataset_info, load_dataset": (
         a_folder_of_photos,
         two_photos,
