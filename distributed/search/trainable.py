@@ -13,8 +13,14 @@ from typing import Any
 
 from distributed.on_ray.failures import read_failure, write_failure
 from distributed.search.draws import OBJECTIVE, OVER, ROUND, drawn_of
-from distributed.search.inputs import TrialSetup
-from distributed.search.trial import (
+from distributed.stages.train import fit
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
+from metarepair.data.workspace import pick_device
+from metarepair.runs.context import LocalContext
+from metarepair.search.space import dimensions, search_of
+from metarepair.stages.search_inputs import TrialSetup
+from metarepair.stages.search_trial import (
     Donor,
     JointTraining,
     TrialRecord,
@@ -23,12 +29,6 @@ from distributed.search.trial import (
     trial_settings,
     write_record,
 )
-from distributed.stages.train import fit
-from metarepair.config.load import parse_config
-from metarepair.config.run import Config
-from metarepair.data.workspace import pick_device
-from metarepair.runs.context import LocalContext
-from metarepair.search.space import dimensions, search_of
 from tasks.errors import ConfigError, DivergedError, UserError
 
 DONOR = "donor.json"

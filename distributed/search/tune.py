@@ -36,9 +36,7 @@ from distributed.search.draws import (
     param_space,
     seeded,
 )
-from distributed.search.inputs import TrialSetup, prepare_inputs, searched_config
 from distributed.search.room import check_trial_fits, placement, trial_resources, trials_at_once
-from distributed.search.trial import TrialRecord, read_record
 from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import training_settings
@@ -49,6 +47,8 @@ from metarepair.search.trials import Trial
 from metarepair.stages.features import extract_all
 from metarepair.stages.mining import Mined, Say, environments
 from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.search_inputs import TrialSetup, prepare_inputs, searched_config
+from metarepair.stages.search_trial import TrialRecord, read_record
 from tasks.errors import DataError, UserError
 from tasks.storage.manifest import MANIFEST, begin, check_done, discard, require_manifest, write_manifest
 from tasks.storage.paths import find, remove_tree, write_text
@@ -88,7 +88,7 @@ class TuneSearch:
             self.say(f"search: done before, see {folder}")
         else:
             begin(folder, config=settings | placement(self.config), inputs=inputs)
-            setup = prepare_inputs(self.run, self.config, mined, features, self.say)
+            setup = prepare_inputs(self.run, self.config, mined, features, self.say, self.pipeline.executor)
             trials = self.try_all(setup)
             self._write(trials, settings, inputs)
         self.say(results_table(trials, self.config))

@@ -32,9 +32,15 @@ from distributed.search.draws import (
     most_rounds,
     param_space,
 )
-from distributed.search.inputs import TrialSetup, trial_inputs
 from distributed.search.progress import SearchProgress
-from distributed.search.trial import (
+from distributed.search.tune import TuneSearch
+from metarepair.config.load import load_config
+from metarepair.config.run import Config
+from metarepair.runs.context import LocalContext
+from metarepair.search.space import dimensions, search_of
+from metarepair.search.trials import Trial
+from metarepair.stages.search_inputs import TrialSetup, trial_inputs
+from metarepair.stages.search_trial import (
     Donor,
     JointTraining,
     TrialRecord,
@@ -42,12 +48,6 @@ from distributed.search.trial import (
     read_record,
     trial_settings,
 )
-from distributed.search.tune import TuneSearch
-from metarepair.config.load import load_config
-from metarepair.config.run import Config
-from metarepair.runs.context import LocalContext
-from metarepair.search.space import dimensions, search_of
-from metarepair.search.trials import Trial
 from tasks.errors import ConfigError, DivergedError, StageError, UserError
 from tasks.experiences import store
 from tasks.records import Failures
@@ -86,10 +86,11 @@ def outcome(trials: list[Trial]) -> list[tuple[Any, ...]]:
 
 def prepared(config: Config) -> TrialSetup:
     """What trials are given, without Ray."""
-    from distributed.search.inputs import prepare_inputs
+    from distributed.stages.executor import executor_for
+    from metarepair.stages.search_inputs import prepare_inputs
 
     search = TuneSearch(config, lambda _: None)
-    return prepare_inputs(search.run, config, *search._mined(), lambda _: None)
+    return prepare_inputs(search.run, config, *search._mined(), lambda _: None, executor_for(config))
 
 
 def joint(setup: TrialSetup, name: str, drawn: dict[str, Any]) -> JointTraining:
@@ -609,7 +610,7 @@ def test_progress_is_a_table_on_a_terminal_and_a_line_elsewhere(
 
 
 def test_a_record_reads_back_and_a_torn_one_is_none(tmp_path: Path) -> None:
-    from distributed.search.trial import write_record
+    from metarepair.stages.search_trial import write_record
 
     record = write_record(tmp_path, TrialRecord(drawn={"inner.rate": 0.1}, rounds=2, objective=0.5))
     assert read_record(tmp_path) == record

@@ -1,4 +1,4 @@
-"""A mined run in, what the trials of a search may read out; no D_fail that they are judged by is among it.
+"""What the trials of a search may read of a mined run; the D_fail that they are judged by is not among it.
 
 <run>/search/inputs/
     distances/          fid.parquet: every experience to every environment that judges
@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.features.confidence_tables import confidence_of
 from metarepair.meta_training.inputs import TrainingInputs
@@ -22,6 +21,7 @@ from metarepair.runs.layout import Run
 from metarepair.search.check import check_distances
 from metarepair.search.space import judged_environments, search_of
 from metarepair.stages.distances import all_distances
+from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, feature_folder
 from metarepair.stages.mining import Environment, Mined, Role, Say, environments
 from tasks.datasets import Split
@@ -57,7 +57,9 @@ def searched_config(config: Config) -> Config:
     return config.model_copy(update={"targets": ()})
 
 
-def prepare_inputs(run: Run, config: Config, mined: Mined, features: Mined, say: Say) -> TrialSetup:
+def prepare_inputs(
+    run: Run, config: Config, mined: Mined, features: Mined, say: Say, executor: Executor
+) -> TrialSetup:
     """Copies and measures what trials read, where that is not done.
 
     mined, features: of the environments of `searched_config`. Raises ConfigError where a β of the space leaves a judge
@@ -67,7 +69,7 @@ def prepare_inputs(run: Run, config: Config, mined: Mined, features: Mined, say:
     found = environments(run, searched_config(config))
     of = {(e.role, e.corruption): e for e in found}
     judged = [of[role, name] for name in judged_environments(config)]
-    scores = _distances(run, config, found, judged, features, say)
+    scores = _distances(run, config, found, judged, features, say, executor)
     judges = tuple(
         Judge(
             name=e.corruption,
@@ -105,6 +107,7 @@ def _distances(
     judged: list[Environment],
     features: Mined,
     say: Say,
+    executor: Executor,
 ) -> list[FidScore]:
     """Of every experience to every environment that judges, but to itself; read where they were measured before."""
     folder = run.search / "inputs" / "distances"
@@ -112,16 +115,21 @@ def _distances(
     settings = {"judged": [[e.role, e.corruption] for e in judged]}
     inputs = {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}
     if check_whole(folder, stage=stage, config=settings, inputs=inputs, say=say) is None:
-        rows = [asdict(s) for s in _measured(run, config, found, judged, features)]
+        rows = [asdict(s) for s in _measured(run, config, found, judged, features, executor)]
         write_table(folder / "fid.parquet", pa.Table.from_pylist(rows, schema=FID_SCHEMA))
         write_manifest(folder, stage=stage, config=settings, inputs=inputs, files=["fid.parquet"])
     return [FidScore(**row) for row in pq.read_table(local(folder / "fid.parquet")).to_pylist()]
 
 
 def _measured(
-    run: Run, config: Config, found: list[Environment], judged: list[Environment], features: Mined
+    run: Run,
+    config: Config,
+    found: list[Environment],
+    judged: list[Environment],
+    features: Mined,
+    executor: Executor,
 ) -> list[FidScore]:
-    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], executor_for(config))
+    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], executor)
     rows = {e: features[e.role, e.corruption].rows["features"] for e in found}
     return [
         FidScore(

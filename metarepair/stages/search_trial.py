@@ -1,4 +1,4 @@
-"""What a trial of a search drew in, how it does after every round out: one training for each judge, side by side.
+"""One trial of a search: a training for each judge, side by side, and a record of how it does after every round.
 
 <run>/search/trials/<trial>/
     record.json         what it drew and how far it is, after every round
@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from distributed.search.inputs import TrialSetup, trial_inputs
 from metarepair.config.run import Config
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.meta_training.meta_train import rounds
 from metarepair.runs.context import Context, Journal
 from metarepair.search.check import rounds_of
 from metarepair.search.space import search_of, trial_config
+from metarepair.stages.search_inputs import TrialSetup, trial_inputs
 from metarepair.stages.train import build_trainer
 from tasks.storage.paths import Place, remove_tree, write_text
 
