@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 
 from metarepair.config.run import Config
-from metarepair.search.check import rounds_of
-from metarepair.search.rules import possible
 from metarepair.search.space import Dimension, dimensions, search_of
 from tasks.keys import keyed_generator
 
@@ -78,8 +76,8 @@ def count_trials(config: Config) -> int:
 
 def most_rounds(config: Config) -> int:
     """Rounds of the longest trial."""
-    by_name = {d.name: d for d in dimensions(config)}
-    return rounds_of(max(possible(config, by_name, "train.episodes")), config.train.round_episodes)
+    searched = [max(d.values) for d in dimensions(config) if d.name == "train.episodes"]
+    return config.train.rounds_of(*searched or [config.train.episodes])
 
 
 def build_searcher(config: Config, at_once: int) -> Any:

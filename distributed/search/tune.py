@@ -41,8 +41,9 @@ from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import training_settings
 from metarepair.runs.layout import Run
+from metarepair.search.check import check_space
 from metarepair.search.results import results_table, write_results
-from metarepair.search.space import check_space, dimensions, judged_environments, search_of
+from metarepair.search.space import dimensions, judged_environments, search_of
 from metarepair.search.trials import Trial
 from metarepair.stages.features import extract_all
 from metarepair.stages.mining import Mined, Say, environments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -140,3 +141,7 @@ class TrainConfig(Section):
                 "multi_step_episodes 0"
             )
         return self
+
+    def rounds_of(self, episodes: int) -> int:
+        """Rounds of so many episodes; the last may be shorter than the others."""
+        return math.ceil(episodes / self.round_episodes)

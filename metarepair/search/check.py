@@ -1,26 +1,20 @@
-"""A configuration with a `search` in; ConfigError out for whatever a trial would be refused for, before the first one.
+"""Refuse a search that cannot be done, before its first trial.
 
-Every choice, both ends of every range, and their combinations go through the settings' own validation: all corners of
-the space where there are few, else some of its points, keyed.
+The trials that stand for all others are built as the search builds each of its own: the drawn values become a `Config`,
+and every environment chooses the experiences it learns from. An error of one of them names the values that cause it.
+What a `Config` cannot know is checked by metarepair.search.rules and, for the section `search` itself, below.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 from metarepair.config.run import Config
 from metarepair.config.search import TARGETS_OWN, ExperienceSets
-from metarepair.search.rules import (
-    check_change,
-    check_effects,
-    check_kind,
-    check_setting,
-    possible,
-    refuse,
-)
+from metarepair.search.rules import check_change, check_effects, check_kind, check_setting, refuse
 from metarepair.search.space import (
     EXPERIENCE_SET,
     Dimension,
@@ -37,15 +31,15 @@ from tasks.errors import ConfigError, unknown_name
 from tasks.keys import keyed_generator
 from tasks.sampling.confidence import confidence
 
-CORNERS = 256  # all of them are tried where there are no more
-DRAWS = 64  # else so many points
+MOST_CORNERS = 256  # combinations of values, up to which all of them are built
+MOST_PAIRS = 2048  # built where there are more corners; a trial takes 0.3 ms to build
 FEWEST_OF_A_POPULATION = 4  # pbt copies from the best quarter to the worst
 
 Drawn = dict[str, Any]
 
 
-def check(config: Config) -> None:
-    """Raises ConfigError; what each refusal is for stands in its message."""
+def check_space(config: Config) -> None:
+    """Raises ConfigError for a search with a trial that would be refused, or a setting that no trial depends on."""
     search = search_of(config)
     for name in search.space:
         check_setting(name)
@@ -58,39 +52,91 @@ def check(config: Config) -> None:
             "search.space is empty and there are no search.experience_sets, so there is nothing to search. Name "
             "settings and their values, as space: {inner.rate: {log_uniform: [1e-3, 0.3]}}."
         )
-    by_name = {d.name: d for d in found}
-    for name in search.space:
-        check_kind(by_name[name])
-    _check_values(config, found)
+    for dimension in found:
+        if dimension.name in search.space:
+            check_kind(dimension)
+    trials, names = _build_trials(config, found), [d.name for d in found]
     _check_searcher(config, found)
-    _check_scheduler(config, by_name)
-    check_effects(config, by_name, lambda: _most_experiences(config, by_name))
+    _check_scheduler(config, trials, names)
+    check_effects(config, trials, names)
 
 
 def check_distances(config: Config, distances: Mapping[str, Mapping[str, float]]) -> None:
-    """Refuses a β under `cutoff` that leaves a judged environment nothing, now that distances are known.
+    """Refuses a β under `cutoff` that leaves a judged environment no experience, once the distances are known.
 
-    distances: of each judged environment to its experiences. Of free subsets, the one with all is looked at: a smaller
-    one that lies wholly beyond β can only be found out when it is drawn.
+    distances: of each judged environment to its experiences. Of free subsets only the whole is checked: whether a
+    smaller one lies beyond β is found out when it is drawn.
     """
-    mine = [d for d in dimensions(config) if d.name.partition(".")[0] == "experiences"]
-    mine += [d for d in dimensions(config) if d.name == EXPERIENCE_SET]
-    every = {d.name: True for d in dimensions(config) if is_free(d.name)}
-    for drawn in _combinations(config, mine):
+    found = dimensions(config)
+    every = {d.name: True for d in found if is_free(d.name)}
+    choosing = [d for d in found if d.name.startswith("experiences.") or d.name == EXPERIENCE_SET]
+    for drawn in _drawn_to_check(choosing):
         trial = trial_config(config, every | drawn)
         assert trial is not None  # all experiences are taken
         settings = trial.experiences
-        for environment, found in distances.items():
-            near = {name: found[name] for name in experiences_of(trial, environment, found)}
+        for environment, far in distances.items():
+            near = {name: far[name] for name in experiences_of(trial, environment, far)}
             try:
                 confidence(near, rule=settings.rule, alpha=settings.alpha, beta=settings.beta)
             except ConfigError as error:
                 raise _refused(drawn, f"for {environment}, {error}") from error
 
 
-def rounds_of(episodes: int, round_episodes: int) -> int:
-    """Rounds of a meta-training, the last one perhaps shorter."""
-    return math.ceil(episodes / round_episodes)
+def _build_trials(config: Config, found: Sequence[Dimension]) -> list[Config]:
+    """The trials that stand for all others. Raises ConfigError with the values for which one is refused."""
+    trials = []
+    for drawn in _drawn_to_check(found):
+        trial = _build(config, drawn)
+        if isinstance(trial, ConfigError):
+            for name in list(drawn):  # leave out the values without which it is refused all the same
+                fewer = {k: v for k, v in drawn.items() if k != name}
+                if isinstance(refusal := _build(config, fewer), ConfigError):
+                    drawn, trial = fewer, refusal
+            raise _refused(drawn, str(trial)) from trial
+        if trial is not None:
+            trials.append(trial)
+    return trials
+
+
+def _build(config: Config, drawn: Drawn) -> Config | ConfigError | None:
+    """A trial's settings, or why it is refused; None where a free subset leaves an environment nothing."""
+    environment = ""
+    try:
+        trial = trial_config(config, drawn)
+        for environment in learners(config) if trial is not None else ():
+            assert trial is not None
+            experiences_of(trial, environment)
+    except ConfigError as error:
+        return ConfigError(f"for {environment}, {error}") if environment else error
+    return trial
+
+
+def _refused(drawn: Drawn, text: str) -> ConfigError:
+    values = ", ".join(f"{name}={value}" for name, value in drawn.items())
+    return ConfigError(
+        f"search: a trial with {values or 'the settings as they are'} would be refused: {text}"
+    )
+
+
+def _drawn_to_check(found: Sequence[Dimension]) -> Iterator[Drawn]:
+    """The combinations that decide whether a space is refused. A dimension's values are its choices, or its two ends.
+
+    Each value beside the first of every other dimension; then all combinations, up to MOST_CORNERS. A larger space has
+    every two values of every two dimensions beside the first of the others, since a rule of `Config` relates two
+    settings at most; of more pairs than MOST_PAIRS so many, drawn by a key.
+    """
+    first = {d.name: d.values[0] for d in found}
+    yield from (first | {d.name: value} for d in found for value in d.values)
+    if math.prod(len(d.values) for d in found) <= MOST_CORNERS:
+        yield from (dict(zip(first, values, strict=True)) for values in product(*(d.values for d in found)))
+        return
+    pairs = [
+        {a.name: v, b.name: w} for a, b in combinations(found, 2) for v, w in product(a.values, b.values)
+    ]
+    if len(pairs) > MOST_PAIRS:
+        order = keyed_generator("search-check").permutation(len(pairs))
+        pairs = [pairs[number] for number in order[:MOST_PAIRS]]
+    yield from (first | pair for pair in pairs)
 
 
 def _check_sets(config: Config, sets: ExperienceSets) -> None:
@@ -166,10 +212,10 @@ def _check_searcher(config: Config, found: Sequence[Dimension]) -> None:
             )
 
 
-def _check_scheduler(config: Config, by_name: Mapping[str, Dimension]) -> None:
+def _check_scheduler(config: Config, trials: Sequence[Config], searched: Sequence[str]) -> None:
     search = search_of(config)
-    episodes = min(possible(config, by_name, "train.episodes"))
-    rounds = rounds_of(episodes, config.train.round_episodes)
+    episodes = min(trial.train.episodes for trial in trials)
+    rounds = config.train.rounds_of(episodes)
     have = f"{episodes} train.episodes in rounds of {config.train.round_episodes} are {rounds}"
     if search.scheduler == "asha":
         if search.grace_rounds >= rounds:
@@ -183,10 +229,10 @@ def _check_scheduler(config: Config, by_name: Mapping[str, Dimension]) -> None:
                 "there are fewer. Give more trials, or scheduler: none."
             )
     if search.scheduler == "pbt":
-        _check_population(config, by_name, rounds, have)
+        _check_population(config, searched, rounds, have)
 
 
-def _check_population(config: Config, by_name: Mapping[str, Dimension], rounds: int, have: str) -> None:
+def _check_population(config: Config, searched: Sequence[str], rounds: int, have: str) -> None:
     search = search_of(config)
     if search.searcher != "random":
         raise ConfigError(
@@ -203,74 +249,4 @@ def _check_population(config: Config, by_name: Mapping[str, Dimension], rounds: 
             f"search.perturbation_rounds={search.perturbation_rounds}: {have}, so pbt would never exchange anything. "
             "Give fewer perturbation_rounds than rounds, or shorter rounds."
         )
-    check_change(config, by_name)
-
-
-def _check_values(config: Config, found: Sequence[Dimension]) -> None:
-    for drawn in _combinations(config, found):
-        if _refusal(config, drawn) is not None:
-            for name in list(drawn):  # down to those that are refused beside the configuration's own values
-                fewer = {k: v for k, v in drawn.items() if k != name}
-                drawn = fewer if _refusal(config, fewer) is not None else drawn
-            raise _refused(drawn, str(_refusal(config, drawn)))
-
-
-def _refused(drawn: Drawn, text: str) -> ConfigError:
-    values = ", ".join(f"{name}={value}" for name, value in drawn.items())
-    return ConfigError(
-        f"search: a trial with {values or 'the settings as they are'} would be refused: {text}"
-    )
-
-
-def _refusal(config: Config, drawn: Drawn) -> str | None:
-    """Why a trial cannot be; None where it can."""
-    environment = ""
-    try:
-        trial = trial_config(config, drawn)
-        for environment in learners(config) if trial is not None else ():
-            assert trial is not None
-            experiences_of(trial, environment)
-    except ConfigError as error:
-        return f"for {environment}, {error}" if environment else str(error)
-    return None
-
-
-def _combinations(config: Config, found: Sequence[Dimension]) -> Iterator[Drawn]:
-    """Every value with the first of all others; then all corners, or points of the space."""
-    first = {d.name: d.values[0] for d in found}
-    for dimension in found:
-        yield from (first | {dimension.name: value} for value in dimension.values)
-    if math.prod(len(d.values) for d in found) <= CORNERS:
-        for values in product(*(d.values for d in found)):
-            yield dict(zip(first, values, strict=True))
-        return
-    for number in range(DRAWS):
-        yield {d.name: _draw(d, config.seed, number) for d in found}
-
-
-def _draw(dimension: Dimension, seed: int, number: int) -> Any:
-    generator = keyed_generator("search-check", seed, number, dimension.name)
-    low, high = dimension.values[0], dimension.values[-1]
-    match dimension.kind:
-        case "choice":
-            return dimension.values[int(generator.integers(len(dimension.values)))]
-        case "integers":
-            return int(generator.integers(low, high + 1))
-        case "uniform":
-            return float(generator.uniform(low, high))
-        case "log_uniform":
-            return math.exp(generator.uniform(math.log(low), math.log(high)))
-
-
-def _most_experiences(config: Config, by_name: Mapping[str, Dimension]) -> int:
-    """The most experiences that any environment has in any trial."""
-    if any(map(is_free, by_name)):
-        return len(free_experiences(config))
-    chosen = [by_name[name] for name in by_name if name == EXPERIENCE_SET]
-    chosen += [
-        by_name[f"experiences.{key}"]
-        for key in ("choice", "top_k", "names")
-        if f"experiences.{key}" in by_name
-    ]
-    trials = [trial_config(config, drawn) for drawn in _combinations(config, chosen)] if chosen else [config]
-    return max(len(experiences_of(t, e)) for t in trials if t is not None for e in learners(config))
+    check_change(config, searched)

@@ -1,16 +1,19 @@
-"""A dimension in; ConfigError where its setting cannot be searched, or not so, or where no trial would depend on it."""
+"""Rules of a search that no trial's `Config` can know.
+
+Which settings may be searched, which distributions suit them, and which of them change no trial's result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_origin
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
 
 from metarepair.config.load import known_keys
 from metarepair.config.run import Config
+from metarepair.search.space import Dimension, experiences_of, learners
 from tasks.errors import ConfigError, near_names
-
-if TYPE_CHECKING:
-    from metarepair.search.space import Dimension
 
 SECTIONS = ("experiences", "task", "inner", "train")  # what meta-training depends on
 
@@ -110,49 +113,52 @@ def check_kind(dimension: Dimension) -> None:
 
 
 def number_types(name: str) -> set[type]:
-    """int, float, both or neither: what numbers a setting may be."""
+    """The numbers that a setting takes, {int}, {float} or none: it is set to a fraction, then to a whole number."""
     section, _, field = name.partition(".")
-    annotation = Config.model_fields[section].annotation
-    assert isinstance(annotation, type)  # a group of settings
-    return _numbers(annotation.model_fields[field].annotation)
+    group = Config.model_fields[section].annotation
+    assert isinstance(group, type)
+    assert issubclass(group, BaseModel)
+    if _takes(group, field, 0.5):
+        return {float}
+    return {int} if _takes(group, field, 1) else set()
 
 
-def _numbers(annotation: Any) -> set[type]:
-    if annotation in (int, float):
-        return {annotation}
-    parts = get_args(annotation)
-    if get_origin(annotation) is Annotated:
-        return _numbers(parts[0])
-    single = get_origin(annotation) not in (tuple, dict, list)  # a list of numbers is no number
-    return set().union(*map(_numbers, parts)) if single else set()
+def _takes(group: type[BaseModel], field: str, value: float) -> bool:
+    """Whether a field accepts a value, whatever the rules that relate it to other fields say."""
+    try:
+        group.model_validate({field: value})
+    except ValidationError as error:
+        return all(e["loc"][:1] != (field,) for e in error.errors())
+    return True
 
 
-def check_effects(config: Config, dimensions: Mapping[str, Dimension], most: Callable[[], int]) -> None:
-    """Refuses what no trial depends on, given the other settings. `most`: experiences that any environment has."""
+def check_effects(config: Config, trials: Sequence[Config], searched: Sequence[str]) -> None:
+    """Refuses a searched setting that has no effect in one of the trials, or, of the confidence, in all of them."""
     for name, (other, wanted) in NEEDS.items():
-        without = [v for v in possible(config, dimensions, other) if v not in wanted]
-        if name in dimensions and without:
-            _refuse_without_effect(name, other, without[0], wanted, searched=other in dimensions)
-    searched = [name for name in WEIGHING if name in dimensions]
-    alphas, rules = (possible(config, dimensions, name) for name in ("experiences.alpha", "experiences.rule"))
-    if "experiences.beta" in searched and "hinge" in rules and all(alpha == 0 for alpha in alphas):
+        without = [value for trial in trials if (value := _setting(trial, other)) not in wanted]
+        if name in searched and without:
+            _refuse_without_effect(name, other, without[0], wanted, searched=other in searched)
+    weighing = [name for name in WEIGHING if name in searched]
+    settings = [trial.experiences for trial in trials]
+    hinge = any(found.rule == "hinge" for found in settings)
+    if "experiences.beta" in searched and hinge and all(found.alpha == 0 for found in settings):
         refuse(
             "experiences.beta",
             "experiences.alpha is 0, so under hinge all experiences count alike whatever β is. Search alpha too, leave "
             "it out, or set rule: cutoff.",
         )
-    if searched and most() < 2:
+    if weighing and all(len(experiences_of(t, e)) < 2 for t in trials for e in learners(config)):
         refuse(
-            searched[0],
+            weighing[0],
             "every target and judged environment has one experience to learn from, which has all the confidence "
             "whatever the rule, α and β are. Mine or choose more.",
         )
 
 
-def possible(config: Config, dimensions: Mapping[str, Dimension], name: str) -> tuple[Any, ...]:
-    """The values that a setting may have in a trial; of a range, its ends."""
+def _setting(config: Config, name: str) -> Any:
+    """The value of a dotted setting."""
     section, _, field = name.partition(".")
-    return dimensions[name].values if name in dimensions else (getattr(getattr(config, section), field),)
+    return getattr(getattr(config, section), field)
 
 
 def _refuse_without_effect(
@@ -166,12 +172,12 @@ def _refuse_without_effect(
     refuse(name, f"{came}. {why}. {remedy}.")
 
 
-def check_change(config: Config, dimensions: Mapping[str, Dimension]) -> None:
-    """Refuses what pbt would have to change in a half-trained trial and cannot."""
+def check_change(config: Config, searched: Sequence[str]) -> None:
+    """Refuses settings that pbt cannot change in a half-trained trial."""
     fixed = FIXED_IN_TRAINING
     if config.inner.learned_rates:
         fixed = fixed | {"inner.steps": "with inner.learned_rates every step has factors of its own"}
-    for name in (name for name in dimensions if name in fixed):
+    for name in (name for name in searched if name in fixed):
         refuse(
             name,
             f"scheduler: pbt changes settings in mid-training, and this one cannot be: {fixed[name]}. Search it with "

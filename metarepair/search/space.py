@@ -1,7 +1,6 @@
-"""A configuration with a `search` in; its dimensions, the settings of a trial, and the environments that judge it out.
+"""The dimensions of a search, the settings of its trials, and the environments that judge them.
 
-A dimension is a dotted setting, the set of experiences to learn from, or the leaving of one experience. The whole space
-is checked before the first trial: what any trial would refuse is a ConfigError here (metarepair.search.check).
+A dimension is a dotted setting, the set of experiences to learn from, or whether one experience is learned from.
 """
 
 from __future__ import annotations
@@ -107,13 +106,6 @@ def experiences_of(
         target=environment,
         category_of=category_of,
     )
-
-
-def check_space(config: Config) -> None:
-    """Raises ConfigError for whatever a trial of this search would refuse, and for what no trial depends on."""
-    from metarepair.search.check import check  # it is made of the functions above
-
-    check(config)
 
 
 def _dimension(name: str, found: Distribution) -> Dimension:

@@ -17,7 +17,6 @@ from metarepair.config.run import Config
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.meta_training.meta_train import rounds
 from metarepair.runs.context import Context, Journal
-from metarepair.search.check import rounds_of
 from metarepair.search.space import search_of, trial_config
 from metarepair.stages.search_inputs import TrialSetup, trial_inputs
 from metarepair.stages.train import build_trainer
@@ -105,7 +104,7 @@ class JointTraining:
 
     @property
     def total(self) -> int:
-        return rounds_of(self.settings.train.episodes, self.settings.train.round_episodes)
+        return self.settings.train.rounds_of(self.settings.train.episodes)
 
     def records(self, record: TrialRecord, donor: Donor | None, until: int) -> Iterator[TrialRecord]:
         """The record after each round, up to `until` at most; written, by rank 0, before it is yielded.
@@ -131,7 +130,7 @@ class JointTraining:
             elif (checkpoint := trainer.context.last_checkpoint()) is not None:
                 trainer.load(checkpoint)
             trainer.context.share([*trainer.learned.values(), *trainer.buffers.values()])
-        done = min(rounds_of(t.episode, self.settings.train.round_episodes) for t in self.trainers.values())
+        done = min(self.settings.train.rounds_of(t.episode) for t in self.trainers.values())
         return done + 1 if donor is not None else max(done, 1)
 
     def episode_after(self, number: int) -> int:

@@ -11,8 +11,8 @@ import yaml
 
 from metarepair.config.load import load_config, parse_config
 from metarepair.config.run import Config
-from metarepair.search.check import check_distances
-from metarepair.search.space import check_space, dimensions
+from metarepair.search.check import check_distances, check_space
+from metarepair.search.space import dimensions
 from tasks.errors import ConfigError
 
 MINED = ["snow", "fog", "shot_noise", "contrast"]

@@ -11,12 +11,12 @@ import pytest
 from metarepair.config.load import config_text, known_keys, load_config, parse_config
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import training_settings
+from metarepair.search.check import check_space
 from metarepair.search.rules import can_be_searched, check_setting, number_types
 from metarepair.search.space import (
     EXPERIENCE_SET,
     FREE,
     Dimension,
-    check_space,
     dimensions,
     experiences_of,
     judged_environments,
