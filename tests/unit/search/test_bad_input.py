@@ -106,6 +106,11 @@ CONFIDENCE: dict[str, Case] = {
         {},
         ("one experience to learn from",),
     ),
+    "the rule where free subsets leave each target one": (
+        space(experiences__rule={"choice": ["hinge", "softmax"]}) | {"experience_sets": {"free": True}},
+        {"mining": {"experiences": ["snow", "fog"]}, "targets": ["snow", "fog"]},
+        ("experiences.rule: every target", "one experience to learn from"),
+    ),
     "top_k of another choice": (
         space(experiences__top_k={"choice": [1]}),
         {},

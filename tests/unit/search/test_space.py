@@ -11,6 +11,7 @@ import pytest
 from metarepair.config.load import config_text, known_keys, load_config, parse_config
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import training_settings
+from metarepair.search import check
 from metarepair.search.check import check_space
 from metarepair.search.rules import can_be_searched, check_setting, number_types
 from metarepair.search.space import (
@@ -197,6 +198,31 @@ def test_a_combination_that_few_points_have_is_found_among_the_corners() -> None
         check_space(searched({"space": space | {"inner.learned_rates": {"choice": [False]}}}))
 
 
+def test_the_one_bad_pair_of_a_large_space_is_found() -> None:
+    warmups, lengths = list(range(0, 200, 10)), list(range(208, 188, -1))
+    space = {"train.warmup_episodes": {"choice": warmups}, "train.episodes": {"choice": lengths}}
+    space |= {"inner.steps": {"integers": [1, 3]}}
+    with pytest.raises(
+        ConfigError, match=r"a trial with train\.warmup_episodes=190, train\.episodes=189 would"
+    ):
+        check_space(searched({"space": space}, train={"episodes": 200}))
+    space["train.episodes"] = {"choice": lengths[:-1]}
+    check_space(searched({"space": space}, train={"episodes": 200}))
+
+
+def test_a_huge_space_is_checked_by_a_bounded_number_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def counted(config: Config, drawn: dict[str, Any]) -> Config | None:
+        built.append(drawn)
+        return trial_config(config, drawn)
+
+    monkeypatch.setattr(check, "trial_config", counted)
+    space = {name: {"choice": list(range(1, 41))} for name in ("inner.steps", "task.shots", "train.tasks")}
+    check.check_space(searched({"space": space}))
+    assert len(built) == 3 * 40 + check.MOST_PAIRS  # of 4800 pairs
+
+
 def test_a_population_may_exchange_rates_and_experience_sets() -> None:
     space = {"inner.rate": {"uniform": [0.1, 1]}, "inner.steps": {"integers": [1, 3]}}
     check_space(searched({"space": space, "scheduler": "pbt"} | sets(categories=["weather", "noise"])))
@@ -245,6 +271,25 @@ def test_a_setting_is_known_by_the_numbers_that_it_takes() -> None:
     assert number_types("inner.rate") == number_types("train.clip_norm") == {float}
     for name in ("train.order", "inner.parts", "inner.dropout", "train.outer_options"):
         assert number_types(name) == set()
+
+
+NUMBERS: dict[type, set[str]] = {
+    int: {
+        *("experiences.top_k", "task.shots", "task.clean_support", "task.query_size", "inner.steps"),
+        *("train.episodes", "train.tasks", "train.warmup_episodes", "train.first_order_episodes"),
+        "train.multi_step_episodes",
+    },
+    float: {
+        *("experiences.alpha", "experiences.beta", "inner.rate", "inner.momentum", "inner.weight_decay"),
+        *("inner.batch_norm_momentum", "train.outer_rate", "train.clip_norm", "train.clean_weight"),
+        "train.clean_corrupted",
+    },
+}
+
+
+def test_the_numbers_of_every_setting_are_known() -> None:
+    for kind, names in NUMBERS.items():
+        assert {name for name in can_be_searched() if kind in number_types(name)} == names
 
 
 @pytest.mark.parametrize("name", ["1e3", "007", "yes", "2026-11-25", "a"])
