@@ -1,4 +1,4 @@
-"""A name (timm's, or a factory's) and a weights file in, a deployed DNN that takes uint8 images out."""
+"""Build the deployed DNN, which takes uint8 images, from a name (timm's, or a factory's) and a weights file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,9 +22,9 @@ from metarepair.models.stems import Stem, use_small_stem  # with van_b0 to van_b
 from metarepair.models.weights_file import read_weights
 from metarepair.weights import resolve_weights
 from tasks.datasets import DatasetInfo
-from tasks.errors import ConfigError, WeightsError, near_names
+from tasks.errors import ConfigError, near_names
 from tasks.records import Pixels
-from tasks.storage.paths import Place, local, writing
+from tasks.storage.paths import Place, writing
 
 # B images, H W C pixels, K classes
 
@@ -140,18 +139,8 @@ def load_deployed(
 
 
 def read_tensors(path: Place) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. A pickle or a truncated file is a WeightsError that says so."""
-    try:
-        with safe_open(local(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
-    except (SafetensorError, OSError) as error:
-        head = path.read_bytes()[:2] if path.is_file() else b""
-        if head == b"PK" or (head[:1] == b"\x80" and head[1:] <= b"\x05"):  # a zip, or protocols 2 to 5
-            raise WeightsError(
-                f"{path} is a pickle (torch.save), which can run code when it is read; only safetensors is taken. "
-                "Convert it: safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')."
-            ) from error
-        raise WeightsError(f"{path} is not a whole safetensors file ({error}). Copy it again.") from error
+    """All tensors of a file that `save_weights` wrote. Raises WeightsError as `read_weights` does."""
+    return read_weights(path).tensors
 
 
 def save_weights(path: Place, state: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:

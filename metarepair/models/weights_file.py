@@ -1,7 +1,7 @@
-"""A user's weights file in, its tensors by name out, with what they were wrapped in; no code of the file's is run.
+"""Read the tensors of any weights file, a user's or a run's, and what they were wrapped in; no code of it is run.
 
-Read are safetensors, and torch.save files by torch's `weights_only` unpickler: tensors and plain containers, nothing
-else. Which of the two a file is, its first bytes say, not its name.
+Safetensors files are read, and torch.save files by torch's `weights_only` unpickler: tensors and plain containers,
+nothing else. The first bytes of a file tell which of the two it is, not its name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tasks.errors import WeightsError, near_names
+from tasks.storage.paths import Place, local
 
 # Where training programs keep a state dict, averages first: what was averaged is what was meant to be deployed
 # (timm's loader takes them in this order as well).
@@ -37,13 +37,15 @@ Container = Literal["safetensors", "torch"]
 class WeightsFile:
     """What a weights file holds.
 
+    content: all that a torch.save file holds; the notes of a safetensors file, None where it has none.
     entry: where the tensors were in it, None where they are all of it. under: the prefix that was asked for, behind
     which the DNN's tensors are; None where it is to be found.
     """
 
-    path: Path
+    path: Place
     container: Container
     tensors: dict[str, Tensor]
+    content: Any
     entry: str | None = None
     under: str | None = None
     entries: tuple[str, ...] = ()
@@ -54,12 +56,12 @@ class WeightsFile:
         return self.entry in AVERAGES
 
 
-def read_weights(path: Path, *, entry: str | None = None) -> WeightsFile:
+def read_weights(path: Place, *, entry: str | None = None) -> WeightsFile:
     """The tensors of a .safetensors or torch.save file, on the CPU.
 
     entry: of a torch.save file, where the tensors are; with a dot at its end, of any file, the prefix of the names to
-    take. Raises WeightsError for anything else than tensors with plain values: a pickle that asks
-    for more, a web page, half a file, sparse tensors.
+    take. Raises WeightsError for anything else than tensors with plain values: a pickle that asks for more, a web page,
+    half a file, sparse tensors.
     """
     under = entry if entry is not None and entry.endswith(".") else None
     file = _read_file(path, None if under else entry)
@@ -93,14 +95,13 @@ def _other_form(tensor: Tensor) -> str | None:
     return None
 
 
-def _read_file(path: Path, entry: str | None) -> WeightsFile:
+def _read_file(path: Place, entry: str | None) -> WeightsFile:
     if _container(path) == "safetensors":
-        tensors, classes = _read_safetensors(path)
         if entry is not None:
             raise WeightsError(
                 f"model.entry={entry!r}, but {path} is a safetensors file, which has no entries; leave model.entry out."
             )
-        return WeightsFile(path=path, container="safetensors", tensors=tensors, classes=classes)
+        return _read_safetensors(path)
     content = load_pickle(path)
     if not isinstance(content, Mapping):
         raise WeightsError(
@@ -112,19 +113,20 @@ def _read_file(path: Path, entry: str | None) -> WeightsFile:
         path=path,
         container="torch",
         tensors=tensors,
+        content=content,
         entry=found,
         entries=tuple(k for k in content if _is_state(content[k])),
         classes=_classes(content),
     )
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: Place) -> Any:
     """What a torch.save file holds, read with weights_only. WeightsError says why it cannot be."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols that torch does not expect
             # As a stream: given a path that ends in .safetensors, torch.load reads no file of its own format.
-            with path.open("rb") as stream:
+            with local(path).open("rb") as stream:
                 return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes the unpickler raises whatever they lead it to
         said = " ".join(str(error).split())
@@ -140,7 +142,7 @@ def load_pickle(path: Path) -> Any:
                 "when it is read: refused. Where you trust it, save the tensors alone: "
                 "torch.save(model.state_dict(), …), or safetensors.torch.save_file(model.state_dict(), …)."
             ) from error
-        if _head(path).startswith(b"PK") and zipfile.is_zipfile(path):
+        if _head(path).startswith(b"PK") and zipfile.is_zipfile(local(path)):
             raise WeightsError(
                 f"{path} is a zip archive, but none of torch.save ({said[:120]}). Give a file with a state dict."
             ) from error
@@ -150,12 +152,12 @@ def load_pickle(path: Path) -> Any:
         ) from error
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
+def _head(path: Place) -> bytes:
+    with local(path).open("rb") as stream:
         return stream.read(512)
 
 
-def _container(path: Path) -> Container:
+def _container(path: Place) -> Container:
     try:
         head = _head(path)
     except OSError as error:
@@ -187,18 +189,19 @@ def _other_kind(head: bytes) -> str | None:
     return None
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+def _read_safetensors(path: Place) -> WeightsFile:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(local(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
-            notes = dict(file.metadata() or {})
+            notes = file.metadata()
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}). Copy it again.") from error
     try:
-        names = json.loads(notes.get("classes", "null"))
+        names = json.loads((notes or {}).get("classes", "null"))
     except ValueError:
         names = None
-    return tensors, _classes({"classes": names})
+    classes = _classes({"classes": names})
+    return WeightsFile(path=path, container="safetensors", tensors=tensors, content=notes, classes=classes)
 
 
 def _is_state(value: object) -> bool:
@@ -209,7 +212,7 @@ def _is_state(value: object) -> bool:
     )
 
 
-def _entry(path: Path, content: Mapping[Any, Any], wanted: str | None) -> str | None:
+def _entry(path: Place, content: Mapping[Any, Any], wanted: str | None) -> str | None:
     """The entry to take: the wanted one, or the first of the usual ones; None where the file is a state dict itself."""
     states = [key for key in content if isinstance(key, str) and _is_state(content[key])]
     if wanted is not None:
@@ -229,7 +232,7 @@ def _entry(path: Path, content: Mapping[Any, Any], wanted: str | None) -> str | 
     return usual or states[0]
 
 
-def _tensors(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _tensors(path: Place, state: Mapping[Any, Any]) -> dict[str, Tensor]:
     if not _is_state(state):
         kinds = sorted({f"{k}: {type(v).__name__}" for k, v in state.items()})[:5]
         raise WeightsError(

@@ -16,14 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metarepair.engine.vectors import not_finite
 from metarepair.models.build import DeployedModel
 from metarepair.models.fit import COUNTER, Fitted, fit
-from metarepair.models.weights_file import WeightsFile, load_pickle, read_weights
+from metarepair.models.weights_file import WeightsFile, read_weights
 from tasks.datasets import Dataset
 from tasks.errors import ConfigError, UserError, WeightsError
 from tasks.records import Pixels
@@ -172,12 +171,10 @@ def export_original(deployed: DeployedModel, original: Path, out: Place, *, entr
     }
     with writing(out) as part:
         if file.container == "safetensors":
-            with safe_open(original, framework="pt") as old:
-                save_file(tensors, part, metadata=old.metadata())
+            save_file(tensors, part, metadata=file.content)
         else:
-            content = load_pickle(original)
             with part.open("wb") as stream:  # torch.save, too, may choose a format by a path's suffix
-                torch.save(tensors if file.entry is None else content | {file.entry: tensors}, stream)
+                torch.save(tensors if file.entry is None else file.content | {file.entry: tensors}, stream)
     return f"{out}: {original.name} with the repaired tensors ({_around(file, fitted, rounded)})"
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from metarepair.models.build import read_tensors, save_weights, state_hash
 from metarepair.models.fit import fit, load_weights
 from metarepair.models.weights_file import read_weights
 from tasks.errors import WeightsError
@@ -365,3 +366,41 @@ def test_names_of_classes_are_read_in_the_order_of_the_logits(tmp_path: Path) ->
     for path in (by_list, by_number, tmp_path / "c.safetensors"):
         assert read_weights(path).classes == ("cat", "dog")
     assert read_weights(saved(tmp_path / "d.pt", state())).classes is None
+
+
+def test_what_a_run_writes_is_read_bit_for_bit_and_in_order(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    written = {str(dtype): (100 * values.abs()).to(dtype) for dtype in dtypes}
+    written |= {"a scalar": torch.tensor(float("nan")), "none": torch.empty(0, 3), "last": values.mT}
+    save_weights(tmp_path / "w.safetensors", written, {"model": "net"})
+    found = read_tensors(tmp_path / "w.safetensors")
+    assert list(found) == sorted(written)
+    for name, tensor in written.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].shape == tensor.shape
+    assert state_hash(found) == state_hash(written)  # of the bytes: NaN does not equal itself
+    save_weights(tmp_path / "empty.safetensors", {}, {})
+    assert read_tensors(tmp_path / "empty.safetensors") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"<html>", "is a web page"),
+        (b"weights, honestly", "is not a whole safetensors file.*Copy it again"),
+        (b"\x80\x04\x95 and then nothing", "is a pickle.*refused"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_refused_in_the_same_words(
+    tmp_path: Path, content: bytes, says: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=says):
+        read_tensors(path)
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"model\.safetensors cannot be read"):
+        read_tensors(path)
