@@ -12,7 +12,7 @@ from pathlib import Path
 from metarepair.config.load import load_config
 from metarepair.config.run import Config
 from metarepair.runs.layout import run_of
-from metarepair.weights import resolve_weights
+from metarepair.weights import extractor_file, resolve_weights
 from tasks.datasets import check_folders
 from tasks.datasets.archives import archive_folder
 from tasks.errors import ConfigError, StageError, WeightsError, unknown_name
@@ -60,13 +60,12 @@ def check_export(what: str, config_file: Path | None) -> None:
 def _check_extractor_weights(config: Config) -> None:
     """Of `deployed`, whose weights are model.weights, the extractor itself says that none are to be given."""
     weights, extractor = config.features.weights, config.features.extractor
-    if weights is None or extractor == "deployed" or Path(weights).expanduser().exists():
+    if weights is None or extractor == "deployed":
         return
-    if extractor == "inception":
+    if extractor != "inception":
+        extractor_file(extractor, weights)
+    elif not Path(weights).expanduser().exists():
         raise WeightsError(
             f"no FID Inception weights in {weights}: nothing is there. Give features.weights the file or the folder "
             "that holds it, or leave it out to have the usual places searched."
         )
-    raise WeightsError(
-        f"features.weights={weights} is no file: give {extractor}'s .safetensors or torch.save file"
-    )

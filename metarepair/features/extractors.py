@@ -33,6 +33,7 @@ from metarepair.models.fit import fit
 from metarepair.models.preprocessing import resized
 from metarepair.models.weights_file import WeightsFile, read_weights
 from metarepair.models.wrappers import copied
+from metarepair.weights import extractor_file
 from tasks.errors import ConfigError, DataError, WeightsError, near_names, unknown_name
 from tasks.storage.manifest import file_hash
 
@@ -131,13 +132,10 @@ def check_extractor(spec: str, weights: str | Path | None) -> None:
             f"features.weights={weights} would not be read: the extractor 'deployed' is the deployed DNN, whose "
             "weights are model.weights. Leave features.weights out, or choose another features.extractor"
         )
-    file = Path(weights).expanduser()
     if spec == "inception":
-        find_fid_inception(file)
-    elif not file.is_file():
-        raise WeightsError(
-            f"features.weights={weights} is no file: give {spec}'s .safetensors or torch.save file"
-        )
+        find_fid_inception(Path(weights).expanduser())
+    else:
+        extractor_file(spec, weights)
 
 
 def distance_name(extractor_name: str) -> str:

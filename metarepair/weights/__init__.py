@@ -1,4 +1,4 @@
-"""The weights that the project ships; README.md beside this file says how they were made."""
+"""Find the weights that settings name; the shipped ones lie here, and README.md says how they were made."""
 
 from pathlib import Path
 
@@ -26,5 +26,15 @@ def resolve_weights(weights: str) -> Path:
         raise WeightsError(
             f"model.weights={weights!r}: no such file. Give a .safetensors or torch.save file, or "
             "shipped:resnet8_cifar10."
+        )
+    return path
+
+
+def extractor_file(extractor: str, weights: str | Path) -> Path:
+    """The path of features.weights. Raises WeightsError when no file is there; imports no torch either."""
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"features.weights={weights} is no file: give {extractor}'s .safetensors or torch.save file"
         )
     return path
