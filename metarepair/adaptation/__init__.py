@@ -1,1 +1,7 @@
-"""Algorithm 1, lines 13-23: how a DNN is adapted to a target's collected failures."""
+"""Adapts a DNN to a target's collected failures (paper Algorithm 1, lines 13-23).
+
+repair_data.py   the images that a repair may see, and the support batches drawn from them
+meta_test.py     the walk over tasks: how θ is adapted
+choice.py        which of the adapted parameters are kept
+accuracy.py      what adapted parameters predict
+"""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.compare.units import Say
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from metarepair.adaptation.meta_test import RepairData, Step
+from metarepair.adaptation.meta_test import Step
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Candidate

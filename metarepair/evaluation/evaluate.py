@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from metarepair.adaptation.meta_test import accuracy_on
+from metarepair.adaptation.accuracy import accuracy_on
 from metarepair.config.run import Config
 from metarepair.evaluation.predictions import Called, Predictions, called, predict_all, predicted_on
 from metarepair.methods.repaired import RepairedModel

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarepair.adaptation.meta_test import predict
+from metarepair.adaptation.accuracy import frozen_net, predict
 from metarepair.config.run import Config
 from metarepair.engine.inner import FunctionalNet
-from metarepair.engine.types import InnerRule
 from metarepair.engine.vectors import State
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
@@ -40,11 +39,8 @@ class Predictions:
 
 def called(deployed: DeployedModel, models: Sequence[RepairedModel]) -> list[Called]:
     """What predicts: the deployed DNN, then each model, all with stored statistics."""
-    rule = InnerRule(steps=1, rate=1.0, batch_norm="frozen")
-    net = FunctionalNet(deployed.module, rule)
-    others = [
-        (FunctionalNet(m.architecture_of(deployed).module, rule), m.parameters, m.buffers) for m in models
-    ]
+    net = frozen_net(deployed.module)
+    others = [(frozen_net(m.architecture_of(deployed).module), m.parameters, m.buffers) for m in models]
     return [(net, net.parameters(), net.buffers()), *others]
 
 

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarepair.adaptation.meta_test import RepairData, Start, inner_rule, validate_repair
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.meta_test import Start, inner_rule, walk
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.run import Config
 from metarepair.config.section import in_yaml
 from metarepair.data.lookahead import Lookahead
@@ -185,11 +187,13 @@ class MetaTrainer:
             )
 
     def validation_accuracy(self) -> float:
-        """Accuracy on the target's held-out collected examples after one episode of repair from θ."""
+        """Accuracy on the target's validation part after one episode of repair from θ, at `inner.rate`."""
         if self.validation is None:
             return math.nan
+        deployed, data, config = self.source.deployed, self.validation, self.config
         start = Start(parameters=self.parameters, buffers=self.buffers, factors=self.factors)
-        return validate_repair(self.source.deployed, start, self.validation, self.config)
+        *_, end = walk(deployed, start, data, config, seed=0, rate=config.inner.rate, episodes=1)
+        return accuracy_on(deployed, end.parameters, end.buffers, data.validation)
 
     def save(self, folder: Path) -> None:
         """Weights, the optimizer's state, episode and settings into `folder`."""

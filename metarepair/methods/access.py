@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData, Start
+from metarepair.adaptation.meta_test import Start
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.methods.base import Method, MethodContext, Uses, no_experiences
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel

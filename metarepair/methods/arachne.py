@@ -19,7 +19,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData, accuracy_on
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Fraction, Positive, Section
 from metarepair.methods.arachne_fitness import Fitness
 from metarepair.methods.arachne_localise import BudgetOverError, blame, correct_rows, pareto_front

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData, Start, Step
+from metarepair.adaptation.meta_test import Start, Step
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.repair import AnyConfig
 from metarepair.config.section import Section
 from metarepair.methods.budget import Budget

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.data.clean_images import CleanImages, LabelledImages
 from tasks.errors import DataError
 from tasks.keys import keyed_generator

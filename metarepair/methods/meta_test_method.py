@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from metarepair.adaptation.meta_test import Choice, RepairData, Start, Step, choose, walk
+from metarepair.adaptation.choice import Choice, choose
+from metarepair.adaptation.meta_test import Start, Step, walk
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.methods.base import MethodContext
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from metarepair.adaptation.meta_test import RepairData, Step
+from metarepair.adaptation.meta_test import Step
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.meta_test_method import repair_from, walk_again
 from metarepair.methods.registry import register

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from

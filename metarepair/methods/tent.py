@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Positive, Rate, Section
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.bn_adapt import adapt_statistics

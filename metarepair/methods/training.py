@@ -17,7 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from metarepair.adaptation.meta_test import RepairData, accuracy_on
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Fraction, Positive, Rate, Section
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State, copied_buffers, copied_parameters, put_state

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.meta_test import Start
+from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.repair import RepairConfig
 from metarepair.config.run import RepairSettings
 from metarepair.data.clean_images import CleanImages
@@ -23,6 +25,7 @@ from metarepair.data.given_images import GivenImages
 from metarepair.data.given_module import Given, collect_given, fed
 from metarepair.engine.adapted import adapted_names
 from metarepair.engine.vectors import State
+from metarepair.meta_training.theta_meta import load_start
 from metarepair.methods import (
     Method,
     MethodContext,
@@ -201,7 +204,7 @@ def _repair_data(
         predicted_N=predicted,
         images_NHWC_u8=failures.images_NHWC,
     )
-    data = repair_data(collect, config, seed=0)
+    data = split_collected(collect, config, seed=0)
     if training is not None:
         clean = CleanImages(images_NHWC_u8=training.images_NHWC, labels_N=training.labels_N)
         data = replace(data, clean=clean)

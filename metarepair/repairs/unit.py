@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData, Start, accuracy_on, load_start, repair_data
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.meta_test import Start
+from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Candidate
+from metarepair.meta_training.theta_meta import load_start
 from metarepair.methods import (
     Budget,
     Limit,
@@ -52,7 +55,7 @@ def unit_data(
     config: Config, here: Surroundings, methods: Sequence[str], collect: Failures, seed: int
 ) -> RepairData:
     """D_collect in its two parts, with the clean training split where one of the methods uses it."""
-    data = repair_data(collect, config, seed)
+    data = split_collected(collect, config, seed)
     if not any("clean" in get_method(name).uses_with(config) for name in methods):
         return data
     return replace(data, clean=here.clean())

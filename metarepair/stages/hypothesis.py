@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from metarepair.adaptation.meta_test import accuracy_on, repair_data
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.repair_data import split_collected
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
 from metarepair.evaluation.hypothesis import Study, summarise
@@ -180,7 +181,10 @@ def _build_worker(config: Config, run: Run, mined: Mined) -> Callable[[FineTune]
         name = item.experience
         train = here.split("train")
         collect = open_side(run.experience(name), "collect", mined["experience", name], train)
-        context, data = MethodContext(config=config, seed=item.seed), repair_data(collect, config, item.seed)
+        context, data = (
+            MethodContext(config=config, seed=item.seed),
+            split_collected(collect, config, item.seed),
+        )
         model = repair_fairly(get_method("finetune"), deployed, data, context)
         if model.first_not_finite() is not None:
             raise DivergedError(

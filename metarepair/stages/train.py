@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from metarepair.adaptation.meta_test import repair_data
+from metarepair.adaptation.repair_data import split_collected
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
 from metarepair.features.confidence_tables import read_confidence
@@ -61,7 +61,7 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
         clean=here.clean() if config.train.clean_weight > 0 or config.task.clean_support > 0 else None,
         train=here.split("train") if config.train.clean_corrupted > 0 else None,
     )
-    validation = replace(repair_data(collect, config, seed=0), clean=source.clean)
+    validation = replace(split_collected(collect, config, seed=0), clean=source.clean)
     return MetaTrainer(source, config, context, validation=validation)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.load import load_config
 from metarepair.evaluation import evaluate
 from metarepair.repairs import stage as repair_stage

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from metarepair.adaptation.meta_test import RepairData, accuracy_on, repair_data
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.cli import main
 from metarepair.config.load import load_config
 from metarepair.methods import MethodContext, RepairedModel, get_method
@@ -131,7 +132,7 @@ def test_a_gain_is_the_accuracy_of_the_fine_tuned_dnn_on_the_targets_collected_f
 ) -> None:
     pipeline = pipeline_of(finished)
     config, here = pipeline.config, pipeline.here
-    learnt = repair_data(opened(pipeline, "experiences/fog", "collect"), config, 1)
+    learnt = split_collected(opened(pipeline, "experiences/fog", "collect"), config, 1)
     context = MethodContext(config=config, seed=1)
     model = get_method("finetune").repair(here.deployed, learnt, context)
     target = opened(pipeline, "targets/contrast", "collect")

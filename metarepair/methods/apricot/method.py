@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Positive, Rate
 from metarepair.engine.vectors import copied_buffers, copied_parameters, put_state
 from metarepair.methods.apricot.models import ReducedSettings, load_models, prepare_models

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from metarepair.adaptation.meta_test import RepairData, accuracy_on, predict
+from metarepair.adaptation.accuracy import accuracy_on, predict
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.engine.vectors import State, flatten, unflatten
 from metarepair.methods.base import MethodContext
 from metarepair.methods.examples import BatchOrder

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.methods.archrepair.block import BlockShape
 from metarepair.methods.archrepair.find import number_of_weights
 from metarepair.methods.budget import Budget

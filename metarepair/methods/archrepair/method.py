@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Fraction, Positive, Rate, Section
 from metarepair.engine.vectors import State
 from metarepair.methods.archrepair.block import (

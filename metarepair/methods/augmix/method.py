@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Positive
 from metarepair.methods.augmix.operations import flip_and_crop_matrices, mixture, move, sample_mix
 from metarepair.methods.base import Method, MethodContext

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Positive
 from metarepair.methods.augmix.method import VIEWS, AugMixLoss, AugMixSettings
 from metarepair.methods.base import Method, MethodContext

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Fraction, Positive, Rate
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.budget import Budget

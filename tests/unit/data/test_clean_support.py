@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData, Step, choose, interpolated, score, start_of, walk
+from metarepair.adaptation.choice import choose, interpolated, score
+from metarepair.adaptation.meta_test import Step, start_of, walk
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.batches import support_batch
 from metarepair.data.clean_images import CleanImages

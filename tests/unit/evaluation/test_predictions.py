@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import metarepair.evaluation.predictions as predictions
-from metarepair.adaptation.meta_test import predict
+from metarepair.adaptation.accuracy import predict
 from metarepair.config.run import Config
 from metarepair.evaluation.evaluate import _calibration
 from metarepair.evaluation.predictions import Predictions, called, predict_all, predicted_on

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.methods import MethodContext, repair_fairly

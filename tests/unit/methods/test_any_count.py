@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData, Start, repair_data
+from metarepair.adaptation.meta_test import Start
+from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.evaluation.predictions import called, predict_all, predicted_on
@@ -123,7 +124,9 @@ def repaired(name: str, data: RepairData, whole: Any, *, flat: bool = False) -> 
 
 
 def data_of(number: int, num_clean: int, whole: Any) -> RepairData:
-    return RepairData(**{**vars(repair_data(failures(number), whole, 0)), "clean": clean_images(num_clean)})
+    return RepairData(
+        **{**vars(split_collected(failures(number), whole, 0)), "clean": clean_images(num_clean)}
+    )
 
 
 @few

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from metarepair.adaptation.meta_test import RepairData, Start, repair_data
+from metarepair.adaptation.meta_test import Start
+from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.workspace import Surroundings
@@ -191,7 +192,7 @@ def test_no_way_leads_from_what_a_method_is_given_to_d_fail_or_the_test_split(
 def test_a_method_is_given_what_it_says_that_it_uses_and_nothing_else(
     name: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = repair_data(world.collect, CONFIG, 0)
+    whole = split_collected(world.collect, CONFIG, 0)
     clean = [image.tobytes() for image in world.here.split("train").images_NHWC_u8]
     given = given_to(name, world, monkeypatch)
     _, data, context = given
@@ -218,7 +219,7 @@ def test_a_method_is_given_what_it_says_that_it_uses_and_nothing_else(
     "way", ["attribute", "closure", "partial", "default", "view", "bound", "tensor", "row"]
 )
 def test_the_search_does_find_what_is_planted(way: str, world: World) -> None:
-    data = repair_data(world.collect, CONFIG, 0)
+    data = split_collected(world.collect, CONFIG, 0)
     context = MethodContext(config=CONFIG, seed=0)
     secret, images = world.secrets["D_fail"], world.fail.images_NHWC_u8[:]
     assert not found(secret, data, context)
@@ -264,7 +265,7 @@ def test_the_deployed_dnn_stays_whatever_a_method_does_to_its_own(world: World) 
     deployed = world.here.deployed
     before = state_hash(deployed.module.state_dict())
     model = repair_fairly(
-        Ruins(), deployed, repair_data(world.collect, CONFIG, 0), MethodContext(config=CONFIG, seed=0)
+        Ruins(), deployed, split_collected(world.collect, CONFIG, 0), MethodContext(config=CONFIG, seed=0)
     )
     assert not any(v.any() for v in model.state().values())
     assert state_hash(deployed.module.state_dict()) == before
@@ -278,7 +279,7 @@ def test_the_deployed_dnn_stays_whatever_a_method_does_to_its_own(world: World) 
 def test_a_method_that_needs_clean_images_says_that_there_are_none(
     name: str, clean: Any, world: World
 ) -> None:
-    data = replace(repair_data(world.collect, CONFIG, 0), clean=clean)
+    data = replace(split_collected(world.collect, CONFIG, 0), clean=clean)
     with pytest.raises(
         ConfigError,
         match=rf"{name} learns from the clean training split .*, and none is given\. .*clean_training",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.load import parse_config
 from metarepair.methods import get_method, method_settings, repair_fairly
 from metarepair.methods.base import MethodContext

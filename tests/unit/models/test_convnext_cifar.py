@@ -9,7 +9,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metarepair import RepairConfig, repair
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.methods import MethodContext, get_method
 from metarepair.models.build import DeployedModel, build_model, load_deployed
 from tasks.datasets import ArrayDataset, DataSource, dataset_info, load_dataset

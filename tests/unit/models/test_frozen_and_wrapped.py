@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from metarepair import repair
-from metarepair.adaptation.meta_test import RepairData, Start, repair_data
+from metarepair.adaptation.meta_test import Start
+from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.methods import METHODS, repair_fairly, settings_of
@@ -97,7 +98,7 @@ def data() -> RepairData:
     )
     images = pixels(24, 1)
     clean = CleanImages(images_NHWC_u8=images, labels_N=deployed().logits(images).argmax(1).numpy())
-    return replace(repair_data(collect, CONFIG, 0), clean=clean)
+    return replace(split_collected(collect, CONFIG, 0), clean=clean)
 
 
 @lru_cache

@@ -15,7 +15,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from metarepair.adaptation.meta_test import RepairData, accuracy_on
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.console.export import export

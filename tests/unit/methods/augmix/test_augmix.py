@@ -16,7 +16,8 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.adaptation.meta_test import RepairData, accuracy_on
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
 from metarepair.methods import training

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
 from metarepair.methods import training

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
-from metarepair.adaptation.meta_test import RepairData
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.methods import method_settings, repair_fairly, training

@@ -1,0 +1,90 @@
+"""Holds the data that a repair may see: the target's D_collect and, where given, clean training images.
+
+D_fail cannot be reached from here: the evaluator opens it after all repairs are saved.
+Source: paper Algorithm 1, lines 13-17; the split into two parts is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from metarepair.config.repair import AnyConfig
+from metarepair.data.batches import support_batch
+from metarepair.data.clean_images import CleanImages
+from metarepair.engine.types import Batch
+from metarepair.models.build import DeployedModel
+from tasks.keys import keyed_generator
+from tasks.records import Failures
+from tasks.sampling.sampler import semantic_cover, split_validation
+
+Uses = Literal["failures", "unlabelled", "clean", "experiences"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairData:
+    """The data of one repair.
+
+    learn: the part of D_collect to learn from. validation: the part that only selects. clean: the clean training
+    split, None if it is not given.
+    """
+
+    target: str
+    learn: Failures
+    validation: Failures
+    clean: CleanImages | None = None
+
+
+def split_collected(collect: Failures, config: AnyConfig, seed: int) -> RepairData:
+    """Splits D_collect by image. All methods of a repair seed get the same split."""
+    learn, validation = split_validation(
+        collect.image_ids_N,
+        fraction=config.repair.validation_fraction,
+        seed=config.seed + seed,
+        target=collect.corruption,
+    )
+    return RepairData(
+        target=collect.corruption, learn=collect.take(learn), validation=collect.take(validation)
+    )
+
+
+def cut_to_uses(data: RepairData, uses: Sequence[Uses]) -> RepairData:
+    """`data` without what a method does not declare in `uses`: labels of D_collect, its images, clean images."""
+    return replace(
+        data,
+        learn=_visible(data.learn, uses),
+        validation=_visible(data.validation, uses),
+        clean=data.clean if "clean" in uses else None,
+    )
+
+
+def _visible(failures: Failures, uses: Sequence[Uses]) -> Failures:
+    if "failures" in uses:
+        return failures
+    visible = failures if "unlabelled" in uses else failures.take(np.empty(0, np.int64))
+    unknown = np.full(len(visible), -1, np.int64)
+    return replace(visible, labels_N=unknown, predicted_N=unknown)
+
+
+def draw_support(
+    deployed: DeployedModel, data: RepairData, config: AnyConfig, *, seed: int, episode: int, slot: int
+) -> Batch:
+    """The support batch of one task: failures of every class, then clean images if `task.clean_support` asks for them.
+
+    The draw depends on (seed, episode, slot) alone, so the evaluator can walk the same tasks again.
+    """
+    generator = keyed_generator("repair", config.seed, seed, data.target, episode, slot)
+    rows = semantic_cover(data.learn.labels_N, shots=config.task.shots, generator=generator)
+    seed_of_masks = int(generator.integers(2**31))
+    return support_batch(
+        deployed,
+        data.learn,
+        rows,
+        data.clean,
+        count=config.task.clean_support,
+        generator=generator,
+        seed=seed_of_masks,
+    )
