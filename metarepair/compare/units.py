@@ -21,15 +21,8 @@ from metarepair.methods import (
     parse_limit,
     settings_of,
 )
-from metarepair.repairs.unit import (
-    ARCHITECTURE,
-    Unit,
-    files_of,
-    load_meta,
-    load_repaired,
-    repair_once,
-    unit_data,
-)
+from metarepair.repairs.saved import ARCHITECTURE, load_repaired
+from metarepair.repairs.stage import Unit, files_of, load_meta, repair_once, unit_data
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import Made, run_stage
 from tasks.experiences.store import open_side

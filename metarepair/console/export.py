@@ -15,7 +15,7 @@ from metarepair.config.load import load_config, parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.repairs.export import equality_images, export_original, export_program, require_packages
-from metarepair.repairs.unit import ARCHITECTURE, WEIGHTS, load_repaired
+from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.weights import SCHEME, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
 from tasks.storage.paths import Place, find, local, place

@@ -1,4 +1,4 @@
-"""DNNs and rows of the test split in, what each DNN predicts out: an image is corrupted once for all of them."""
+"""Predicts the test split with several DNNs. Each image is corrupted once for all of them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Called = tuple[FunctionalNet, State, State]  # with its parameters and buffers
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What the deployed DNN, first, and M models predict on the same N images.
+    """The predictions of the deployed DNN (first row) and M models on the same N images.
 
-    confidence: the softmax of the predicted class. digests_N: of the images that were predicted on.
+    confidence: the softmax of the predicted class. digests_N: digests of the images' pixels.
     """
 
     classes: NDArray[np.int64]  # [1 + M, N]
@@ -38,7 +38,7 @@ class Predictions:
 
 
 def called(deployed: DeployedModel, models: Sequence[RepairedModel]) -> list[Called]:
-    """What predicts: the deployed DNN, then each model, all with stored statistics."""
+    """The deployed DNN, then each model, as nets that predict with stored batch-norm statistics."""
     net = frozen_net(deployed.module)
     others = [(frozen_net(m.architecture_of(deployed).module), m.parameters, m.buffers) for m in models]
     return [(net, net.parameters(), net.buffers()), *others]
@@ -53,7 +53,7 @@ def predict_all(
     severity: int,
     config: Config,
 ) -> Predictions:
-    """Predictions on rows of the test split under a corruption, or on the clean images where it is None."""
+    """Predictions on rows of the test split under a corruption, or on the clean images if `corruption` is None."""
     classes, confidence, digests = [], [], []
     for start in range(0, len(rows), config.mining.batch_size):
         batch = rows[start : start + config.mining.batch_size]
@@ -80,10 +80,10 @@ def predicted_on(
     test: Dataset,
     corrupted: Mapping[int, Predictions],
 ) -> NDArray[np.int64]:
-    """Each model's classes [M, N] on D_fail.
+    """The classes [M, N] that each model predicts on D_fail.
 
-    Its images are among the corrupted test images, where they were predicted on already; those that were mined with
-    other pixels (by another version of a library) are predicted on as they were mined.
+    D_fail's images are among the corrupted test images, so most predictions are in `corrupted` already. An image that
+    was mined with other pixels (by another version of a library) is predicted from its mined pixels.
     """
     rows_N = rows_of_images(test.image_ids_N, np.argsort(test.image_ids_N), fail.image_ids_N)
     mined_N, found = digests_of(fail.images_NHWC_u8), np.zeros(len(fail), dtype=bool)

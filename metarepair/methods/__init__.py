@@ -1,13 +1,14 @@
-"""One file per repair method, behind one interface and one registry.
+"""The repair methods, one file or package each, behind one interface and one registry.
 
-base.py               what a method is, and what surrounds a repair
-fair.py               the data that a method may see
-budget.py             what a repair may take
-training.py           what methods that train have in common
+base.py        what a method is, and what surrounds a repair
+registry.py    finds a method by its name
+repaired.py    the result of a repair
+budget.py      what a repair may spend, and what it has spent
+examples.py    training batches of failures and clean images
+training.py    the training loop that several methods share
 """
 
 from metarepair.methods import arachne, bn_adapt, finetune, metarepair, none, tent
-from metarepair.methods.access import repair_fairly
 from metarepair.methods.apricot import method as apricot
 from metarepair.methods.archrepair import method as archrepair
 from metarepair.methods.augmix import method as augmix
@@ -46,7 +47,6 @@ __all__ = [
     "method_settings",
     "none",
     "parse_limit",
-    "repair_fairly",
     "sensei",
     "settings_of",
     "tent",

@@ -1,7 +1,7 @@
-"""The interface of a repair method: deployed DNN and what it may see in, repaired DNN out.
+"""The interface of a repair method, and what surrounds one repair.
 
-A method is one file that subclasses Method and registers. One of another package is found by an entry point of the
-group `metarepair.methods` that names such a class.
+A method is a class that subclasses Method and registers itself. A method of another package is found by an entry
+point of the group `metarepair.methods` that names its class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from torch import nn
 
 from metarepair.adaptation.meta_test import Start, Step
-from metarepair.adaptation.repair_data import RepairData
+from metarepair.adaptation.repair_data import RepairData, Uses
 from metarepair.config.repair import AnyConfig
 from metarepair.config.section import Section
 from metarepair.methods.budget import Budget
@@ -27,21 +27,20 @@ from tasks.storage.paths import Place
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
-Uses = Literal["failures", "unlabelled", "clean", "experiences"]
 Changes = Literal["weights", "statistics", "architecture"]
 
 
 class NoSettings(Section):
-    """Of a method that has none of its own."""
+    """The settings of a method that has none of its own."""
 
 
 def map_here(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """The results in the order of the items, one after the other in this process."""
+    """Does `work` on one item after the other in this process; the results come in the order of the items."""
     return map(work, items)
 
 
 def no_experiences() -> Start:
-    """What a method gets for θ_meta that does not say that it uses experiences."""
+    """Stands in for `load_meta` where a method does not declare that it uses experiences. Raises ConfigError."""
     raise ConfigError("this method was given no experiences: name them in what it `uses`.")
 
 
@@ -49,10 +48,17 @@ def no_experiences() -> Start:
 class MethodContext:
     """What surrounds one repair.
 
-    config: the settings that all methods share; settings: the method's own. seed: of the repair. load_meta: θ_meta.
-    budget: what the repair may take and has taken. map: runs independent pieces, here or on Ray; what it is given must
-    pickle, and runs on the `device` (auto, cpu or cuda) of where it is. folder: the repair's own, for checkpoints (none
-    are kept without). prepared: what `prepare` left. say: lines of progress.
+    Attributes:
+        config: The settings that all methods share.
+        seed: The seed of the repair.
+        load_meta: Loads θ_meta.
+        settings: The method's own settings.
+        budget: The limit of the repair, and what it has spent.
+        map: Runs independent pieces, here or on Ray. What it is given must pickle.
+        device: Where those pieces run: auto, cpu or cuda, as seen by the process that runs them.
+        folder: The repair's folder for checkpoints; with None, no checkpoints are kept.
+        prepared: The folder that `prepare` wrote to.
+        say: Receives lines of progress.
     """
 
     config: AnyConfig
@@ -68,12 +74,19 @@ class MethodContext:
 
 
 class Method(ABC):
-    """A repair method. It sees RepairData, cut to what it says that it uses, and nothing else of the target.
+    """A repair method. Of the target it sees RepairData, cut to the data that it declares in `uses`, and nothing else.
 
-    words: what tables call it. uses: `failures` are D_collect with labels, `unlabelled` its images alone (labels are
-    -1), `clean` the clean training split, `experiences` θ_meta. changes: what of the DNN. cost: in words. prepared_by:
-    the settings that `prepare` depends on, all when not given. walks: whether it repairs by the meta-test's tasks, and
-    so goes by the settings task, inner and repair.
+    Attributes:
+        name: The name in settings and on the command line.
+        words: The name in tables.
+        uses: `failures` is D_collect with labels, `unlabelled` its images alone (labels are -1), `clean` the clean
+            training split, `experiences` θ_meta.
+        changes: What it changes of the DNN.
+        cost: What a repair costs, in words.
+        Settings: The class of its own settings.
+        prepares: Whether it does work in `prepare`.
+        prepared_by: The settings that `prepare` depends on; None for all of them.
+        walks: Whether it repairs by the walk over tasks, and so depends on the settings task, inner and repair.
     """
 
     name: ClassVar[str]
@@ -82,36 +95,36 @@ class Method(ABC):
     changes: ClassVar[tuple[Changes, ...]]
     cost: ClassVar[str]
     Settings: ClassVar[type[Section]] = NoSettings
-    prepares: ClassVar[bool] = False  # whether `prepare` does anything
+    prepares: ClassVar[bool] = False
     prepared_by: ClassVar[tuple[str, ...] | None] = None
     walks: ClassVar[bool] = False
 
     def uses_with(self, config: AnyConfig) -> tuple[Uses, ...]:
-        """What it uses under these settings: `uses`, and clean images where a walk has them in its supports."""
+        """`uses`, and clean images if the settings have a walk learn from them or be chosen by them."""
         clean = self.walks and (config.task.clean_support > 0 or config.repair.clean_weight > 0)
         return (*self.uses, "clean") if clean else self.uses
 
     def check(self, module: nn.Module, settings: Any) -> None:  # noqa: B027  most methods take every DNN
-        """Raises ConfigError for a DNN, or settings, that the method cannot work with: before anything has begun."""
+        """Raises ConfigError for a DNN or settings that the method cannot work with. Called before any work begins."""
 
     def prepare(  # noqa: B027  most methods prepare nothing
         self, deployed: DeployedModel, data: RepairData, context: MethodContext
     ) -> None:
-        """Makes in `context.prepared` what no target is needed for; goes on with what is there already.
+        """Does the work that needs no target, and writes it to `context.prepared`. Resumes what is there already.
 
-        `data` has the clean training split alone: its failures are none.
+        `data` holds the clean training split alone, and no failures.
         """
 
     @abstractmethod
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        """The repaired DNN; the deployed one stays as it is."""
+        """Returns the repaired DNN. `deployed.module` is a copy, which the method may change."""
 
     def steps(
         self, deployed: DeployedModel, data: RepairData, context: MethodContext, *, rate: float
     ) -> Iterator[Step]:
-        """The tasks of a repair once more, for the paper's mean acc_s; for methods that walk alone."""
+        """Walks the tasks of a repair again, for the paper's mean acc_s. Only methods with `walks` have it."""
         raise NotImplementedError(f"{self.name} has no tasks")
 
     def rebuild(self, module: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
-        """A copy of the deployed `module` with the architecture that a repair saved; its weights are loaded after."""
+        """A copy of the deployed `module` in the architecture that a repair saved. The caller loads its weights."""
         return copied(module)

@@ -1,4 +1,4 @@
-"""The same inner steps on D_collect from the deployed weights: what repair is without meta-training."""
+"""Fine-tuning: MetaRepair's walk from the deployed weights, that is, repair without meta-training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from metarepair.adaptation.meta_test import Step, start_of
 from metarepair.adaptation.repair_data import RepairData
 from metarepair.methods.base import Method, MethodContext
-from metarepair.methods.meta_test_method import repair_from, walk_again
+from metarepair.methods.metarepair import repair_from, walk_again
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
@@ -15,7 +15,7 @@ from metarepair.models.build import DeployedModel
 
 @register
 class Finetune(Method):
-    """Algorithm 1, lines 13-23, from θ as deployed."""
+    """Runs paper Algorithm 1, lines 13-23, from the deployed weights."""
 
     name = "finetune"
     words = "fine-tuned"

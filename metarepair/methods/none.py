@@ -1,4 +1,4 @@
-"""The deployed DNN as it is: the row that every table starts with."""
+"""No repair: the deployed DNN as it is, the first row of every table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A name in, the repair method out; those of other packages by their entry points."""
+"""Finds a repair method by its name: our own, and those of other packages by their entry points."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from metarepair.adaptation.repair_data import Uses
 from metarepair.config.load import explain
 from metarepair.config.repair import AnyConfig
 from metarepair.config.section import Section
-from metarepair.methods.base import Method, Uses
+from metarepair.methods.base import Method
 from tasks.errors import ConfigError, unknown_name
 
 GROUP = "metarepair.methods"

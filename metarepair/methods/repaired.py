@@ -1,4 +1,4 @@
-"""What a method leaves: a repaired DNN as parameters and buffers, of the deployed architecture or of another."""
+"""Holds the result of a repair: parameters and buffers, of the deployed architecture or of a new one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from metarepair.models.wrappers import copied
 class RepairedModel:
     """A repaired DNN, and what the repair cost.
 
-    `rate` and `episode` (from 0) are those that validation chose; `steps` walks the same tasks again, for the paper's
-    mean acc_s. All three are None for a method without tasks. `module` is the DNN where its architecture is another
-    than the deployed one's; `architecture` then says in plain JSON how the method's `rebuild` makes it again.
+    Validation chose `rate` and `episode` (from 0), and `steps` walks the same tasks again, for the paper's mean acc_s;
+    all three are None for a method without tasks. `module` is given if the architecture changed: then `architecture`
+    describes it in plain JSON, from which the method's `rebuild` makes it again.
     """
 
     method: str
@@ -41,18 +41,18 @@ class RepairedModel:
         return {**self.parameters, **self.buffers}
 
     def first_not_finite(self) -> str | None:
-        """Name of the first tensor with a NaN or an infinity, None where there is none."""
+        """Name of the first tensor with a NaN or an infinity; None if all are finite."""
         return next(iter(not_finite(self.state())), None)
 
     def architecture_of(self, deployed: DeployedModel) -> DeployedModel:
-        """`deployed` with the architecture that `parameters` and `buffers` are of."""
+        """`deployed` with the architecture that `parameters` and `buffers` belong to."""
         return deployed if self.module is None else replace(deployed, module=self.module)
 
     def fill(self, module: nn.Module) -> nn.Module:
-        """A copy of `module` (or of its own architecture) that is repaired, in evaluation mode; its state dict has the
-        names that files have.
+        """A repaired copy of `module`, or of the new architecture, in evaluation mode.
 
-        These may be fewer than parameters and buffers, or more: some buffers are not saved, a shared tensor is twice.
+        Save its state dict, not `state()`: a state dict leaves out buffers that are not persistent and lists a shared
+        tensor under each of its names.
         """
         found = copied(self.module or module).eval()
         put_state(found, self.state())
@@ -66,7 +66,7 @@ def repaired_from(
     *,
     notes: tuple[str, ...] = (),
 ) -> RepairedModel:
-    """A module of the deployed architecture that a method has changed, as what it leaves; `budget` has what it cost."""
+    """The result of a method that changed `module` in place; `budget` has counted what that cost."""
     return RepairedModel(
         method=method,
         parameters=copied_parameters(module),

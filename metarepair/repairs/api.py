@@ -31,12 +31,12 @@ from metarepair.methods import (
     MethodContext,
     check_method_settings,
     get_method,
-    repair_fairly,
     settings_of,
 )
 from metarepair.models.build import DeployedModel
 from metarepair.models.clean_check import IN_CALL, check_on_clean
 from metarepair.probing.needs import IMAGES, probe_repair
+from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.records import Failures
 from tasks.storage.manifest import require_manifest

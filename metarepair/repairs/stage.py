@@ -1,52 +1,62 @@
-"""A target with everything learned in; its repaired weights, result.json and samples.parquet out.
+"""Repairs a target by every method and seed, saves the repaired DNNs, and then has them evaluated.
 
-All methods and seeds are repaired and saved first; only then is D_fail opened, by the evaluator.
+A method is called with a copy of the deployed DNN and with the data that it declares in `uses`, and nothing else.
+D_fail is opened by the evaluator alone, after all repairs are saved.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
+from torch import nn
 
-from metarepair.adaptation.repair_data import RepairData
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.meta_test import Start
+from metarepair.adaptation.repair_data import RepairData, cut_to_uses, split_collected
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
-from metarepair.evaluation.evaluate import Judged, evaluate
-from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
-from metarepair.features.extractors import distance_name
-from metarepair.repairs.unit import (
-    WEIGHTS,
-    Unit,
-    files_of,
-    load_meta,
-    repair_once,
-    unit_data,
-)
-from metarepair.reports import SCHEMA_VERSION
+from metarepair.evaluation.evaluate import Candidate, evaluate
+from metarepair.meta_training.theta_meta import load_start
+from metarepair.methods import Budget, Limit, Method, MethodContext, RepairedModel, get_method, settings_of
+from metarepair.methods.base import no_experiences
+from metarepair.models.build import DeployedModel, save_weights
+from metarepair.models.wrappers import copied
+from metarepair.repairs.export import FILE_NAMES, equality_images, export_program
+from metarepair.repairs.result import RESULT, SAMPLES, write_result
+from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS
 from metarepair.runs.layout import Run
+from metarepair.runs.peak_memory import peak_memory
 from metarepair.runs.run_stage import Made, run_stage
+from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.experiences.store import open_side
-from tasks.storage.manifest import (
-    Manifest,
-    require_manifest,
-    versions,
-)
-from tasks.storage.paths import Place, read_table, write_text, writing
+from tasks.records import Failures
+from tasks.storage.manifest import Manifest, require_manifest
+from tasks.storage.paths import Place, write_text
 from tasks.storage.stages import META, REPAIRED, TARGET
 
 Progress = Callable[[str], None]
+ONE_VALUE = "Expected more than 1 value per channel when training"  # torch.nn.functional.batch_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One repair, and the folder it writes to. `prepared` holds what its method made before any target was known."""
+
+    method: str
+    seed: int
+    folder: Place
+    load_meta: Callable[[], Start]
+    limit: Limit | None = None
+    prepared: Place | None = None
 
 
 def repair_settings(config: Config) -> dict[str, Any]:
-    """The settings that a repair and its figures depend on."""
+    """The settings that the repairs of a target and their figures depend on."""
     names = {"seed", "model", "task", "inner", "repair", "evaluate"}
     values = config.model_dump(mode="json", include=names)
     values["severities"] = list(config.mining.severities)
@@ -55,7 +65,7 @@ def repair_settings(config: Config) -> dict[str, Any]:
 
 
 def repair_target(run: Run, config: Config, target: str, here: Surroundings, progress: Progress) -> Manifest:
-    """Repairs `target` by every method and seed, then judges them. Skipped when done with the same settings."""
+    """Runs the stage for one target. It is skipped if it is complete with the same settings and inputs."""
     folder = run.repaired(target)
     mined = require_manifest(run.target(target), TARGET.remedy)
     inputs = {"target": mined.digest, **here.inputs()}
@@ -70,91 +80,148 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings, pro
 def _repair(
     run: Run, config: Config, target: str, here: Surroundings, mined: Manifest, progress: Progress
 ) -> Made:
-    """All repairs of a target first, then their evaluation."""
+    """All repairs of a target, then their evaluation."""
     folder = run.repaired(target)
     collect = open_side(run.target(target), "collect", mined, here.split("test"))
-    candidates, files = [], ["result.json", "samples.parquet"]
+    candidates, files = [], [RESULT, SAMPLES]
     methods = config.repair.methods
     parts = {seed: unit_data(config, here, methods, collect, seed) for seed in config.repair.seeds}
     start = partial(load_meta, run, config, target, here)
     for seed, data in parts.items():
         for name in methods:
-            place = _folder(name, seed)
-            unit = Unit(method=name, seed=seed, folder=folder / place, load_meta=start)
+            unit = Unit(method=name, seed=seed, folder=folder / name / str(seed), load_meta=start)
             candidates.append(repair_once(unit, config, data, here, progress))
-            files += [str(place / file) for file in files_of(unit.folder, config)]
+            files += [f"{name}/{seed}/{file}" for file in files_of(unit.folder, config)]
             notes = "".join(f"; {note}" for note in candidates[-1].model.notes)
             progress(f"{target}: repaired by {name}, seed {seed}, {candidates[-1].seconds:.1f} s{notes}")
     judged = evaluate(run, config, target, here.deployed, here.split("test"), candidates, progress=progress)
-    _write_samples(folder / "samples.parquet", judged)
-    result = _result(run, config, target, mined, judged, parts)
-    write_text(folder / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_result(run, config, target, mined, judged, validation=len(parts[config.repair.seeds[0]].validation))
     return Made(files=files)
 
 
-def _folder(method: str, seed: int) -> Path:
-    return Path(method) / str(seed)
+def unit_data(
+    config: Config, here: Surroundings, methods: Sequence[str], collect: Failures, seed: int
+) -> RepairData:
+    """D_collect in its two parts, with the clean training split if one of the methods uses it."""
+    data = split_collected(collect, config, seed)
+    if not any("clean" in get_method(name).uses_with(config) for name in methods):
+        return data
+    return replace(data, clean=here.clean())
 
 
-def _write_samples(path: Place, judged: Judged) -> None:
-    """Every D_fail example before and after, for every method and seed, in long form."""
-    fail, count = judged.fail, len(judged.fail)
-    columns = {
-        "method": np.repeat([r.method for r in judged.results], count),
-        "seed": np.repeat([r.seed for r in judged.results], count),
-        "image_id": np.tile(fail.image_ids_N, len(judged.results)),
-        "severity": np.tile(fail.severities_N, len(judged.results)),
-        "label": np.tile(fail.labels_N, len(judged.results)),
-        "before": np.tile(fail.predicted_N, len(judged.results)),
-        "after": judged.predicted_MN.reshape(-1),
-    }
-    with writing(path) as part:
-        pq.write_table(pa.table({k: pa.array(v) for k, v in columns.items()}), part)
+def load_meta(run: Run, config: Config, target: str, here: Surroundings) -> Start:
+    """θ_meta of a target. Raises StageError if it is not trained."""
+    return load_start(run.meta(target), here.deployed.module, config, remedy=META.remedy)
 
 
-def _result(
-    run: Run, config: Config, target: str, mined: Manifest, judged: Judged, parts: dict[int, RepairData]
-) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "config": config.model_dump(mode="json"),
-        "versions": versions(),
-        "target": target,
-        "d_collect": {
-            "collect": mined.rows["collect"],
-            "fail": mined.rows["fail"],
-            "validation": len(next(iter(parts.values())).validation),
-            "classes_without_failures": mined.facts["classes_without_failures"],
-        },
-        "methods": [
-            asdict(r) | {"weights": f"repaired/{target}/{_folder(r.method, r.seed)}/{WEIGHTS}"}
-            for r in judged.results
-        ],
-    }
-    if "metarepair" not in config.repair.methods:
-        return result | {"features": "none", "distance_name": "none", "experiences": []}
-    return result | _learned(run, target)
+def repair_once(
+    unit: Unit, config: Config, data: RepairData, here: Surroundings, say: Callable[[str], None]
+) -> Candidate:
+    """Repairs the deployed DNN and saves the result. Raises DivergedError if the repaired weights are not finite."""
+    method, target = get_method(unit.method), data.target  # `say` must not hold `data`, which has all labels
+    context = MethodContext(
+        config=config,
+        seed=unit.seed,
+        load_meta=unit.load_meta,
+        settings=settings_of(config, unit.method),
+        budget=Budget(unit.limit),
+        folder=unit.folder,
+        prepared=unit.prepared,
+        say=lambda line: say(f"{target}: {line}"),
+    )
+    with peak_memory(here.deployed.device) as memory:
+        model = repair_fairly(method, here.deployed, data, context)
+    seconds = context.budget.seconds
+    bad = model.first_not_finite()
+    if bad is not None:
+        raise DivergedError(
+            f"{target}: the repair by {unit.method} (seed {unit.seed}) diverged, {bad} is not finite. "
+            f"Lower the rates (repair.rates, or those in methods.{unit.method}); nothing was written for this repair."
+        )
+    _save(unit, config, target, model, here, say)
+    judged = model.architecture_of(here.deployed)
+    validation = accuracy_on(judged, model.parameters, model.buffers, data.validation)
+    return Candidate(
+        model=model, seed=unit.seed, seconds=seconds, validation=validation, memory_bytes=memory.bytes
+    )
 
 
-def _learned(run: Run, target: str) -> dict[str, Any]:
-    """What MetaRepair learned from, and what that cost."""
-    confidence = read_confidence(run, target)
-    scores = read_table(run.score / "confidence.parquet", SCORE_AGAIN).to_pylist()
-    extractor = scores[0]["extractor"]
-    trained = require_manifest(run.meta(target), META.remedy)
-    return {
-        "features": extractor,
-        "distance_name": distance_name(extractor),
-        "experiences": [
-            {"name": r["experience"], "fid": r["distance"], "p": r["probability"]}
-            for r in scores
-            if r["target"] == target
-        ],
-        "confidence": {
-            "rule": confidence.rule,
-            "alpha": confidence.alpha,
-            "beta": confidence.beta,
-            "effective_number": confidence.effective_number,
-        },
-        "preparation": trained.facts,
-    }
+def repair_fairly(
+    method: Method, deployed: DeployedModel, data: RepairData, context: MethodContext
+) -> RepairedModel:
+    """Calls a method with a copy of the deployed DNN and only the data that it uses.
+
+    What a method does not declare is not in the objects that it gets, so an error in its code cannot read it.
+    Raises ConfigError if the method needs clean images and none are given, or if it breaks its contract; DataError if
+    a batch of one image has no batch-norm statistics.
+    """
+    uses = method.uses_with(context.config)
+    if "clean" in uses and not data.clean:
+        raise ConfigError(
+            f"{method.name} learns from the clean training split with these settings, and none is given. Give one (a "
+            "run's data, clean_training of a call), or set task.clean_support and repair.clean_weight to 0 and take a "
+            "method that needs none (finetune, bn_adapt)."
+        )
+    context = replace(context, load_meta=_loaded(context) if "experiences" in uses else no_experiences)
+    own = replace(deployed, module=copied(deployed.module).eval())
+    try:
+        found: object = method.repair(own, cut_to_uses(data, uses), context)
+    except ValueError as error:
+        if ONE_VALUE not in str(error):
+            raise
+        raise DataError(
+            f"{method.name} came to a batch of one image, of which a batch norm of {deployed.name} has one value per "
+            f"channel ({error}); one value has no variance. There are {len(data.learn)} examples to learn from. "
+            f"Collect more failures, or let a batch have two images (methods.{method.name}.batch_size, task.shots)."
+        ) from error
+    if not isinstance(found, RepairedModel):
+        raise ConfigError(
+            f"the method {method.name} returned a {type(found).__name__}; `repair` returns a RepairedModel "
+            "(metarepair.methods.repaired.repaired_from makes one)."
+        )
+    _check_frozen(deployed.module, found)
+    return found
+
+
+def _loaded(context: MethodContext) -> Callable[[], Start]:
+    """Loads θ_meta now: the loader itself knows the data set, and through it the test split."""
+    start = context.load_meta()
+    return lambda: start
+
+
+def _check_frozen(module: nn.Module, found: RepairedModel) -> None:
+    """Raises ConfigError if a parameter with requires_grad=False changed. A new architecture may rename parameters."""
+    for name, own in module.named_parameters():
+        changed = found.parameters.get(name)
+        if not own.requires_grad and changed is not None and not torch.equal(changed.to(own), own):
+            raise ConfigError(
+                f"the method {found.method} changed {name}, which has requires_grad=False in the deployed DNN. A "
+                "method leaves such parameters as they are; set requires_grad_(True) on them where they may change."
+            )
+
+
+def _save(
+    unit: Unit,
+    config: Config,
+    target: str,
+    model: RepairedModel,
+    here: Surroundings,
+    say: Callable[[str], None],
+) -> None:
+    """Writes the repaired weights, the architecture if it changed, and the exports that are asked for."""
+    module = model.fill(here.deployed.module)
+    if model.architecture is not None:
+        write_text(unit.folder / ARCHITECTURE, json.dumps(dict(model.architecture), indent=1) + "\n")
+    notes = {"model": config.model.name, "method": unit.method, "target": target, "seed": unit.seed}
+    save_weights(unit.folder / WEIGHTS, module.state_dict(), notes)
+    for kind in config.repair.export or ():
+        images = equality_images(here.split("test"))
+        exported = export_program(replace(here.deployed, module=module), images, kind, unit.folder)
+        say(f"{target}: {exported.words}")
+
+
+def files_of(unit_folder: Place, config: Config) -> list[str]:
+    """Names of the files that `repair_once` writes."""
+    programs = [FILE_NAMES[kind] for kind in config.repair.export or ()]
+    architecture = [ARCHITECTURE] if (unit_folder / ARCHITECTURE).is_file() else []
+    return [WEIGHTS, *architecture, *programs]

@@ -22,7 +22,8 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
 from metarepair.evaluation.hypothesis import Study, summarise
 from metarepair.features.confidence_tables import SCORE_AGAIN
-from metarepair.methods import MethodContext, get_method, repair_fairly
+from metarepair.methods import MethodContext, get_method
+from metarepair.repairs.stage import repair_fairly
 from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
 from metarepair.runs.layout import Run

@@ -426,8 +426,8 @@ RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
         ("metarepair.meta_training.meta_train.MetaTrainer.run_episode", 1),
         ("metarepair.meta_training.meta_train.seal", 1),
         ("metarepair.stages.pipeline.write_manifest", 0),
-        ("metarepair.repairs.unit.save_weights", 1),
-        ("metarepair.repairs.stage._write_samples", 0),
+        ("metarepair.repairs.stage.save_weights", 1),
+        ("metarepair.repairs.result._write_samples", 0),
     ],
 )
 def test_after_ctrl_c_the_same_command_ends_in_the_same_bytes(

@@ -17,7 +17,7 @@ from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
-from metarepair.methods import arachne, method_settings, repair_fairly
+from metarepair.methods import arachne, method_settings
 from metarepair.methods.arachne_fitness import Fitness, scores
 from metarepair.methods.arachne_localise import Blame, blame, correct_rows, front_rows, pareto_front
 from metarepair.methods.arachne_replay import Replay
@@ -28,6 +28,7 @@ from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
+from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures, Ints, Pixels
 

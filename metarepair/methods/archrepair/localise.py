@@ -95,7 +95,7 @@ def localise(
     """
     observer = _Observer(deployed, tuple(shapes), epsilon)
     fails = iter(range(0, len(data.learn), BATCH))
-    assert data.clean is not None  # fair.py sees to it
+    assert data.clean is not None  # `uses` names them
     order = keyed_generator("archrepair-correct", seed).permutation(len(data.clean))
     cleans, right = iter(range(0, len(order), BATCH)), 0
     with observer.recording():

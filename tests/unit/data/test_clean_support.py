@@ -16,8 +16,9 @@ from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.batches import support_batch
 from metarepair.data.clean_images import CleanImages
-from metarepair.methods import Budget, Limit, MethodContext, get_method, repair_fairly
+from metarepair.methods import Budget, Limit, MethodContext, get_method
 from metarepair.models.build import DeployedModel
+from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 from tasks.records import Failures

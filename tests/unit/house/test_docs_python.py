@@ -20,8 +20,9 @@ from torch import nn
 from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
-from metarepair.methods import MethodContext, repair_fairly
+from metarepair.methods import MethodContext
 from metarepair.models.build import DeployedModel
+from metarepair.repairs.stage import repair_fairly
 from tasks.records import Failures
 
 ROOT = Path(__file__).parents[3]

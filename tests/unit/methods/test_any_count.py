@@ -23,11 +23,12 @@ from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.evaluation.predictions import called, predict_all, predicted_on
 from metarepair.features.extractors import build_extractor
-from metarepair.methods import METHODS, repair_fairly, settings_of
+from metarepair.methods import METHODS, settings_of
 from metarepair.methods.base import MethodContext
 from metarepair.methods.bn_adapt import adapt_statistics
 from metarepair.methods.none import NoRepair
 from metarepair.models.build import DeployedModel
+from metarepair.repairs.stage import repair_fairly
 from tasks.datasets import ArrayDataset
 from tasks.errors import DataError, UserError
 from tasks.records import Failures

@@ -20,11 +20,11 @@ from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.workspace import Surroundings
-from metarepair.methods import METHODS, repair_fairly
+from metarepair.methods import METHODS
 from metarepair.methods.base import Method, MethodContext, no_experiences
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel, state_hash
-from metarepair.repairs.unit import Unit, repair_once, unit_data
+from metarepair.repairs.stage import Unit, repair_fairly, repair_once, unit_data
 from tasks.datasets import ArrayDataset
 from tasks.errors import ConfigError
 from tasks.records import Failures

@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 
 import metarepair.methods as package
+from metarepair.adaptation.repair_data import Uses
 from metarepair.config.load import parse_config
 from metarepair.config.section import Section
 from metarepair.methods import (
@@ -20,10 +21,10 @@ from metarepair.methods import (
     get_method,
     method_settings,
     registry,
-    repair_fairly,
 )
-from metarepair.methods.base import Changes, MethodContext, NoSettings, Uses
+from metarepair.methods.base import Changes, MethodContext, NoSettings
 from metarepair.models.build import DeployedModel
+from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError
 
 CONFIG = parse_config({"name": "unit", "device": "cpu", "mining": {"experiences": ["fog"]}})
@@ -131,7 +132,7 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(
 
 def test_a_method_that_returns_no_repaired_model_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(get_method("none")), "repair", lambda *_: None)
-    monkeypatch.setattr("metarepair.methods.access.data_for", lambda *_: NOTHING)
+    monkeypatch.setattr("metarepair.repairs.stage.cut_to_uses", lambda *_: NOTHING)
     with pytest.raises(ConfigError, match="none returned a NoneType; `repair` returns a RepairedModel"):
         repair_fairly(get_method("none"), DEPLOYED, NOTHING, MethodContext(config=CONFIG, seed=0))
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.load import parse_config
-from metarepair.methods import get_method, method_settings, repair_fairly
+from metarepair.methods import get_method, method_settings
 from metarepair.methods.base import MethodContext
 from metarepair.methods.bn_adapt import adapt_statistics
 from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.repaired import RepairedModel
 from metarepair.methods.tent import entropy
 from metarepair.models.build import DeployedModel, build_model, state_hash
+from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError
 from tasks.records import Failures
 

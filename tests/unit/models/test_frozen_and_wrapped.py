@@ -21,13 +21,14 @@ from metarepair.adaptation.meta_test import Start
 from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
-from metarepair.methods import METHODS, repair_fairly, settings_of
+from metarepair.methods import METHODS, settings_of
 from metarepair.methods.apricot.models import reinitialise
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel
 from metarepair.models.factory import build_from_factory
 from metarepair.models.wrappers import unwrapped
+from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError
 from tasks.records import Failures
 

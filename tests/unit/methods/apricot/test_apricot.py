@@ -19,7 +19,7 @@ from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State
-from metarepair.methods import method_settings, repair_fairly, training
+from metarepair.methods import method_settings, training
 from metarepair.methods.apricot import walk as apricot_walk
 from metarepair.methods.apricot.method import ApricotSettings
 from metarepair.methods.apricot.models import load_models, path_of, reinitialise, subset
@@ -29,6 +29,7 @@ from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel, read_tensors, state_hash
+from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.records import Failures, Pixels
 from tasks.storage.sealed_parts import seal

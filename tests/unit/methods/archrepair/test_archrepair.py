@@ -23,7 +23,7 @@ from metarepair.console.export import export
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.workspace import load_surroundings
 from metarepair.evaluation.predictions import called, predict_all
-from metarepair.methods import method_settings, repair_fairly, training
+from metarepair.methods import method_settings, training
 from metarepair.methods.archrepair.block import (
     OPERATIONS,
     BlockShape,
@@ -46,7 +46,8 @@ from metarepair.methods.examples import Examples
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
-from metarepair.repairs.unit import ARCHITECTURE, WEIGHTS, Unit, load_repaired, repair_once
+from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS, load_repaired
+from metarepair.repairs.stage import Unit, repair_fairly, repair_once
 from tasks.datasets import DataSource, dataset_info, load_dataset
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures

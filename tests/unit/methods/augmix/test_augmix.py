@@ -21,7 +21,6 @@ from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.repair import RepairConfig
 from metarepair.data.clean_images import CleanImages
 from metarepair.methods import training
-from metarepair.methods.access import repair_fairly
 from metarepair.methods.augmix import method as augmix
 from metarepair.methods.augmix.method import VIEWS, AugMixLoss, AugMixSettings, divergence
 from metarepair.methods.augmix.operations import (
@@ -41,6 +40,7 @@ from metarepair.methods.registry import get_method, method_settings
 from metarepair.methods.repaired import RepairedModel
 from metarepair.methods.training import MethodBatch
 from metarepair.models.build import DeployedModel
+from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures, Pixels
 

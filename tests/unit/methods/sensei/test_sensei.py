@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as V
 from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
-from metarepair.methods import method_settings, repair_fairly, training
+from metarepair.methods import method_settings, training
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
@@ -30,6 +30,7 @@ from metarepair.methods.sensei.populations import Populations
 from metarepair.methods.sensei.variants import FILTER_GENES, spatial_genes, variants
 from metarepair.methods.training import MethodBatch
 from metarepair.models.build import DeployedModel, state_hash
+from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError, DataError
 from tasks.keys import keyed_generator
 from tasks.records import Failures
