@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -95,9 +96,19 @@ def test_an_address_where_nobody_listens_is_found_out_at_once(address: str) -> N
         _knock(address)
 
 
-def test_what_is_no_host_and_port_is_left_to_ray() -> None:
+def test_what_is_no_host_and_port_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    knocked: list[tuple[str, int]] = []
+
+    def connection(address: tuple[str, int], **options: Any) -> socket.socket:
+        knocked.append(address)
+        return socket.socket()
+
+    monkeypatch.setattr(socket, "create_connection", connection)
     _knock("auto")
     _knock("local")
+    assert knocked == []
+    _knock("ray://head:10001")
+    assert knocked == [("head", 10001)]
 
 
 def test_an_address_without_workers_is_refused_and_not_left_aside() -> None:

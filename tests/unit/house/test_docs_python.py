@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,26 @@ def repaired_weights(_: pytest.MonkeyPatch) -> Names:
     Path("…").mkdir()
     state = timm.create_model("convnext_atto", num_classes=10).state_dict()
     save_file({k: v.contiguous() for k, v in state.items()}, "…/model.safetensors")
-    return {"timm": timm}
+    made: list[torch.nn.Module] = []
+    create_model = timm.create_model
+    return {
+        "timm": SimpleNamespace(create_model=lambda *a, **k: made.append(create_model(*a, **k))),
+        "made": made,
+        "state": state,
+    }
+
+
+def has_the_weights(names: Names) -> None:
+    (made,) = names["made"]
+    assert names["state"].keys() == made.state_dict().keys()
+    assert all(torch.equal(value, names["state"][key]) for key, value in made.state_dict().items())
+
+
+def a_meta_gradient(names: Names) -> None:
+    gradient = names["found"].gradient
+    assert gradient.keys() == dict(names["module"].named_parameters()).keys()
+    assert all(bool(value.isfinite().all()) for value in gradient.values())
+    assert float(gradient["classifier.weight"].norm()) > 0
 
 
 def the_method_repairs(names: Names) -> None:
@@ -166,11 +186,7 @@ def a_report(names: Names) -> None:
     assert Path("runs/mine/report/index.html").is_file()
 
 
-def anything(_: Names) -> None:
-    """That it ran is all."""
-
-
-# What a block needs around it, and what is then true.
+# What a block needs around it, and the assertions on what it leaves.
 RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], None]]] = {
     "README.md: from tasks.corruptions import corrupt": (some_images, shapes),
     "docs/architecture.md: from metarepair.config.load import load_config": (a_small_run, a_report),
@@ -178,11 +194,11 @@ RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], N
         a_folder_of_photos,
         two_photos,
     ),
-    "docs/meta_gradient.md: import timm, torch": (a_small_densenet, anything),
+    "docs/meta_gradient.md: import timm, torch": (a_small_densenet, a_meta_gradient),
     "docs/methods.md: from metarepair.methods import Method": (nothing, the_method_repairs),
     'docs/models.md: timm.create_model("convnext_atto", num_classes=10, checkpoint_path="…/model.safetensors")': (
         repaired_weights,
-        anything,
+        has_the_weights,
     ),
     "docs/models.md: from metarepair import RepairConfig, repair": (failing, is_repaired),
 }
@@ -197,10 +213,10 @@ def test_a_block_of_python_runs_as_it_is_printed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    before, after = RUNS[name]
+    before, assert_outcome = RUNS[name]
     names: Names = {"__name__": "docs", **before(monkeypatch)}
     exec(compile(dict(python_blocks())[name], name, "exec", dont_inherit=True), names)
-    after(names)
+    assert_outcome(names)
 
 
 def test_the_example_on_top_of_the_call_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,7 +214,11 @@ def test_parameters_that_matter_and_get_no_gradient_are_named(
 def test_a_parameter_that_nothing_uses_is_no_fault() -> None:
     module = Net()
     module.unused = nn.Parameter(torch.ones(3))
-    probe(deployed_of(module), IMAGES, rule_of(), order="second")
+    found = probe(deployed_of(module), IMAGES, rule_of(), order="second")
+    assert found.first == probe(deployed_of(Net()), IMAGES, rule_of(), order="first").first
+    assert found.second is not None
+    assert found.second < 1e-2
+    assert torch.equal(module.unused, torch.ones(3))
 
 
 class Clamping(Net):

@@ -169,8 +169,15 @@ def test_every_shipped_search_can_be_done(path: Path) -> None:
 
 
 def test_a_value_that_needs_another_searched_value_is_allowed() -> None:
-    space = {"train.warmup_episodes": {"choice": [0, 100]}, "train.episodes": {"choice": [200, 300]}}
-    check_space(searched({"space": space}, train={"episodes": 60}))
+    warmup, episodes = {"choice": [0, 100]}, {"choice": [200, 300]}
+    space = {"train.warmup_episodes": warmup, "train.episodes": episodes}
+    config = searched({"space": space}, train={"episodes": 60})
+    check_space(config)
+    trial = trial_config(config, {"train.warmup_episodes": 100, "train.episodes": 200})
+    assert trial is not None
+    assert (trial.train.warmup_episodes, trial.train.episodes) == (100, 200)
+    with pytest.raises(ConfigError, match=r"a trial with train\.warmup_episodes=100 would be refused"):
+        check_space(searched({"space": {"train.warmup_episodes": warmup}}, train={"episodes": 60}))
 
 
 def test_a_bad_value_is_found_in_a_space_of_any_size() -> None:
@@ -225,20 +232,32 @@ def test_a_huge_space_is_checked_by_a_bounded_number_of_trials(monkeypatch: pyte
 
 def test_a_population_may_exchange_rates_and_experience_sets() -> None:
     space = {"inner.rate": {"uniform": [0.1, 1]}, "inner.steps": {"integers": [1, 3]}}
-    check_space(searched({"space": space, "scheduler": "pbt"} | sets(categories=["weather", "noise"])))
+    config = searched({"space": space, "scheduler": "pbt"} | sets(categories=["weather", "noise"]))
+    check_space(config)
+    trial = trial_config(config, {"inner.rate": 0.5, "inner.steps": 3, EXPERIENCE_SET: "noise"})
+    assert trial is not None
+    assert (trial.inner.rate, trial.inner.steps, trial.experiences.names) == (0.5, 3, ("shot_noise",))
+    with pytest.raises(ConfigError, match=r"inner\.parts: scheduler: pbt"):
+        check_space(
+            searched({"space": space | {"inner.parts": {"choice": [["*"], ["head"]]}}, "scheduler": "pbt"})
+        )
 
 
 def test_beta_can_be_searched_under_the_rules_that_read_it() -> None:
-    space = {"experiences.beta": {"uniform": [0, 9]}, "experiences.rule": {"choice": ["hinge", "cutoff"]}}
-    check_space(searched({"space": space}))
-    check_space(
-        searched(
-            {"space": {"experiences.beta": {"uniform": [0, 9]}}}, experiences={"rule": "cutoff", "alpha": 0}
-        )
-    )
-    check_space(
-        searched({"space": {"experiences.alpha": {"uniform": [0, 9]}}}, experiences={"rule": "softmax"})
-    )
+    beta, alpha = {"experiences.beta": {"uniform": [0, 9]}}, {"experiences.alpha": {"uniform": [0, 9]}}
+    rules = {"experiences.rule": {"choice": ["hinge", "cutoff"]}}
+    for space, drawn, experiences in (
+        (beta | rules, {"experiences.beta": 2.0, "experiences.rule": "cutoff"}, {}),
+        (beta, {"experiences.beta": 2.0}, {"rule": "cutoff", "alpha": 0}),
+        (alpha, {"experiences.alpha": 2.0}, {"rule": "softmax"}),
+    ):
+        config = searched({"space": space}, experiences=experiences)
+        check_space(config)
+        trial = trial_config(config, drawn)
+        assert trial is not None
+        assert {name: getattr(trial.experiences, name.rpartition(".")[2]) for name in drawn} == drawn
+    with pytest.raises(ConfigError, match=r"experiences\.beta"):
+        check_space(searched({"space": beta}, experiences={"rule": "softmax"}))
 
 
 def test_every_setting_can_be_searched_or_has_a_reason_why_not() -> None:

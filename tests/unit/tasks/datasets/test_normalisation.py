@@ -17,12 +17,18 @@ CONFIG = {"name": "a", "mining": {"experiences": ["fog"]}}
 
 @pytest.mark.parametrize("pair", USUAL.values(), ids=USUAL)
 def test_every_usual_normalisation_is_taken(pair: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
-    check_mean("mean", pair[0])
-    check_std("std", pair[1])
+    taken = parse_config(CONFIG | {"model": {"mean": list(pair[0]), "std": list(pair[1])}}).model
+    assert (taken.mean, taken.std) == pair
+    for check, values in zip((check_mean, check_std), pair, strict=True):
+        check("model.x", values)
+        with pytest.raises(ConfigError, match="outside"):
+            check("model.x", [255 * value + 2 for value in values])
 
 
 def test_a_rounded_255th_is_taken() -> None:
     check_std("std", (0.0039,) * 3)
+    with pytest.raises(ConfigError, match=r"outside 1/255\.\.1"):
+        check_std("std", (0.0038,) * 3)
 
 
 @pytest.mark.parametrize(
