@@ -13,8 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,13 @@ from typing import IO
 
 import pytest
 
+from waiting import output_at_end, wait_until
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
-READY_WITHIN_S = 300.0
+# Ray gives a raylet half a minute to start, which a busy machine may not hold; see `started_node`.
+STARTS = 5
+TOO_SLOW = "timed out during startup"
 SECRET = "not-a-real-key-0123456789abcdef"
 TINY = """\
 name: tiny
@@ -125,6 +128,10 @@ class Head:
         """Exit code and output of a README command."""
         return ended(self.start(command, **changed))
 
+    def last_words(self, command: str) -> Callable[[], str]:
+        """What that command says now, for a message of what did not come."""
+        return lambda: self.run(command)[1]
+
     def submit(self, **changed: str) -> subprocess.Popen[str]:
         """The README's job on the tiny settings."""
         parts = {
@@ -138,11 +145,7 @@ class Head:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and output, once it has ended. Fails with its output where it does not end."""
-    try:
-        output, _ = process.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"{process.args!r} did not end in 600 s; it said:\n{process.communicate()[0]}")
+    output = output_at_end(process)
     return process.returncode, output
 
 
@@ -165,24 +168,21 @@ def environment_of(folder: Path) -> dict[str, str]:
             "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
             "OMP_NUM_THREADS": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+            "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "300",
             "AWS_ACCESS_KEY_ID": f"id-{SECRET}",
             "AWS_SECRET_ACCESS_KEY": SECRET,
         }
     )
 
 
-def remaining(folder: Path, *, wait_s: float) -> list[str]:
-    """Command lines of processes that belong to a Ray in `folder` and have not ended after `wait_s` seconds."""
-    until = time.monotonic() + wait_s
-    while True:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):  # it has ended meanwhile
-                found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        found = [line for line in found if str(folder) in line]
-        if not found or time.monotonic() > until:
-            return found
-        time.sleep(0.2)
+def remaining(folder: Path) -> list[str]:
+    """Command lines of processes that belong to a Ray in `folder`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if str(folder) in line]
 
 
 @pytest.fixture(scope="module")
@@ -211,17 +211,19 @@ def head() -> Iterator[Head]:
     nodes: list[subprocess.Popen[str]] = []
     try:
         for number, command in enumerate(commands):
-            said = folder / f"node-{number}.log"
-            with said.open("w", encoding="utf-8") as log:
-                nodes.append(found.start(command, log))
-            wait_until_said(nodes[-1], said, "Ray runtime started")
+            nodes.append(started_node(found, command, folder / f"node-{number}.log"))
         wait_until_a_job_is_taken(found)
         yield found
     finally:
         stop(nodes)
-        left = remaining(folder, wait_s=60)
-        shutil.rmtree(folder, ignore_errors=True)
-    assert left == []
+        try:
+            wait_until(
+                lambda: not remaining(folder),
+                "the end of every process of the cluster",
+                output=lambda: "\n".join(remaining(folder)),
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def stop(nodes: list[subprocess.Popen[str]]) -> None:
@@ -236,13 +238,21 @@ def stop(nodes: list[subprocess.Popen[str]]) -> None:
         node.wait()
 
 
-def wait_until_said(process: subprocess.Popen[str], said: Path, text: str) -> None:
-    """Returns once `process` has written `text` to `said`. Fails with what it wrote if that does not come."""
-    until = time.monotonic() + READY_WITHIN_S
-    while text not in said.read_text(encoding="utf-8"):
-        if process.poll() is not None or time.monotonic() > until:
-            pytest.fail(f"{process.args!r} did not say {text!r}, but:\n{said.read_text(encoding='utf-8')}")
-        time.sleep(0.2)
+def started_node(head: Head, command: str, said: Path) -> subprocess.Popen[str]:
+    """A `ray start` that has said it is running. It is begun again where its raylet was too slow for Ray."""
+    for starts_left in reversed(range(STARTS)):
+        with said.open("w", encoding="utf-8") as log:
+            node = head.start(command, log)
+
+        def decided(node: subprocess.Popen[str] = node, may_be_slow: bool = starts_left > 0) -> bool:
+            text = said.read_text(encoding="utf-8")
+            return "Ray runtime started" in text or (may_be_slow and TOO_SLOW in text)
+
+        wait_until(decided, "the line 'Ray runtime started'", process=node, output=said)
+        if TOO_SLOW not in said.read_text(encoding="utf-8"):
+            break
+        stop([node])
+    return node
 
 
 def wait_until_a_job_is_taken(head: Head) -> None:
@@ -251,11 +261,10 @@ def wait_until_a_job_is_taken(head: Head) -> None:
     Until then a submission ends with "No available agent". Fails with the server's last answer.
     """
     submission, _ = readme_command("ray job submit", server=head.server).split(" -- ")
-    until, code, output = time.monotonic() + READY_WITHIN_S, 1, ""
-    while code != 0:
-        if time.monotonic() > until:
-            pytest.fail(f"the job server took no job in {READY_WITHIN_S:.0f} s; its last answer:\n{output}")
-        code, output = head.run(f"{submission} --no-wait -- true")
+    submit = f"{submission} --no-wait -- true"
+    wait_until(
+        lambda: head.run(submit)[0] == 0, "the job server to take a job", output=head.last_words(submit)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,10 +379,8 @@ def test_a_job_is_listed_and_stopped(head: Head) -> None:
     code, output = head.run(f'{submission} --no-wait -- python -c "{program}"')
     assert code == 0, output
     (job,) = set(re.findall(r"raysubmit_\w+", output))
-    until = time.monotonic() + 60
-    while f"key of {len(SECRET)}" not in output and time.monotonic() < until:
-        code, output = head.run(readme_command("ray job logs", server=head.server, job=job))
-    assert f"key of {len(SECRET)}" in output
+    logs, line = readme_command("ray job logs", server=head.server, job=job), f"key of {len(SECRET)}"
+    wait_until(lambda: line in head.run(logs)[1], f"the job to print {line!r}", output=head.last_words(logs))
     assert head.run(readme_command("ray job stop", server=head.server, job=job))[0] == 0
     code, output = head.run(readme_command("ray job list", server=head.server))
     assert code == 0

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.runs.layout import Run
 from metarepair.stages.pipeline import Pipeline
+from waiting import output_at_end, wait_for_end, wait_until
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -35,10 +37,9 @@ KILLS = int(os.environ.get("METAREPAIR_KILLS", "1"))
 TARGET = "gaussian_noise"
 LOSING_NODES = Path(__file__).with_name("losing_nodes.py")
 done: Callable[[Run, str], int] = runpy.run_path(str(LOSING_NODES))["done"]
-# Slow enough to be killed in: the rounds take about half a second.
-TRAIN = {"episodes": 60 * (1 + KILLS), "round_episodes": 5}
+# Twelve rounds for each life; one takes a second or two.
+TRAIN = {"episodes": 24 * (1 + KILLS), "round_episodes": 2}
 MINING = {"shard_images": 20}
-GONE_WITHIN_S = 120.0
 
 
 @pytest.fixture
@@ -93,9 +94,21 @@ def written(config: Config, folder: Path) -> str:
     return str(path)
 
 
-def started(verb: str, config: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "metarepair", verb, "--config", config]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """A `metarepair` command under way, and the file that it prints to."""
+
+    process: subprocess.Popen[bytes]
+    said: Path
+
+
+def started(verb: str, config: str, environment: dict[str, str]) -> Driver:
+    command, said = [sys.executable, "-m", "metarepair", verb, "--config", config], Path(config + ".log")
+    with said.open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
+        )
+    return Driver(process=process, said=said)
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -129,35 +142,41 @@ def alive(pids: dict[int, str]) -> dict[int, str]:
     return now
 
 
-def gone(pids: dict[int, str]) -> bool:
-    deadline = time.monotonic() + GONE_WITHIN_S
-    while alive(pids) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return not alive(pids)
+def wait_until_gone(pids: dict[int, str]) -> None:
+    wait_until(
+        lambda: not alive(pids),
+        "the end of what the driver had started",
+        output=lambda: "\n".join(f"{pid} {name}" for pid, name in alive(pids).items()),
+    )
 
 
-def killed_at_random(
-    process: subprocess.Popen[bytes], run: Run, stage: str, who: str, generator: np.random.Generator
-) -> int:
-    """Kills `who`, a name in a command line, up to KILLS times, each time after progress; returns how often."""
-    deaths, seen = 0, done(run, stage)
-    while deaths < KILLS and process.poll() is None:
-        time.sleep(float(generator.uniform(0.02, 0.5)))
-        if done(run, stage) <= seen:
-            continue
-        found = [pid for pid, name in descendants(process.pid).items() if name.startswith(who)]
-        if found:
-            os.kill(int(generator.choice(found)), signal.SIGKILL)
-            deaths, seen = deaths + 1, done(run, stage)
-    return deaths
+def wait_for_progress(driver: Driver, run: Run, stage: str, seen: int) -> None:
+    wait_until(
+        lambda: done(run, stage) > seen,
+        f"more than {seen} shards or episodes of {stage}",
+        process=driver.process,
+        output=driver.said,
+    )
 
 
-def ended(process: subprocess.Popen[bytes]) -> int:
-    """Its exit code, and nothing of it left."""
-    below = descendants(process.pid)
-    code = process.wait(timeout=900)
-    assert gone(below)
-    return code
+def kill_at_random(driver: Driver, run: Run, stage: str, who: str, generator: np.random.Generator) -> None:
+    """Kills `who`, the beginning of a command line, KILLS times, each time soon after progress."""
+
+    def them() -> list[int]:
+        return [pid for pid, name in descendants(driver.process.pid).items() if name.startswith(who)]
+
+    for _ in range(KILLS):
+        wait_for_progress(driver, run, stage, done(run, stage))
+        time.sleep(float(generator.uniform(0.0, 0.5)))
+        found = wait_until(them, f"a process called {who}", process=driver.process, output=driver.said)
+        os.kill(int(generator.choice(found)), signal.SIGKILL)
+
+
+def assert_ends_well(driver: Driver) -> None:
+    """It ends with exit code 0, and nothing that it started is left."""
+    below = descendants(driver.process.pid)
+    assert wait_for_end(driver.process, output=driver.said) == 0, driver.said.read_text(encoding="utf-8")
+    wait_until_gone(below)
 
 
 def test_killed_training_workers(
@@ -165,11 +184,10 @@ def test_killed_training_workers(
 ) -> None:
     storage = storage_of("killed")
     config = tiny(storage, workers=2, train=TRAIN, ray={"max_failures": -1})
-    process = started("train", written(config, tmp_path), environment)
+    driver = started("train", written(config, tmp_path), environment)
     generator = np.random.default_rng(seed)
-    deaths = killed_at_random(process, Run(storage / "tiny"), "train", "ray::RayTrainWorker", generator)
-    assert deaths == KILLS
-    assert ended(process) == 0
+    kill_at_random(driver, Run(storage / "tiny"), "train", "ray::RayTrainWorker", generator)
+    assert_ends_well(driver)
     assert_same(weights(storage), whole)
 
 
@@ -177,10 +195,10 @@ def test_killed_mining_actors(
     tiny: Tiny, tmp_path: Path, environment: dict[str, str], seed: int, mined: object
 ) -> None:
     config = tiny(tmp_path, workers=2, mining=MINING)
-    process = started("mine", written(config, tmp_path), environment)
+    driver = started("mine", written(config, tmp_path), environment)
     generator = np.random.default_rng(seed)
-    assert killed_at_random(process, Run(tmp_path / "tiny"), "mine", "ray::_Actor", generator) == KILLS
-    assert ended(process) == 0
+    kill_at_random(driver, Run(tmp_path / "tiny"), "mine", "ray::_Actor", generator)
+    assert_ends_well(driver)
     assert shards(tmp_path) == mined
 
 
@@ -199,16 +217,15 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(
     config = written(tiny(storage, workers=2, train=TRAIN, mining=MINING), tmp_path)
     run, generator = Run(storage / "tiny"), np.random.default_rng(seed)
     for _ in range(KILLS):
-        process, seen = started(stage, config, environment), done(run, stage)
-        while done(run, stage) <= seen:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.02)
+        seen = done(run, stage)
+        driver = started(stage, config, environment)
+        wait_for_progress(driver, run, stage, seen)
         time.sleep(float(generator.uniform(0, 0.5)))
-        below = descendants(process.pid)
-        process.kill()
-        process.wait()
-        assert gone(below), alive(below)
-    assert ended(started(stage, config, environment)) == 0
+        below = descendants(driver.process.pid)
+        driver.process.kill()
+        driver.process.wait()
+        wait_until_gone(below)
+    assert_ends_well(started(stage, config, environment))
     if stage == "train":
         assert_same(weights(storage), whole)
     else:
@@ -229,11 +246,12 @@ def test_a_killed_raylet_of_another_node(
     storage = storage_of("killed") if stage == "train" else tmp_path
     config = tiny(storage, workers=2, train=TRAIN, mining=MINING, ray={"max_failures": -1})
     command = [sys.executable, str(LOSING_NODES), written(config, tmp_path), stage, str(KILLS), str(seed)]
-    ran = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=900
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    assert ran.returncode == 0
-    assert json.loads(ran.stdout.splitlines()[-1]) == {"deaths": KILLS}
+    said = output_at_end(process)
+    assert process.returncode == 0, said
+    assert json.loads(said.splitlines()[-1]) == {"deaths": KILLS}
     if stage == "train":
         assert_same(weights(storage), whole)
     else:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from waiting import output_at_end
+
 pytestmark = pytest.mark.distributed
 # Programs of their own: this process may be connected to the session's cluster.
 START = """
@@ -26,7 +28,7 @@ def main(said=print):
 """
 TAKEN = """
 import os, socket
-from distributed import local_ray
+from distributed.on_ray import local_ray
 
 local_ray.WAIT_S = (0.0, 0.1)
 taken = socket.socket()
@@ -78,7 +80,7 @@ def started(code: str, environment: dict[str, str]) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_a_ray_whose_port_is_taken_at_first_starts_when_it_is_free(environment: dict[str, str]) -> None:
-    said, _ = started(TAKEN, environment).communicate(timeout=300)
+    said = output_at_end(started(TAKEN, environment))
     first, last = said.strip().splitlines()
     assert first.startswith("Ray did not start (Failed to start GCS")
     assert last == "started"
@@ -87,7 +89,7 @@ def test_a_ray_whose_port_is_taken_at_first_starts_when_it_is_free(environment: 
 @pytest.mark.slow
 def test_two_that_start_at_once_in_a_home_without_a_token_write_none(environment: dict[str, str]) -> None:
     both = [started("main()", environment) for _ in range(2)]
-    assert [process.communicate(timeout=300)[0].splitlines()[-1:] for process in both] == [["started"]] * 2
+    assert [output_at_end(process).splitlines()[-1:] for process in both] == [["started"]] * 2
     assert not (Path(environment["HOME"]) / ".ray").exists()
 
 
@@ -96,4 +98,4 @@ def test_what_calls_ray_after_its_end_starts_no_other(environment: dict[str, str
     process = subprocess.Popen(
         [sys.executable, "-c", AFTERWARDS], env=environment, stdout=subprocess.PIPE, text=True
     )
-    assert process.communicate(timeout=300)[0].splitlines()[-1:] == ["RaySystemError False"]
+    assert output_at_end(process).splitlines()[-1:] == ["RaySystemError False"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import ray
 
 from distributed.on_ray.metrics import count_round
 from distributed.on_ray.pool import map_items
+from waiting import wait_until
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -43,17 +43,20 @@ def test_they_are_there(cluster: None, tmp_path: Path) -> None:
         "ray_metarepair_episodes_skipped_total": 1.0,
         "ray_metarepair_actor_restarts_total": 1.0,
     }
-    deadline, found = time.monotonic() + 60, dict[str, float]()
-    while not wanted.items() <= found.items() and time.monotonic() < deadline:
-        time.sleep(0.5)
-        found = scraped()
+    wait_until(
+        lambda: wanted.items() <= scraped().items(),
+        f"the metrics {wanted}",
+        output=lambda: str(scraped()),
+        every_s=0.5,
+    )
+    found = scraped()
     assert wanted.items() <= found.items(), found
 
 
 def scraped() -> dict[str, float]:
     """Our metrics of the cluster's one node, by name."""
     port = ray.nodes()[0]["MetricsExportPort"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     ours = (line for line in lines if line.startswith("ray_metarepair"))
     return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in ours}

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.layout import Run
 from metarepair.stages.pipeline import Pipeline
 from tasks.errors import DataError
+from waiting import wait_until
 
 pytestmark = pytest.mark.distributed
 
@@ -93,19 +93,24 @@ def killed_after(episodes: int, config: Config, folder: Path) -> None:
     """Starts a training, kills its driver once a checkpoint of `episodes` is there, and waits for the workers."""
     environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
-    process = subprocess.Popen(command(config, folder), env=environment, start_new_session=True)
+    said = folder / "killed.log"
+    with said.open("wb") as log:
+        process = subprocess.Popen(
+            command(config, folder),
+            env=environment,
+            start_new_session=True,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     meta = Run(Path(config.storage_path) / config.name).meta("gaussian_noise")
+
+    def reached() -> bool:
+        newest = newest_checkpoint(meta) if meta.exists() else None
+        state = read_state(newest) if newest is not None else None
+        return state is not None and state["episode"] >= episodes
+
     try:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
-            newest = newest_checkpoint(meta) if meta.exists() else None
-            state = read_state(newest) if newest is not None else None
-            if state is not None and state["episode"] >= episodes:
-                break
-            assert process.poll() is None, "the training ended before it could be killed"
-            time.sleep(0.05)
-        else:
-            pytest.fail("no checkpoint came")
+        wait_until(reached, f"a checkpoint of {episodes} episodes", process=process, output=said)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -116,14 +121,14 @@ def killed_after(episodes: int, config: Config, folder: Path) -> None:
 def test_without_ray_a_run_killed_in_the_middle_ends_with_the_very_same_weights(
     storage_of: StorageOf, tiny: Tiny, tmp_path: Path
 ) -> None:
-    train = {"episodes": 40, "round_episodes": 2}
+    train = {"episodes": 16, "round_episodes": 2}
     whole = trained(tiny(storage_of("whole"), train=train))
     config = tiny(storage_of("killed"), train=train)
     killed_after(4, config, tmp_path)
     again = trained(config)
     assert all(torch.equal(whole[k], again[k]) for k in whole)
     history = read_history(Path(config.storage_path))
-    assert [line["episode"] for line in history] == list(range(1, 41))
+    assert [line["episode"] for line in history] == list(range(1, 17))
 
 
 def read_history(storage: Path) -> list[dict[str, float]]:

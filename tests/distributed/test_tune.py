@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -52,6 +51,7 @@ from tasks.errors import ConfigError, DivergedError, StageError, UserError
 from tasks.experiences import store
 from tasks.records import Failures
 from tasks.storage.paths import Place
+from waiting import wait_until
 
 pytestmark = pytest.mark.distributed
 
@@ -286,7 +286,7 @@ def test_a_killed_search_goes_on_and_does_nothing_twice(
 ) -> None:
     config = searching(tiny, storage_of("killed"), SPACE | {"max_concurrent": 1})
     folder = Path(config.storage_path) / "tiny" / "search" / "trials"
-    kill_when(config, tmp_path, lambda: _rounds(folder / "trial-0002") >= 1)
+    kill_when(config, tmp_path, lambda: _rounds(folder / "trial-0002") >= 1, "a round of the second trial")
     first = folder / "trial-0001" / "gaussian_noise" / "checkpoints"
     made = {path: path.stat().st_mtime_ns for path in first.rglob("*.safetensors")}
     assert _rounds(folder / "trial-0001") == 2
@@ -302,23 +302,24 @@ def _rounds(trial: Path) -> int:
     return 0 if record is None else record.rounds
 
 
-def kill_when(config: Config, folder: Path, reached: Callable[[], bool]) -> None:
+def kill_when(config: Config, folder: Path, reached: Callable[[], bool], what: str) -> None:
     """Runs the search by its command until it is somewhere, and kills it with all that it started."""
-    path = folder / "search.yaml"
+    path, said = folder / "search.yaml", folder / "search.log"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="mr", dir="/tmp", ignore_cleanup_errors=True) as ray_folder,
+        said.open("wb") as log,
+    ):
         process = subprocess.Popen(
             [sys.executable, "-m", "metarepair", "tune", "--config", str(path)],
             env=environment | {"RAY_TMPDIR": ray_folder},
             start_new_session=True,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
         try:
-            deadline = time.monotonic() + 300
-            while not reached():
-                assert process.poll() is None, "the search ended before it could be killed"
-                assert time.monotonic() < deadline, "the search did not get there"
-                time.sleep(0.02)
+            wait_until(reached, what, process=process, output=said, every_s=0.02)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

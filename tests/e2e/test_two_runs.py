@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from metarepair.cli import main
 from tasks.storage.lease import LEASE
 from tasks.storage.manifest import require_manifest
 from tasks.storage.run_lock import LOCK, holder
+from waiting import wait_for_end, wait_until
 
 STAGES = ("experiences/shot_noise", "targets/gaussian_noise")
 
@@ -30,9 +30,7 @@ def begun(verb: str, folder: Path, storage: Path) -> Iterator[subprocess.Popen[b
     root = Path(str(metarepair.__file__)).parent.parent
     child = subprocess.Popen(command, cwd=root)
     try:
-        while not (storage / "tiny" / LEASE).exists():
-            assert child.poll() is None, "it ended before it had begun to write"
-            time.sleep(0.02)
+        wait_until((storage / "tiny" / LEASE).exists, "a lease of the run", process=child, every_s=0.02)
         yield child
     finally:
         child.kill()
@@ -66,7 +64,7 @@ def test_the_second_is_refused_and_the_first_ends_unharmed(
             first.pid,
             True,
         )
-        assert first.wait() == 0
+        assert wait_for_end(first) == 0
     weights = "repaired/gaussian_noise/metarepair/0/model.safetensors"
     assert (run / weights).read_bytes() == (finished_run / "runs" / "tiny" / weights).read_bytes()
     assert holder(run) is None

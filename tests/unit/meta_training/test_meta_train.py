@@ -22,6 +22,7 @@ from metarepair.meta_training.meta_train import MetaTrainer, meta_train
 from metarepair.meta_training.outer import outer_loss, outer_order, outer_rate
 from metarepair.runs.context import LocalContext
 from tasks.errors import ConfigError, DivergedError, StageError
+from waiting import LIMIT_S
 
 
 def settings(*, inner: dict[str, Any] | None = None, **train: Any) -> Config:
@@ -325,7 +326,7 @@ def test_the_next_item_is_made_while_the_current_one_is_in_use() -> None:
 
     ahead = Lookahead(make, lambda key: key + 1 if key < 2 else None)
     assert ahead.get(0) == 0
-    assert begun.wait(10)
+    assert begun.wait(LIMIT_S)
     assert [ahead.get(1), ahead.get(2), ahead.get(0)] == [10, 20, 0]  # another key than expected is made anew
     ahead.close()
 

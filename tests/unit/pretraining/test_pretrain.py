@@ -26,6 +26,7 @@ from tasks.datasets import ArrayDataset, DataSource, load_dataset
 from tasks.errors import ConfigError, DivergedError
 from tasks.storage.manifest import read_manifest
 from tasks.storage.paths import place
+from waiting import LIMIT_S
 
 CPU = torch.device("cpu")
 EVERYTHING: dict[str, Any] = {
@@ -138,9 +139,9 @@ class Rank:
 
     def sum_over_workers(self, values: Tensor) -> Tensor:
         self.crew.vectors[self.rank] = values
-        self.crew.barrier.wait(30)
+        self.crew.barrier.wait(LIMIT_S)
         total = torch.stack([self.crew.vectors[rank] for rank in range(self.world_size)]).sum(0)
-        self.crew.barrier.wait(30)
+        self.crew.barrier.wait(LIMIT_S)
         return total
 
 

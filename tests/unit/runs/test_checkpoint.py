@@ -15,6 +15,7 @@ from metarepair.runs import checkpoint
 from metarepair.runs.checkpoint import Checkpoints, newest_checkpoint, read_state, seal
 from tasks.errors import StorageError
 from tasks.storage.paths import Place, find
+from waiting import LIMIT_S
 
 
 def filled(episode: int) -> Callable[[Path], None]:
@@ -68,7 +69,7 @@ def test_training_goes_on_while_one_is_published(tmp_path: Path, monkeypatch: py
     may_go_on, publish = threading.Event(), checkpoint.publish
 
     def slowly(folder: Path, final: Place) -> None:
-        assert may_go_on.wait(10)
+        assert may_go_on.wait(LIMIT_S)
         publish(folder, final)
 
     monkeypatch.setattr(checkpoint, "publish", slowly)

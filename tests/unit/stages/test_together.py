@@ -9,11 +9,12 @@ import pytest
 
 from metarepair.stages.together import Follower, each_at_once
 from tasks.errors import DataError
+from waiting import LIMIT_S
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_as_many_as_there_is_room_for_are_done_at_once(at_once: int) -> None:
-    barrier, done = threading.Barrier(at_once, timeout=10), list[int]()
+    barrier, done = threading.Barrier(at_once, timeout=LIMIT_S), list[int]()
 
     def work(item: int) -> None:
         barrier.wait()  # breaks where fewer than `at_once` come together
@@ -31,7 +32,7 @@ def test_the_first_error_comes_out_and_the_rest_is_not_begun() -> None:
         if item == 0:
             failed.set()
             raise DataError("the first is broken")
-        assert failed.wait(10)
+        assert failed.wait(LIMIT_S)
 
     with pytest.raises(DataError, match="the first is broken"):
         each_at_once(work, range(20), at_once=2)
@@ -43,12 +44,12 @@ def test_a_follower_works_off_all_that_was_added() -> None:
 
     def work(batch: Sequence[int]) -> None:
         begun.set()
-        assert may_go_on.wait(10)
+        assert may_go_on.wait(LIMIT_S)
         batches.append(list(batch))
 
     follower = Follower(work)
     follower.add(1)
-    assert begun.wait(10)
+    assert begun.wait(LIMIT_S)
     follower.add(2)
     follower.add(3)
     may_go_on.set()

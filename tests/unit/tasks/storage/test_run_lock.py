@@ -25,6 +25,7 @@ from tasks.storage import run_lock
 from tasks.storage.lease import LEASE, Owner, new_owner, read_lease, renew_lease
 from tasks.storage.paths import Place, write_text
 from tasks.storage.run_lock import LOCK, holder, locked
+from waiting import LIMIT_S, wait_until
 
 QUICK = {"beat_s": 0.1, "dead_s": 0.4}
 PATIENT = {"beat_s": 0.4, "dead_s": 60.0}  # so that a slow machine is not taken for a dead owner
@@ -97,10 +98,7 @@ def test_it_is_free_again_however_the_work_ends(root: Place, error: type[BaseExc
 def test_a_hold_shows_that_it_lives(root: Place) -> None:
     with locked(root, "mine", say=said, beat_s=0.05):
         before = read_lease(root)
-        deadline = time.monotonic() + 10
-        while read_lease(root) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: read_lease(root) != before, "another beat of the lease", every_s=0.02)
         after = read_lease(root)
     assert before is not None
     assert after == replace(before, beat=after.beat if after else "")
@@ -115,7 +113,7 @@ def test_of_two_that_come_at_once_one_is_let_in(root: Place) -> None:
         try:
             with locked(root, "mine", say=said, **PATIENT):
                 found.append("in")
-                over.wait(10)
+                over.wait(LIMIT_S)
         except LockError:
             found.append("refused")
             over.set()
@@ -124,7 +122,7 @@ def test_of_two_that_come_at_once_one_is_let_in(root: Place) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(LIMIT_S)
     assert sorted(found) == ["in", "refused"]
 
 
@@ -292,10 +290,8 @@ def test_a_storage_out_of_reach_for_a_while_loses_nothing(
 
     monkeypatch.setattr(run_lock, "renew_lease", renew)
     with locked(root, "train", say=said, beat_s=0.05):
-        before, deadline = read_lease(root), time.monotonic() + 10
-        while read_lease(root) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        before = read_lease(root)
+        wait_until(lambda: read_lease(root) != before, "another beat of the lease", every_s=0.02)
     assert calls[:3] == [True, True, False]
 
 
@@ -306,11 +302,12 @@ def test_a_damaged_lease_tells_of_nobody_and_is_written_anew(root: Place, conten
     assert holder(root) is None
     with locked(root, "run", say=said, **QUICK):
         (root / LEASE).write_bytes(content)
-        deadline = time.monotonic() + 10
-        while (held := holder(root)) is None or held.owner is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert held.owner.pid == os.getpid()
+
+        def owner() -> Owner | None:
+            held = holder(root)
+            return None if held is None else held.owner
+
+        assert wait_until(owner, "a lease that names its owner", every_s=0.02).pid == os.getpid()
 
 
 @pytest.mark.parametrize(
