@@ -39,6 +39,7 @@ def telling(config: Config, words: str, say: Callable[[str], None]) -> None:
         raise DataError("it broke")
 
 
+@pytest.mark.slow
 def test_two_workers_repair_as_one_process_does(
     cluster: None, tiny: Tiny, storage_of: Callable[[str], Path]
 ) -> None:

@@ -181,6 +181,7 @@ def deadly() -> Callable[[int], int]:
     return work
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_an_item_that_kills_every_actor_is_named(cluster: None) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

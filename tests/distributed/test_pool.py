@@ -107,7 +107,6 @@ def test_an_actor_that_cannot_be_started_is_told_with_its_error_and_no_guess(clu
     assert "\n" not in said
 
 
-@pytest.mark.slow
 def test_actors_mine_and_score_the_same_bytes_as_one_process(
     cluster: None, tiny: Tiny, scored: Path, tmp_path: Path
 ) -> None:

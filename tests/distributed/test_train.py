@@ -55,7 +55,6 @@ def test_no_worker_one_two_and_four_workers_train_the_same_model(
     assert all(difference(none, other) < 1e-9 for other in others)
 
 
-@pytest.mark.slow
 def test_more_workers_than_tasks_and_than_room_train_on_with_fewer(
     cluster: None, storage_of: StorageOf, tiny: Tiny
 ) -> None:

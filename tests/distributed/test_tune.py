@@ -178,6 +178,7 @@ def test_a_trial_trains_and_is_judged_with_d_fail_gone_and_locked(
     assert (first.objective, first.rounds) == (second.objective, second.rounds)
 
 
+@pytest.mark.slow
 def test_the_whole_search_is_the_same_without_d_fail_and_though_a_trial_dies(
     undisturbed: tuple[Config, list[Trial]],
     storage_of: StorageOf,
@@ -382,6 +383,7 @@ def test_a_trial_that_pbt_copied_begins_at_the_other_with_settings_of_its_own(
 # Schedulers, failures, room
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_one_without_experiences_has_objective_0(
     cluster: None, storage_of: StorageOf, tiny: Tiny
 ) -> None:

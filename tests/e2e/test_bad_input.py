@@ -415,19 +415,20 @@ def interrupt(
 RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
 
 
+# One place in each of mining, features, training and repair is quick enough for every run of the tests.
 @pytest.mark.parametrize(
     ("place", "calls"),
     [
         ("metarepair.stages.mining.write_part", 3),
-        ("metarepair.stages.mining.finish_environment", 1),
-        ("tasks.experiences.store.write_failures", 7),
+        pytest.param("metarepair.stages.mining.finish_environment", 1, marks=pytest.mark.slow),
+        pytest.param("tasks.experiences.store.write_failures", 7, marks=pytest.mark.slow),
         ("metarepair.stages.features.write_features", 1),
-        ("metarepair.stages.score.write_scores", 0),
+        pytest.param("metarepair.stages.score.write_scores", 0, marks=pytest.mark.slow),
         ("metarepair.meta_training.meta_train.MetaTrainer.run_episode", 1),
-        ("metarepair.meta_training.meta_train.seal", 1),
-        ("metarepair.stages.pipeline.write_manifest", 0),
+        pytest.param("metarepair.meta_training.meta_train.seal", 1, marks=pytest.mark.slow),
+        pytest.param("metarepair.runs.run_stage.write_manifest", 1, marks=pytest.mark.slow),
         ("metarepair.repairs.stage.save_weights", 1),
-        ("metarepair.repairs.result._write_samples", 0),
+        pytest.param("metarepair.repairs.result._write_samples", 0, marks=pytest.mark.slow),
     ],
 )
 def test_after_ctrl_c_the_same_command_ends_in_the_same_bytes(

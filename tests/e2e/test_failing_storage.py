@@ -40,6 +40,14 @@ def fails_from(call: int, error: OSError) -> Callable[..., Any]:
     return copying
 
 
+@pytest.fixture(scope="module")
+def undisturbed(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a training of four episodes that nothing came in the way of."""
+    folder = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("whole") / "finished"))
+    assert train(folder, str(folder / "runs"), "--restart") == 0
+    return folder / "runs"
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -50,15 +58,12 @@ def fails_from(call: int, error: OSError) -> Callable[..., Any]:
 )
 def test_a_disk_that_fails_in_mid_training(
     tiny_run: Path,
-    finished_run: Path,
+    undisturbed: Path,
     error: OSError,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
 ) -> None:
     runs = str(tiny_run / "runs")
-    whole = shutil.copytree(tiny_run / "runs", tmp_path / "whole")
-    assert train(tiny_run, str(whole), "--restart") == 0
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", fails_from(6, error))  # in the midst of the second checkpoint
         assert train(tiny_run, runs, "--restart") == 2
@@ -70,7 +75,7 @@ def test_a_disk_that_fails_in_mid_training(
     assert not (Path(runs) / META / "manifest.json").exists()
     assert train(tiny_run, runs) == 0
     assert "were done before; going on" in capsys.readouterr().err
-    found = (load_file(Path(root, META, "model.safetensors")) for root in (runs, whole))
+    found = (load_file(Path(root, META, "model.safetensors")) for root in (runs, undisturbed))
     assert_equal(*found)
 
 

@@ -154,6 +154,15 @@ def num_scenes(name, table):
     return {"cifar": 200, "tinyimagenet": 80, "imagenet": 40}[table]
 
 
+def named_tables(*tables):
+    """Every drawn corruption with every table; glass blur's reference on large images is slow."""
+    return [
+        pytest.param(name, table, marks=[pytest.mark.slow] if name == "glass_blur" else [])
+        for name in DRAWN
+        for table in tables
+    ]
+
+
 def samples(name, table, *, severity, reference_severity=None):
     size = SIZES[table]
     images = scenes(num_scenes(name, table), height=size, width=size, seed=5)
@@ -169,8 +178,7 @@ def test_what_is_drawn_changes_images_as_the_definition_does_at_32_pixels(name, 
 
 
 @pytest.mark.parametrize("severity", [1, 3, 5])
-@pytest.mark.parametrize("table", ["tinyimagenet", "imagenet"])
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize(("name", "table"), named_tables("tinyimagenet", "imagenet"))
 def test_what_is_drawn_changes_images_as_the_definition_does_at_larger_sizes(name, table, severity):
     assert compare(*samples(name, table, severity=severity)).worst < 1
 
@@ -271,7 +279,11 @@ def test_a_higher_severity_does_not_change_images_less_but_where_the_published_c
 
 @pytest.mark.parametrize(
     ("name", "table", "severity"),
-    [(name, table, severity) for (name, table), steps in FALLS.items() for severity in steps],
+    [
+        pytest.param(name, table, severity, marks=[pytest.mark.slow] if name == "glass_blur" else [])
+        for (name, table), steps in FALLS.items()
+        for severity in steps
+    ],
 )
 def test_where_a_higher_severity_changes_less_the_reference_does_so_too(name, table, severity):
     count = {"cifar": 150, "tinyimagenet": 40, "imagenet": 15}[table] if name == "glass_blur" else None
