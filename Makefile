@@ -1,6 +1,7 @@
 # make run      an environment, the install, and the whole way on the shipped sample
-# make test     the same environment, and the tests; nothing but this repository is needed
-# make check    format, lint, types, tests
+# make test     the same environment, and the quick tests; nothing but this repository is needed
+# make test-slow  the tests marked slow: most of what starts a Ray, benchmarks, large images
+# make check    format, lint, types, make test
 # make accept   what needs the full CIFAR-10 (METAREPAIR_DATA), and the long runs
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: run test check accept install clean
+.PHONY: run test test-slow check accept install clean
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -20,8 +21,14 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)
 	$(BIN)/metarepair run --config tune_configs/sample.yaml
 
+# Two processes; of the tests that share a Ray, one process does all (tests/distributed/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not full_data and not gpu and not soak'
+	$(PYTEST) -m 'not slow and not full_data and not gpu and not soak'
+
+test-slow: $(READY)
+	$(PYTEST) -m 'slow and not full_data and not gpu and not soak'
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -347,7 +347,9 @@ def localised(
 @pytest.mark.parametrize("name", ["resnet8_cifar", "convnext_cifar"])
 def test_a_planted_broken_block_is_found_wherever_it_is(name: str) -> None:
     sample = load_dataset(DataSource(name="cifar10_sample"), "test")
-    for broken in find_blocks(shipped(name).module):
+    blocks = find_blocks(shipped(name).module)
+    assert len(blocks) > 1
+    for broken in blocks:
         net, generator = shipped(name), torch.Generator().manual_seed(0)
         with torch.no_grad():
             for weight in net.module.get_submodule(broken).parameters():
