@@ -572,7 +572,8 @@ def plain_lines(recording: Recording, text: str) -> list[str]:
     headers: list[str] = []
     for line in text.splitlines():
         in_markdown = line.startswith("|")
-        cells = [cell.strip() for cell in re.split(r"\|" if in_markdown else " {2,}", line.strip("| "))]
+        cells = line.strip()[1:-1].split("|") if in_markdown else re.split(" {2,}", line.strip())
+        cells = [cell.strip() for cell in cells]
         if not (in_markdown or headers or any(map(is_ignored, cells))):
             lines.append(re.sub(" {2,}", "  ", recording.text(line)))
         elif line:

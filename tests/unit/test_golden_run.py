@@ -76,7 +76,7 @@ def old(tmp_path: Path) -> Path:
     rows = {"image_id": [1, 2], "after": [3, 4], "distance": [0.5, float("nan")], "seconds": [0.1, 0.2]}
     pq.write_table(pa.table(rows), folder / SAMPLES)
     (folder / TABLE).write_text(
-        "# fog\n\n| method | clean % | seconds |\n| --- | ---: | ---: |\n| Tent | 62.0 | 0.2 |\n",
+        "# fog\n\n| method | clean % | seconds | notes |\n| --- | ---: | ---: | --- |\n| Tent | 62.0 | 0.2 |  |\n",
         encoding="utf-8",
     )
     (folder / PAGE).write_text(
