@@ -1,4 +1,4 @@
-"""uint8 failures and images in, normalised batches on the DNN's device out."""
+"""Makes normalised batches on the DNN's device from uint8 failures and clean images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def support_batch(
     generator: np.random.Generator,
     seed: int = 0,
 ) -> Batch:
-    """The given rows of `failures`, then `count` clean images (0: none); `seed` keys the dropout masks."""
+    """The given rows of `failures`, then `count` random clean images; `seed` keys the dropout masks."""
     images_B, labels_B = failures.images_NHWC_u8[rows], failures.labels_N[rows]
     if count and clean is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The clean training split, as far as it may be learned from: pixels and labels; and the part that only selects."""
+"""Holds the clean training split: images to learn from, and a held-out part that only selects."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class CleanImages:
 
     @cached_property
     def held_out_rows(self) -> Ints:
-        """Rows, in order, that repairs do not learn from: they only select."""
+        """Rows of the images that only select, in ascending order; no repair learns from them."""
         count = min(HELD_OUT, max(1, len(self) // 10))
         return np.sort(keyed_generator("clean-held-out").permutation(len(self))[:count])
 
     @cached_property
     def held_out(self) -> CleanImages:
-        """These images."""
+        """The held-out images, as a `CleanImages`."""
         return self.take(self.held_out_rows)
 
     def sample(self, count: int, generator: np.random.Generator) -> CleanImages:
-        """So many images that are not held out, each at most once."""
+        """Draws `count` images that are not held out, without replacement; fewer if there are fewer."""
         left = len(self) - len(self.held_out_rows)
         places = np.sort(generator.choice(left, size=min(count, left), replace=False))
         rows = places + np.searchsorted(

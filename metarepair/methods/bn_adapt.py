@@ -1,4 +1,4 @@
-"""Batch-norm statistics of the target's D_collect in place of the deployed ones; labels are never read.
+"""Replaces the batch-norm statistics by those of the target's D_collect. Labels are never read.
 
 Source: Schneider et al. 2020 and Nado et al. 2020 (adaptation of statistics), on all of D_collect's learning
 part: mean and variance are averaged over its batches of 500, by their sizes. A last batch of one image would have no

@@ -1,6 +1,6 @@
-"""What a repair may take in, what it has taken out: seconds, gradient steps or images, and the share that is used.
+"""Counts what a repair spends, and tells when its limit of seconds, gradient steps or images is reached.
 
-Every method asks it before each piece of work. What is prepared before any target is known is outside of it.
+Every method asks it before each piece of work. Work that is prepared before any target is known does not count.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def parse_limit(text: str) -> Limit:
 
 
 class Budget:
-    """Counts images and gradient steps as they are spent, and seconds by themselves from when it is made.
+    """Counts images and gradient steps as they are spent. Seconds count from its creation.
 
-    Without a limit it counts all the same and is never over.
+    Without a limit it counts too, and is never over.
     """
 
     def __init__(self, limit: Limit | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,7 +61,7 @@ class Budget:
 
     @property
     def share(self) -> float:
-        """The used part, from 0 to 1; 0 where there is no limit."""
+        """The used part of the limit, from 0 to 1; 0 without a limit."""
         if self.limit is None:
             return 0.0
         used = {"s": self.seconds, "steps": self.gradient_steps, "images": self.images_seen}[self.limit.unit]
@@ -77,6 +77,6 @@ class Budget:
         return {"seconds": self.seconds, "images": self.images_seen, "steps": self.gradient_steps}
 
     def go_on(self, *, seconds: float, images: float, steps: float) -> None:
-        """Takes over what a repair that was interrupted had spent."""
+        """Takes over what an interrupted repair had spent."""
         self.images_seen, self.gradient_steps = int(images), int(steps)
         self._started = self._clock() - seconds

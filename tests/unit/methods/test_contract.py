@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import inspect
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +17,14 @@ import pytest
 import torch
 from torch import nn
 
+import metarepair
+from metarepair.adaptation import repair_data
 from metarepair.adaptation.meta_test import Start
 from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.workspace import Surroundings
+from metarepair.engine import inner
 from metarepair.methods import METHODS
 from metarepair.methods.base import Method, MethodContext, no_experiences
 from metarepair.methods.repaired import RepairedModel, repaired_from
@@ -245,6 +250,41 @@ def test_the_search_sees_through_what_the_stage_has_around_a_repair(world: World
     assert found(test, lambda: start_of(world))
     unit = Unit(method="metarepair", seed=0, folder=Path("nowhere"), load_meta=lambda: start_of(world))
     assert found(test, unit)
+
+
+def test_a_repair_passes_six_files_from_the_stage_to_the_gradient_step(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, passed = Path(str(metarepair.__file__)).parent, set[str]()
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            passed.update(
+                frame.f_code.co_filename for frame, _ in traceback.walk_stack(inspect.currentframe())
+            )
+            return function(*arguments, **named)
+
+        return call
+
+    monkeypatch.setattr(inner, "inner_step", watched(inner.inner_step))
+    monkeypatch.setattr(repair_data, "semantic_cover", watched(repair_data.semantic_cover))
+    monkeypatch.setattr("metarepair.repairs.stage._save", lambda *_: None)
+    repair = CONFIG.repair.model_copy(update={"rates": (0.01,), "episodes": 1, "tasks": 1})
+    config = CONFIG.model_copy(update={"repair": repair})
+    data = unit_data(config, world.here, ["metarepair"], world.collect, 0)
+    unit = Unit(method="metarepair", seed=0, folder=Path("nowhere"), load_meta=lambda: start_of(world))
+    repair_once(unit, config, data, world.here, lambda _: None)
+    # The list of docs/architecture.md, "One repair, file by file".
+    assert {
+        Path(name).relative_to(root).as_posix() for name in passed if Path(name).is_relative_to(root)
+    } == {
+        "repairs/stage.py",
+        "adaptation/repair_data.py",
+        "methods/metarepair.py",
+        "adaptation/choice.py",
+        "adaptation/meta_test.py",
+        "engine/inner.py",
+    }
 
 
 class Ruins(Method):
