@@ -53,6 +53,7 @@ from metarepair.stages.search_trial import TrialRecord, read_record
 from tasks.errors import DataError, UserError
 from tasks.storage.manifest import MANIFEST, begin, check_done, discard, require_manifest, write_manifest
 from tasks.storage.paths import find, remove_tree, write_text
+from tasks.storage.settings import Settings
 from tasks.storage.stages import SEARCH, TARGET
 
 TRIALS = "trials.json"
@@ -230,14 +231,12 @@ class TuneSearch:
                     remove_tree(old)
 
 
-def search_settings(config: Config) -> dict[str, Any]:
+def search_settings(config: Config) -> Settings:
     """The settings that a search's trials and objectives depend on, besides those of mining and features."""
     values = training_settings(config)
-    values["search"] = search_of(config).model_dump(mode="json", exclude={"max_concurrent", "max_failures"})
+    values["search"] = search_of(config).settings(exclude={"max_concurrent", "max_failures"})
     values["judged by"] = list(judged_environments(config))
-    values["repair"] = config.repair.model_dump(
-        mode="json", include={"tasks", "update", "validation_fraction"}
-    )
+    values["repair"] = config.repair.settings(include={"tasks", "update", "validation_fraction"})
     return values
 
 

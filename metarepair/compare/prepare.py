@@ -19,16 +19,17 @@ from tasks.errors import DataError, StageError
 from tasks.records import Failures
 from tasks.storage.manifest import MANIFEST, Manifest, begin, check_done, discard
 from tasks.storage.paths import Place, find, inside
+from tasks.storage.settings import Settings
 from tasks.storage.stages import BEGUN, PREPARED
 
 KEPT = (".safetensors", ".json", ".seal")
 
 
-def preparation_settings(config: Config, name: str) -> dict[str, Any]:
+def preparation_settings(config: Config, name: str) -> Settings:
     """The settings that a preparation depends on."""
-    names, own = get_method(name).prepared_by, settings_of(config, name).model_dump(mode="json")
-    values = config.model_dump(mode="json", include={"seed", "model"})
-    return values | {"settings": own if names is None else {k: own[k] for k in names}}
+    names = get_method(name).prepared_by
+    own = settings_of(config, name).settings(include=None if names is None else set(names))
+    return config.settings(include={"seed", "model"}) | {"settings": own}
 
 
 def prepare_method(

@@ -32,6 +32,7 @@ from tasks.storage.manifest import (
     require_manifest,
     verify_checksums,
 )
+from tasks.storage.settings import Settings
 from tasks.storage.stages import COMPARED, META, TARGET
 
 Say = Callable[[str], None]
@@ -71,18 +72,17 @@ def limit_of(config: Config, method: str) -> Limit | None:
     return None if text is None else parse_limit(text)
 
 
-def unit_settings(config: Config, method: Method) -> dict[str, Any]:
+def unit_settings(config: Config, method: Method) -> Settings:
     """The settings that a repair by `method` depends on."""
-    values = config.model_dump(mode="json", include={"seed", "model"})
+    values = config.settings(include={"seed", "model"})
     values["validation_fraction"] = config.repair.validation_fraction
-    values["settings"] = settings_of(config, method.name).model_dump(mode="json")
+    values["settings"] = settings_of(config, method.name).settings()
     limit = limit_of(config, method.name)
     values["budget"] = None if limit is None else str(limit)
     if method.walks:
-        shared = config.model_dump(mode="json", include={"task", "inner", "repair"})
-        values |= {"task": shared["task"], "inner": shared["inner"]}
+        values |= {"task": config.task.settings(), "inner": config.inner.settings()}
         others = {"methods", "seeds", "export", "validation_fraction"}
-        values["repair"] = {k: v for k, v in shared["repair"].items() if k not in others}
+        values["repair"] = config.repair.settings(exclude=others)
     return values
 
 

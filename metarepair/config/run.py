@@ -28,8 +28,6 @@ MethodSettings = dict[str, dict[str, Any]]
 class ModelConfig(Section):
     """The deployed DNN."""
 
-    LATER = frozenset({"entry", "stem", "input_size", "normalisation", "mean", "std"})
-
     name: str = Field(
         "resnet8_cifar",
         min_length=1,
@@ -171,8 +169,6 @@ class ExperienceConfig(Section):
 class TaskConfig(Section):
     """Semantic-cover tasks (paper Sec. 4.2)."""
 
-    LATER = frozenset({"clean_support"})
-
     shots: Positive = Field(10, description="Support examples per class.")
     clean_support: Count = Field(
         0, description="Clean training images in each support beside its failures (0: the paper's)."
@@ -182,8 +178,6 @@ class TaskConfig(Section):
 
 class RepairSettings(Section):
     """Repair, the meta-test (Algorithm 1, lines 13-23)."""
-
-    LATER = frozenset({"interpolate", "clean_weight"})
 
     episodes: Positive = Field(10, description="Episodes M.")
     tasks: Positive = Field(4, description="Tasks S of an episode.")

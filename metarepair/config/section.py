@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import to_jsonable_python
+
+from tasks.storage.settings import Settings
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -22,13 +18,8 @@ Rate = Annotated[float, Field(gt=0, le=10)]
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, strict about types, closed to unknown keys.
+    """A group of settings: frozen, strict about types, closed to unknown keys."""
 
-    LATER: names of settings that came after runs had been recorded; they are written only where they are not at their
-    defaults, so that these runs stay equal to the same today.
-    """
-
-    LATER: ClassVar[frozenset[str]] = frozenset()
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -39,12 +30,16 @@ class Section(BaseModel):
             return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return values
 
-    @model_serializer(mode="wrap")
-    def _plain(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = rest(self)
-        fields = type(self).model_fields
-        same = {k for k in self.LATER & values.keys() if getattr(self, k) == fields[k].default}
-        return {k: v for k, v in values.items() if k not in same}
+    def settings(self, *, include: set[str] | None = None, exclude: set[str] | None = None) -> Settings:
+        """Plain values with their defaults, to be recorded and to be compared with what was recorded before."""
+        values = self.model_dump(mode="json", include=include, exclude=exclude)
+        groups = {key: group for key in values if isinstance(group := getattr(self, key), Section)}
+        fields = {key: field for key in values if not (field := type(self).model_fields[key]).is_required()}
+        defaults = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
+        return Settings(
+            values | {key: group.settings() for key, group in groups.items()},
+            defaults={key: to_jsonable_python(value) for key, value in defaults.items()},
+        )
 
 
 def each_once(values: tuple[Value, ...]) -> tuple[Value, ...]:

@@ -48,8 +48,6 @@ class InnerConfig(Section):
 class TrainConfig(Section):
     """Meta-training (Algorithm 1, lines 2-12)."""
 
-    LATER = frozenset({"clean_corrupted"})
-
     episodes: Positive = Field(60, description="Episodes in all.")
     round_episodes: Positive = Field(
         10,

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +42,8 @@ from metarepair.runs.checkpoint import read_state, seal
 from metarepair.runs.context import Context
 from metarepair.runs.layout import RATES
 from tasks.errors import DivergedError, StageError
-from tasks.storage.manifest import difference
 from tasks.storage.paths import Place
+from tasks.storage.settings import Settings, changes
 
 # P parameters and rate factors
 
@@ -216,7 +215,7 @@ class MetaTrainer:
         state, settings = read_state(folder), training_settings(self.config)
         if state is None:
             raise StageError(f"{folder} is no complete checkpoint. Begin anew with --restart.")
-        lines = "" if other_settings else "; ".join(difference(state["config"], settings))
+        lines = "" if other_settings else "; ".join(changes(state["config"], settings))
         if lines:
             raise StageError(
                 f"{folder.parent} holds a checkpoint of episode {state['episode']} with other settings: {lines}. Set "
@@ -232,11 +231,11 @@ class MetaTrainer:
         self.history = state["history"]
 
 
-def training_settings(config: Config) -> dict[str, Any]:
+def training_settings(config: Config) -> Settings:
     """The settings that θ_meta depends on (on `memory` only to rounding), as plain values."""
-    values = config.model_dump(mode="json", include={"seed", "model", "task", "inner", "experiences"})
+    values = config.settings(include={"seed", "model", "task", "inner", "experiences"})
     skipped = {"threads", "memory", "theta_on_host", "max_skipped", "kept_checkpoints"}
-    return values | {"train": config.train.model_dump(mode="json", exclude=skipped)}
+    return values | {"train": config.train.settings(exclude=skipped)}
 
 
 def meta_train(trainer: MetaTrainer) -> State:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +36,7 @@ from tasks.experiences.store import open_side
 from tasks.records import Failures
 from tasks.storage.manifest import Manifest, require_manifest
 from tasks.storage.paths import Place, write_text
+from tasks.storage.settings import Settings
 from tasks.storage.stages import META, REPAIRED, TARGET
 
 Progress = Callable[[str], None]
@@ -55,10 +55,9 @@ class Unit:
     prepared: Place | None = None
 
 
-def repair_settings(config: Config) -> dict[str, Any]:
+def repair_settings(config: Config) -> Settings:
     """The settings that the repairs of a target and their figures depend on."""
-    names = {"seed", "model", "task", "inner", "repair", "evaluate"}
-    values = config.model_dump(mode="json", include=names)
+    values = config.settings(include={"seed", "model", "task", "inner", "repair", "evaluate"})
     values["severities"] = list(config.mining.severities)
     own = {name: config.methods[name] for name in config.repair.methods if config.methods.get(name)}
     return values | ({"methods": own} if own else {})

@@ -31,9 +31,10 @@ from tasks.distances.frechet import Moments, merge_in_order, moments, scatter
 from tasks.errors import DataError
 from tasks.experiences.store import open_side
 from tasks.records import Ints
-from tasks.storage.manifest import Manifest, begin, check_whole, content_hash, write_manifest
+from tasks.storage.manifest import Manifest, as_recorded, begin, check_whole, content_hash, write_manifest
 from tasks.storage.paths import Place, find
 from tasks.storage.sealed_parts import missing_parts, seal
+from tasks.storage.settings import Settings
 from tasks.storage.stages import FEATURES
 
 # N examples, D features
@@ -74,12 +75,12 @@ class FeatureStage:
         return [*(s.path.name for s in self.shards), MOMENTS]
 
 
-def feature_settings(config: Config) -> dict[str, Any]:
+def feature_settings(config: Config) -> Settings:
     """The settings that features depend on, with a digest of the weights file that is used.
 
     Raises WeightsError where that file is missing. The deployed DNN is among the inputs of mining.
     """
-    settings = config.features.model_dump(mode="json", include={"extractor", "shard_images"})
+    settings = config.features.settings(include={"extractor", "shard_images"})
     return settings | {"weights_digest": weights_digest(config.features.extractor, config.features.weights)}
 
 
@@ -145,7 +146,7 @@ def feature_stages(run: Run, config: Config, mined: Mined) -> dict[tuple[Role, s
 
 def _stage(run: Run, environment: Environment, manifest: Manifest, settings: dict[str, Any]) -> FeatureStage:
     folder, count, size = feature_folder(run, environment), manifest.rows["collect"], settings["shard_images"]
-    inputs = {"mined": manifest.digest}
+    settings, inputs = as_recorded(folder, settings), {"mined": manifest.digest}
     made_of = content_hash([settings, inputs])
     return FeatureStage(
         folder=folder,

@@ -37,6 +37,7 @@ from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     MANIFEST,
+    as_recorded,
     begin,
     content_hash,
     discard,
@@ -45,6 +46,7 @@ from tasks.storage.manifest import (
 )
 from tasks.storage.paths import Place, read_table, remove, write_text, writing
 from tasks.storage.sealed_parts import missing_parts, seal
+from tasks.storage.settings import Settings
 from tasks.storage.stages import HYPOTHESIS, SCORE, TARGET
 
 FEWEST = 4  # corruptions: a correlation within a target needs three experiences besides it
@@ -88,7 +90,8 @@ class HypothesisStudy:
         mined: Mined = {(e.role, e.corruption): require_manifest(e.folder, TARGET.remedy) for e in found}
         score = require_manifest(self.run.score, SCORE.remedy)
         verify_checksums(self.run.score, score)
-        folder, settings = self.run.hypothesis, study_settings(self.config)
+        folder = self.run.hypothesis
+        settings = as_recorded(folder, as_recorded(folder / "gains", study_settings(self.config)))
         repaired_from = {f"{role} {name}": manifest.digest for (role, name), manifest in mined.items()}
         repaired_from["deployed"] = self.pipeline.here.inputs()["deployed"]
         inputs = repaired_from | {"score": score.digest}
@@ -146,12 +149,12 @@ class HypothesisStudy:
         return Made(files=files, rows={"pairs": summary["pairs"]})
 
 
-def study_settings(config: Config) -> dict[str, Any]:
+def study_settings(config: Config) -> Settings:
     """The settings that fine-tunes and their figures depend on, beside those of mining and scoring."""
-    values = config.model_dump(mode="json", include={"seed", "model", "inner"})
-    values["task"] = {"shots": config.task.shots}
-    values["repair"] = config.repair.model_dump(mode="json", exclude={"methods"})
-    return values
+    return config.settings(include={"seed", "model", "inner"}) | {
+        "task": config.task.settings(include={"shots"}),
+        "repair": config.repair.settings(exclude={"methods"}),
+    }
 
 
 def _corruptions(config: Config) -> tuple[str, ...]:

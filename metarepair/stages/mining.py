@@ -25,14 +25,16 @@ from tasks.datasets import Split
 from tasks.experiences.mining import Predict, mine, split_failures
 from tasks.experiences.store import finish_environment, write_part
 from tasks.records import Failures, Ints, Pixels
-from tasks.storage.manifest import Manifest, begin, check_whole, content_hash, read_manifest
+from tasks.storage.manifest import Manifest, as_recorded, begin, check_whole, content_hash, read_manifest
 from tasks.storage.paths import Place
 from tasks.storage.sealed_parts import missing_parts, seal
+from tasks.storage.settings import Settings
 from tasks.storage.stages import EXPERIENCE, TARGET
 
 Role = Literal["experience", "target"]
 Mined = Mapping[tuple[Role, str], Manifest]
 Say = Callable[[str], None]
+SHARD_IMAGES = "mining.shard_images"  # among the settings of unfinished parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +86,13 @@ def environments(run: Run, config: Config) -> list[Environment]:
     return found + [Environment(role="target", corruption=t, folder=run.target(t)) for t in config.targets]
 
 
-def mining_settings(config: Config) -> dict[str, Any]:
+def mining_settings(config: Config) -> Settings:
     """The settings that failures depend on; sizes of batches and shards are not among them."""
-    values = config.model_dump(mode="json", include={"seed", "model"})
-    values["data"] = config.data.model_dump(mode="json", exclude={"root", "train", "test", "archive"})
-    values["mining"] = config.mining.model_dump(
-        mode="json", exclude={"experiences", "batch_size", "shard_images"}
-    )
-    values["corruption_draws"] = DRAWS_VERSION
-    return values
+    return config.settings(include={"seed", "model"}) | {
+        "data": config.data.settings(exclude={"root", "train", "test", "archive"}),
+        "mining": config.mining.settings(exclude={"experiences", "batch_size", "shard_images"}),
+        "corruption_draws": DRAWS_VERSION,
+    }
 
 
 def mine_all(
@@ -107,28 +107,32 @@ def mine_all(
 
     `on_done` is called with each as soon as it is finished. Raises TooFewFailuresError, StageError, DataError.
     """
-    settings, inputs = mining_settings(config), here.inputs()
+    present, inputs = mining_settings(config), here.inputs()
+    settings: dict[Environment, dict[str, Any]] = {}
     shards: dict[Environment, list[Shard]] = {}
     found: dict[Environment, Manifest] = {}
     for environment in environments(run, config):
+        own = as_recorded(environment.folder, present)
         manifest = check_whole(
-            environment.folder, stage=environment.stage, config=settings, inputs=inputs, say=say
+            environment.folder, stage=environment.stage, config=own, inputs=inputs, say=say
         )
         if manifest is not None:
             found[environment] = manifest
             on_done(environment, manifest)
             continue
-        parts = settings | {"mining.shard_images": config.mining.shard_images}
-        made_of, images = content_hash([settings, inputs]), len(here.split(environment.split).labels_N)
-        mine = shards[environment] = _shards(environment, images, config.mining.shard_images, made_of)
-        begin(environment.folder / "parts", config=parts, inputs=inputs, sealed=True, parts=len(mine))
+        folder, size = environment.folder / "parts", config.mining.shard_images
+        parts = as_recorded(folder, own | {SHARD_IMAGES: size})
+        settings[environment] = own = {key: value for key, value in parts.items() if key != SHARD_IMAGES}
+        made_of, images = content_hash([own, inputs]), len(here.split(environment.split).labels_N)
+        mine = shards[environment] = _shards(environment, images, size, made_of)
+        begin(folder, config=parts, inputs=inputs, sealed=True, parts=len(mine))
     for environment in _mine_shards(config, shards, say, executor):
         manifest = finish_environment(
             environment.folder,
             [shard.path for shard in shards[environment]],
             partial(_sides, config=config, environment=environment),
             stage=environment.stage,
-            config=settings,
+            config=settings[environment],
             inputs=inputs,
             num_classes=here.deployed.num_classes,
             class_names=here.split(environment.split).classes,

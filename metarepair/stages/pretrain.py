@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from metarepair.runs.run_stage import Made, run_stage
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
 from tasks.storage.manifest import discard
 from tasks.storage.paths import Place, write_text
+from tasks.storage.settings import Settings
 from tasks.storage.stages import DEPLOYED
 
 EPOCHS = "epochs.json"
@@ -78,17 +78,13 @@ def training_split(config: Config) -> ArrayDataset:
     return data if config.data.max_train_images is None else data.head(config.data.max_train_images)
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    settings = config.model_dump(mode="json", include={"seed", "pretrain"}) | {
+def _settings(config: Config) -> Settings:
+    others = {"root", "train", "test", "max_test_images", "archive", "corruption_table"}
+    return config.settings(include={"seed", "pretrain"}) | {
         "model": config.model.name,
-        "data": config.data.model_dump(
-            mode="json", exclude={"root", "train", "test", "max_test_images", "archive", "corruption_table"}
-        ),
+        "preparation": config.model.settings(exclude={"name", "weights", "entry"}),
+        "data": config.data.settings(exclude=others),
     }
-    preparation = config.model.model_dump(mode="json", exclude={"name", "weights", "entry"})
-    if preparation:  # what differs from the usual stem, size and normalisation
-        settings["preparation"] = preparation
-    return settings
 
 
 def _train_here(config: Config, data: ArrayDataset, folder: Place, *, elsewhere: bool) -> DeployedModel:

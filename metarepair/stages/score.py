@@ -6,6 +6,7 @@ Source: paper Eq. 7 and 8, Fig. 4.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from metarepair.config.run import Config
 from metarepair.features.confidence_tables import (
@@ -27,13 +28,14 @@ from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
 from tasks.records import FidScore
 from tasks.storage.manifest import (
+    as_recorded,
     check_done,
     discard,
-    plain,
     read_manifest,
     verify_checksums,
 )
 from tasks.storage.paths import Place
+from tasks.storage.settings import Settings, changes
 from tasks.storage.stages import SCORE
 
 
@@ -42,7 +44,7 @@ def score_stage(run: Run, config: Config, mined: Mined, say: Say, executor: Exec
     for environment in environments(run, config):
         verify_checksums(environment.folder, mined[environment.role, environment.corruption])
     features = extract_all(run, config, mined, say, executor)
-    settings = score_settings(config)
+    settings = as_recorded(run.score, score_settings(config))
     inputs = {f"features {role} {name}": found.digest for (role, name), found in features.items()}
     _leave_other_targets(run.score, settings, inputs, say)
 
@@ -57,7 +59,7 @@ def score_stage(run: Run, config: Config, mined: Mined, say: Say, executor: Exec
 
 
 def _leave_other_targets(
-    folder: Place, settings: Mapping[str, object], inputs: Mapping[str, str], say: Say
+    folder: Place, settings: dict[str, Any], inputs: Mapping[str, str], say: Say
 ) -> None:
     """Discards a score that differs in its targets alone: what stays as it was comes out as it was."""
     try:
@@ -67,10 +69,8 @@ def _leave_other_targets(
     if held is None or held.config.get("targets") == settings["targets"]:
         return
     common = held.inputs.keys() & inputs.keys()
-    same_settings = {k: v for k, v in held.config.items() if k != "targets"} == plain(
-        {k: v for k, v in settings.items() if k != "targets"}
-    )
-    if same_settings and all(held.inputs[key] == inputs[key] for key in common):
+    beside = settings | {"targets": held.config.get("targets")}
+    if not changes(held.config, beside) and all(held.inputs[key] == inputs[key] for key in common):
         say(f"score: made again, as the targets were {', '.join(held.config['targets'])}")
         discard(folder)
         return
@@ -78,17 +78,16 @@ def _leave_other_targets(
     check_done(
         folder,
         stage=SCORE.title(),
-        config={**settings, "targets": held.config.get("targets")},
+        config=beside,
         inputs={key: inputs.get(key, digest) for key, digest in held.inputs.items()},
     )
 
 
-def score_settings(config: Config) -> dict[str, object]:
+def score_settings(config: Config) -> Settings:
     """The settings that distances and confidence depend on, besides those of the features."""
-    settings: dict[str, object] = config.model_dump(mode="json", include={"targets", "experiences"})
+    settings = config.settings(include={"targets", "experiences"})
     settings["mined"] = list(config.mining.experiences)
-    intervals = {"bootstrap", "extrapolate"}
-    settings["features"] = config.features.model_dump(mode="json", include=intervals)
+    settings["features"] = config.features.settings(include={"bootstrap", "extrapolate"})
     if config.features.bootstrap or config.features.extrapolate:
         settings["seed"] = config.seed
     return settings

@@ -2,7 +2,7 @@
 
 A manifest keeps the settings the stage ran with, its inputs' hashes, row counts, file sizes and checksums, and
 the package versions. A stage whose manifest matches is skipped; one whose settings differ is refused with the
-difference.
+difference. A key that an older manifest lacks counts as its default.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.paths import Place, local, remove, remove_tree, size_of, write_text
 from tasks.storage.remote import RemotePath, forget_copies
+from tasks.storage.settings import changes, difference, plain
 from tasks.storage.stages import BEGUN, COMPARED, PREPARED, STAGES
 
 MANIFEST = "manifest.json"
@@ -201,10 +202,10 @@ def _refuse_others(
             f"{folder} holds {manifest.stage!r}, where {stage!r} belongs. Put it back where it came from, or delete "
             "the folder and run again."
         )
-    lines = difference({"settings": manifest.config}, {"settings": plain(config)})
+    lines = changes(manifest.config, config)
     lines += difference({"inputs": manifest.inputs}, {"inputs": dict(inputs)})
     if lines:
-        shown = "; ".join(line.removeprefix("settings.") for line in lines[:6])
+        shown = "; ".join(lines[:6])
         more = f"; and {len(lines) - 6} more" if len(lines) > 6 else ""
         raise StageError(
             f"{folder} holds the stage {stage!r} with other settings: {shown}{more}. Give this run another name, "
@@ -230,21 +231,42 @@ def begin(
     path = folder / BEGUN
     content = plain({"config": config, "inputs": inputs})
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else content
-        before = {key: value for key, value in before.items() if key != PARTS}
+        before = _read_mark(path) if path.exists() else content
     except (OSError, ValueError, TypeError) as error:
         if not sealed:
             raise DataError(f"{unreadable(path, error)}. Run the stage again with --restart.") from error
         remove(path)
         before = content
-    lines = difference(before, content)
+    lines = changes(before["config"], config)
+    lines += difference(before | {"config": None}, content | {"config": None})
     if lines:
-        shown = "; ".join(line.removeprefix("config.") for line in lines)
+        shown = "; ".join(lines)
         raise StageError(
             f"{folder} is unfinished, and was begun with other settings: {shown}. Set them back to go on, give this "
             "run another name, or begin anew with --restart."
         )
-    write_text(path, json.dumps(content | ({} if parts is None else {PARTS: parts})))
+    write_text(path, json.dumps(before | ({} if parts is None else {PARTS: parts})))
+
+
+def _read_mark(path: Place) -> dict[str, Any]:
+    mark = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(mark, dict) or not isinstance(mark.get("config"), dict):
+        raise ValueError("it names no settings")
+    return {key: value for key, value in mark.items() if key != PARTS}
+
+
+def as_recorded(folder: Place, config: dict[str, Any]) -> dict[str, Any]:
+    """`config` in the form in which `folder` records the same settings; as it is where it records none, or others.
+
+    What an older version finished or began lacks the keys that came later. Seals and later stages know it by a digest
+    of that form, so whoever makes a part of it anew records the same.
+    """
+    try:
+        manifest = read_manifest(folder)
+        recorded = _read_mark(folder / BEGUN)["config"] if manifest is None else manifest.config
+    except (DataError, OSError, ValueError):
+        return config
+    return config if changes(recorded, config) else recorded
 
 
 def verify_sizes(folder: Place, manifest: Manifest) -> None:
@@ -299,21 +321,3 @@ def discard(folder: Place) -> None:
     """Deletes a stage: its manifest first, so that a half-deleted stage is unfinished."""
     (folder / MANIFEST).unlink(missing_ok=True)
     remove_tree(folder)
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`train.episodes: 20 -> 60` for every setting in which two plain configurations differ."""
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += difference(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a} -> {b}")
-    return lines
-
-
-def plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    """As it will read back from JSON (tuples become lists)."""
-    found: dict[str, Any] = json.loads(json.dumps(content))
-    return found

@@ -88,7 +88,9 @@ def test_the_whole_way_with_a_strangers_dnn_equals_the_same_dnn_by_name(
     assert all(torch.equal(own[k], named[k]) for k in own)
     assert (folder / "runs/own/report/index.html").is_file()
     result = json.loads((folder / "runs/own/repaired/gaussian_noise/result.json").read_text())
-    assert result["config"]["model"] == {"name": "strange_nets:net", "weights": "net.th"}
+    given = {key: value for key, value in result["config"]["model"].items() if value is not None}
+    defaults = {"stem": "imagenet", "normalisation": "dataset"}
+    assert given == {"name": "strange_nets:net", "weights": "net.th", **defaults}
     _goes_back(folder, own, capsys)
 
 

@@ -20,6 +20,7 @@ from tasks.experiences.corrupted_images import corrupted_images
 from tasks.experiences.mining import mine
 from tasks.records import Experience, Failures, Pixels
 from tasks.sampling.confidence import Confidence
+from tasks.storage.settings import changes, plain
 
 TRAIN = load_dataset("cifar10_sample", "train").head(200)
 SEVERITIES = (2, 5)
@@ -125,8 +126,11 @@ def test_none_of_them_is_corrupted_by_default_and_the_drawn_images_are_the_same(
 
 
 def test_a_run_that_was_trained_before_the_setting_came_is_trained_with_the_same_settings() -> None:
-    assert "clean_corrupted" not in training_settings(config(clean_weight=0.5))["train"]
-    assert training_settings(config(clean_weight=0.5, clean_corrupted=0.4))["train"]["clean_corrupted"] == 0.4
+    before = plain(training_settings(config(clean_weight=0.5)))
+    assert before["train"].pop("clean_corrupted") == 0
+    assert changes(before, training_settings(config(clean_weight=0.5))) == []
+    other = training_settings(config(clean_weight=0.5, clean_corrupted=0.4))
+    assert changes(before, other) == ["train.clean_corrupted: 0.0 -> 0.4"]
 
 
 def test_a_task_is_the_same_whoever_draws_it(experiences: dict[str, Experience]) -> None:

@@ -95,7 +95,8 @@ def test_images_are_trained_on_at_the_size_that_they_will_be_classified_at(
     assert seen == {16}
     manifest = read_manifest(tmp_path / "a" / "deployed")
     assert manifest is not None
-    assert manifest.config["preparation"] == {"input_size": 16}
+    others = {"stem": "imagenet", "normalisation": "dataset", "mean": None, "std": None}
+    assert manifest.config["preparation"] == {"input_size": 16, **others}
 
 
 def test_a_stem_that_the_dnn_has_not_is_refused(tmp_path: Path) -> None:
