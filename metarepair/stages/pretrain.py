@@ -46,7 +46,9 @@ def pretrain_stage(
     if restart:  # only now: a wrong setting must not cost the old one
         discard(folder)
     make = partial(_pretrain, config, data, folder, train_elsewhere, say)
-    run_stage(DEPLOYED, folder, make, config=_settings(config), inputs={"train": data.digest()}, say=say)
+    run_stage(
+        DEPLOYED, folder, make, config=pretraining_settings(config), inputs={"train": data.digest()}, say=say
+    )
 
 
 def _pretrain(
@@ -78,7 +80,8 @@ def training_split(config: Config) -> ArrayDataset:
     return data if config.data.max_train_images is None else data.head(config.data.max_train_images)
 
 
-def _settings(config: Config) -> Settings:
+def pretraining_settings(config: Config) -> Settings:
+    """The settings that pretrained weights depend on."""
     others = {"root", "train", "test", "max_test_images", "archive", "corruption_table"}
     return config.settings(include={"seed", "pretrain"}) | {
         "model": config.model.name,
