@@ -121,7 +121,7 @@ def _read_file(path: Place, entry: str | None) -> WeightsFile:
 
 
 def load_pickle(path: Place) -> Any:
-    """What a torch.save file holds, read with weights_only. WeightsError says why it cannot be."""
+    """All that a torch.save file holds, read with weights_only. Raises WeightsError with the reason it cannot be."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols that torch does not expect

@@ -1,1 +1,1 @@
-"""A search's settings in; its space, its trials' settings, and its table, figures and best configuration out."""
+"""The space of a search, the settings of its trials, and its results: table, figures and best configuration."""

@@ -1,4 +1,4 @@
-"""Judged trials in; PNG bytes out: parallel coordinates, the α × β map, the importance of settings."""
+"""Draw judged trials as PNG: parallel coordinates, the α × β map, the importance of settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judged trials in; how much each dimension mattered for being among the best out.
+"""Tell from judged trials how much each dimension mattered for being among the best.
 
 PED-ANOVA (Watanabe, Bansal & Hutter, "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
 Subspaces", IJCAI 2023), by Optuna: the divergence of a dimension's values among the best trials from those among all.

@@ -1,4 +1,4 @@
-"""Trials in; their table as Parquet, CSV and text, their figures, and the best one's configuration out."""
+"""Write the trials' table as Parquet, CSV and text, their figures, and the configuration of the best trial."""
 
 from __future__ import annotations
 

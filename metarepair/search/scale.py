@@ -1,4 +1,4 @@
-"""A dimension in; where its values lie on an axis from 0 to 1, and the axis' ticks, out."""
+"""Place the values of a dimension on an axis from 0 to 1, with the axis' ticks."""
 
 from __future__ import annotations
 
