@@ -76,12 +76,12 @@ def _main(arguments: Sequence[str] | None) -> int:
         if given.verb == "export":
             return _export(given)
         if given.verb == "inspect":
-            from metarepair.inspection.command import show
+            from metarepair.inspection.command import show_inspection
 
-            show(given.path, sheet=given.sheet, as_json=given.json)
+            show_inspection(given.path, sheet=given.sheet, as_json=given.json)
             return 0
         if given.verb == "status":
-            from metarepair.status.command import show_status
+            from metarepair.inspection.command import show_status
 
             show_status(given.path, as_json=given.json)
             return 0

@@ -6,8 +6,6 @@ D_fail's rows are never looked at.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,56 +17,58 @@ from metarepair.inspection.facts import (
     Details,
     EnvironmentFacts,
     FeatureFacts,
+    FileState,
     MethodFacts,
     RepairFacts,
     ScoreFacts,
     SeverityFacts,
-    State,
     TrainingFacts,
 )
-from metarepair.inspection.places import StagePlace
+from metarepair.inspection.stored import (
+    StoredStage,
+    as_object,
+    episodes_of,
+    newest,
+    read_json,
+    real,
+    rows_of,
+    section,
+    whole,
+)
 from metarepair.runs.checkpoint import STATE, read_state
 from tasks.datasets import DATASETS
 from tasks.errors import DataError, UserError
 from tasks.experiences.failure_file import read_failures
 from tasks.experiences.pixels import RecomputedPixels
 from tasks.records import Failures
-from tasks.storage.manifest import Manifest
 from tasks.storage.paths import Place
 
-States = Mapping[str, State]
+States = Mapping[str, FileState]
 Settings = Mapping[str, Any]
 
 
-def details_of(
-    place: StagePlace,
-    manifest: Manifest | None,
-    states: States,
-    config: Settings,
-    parts: Sequence[Mapping[str, Any]],
-) -> Details | None:
-    """The details of a stage; `parts` are the counts of the whole shards of an unfinished environment."""
-    facts = manifest.facts if manifest is not None else {}
-    match place.kind:
-        case "environment" if manifest is None:
-            return _unfinished_environment(parts, config)
+def details_of(stage: StoredStage, states: States, counts: Sequence[Settings]) -> Details | None:
+    """The details of a stage; `counts` are those of the whole shards of an unfinished environment."""
+    match stage.kind:
         case "environment":
-            collect = load_collect(place.folder) if states.get("collect.arrow") == "ok" else None
-            return _environment(facts, config, collect)
+            return _environment(stage, states, counts)
         case "features":
-            return _features(facts, config)
+            extractor = stage.facts.get("extractor", stage.config.get("extractor"))
+            name = extractor if isinstance(extractor, str) else None
+            return FeatureFacts(extractor=name, dim=whole(stage.facts.get("dim")))
         case "score":
-            return _score(place, config, states)
+            return _score(stage, states)
         case "meta":
-            return _training(place, facts, states, config)
+            return _training(stage, states)
         case "repaired":
-            return _repair(place, states)
+            rows = rows_of(as_object(_read(stage, "result.json", states)).get("methods"))
+            return _repair([_method(row, stage.name) for row in rows], states)
         case "compared":
-            return _compared(place, states)
+            return _repair([_compared(stage, states)], states)
         case "deployed":
-            epochs = _json(place.folder / "epochs.json", states.get("epochs.json"))
+            epochs = _read(stage, "epochs.json", states)
             return DeployedFacts(
-                clean_test_accuracy=real(facts.get("clean_test_accuracy")),
+                clean_test_accuracy=real(stage.facts.get("clean_test_accuracy")),
                 epochs=len(epochs) if isinstance(epochs, list) else None,
             )
         case _:
@@ -83,26 +83,22 @@ def load_collect(folder: Place) -> Failures | None:
         return None
 
 
-def _environment(facts: Settings, config: Settings, collect: Failures | None) -> EnvironmentFacts:
-    examined, correct = by_severity([facts], "examined"), by_severity([facts], "correct")
-    collected = None if collect is None else count_severities(collect)
-    names, named = class_names(config, facts)
+def _environment(stage: StoredStage, states: States, counts: Sequence[Settings]) -> EnvironmentFacts:
+    """Of a finished one as its manifest counts, of an unfinished one as its shards do, which have no D_collect yet."""
+    done = stage.manifest is not None
+    collect = load_collect(stage.folder) if done and states.get("collect.arrow") == "ok" else None
+    counted = [stage.facts] if done else counts
+    names, named = class_names(stage.config, stage.facts)
     return EnvironmentFacts(
         pixels=None if collect is None else pixels_of(collect),
-        parts=None,
-        severities=_severities(examined, correct, collected),
-        collected_per_class=per_class(collect, facts.get("collected_per_class"), names),
+        parts=None if done else len(counts),
+        severities=_severities(
+            by_severity(counted, "examined"),
+            by_severity(counted, "correct"),
+            None if collect is None else count_severities(collect),
+        ),
+        collected_per_class=per_class(collect, stage.facts.get("collected_per_class"), names) if done else {},
         classes_named=named,
-    )
-
-
-def _unfinished_environment(parts: Sequence[Settings], config: Settings) -> EnvironmentFacts:
-    return EnvironmentFacts(
-        pixels=None,
-        parts=len(parts),
-        severities=_severities(by_severity(parts, "examined"), by_severity(parts, "correct"), None),
-        collected_per_class={},
-        classes_named=class_names(config, {})[1],
     )
 
 
@@ -115,8 +111,7 @@ def by_severity(facts: Iterable[Settings], key: str) -> dict[str, int]:
     """Sums of `{"1": 400}` as manifests and parts keep it; what is no count is left out."""
     total: dict[str, int] = {}
     for one in facts:
-        counts = one.get(key)
-        for severity, count in counts.items() if isinstance(counts, dict) else ():
+        for severity, count in section(one, key).items():
             if severity.isdecimal() and whole(count) is not None:
                 total[severity] = total.get(severity, 0) + count
     return total
@@ -149,8 +144,7 @@ def class_names(config: Settings, facts: Settings) -> tuple[tuple[str, ...], boo
     recorded = facts.get("class_names")
     if isinstance(recorded, list) and recorded:
         return tuple(map(str, recorded)), True
-    data = config.get("data")
-    name = data.get("name") if isinstance(data, dict) else None
+    name = section(config, "data").get("name")
     return (DATASETS[name].classes, True) if isinstance(name, str) and name in DATASETS else ((), False)
 
 
@@ -165,24 +159,17 @@ def per_class(collect: Failures | None, recorded: Any, names: Sequence[str]) -> 
     return {names[i] if i < len(names) else str(i): n for i, n in enumerate(counts)}
 
 
-def _features(facts: Settings, config: Settings) -> FeatureFacts:
-    extractor = facts.get("extractor", config.get("extractor"))
-    return FeatureFacts(
-        extractor=extractor if isinstance(extractor, str) else None, dim=whole(facts.get("dim"))
-    )
-
-
-def _score(place: StagePlace, config: Settings, states: States) -> ScoreFacts:
+def _score(stage: StoredStage, states: States) -> ScoreFacts:
     from metarepair.features.confidence_tables import read_confidence
     from metarepair.runs.layout import Run
 
     probabilities: dict[str, dict[str, float]] = {}
     effective: dict[str, float] = {}
-    targets = config.get("targets")
-    readable = states.get("confidence.parquet") == "ok" and place.folder.name == "score"
+    targets = stage.config.get("targets")
+    readable = states.get("confidence.parquet") == "ok" and stage.folder.name == "score"
     for target in targets if isinstance(targets, list) and readable else ():
         try:
-            found = read_confidence(Run(place.folder.parent), target)
+            found = read_confidence(Run(stage.folder.parent), target)
         except (UserError, KeyError):  # KeyError: written by another version, with other columns
             continue
         probabilities[target] = {n: float(p) for n, p in zip(found.names, found.probabilities_K, strict=True)}
@@ -190,29 +177,26 @@ def _score(place: StagePlace, config: Settings, states: States) -> ScoreFacts:
     return ScoreFacts(confidence=probabilities, effective_number=effective)
 
 
-def _training(place: StagePlace, facts: Settings, states: States, config: Settings) -> TrainingFacts:
-    checkpoints = _checkpoints(place)
-    train = config.get("train")
+def _training(stage: StoredStage, states: States) -> TrainingFacts:
+    checkpoints = _checkpoints(stage)
     reached = [c.episode for c in checkpoints if c.whole and c.episode is not None]
     return TrainingFacts(
-        episodes=whole(facts.get("episodes", max(reached, default=None))),
-        episodes_wanted=whole(train.get("episodes")) if isinstance(train, dict) else None,
-        skipped_episodes=whole(facts.get("skipped_episodes")),
-        seconds=real(facts.get("seconds")),
-        validation_accuracy=_last_validation(
-            _json(place.folder / "metrics.json", states.get("metrics.json"))
-        ),
+        episodes=whole(stage.facts.get("episodes", max(reached, default=None))),
+        episodes_wanted=episodes_of(stage.config),
+        skipped_episodes=whole(stage.facts.get("skipped_episodes")),
+        seconds=real(stage.facts.get("seconds")),
+        validation_accuracy=newest(rows_of(_read(stage, "metrics.json", states)), "validation_accuracy"),
         checkpoints=checkpoints,
     )
 
 
-def _checkpoints(place: StagePlace) -> tuple[CheckpointFacts, ...]:
+def _checkpoints(stage: StoredStage) -> tuple[CheckpointFacts, ...]:
     """All that were begun, here or on Ray: a state is written last, and holds the digests of the tensors."""
-    files = place.matching(f"*/{STATE}", "*/optimizer.safetensors")
+    files = stage.matching(f"*/{STATE}", "*/optimizer.safetensors")
     found = []
     for path in sorted({name.rpartition("/")[0] for name in files}):
         try:
-            state = read_state(place.folder / path)
+            state = read_state(stage.folder / path)
         except (TypeError, AttributeError, RecursionError):  # JSON of another shape
             state = None
         episode = whole(state.get("episode")) if state is not None else None
@@ -220,28 +204,11 @@ def _checkpoints(place: StagePlace) -> tuple[CheckpointFacts, ...]:
     return tuple(found)
 
 
-def _last_validation(metrics: Any) -> float | None:
-    rows = [row for row in metrics if isinstance(row, dict)] if isinstance(metrics, list) else []
-    found = [real(row.get("validation_accuracy")) for row in rows]
-    return next((value for value in reversed(found) if value is not None), None)
-
-
-def _repair(place: StagePlace, states: States) -> RepairFacts:
-    result = _json(place.folder / "result.json", states.get("result.json"))
-    rows = result.get("methods") if isinstance(result, dict) else None
-    methods = tuple(
-        _method(row, place.name) for row in (rows if isinstance(rows, list) else []) if isinstance(row, dict)
-    )
-    return RepairFacts(methods=methods, weights=_weights(states))
-
-
-def _compared(place: StagePlace, states: States) -> RepairFacts:
-    """One row, also where it is not judged, or its judgement is not as its seal says: its accuracies are not known."""
-    target, method, seed = str(place.name).split("/")
-    found = _json(place.folder / "judged.json", states.get("judged.json"))
-    trusted = isinstance(found, dict) and states["judged.json"] == "ok"
-    row = (found if trusted else {}) | {"method": method, "seed": int(seed) if seed.isdecimal() else None}
-    return RepairFacts(methods=(_method(row, target),), weights=_weights(states))
+def _compared(stage: StoredStage, states: States) -> MethodFacts:
+    """Also of one that is not judged, or whose judgement is not as its seal says: its accuracies are not known."""
+    target, method, seed = str(stage.name).split("/")
+    found = as_object(_read(stage, "judged.json", states)) if states.get("judged.json") == "ok" else {}
+    return _method(found | {"method": method, "seed": int(seed) if seed.isdecimal() else None}, target)
 
 
 def _method(row: Settings, target: str | None) -> MethodFacts:
@@ -255,26 +222,11 @@ def _method(row: Settings, target: str | None) -> MethodFacts:
     )
 
 
-def _weights(states: States) -> tuple[str, ...]:
-    return tuple(n for n, state in states.items() if n.endswith(".safetensors") and state != "missing")
+def _repair(methods: Iterable[MethodFacts], states: States) -> RepairFacts:
+    weights = (n for n, state in states.items() if n.endswith(".safetensors") and state != "missing")
+    return RepairFacts(methods=tuple(methods), weights=tuple(weights))
 
 
-def _json(path: Place, state: State | None) -> Any:
-    """A small file that is as promised, or that nothing was promised of; None otherwise."""
-    if state not in ("ok", "unchecked"):
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def whole(value: Any) -> int | None:
-    """The value when it is a count."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def real(value: Any) -> float | None:
-    """The value when it is a finite number."""
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if ok else None
+def _read(stage: StoredStage, name: str, states: States) -> Any:
+    """The content of a small file that is as promised, or that nothing was promised of; None otherwise."""
+    return read_json(stage.folder / name) if states.get(name) in ("ok", "unchecked") else None

@@ -1,4 +1,4 @@
-"""The path of one .arrow, .parquet or .safetensors file in; what it is and whether its checksum holds out."""
+"""Tell what one .arrow, .parquet or .safetensors file is, and whether its checksum holds."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Literal
 
-from metarepair.inspection.checks import Checksums, read_promise
+from metarepair.inspection.checksums import Checksums
 from metarepair.inspection.details import class_names, count_severities, load_collect, per_class
-from metarepair.inspection.facts import BAD, Damage, Inspection, LoneFile, State
+from metarepair.inspection.facts import BAD, Damage, FileState, Inspection, LoneFile
 from metarepair.inspection.headers import failures_header, parquet_header, safetensors_header
-from metarepair.inspection.places import ALLOWED
+from metarepair.inspection.paths import PARTS
+from metarepair.inspection.stored import read_promise
 from metarepair.runs.checkpoint import STATE, read_state
 from tasks.errors import DataError
 from tasks.storage.manifest import MANIFEST, Manifest
@@ -26,7 +27,7 @@ def inspect_file(path: Place) -> Inspection:
     """One file of a run. Raises DataError for a file of another kind."""
     form = FORMATS.get(path.suffix)
     if form is None:
-        raise DataError(f"{path} is no file that can be inspected. {ALLOWED}.")
+        raise DataError(f"{path} is no file that can be inspected. {PARTS}.")
     size = size_of(path) or 0
     owner, names = _owner(path), tuple[str, ...]()
     if owner is None:
@@ -73,10 +74,10 @@ def _parents(path: Place) -> Iterator[Place]:
         yield path
 
 
-def _own_state(path: Place, form: Format, size: int) -> State:
+def _own_state(path: Place, form: Format, size: int) -> FileState:
     """Without a manifest: a part has a seal, a store's file a digest of its own, a checkpoint's tensors the state's."""
     if form == "failures":
-        return Checksums(size).own_state(path)[0]
+        return Checksums(size).part_state(path)[0]
     if seal_of(path).exists():
         return Checksums(size).sealed_state(path)
     if form == "parquet" or not (path.parent / STATE).is_file():

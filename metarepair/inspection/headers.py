@@ -1,4 +1,4 @@
-"""One .arrow, .parquet or .safetensors file in; what its header says out. Rows are not read.
+"""Read the header of an .arrow, .parquet or .safetensors file. Rows are not read.
 
 None for a file that is truncated, unreadable, or of another kind than its name says.
 """

@@ -1,16 +1,60 @@
-"""A path in, everything that can be told of it out."""
+"""Tell what a run, a stage or one of its files holds, and whether its checksums hold. Nothing is changed.
+
+D_fail stays closed: its checksum is taken of bytes, its counts are the manifest's, and its pixels, labels and
+predictions are not looked at; nor are those of samples.parquet, or of parts that are not split yet.
+
+`metarepair inspect PATH --json` prints one object. Its keys, which stay:
+
+    schema_version   1
+    path             the inspected path, absolute
+    kind             run | folder (experiences, features, …) | file | environment | features | score | meta | repaired |
+                     deployed | hypothesis | prepared | compared
+    finished         true when there are stages, and each has its manifest; null for a file
+    size_bytes       of everything under the path
+    d_fail_reads     how often the run's evaluator opened a D_fail; null but for a run that has the log
+    damaged          list of {path, state, remedy}; empty when all is well, else the exit code is 2
+    stages           list of: path (relative), kind, role (experience | target | null), name (corruption, target,
+                     method, TARGET/METHOD/SEED of a comparison, or null), finished, manifest (ok | missing | damaged),
+                     written (ISO 8601, the manifest file's time), size_bytes, settings (digest of config), result
+                     (digest that later stages depend on), config, inputs, rows, versions,
+                     files: list of {name, size_bytes, promised_bytes, state}, state being
+                         ok | differs | missing | unreadable | unchecked (nothing promises a checksum),
+                     details: null, or by kind
+                         environment  pixels (stored | recomputed | null), parts (null when finished), severities
+                                      ({"1": {examined, correct, accuracy, failures, collected}}),
+                                      collected_per_class ({class: count}), classes_named
+                         features     extractor, dim (numbers an image)
+                         score        confidence ({target: {experience: p}}), effective_number ({target: number})
+                         meta         episodes, episodes_wanted, skipped_episodes, seconds, validation_accuracy,
+                                      checkpoints (list of {path, episode, whole})
+                         repaired, compared  methods (list of {method, target, seed, d_fail, corrupted, clean}; one
+                                      for a repair of a comparison, null in it what is not judged), weights (list)
+                         deployed     clean_test_accuracy, epochs
+    file             null, or {name, format (failures | parquet | safetensors), size_bytes, promised_bytes, state,
+                     promised_by (a manifest or null), header ({key: value}), collected_per_severity,
+                     collected_per_class} (counts for a collect.arrow alone)
+
+What is not known is null.
+"""
 
 from __future__ import annotations
 
-from metarepair.inspection.checks import Checksums, bytes_to_read, damage_of
-from metarepair.inspection.facts import Inspection
-from metarepair.inspection.files import inspect_file
-from metarepair.inspection.places import ALLOWED, find_stages
-from metarepair.inspection.stages import stage_facts
-from tasks.errors import DataError
-from tasks.storage.paths import Place, place
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
-READS = "d_fail_reads.jsonl"
+from metarepair.inspection.checksums import Checksums, bytes_to_read, parts_of, promised_states, sealed_of
+from metarepair.inspection.damage import damage_of, is_being_deleted
+from metarepair.inspection.details import details_of
+from metarepair.inspection.facts import Damage, FileFacts, FileState, Inspection, StageFacts
+from metarepair.inspection.files import inspect_file
+from metarepair.inspection.paths import READS, open_part
+from metarepair.inspection.stored import StoredStage, count_lines, read_stage
+from metarepair.inspection.walk import find_stages
+from tasks.storage.manifest import MANIFEST, content_hash
+from tasks.storage.paths import Place
+from tasks.storage.stages import BEGUN
 
 
 def inspect(path: str) -> Inspection:
@@ -18,37 +62,79 @@ def inspect(path: str) -> Inspection:
 
     Damage raises nothing: it is in what comes back.
     """
-    root = _existing(path)
+    root = open_part(path)
     if root.is_file():
         return inspect_file(root)
     found = find_stages(root)
-    checksums = Checksums(bytes_to_read(found.stages))
-    stages = tuple(stage_facts(stage, checksums) for stage in found.stages)
+    checksums = Checksums(bytes_to_read(map(read_stage, found.stages)))
+    stages: list[StageFacts] = []
+    damaged: list[Damage] = []
+    for folder in found.stages:
+        stage = read_stage(folder)  # again, as the stages before it may have taken minutes
+        stages.append(facts := _facts(stage, checksums))
+        damaged += damage_of(stage, {file.name: file.state for file in facts.files})
     return Inspection(
         path=str(root),
         kind=stages[0].kind if found.kind == "stage" else found.kind,
-        size_bytes=sum(found.files.values()),
-        damaged=tuple(damage for stage in stages for damage in damage_of(stage)),
-        stages=stages,
+        size_bytes=sum(file.size_bytes for file in found.files.values()),
+        damaged=tuple(damaged),
+        stages=tuple(stages),
         d_fail_reads=count_lines(root / READS) if found.kind == "run" and READS in found.files else None,
     )
 
 
-def _existing(path: str) -> Place:
-    try:
-        root = place(path)
-        if root.is_file() or root.is_dir():
-            return root
-        there = root.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a zero, of no user
-        raise DataError(f"{path!r} is no path that can be read ({error}). {ALLOWED}.") from error
-    state = "is neither a file nor a folder" if there else "is not there"
-    raise DataError(f"{root} {state}. {ALLOWED}.")
+def _facts(stage: StoredStage, checksums: Checksums) -> StageFacts:
+    """Everything that is told of one stage."""
+    states: dict[str, FileState] = {
+        name: checksums.sealed_state(stage.folder / name) for name in sealed_of(stage)
+    }
+    counts: list[dict[str, Any]] = []
+    if stage.manifest is None:
+        for name in parts_of(stage):
+            states[name], counted = checksums.part_state(stage.folder / name)
+            counts += [counted] if states[name] == "ok" else []
+        names = [name for name in stage.matching(*stage.stage.traces) if not name.endswith(BEGUN)]
+        unsealed: dict[str, FileState] = dict.fromkeys(names, "unchecked")
+        states = unsealed | states
+    else:
+        states = promised_states(stage, checksums) | states
+    if is_being_deleted(stage, states):
+        mark = {"config": stage.config}
+        stage, states = replace(stage, manifest=None, manifest_state="missing", begun_with=mark), {}
+    manifest, config = stage.manifest, stage.config
+    return StageFacts(
+        path=stage.path,
+        kind=stage.kind,
+        role=stage.role,
+        name=stage.name,
+        finished=stage.manifest_state == "ok",
+        manifest=stage.manifest_state,
+        written=_written(stage.folder / MANIFEST),
+        size_bytes=sum(file.size_bytes for file in stage.files.values()),
+        settings=content_hash(config) if config else None,
+        result=manifest.digest if manifest is not None else None,
+        config=config,
+        inputs=manifest.inputs if manifest is not None else {},
+        rows=manifest.rows if manifest is not None else {},
+        versions=manifest.versions if manifest is not None else {},
+        files=tuple(
+            FileFacts(
+                name=name,
+                size_bytes=stage.files[name].size_bytes if name in stage.files else None,
+                promised_bytes=stage.promised[name][0] if name in stage.promised else None,
+                state=state,
+            )
+            for name, state in states.items()
+        ),
+        details=details_of(stage, states, counts),
+    )
 
 
-def count_lines(path: Place) -> int | None:
-    """Lines of a small log, None when it cannot be read."""
+def _written(path: Place) -> str | None:
+    """When, by the file system; an object store's time is that of the upload, and is not asked for."""
+    if not isinstance(path, Path):
+        return None
     try:
-        return len(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError):
+        return datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(timespec="seconds")
+    except OSError:
         return None

@@ -1,4 +1,4 @@
-"""Environments in, a picture of failures that they collected out: what was seen, and what it was taken for.
+"""Draw failures that environments collected: what was seen, and what the DNN took it for.
 
 A row for each environment of a run, or for each severity of one environment. Images are evenly spaced in D_collect,
 not picked. D_fail is not opened.

@@ -1,11 +1,12 @@
-"""Stages of environments in, tables of plain text out: by severity, and by class."""
+"""Tables of plain text: environments by severity and class, features, repairs of a comparison."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from metarepair.inspection.facts import BAD, JUDGED, EnvironmentFacts, FeatureFacts, RepairFacts, StageFacts
+from metarepair.inspection.facts import BAD, EnvironmentFacts, FeatureFacts, RepairFacts, StageFacts
+from metarepair.inspection.stored import JUDGED
 
 NAMED_CLASSES = 12  # of more classes the extremes are shown
 WORST = 5

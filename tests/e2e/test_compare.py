@@ -21,10 +21,10 @@ from metarepair.compare.pair import load_pair
 from metarepair.compare.units import Compared, compared_units, load_candidate
 from metarepair.config.load import load_config
 from metarepair.inspection.inspect import inspect
+from metarepair.inspection.status import status_of
 from metarepair.methods import METHODS, Method
 from metarepair.runs.layout import Run
 from metarepair.stages.compare import Comparison
-from metarepair.status.look import status_of
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.experiences import store
 from tasks.records import Failures

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from metarepair.console.streams import PIPE_CLOSED, PLAIN, watched_streams
-from metarepair.status.command import show_status
+from metarepair.inspection.command import show_status
 
 ROOT = Path(__file__).parents[3]
 WORDS = "repair methods side by side: methods {0} targets {0} seeds"

@@ -30,7 +30,6 @@ distributed.on_ray
 distributed
 metarepair.stages
 metarepair.console
-metarepair.status
 metarepair.inspection
 metarepair.compare metarepair.search
 metarepair

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-import metarepair.inspection
+import metarepair.inspection.inspect
 from metarepair.cli import main
-from metarepair.inspection import checks
-from metarepair.inspection.command import show
+from metarepair.inspection import checksums
+from metarepair.inspection.command import show_inspection as show
 from metarepair.inspection.facts import Inspection, StageFacts
 from metarepair.inspection.inspect import inspect
-from metarepair.inspection.text import describe
+from metarepair.inspection.inspect_text import describe
 from metarepair.runs.checkpoint import seal
 from tasks.datasets import CIFAR10_CLASSES
 from tasks.experiences.failure_file import write_failures
@@ -351,7 +351,7 @@ def test_json_and_its_description_have_the_same_keys(here: Path, capsys: pytest.
         *alone["file"],
     ]
     for key in [*found, *found["stages"][0], *found["stages"][0]["files"][0], *nested]:
-        assert key in str(metarepair.inspection.__doc__), key
+        assert key in str(metarepair.inspection.inspect.__doc__), key
 
 
 def test_damage_is_exit_code_2_with_everything_on_stdout(
@@ -437,7 +437,7 @@ def test_long_checks_show_progress(
 ) -> None:
     inspect(str(here))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(checks, "SHOWN_FROM_BYTES", 1)
+    monkeypatch.setattr(checksums, "SHOWN_FROM_BYTES", 1)
     (here / "targets" / "snow" / "big.bin").write_bytes(b"0" * (3 << 20))
     write_manifest(
         here / "targets" / "snow", stage="mine target snow", config={}, inputs={}, files=["big.bin"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarepair.inspection.command import show
+from metarepair.inspection.command import show_inspection as show
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.sheet import CAPTION, COLUMNS, LABEL_WIDTH, evenly_spaced, write_sheet
 from metarepair.reports.contact_sheet import GAP, TILE

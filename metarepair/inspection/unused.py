@@ -10,28 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from metarepair.compare.plan import PLAN, Plan
-from metarepair.status.members import Looked, Stats
+from metarepair.inspection.stored import StoredStage
+from metarepair.inspection.walk import Listing
 from tasks.storage.manifest import MANIFEST
 
 SCORE, REPORT = f"score/{MANIFEST}", "report/index.html"
 
 
-def unused_paths(looked: Sequence[Looked], plan: Plan | None, stats: Stats) -> frozenset[str]:
+def unused_paths(stages: Sequence[StoredStage], plan: Plan | None, files: Listing) -> frozenset[str]:
     """Paths of the stages of unused environments: what was mined, and what is made from it.
 
     A target that is repaired is used, though a later score may be of other targets.
     """
-    named = dict(_named(looked, plan))
+    named = dict(_named(stages, plan))
     if not named:
         return frozenset()
     used = frozenset().union(*named.values())
-    since_s = max(stats[path].written_s for path in (*named, REPORT) if path in stats)
-    repaired = {one.place.path for one in looked if one.place.kind == "repaired" and one.manifest is not None}
+    since_s = max(files[path].written_s for path in (*named, REPORT) if path in files)
+    repaired = {one.path for one in stages if one.kind == "repaired" and one.manifest is not None}
     found: set[str] = set()
-    for one in (one for one in looked if one.place.kind == "environment"):
-        group = _made_from(f"{one.place.role}", f"{one.place.name}")
-        written = (s.written_s for path, s in stats.items() if path.startswith(tuple(f"{p}/" for p in group)))
-        if one.place.path not in used and not repaired & group and max(written) < since_s:
+    for one in (one for one in stages if one.kind == "environment"):
+        group = _made_from(f"{one.role}", f"{one.name}")
+        written = (s.written_s for path, s in files.items() if path.startswith(tuple(f"{p}/" for p in group)))
+        if one.path not in used and not repaired & group and max(written) < since_s:
             found |= group
     return frozenset(found)
 
@@ -41,9 +42,9 @@ def _made_from(role: str, name: str) -> frozenset[str]:
     return frozenset(made | ({f"meta/{name}", f"repaired/{name}"} if role == "target" else set()))
 
 
-def _named(looked: Sequence[Looked], plan: Plan | None) -> Iterator[tuple[str, frozenset[str]]]:
+def _named(stages: Sequence[StoredStage], plan: Plan | None) -> Iterator[tuple[str, frozenset[str]]]:
     """Each file that names environments, with the paths of these."""
-    score = next((one.manifest for one in looked if one.place.kind == "score"), None)
+    score = next((one.manifest for one in stages if one.kind == "score"), None)
     if score is not None:
         mined, targets = score.config.get("mined"), score.config.get("targets")
         if isinstance(mined, list) and isinstance(targets, list):

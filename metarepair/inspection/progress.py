@@ -1,4 +1,4 @@
-"""A run's folder and one listing of it in; its stages, those that are not begun among them, and what is damaged, out.
+"""Tell how far each stage of a run is, also those that are not begun, and the time that is left.
 
 Nothing on storage says what a run is going to do, so that follows from what it has: every environment gets features,
 every target is trained for and repaired. What a run of another kind (a study of the hypothesis, a search, a
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from metarepair.inspection.details import whole
-from metarepair.inspection.facts import Damage
-from metarepair.inspection.places import stages_of_run
-from metarepair.status.compare import look_at_comparison
-from metarepair.status.facts import Member, StageStatus
-from metarepair.status.members import Looked, Stats, look_at, moment, sealed_parts
-from metarepair.status.unused import unused_paths
+from metarepair.inspection.comparison import comparison_of
+from metarepair.inspection.damage import damage_by_size
+from metarepair.inspection.facts import Damage, Member, StageStatus
+from metarepair.inspection.members import member_of, moment
+from metarepair.inspection.stored import StoredStage, read_stage, sealed_parts, section, whole
+from metarepair.inspection.unused import unused_paths
+from metarepair.inspection.walk import Listing, stages_of_run
 from tasks.storage.lease import Owner
 from tasks.storage.paths import Place
 from tasks.storage.stages import LISTED, REPAIRED
@@ -30,7 +30,7 @@ FEWEST_PARTS = 3  # written by the present owner, for a pace
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stages:
+class Progress:
     """All stages of a run, what is damaged in them, and the environments that are not counted."""
 
     stages: tuple[StageStatus, ...]
@@ -38,69 +38,66 @@ class Stages:
     unused: tuple[str, ...]
 
 
-def look_at_stages(root: Place, stats: Stats, owner: Owner | None) -> Stages:
+def progress_of(root: Place, files: Listing, owner: Owner | None) -> Progress:
     """`owner`: who writes in the run now, if somebody does; the pace is that of its parts."""
-    places = stages_of_run(root, {name: stat.size_bytes for name, stat in stats.items()})
-    everything = [look_at(place, stats) for place in places]
-    comparison = look_at_comparison(root, everything, stats)
+    everything = [read_stage(folder) for folder in stages_of_run(root, files)]
+    damaged = [damage for stage in everything for damage in damage_by_size(stage)]
+    comparison = comparison_of(root, everything)
     # Whoever writes in the run now may be about to go on with any of them.
-    unused = unused_paths(everything, comparison.plan, stats) if owner is None else frozenset()
-    looked = [one for one in everything if one.place.path not in unused]
+    unused = unused_paths(everything, comparison.plan, files) if owner is None else frozenset()
+    used = [stage for stage in everything if stage.path not in unused]
     totals = _totals(everything)
     members: dict[str, list[Member]] = {name: [] for name in ORDER}
-    for one in (one for one in looked if one.place.kind != "compared"):
-        total = one.member.total if one.member.total is not None else totals.get(one.place.path)
-        members[one.place.stage.name].append(replace(one.member, total=total))
+    for stage in (stage for stage in used if stage.kind != "compared"):
+        member = member_of(stage)
+        total = member.total if member.total is not None else totals.get(stage.path)
+        members[stage.stage.name].append(replace(member, total=total))
     members["compare"] = [*comparison.members]
-    for name, paths in _expected(looked, stats).items():
+    for name, paths in _expected(used, files).items():
         there = {member.path for member in members[name]}
         members[name] += [_not_begun(path) for path in paths if path not in there]
-    if REPORT in stats:
-        members["report"] = [_report(stats)]
-    searched = any(name.startswith("search/") for name in stats)
+    if REPORT in files:
+        members["report"] = [_report(files)]
+    searched = any(name.startswith("search/") for name in files)
     compares = owner is not None and owner.verb == "compare"
-    kept = _kept(members, searched=searched, compares=compares)
-    return Stages(
+    return Progress(
         stages=tuple(
             StageStatus(
                 name=name,
                 members=tuple(sorted(members[name], key=lambda member: member.path)),
                 seconds_left=_left(
                     members[name],
-                    comparison.done_at if name == "compare" else _parts_at(members[name], looked, stats),
+                    comparison.done_at if name == "compare" else _parts_at(members[name], used),
                     owner,
                 ),
             )
-            for name in kept
+            for name in _kept(members, searched=searched, compares=compares)
         ),
-        damaged=tuple(damage for one in everything for damage in one.damaged) + comparison.damaged,
+        damaged=(*damaged, *comparison.damaged),
         unused=tuple(
-            one.place.path
-            for one in everything
-            if one.place.kind == "environment" and one.place.path in unused
+            stage.path for stage in everything if stage.kind == "environment" and stage.path in unused
         ),
     )
 
 
-def _expected(looked: Sequence[Looked], stats: Stats) -> dict[str, list[str]]:
+def _expected(stages: Sequence[StoredStage], files: Listing) -> dict[str, list[str]]:
     """Paths that a run with these environments will have, by stage."""
-    environments = [one.place for one in looked if one.place.kind == "environment"]
-    targets = [place.name for place in environments if place.role == "target"]
-    without = {one.place.name for one in looked if one.place.kind == "repaired" and _needs_no_training(one)}
+    environments = [stage for stage in stages if stage.kind == "environment"]
+    targets = [stage.name for stage in environments if stage.role == "target"]
+    without = {stage.name for stage in stages if stage.kind == "repaired" and _needs_no_training(stage)}
     return {
-        "features": [f"features/{place.role}-{place.name}" for place in environments],
+        "features": [f"features/{stage.role}-{stage.name}" for stage in environments],
         "score": ["score"] if environments else [],
         "train": [f"meta/{target}" for target in targets if target not in without],
         "repair": [f"repaired/{target}" for target in targets],
-        "report": ["report"] if environments and REPORT not in stats else [],
+        "report": ["report"] if environments and REPORT not in files else [],
     }
 
 
-def _needs_no_training(repaired: Looked) -> bool:
+def _needs_no_training(repaired: StoredStage) -> bool:
     """Whether a target was repaired by other methods alone."""
-    settings = repaired.manifest.config.get("repair") if repaired.manifest is not None else None
-    methods = settings.get("methods") if isinstance(settings, dict) else None
-    return isinstance(methods, list) and "metarepair" not in methods
+    methods = section(repaired.config, "repair").get("methods")
+    return repaired.manifest is not None and isinstance(methods, list) and "metarepair" not in methods
 
 
 def _kept(members: Mapping[str, Sequence[Member]], *, searched: bool, compares: bool) -> list[str]:
@@ -131,40 +128,37 @@ def _not_begun(path: str) -> Member:
     return Member(path=path, name=name or None, role=role, state="not begun", metrics={})
 
 
-def _report(stats: Stats) -> Member:
-    written = moment(stats[REPORT].written_s)
+def _report(files: Listing) -> Member:
+    written = moment(files[REPORT].written_s)
     return Member(path="report", name=None, role=None, state="done", written=written, metrics={})
 
 
-def _totals(looked: Sequence[Looked]) -> dict[str, int]:
+def _totals(stages: Sequence[StoredStage]) -> dict[str, int]:
     """How many units unfinished stages have, where other stages tell: by path."""
-    mined = {one.place.path: one for one in looked if one.place.kind == "environment"}
-    targets = sum(one.place.role == "target" for one in mined.values())
+    mined = {stage.path: stage for stage in stages if stage.kind == "environment"}
+    targets = sum(stage.role == "target" for stage in mined.values())
     found: dict[str, int | None] = {}
-    for one in (one for one in looked if one.manifest is None):
-        settings = one.mark.get("config", {})
-        match one.place.kind:
+    for stage in (stage for stage in stages if stage.manifest is None):
+        match stage.kind:
             case "environment":
-                images = _images(one, mined.values())
-                found[one.place.path] = _parts(images, settings.get("mining.shard_images"))
+                images = _images(stage, mined.values())
+                found[stage.path] = _parts(images, stage.config.get("mining.shard_images"))
             case "features":
-                source = mined.get(f"{one.place.role}s/{one.place.name}")
+                source = mined.get(f"{stage.role}s/{stage.name}")
                 rows = source.manifest.rows.get("collect") if source and source.manifest else None
-                found[one.place.path] = _parts(rows, settings.get("shard_images"))
+                found[stage.path] = _parts(rows, stage.config.get("shard_images"))
             case "hypothesis":
-                repair = settings.get("repair")
-                seeds = repair.get("seeds") if isinstance(repair, dict) else None
-                found[one.place.path] = targets * len(seeds) if isinstance(seeds, list) else None
+                seeds = section(stage.config, "repair").get("seeds")
+                found[stage.path] = targets * len(seeds) if isinstance(seeds, list) else None
     return {path: total for path, total in found.items() if total is not None}
 
 
-def _images(one: Looked, environments: Iterable[Looked]) -> int | None:
+def _images(stage: StoredStage, environments: Iterable[StoredStage]) -> int | None:
     """How many images the split of an environment has, as another of the same split that is finished has counted."""
     for other in environments:
-        same = other.manifest is not None and other.manifest.inputs == one.mark.get("inputs")
-        if same and other.manifest is not None and other.place.role == one.place.role:
-            examined = other.manifest.facts.get("examined")
-            counts = [whole(count) for count in examined.values()] if isinstance(examined, dict) else []
+        same = other.manifest is not None and other.manifest.inputs == stage.begun_with.get("inputs")
+        if same and other.role == stage.role:
+            counts = [whole(count) for count in section(other.facts, "examined").values()]
             return max((count for count in counts if count is not None), default=None)
     return None
 
@@ -173,15 +167,10 @@ def _parts(rows: int | None, size: object) -> int | None:
     return -(-rows // size) if rows is not None and isinstance(size, int) and size > 0 else None
 
 
-def _parts_at(members: Sequence[Member], looked: Sequence[Looked], stats: Stats) -> list[float]:
+def _parts_at(members: Sequence[Member], stages: Sequence[StoredStage]) -> list[float]:
     """When the sealed parts of those that are not done were written."""
     paths = {member.path for member in members if member.state != "done"}
-    return [
-        stats[f"{one.place.path}/{name}"].written_s
-        for one in looked
-        if one.place.path in paths
-        for name in sealed_parts(one.place)
-    ]
+    return [stage.files[n].written_s for stage in stages if stage.path in paths for n in sealed_parts(stage)]
 
 
 def _left(members: Sequence[Member], written: Sequence[float], owner: Owner | None) -> float | None:

@@ -1,15 +1,4 @@
-"""A run's folder in; how far it is, from its storage alone, out. No Ray, no model, nothing changed, nothing hashed.
-
-look.py      the way through
-runs.py      a path that is a run, or why it is none
-facts.py     what is told, as records
-members.py   one stage of one environment or target: how much of it is there
-unused.py    environments that the run no longer uses
-compare.py   a comparison, by target
-stages.py    all of them by stage, also those that are not begun, and the time left
-search.py    trials of a search
-text.py      … for a person, on one screen
-command.py   … on the command line
+"""Tell how far a run is from its storage alone: no Ray, no model, nothing changed, nothing hashed.
 
 What is counted is what would be kept if the run were killed now: manifests, sealed parts, checkpoints. Sizes are
 compared with what manifests promise; `metarepair inspect` compares checksums, too.
@@ -38,3 +27,45 @@ compared with what manifests promise; `metarepair inspect` compares checksums, t
 
 What is not known is null.
 """
+
+from __future__ import annotations
+
+from metarepair.inspection.facts import HolderFacts, RunStatus
+from metarepair.inspection.paths import READS, open_run
+from metarepair.inspection.progress import progress_of
+from metarepair.inspection.search import search_of
+from metarepair.inspection.stored import count_lines
+from metarepair.inspection.walk import stat_files
+from tasks.storage.run_lock import Holder, holder
+
+
+def status_of(path: str) -> RunStatus:
+    """The run at `path`, here or on an object store. Raises DataError where no run is."""
+    root = open_run(path)
+    held, files = holder(root), stat_files(root)
+    alive = held is not None and held.alive
+    search = search_of(root, files, alive=alive)
+    progress = progress_of(root, files, held.owner if held is not None and alive else None)
+    return RunStatus(
+        path=str(root),
+        holder=None if held is None else _holder_facts(held),
+        d_fail_reads=count_lines(root / READS) if READS in files else None,
+        damaged=progress.damaged + search.damaged,
+        stages=progress.stages,
+        search=search.status,
+        unused=progress.unused,
+    )
+
+
+def _holder_facts(held: Holder) -> HolderFacts:
+    owner = held.owner
+    if owner is None:
+        return HolderFacts(alive=held.alive)
+    return HolderFacts(
+        host=owner.host,
+        pid=owner.pid,
+        verb=owner.verb,
+        since=owner.since,
+        last_sign_s=round(owner.age_s, 1),
+        alive=held.alive,
+    )

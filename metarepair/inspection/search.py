@@ -1,4 +1,4 @@
-"""A run's folder and one listing of it in; how far its search is out, from what is there of these:
+"""Tell how far a search is, from what is there of these files:
 
 search/begun.json                   its settings: how many trials
 search/trials/<name>/record.json    a trial: its rounds, its objective, whether it is over
@@ -8,7 +8,6 @@ search/manifest.json                last
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,21 +16,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metarepair.inspection.checks import read_promise
-from metarepair.inspection.details import real, whole
-from metarepair.inspection.facts import Damage
-from metarepair.status.facts import BestTrial, RunningTrial, SearchStatus
-from metarepair.status.members import Stats, moment
-from tasks.storage.manifest import MANIFEST, Manifest
+from metarepair.inspection.damage import damage_by_size
+from metarepair.inspection.facts import BestTrial, Damage, RunningTrial, SearchStatus
+from metarepair.inspection.members import moment
+from metarepair.inspection.stored import as_object, read_json, read_stage, real, section, whole
+from metarepair.inspection.walk import Listing, stage_folder, under
 from tasks.storage.paths import Place, local
-from tasks.storage.stages import BEGUN
+from tasks.storage.stages import BEGUN, SEARCH
 
-FOLDER, TABLE, TRIALS, RECORD = "search", "trials.parquet", "trials", "record.json"
+TABLE, TRIALS, RECORD = "trials.parquet", "trials", "record.json"
 OVER = ("finished", "stopped early", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchLooked:
+class SearchProgress:
     """A search, and what is damaged of it."""
 
     status: SearchStatus | None
@@ -49,33 +47,32 @@ class KnownTrial:
     of: int | None = None
 
 
-def look_at_search(root: Place, stats: Stats, *, alive: bool) -> SearchLooked:
+def search_of(root: Place, files: Listing, *, alive: bool) -> SearchProgress:
     """No status when no search was begun. `alive`: somebody writes in the run, so unfinished trials may be running."""
-    prefix = f"{FOLDER}/"
-    files = {name.removeprefix(prefix): stat for name, stat in stats.items() if name.startswith(prefix)}
-    if not files:
-        return SearchLooked(status=None, damaged=())
-    folder = root / FOLDER
-    manifest, state = read_promise(folder)
-    trials = _trials(folder, files, going_on="running" if alive else "unfinished")
+    folder, own = root / SEARCH.folder, under(files, f"{SEARCH.folder}/")
+    if not own:
+        return SearchProgress(status=None, damaged=())
+    stage = read_stage(stage_folder(SEARCH, None, folder=folder, path=SEARCH.folder, files=own))
+    trials = _trials(folder, own, going_on="running" if alive else "unfinished")
     counts = Counter(trial.state for trial in trials)
     status = SearchStatus(
-        state="begun" if manifest is None else "done",
+        state="begun" if stage.manifest is None else "done",
         trials={word: counts[word] for word in (*OVER, "running", "unfinished") if counts[word]},
-        total=_total(folder) if manifest is None else whole(manifest.rows.get("trials")),
+        total=_total(folder) if stage.manifest is None else whole(stage.manifest.rows.get("trials")),
         best=_best(trials),
-        running=tuple(_running(trial, files) for trial in trials if trial.state not in OVER),
+        running=tuple(_running(trial, own) for trial in trials if trial.state not in OVER),
     )
-    return SearchLooked(status=status, damaged=_damage(manifest, files, manifest_damaged=state == "damaged"))
+    return SearchProgress(status=status, damaged=tuple(damage_by_size(stage)))
 
 
-def _trials(folder: Place, files: Stats, *, going_on: str) -> list[KnownTrial]:
+def _trials(folder: Place, files: Listing, *, going_on: str) -> list[KnownTrial]:
     """By name: those of the table as it has them, the others by their records."""
     found = _rows(folder / TABLE) if TABLE in files else {}
     begun = {name.split("/")[1] for name in files if name.startswith(f"{TRIALS}/") and name.count("/") > 1}
     for name in begun - found.keys():
-        there = f"{TRIALS}/{name}/{RECORD}" in files
-        found[name] = _recorded(name, _json(folder / TRIALS / name / RECORD) if there else {}, going_on)
+        record = f"{TRIALS}/{name}/{RECORD}"
+        content = as_object(read_json(folder / record)) if record in files else {}
+        found[name] = _recorded(name, content, going_on)
     return [found[name] for name in sorted(found)]
 
 
@@ -107,11 +104,8 @@ def _recorded(name: str, record: Mapping[str, Any], going_on: str) -> KnownTrial
 
 def _total(folder: Place) -> int | None:
     """How many trials there will be; of a grid the settings alone do not say."""
-    settings = _json(folder / BEGUN).get("config")
-    search = settings.get("search") if isinstance(settings, dict) else None
-    if not isinstance(search, dict) or search.get("searcher") == "grid":
-        return None
-    return whole(search.get("trials"))
+    search = section(section(read_json(folder / BEGUN), "config"), "search")
+    return None if search.get("searcher") == "grid" else whole(search.get("trials"))
 
 
 def _best(trials: list[KnownTrial]) -> BestTrial | None:
@@ -124,7 +118,7 @@ def _best(trials: list[KnownTrial]) -> BestTrial | None:
     return None
 
 
-def _running(trial: KnownTrial, files: Stats) -> RunningTrial:
+def _running(trial: KnownTrial, files: Listing) -> RunningTrial:
     record = files.get(f"{TRIALS}/{trial.name}/{RECORD}")
     return RunningTrial(
         name=trial.name,
@@ -133,31 +127,3 @@ def _running(trial: KnownTrial, files: Stats) -> RunningTrial:
         objective=trial.objective,
         written=None if record is None else moment(record.written_s),
     )
-
-
-def _damage(manifest: Manifest | None, files: Stats, *, manifest_damaged: bool) -> tuple[Damage, ...]:
-    """By sizes alone."""
-    wrong = {MANIFEST: "damaged"} if manifest_damaged else {}
-    for name, (size, _) in manifest.files.items() if manifest is not None else ():
-        if name not in files:
-            wrong[name] = "missing"
-        elif files[name].size_bytes != size:
-            wrong[name] = "differs"
-    mended = "and run `metarepair tune --config FILE` again, which keeps the trials that are over."
-    return tuple(
-        Damage(
-            path=f"{FOLDER}/{name}",
-            state=state,
-            remedy=f"Delete {' and '.join(dict.fromkeys((f'{FOLDER}/{name}', f'{FOLDER}/{MANIFEST}')))}, {mended}",
-        )
-        for name, state in wrong.items()
-    )
-
-
-def _json(path: Place) -> Mapping[str, Any]:
-    """A small object; empty where it is not there, or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

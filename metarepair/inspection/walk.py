@@ -1,4 +1,4 @@
-"""A folder in, the stages under it out: by their place in the layout of a run, else by their manifests."""
+"""Find the stages under a folder: by where they lie in the layout of a run, else by their manifests."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Literal
 
+from metarepair.inspection.paths import GROUPS, folders_in, not_a_part, unreadable_folder
 from tasks.errors import DataError
 from tasks.storage.manifest import MANIFEST, read_manifest
 from tasks.storage.paths import Place, inside
-from tasks.storage.stages import COMPARED, FEATURES, LISTED, Kind, Role, Stage, stage_of_group, stage_of_title
-
-GROUPS = tuple(stage.group for stage in LISTED)
-ALLOWED = (
-    "Name a run's folder (STORAGE/NAME), a folder in it (experiences/CORRUPTION, targets/CORRUPTION, "
-    "features/ENVIRONMENT, score, meta/TARGET, repaired/TARGET, prepared/METHOD, compare/TARGET/METHOD/SEED), "
-    "or an .arrow, .parquet or .safetensors file in one"
+from tasks.storage.stages import (
+    BEGUN,
+    COMPARED,
+    FEATURES,
+    LISTED,
+    Kind,
+    Role,
+    Stage,
+    stage_of_group,
+    stage_of_title,
 )
-Listing = Mapping[str, int]  # every file under a folder, by its relative path, with its bytes
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,11 @@ class FileStat:
     written_s: float
 
 
+Listing = Mapping[str, FileStat]  # every file under a folder, by its relative path
+
+
 @dataclass(frozen=True, kw_only=True)
-class StagePlace:
+class StageFolder:
     """The folder of one stage. `path` is relative to what is inspected; role and name are None where it has none."""
 
     folder: Place
@@ -52,6 +58,15 @@ class StagePlace:
         """Its files that fit one of the patterns; half-written ones never do."""
         return [f for f in self.files if ".tmp" not in f and any(fnmatchcase(f, p) for p in patterns)]
 
+    def path_of(self, file: str) -> str:
+        """The path of one of its files, relative to what is inspected."""
+        return file if self.path == "." else f"{self.path}/{file}"
+
+    @property
+    def mark(self) -> str | None:
+        """The file that such a stage is marked with when it begins, None where there is none."""
+        return next(iter(self.matching(*(p for p in self.stage.traces if p.endswith(BEGUN)))), None)
+
     @property
     def begun(self) -> bool:
         """Anything there that such a stage writes."""
@@ -63,49 +78,37 @@ class Found:
     """What a folder is, its stages, and all its files."""
 
     kind: Literal["run", "folder", "stage"]
-    stages: tuple[StagePlace, ...]
+    stages: tuple[StageFolder, ...]
     files: Listing
 
 
 def find_stages(root: Place) -> Found:
     """The stages under `root`. Raises DataError, saying what is allowed, when it has none."""
-    entries = folders_in(root)
+    folders = folders_in(root)
     by_place = _by_place(root)
-    if by_place is None and root.name not in GROUPS and not {path.name for path in entries} & set(GROUPS):
-        raise DataError(_refusal(root, entries))  # before anything is walked through: it may be a whole disk
-    files = list_files(root)
+    if by_place is None and root.name not in GROUPS and not {path.name for path in folders} & set(GROUPS):
+        raise not_a_part(root, folders)  # before anything is walked through: it may be a whole disk
+    files = stat_files(root)
     if by_place is not None:
-        place = _placed(*by_place, folder=root, path=".", files=files)
-        if place.begun:
-            return Found(kind="stage", stages=(place,), files=files)
+        own = stage_folder(*by_place, folder=root, path=".", files=files)
+        if own.begun:
+            return Found(kind="stage", stages=(own,), files=files)
     group = stage_of_group(root.name)
     if group is not None and group.depth:
-        members = _members(root, group, "", files)
+        members = _stages_in(root, group, "", files)
         if members:
-            return Found(kind="folder", stages=tuple(members), files=files)
+            return Found(kind="folder", stages=members, files=files)
     stages = stages_of_run(root, files)
     if not stages:
-        raise DataError(_refusal(root, entries))
+        raise not_a_part(root, folders)
     return Found(kind="run", stages=stages, files=files)
 
 
-def stages_of_run(root: Place, files: Listing) -> tuple[StagePlace, ...]:
+def stages_of_run(root: Place, files: Listing) -> tuple[StageFolder, ...]:
     """The stages that were begun in a run's folder, in their order."""
-    return tuple(place for stage in LISTED for place in _stages_of(root, stage, files))
-
-
-def folders_in(folder: Place) -> list[Place]:
-    """Its folders by name, without hidden ones. Raises DataError when it cannot be read."""
-    try:
-        found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    except OSError as error:
-        raise DataError(_unreadable(folder, error)) from error
-    return sorted(found, key=str)
-
-
-def list_files(folder: Place) -> dict[str, int]:
-    """Every file under `folder` with its bytes."""
-    return {name: stat.size_bytes for name, stat in stat_files(folder).items()}
+    return tuple(
+        one for stage in LISTED for one in _stages_in(root / stage.group, stage, f"{stage.group}/", files)
+    )
 
 
 def stat_files(folder: Place) -> dict[str, FileStat]:
@@ -119,7 +122,7 @@ def stat_files(folder: Place) -> dict[str, FileStat]:
     found, seen = {}, {os.path.realpath(folder)}
 
     def refuse(error: OSError) -> None:
-        raise DataError(_unreadable(error.filename, error)) from error
+        raise unreadable_folder(error.filename, error) from error
 
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = {name: os.path.realpath(Path(parent) / name) for name in folders}
@@ -152,53 +155,34 @@ def _by_place(folder: Place) -> tuple[Stage, str | None] | None:
     return None if found is None else (found[0], "/".join(found[1]) or None)
 
 
-def _placed(stage: Stage, name: str | None, *, folder: Place, path: str, files: Listing) -> StagePlace:
-    """The place of a stage; features have the role in their folder's name."""
+def stage_folder(stage: Stage, name: str | None, *, folder: Place, path: str, files: Listing) -> StageFolder:
+    """The folder of a stage; features have the role in their folder's name."""
     role, (first, _, rest) = stage.role, (name or "").partition("-")
     if stage is FEATURES and first in ("experience", "target") and rest:
         role, name = "experience" if first == "experience" else "target", rest
-    return StagePlace(folder=folder, path=path, stage=stage, role=role, name=name, files=files)
+    return StageFolder(folder=folder, path=path, stage=stage, role=role, name=name, files=files)
 
 
-def _stages_of(root: Place, stage: Stage, files: Listing) -> list[StagePlace]:
-    if stage.depth:
-        return _members(root / stage.group, stage, f"{stage.group}/", files)
-    own = _under(files, f"{stage.group}/")
-    place = _placed(stage, None, folder=root / stage.group, path=stage.group, files=own)
-    return [place] if place.begun else []
-
-
-def _members(folder: Place, stage: Stage, prefix: str, files: Listing) -> list[StagePlace]:
-    """The stages of a kind that lie in `folder`, whose files begin with `prefix`."""
-    members: dict[str, dict[str, int]] = {}
-    for path, size in _under(files, prefix).items():
+def _stages_in(folder: Place, stage: Stage, prefix: str, files: Listing) -> tuple[StageFolder, ...]:
+    """The stages of a kind that lie in `folder`, whose files begin with `prefix`: the folder itself at depth 0."""
+    members: dict[str, dict[str, FileStat]] = {}
+    for path, stat in under(files, prefix).items():
         parts = path.split("/", stage.depth)
         if len(parts) > stage.depth:
-            members.setdefault("/".join(parts[: stage.depth]), {})[parts[stage.depth]] = size
-    found = [
-        _placed(stage, member, folder=folder / member, path=f"{prefix}{member}", files=own)
-        for member, own in sorted(members.items())
-    ]
-    return [place for place in found if place.begun]
-
-
-def _under(files: Listing, prefix: str) -> Listing:
-    return {f.removeprefix(prefix): size for f, size in files.items() if f.startswith(prefix)}
-
-
-def _unreadable(folder: Place | str, error: OSError) -> str:
-    return f"{folder} cannot be read ({error.strerror}). Permit it, or name another."
-
-
-def _refusal(root: Place, entries: list[Place]) -> str:
-    runs = [path for path in entries if any((path / name).is_dir() for name in GROUPS)]
-    if runs:
-        shown = ", ".join(path.name for path in runs[:10]) + (", …" if len(runs) > 10 else "")
-        return f"{root} is a folder of runs ({shown}). Name one of them: metarepair inspect {runs[0]}"
-    if root.name == "report" and (root / "index.html").exists():
-        return (
-            f"{root} is a report. Open {root / 'index.html'} in a browser, or inspect the run: {root.parent}"
+            members.setdefault("/".join(parts[: stage.depth]), {})[parts[stage.depth]] = stat
+    found = (
+        stage_folder(
+            stage,
+            member or None,
+            folder=folder / member if member else folder,
+            path=f"{prefix}{member}".removesuffix("/"),
+            files=own,
         )
-    if next(iter(root.iterdir()), None) is None:
-        return f"{root} is empty: nothing was written there yet. {ALLOWED}."
-    return f"{root} is no run, and no folder of one. {ALLOWED}."
+        for member, own in sorted(members.items())
+    )
+    return tuple(one for one in found if one.begun)
+
+
+def under(files: Listing, prefix: str) -> Listing:
+    """Those files whose paths begin with `prefix`, by the rest of their paths."""
+    return {f.removeprefix(prefix): stat for f, stat in files.items() if f.startswith(prefix)}

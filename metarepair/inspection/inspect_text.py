@@ -1,10 +1,10 @@
-"""An inspection in, lines for a person out: what it is, whether it is finished and whole, then stage by stage."""
+"""Write an inspection as text: what it is, whether it is finished and whole, then stage by stage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metarepair.inspection.checks import WORDS
+from metarepair.inspection.damage import WORDS
 from metarepair.inspection.facts import (
     BAD,
     DeployedFacts,

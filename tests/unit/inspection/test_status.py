@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-import metarepair.status
+import metarepair.inspection.status
 from metarepair.cli import main
+from metarepair.inspection.facts import Member, RunStatus, StageStatus
+from metarepair.inspection.status import status_of
+from metarepair.inspection.status_text import describe_status as describe
 from metarepair.runs.checkpoint import STATE, seal
-from metarepair.status.facts import Member, RunStatus, StageStatus
-from metarepair.status.look import status_of
-from metarepair.status.text import describe
 from tasks.storage.lease import LEASE, new_owner
 from tasks.storage.manifest import begin, write_manifest
 from tasks.storage.paths import Place, write_table, write_text
@@ -457,7 +457,7 @@ def test_json_and_its_description_have_the_same_keys(
     with locked(tmp_path, "run"):
         assert status_cli(tmp_path, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    described = str(metarepair.status.__doc__).partition("Its keys, which stay:")[2]
+    described = str(metarepair.inspection.status.__doc__).partition("Its keys, which stay:")[2]
     assert list(found) == re.findall(r"^    (\w+)  ", described, flags=re.MULTILINE)
     nested = [found["holder"], found["stages"][0], found["stages"][0]["members"][0], found["search"]]
     nested += [found["search"]["best"], found["search"]["running"][0]]

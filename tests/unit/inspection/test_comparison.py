@@ -18,17 +18,15 @@ from metarepair.compare.judge import judging_identity
 from metarepair.compare.plan import Plan, read_plan, write_plan
 from metarepair.compare.units import Compared
 from metarepair.config.load import load_config
-from metarepair.inspection import places
-from metarepair.inspection import stages as inspecting
-from metarepair.inspection.checks import JUDGED
-from metarepair.inspection.facts import Inspection
+from metarepair.inspection import inspect as inspecting
+from metarepair.inspection import status, walk
+from metarepair.inspection.facts import Inspection, Member, RunStatus
 from metarepair.inspection.inspect import inspect
-from metarepair.inspection.text import describe
+from metarepair.inspection.inspect_text import describe
+from metarepair.inspection.status import status_of
+from metarepair.inspection.status_text import describe_status
+from metarepair.inspection.stored import JUDGED
 from metarepair.runs.layout import Run
-from metarepair.status import look
-from metarepair.status.facts import Member, RunStatus
-from metarepair.status.look import status_of
-from metarepair.status.text import describe as describe_status
 from tasks.errors import DataError
 from tasks.storage.manifest import begin, read_manifest, write_manifest
 from tasks.storage.paths import Place, remove, write_table, write_text
@@ -366,7 +364,7 @@ def test_files_that_vanish_or_come_meanwhile_are_no_damage(
     """As where a comparison is restarted, judged anew, or ends a repair, between the listing and the reading."""
     folder, judged = (run / "compare" / name for name in ("fog/none/0", "fog/tent/0"))
     pieces = prepare(run.parent / "second", pieces=2)
-    promised = inspecting.promised_files
+    promised = inspecting.promised_states
     manifest = read_manifest(folder)
     assert manifest is not None
 
@@ -375,15 +373,15 @@ def test_files_that_vanish_or_come_meanwhile_are_no_damage(
             remove(path)
         return promised(place, *rest)
 
-    monkeypatch.setattr(inspecting, "promised_files", meanwhile)
+    monkeypatch.setattr(inspecting, "promised_states", meanwhile)
     found = inspect(str(folder))
     assert (found.finished, found.damaged) == (False, ())
     assert inspect(str(judged)).damaged == ()
     sealed = inspecting.sealed_of
 
-    def taken(place: Any, found: Any) -> list[str]:
-        names = sealed(place, found)
-        (place.folder / names[0]).unlink()
+    def taken(stage: Any) -> list[str]:
+        names = sealed(stage)
+        (stage.folder / names[0]).unlink()
         return names
 
     monkeypatch.setattr(inspecting, "sealed_of", taken)
@@ -391,11 +389,11 @@ def test_files_that_vanish_or_come_meanwhile_are_no_damage(
     monkeypatch.undo()
     repair(run, "snow/none/1")
 
-    def before(root: Path) -> dict[str, places.FileStat]:
-        found = places.stat_files(root)
+    def before(root: Path) -> dict[str, walk.FileStat]:
+        found = walk.stat_files(root)
         return {name: stat for name, stat in found.items() if not name.endswith("none/1/model.safetensors")}
 
-    monkeypatch.setattr(look, "stat_files", before)
+    monkeypatch.setattr(status, "stat_files", before)
     assert status_of(str(run)).damaged == ()
 
 

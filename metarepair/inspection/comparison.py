@@ -1,4 +1,4 @@
-"""The repairs of a comparison and its plan in; how far each target is out, and when repairs came to their end."""
+"""Tell how far a comparison is, target by target, by its plan and its repairs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metarepair.compare.plan import PLAN, Plan, read_plan
-from metarepair.inspection.checks import remedy_for
-from metarepair.inspection.facts import JUDGED, Damage
-from metarepair.status.facts import Member
-from metarepair.status.members import Looked, Stats, moment
+from metarepair.inspection.damage import remedy_for
+from metarepair.inspection.facts import Damage, Member
+from metarepair.inspection.members import moment
+from metarepair.inspection.stored import JUDGED, StoredStage
 from tasks.errors import DataError
 from tasks.storage.manifest import MANIFEST
 from tasks.storage.paths import Place
@@ -19,7 +19,7 @@ FOLDER = "compare"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonLooked:
+class ComparisonProgress:
     """Its plan, its targets; times at which a repair was done, in seconds since 1970; whether the plan is damaged."""
 
     plan: Plan | None
@@ -28,21 +28,19 @@ class ComparisonLooked:
     damaged: tuple[Damage, ...]
 
 
-def look_at_comparison(root: Place, looked: Sequence[Looked], stats: Stats) -> ComparisonLooked:
-    """`looked`: every stage that was begun in the run at `root`, other kinds among them.
+def comparison_of(root: Place, stages: Sequence[StoredStage]) -> ComparisonProgress:
+    """`stages`: every stage that was begun in the run at `root`, other kinds among them.
 
     Repairs that the plan does not have, of an earlier comparison, are left out where it has their target.
     """
     plan, damaged = _plan(root)
-    cells = {str(one.place.name): one for one in looked if one.place.kind == "compared"}
+    cells = {str(one.name): one for one in stages if one.kind == "compared"}
     targets = sorted({*(name.split("/")[0] for name in cells), *(plan.targets if plan is not None else ())})
-    done = [one for one in cells.values() if one.manifest is not None]
-    return ComparisonLooked(
+    done = [one for one in cells.values() if one.manifest is not None and MANIFEST in one.files]
+    return ComparisonProgress(
         plan=plan,
-        members=tuple(_member(target, cells, plan, stats) for target in targets),
-        done_at=tuple(
-            stats[path].written_s for one in done if (path := f"{one.place.path}/{MANIFEST}") in stats
-        ),
+        members=tuple(_member(target, cells, plan) for target in targets),
+        done_at=tuple(one.files[MANIFEST].written_s for one in done),
         damaged=damaged,
     )
 
@@ -55,7 +53,7 @@ def _plan(root: Place) -> tuple[Plan | None, tuple[Damage, ...]]:
         return None, (Damage(path=path, state="damaged", remedy=remedy_for("compared", path, sealed=True)),)
 
 
-def _member(target: str, cells: dict[str, Looked], plan: Plan | None, stats: Stats) -> Member:
+def _member(target: str, cells: dict[str, StoredStage], plan: Plan | None) -> Member:
     planned = plan is not None and target in plan.targets
     names = (
         [f"{target}/{m}/{s}" for m in plan.methods for s in plan.seeds] if plan and planned else list(cells)
@@ -65,7 +63,7 @@ def _member(target: str, cells: dict[str, Looked], plan: Plan | None, stats: Sta
     judged = sum(_is_judged(one, plan) for one in done)
     total = len(names) if planned else None
     whole = judged == (total if total is not None else len(own))
-    written = [stats[f"{one.place.path}/{name}"].written_s for one in own for name in one.place.files]
+    written = [file.written_s for one in own for file in one.files.values()]
     return Member(
         path=f"{FOLDER}/{target}",
         name=target,
@@ -80,14 +78,13 @@ def _member(target: str, cells: dict[str, Looked], plan: Plan | None, stats: Sta
     )
 
 
-def _is_judged(one: Looked, plan: Plan | None) -> bool:
+def _is_judged(one: StoredStage, plan: Plan | None) -> bool:
     """Whether both files are sealed, with the plan's settings of judging where the plan has them.
 
     The row is sealed last, so that its seal speaks for both.
     """
-    files = one.place.files
-    if not all(name in files and f"{name}{SUFFIX}" in files for name in JUDGED):
+    if not all(name in one.files and f"{name}{SUFFIX}" in one.files for name in JUDGED):
         return False
     identity = plan.judging(one.manifest.digest) if plan is not None and one.manifest is not None else None
     row = JUDGED[0]
-    return identity is None or has_identity(one.place.folder / row, identity | {"file": row})
+    return identity is None or has_identity(one.folder / row, identity | {"file": row})

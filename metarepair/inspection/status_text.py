@@ -1,20 +1,27 @@
-"""A status in, lines for a person out: on one screen, the long lists cut short."""
+"""Write a status as text that fits on one screen: long lists are cut short."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from metarepair.inspection.checks import WORDS
+from metarepair.inspection.damage import WORDS
+from metarepair.inspection.facts import (
+    HolderFacts,
+    Member,
+    RunningTrial,
+    RunStatus,
+    SearchStatus,
+    StageStatus,
+)
 from metarepair.inspection.tables import count, percent
 from metarepair.runs.progress import duration, times
-from metarepair.status.facts import HolderFacts, Member, RunningTrial, RunStatus, SearchStatus, StageStatus
 
 SHOWN = 8  # members that are begun, trials, damaged files
 NAMED = 6  # members not begun
 
 
-def describe(found: RunStatus) -> str:
+def describe_status(found: RunStatus) -> str:
     """Everything, in lines."""
     lines = [_headline(found), *_holder(found.holder)]
     if found.d_fail_reads is not None:

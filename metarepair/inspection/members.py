@@ -1,0 +1,115 @@
+"""Tell how far one stage of one environment or target is, from its folder's listing and its small JSON files.
+
+Counted is what would be kept if its writer died now.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from metarepair.inspection.facts import Member
+from metarepair.inspection.stored import (
+    StoredStage,
+    episodes_of,
+    newest,
+    read_json,
+    real,
+    reals,
+    rows_of,
+    sealed_parts,
+    section,
+    whole,
+)
+from metarepair.runs.checkpoint import STATE
+
+
+def member_of(stage: StoredStage) -> Member:
+    """A stage that was begun; a total that other stages tell is not known yet."""
+    member = Member(
+        path=stage.path,
+        name=stage.name,
+        role=stage.role,
+        state="begun" if stage.manifest is None else "done",
+        written=moment(max(file.written_s for file in stage.files.values())),
+        metrics={},
+    )
+    member = _unfinished(member, stage) if stage.manifest is None else _finished(member, stage)
+    return replace(member, unit=stage.stage.unit if member.done is not None else None)
+
+
+def moment(seconds: float) -> str:
+    """ISO 8601, of seconds since 1970."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _finished(member: Member, stage: StoredStage) -> Member:
+    if stage.kind == "meta":
+        return replace(member, done=whole(stage.facts.get("episodes")), total=episodes_of(stage.config))
+    return replace(member, metrics=reals(stage.facts, ["clean_test_accuracy"]))
+
+
+def _unfinished(member: Member, stage: StoredStage) -> Member:
+    if stage.stage.parts is not None:
+        return replace(member, done=len(sealed_parts(stage)), total=whole(stage.begun_with.get("parts")))
+    match stage.kind:
+        case "meta":
+            return _training(member, stage)
+        case "repaired":
+            return replace(member, done=len(stage.matching("*/*/model.safetensors")))
+        case "deployed":
+            return _pretraining(member, stage)
+        case _:
+            return member
+
+
+def _training(member: Member, stage: StoredStage) -> Member:
+    """By the newest checkpoint whose tensors are there; they are not read."""
+    member = replace(member, done=0, total=episodes_of(stage.config))
+    for name in sorted(stage.matching(f"*/{STATE}"), reverse=True):
+        checkpoint = name.removesuffix(f"/{STATE}")
+        try:
+            state = json.loads((stage.folder / name).read_text(encoding="utf-8"))
+            tensors = [f"{checkpoint}/{tensor}" for tensor in state["files"]]
+            if whole(state["episode"]) is not None and all(tensor in stage.files for tensor in tensors):
+                return _trained(replace(member, written=moment(stage.files[name].written_s)), state)
+        except FileNotFoundError:
+            continue  # an older one, which its writer has just deleted
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        member = replace(member, passed_over=(*member.passed_over, checkpoint))
+    return member
+
+
+def _trained(member: Member, state: Mapping[str, Any]) -> Member:
+    """With what the state of a checkpoint says."""
+    done, seconds = state["episode"], real(state.get("seconds"))
+    total = episodes_of(state.get("config")) or member.total
+    known = done and seconds is not None and total is not None
+    left = seconds / done * max(total - done, 0) if known else None
+    return replace(member, done=done, total=total, metrics=_training_metrics(state), seconds_left=left)
+
+
+def _training_metrics(state: Mapping[str, Any]) -> dict[str, float]:
+    """The newest figures that a checkpoint's history has."""
+    rows, skipped = rows_of(state.get("history")), whole(state.get("skipped"))
+    keys = ("query_loss", "query_accuracy", "validation_accuracy")
+    found = {key: value for key in keys if (value := newest(rows, key)) is not None}
+    return found | ({"skipped_episodes": float(skipped)} if skipped else {})
+
+
+def _pretraining(member: Member, stage: StoredStage) -> Member:
+    rows = read_json(stage.folder / "epochs.json")
+    try:
+        last, seconds = dict(rows[-1]), [float(row["seconds"]) for row in rows]
+    except (ValueError, KeyError, TypeError, IndexError):
+        last, seconds = {}, []
+    total = whole(section(stage.config, "pretrain").get("epochs"))
+    left = None
+    if seconds and total is not None:
+        left = sum(seconds) / len(seconds) * max(total - len(seconds), 0)
+    metrics = reals(last, ["loss", "validation_accuracy"])
+    return replace(member, done=len(seconds), total=total, metrics=metrics, seconds_left=left)
