@@ -1,6 +1,6 @@
 """Candidates for a few weights in, their fitness out: Arachne's generation of 100 against a loop that runs the DNN.
 
-    ours    metarepair.methods.arachne_fitness: what no candidate changes is kept from the generation before
+    ours    metarepair.methods.arachne.fitness: what no candidate changes is kept from the generation before
     first   the same with all that a search does once: recording the operations, and computing what is kept
     loop    sets the weights, runs the whole DNN on all images, takes the fitness; a few candidates, the time scaled
 
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Figure, Times, interleave, machine, parser, publish
-from metarepair.data.clean_images import CleanImages
-from metarepair.methods.arachne_fitness import Fitness, Floats, scores
-from metarepair.methods.arachne_trace import Places, weight_of
+from metarepair.meta_test import CleanImages
+from metarepair.methods.arachne.fitness import Fitness, Floats, scores
+from metarepair.methods.arachne.trace import Places, weight_of
 from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel, build_model, load_deployed
 from tasks.datasets import dataset_info, load_dataset

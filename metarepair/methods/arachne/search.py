@@ -21,8 +21,8 @@ import numpy as np
 from scipy.optimize import Bounds, differential_evolution
 from torch import nn
 
-from metarepair.methods.arachne_fitness import Floats
-from metarepair.methods.arachne_trace import Places, weight_of
+from metarepair.methods.arachne.fitness import Floats
+from metarepair.methods.arachne.trace import Places, weight_of
 from tasks.keys import keyed_generator
 
 # P candidates, W weights

@@ -1,8 +1,8 @@
 """Failures and correct images in, a DNN with better values for the few weights that are most to blame out.
 
 Source: Sohn, Kang and Yoo 2022 (Arachne: Search-Based Repair of Deep Neural Networks, TOSEM). Localisation is in
-arachne_localise.py, the search in arachne_search.py, and how all candidates are evaluated at once in
-arachne_replay.py. Both see D_collect's learning part and as many clean training images that the DNN classifies rightly;
+localise.py, the search in search.py, and how all candidates are evaluated at once in
+replay.py. Both see D_collect's learning part and as many clean training images that the DNN classifies rightly;
 validation is reported and chooses nothing. The search ends with its generations, with no better best, or with the
 budget, in which a generation counts as a step and each candidate sees each image. Where no candidate is better than the
 deployed weights, these stay.
@@ -19,18 +19,17 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from metarepair.adaptation.accuracy import accuracy_on
-from metarepair.adaptation.repair_data import RepairData
-from metarepair.config.section import Fraction, Positive, Section
-from metarepair.methods.arachne_fitness import Fitness
-from metarepair.methods.arachne_localise import BudgetOverError, blame, correct_rows, pareto_front
-from metarepair.methods.arachne_search import Evolution, Search, State, layers_of_weights
-from metarepair.methods.arachne_trace import Places, layers_of
+from metarepair.meta_test import RepairData, accuracy_on
+from metarepair.methods.arachne.fitness import Fitness
+from metarepair.methods.arachne.localise import BudgetOverError, blame, correct_rows, pareto_front
+from metarepair.methods.arachne.search import Evolution, Search, State, layers_of_weights
+from metarepair.methods.arachne.trace import Places, layers_of
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.examples import clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
+from metarepair.section import Fraction, Positive, Section
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.data.clean_images import CleanImages, LabelledImages
-from metarepair.methods.arachne_trace import Layer, Places, layers_of
+from metarepair.clean_images import CleanImages, LabelledImages
+from metarepair.methods.arachne.trace import Layer, Places, layers_of
 from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel
 from tasks.errors import DataError, DivergedError

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarepair.data.clean_images import LabelledImages
-from metarepair.methods.arachne_replay import KeptValues, Replay
-from metarepair.methods.arachne_trace import Places
+from metarepair.clean_images import LabelledImages
+from metarepair.methods.arachne.replay import KeptValues, Replay
+from metarepair.methods.arachne.trace import Places
 from metarepair.methods.budget import Budget
 from metarepair.methods.examples import Examples
 from metarepair.models.build import DeployedModel

@@ -13,22 +13,22 @@ import torch
 from scipy.optimize import OptimizeResult
 from torch import Tensor, nn
 
-from metarepair.adaptation.repair_data import RepairData
-from metarepair.config.repair import RepairConfig
-from metarepair.data.clean_images import CleanImages
-from metarepair.engine.stateless import seeded
-from metarepair.methods import arachne, method_settings
-from metarepair.methods.arachne_fitness import Fitness, scores
-from metarepair.methods.arachne_localise import Blame, blame, correct_rows, front_rows, pareto_front
-from metarepair.methods.arachne_replay import Replay
-from metarepair.methods.arachne_search import Evolution, Layers, Search, State, layers_of_weights
-from metarepair.methods.arachne_trace import Places, layers_of, weight_of
+from metarepair.clean_images import CleanImages
+from metarepair.meta_test import RepairData
+from metarepair.methods import method_settings, repair_fairly
+from metarepair.methods.arachne import method
+from metarepair.methods.arachne.fitness import Fitness, scores
+from metarepair.methods.arachne.localise import Blame, blame, correct_rows, front_rows, pareto_front
+from metarepair.methods.arachne.replay import Replay
+from metarepair.methods.arachne.search import Evolution, Layers, Search, State, layers_of_weights
+from metarepair.methods.arachne.trace import Places, layers_of, weight_of
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
-from metarepair.repairs.stage import repair_fairly
+from metarepair.repair_config import RepairConfig
+from metarepair.stateless import seeded
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures, Ints, Pixels
 
@@ -358,9 +358,7 @@ def test_fitness_is_one_for_right_and_less_the_more_wrong() -> None:
 
 
 def test_fitness_counts_a_failure_ten_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        arachne.Fitness.__init__.__globals__["AT_ONCE_BYTES"], "cpu", 200
-    )  # many small chunks
+    monkeypatch.setitem(Fitness.__init__.__globals__["AT_ONCE_BYTES"], "cpu", 200)  # many small chunks
     given = deployed(block())
     collected, correct = failures(np.arange(11) % 3, 1), clean(13)
     places = some_places(given.module, ["stem", "head"])
@@ -507,8 +505,8 @@ def test_an_interrupted_repair_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = repaired(broken(), hard(), budget="10steps")
-    monkeypatch.setattr(arachne, "CHECKPOINT_S", 0.0)
-    monkeypatch.setattr(arachne, "SAID_S", 0.0)
+    monkeypatch.setattr(method, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(method, "SAID_S", 0.0)
 
     def stop(line: str) -> None:
         if "generation 7 of" in line:

@@ -2,7 +2,7 @@
 
 The DNN is not run for each. What no candidate changes is computed once and kept. From the first layer with a changed
 weight on, the operations run for all candidates and images at once, on the channels that differ alone where the
-operation allows (arachne_channels.py). The change of a layer's output is one product for all candidates: of its input
+operation allows (channels.py). The change of a layer's output is one product for all candidates: of its input
 with the changes of its weights.
 """
 
@@ -22,8 +22,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from metarepair.engine.stateless import seeded
-from metarepair.methods.arachne_channels import (
+from metarepair.methods.arachne.channels import (
     Few,
     Value,
     Values,
@@ -34,7 +33,8 @@ from metarepair.methods.arachne_channels import (
     whole,
     with_change,
 )
-from metarepair.methods.arachne_trace import Call, Layer, Places, Traced, channel_dim, trace
+from metarepair.methods.arachne.trace import Call, Layer, Places, Traced, channel_dim, trace
+from metarepair.stateless import seeded
 from tasks.errors import ConfigError
 
 # P candidates, N images, W weights that may change, R output and J input channels of a layer that these weights join
