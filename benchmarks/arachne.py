@@ -22,7 +22,7 @@ import torch
 from benchmarks.measure import Figure, Times, interleave, machine, parser, publish
 from metarepair.meta_test import CleanImages
 from metarepair.methods.arachne.fitness import Fitness, Floats, scores
-from metarepair.methods.arachne.trace import Places, weight_of
+from metarepair.methods.arachne.localise import Places, weight_of
 from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel, build_model, load_deployed
 from tasks.datasets import dataset_info, load_dataset

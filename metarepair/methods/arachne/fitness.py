@@ -1,4 +1,4 @@
-"""Candidates for a few weights in, their fitness out, for all at once.
+"""The fitness of candidates for a few weights, for all at once.
 
 Source: Sohn, Kang and Yoo 2022 (Arachne, TOSEM), Sec. 3.3: S = number that is right + Σ over those that are wrong of
 1 / (loss + 1), of correct images and of failures; fitness = S_correct + 10 S_wrong.
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarepair.clean_images import LabelledImages
-from metarepair.methods.arachne.replay import KeptValues, Replay
-from metarepair.methods.arachne.trace import Places
+from metarepair.methods.arachne.candidates import Candidates, Kept
+from metarepair.methods.arachne.localise import Places
 from metarepair.methods.budget import Budget
 from metarepair.methods.examples import Examples
 from metarepair.models.build import DeployedModel
@@ -51,30 +51,27 @@ class Fitness:
         wrong_weight: float,
         budget: Budget,
     ) -> None:
-        self.deployed, self.budget = deployed, budget
-        self.examples = Examples(failures, correct)
-        device = deployed.device
-        self.labels_N = torch.from_numpy(self.examples.labels_N).to(device)
-        weights_N = np.repeat([wrong_weight, 1.0], self.examples.sizes)
-        self.weights_N = torch.from_numpy(weights_N).to(device)
-        self.replay = Replay(deployed.module, self._images(slice(0, 1)), places)
-        whole = self.replay.bytes_deployed * len(self.examples)
-        self._keeps = whole <= KEPT_BYTES.get(device.type, KEPT_BYTES["cuda"])
-        self._kept: dict[int, KeptValues] = {}
+        self.deployed, self.budget, self.examples = deployed, budget, Examples(failures, correct)
+        self.labels_N, self.weights_N = (
+            torch.from_numpy(array).to(deployed.device)
+            for array in (self.examples.labels_N, np.repeat([wrong_weight, 1.0], self.examples.sizes))
+        )
+        self.candidates = Candidates(deployed.module, places, self._images(slice(0, 2)))
+        self._kept: dict[tuple[int, int], Kept] = {}
 
     def __call__(self, values_PW: Floats) -> Floats:
         """Fitness [P]; -inf for candidates that the budget was over before."""
         found_P = np.full(len(values_PW), -np.inf)
         candidates, images = self._chunks(len(values_PW))
         for start in range(0, len(values_PW), candidates):
-            chunk = torch.from_numpy(values_PW[start : start + candidates]).to(self.replay.before_W)
-            total_P = torch.zeros(len(chunk), dtype=torch.float64, device=chunk.device)
+            chunk_PW = torch.from_numpy(values_PW[start : start + candidates]).to(self.candidates.before_W)
+            total_P = torch.zeros(len(chunk_PW), dtype=torch.float64, device=chunk_PW.device)
             for first in range(0, len(self.examples), images):
                 if self.budget.over:
                     return found_P
                 rows = slice(first, min(first + images, len(self.examples)))
-                self.budget.spend(images=(rows.stop - first) * len(chunk))
-                logits_PNK = self.replay.logits(self._deployed(rows), chunk)
+                self.budget.spend(images=(rows.stop - first) * len(chunk_PW))
+                logits_PNK = self.candidates.logits(self._deployed(rows), chunk_PW)
                 total_P += scores(logits_PNK, self.labels_N[rows]) @ self.weights_N[rows]
             # A candidate that overflows to NaN is as bad as can be.
             found_P[start : start + candidates] = total_P.nan_to_num(nan=-np.inf).cpu().numpy()
@@ -82,19 +79,23 @@ class Fitness:
 
     def _chunks(self, candidates: int) -> tuple[int, int]:
         """How many candidates and images are taken at once. Images are the same for any number of candidates."""
-        at_once = AT_ONCE_BYTES.get(self.deployed.device.type, AT_ONCE_BYTES["cuda"])
-        pairs = max(1, at_once // max(1, self.replay.bytes_moved))
-        images = min(max(pairs // FEW_CANDIDATES, FEWEST_IMAGES), MOST_IMAGES, len(self.examples))
+        most = min(MOST_IMAGES, len(self.examples))
+        if self.candidates.note:
+            return 1, most
+        pairs = max(1, self._room(AT_ONCE_BYTES) // max(1, self.candidates.bytes_moved))
+        images = min(max(pairs // FEW_CANDIDATES, FEWEST_IMAGES), most)
         return min(candidates, max(1, pairs // images)), images
 
-    def _deployed(self, rows: slice) -> KeptValues:
-        kept = self._kept.get(rows.start)
-        if kept is None:
-            kept = self.replay.deployed(self._images(rows))
-            if self._keeps:
-                self._kept[rows.start] = kept
-        return kept
+    def _room(self, by_device: dict[str, int]) -> int:
+        return by_device.get(self.deployed.device.type, by_device["cuda"])
+
+    def _deployed(self, rows: slice) -> Kept:
+        """What candidates need of the deployed DNN on these images; kept for the next generation if it has room."""
+        key = (rows.start, rows.stop)
+        found = self._kept.get(key) or self.candidates.keep(self._images(rows))
+        if self.candidates.bytes_kept * len(self.examples) <= self._room(KEPT_BYTES):
+            self._kept[key] = found
+        return found
 
     def _images(self, rows: slice) -> Tensor:
-        where = np.arange(len(self.examples))[rows]
-        return self.deployed.normalise(self.examples.images(where))
+        return self.deployed.normalise(self.examples.images(np.arange(len(self.examples))[rows]))

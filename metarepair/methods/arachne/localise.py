@@ -1,20 +1,19 @@
-"""A DNN, images that it fails and images that it does not in, the few weights that are most to blame out.
+"""Bidirectional localisation: the few weights that are most to blame for the failures.
 
-Source: Sohn, Kang and Yoo 2022 (Arachne, TOSEM), Sec. 3.1 and 3.2: bidirectional localisation. For each weight of all
-dense and convolution layers (grouped and depthwise ones, too):
+Source: Sohn, Kang and Yoo 2022 (Arachne, TOSEM), Sec. 3.1 and 3.2. For each weight of all dense and convolution layers
+(grouped and depthwise ones, too):
 forward impact: mean over images of |o_i w_ij| / Σ_i |o_i w_ij|, times the mean over images of |∂(Σ logits)/∂o_j|,
 L1-normalised over the layer's outputs. A convolution has a weight at many places: the products of the two means are
 summed over these. o_j is what the layer itself gives, before its activation.
 gradient loss: |Σ over images of ∂L/∂w|, L the cross entropy.
 Either of the failures, divided by 1 + that of the correct images; what no other weight is better than in both is kept.
-All layers are compared as one, as the published code does, so the front may lie over several; the search then moves all
-of its weights at once, each within the bounds of its own layer.
+All layers are compared as one, as the published code does, so the front may lie over several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarepair.clean_images import CleanImages, LabelledImages
-from metarepair.methods.arachne.trace import Layer, Places, layers_of
 from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel
 from tasks.errors import DataError, DivergedError
@@ -36,26 +34,66 @@ from tasks.records import Ints
 
 BATCH = 50  # with gradients
 LOOKED_AT = 250  # without
-Scores = dict[str, Tensor]  # by layer, in the shape of its weight
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blame:
-    """What speaks against each weight, by layer: forward impact and gradient loss."""
-
-    impact: Scores
-    gradient: Scores
-
-    def over(self, correct: Blame) -> Blame:
-        """Of the failures, set against that of the correct images."""
-        return Blame(
-            impact={k: v / (1 + correct.impact[k]) for k, v in self.impact.items()},
-            gradient={k: v / (1 + correct.gradient[k]) for k, v in self.gradient.items()},
-        )
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Scores = dict[str, Tensor]  # by layer: for each weight
 
 
 class BudgetOverError(Exception):
     """The budget was over before a piece of work; its caller says what there is instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """W weights of a DNN: for each the name of its layer, and its place in the flattened weight of that layer."""
+
+    layers: tuple[str, ...]
+    flat_W: Ints
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def of(self, layer: str) -> Ints:
+        """Which of the W weights are the layer's."""
+        return np.flatnonzero([name == layer for name in self.layers])
+
+    def values(self, module: nn.Module) -> Tensor:
+        """The weights [W] as they are in the module."""
+        return torch.stack([weight.detach()[index] for weight, index in self._each(module)])
+
+    @torch.no_grad()
+    def fill(self, module: nn.Module, values_W: Tensor) -> None:
+        """Set the weights in the module."""
+        for (weight, index), value in zip(self._each(module), values_W, strict=True):
+            weight[index] = value
+
+    def _each(self, module: nn.Module) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
+        for name, flat in zip(self.layers, self.flat_W, strict=True):
+            weight = weight_of(module, name)
+            yield weight, np.unravel_index(flat, weight.shape)
+
+
+def weight_of(module: nn.Module, layer: str) -> Tensor:
+    """The weight of a layer by the layer's name."""
+    return module.get_parameter(f"{layer}.weight")
+
+
+def layers_of(module: nn.Module) -> dict[str, Layer]:
+    """Dense and convolution layers by name, one for each weight that may change (requires_grad).
+
+    Layers that compute their weight from other tensors (weight norm, standardised weights) are left out.
+    """
+    found: dict[int, tuple[str, Layer]] = {}
+    for name, layer in module.named_modules():
+        kind, weight = (
+            next((k for k in LAYERS if isinstance(layer, k)), None),
+            layer._parameters.get("weight"),
+        )
+        if kind and weight is not None and weight.requires_grad:
+            methods = ("forward", "_conv_forward")
+            if all(getattr(type(layer), m, None) is getattr(kind, m, None) for m in methods):
+                found.setdefault(id(weight), (name, layer))
+    return dict(found.values())
 
 
 def correct_rows(
@@ -67,43 +105,39 @@ def correct_rows(
     Raises DataError where none is right, BudgetOverError.
     """
     labels_N = clean.labels_N
-    queues = {
-        label: keyed_generator("arachne-correct", seed, label).permutation(np.flatnonzero(labels_N == label))
-        for label in np.unique(labels_N).tolist()
+    labels, sizes = np.unique(labels_N, return_counts=True)
+    wanted = dict(zip(labels.tolist(), _quotas(sizes, count).tolist(), strict=True))
+    found: dict[int, list[int]] = {label: [] for label in wanted}
+    queues = {  # from the last
+        k: keyed_generator("arachne-correct", seed, k)
+        .permutation(np.flatnonzero(labels_N == k))[::-1]
+        .tolist()
+        for k in wanted
     }
-    wanted = _quotas({label: len(rows) for label, rows in queues.items()}, count)
-    found: dict[int, list[int]] = {label: [] for label in queues}
-    looked = dict.fromkeys(queues, 0)
     while rows := [
-        row
-        for label, queue in queues.items()
-        for row in queue[looked[label] : looked[label] + wanted[label] - len(found[label])].tolist()
+        queue.pop() for k, queue in queues.items() for _ in range(min(wanted[k] - len(found[k]), len(queue)))
     ]:
         for start in range(0, len(rows), LOOKED_AT):
             batch = np.array(rows[start : start + LOOKED_AT])
             _ask(budget, len(batch))
             predicted_B = deployed.logits(clean.images_NHWC_u8[batch]).argmax(1).numpy()
-            for row, predicted in zip(batch.tolist(), predicted_B.tolist(), strict=True):
-                label = int(labels_N[row])
-                looked[label] += 1
-                if predicted == label:
-                    found[label].append(row)
-    rows = [row for label in found for row in found[label]]
-    if not rows:
+            for row in batch[predicted_B == labels_N[batch]].tolist():
+                found[int(labels_N[row])].append(row)
+    if not any(found.values()):
         raise DataError(
             f"arachne compares failures with images that the DNN classifies rightly, and of {len(clean)} clean "
             "training images it classifies none so. Check that weights, classes and normalisation belong together."
         )
-    return np.array(rows, np.int64)
+    return np.array([row for rows in found.values() for row in rows], np.int64)
 
 
-def _quotas(sizes: Mapping[int, int], count: int) -> dict[int, int]:
+def _quotas(sizes_K: Ints, count: int) -> Ints:
     """`count` places, or as many as there are, by the sizes of the classes (largest remainders)."""
-    count = min(count, sum(sizes.values()))
-    shares = np.array([count * size / sum(sizes.values()) for size in sizes.values()])
-    places = shares.astype(np.int64)
-    places[np.argsort(places - shares, kind="stable")[: count - int(places.sum())]] += 1
-    return dict(zip(sizes, places.tolist(), strict=True))
+    count = min(count, int(sizes_K.sum()))
+    shares_K = count * sizes_K / sizes_K.sum()
+    places_K = shares_K.astype(np.int64)
+    places_K[np.argsort(places_K - shares_K, kind="stable")[: count - int(places_K.sum())]] += 1
+    return places_K
 
 
 def _ask(budget: Budget, images: int) -> None:
@@ -114,47 +148,56 @@ def _ask(budget: Budget, images: int) -> None:
 
 def blame(
     deployed: DeployedModel, images: LabelledImages, budget: Budget, *, last_layers: int | None = None
-) -> Blame:
-    """Forward impact and gradient loss of the images, of the last layers or all.
+) -> Scores:
+    """Forward impact and gradient loss [2, ...] of the weights of the last layers or all, on the images.
 
     Raises BudgetOverError; DivergedError for what is not finite.
     """
     layers = dict([*layers_of(deployed.module).items()][-(last_layers or 0) :])
-    for layer in layers.values():
-        layer.weight.requires_grad_(True)
     sensitivity, gradient = _gradients(deployed, layers, images, budget)
-    impact = _impacts(deployed, layers, images, sensitivity, budget)
-    for scores in (impact, gradient):
-        for name, score in scores.items():
-            if not bool(torch.isfinite(score).all()):
-                raise DivergedError(
-                    f"the gradient of the DNN at {name}.weight, or what goes in there, is not finite for all "
-                    "images, so arachne cannot say which weights are to blame. Give weights that are finite."
-                )
-    return Blame(impact=impact, gradient=gradient)
+    impact = _impacts(deployed, layers, images, budget, sensitivity)
+    found = {name: torch.stack([impact[name], gradient[name].abs()]) for name in layers}
+    for name, score in found.items():
+        if not bool(torch.isfinite(score).all()):
+            raise DivergedError(
+                f"the gradient of the DNN at {name}.weight, or what goes in there, is not finite for all "
+                "images, so arachne cannot say which weights are to blame. Give weights that are finite."
+            )
+    return found
+
+
+def against(failures: Scores, correct: Scores) -> Scores:
+    """The scores of the failures, divided by 1 + those of the correct images."""
+    return {name: score / (1 + correct[name]) for name, score in failures.items()}
 
 
 def _gradients(
     deployed: DeployedModel, layers: Mapping[str, Layer], images: LabelledImages, budget: Budget
 ) -> tuple[Scores, Scores]:
-    """Mean of the normalised |∂(Σ logits)/∂output| by layer, in the shape of its output; and |Σ ∂L/∂w|."""
+    """Mean of the normalised |∂(Σ logits)/∂output| by layer, in the shape of its output; and Σ ∂L/∂w."""
     sensitivity: Scores = {}
-    sums: Scores = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
+    sums = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
+    outputs: list[tuple[str, Tensor]] = []  # in the order of the calls
+
+    def note(name: str, _: Layer, __: Tensor, out: Tensor) -> Tensor:
+        outputs.append((name, out))
+        return out.clone()  # what follows may change it in place
+
     for x_BCHW, labels_B in _batches(deployed, images, budget):
-        with _outputs(layers) as outputs, torch.enable_grad():
+        outputs.clear()
+        with _watching(layers, note), torch.enable_grad():
             logits_BK = deployed.module(x_BCHW)
             loss = F.cross_entropy(logits_BK, labels_B, reduction="sum")
-        names = [name for name, _ in outputs]
         tensors = [tensor for _, tensor in outputs]
         slopes = torch.autograd.grad(logits_BK.sum(), tensors, retain_graph=True, allow_unused=True)
-        for name, slope, tensor in zip(names, slopes, tensors, strict=True):
+        for (name, tensor), slope in zip(outputs, slopes, strict=True):
             size = torch.zeros_like(tensor) if slope is None else slope.abs()
             mean = F.normalize(size.flatten(1), p=1).sum(0).view(tensor.shape[1:]) / len(images.labels_N)
             sensitivity[name] = sensitivity[name] + mean if name in sensitivity else mean
         weights = [layer.weight for layer in layers.values()]
         for name, found in zip(layers, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
             sums[name] += 0 if found is None else found
-    return sensitivity, {name: total.abs() for name, total in sums.items()}
+    return sensitivity, sums
 
 
 @torch.no_grad()
@@ -162,35 +205,29 @@ def _impacts(
     deployed: DeployedModel,
     layers: Mapping[str, Layer],
     images: LabelledImages,
-    sensitivity: Scores,
     budget: Budget,
+    sensitivity: Scores,
 ) -> Scores:
     """Forward impact by layer.
 
     Σ over places of sensitivity × |x| / (|x| convolved with |w|) is what a layer's backward pass gives for its weight
     when its input is |x| and the gradient of its output is sensitivity / (…): no input is unfolded.
     """
-    sums: Scores = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
+    sums = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
 
-    def add(name: str, layer: Layer, layer_input: Tensor) -> None:
+    def add(name: str, layer: Layer, x: Tensor, _: Tensor) -> None:
         with torch.enable_grad():
             size = layer.weight.detach().abs().requires_grad_()
-            total = _without_bias(layer, layer_input.detach().abs(), size)
+            product = F.linear if isinstance(layer, nn.Linear) else partial(layer._conv_forward, bias=None)
+            total = product(x.detach().abs(), weight=size)
             share = torch.where(total > 0, sensitivity[name] / total.detach(), 0)
             (found,) = torch.autograd.grad(total, size, share)
         sums[name] += size.detach() * found / len(images.labels_N)
 
-    with _inputs(layers, add):
+    with _watching(layers, add):
         for x_BCHW, _ in _batches(deployed, images, budget):
             deployed.module(x_BCHW)
     return sums
-
-
-def _without_bias(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, weight)
-    found: Tensor = layer._conv_forward(x, weight, None)
-    return found
 
 
 def _batches(
@@ -204,55 +241,30 @@ def _batches(
 
 
 @contextmanager
-def _outputs(layers: Mapping[str, Layer]) -> Iterator[list[tuple[str, Tensor]]]:
-    """What the layers give, by the order of their calls, as it is before anything changes it in place."""
-    found: list[tuple[str, Tensor]] = []
+def _watching(
+    layers: Mapping[str, Layer], seen: Callable[[str, Layer, Tensor, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call `seen(name, layer, input, output)` at each call of a layer; what it returns replaces the output."""
 
-    def note(name: str, _: nn.Module, __: Any, out: Tensor) -> Tensor:
-        copy = out.clone()
-        found.append((name, out))
-        return copy
+    def hook(name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Any:
+        return seen(name, layer, args[0] if args else kwargs["input"], out)
 
-    handles = [layer.register_forward_hook(partial(note, name)) for name, layer in layers.items()]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _inputs(layers: Mapping[str, Layer], seen: Any) -> Iterator[None]:
-    """Calls `seen(name, layer, input)` at each call of a layer."""
-
-    def note(name: str, layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        seen(name, layer, args[0] if args else kwargs["input"])
-
-    handles = [
-        layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    try:
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_hook(partial(hook, name), with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def pareto_front(scores: Blame) -> Places:
-    """The weights that no other weight is better than in one of the two and at least as good in the other.
+def pareto_front(scores: Scores) -> Places:
+    """The weights that no other weight is better than in one of the two scores and at least as good in the other.
 
     Of weights that are equal in both, the first is kept. They come by falling forward impact.
     """
-    names = list(scores.impact)
-    ends = np.cumsum([scores.impact[name].numel() for name in names])
-    impact_W, gradient_W = (
-        torch.cat([part[name].detach().flatten() for name in names]).double().cpu().numpy()
-        for part in (scores.impact, scores.gradient)
-    )
-    rows = front_rows(impact_W, gradient_W)
+    both = torch.cat([score.detach().flatten(1) for score in scores.values()], 1).double().cpu().numpy()
+    rows = front_rows(*both)
+    ends = np.cumsum([score[0].numel() for score in scores.values()])
     which = np.searchsorted(ends, rows, side="right")
-    starts = np.concatenate([[0], ends[:-1]])
+    names, starts = list(scores), np.concatenate([[0], ends[:-1]])
     return Places(layers=tuple(names[i] for i in which), flat_W=rows - starts[which])
 
 

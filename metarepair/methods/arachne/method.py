@@ -1,70 +1,45 @@
-"""Failures and correct images in, a DNN with better values for the few weights that are most to blame out.
+"""Arachne: better values for the few weights that are most to blame for the failures.
 
-Source: Sohn, Kang and Yoo 2022 (Arachne: Search-Based Repair of Deep Neural Networks, TOSEM). Localisation is in
-localise.py, the search in search.py, and how all candidates are evaluated at once in
-replay.py. Both see D_collect's learning part and as many clean training images that the DNN classifies rightly;
-validation is reported and chooses nothing. The search ends with its generations, with no better best, or with the
-budget, in which a generation counts as a step and each candidate sees each image. Where no candidate is better than the
-deployed weights, these stay.
+Source: Sohn, Kang and Yoo 2022 (Arachne: Search-Based Repair of Deep Neural Networks, TOSEM). Localisation and search
+see D_collect's learning part and as many clean training images that the DNN classifies rightly; validation is reported
+and chooses nothing. The search ends with its generations, with no better best, or with the budget, in which a
+generation counts as a step and each candidate sees each image. Where no candidate is better than the deployed weights,
+these stay.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
 from metarepair.meta_test import RepairData, accuracy_on
 from metarepair.methods.arachne.fitness import Fitness
-from metarepair.methods.arachne.localise import BudgetOverError, blame, correct_rows, pareto_front
-from metarepair.methods.arachne.search import Evolution, Search, State, layers_of_weights
-from metarepair.methods.arachne.trace import Places, layers_of
+from metarepair.methods.arachne.localise import (
+    BudgetOverError,
+    Places,
+    against,
+    blame,
+    correct_rows,
+    layers_of,
+    pareto_front,
+)
+from metarepair.methods.arachne.search import ArachneSettings, Search, State, layers_of_weights, start
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.examples import clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
-from metarepair.section import Fraction, Positive, Section
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
-from tasks.records import Failures, Ints
-
-# N images, P candidates, W weights
 
 CHECKPOINT = "arachne.safetensors"
 CHECKPOINT_S = 60.0
 SAID_S = 15.0  # between lines of progress
-
-
-class ArachneSettings(Section):
-    """Published; last_layers and max_failures are ours, for small budgets."""
-
-    population: Annotated[int, Field(ge=5)] = Field(100, description="Candidates, 5 or more.")
-    generations: Positive = Field(
-        100, description="Generations at most; the budget may end the search before."
-    )
-    patience: Positive = Field(10, description="Generations without a better candidate, after which it ends.")
-    crossover: Fraction = Field(0.7, description="Probability that a weight is taken from a trial, 0 to 1.")
-    scale_low: Annotated[float, Field(ge=0, le=2)] = Field(
-        0.5, description="Least factor of a difference, 0 to 2."
-    )
-    scale_high: Annotated[float, Field(ge=0, le=2)] = Field(1.0, description="Largest factor of it, 0 to 2.")
-    wrong_weight: Annotated[float, Field(ge=0)] = Field(
-        10.0, description="How much a failure counts in the fitness, where a correct image counts 1; from 0."
-    )
-    last_layers: Positive | None = Field(
-        None,
-        description="Layers that are searched, counted from the last: a candidate is the cheaper the later they are; "
-        "all when not given.",
-    )
-    max_failures: Positive | None = Field(
-        None, description="Failures that are used, and as many correct images; all when not given."
-    )
+Found = dict[str, Any]  # arrays: the layers and places of the weights to blame, rows of correct images
 
 
 @register
@@ -91,160 +66,118 @@ class Arachne(Method):
             )
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        settings = context.settings
-        assert isinstance(settings, ArachneSettings)
-        self.check(deployed.module, settings)
-        return _Repair(deployed, data, context, settings).run()
+        self.check(deployed.module, context.settings)
+        repair = _Repair(deployed, data, context)
+        try:
+            notes = repair.run()
+        except BudgetOverError:
+            notes = ("the budget was over before the weights to blame were found: none is changed",)
+        return repaired_from("arachne", deployed.module, context.budget, notes=notes)
 
 
 class _Repair:
     """One repair, from the failures to the module with better weights."""
 
-    def __init__(
-        self, deployed: DeployedModel, data: RepairData, context: MethodContext, settings: ArachneSettings
-    ) -> None:
-        self.deployed, self.data, self.context, self.settings = deployed, data, context, settings
-        self.clean = clean_beside_failures("arachne", data)
-        self.failures = _first(data.learn, settings.max_failures, context.seed)
+    def __init__(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> None:
+        assert isinstance(context.settings, ArachneSettings)
+        self.deployed, self.module, self.validation = deployed, deployed.module.eval(), data.validation
+        self.context, self.settings, self.budget = context, context.settings, context.budget
+        self.clean, self.failures = clean_beside_failures("arachne", data), data.learn
+        if self.settings.max_failures is not None and len(data.learn) > self.settings.max_failures:
+            order = keyed_generator("arachne-failures", context.seed).permutation(len(data.learn))
+            self.failures = data.learn.take(order[: self.settings.max_failures])
+        self.layers = list(layers_of(self.module))
         self._saved_at = self._said_at = time.monotonic()
 
-    def run(self) -> RepairedModel:
-        module = self.deployed.module.eval()
-        found = self._resumed()
-        try:
-            places, rows, state = found or self._localise()
-        except BudgetOverError:
-            return self._result(
-                ("the budget was over before the weights to blame were found: none is changed",)
-            )
-        correct = self.clean.take(rows)
+    def run(self) -> tuple[str, ...]:
+        """Change the module, and return notes of what was done."""
+        found = self._resumed() or self._localised()
+        places = Places(layers=tuple(self.layers[i] for i in found["layers"]), flat_W=found["flat"])
         fitness = Fitness(
             self.deployed,
             places,
             self.failures,
-            correct,
+            self.clean.take(found["rows"]),
             wrong_weight=self.settings.wrong_weight,
-            budget=self.context.budget,
+            budget=self.budget,
         )
-        before = self._validation()
-        (own,) = fitness(places.values(module).double().cpu().numpy()[None])
-        search = self._search(fitness, places, rows, state)
+        before = self._accuracy()
+        (own,) = fitness(places.values(self.module).double().cpu().numpy()[None])
+        search = self._search(fitness, places, found)
         end = search.run()
         better = bool(end.fitness_P[0] > own)
         if better:
-            values_W = torch.from_numpy(search.values(end.shares_PW)[0]).to(fitness.replay.before_W)
-            places.fill(module, values_W)
+            values_W = torch.from_numpy(search.values(end.shares_PW)[0])
+            places.fill(self.module, values_W.to(fitness.candidates.before_W))
         where = ", ".join(f"{name} ({len(places.of(name))})" for name in dict.fromkeys(places.layers))
         what = "changed" if better else "searched, and left as they were, as no candidate was better"
-        return self._result(
-            (
-                f"{len(places)} weights {what}: {where}",
-                f"fitness {own:.1f} to {max(end.fitness_P[0], own):.1f} in {end.generation} generations",
-                f"accuracy on validation, which chose nothing, {before:.1%} to {self._validation():.1%}",
-            )
+        return (
+            f"{len(places)} weights {what}: {where}",
+            f"fitness {own:.1f} to {max(end.fitness_P[0], own):.1f} in {end.generation} generations",
+            f"accuracy on validation, which chose nothing, {before:.1%} to {self._accuracy():.1%}",
+            *filter(None, [fitness.candidates.note]),
         )
 
-    def _localise(self) -> tuple[Places, Ints, State | None]:
-        """The weights to blame, and the rows of correct images that they were found with."""
-        budget = self.context.budget
+    def _localised(self) -> Found:
         rows = correct_rows(
-            self.deployed, self.clean, count=len(self.failures), seed=self.context.seed, budget=budget
+            self.deployed, self.clean, count=len(self.failures), seed=self.context.seed, budget=self.budget
         )
-        correct = self.clean.take(rows)
-        of_failures, of_correct = (
-            blame(self.deployed, images, budget, last_layers=self.settings.last_layers)
-            for images in (self.failures, correct)
+        failures, correct = (
+            blame(self.deployed, images, self.budget, last_layers=self.settings.last_layers)
+            for images in (self.failures, self.clean.take(rows))
         )
-        places = pareto_front(of_failures.over(of_correct))
+        places = pareto_front(against(failures, correct))
         self.context.say(f"arachne: {len(places)} weights of {len(set(places.layers))} layers are to blame")
-        self._save(places, rows, None)
-        return places, rows, None
+        layers = [self.layers.index(name) for name in places.layers]
+        found = {"layers": layers, "flat": places.flat_W, "rows": rows}
+        self._save(found)
+        return found
 
-    def _search(self, fitness: Fitness, places: Places, rows: Ints, state: State | None) -> Search:
-        settings, context = self.settings, self.context
-
+    def _search(self, fitness: Fitness, places: Places, found: Found) -> Search:
         def after(state: State) -> bool:
-            context.budget.spend(steps=1)
-            self._say(state)
+            self.budget.spend(steps=1)
+            if time.monotonic() - self._said_at >= SAID_S:
+                self._say(state)
             if time.monotonic() - self._saved_at >= CHECKPOINT_S:
-                self._save(places, rows, state)
-            return context.budget.over
+                count = [state.generation, state.unchanged]
+                self._save({**found, "shares": state.shares_PW, "fitness": state.fitness_P, "count": count})
+            return self.budget.over
 
-        evolution = Evolution(
-            population=settings.population,
-            generations=settings.generations,
-            crossover=settings.crossover,
-            scale=(settings.scale_low, settings.scale_high),
-            patience=settings.patience,
-            seed=context.seed,
+        layers_4W, seed = layers_of_weights(self.module, places), self.context.seed
+        state = start(layers_4W, population=self.settings.population, seed=seed)
+        if "shares" in found:
+            state = State(found["shares"], found["fitness"], *found["count"].tolist())
+        return Search(
+            fitness=fitness, layers_4W=layers_4W, settings=self.settings, seed=seed, after=after, state=state
         )
-        return Search(fitness, layers_of_weights(self.deployed.module, places), evolution, after, state)
 
     def _say(self, state: State) -> None:
-        now, budget = time.monotonic(), self.context.budget
-        if now - self._said_at < SAID_S:
-            return
-        self._said_at = now
-        share = max(state.generation / self.settings.generations, budget.share)
+        self._said_at, seconds = time.monotonic(), self.budget.seconds
+        share = max(state.generation / self.settings.generations, self.budget.share)
         self.context.say(
             f"arachne: generation {state.generation} of {self.settings.generations}, best fitness "
-            f"{state.fitness_P[0]:.1f}, {budget.seconds / share - budget.seconds:.0f} s left at most"
+            f"{state.fitness_P[0]:.1f}, {seconds / share - seconds:.0f} s left at most"
         )
 
-    def _validation(self) -> float:
-        module = self.deployed.module
-        return accuracy_on(
-            self.deployed, dict(module.named_parameters()), dict(module.named_buffers()), self.data.validation
-        )
+    def _accuracy(self) -> float:
+        parameters, buffers = dict(self.module.named_parameters()), dict(self.module.named_buffers())
+        return accuracy_on(self.deployed, parameters, buffers, self.validation)
 
-    def _result(self, notes: tuple[str, ...]) -> RepairedModel:
-        return repaired_from("arachne", self.deployed.module, self.context.budget, notes=notes)
+    def _save(self, found: Found) -> None:
+        if self.context.folder is not None:
+            arrays = {**found, "spent": list(self.budget.spent.values())}
+            tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in arrays.items()}
+            save_weights(self.context.folder / CHECKPOINT, tensors, {})
+            self._saved_at = time.monotonic()
 
-    def _save(self, places: Places, rows: Ints, state: State | None) -> None:
-        if self.context.folder is None:
-            return
-        names = list(layers_of(self.deployed.module))
-        arrays: dict[str, Any] = {
-            "layers": np.array([names.index(name) for name in places.layers]),
-            "flat": places.flat_W,
-            "rows": rows,
-            "spent": np.array(list(self.context.budget.spent.values())),
-        }
-        if state is not None:
-            arrays |= {
-                "shares": state.shares_PW,
-                "fitness": state.fitness_P,
-                "count": np.array([state.generation, state.unchanged]),
-            }
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        save_weights(self.context.folder / CHECKPOINT, tensors, {})
-        self._saved_at = time.monotonic()
-
-    def _resumed(self) -> tuple[Places, Ints, State | None] | None:
+    def _resumed(self) -> Found | None:
         """What an interrupted repair had found, and where its search stood."""
-        folder = self.context.folder
-        if folder is None or not (folder / CHECKPOINT).is_file():
+        if self.context.folder is None or not (self.context.folder / CHECKPOINT).is_file():
             return None
-        found = {name: tensor.numpy() for name, tensor in read_tensors(folder / CHECKPOINT).items()}
-        names = list(layers_of(self.deployed.module))
-        places = Places(layers=tuple(names[i] for i in found["layers"]), flat_W=found["flat"])
+        tensors = read_tensors(self.context.folder / CHECKPOINT)
+        found = {name: tensor.numpy() for name, tensor in tensors.items()}
         seconds, images, steps = found["spent"].tolist()
-        self.context.budget.go_on(seconds=seconds, images=images, steps=steps)
-        state = None
-        if "shares" in found:
-            generation, unchanged = found["count"].tolist()
-            state = State(
-                shares_PW=found["shares"],
-                fitness_P=found["fitness"],
-                generation=generation,
-                unchanged=unchanged,
-            )
-        self.context.say(f"arachne: goes on from generation {state.generation if state else 0}")
-        return places, found["rows"], state
-
-
-def _first(failures: Failures, most: int | None, seed: int) -> Failures:
-    """All failures, or `most` of them in an order of chance."""
-    if most is None or len(failures) <= most:
-        return replace(failures)
-    return failures.take(keyed_generator("arachne-failures", seed).permutation(len(failures))[:most])
+        self.budget.go_on(seconds=seconds, images=images, steps=steps)
+        generation = found["count"].tolist()[0] if "count" in found else 0
+        self.context.say(f"arachne: goes on from generation {generation}")
+        return found

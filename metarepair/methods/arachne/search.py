@@ -1,4 +1,4 @@
-"""A fitness and a few weights with their bounds in, the best values that differential evolution finds out.
+"""A search for the best values of a few weights by differential evolution.
 
 Source: Sohn, Kang and Yoo 2022 (Arachne, TOSEM), Sec. 3.3: 100 candidates, 100 generations, each weight started from
 N(mean, sd) of its layer; a trial is a + F (b - c) of three others, F ~ U(0.5, 1) once for each generation, taken for
@@ -6,53 +6,55 @@ each weight with probability 0.7 and for one in any case, clipped to twice the l
 it replaces its candidate if it is not worse. As in the published code, a least weight above 0 (a largest below 0) is
 halved instead, and the search ends when the best has not changed for more than 10 generations.
 
-SciPy runs it, with the paper's trials. SciPy's own would start from the best (best1bin) and draw anew what leaves the
-bounds. What differs: the paper replaces a candidate at once, so that the next trials of the generation see it; here a
-generation is evaluated as one, and replaces after. Starting values beyond the bounds are clipped, too.
+What differs: the paper replaces a candidate at once, so that the next trials of the generation see it; here a
+generation is evaluated as one, and replaces after. Starting values beyond the bounds are clipped, too, and the search
+also ends when all candidates are equally good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, NamedTuple
 
 import numpy as np
-from scipy.optimize import Bounds, differential_evolution
+from pydantic import Field
 from torch import nn
 
 from metarepair.methods.arachne.fitness import Floats
-from metarepair.methods.arachne.trace import Places, weight_of
+from metarepair.methods.arachne.localise import Places, weight_of
+from metarepair.section import Fraction, Positive, Section
 from tasks.keys import keyed_generator
 
 # P candidates, W weights
 
-
-@dataclass(frozen=True, kw_only=True)
-class Layers:
-    """Bounds, mean and standard deviation of each weight's layer, [W]."""
-
-    low_W: Floats
-    high_W: Floats
-    mean_W: Floats
-    sd_W: Floats
+Scale = Annotated[float, Field(ge=0, le=2)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evolution:
-    """What the search is set to: see ArachneSettings."""
+class ArachneSettings(Section):
+    """Published; last_layers and max_failures are ours, for small budgets."""
 
-    population: int
-    generations: int
-    crossover: float
-    scale: tuple[float, float]
-    patience: int
-    seed: int
+    population: Annotated[int, Field(ge=5)] = Field(100, description="Candidates, 5 or more.")
+    generations: Positive = Field(100, description="Generations at most; the budget may end it before.")
+    patience: Positive = Field(10, description="Generations without a better candidate, after which it ends.")
+    crossover: Fraction = Field(0.7, description="Probability that a weight is taken from a trial, 0 to 1.")
+    scale_low: Scale = Field(0.5, description="Least factor of a difference, 0 to 2.")
+    scale_high: Scale = Field(1.0, description="Largest factor of it, 0 to 2.")
+    wrong_weight: Annotated[float, Field(ge=0)] = Field(
+        10.0, description="How much a failure counts in the fitness, where a correct image counts 1; from 0."
+    )
+    last_layers: Positive | None = Field(
+        None,
+        description="Layers that are searched, counted from the last: a candidate is the cheaper the later they are; "
+        "all when not given.",
+    )
+    max_failures: Positive | None = Field(
+        None, description="Failures that are used, and as many correct images; all when not given."
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """Where a search stands: candidates in shares of their bounds [P, W], the best first; generations done.
+class State(NamedTuple):
+    """Where a search stands: candidates in shares of their bounds [P, W], the best first, their fitness; generations.
 
     unchanged: generations since the best last changed.
     """
@@ -63,18 +65,26 @@ class State:
     unchanged: int
 
 
-def layers_of_weights(module: nn.Module, places: Places) -> Layers:
-    """Of each weight's layer."""
-    of: dict[str, tuple[float, float, float, float]] = {}
+def layers_of_weights(module: nn.Module, places: Places) -> Floats:
+    """Lower and upper bound, mean and standard deviation [4, W] of each weight's layer."""
+    of: dict[str, tuple[float, ...]] = {}
     for name in dict.fromkeys(places.layers):
         weight = weight_of(module, name).detach().double()
         low, high = float(weight.min()), float(weight.max())
         low, high = (low * 2 if low < 0 else low / 2), (high * 2 if high > 0 else high / 2)
         of[name] = (low, high, float(weight.mean()), float(weight.std(correction=0)))
-    low_W, high_W, mean_W, sd_W = np.array([of[name] for name in places.layers]).T
-    return Layers(low_W=low_W, high_W=high_W, mean_W=mean_W, sd_W=sd_W)
+    return np.array([of[name] for name in places.layers]).T
 
 
+def start(layers_4W: Floats, *, population: int, seed: int) -> State:
+    """Candidates that are drawn from the layers' weights, with no fitness yet."""
+    low_W, high_W, mean_W, sd_W = layers_4W
+    drawn_PW = keyed_generator("arachne-start", seed).normal(mean_W, sd_W, (population, len(low_W)))
+    shares_PW = np.clip((drawn_PW - low_W) / np.where(high_W > low_W, high_W - low_W, 1.0), 0, 1)
+    return State(shares_PW, np.full(population, -np.inf), 0, 0)
+
+
+@dataclass(kw_only=True)
 class Search:
     """Differential evolution of weights within their layers' bounds.
 
@@ -82,77 +92,50 @@ class Search:
     All chance is keyed by seed and generation, so one that goes on from a state is the one that was not interrupted.
     """
 
-    def __init__(
-        self,
-        fitness: Callable[[Floats], Floats],
-        layers: Layers,
-        settings: Evolution,
-        after: Callable[[State], bool],
-        state: State | None = None,
-    ) -> None:
-        self.fitness, self.layers, self.settings, self.after = fitness, layers, settings, after
-        self.state = state or self._start()
-        self._known: Floats | None = None if state is None else -state.fitness_P
-
-    def _start(self) -> State:
-        layers, settings = self.layers, self.settings
-        shape = (settings.population, len(layers.low_W))
-        drawn_PW = keyed_generator("arachne-start", settings.seed).normal(layers.mean_W, layers.sd_W, shape)
-        width_W = np.where(layers.high_W > layers.low_W, layers.high_W - layers.low_W, 1.0)
-        shares_PW = np.clip((drawn_PW - layers.low_W) / width_W, 0, 1)
-        nothing = np.full(settings.population, -np.inf)
-        return State(shares_PW=shares_PW, fitness_P=nothing, generation=0, unchanged=0)
-
-    def run(self) -> State:
-        """The state at the end; its first candidate is the best."""
-        left = self.settings.generations - self.state.generation
-        weights = len(self.layers.low_W)
-        if left > 0:
-            differential_evolution(
-                self._energies,  # type: ignore[arg-type]  # its types know no vectorized, and no ending by True
-                Bounds(np.zeros(weights), np.ones(weights)),
-                strategy=self._trial,
-                init=self.state.shares_PW,
-                maxiter=left,
-                tol=0,
-                polish=False,
-                callback=self._after_generation,  # type: ignore[arg-type]
-                updating="deferred",
-                vectorized=True,
-            )
-        return self.state
+    fitness: Callable[[Floats], Floats]
+    layers_4W: Floats
+    settings: ArachneSettings
+    seed: int
+    after: Callable[[State], bool]
+    state: State
 
     def values(self, shares_PW: Floats) -> Floats:
         """Weights of candidates that are given in shares of the bounds."""
-        found: Floats = self.layers.low_W + shares_PW * (self.layers.high_W - self.layers.low_W)
-        return found
+        low_W, high_W, _, _ = self.layers_4W
+        return low_W + shares_PW * (high_W - low_W)
 
-    def _energies(self, shares_WP: Floats) -> Floats:
-        if self._known is not None:  # SciPy asks for the candidates that it starts from
-            known, self._known = self._known, None
-            return known
-        return -self.fitness(self.values(shares_WP.T))
+    def run(self) -> State:
+        """The state at the end; its first candidate is the best."""
+        ended, settings = False, self.settings
+        if self.state.generation == 0:
+            self._go_on(self.state.shares_PW, self.fitness(self.values(self.state.shares_PW)), 0)
+        while not ended and self.state.generation < settings.generations:
+            before = self.state
+            trials_PW = np.stack([self._trial(p, before.shares_PW) for p in range(len(before.shares_PW))])
+            fitness_P = self.fitness(self.values(trials_PW))
+            taken_P = fitness_P >= before.fitness_P
+            shares_PW = np.where(taken_P[:, None], trials_PW, before.shares_PW)
+            fitness_P = np.where(taken_P, fitness_P, before.fitness_P)
+            self._go_on(shares_PW, fitness_P, before.generation + 1)
+            equal = bool(np.isfinite(fitness_P).all()) and fitness_P.std() == 0
+            ended = self.after(self.state) or self.state.unchanged > settings.patience or equal
+        return self.state
 
-    def _trial(self, candidate: int, shares_PW: Floats, rng: Any = None) -> Floats:
-        """A trial in place of `candidate`. SciPy's generator is left alone."""
-        seed, generation = self.settings.seed, self.state.generation
-        scale = keyed_generator("arachne-scale", seed, generation).uniform(*self.settings.scale)
-        chance = keyed_generator("arachne-trial", seed, generation, int(candidate))
+    def _go_on(self, shares_PW: Floats, fitness_P: Floats, generation: int) -> None:
+        best, order = int(fitness_P.argmax()), np.arange(len(fitness_P))
+        order[[0, best]] = best, 0
+        same = generation > 1 and fitness_P[best] == self.state.fitness_P[0]
+        unchanged = self.state.unchanged + 1 if same else 0
+        self.state = State(shares_PW[order], fitness_P[order], generation, unchanged)
+
+    def _trial(self, candidate: int, shares_PW: Floats) -> Floats:
+        """A trial in place of `candidate`."""
+        settings, draw = self.settings, (self.seed, self.state.generation)
+        scale = keyed_generator("arachne-scale", *draw).uniform(settings.scale_low, settings.scale_high)
+        chance = keyed_generator("arachne-trial", *draw, candidate)
         others = np.delete(np.arange(len(shares_PW)), candidate)
         a_W, b_W, c_W = shares_PW[chance.choice(others, 3, replace=False)]
-        taken_W = chance.random(len(a_W)) < self.settings.crossover
+        taken_W = chance.random(len(a_W)) < settings.crossover
         taken_W[chance.integers(len(a_W))] = True
-        trial_W = np.clip(a_W + scale * (b_W - c_W), 0, 1)
-        found: Floats = np.where(taken_W, trial_W, shares_PW[candidate])
+        found: Floats = np.where(taken_W, np.clip(a_W + scale * (b_W - c_W), 0, 1), shares_PW[candidate])
         return found
-
-    def _after_generation(self, intermediate_result: Any) -> bool:
-        fitness_P = -np.asarray(intermediate_result.population_energies)
-        same = self.state.generation > 0 and fitness_P[0] == self.state.fitness_P[0]
-        self.state = State(
-            shares_PW=np.array(intermediate_result.population),
-            fitness_P=fitness_P,
-            generation=self.state.generation + 1,
-            unchanged=self.state.unchanged + 1 if same else 0,
-        )
-        return self.after(self.state) or self.state.unchanged > self.settings.patience

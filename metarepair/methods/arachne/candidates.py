@@ -1,0 +1,221 @@
+"""The logits of many candidates for a few weights, without running the whole DNN for each of them.
+
+Up to the first function of torch that takes a searched weight, all candidates have the same values. The DNN is run to
+there once for the images, and what later functions may need is kept. The rest is run for all candidates at once under
+torch.func.vmap. There the product of a layer's input with the changes of its weights is added to what the deployed
+layer gives. A DNN that cannot be run so is run for one candidate after the other, and `note` says so.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functionalize, vmap
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from metarepair.methods.arachne.localise import Places, weight_of
+from metarepair.models.wrappers import copied
+from metarepair.stateless import seeded
+
+# P candidates, N images, W weights, R output and J input channels of a layer that its searched weights join
+
+PRODUCTS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
+TOLERANCE = {torch.float64: 1e-9}  # of the logits, relative to the largest; others 1e-2
+
+
+class Kept(NamedTuple):
+    """Images; the functions up to the first with a searched weight, each with its result; bytes of later results."""
+
+    images_NCHW: Tensor
+    calls: list[tuple[Any, Any]]
+    largest: int
+
+    def tensors(self) -> dict[int, Any]:
+        """The results that have tensors with values, by the number of the call."""
+        return {n: found for n, (_, found) in enumerate(self.calls) if _nbytes(found)}
+
+
+class Part:
+    """The searched weights of one layer, in a kernel [R, J, ...] of only the channels that they join."""
+
+    def __init__(self, module: nn.Module, places: Places, name: str) -> None:
+        weight, which = weight_of(module, name), places.of(name)
+        output, group_input, *kernel = np.unravel_index(places.flat_W[which], weight.shape)
+        group = output * getattr(module.get_submodule(name), "groups", 1) // len(weight)
+        outputs, r = np.unique(output, return_inverse=True)
+        inputs, j = np.unique(group * weight.shape[1] + group_input, return_inverse=True)
+        self.shape = (len(outputs), len(inputs), *weight.shape[2:])
+        at = np.ravel_multi_index((r, j, *kernel), self.shape)
+        self.which, self.outputs_R, self.inputs_J, self.at = (
+            torch.from_numpy(rows).to(weight.device) for rows in (which, outputs, inputs, at)
+        )
+
+    def kernels(self, changes_PW: Tensor) -> Tensor:
+        """The changes as kernels [P, R, J, ...]."""
+        found = changes_PW.new_zeros(len(changes_PW), *self.shape)
+        found.flatten(1)[:, self.at] = changes_PW[:, self.which]
+        return found
+
+    def changed(self, product: Any, args: Sequence[Any], output: Tensor, kernel_RJ: Tensor) -> Tensor:
+        """What product(*args) gives with the changes; `output` is what it gives without."""
+        channels = 1 - kernel_RJ.ndim  # their axis, counted from the last
+        x, geometry = (
+            args[0].index_select(channels, self.inputs_J),
+            args[3:-1],
+        )  # all but the number of groups
+        return output.index_add(channels, self.outputs_R, product(x, kernel_RJ, None, *geometry))
+
+
+class Candidates:
+    """A DNN with candidates for its weights at `places`; `images_NCHW` are one or more to try it with.
+
+    After construction, `bytes_kept` says what is kept of an image, and `bytes_moved` what a function gives at most for
+    one image and candidate.
+    """
+
+    def __init__(self, module: nn.Module, places: Places, images_NCHW: Tensor) -> None:
+        self.module, self.places, self.before_W = copied(module).eval(), places, places.values(module)
+        weights = {name: id(weight_of(self.module, name)) for name in places.layers}
+        self._parts = {weight: Part(self.module, places, name) for name, weight in weights.items()}
+        self.note: str | None = None
+        self.bytes_kept, self.bytes_moved = images_NCHW[0].nbytes, 0
+        with self._noting():
+            self._try(images_NCHW[:1])
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Note that the DNN cannot be run for all candidates at once, where it raises."""
+        try:
+            yield
+        except (RuntimeError, TypeError, ValueError) as error:
+            self.note = (
+                f"candidates were run one after the other: {type(self.module).__name__} cannot be run for all at once "
+                f"({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            )
+
+    @torch.no_grad()
+    def keep(self, images_NCHW: Tensor) -> Kept:
+        """What candidates need of the deployed DNN on these images."""
+        if not self.note:
+            with self._noting():
+                return self._record(images_NCHW)
+        return Kept(images_NCHW, [], 0)
+
+    @torch.no_grad()
+    def logits(self, kept: Kept, values_PW: Tensor) -> Tensor:
+        """Logits [P, N, K] of the candidates."""
+        if not self.note:
+            with self._noting():
+                return self._at_once(kept, values_PW)
+        return self._one_by_one(kept, values_PW)
+
+    def _record(self, images_NCHW: Tensor) -> Kept:
+        with _Recording(self._parts.keys()) as recording:
+            self.module(images_NCHW.clone())  # it may change them in place
+        if recording.called != self._parts.keys():
+            raise ValueError("a layer is not called")
+        return Kept(images_NCHW, recording.calls, recording.largest)
+
+    def _at_once(self, kept: Kept, values_PW: Tensor) -> Tensor:
+        def rest(kernels: dict[int, Tensor], shared: dict[int, Any]) -> Tensor:
+            shared = tree_map_only(Tensor, Tensor.clone, shared)
+            calls = ((func, shared.get(n, found)) for n, (func, found) in enumerate(kept.calls))
+            changes = {weight: (part, kernels[weight]) for weight, part in self._parts.items()}
+            with _Replay(calls, changes):
+                return self.module(kept.images_NCHW.clone())
+
+        kernels = {weight: part.kernels(values_PW - self.before_W) for weight, part in self._parts.items()}
+        # Fused attention cannot be mapped. A tensor of all candidates cannot be added in place to one that they share.
+        with sdpa_kernel(SDPBackend.MATH):
+            return vmap(functionalize(rest), in_dims=(0, None))(kernels, kept.tensors())
+
+    def _one_by_one(self, kept: Kept, values_PW: Tensor) -> Tensor:
+        found = []
+        for values_W in values_PW:
+            self.places.fill(self.module, values_W)
+            found.append(self.module(kept.images_NCHW.clone()))
+        self.places.fill(self.module, self.before_W)
+        return torch.stack(found)
+
+    @torch.no_grad()
+    def _try(self, image_1CHW: Tensor) -> None:
+        """Raises ValueError where a candidate with random weights has other logits than the DNN with these weights."""
+        kept = self._record(image_1CHW)
+        self.bytes_kept, self.bytes_moved = self.bytes_kept + _nbytes(kept.calls), kept.largest
+        with seeded(image_1CHW.device, 0):
+            random_1W = self.before_W + torch.randn_like(self.before_W)[None]
+        found, right = self._at_once(kept, random_1W), self._one_by_one(kept, random_1W)
+        allowed = TOLERANCE.get(right.dtype, 1e-2) * right.abs().max()
+        if found.shape != right.shape or not bool(((found - right).abs() <= allowed).all()):
+            raise ValueError("it gives other logits then")
+
+
+class _Recording(TorchFunctionMode):
+    """Note each function with its result, up to the first function that takes a searched weight.
+
+    Of their tensors only those are kept that are still referred to then: nothing can use the others later.
+    """
+
+    def __init__(self, weights: Collection[int]) -> None:
+        super().__init__()
+        self.weights, self.calls, self.called, self.largest = weights, list[Any](), set[int](), 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if not self.called:
+            self.calls.append((func, tree_map_only(Tensor, weakref.ref, found)))
+        searched = {id(x) for x in args} & self.weights if isinstance(found, Tensor) else set[int]()
+        if searched and func not in PRODUCTS:
+            raise ValueError(f"{func.__name__} takes a searched weight")
+        if searched and not self.called:
+            self.calls = tree_map_only(weakref.ref, _if_alive, self.calls)
+        self.called |= searched
+        self.largest = max(self.largest, _nbytes(found) if self.called else 0)
+        return found
+
+
+class _Replay(TorchFunctionMode):
+    """Give the recorded results of the first functions, run the others, and change products by the searched weights."""
+
+    def __init__(self, calls: Iterator[tuple[Any, Any]], changes: dict[int, tuple[Part, Tensor]]) -> None:
+        super().__init__()
+        self.calls, self.changes = calls, changes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        recorded, found = next(self.calls, (None, None))
+        if recorded is None:
+            found = (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+        elif func != recorded:
+            raise ValueError("its functions are others when it is run again")
+        if func in PRODUCTS and (change := self.changes.get(id(args[1]))):
+            return change[0].changed(func, args, found, change[1])
+        return found
+
+
+def _batch_norm(x: Tensor, mean_C: Tensor, variance_C: Tensor, **given: Any) -> Tensor:
+    """Batch norm with stored statistics as one product and sum, where vmap's own rule takes four passes."""
+    if given["training"]:
+        return F.batch_norm(x, mean_C, variance_C, **given)
+    scale_C = torch.rsqrt(variance_C + given["eps"])
+    scale_C = scale_C if given["weight"] is None else scale_C * given["weight"]
+    shift_C = -mean_C * scale_C if given["bias"] is None else given["bias"] - mean_C * scale_C
+    shape = (-1, *[1] * (x.ndim - 2))
+    return torch.addcmul(shift_C.view(shape), x, scale_C.view(shape)).to(x.dtype)
+
+
+def _if_alive(reference: weakref.ref[Tensor]) -> Tensor:
+    tensor = reference()
+    return torch.empty(0) if tensor is None else tensor.clone()  # what follows may change it in place
+
+
+def _nbytes(result: Any) -> int:
+    return sum(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))
