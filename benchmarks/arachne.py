@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Figure, Times, interleave, machine, parser, publish
-from metarepair.meta_test import CleanImages
+from metarepair.data.clean_images import CleanImages
 from metarepair.methods.arachne.fitness import Fitness, Floats, scores
 from metarepair.methods.arachne.localise import Places, weight_of
 from metarepair.methods.budget import Budget

@@ -22,9 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from metarepair.engine.stateless import seeded
 from metarepair.methods.arachne.localise import Places, weight_of
 from metarepair.models.wrappers import copied
-from metarepair.stateless import seeded
 
 # P candidates, N images, W weights, R output and J input channels of a layer that its searched weights join
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarepair.clean_images import LabelledImages
+from metarepair.data.clean_images import LabelledImages
 from metarepair.methods.arachne.candidates import Candidates, Kept
 from metarepair.methods.arachne.localise import Places
 from metarepair.methods.budget import Budget

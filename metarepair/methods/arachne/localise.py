@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarepair.clean_images import CleanImages, LabelledImages
+from metarepair.data.clean_images import CleanImages, LabelledImages
 from metarepair.methods.budget import Budget
 from metarepair.models.build import DeployedModel
 from tasks.errors import DataError, DivergedError

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from metarepair.meta_test import RepairData, accuracy_on
+from metarepair.adaptation.accuracy import accuracy_on
+from metarepair.adaptation.repair_data import RepairData
 from metarepair.methods.arachne.fitness import Fitness
 from metarepair.methods.arachne.localise import (
     BudgetOverError,

@@ -21,9 +21,9 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
+from metarepair.config.section import Fraction, Positive, Section
 from metarepair.methods.arachne.fitness import Floats
 from metarepair.methods.arachne.localise import Places, weight_of
-from metarepair.section import Fraction, Positive, Section
 from tasks.keys import keyed_generator
 
 # P candidates, W weights

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarepair.clean_images import CleanImages
-from metarepair.meta_test import RepairData
-from metarepair.methods import method_settings, repair_fairly
+from metarepair.adaptation.repair_data import RepairData
+from metarepair.config.repair import RepairConfig
+from metarepair.data.clean_images import CleanImages
+from metarepair.engine.stateless import seeded
+from metarepair.methods import method_settings
 from metarepair.methods.arachne import method
 from metarepair.methods.arachne.candidates import Candidates
 from metarepair.methods.arachne.fitness import Fitness, scores
@@ -34,8 +36,7 @@ from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
-from metarepair.repair_config import RepairConfig
-from metarepair.stateless import seeded
+from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures, Ints, Pixels
 
