@@ -91,6 +91,7 @@ LEFT_OUT: dict[str, str] = {
     r"recording\.json": "says where, when and how fast it was recorded",
     r"runs/[^/]+/search/tune/.*": "Ray Tune's own state: pickles, points in time and process numbers",
     r"runs/[^/]+/.*/ray/.*": "Ray Train's own state",
+    r"runs/[^/]+/search/trials/.*/tensorboard/.*": "a trial that is stopped early may end before its events are copied",
     r"runs/[^/]+/lock(\.json)?": "who writes in a run",
 }
 
