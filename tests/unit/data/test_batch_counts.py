@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from small import failures_of
 from tasks.datasets import ArrayDataset, DataSource, image_table, load_dataset
 from tasks.datasets.decoding import Encoded, Listing, decode_listing
 from tasks.datasets.image_folder import files_listing
@@ -154,14 +155,7 @@ def assert_same(one: Failures, other: Failures) -> None:
     rows=st.one_of(st.none(), st.lists(st.integers(0, 23), max_size=30)),
 )
 def test_failures_are_written_in_chunks_of_any_size(chunk: int, cut: int, rows: list[int] | None) -> None:
-    whole = Failures(
-        corruption="fog",
-        image_ids_N=np.arange(24),
-        severities_N=np.arange(24) % 5 + 1,
-        labels_N=np.arange(24) % 3,
-        predicted_N=(np.arange(24) + 1) % 3,
-        images_NHWC_u8=IMAGES,
-    )
+    whole = failures_of(np.arange(24) % 3, IMAGES, severities_N=np.arange(24) % 5 + 1, corruption="fog")
     stacked = replace(whole, images_NHWC_u8=StackedPixels([IMAGES[:cut], IMAGES[cut:]]))
     chosen = None if rows is None else np.array(rows, np.int64)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:

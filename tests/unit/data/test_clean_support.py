@@ -19,6 +19,7 @@ from metarepair.data.clean_images import CleanImages
 from metarepair.methods import Budget, Limit, MethodContext, get_method
 from metarepair.models.build import DeployedModel
 from metarepair.repairs.stage import repair_fairly
+from small import deployed_of, failures_of
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 from tasks.records import Failures
@@ -26,18 +27,11 @@ from tasks.records import Failures
 CLASSES = 3
 
 
-def failures_of(count: int, *, light: int) -> Failures:
+def failures(count: int, *, light: int) -> Failures:
     generator = np.random.default_rng(light)
     labels = np.arange(count) % CLASSES
     images = generator.integers(0, 60, (count, 8, 8, 3)).astype(np.uint8) + np.uint8(light)
-    return Failures(
-        corruption="fog",
-        image_ids_N=np.arange(count),
-        severities_N=np.ones(count, np.int64),
-        labels_N=labels,
-        predicted_N=(labels + 1) % CLASSES,
-        images_NHWC_u8=images,
-    )
+    return failures_of(labels, images, corruption="fog")
 
 
 def clean_of(count: int) -> CleanImages:
@@ -49,21 +43,15 @@ def clean_of(count: int) -> CleanImages:
 def deployed() -> DeployedModel:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 36, CLASSES))
-    return DeployedModel(
-        name="small",
-        module=module.double().eval(),
-        num_classes=CLASSES,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-    )
+    return deployed_of(module.double().eval())
 
 
 @pytest.fixture
 def data() -> RepairData:
     return RepairData(
         target="fog",
-        learn=failures_of(30, light=10),
-        validation=failures_of(12, light=11),
+        learn=failures(30, light=10),
+        validation=failures(12, light=11),
         clean=clean_of(200),
     )
 

@@ -16,6 +16,7 @@ from metarepair.evaluation.evaluate import _calibration
 from metarepair.evaluation.predictions import Predictions, called, predict_all, predicted_on
 from metarepair.methods import RepairedModel
 from metarepair.models.build import DeployedModel
+from small import deployed_of
 from tasks.datasets import ArrayDataset, load_dataset
 from tasks.experiences.mining import mine
 from tasks.records import Failures
@@ -42,7 +43,7 @@ def test_split() -> ArrayDataset:
 def deployed() -> DeployedModel:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 6, 5, stride=3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(600, 10))
-    return DeployedModel(name="small", module=module.eval(), num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return deployed_of(module.eval(), num_classes=10)
 
 
 @pytest.fixture(scope="module")

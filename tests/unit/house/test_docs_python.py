@@ -20,11 +20,10 @@ from torch import nn
 
 from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.load import parse_config
-from metarepair.data.clean_images import CleanImages
 from metarepair.methods import MethodContext
 from metarepair.models.build import DeployedModel
 from metarepair.repairs.stage import repair_fairly
-from tasks.records import Failures
+from small import clean_of, deployed_of, failures_of
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "cluster/README.md"]
@@ -149,16 +148,9 @@ def a_meta_gradient(names: Names) -> None:
 
 def the_method_repairs(names: Names) -> None:
     """The plugin of the docs, used as the registry would."""
-    dnn = DeployedModel(name="small", module=small(), num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
-    failures = Failures(
-        corruption="snow",
-        image_ids_N=np.arange(4),
-        severities_N=np.ones(4, np.int64),
-        labels_N=np.arange(4) % 3,
-        predicted_N=np.zeros(4, np.int64),
-        images_NHWC_u8=pixels(4),
-    )
-    clean = CleanImages(images_NHWC_u8=pixels(4), labels_N=np.arange(4) % 3)
+    dnn = deployed_of(small())
+    failures = failures_of(np.arange(4) % 3, pixels(4), predicted_N=np.zeros(4, np.int64))
+    clean = clean_of(failures)
     data = RepairData(target="snow", learn=failures, validation=failures, clean=clean)
     config = parse_config({"name": "unit", "mining": {"experiences": ["fog"]}})
     context = MethodContext(config=config, seed=0, settings=names["MySettings"](rate=0.1))

@@ -23,6 +23,7 @@ from metarepair.inspection.facts import Inspection, StageFacts
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.inspect_text import describe
 from metarepair.runs.checkpoint import seal
+from small import failures_of
 from tasks.datasets import CIFAR10_CLASSES
 from tasks.experiences.failure_file import write_failures
 from tasks.experiences.mining import Mined
@@ -38,9 +39,8 @@ EXAMINED, CORRECT = {1: 40, 5: 40}, {1: 30, 5: 11}
 
 def failures(count: int = 39, seed: int = 0, corruption: str = "fog") -> Failures:
     generator = np.random.default_rng(seed)
-    return Failures(
+    return failures_of(
         corruption=corruption,
-        image_ids_N=np.arange(count),
         severities_N=np.repeat([1, 5], [10, count - 10]),
         labels_N=generator.integers(0, 9, count),  # no truck
         predicted_N=generator.integers(0, 10, count),

@@ -15,6 +15,7 @@ from metarepair.inspection.command import show_inspection as show
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.sheet import CAPTION, COLUMNS, LABEL_WIDTH, evenly_spaced, write_sheet
 from metarepair.reports.contact_sheet import GAP, TILE
+from small import failures_of
 from tasks.datasets import load_dataset
 from tasks.errors import ConfigError, DataError
 from tasks.experiences.failure_file import read_failures, write_failures
@@ -28,9 +29,8 @@ CONFIG = {"seed": 3, "data": {"name": "cifar10_sample", "corruption_table": None
 
 def failures(corruption: str) -> Failures:
     generator = np.random.default_rng(0)
-    return Failures(
+    return failures_of(
         corruption=corruption,
-        image_ids_N=np.arange(26),
         severities_N=np.repeat([1, 5], [7, 19]),
         labels_N=generator.integers(0, 10, 26),
         predicted_N=generator.integers(0, 10, 26),

@@ -15,7 +15,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import nn
 
 from metarepair.adaptation.meta_test import Start
 from metarepair.adaptation.repair_data import RepairData, split_collected
@@ -29,6 +28,7 @@ from metarepair.methods.bn_adapt import adapt_statistics
 from metarepair.methods.none import NoRepair
 from metarepair.models.build import DeployedModel
 from metarepair.repairs.stage import repair_fairly
+from small import deployed_of, failures_of, pixels, small_net
 from tasks.datasets import ArrayDataset
 from tasks.errors import DataError, UserError
 from tasks.records import Failures
@@ -37,32 +37,14 @@ NAMES = sorted(METHODS)
 few = settings(max_examples=8, deadline=None, derandomize=True)
 
 
-def net(*, flat: bool = False) -> nn.Module:
-    """Three classes; `flat` has a batch norm with one value per channel, which has no variance over one image."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        norms = [nn.BatchNorm1d(4)] if flat else []
-        body = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten(), *norms]
-        return nn.Sequential(*body, nn.Linear(4, 3)).eval()
-
-
 def deployed(*, flat: bool = False) -> DeployedModel:
-    return DeployedModel(name="small", module=net(flat=flat), num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
-
-
-def pixels(number: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).integers(256, size=(number, 8, 8, 3), dtype=np.uint8)
+    """`flat` has a batch norm with one value per channel, which has no variance over one image."""
+    return deployed_of(small_net(flat=flat))
 
 
 def failures(number: int) -> Failures:
-    return Failures(
-        corruption="snow",
-        image_ids_N=np.arange(number),
-        severities_N=np.ones(number, np.int64),
-        labels_N=np.random.default_rng(1).integers(3, size=number),
-        predicted_N=np.zeros(number, np.int64),
-        images_NHWC_u8=pixels(number),
-    )
+    labels = np.random.default_rng(1).integers(3, size=number)
+    return failures_of(labels, pixels(number), predicted_N=np.zeros(number, np.int64))
 
 
 def clean_images(number: int) -> CleanImages:
@@ -242,7 +224,7 @@ def test_predictions_of_any_number_of_images_are_those_of_each_alone(number: int
 def extractor_of(spec: str) -> Any:
     build = partial(build_extractor, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"))
     if spec == "deployed":
-        return build(spec, weights=None, deployed=net(flat=True))
+        return build(spec, weights=None, deployed=small_net(flat=True))
     weights = None
     if spec.startswith("timm:"):
         weights = Path(mkdtemp()) / "model.safetensors"

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import metarepair
 from metarepair.adaptation import repair_data
@@ -30,6 +29,7 @@ from metarepair.methods.base import Method, MethodContext, no_experiences
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel, state_hash
 from metarepair.repairs.stage import Unit, repair_fairly, repair_once, unit_data
+from small import deployed_of, failures_of, pixels, small_net
 from tasks.datasets import ArrayDataset
 from tasks.errors import ConfigError
 from tasks.records import Failures
@@ -37,10 +37,6 @@ from tasks.records import Failures
 CONFIG = parse_config({"name": "unit", "device": "cpu", "mining": {"experiences": ["fog"]}})
 NAMES = sorted(METHODS)
 TEST, TRAIN = 80, 30
-
-
-def pixels(number: int, seed: int) -> Any:
-    return np.random.default_rng(seed).integers(256, size=(number, 8, 8, 3), dtype=np.uint8)
 
 
 class MadeRows:
@@ -89,27 +85,13 @@ def world() -> World:
         )
         for name, images in (("test", test), ("train", train))
     }
-    deployed = DeployedModel(
-        name="small", module=net(), num_classes=3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
-    )
-    mined = Failures(
-        corruption="snow",
-        image_ids_N=np.arange(TEST),
-        severities_N=np.ones(TEST, np.int64),
-        labels_N=splits["test"].labels_N,
-        predicted_N=np.zeros(TEST, np.int64),
-        images_NHWC_u8=MadeRows(test),
-    )
+    labels, predicted = splits["test"].labels_N, np.zeros(TEST, np.int64)
+    mined = failures_of(labels, MadeRows(test), predicted_N=predicted)
     half = np.arange(TEST // 2)
     collect = replace(mined.take(half), images_NHWC_u8=MadeRows(test[: len(half)]))
-    return World(Surroundings(CONFIG, deployed, splits), collect, mined.take(half + len(half)))
-
-
-def net() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        body = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten())
-        return nn.Sequential(*body, nn.Linear(4, 3)).eval()
+    return World(
+        Surroundings(CONFIG, deployed_of(small_net()), splits), collect, mined.take(half + len(half))
+    )
 
 
 def reachable(*roots: object) -> Iterator[object]:

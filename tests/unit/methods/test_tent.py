@@ -20,8 +20,8 @@ from metarepair.methods.repaired import RepairedModel
 from metarepair.methods.tent import entropy
 from metarepair.models.build import DeployedModel, build_model, state_hash
 from metarepair.repairs.stage import repair_fairly
+from small import failures_of
 from tasks.errors import ConfigError
-from tasks.records import Failures
 
 CONFIG = parse_config({"name": "unit", "device": "cpu", "mining": {"experiences": ["fog"]}})
 
@@ -48,10 +48,7 @@ def deployed(module: nn.Module | None = None) -> DeployedModel:
 
 def data(number: int = 40) -> RepairData:
     generator = np.random.default_rng(0)
-    failures = Failures(
-        corruption="snow",
-        image_ids_N=np.arange(number),
-        severities_N=np.ones(number, np.int64),
+    failures = failures_of(
         labels_N=generator.integers(3, size=number),
         predicted_N=generator.integers(3, size=number),
         images_NHWC_u8=generator.integers(120, 256, size=(number, 8, 8, 3), dtype=np.uint8),

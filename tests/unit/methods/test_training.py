@@ -23,38 +23,19 @@ from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.examples import Examples
 from metarepair.methods.training import CHECKS, MethodBatch, Training, TrainingSettings
-from metarepair.models.build import DeployedModel, state_hash
+from metarepair.models.build import state_hash
+from small import bright_failures, deployed_of, small_net
 from tasks.errors import DivergedError
 from tasks.records import Failures
 
 CONFIG = parse_config({"name": "unit", "device": "cpu", "mining": {"experiences": ["fog"]}})
-GREY = (0.5, 0.5, 0.5)
+DATA = RepairData(
+    target="snow", learn=bright_failures(24, 0, noise=60), validation=bright_failures(30, 1, noise=60)
+)
 
 
 def net(*, norm: bool = True) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        norms = [nn.BatchNorm2d(4)] if norm else []
-        body = [nn.Conv2d(3, 4, 3), *norms, nn.ReLU(), nn.Dropout(0.3), nn.AvgPool2d(6), nn.Flatten()]
-        return nn.Sequential(*body, nn.Linear(4, 3)).eval()
-
-
-def failures(number: int, seed: int) -> Failures:
-    """Images whose brightness says their label: they can be learned."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(3, size=number)
-    noise = generator.integers(60, size=(number, 8, 8, 3))
-    return Failures(
-        corruption="snow",
-        image_ids_N=np.arange(number),
-        severities_N=np.ones(number, np.int64),
-        labels_N=labels,
-        predicted_N=np.zeros(number, np.int64),
-        images_NHWC_u8=(labels[:, None, None, None] * 90 + noise).astype(np.uint8),
-    )
-
-
-DATA = RepairData(target="snow", learn=failures(24, 0), validation=failures(30, 1))
+    return small_net(norm=norm, dropout=0.3)
 
 
 class CrossEntropy:
@@ -82,7 +63,7 @@ def made(
     **more: Any,
 ) -> Training:
     module = module or net()
-    deployed = DeployedModel(name="small", module=copy.deepcopy(module), num_classes=3, mean=GREY, std=GREY)
+    deployed = deployed_of(copy.deepcopy(module))
     loss = loss or CrossEntropy()
     given = {"epochs": 5, "batch_size": 8, "rate": 0.05} | (settings or {})
     made = Training(
@@ -244,13 +225,13 @@ def test_a_training_that_only_harms_leaves_the_deployed_dnn() -> None:
 
 
 def judging(module: nn.Module) -> Sequence[Any]:
-    deployed = DeployedModel(name="small", module=module, num_classes=3, mean=GREY, std=GREY)
+    deployed = deployed_of(module)
     return deployed, dict(module.named_parameters()), dict(module.named_buffers()), DATA.validation
 
 
 def test_the_deployed_dnn_is_not_what_is_trained() -> None:
     module = net()
-    deployed = DeployedModel(name="small", module=module, num_classes=3, mean=GREY, std=GREY)
+    deployed = deployed_of(module)
     own, loss, before = copy.deepcopy(module), CrossEntropy(), digest(module)
     one = Training(
         own,

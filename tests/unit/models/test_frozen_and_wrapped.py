@@ -29,8 +29,8 @@ from metarepair.models.build import DeployedModel
 from metarepair.models.factory import build_from_factory
 from metarepair.models.wrappers import unwrapped
 from metarepair.repairs.stage import repair_fairly
+from small import deployed_of, failures_of, pixels
 from tasks.errors import ConfigError
-from tasks.records import Failures
 
 COLOUR = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 FROZEN = ("order", "first.weight", "block.1.weight")
@@ -81,22 +81,11 @@ class Net(nn.Module):
 
 
 def deployed() -> DeployedModel:
-    return DeployedModel(name="small", module=Net().eval(), num_classes=3, **COLOUR)
-
-
-def pixels(number: int, seed: int) -> Any:
-    return np.random.default_rng(seed).integers(256, size=(number, 8, 8, 3), dtype=np.uint8)
+    return deployed_of(Net().eval())
 
 
 def data() -> RepairData:
-    collect = Failures(
-        corruption="snow",
-        image_ids_N=np.arange(24),
-        severities_N=np.ones(24, np.int64),
-        labels_N=np.arange(24) % 3,
-        predicted_N=(np.arange(24) + 1) % 3,
-        images_NHWC_u8=pixels(24, 0),
-    )
+    collect = failures_of(np.arange(24) % 3, pixels(24, 0))
     images = pixels(24, 1)
     clean = CleanImages(images_NHWC_u8=images, labels_N=deployed().logits(images).argmax(1).numpy())
     return replace(split_collected(collect, CONFIG, 0), clean=clean)

@@ -22,26 +22,9 @@ from metarepair.models import DeployedModel
 from metarepair.models.fit import load_weights
 from metarepair.models.weights_file import load_pickle, read_weights
 from metarepair.repairs.export import export_original
+from small import Small
+from small import deployed_channels_last as deployed
 from tasks.errors import WeightsError
-
-
-class Small(nn.Module):
-    """A batch norm, a convolution, ten classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, 10)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        logits: Tensor = self.head(torch.relu(self.norm(self.conv(x_BCHW))).mean(dim=(2, 3)))
-        return logits
-
-
-def deployed(module: nn.Module) -> DeployedModel:
-    module.to(memory_format=torch.channels_last).eval()
-    return DeployedModel(name="net", module=module, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def other() -> DeployedModel:

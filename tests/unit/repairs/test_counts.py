@@ -15,6 +15,7 @@ from metarepair import RepairConfig, repair
 from metarepair.data.given_images import GivenImages, collect_images
 from metarepair.models import DeployedModel
 from metarepair.models.clean_check import FEWEST, check_on_clean
+from small import deployed_of
 from tasks.errors import DataError, WeightsError
 
 QUICK = RepairConfig(repair={"episodes": 1, "tasks": 1}, task={"shots": 2}, inner={"steps": 1})
@@ -26,9 +27,7 @@ def deployed() -> DeployedModel:
     module = nn.Sequential(nn.AvgPool2d((4, 1)), nn.Flatten(), nn.Linear(12, CLASSES, bias=False)).eval()
     with torch.no_grad():
         module[2].weight.copy_(torch.eye(CLASSES).repeat(1, 3))
-    return DeployedModel(
-        name="columns", module=module, num_classes=CLASSES, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
-    )
+    return deployed_of(module, num_classes=CLASSES, name="columns")
 
 
 def columns(count: int, wrong: int = 0) -> GivenImages:

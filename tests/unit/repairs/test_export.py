@@ -13,33 +13,21 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import metarepair.repairs.export
 from metarepair.config.load import load_config
 from metarepair.console.export import export
 from metarepair.methods import RepairedModel
-from metarepair.models import DeployedModel, save_weights
+from metarepair.models import save_weights
 from metarepair.repairs.export import equality_images, export_program
 from metarepair.weights import SHIPPED
+from small import Small
+from small import deployed_channels_last as deployed
 from tasks.datasets import ArrayDataset
 from tasks.errors import ConfigError, UserError
 
 ONNX = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the extra onnx")
-
-
-class Small(nn.Module):
-    """A batch norm, a convolution, ten classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, 10)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        logits: Tensor = self.head(torch.relu(self.norm(self.conv(x_BCHW))).mean(dim=(2, 3)))
-        return logits
 
 
 class Branching(Small):
@@ -47,11 +35,6 @@ class Branching(Small):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return super().forward(x_BCHW if x_BCHW.sum() > 0 else -x_BCHW)
-
-
-def deployed(module: nn.Module) -> DeployedModel:
-    module.to(memory_format=torch.channels_last).eval()
-    return DeployedModel(name="net", module=module, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def images(count: int = 8) -> np.ndarray:

@@ -30,8 +30,9 @@ from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel, read_tensors, state_hash
 from metarepair.repairs.stage import repair_fairly
+from small import deployed_of, failures_of, pixels
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
-from tasks.records import Failures, Pixels
+from tasks.records import Failures
 from tasks.storage.sealed_parts import seal
 
 REDUCED: dict[str, Any] = {"models": 3, "per_class": 4, "epochs": 2, "batch_size": 5, "rate": 0.01}
@@ -70,24 +71,12 @@ def net(seed: int = 0, *, norm: bool = True, dtype: torch.dtype = torch.float32)
 
 
 def deployed(module: nn.Module | None = None) -> DeployedModel:
-    return DeployedModel(
-        name="small", module=module or net(), num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3
-    )
-
-
-def pixels(number: int, seed: int) -> Pixels:
-    return np.random.default_rng(seed).integers(256, size=(number, 8, 8, 3), dtype=np.uint8)
+    return deployed_of(module or net())
 
 
 def failures(number: int, seed: int) -> Failures:
-    return Failures(
-        corruption="snow",
-        image_ids_N=np.arange(number),
-        severities_N=np.ones(number, np.int64),
-        labels_N=np.random.default_rng(seed + 50).integers(3, size=number),
-        predicted_N=np.zeros(number, np.int64),
-        images_NHWC_u8=pixels(number, seed),
-    )
+    labels = np.random.default_rng(seed + 50).integers(3, size=number)
+    return failures_of(labels, pixels(number, seed), predicted_N=np.zeros(number, np.int64))
 
 
 def data(*, learn: int = 10, clean: int = 24) -> RepairData:

@@ -48,6 +48,7 @@ from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
 from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.repairs.stage import Unit, repair_fairly, repair_once
+from small import clean_of, deployed_of, failures_of
 from tasks.datasets import DataSource, dataset_info, load_dataset
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures
@@ -87,9 +88,7 @@ def deployed(*, norm: bool = True, dtype: torch.dtype = torch.float64) -> Deploy
         blocks = nn.Sequential(Residual(4, 4, norm=norm), Residual(4, 6, 2, norm=norm))
         module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         module.append(nn.Linear(6, 3))
-    return DeployedModel(
-        name="small", module=module.to(dtype).eval(), num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3
-    )
+    return deployed_of(module.to(dtype).eval())
 
 
 def shipped(name: str) -> DeployedModel:
@@ -99,14 +98,9 @@ def shipped(name: str) -> DeployedModel:
 
 def failures(number: int, seed: int) -> Failures:
     generator = np.random.default_rng(seed)
-    return Failures(
-        corruption="snow",
-        image_ids_N=np.arange(number),
-        severities_N=np.ones(number, np.int64),
-        labels_N=generator.integers(3, size=number),
-        predicted_N=np.zeros(number, np.int64),
-        images_NHWC_u8=generator.integers(256, size=(number, 8, 8, 3), dtype=np.uint8),
-    )
+    labels = generator.integers(3, size=number)
+    images = generator.integers(256, size=(number, 8, 8, 3), dtype=np.uint8)
+    return failures_of(labels, images, predicted_N=np.zeros(number, np.int64))
 
 
 def data(*, learn: int = 10, clean: int = 40) -> RepairData:
@@ -115,7 +109,7 @@ def data(*, learn: int = 10, clean: int = 40) -> RepairData:
         target="snow",
         learn=failures(learn, 0),
         validation=failures(9, 2),
-        clean=CleanImages(images_NHWC_u8=known.images_NHWC_u8, labels_N=known.labels_N),
+        clean=clean_of(known),
     )
 
 
@@ -431,7 +425,7 @@ def test_alpha_grows_for_the_operation_that_helps_on_the_held_out_half() -> None
     relaxed = relax(module, "0", shape, seed=0)
     skip = relaxed.operations["skip"]
     nn.init.ones_(skip[-1].weight)  # type: ignore[index]
-    net = DeployedModel(name="n", module=module, num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    net = deployed_of(module)
     bright = failures(60, 4)
     pixels = np.full((60, 4, 4, 3), 50, np.uint8)
     pixels[np.arange(60), ..., bright.labels_N] = 200
@@ -593,14 +587,8 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = load_surroundings(config)
     train = here.split("train")
     rows = np.arange(24)
-    wrong = Failures(
-        corruption="snow",
-        image_ids_N=rows,
-        severities_N=np.ones(24, np.int64),
-        labels_N=train.labels_N[rows],
-        predicted_N=train.labels_N[rows],
-        images_NHWC_u8=train.images(rows),
-    )
+    labels = train.labels_N[rows]
+    wrong = failures_of(labels, train.images(rows), predicted_N=labels)
     clean = CleanImages(images_NHWC_u8=train.images_NHWC_u8, labels_N=train.labels_N)
     given = RepairData(target="snow", learn=wrong, validation=wrong, clean=clean)
     folder = root / "archrepair" / "0"

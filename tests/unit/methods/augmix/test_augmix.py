@@ -13,13 +13,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from scipy.spatial.distance import jensenshannon
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from metarepair.adaptation.accuracy import accuracy_on
 from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.repair import RepairConfig
-from metarepair.data.clean_images import CleanImages
 from metarepair.methods import training
 from metarepair.methods.augmix import method as augmix
 from metarepair.methods.augmix.method import VIEWS, AugMixLoss, AugMixSettings, divergence
@@ -39,8 +38,8 @@ from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method, method_settings
 from metarepair.methods.repaired import RepairedModel
 from metarepair.methods.training import MethodBatch
-from metarepair.models.build import DeployedModel
 from metarepair.repairs.stage import repair_fairly
+from small import clean_of, failures_of, mean_dnn
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures, Pixels
 
@@ -174,23 +173,6 @@ class Still(AugMixLoss):
         return torch.from_numpy(batch.images_BHWC_u8)[None].repeat(VIEWS, 1, 1, 1, 1)
 
 
-class Net(nn.Module):
-    def __init__(self, *, norm: bool = False) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6) if norm else nn.Identity()
-        self.last = nn.Linear(6, 3)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.last(self.norm(self.conv(x_BCHW)).relu().mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def deployed(*, norm: bool = False) -> DeployedModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = Net(norm=norm).double().eval()
-    return DeployedModel(name="net", module=module, num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
-
-
 def batch(size: int = 6) -> MethodBatch:
     return MethodBatch(
         rows_B=np.arange(size),
@@ -201,7 +183,7 @@ def batch(size: int = 6) -> MethodBatch:
 
 
 def test_loss_falls_to_cross_entropy_for_identical_views() -> None:
-    net, step = deployed(), batch()
+    net, step = mean_dnn(), batch()
     expected = F.cross_entropy(net.module(net.normalise(step.images_BHWC_u8)), step.labels_B)
     settings = AugMixSettings(flip=False, shift=0)
     still = Still(deployed=net, settings=settings)(net.module, step)
@@ -211,7 +193,7 @@ def test_loss_falls_to_cross_entropy_for_identical_views() -> None:
 
 
 def test_disagreement_counts_by_its_weight() -> None:
-    net = deployed()
+    net = mean_dnn()
     one, twelve, thirteen = (
         AugMixLoss(deployed=net, settings=AugMixSettings(consistency=weight))(net.module, batch()).item()
         for weight in (1.0, 12.0, 13.0)
@@ -222,7 +204,7 @@ def test_disagreement_counts_by_its_weight() -> None:
 
 def test_views_are_the_image_and_two_different_mixtures() -> None:
     settings = AugMixSettings(flip=False, shift=0)
-    views = AugMixLoss(deployed=deployed(), settings=settings).views(batch())
+    views = AugMixLoss(deployed=mean_dnn(), settings=settings).views(batch())
     assert views.shape == (VIEWS, 6, SIZE, SIZE, 3)
     assert views[0].equal(torch.from_numpy(batch().images_BHWC_u8).float())
     for first, second in ((0, 1), (0, 2), (1, 2)):
@@ -236,22 +218,13 @@ def failures(count: int = 24, *, seed: int = 1) -> Failures:
     labels = np.arange(count) % 3
     images = textured(count, seed=seed, size=SIZE) // 2
     images[np.arange(count), :, :, labels] += 120
-    return Failures(
-        corruption="fog",
-        image_ids_N=np.arange(count),
-        severities_N=np.ones(count, np.int64),
-        labels_N=labels,
-        predicted_N=(labels + 1) % 3,
-        images_NHWC_u8=images,
-    )
+    return failures_of(labels, images, corruption="fog")
 
 
 def data() -> RepairData:
     found, clean = failures(), failures(60, seed=2)
-    images = CleanImages(images_NHWC_u8=clean.images_NHWC_u8, labels_N=clean.labels_N)
-    return RepairData(
-        target="fog", learn=found.take(np.arange(18)), validation=found.take(np.arange(18, 24)), clean=images
-    )
+    learn, validation = found.take(np.arange(18)), found.take(np.arange(18, 24))
+    return RepairData(target="fog", learn=learn, validation=validation, clean=clean_of(clean))
 
 
 def repaired(
@@ -264,7 +237,7 @@ def repaired(
         budget=Budget(parse_limit(limit)),
         folder=folder,
     )
-    return repair_fairly(get_method("augmix"), deployed(norm=norm), data(), context)
+    return repair_fairly(get_method("augmix"), mean_dnn(norm=norm), data(), context)
 
 
 def same(one: RepairedModel, other: RepairedModel) -> bool:
@@ -273,7 +246,7 @@ def same(one: RepairedModel, other: RepairedModel) -> bool:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_repair_learns_with_and_without_batch_norm(norm: bool) -> None:
-    net, found = deployed(norm=norm), repaired(limit="20steps", norm=norm, rate=0.3)
+    net, found = mean_dnn(norm=norm), repaired(limit="20steps", norm=norm, rate=0.3)
     before = accuracy_on(
         net, dict(net.module.named_parameters()), dict(net.module.named_buffers()), data().validation
     )
@@ -346,9 +319,9 @@ def test_missing_data_is_said() -> None:
         target="fog", learn=whole.learn.take(np.arange(0)), validation=whole.validation, clean=whole.clean
     )
     with pytest.raises(DataError, match="Collect more failures"):
-        repair_fairly(get_method("augmix"), deployed(), none, context)
+        repair_fairly(get_method("augmix"), mean_dnn(), none, context)
     no_clean = RepairData(target="fog", learn=whole.learn, validation=whole.validation)
     with pytest.raises(ConfigError, match="clean training split"):
-        repair_fairly(get_method("augmix"), deployed(), no_clean, context)
+        repair_fairly(get_method("augmix"), mean_dnn(), no_clean, context)
     with pytest.raises(DataError, match="no clean images"):
-        get_method("augmix").repair(deployed(), no_clean, context)
+        get_method("augmix").repair(mean_dnn(), no_clean, context)

@@ -33,8 +33,8 @@ from metarepair.methods.deeprepair.style import (
 from metarepair.methods.registry import get_method, method_settings
 from metarepair.methods.repaired import RepairedModel
 from metarepair.methods.training import MethodBatch
-from metarepair.models.build import DeployedModel
 from metarepair.repairs.stage import repair_fairly
+from small import failures_of, mean_dnn
 from tasks.errors import ConfigError, DataError
 from tasks.records import Failures, Ints, Pixels
 
@@ -118,28 +118,15 @@ def test_pixels_are_standardised_over_the_images() -> None:
 
 def failures(count: int = 30, *, seed: int = 5, contrast: float = 10) -> Failures:
     labels = np.arange(count) % 3
-    return Failures(
-        corruption="fog",
-        image_ids_N=np.arange(count),
-        severities_N=np.ones(count, np.int64),
-        labels_N=labels,
-        predicted_N=(labels + 1) % 3,
-        images_NHWC_u8=images(count, seed=seed, contrast=contrast, mean=180),
-    )
+    made = images(count, seed=seed, contrast=contrast, mean=180)
+    return failures_of(labels, made, corruption="fog")
 
 
 def test_each_cluster_of_each_class_gives_one_style_image() -> None:
     labels, clusters = np.repeat([0, 1], 12), np.tile(np.repeat([0, 1, 2], 4), 2)
     pixels = images(3, seed=0, contrast=40)[clusters]
     pixels = pixels + np.random.default_rng(0).integers(0, 5, pixels.shape).astype(np.uint8)
-    planted = Failures(
-        corruption="fog",
-        image_ids_N=np.arange(24),
-        severities_N=np.ones(24, np.int64),
-        labels_N=labels,
-        predicted_N=1 - labels,
-        images_NHWC_u8=pixels,
-    )
+    planted = failures_of(labels, pixels, predicted_N=1 - labels, corruption="fog")
     rows = style_rows(planted, clusters=3, seed=0)
     assert sorted(zip(labels[rows], clusters[rows], strict=True)) == [
         (a, b) for a in (0, 1) for b in (0, 1, 2)
@@ -171,23 +158,6 @@ def test_an_image_has_one_version_whatever_batch_asks_for_it() -> None:
     assert styled(np.array([], np.int64)).shape == (0, SIZE, SIZE, 3)
 
 
-class Net(nn.Module):
-    def __init__(self, *, norm: bool = False) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6) if norm else nn.Identity()
-        self.last = nn.Linear(6, 3)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.last(self.norm(self.conv(x_BCHW)).relu().mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def deployed(*, norm: bool = False) -> DeployedModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = Net(norm=norm).double().eval()
-    return DeployedModel(name="net", module=module, num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
-
-
 def data(*, contrast: float = 10) -> RepairData:
     found = failures(contrast=contrast)
     return RepairData(
@@ -213,7 +183,7 @@ def repaired(
         budget=Budget(parse_limit(limit)),
         folder=folder,
     )
-    return repair_fairly(get_method("deeprepair"), deployed(norm=norm), given or data(), context)
+    return repair_fairly(get_method("deeprepair"), mean_dnn(norm=norm), given or data(), context)
 
 
 def same(one: RepairedModel, other: RepairedModel) -> bool:
@@ -279,7 +249,7 @@ def test_the_version_in_style_is_flipped_and_shifted_like_its_image(monkeypatch:
         generator=np.random.default_rng(0),
     )
     loss = AugMixLoss(
-        deployed=deployed(), settings=DeepRepairSettings(), stylise=lambda rows: np.asarray(clean[rows] * 2)
+        deployed=mean_dnn(), settings=DeepRepairSettings(), stylise=lambda rows: np.asarray(clean[rows] * 2)
     )
     views = loss.views(step)
     assert views[1].equal(2 * views[0])

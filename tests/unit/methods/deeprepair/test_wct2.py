@@ -29,8 +29,9 @@ from metarepair.methods.deeprepair.wct2 import (
 )
 from metarepair.methods.registry import get_method, method_settings
 from metarepair.models.build import DeployedModel
+from small import deployed_of, failures_of
 from tasks.errors import WeightsError
-from tasks.records import Failures, Pixels
+from tasks.records import Pixels
 
 CPU = torch.device("cpu")
 SIZE = 16
@@ -46,19 +47,12 @@ def deployed() -> DeployedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 3)).eval()
-    return DeployedModel(name="net", module=module, num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return deployed_of(module)
 
 
 def data() -> RepairData:
     labels = np.arange(12) % 3
-    failures = Failures(
-        corruption="fog",
-        image_ids_N=np.arange(12),
-        severities_N=np.ones(12, np.int64),
-        labels_N=labels,
-        predicted_N=(labels + 1) % 3,
-        images_NHWC_u8=images(12, seed=5, contrast=10, mean=180),
-    )
+    failures = failures_of(labels, images(12, seed=5, contrast=10, mean=180), corruption="fog")
     clean = CleanImages(images_NHWC_u8=images(8, seed=2, contrast=30), labels_N=labels[:8])
     return RepairData(target="fog", learn=failures, validation=failures.take(np.arange(3)), clean=clean)
 

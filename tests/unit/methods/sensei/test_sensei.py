@@ -19,7 +19,6 @@ from torchvision.transforms.v2 import functional as V
 
 from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.load import parse_config
-from metarepair.data.clean_images import CleanImages
 from metarepair.methods import method_settings, training
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
@@ -31,6 +30,7 @@ from metarepair.methods.sensei.variants import FILTER_GENES, spatial_genes, vari
 from metarepair.methods.training import MethodBatch
 from metarepair.models.build import DeployedModel, state_hash
 from metarepair.repairs.stage import repair_fairly
+from small import bright_failures, clean_of, deployed_of
 from tasks.errors import ConfigError, DataError
 from tasks.keys import keyed_generator
 from tasks.records import Failures
@@ -46,24 +46,12 @@ def deployed(*, norm: bool = True, dtype: torch.dtype = torch.float32) -> Deploy
         torch.manual_seed(0)
         body = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.ReLU()]
         module = nn.Sequential(*body, nn.Dropout(0.2), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 3))
-    return DeployedModel(
-        name="small", module=module.to(dtype).eval(), num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3
-    )
+    return deployed_of(module.to(dtype).eval())
 
 
 def failures(number: int, seed: int) -> Failures:
-    """Images whose brightness says their label: they can be learned, so that a training is kept."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(3, size=number)
-    noise = generator.integers(70, size=(number, 8, 8, 3))
-    return Failures(
-        corruption="snow",
-        image_ids_N=np.arange(number),
-        severities_N=np.ones(number, np.int64),
-        labels_N=labels,
-        predicted_N=np.zeros(number, np.int64),
-        images_NHWC_u8=(labels[:, None, None, None] * 90 + noise).astype(np.uint8),
-    )
+    """They can be learned, so that a training is kept."""
+    return bright_failures(number, seed, noise=70)
 
 
 def data(*, learn: int = 10, clean: int = 14) -> RepairData:
@@ -72,7 +60,7 @@ def data(*, learn: int = 10, clean: int = 14) -> RepairData:
         target="snow",
         learn=failures(learn, 0),
         validation=failures(9, 2),
-        clean=CleanImages(images_NHWC_u8=known.images_NHWC_u8, labels_N=known.labels_N),
+        clean=clean_of(known),
     )
 
 
