@@ -3,7 +3,6 @@
     ours              tasks.corruptions.corrupt, batches of 500
     reference         benchmarks/corruption_reference.py: the same constants, one image at a time
     imagecorruptions  the peer's package, with its own constants, so for information
-    GPU               tasks.corruptions.tensors, where it and a GPU are there
 
 32 px, all five severities together, images of the shipped sample, one core.
 Command: python -m benchmarks.corruptions [--quick] [--json FILE] [--without imagecorruptions]
@@ -15,12 +14,10 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import cv2
@@ -59,7 +56,6 @@ MEANING = {
     "ratio": "ours over the reference, median over the rounds",
     "memory_mib": "growth of the resident set over a batch of ours, in a process of its own",
     "imagecorruptions_images_per_s": "the package imagecorruptions, with its own constants",
-    "gpu_images_per_s": "ours on the GPU",
 }
 
 
@@ -69,7 +65,6 @@ class Sizes:
 
     batch: int
     loop: int
-    gpu_batch: int
     rounds: int
     memory: Sequence[str]
 
@@ -77,8 +72,8 @@ class Sizes:
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
     """The sizes are the same for --quick, which only repeats less."""
     if smoke:
-        return Sizes(batch=4, loop=1, gpu_batch=4, rounds=1, memory=())
-    return Sizes(batch=500, loop=40, gpu_batch=5000, rounds=2 if quick else 7, memory=tuple(CORRUPTIONS))
+        return Sizes(batch=4, loop=1, rounds=1, memory=())
+    return Sizes(batch=500, loop=40, rounds=2 if quick else 7, memory=tuple(CORRUPTIONS))
 
 
 @contextmanager
@@ -135,30 +130,6 @@ def peer_failures(image_HWC: Images) -> dict[str, str]:
         except Exception as error:  # whatever it is, it is the finding
             found[name] = f"fails: {type(error).__name__}: {error}"
     return found
-
-
-def on_gpu(images_BHWC: Images) -> dict[str, float]:
-    """Images per second of the tensor way on a GPU, all severities; empty where there is no GPU or no such way."""
-    if find_spec("tasks.corruptions.tensors") is None:
-        return {}
-    torch: Any = import_module("torch")
-    if not torch.cuda.is_available():
-        return {}
-    corrupt_tensor = import_module("tasks.corruptions.tensors").corrupt_tensor
-    images = torch.from_numpy(images_BHWC).cuda()
-    ids = torch.arange(len(images))
-
-    def seconds(name: str) -> float:
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        for severity in SEVERITIES:
-            corrupt_tensor(images, image_ids_B=ids, corruption=name, severity=severity, seed=0, table=TABLE)
-        torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    # The first of three warms up.
-    best = {name: min([seconds(name) for _ in range(3)][1:]) for name in CORRUPTIONS}
-    return {name: len(SEVERITIES) * len(images) / found for name, found in best.items()}
 
 
 def peak_bytes(name: str, *, batch: int) -> int:
@@ -224,8 +195,7 @@ def measured(size: Sizes, *, with_peer: bool) -> tuple[dict[str, Figure], Times]
     memory = {name: peak_in_child(name, batch=size.batch) for name in size.memory}
     if memory:
         figures |= {"memory_mib": memory, "peak_memory_mib": max(memory.values())}
-    gpu = on_gpu(photographs(size.gpu_batch))
-    return figures | ({"gpu_images_per_s": gpu} if gpu else {}), times
+    return figures, times
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -185,7 +185,7 @@ def _not_uint8(images: object) -> str:
         remedy = (
             "numpy.stack(images) makes one of images of one size"
             if isinstance(images, list | tuple)
-            else "tasks.corruptions.tensors.corrupt_tensor takes tensors"
+            else "images.numpy(force=True) makes one of a torch tensor"
         )
         return (
             f"images are {type(images).__name__}; corruptions take uint8 arrays [B, H, W, 3] with values 0..255. "

@@ -49,7 +49,7 @@ def _instead(shape: Sequence[int]) -> str | None:
     if first in CHANNELS and min(second, last) >= MIN_SIZE:
         return (
             f"for channels that come first, give a batch {[count, second, last, first]}, which "
-            "numpy.moveaxis(images, 1, -1) is, or images.movedim(1, -1) of a tensor"
+            "numpy.moveaxis(images, 1, -1) is"
         )
     if last == 4 and min(first, second) >= MIN_SIZE:
         return f"for RGB with transparency, give a batch {[*shape[:3], 3]}, which images[..., :3] is"

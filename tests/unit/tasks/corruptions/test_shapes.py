@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tasks.corruptions import corrupt
-from tasks.corruptions.tensors import corrupt_tensor
 from tasks.errors import DataError
 
 OPTIONS = {"image_ids_B": [0], "corruption": "fog", "severity": 3, "seed": 0}
@@ -31,14 +30,10 @@ def noise(*shape: int) -> np.ndarray:
         ((3, 32, 40), "[1, 32, 40, 3], which numpy.moveaxis(images, 0, -1)[None]"),
     ],
 )
-def test_another_layout_is_refused_by_both_doors_with_the_batch_to_give(
-    shape: tuple[int, ...], batch: str
-) -> None:
+def test_another_layout_is_refused_with_the_batch_to_give(shape: tuple[int, ...], batch: str) -> None:
     images = noise(*shape)
     with pytest.raises(DataError, match=re.escape(f"give a batch {batch} is")):
         corrupt(images, **OPTIONS)
-    with pytest.raises(DataError, match=re.escape(f"give a batch {batch} is")):
-        corrupt_tensor(torch.from_numpy(images), **OPTIONS)
 
 
 def test_the_batch_that_a_refusal_names_is_taken() -> None:
@@ -53,7 +48,10 @@ def test_the_batch_that_a_refusal_names_is_taken() -> None:
     ("images", "message"),
     [
         ([noise(32, 32, 3)], r"images are list; .*numpy\.stack\(images\) makes one"),
-        (torch.from_numpy(noise(1, 32, 32, 3)), r"images are Tensor; .*corrupt_tensor takes tensors"),
+        (
+            torch.from_numpy(noise(1, 32, 32, 3)),
+            r"images are Tensor; .*images\.numpy\(force=True\) makes one",
+        ),
         (
             np.zeros((1, 32, 32, 3), np.int64),
             r"images are int64; .*From 0\.\.255, images\.astype\(numpy\.uint8\)",
@@ -66,15 +64,6 @@ def test_the_batch_that_a_refusal_names_is_taken() -> None:
 def test_images_that_are_no_bytes_are_refused_with_what_makes_them(images: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         corrupt(images, **OPTIONS)  # type: ignore[arg-type]  # what a caller without types may give
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
-def test_tensors_of_other_numbers_are_told_how_to_convert_by_their_kind(dtype: torch.dtype) -> None:
-    remedy = (
-        r"From 0\.\.1, \(255" if dtype.is_floating_point else r"From 0\.\.255, images\.to\(torch\.uint8\)"
-    )
-    with pytest.raises(DataError, match=remedy):
-        corrupt_tensor(torch.zeros((1, 32, 32, 3), dtype=dtype), **OPTIONS)
 
 
 @pytest.mark.parametrize("size", [4, 32])
