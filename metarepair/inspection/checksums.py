@@ -82,7 +82,7 @@ def parts_of(stage: StoredStage) -> list[str]:
 
 
 def sealed_of(stage: StoredStage) -> list[str]:
-    """Files that have seals, and no manifest: pieces of an unfinished preparation, judgements of a comparison."""
+    """Files that only a seal vouches for: pieces of an unfinished preparation, judgements of a comparison."""
     if stage.kind == "compared":
-        return [name for name in JUDGED if name in stage.files]
+        return [name for name in JUDGED if name in stage.files and name not in stage.promised]
     return sealed_parts(stage) if stage.kind == "prepared" and stage.manifest is None else []

@@ -20,7 +20,7 @@ FOLDER = "compare"
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonProgress:
-    """Its plan, its targets; times at which a repair was done, in seconds since 1970; whether the plan is damaged."""
+    """A comparison: its plan, its targets, and when each repair was done, in seconds since 1970."""
 
     plan: Plan | None
     members: tuple[Member, ...]
@@ -29,9 +29,9 @@ class ComparisonProgress:
 
 
 def comparison_of(root: Place, stages: Sequence[StoredStage]) -> ComparisonProgress:
-    """`stages`: every stage that was begun in the run at `root`, other kinds among them.
+    """The comparison of the run at `root`, whose stages of all kinds are `stages`.
 
-    Repairs that the plan does not have, of an earlier comparison, are left out where it has their target.
+    Where the plan has a target, repairs of it that the plan lacks belong to an earlier comparison and are left out.
     """
     plan, damaged = _plan(root)
     cells = {str(one.name): one for one in stages if one.kind == "compared"}

@@ -1,7 +1,6 @@
-"""What only one kind of stage has: severities and classes, confidence, episodes, methods.
+"""Read what only one kind of stage has: severities and classes, confidence, episodes, methods.
 
-Reads what is whole: a file that differs from its checksum is not opened, the manifest's figure stands for it.
-D_fail's rows are never looked at.
+A file that differs from its checksum is not opened; the manifest's figure stands for it. D_fail's rows are never read.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from metarepair.inspection.facts import (
 from metarepair.inspection.stored import (
     StoredStage,
     as_object,
+    checkpoint_state,
     episodes_of,
     newest,
     read_json,
@@ -35,7 +35,7 @@ from metarepair.inspection.stored import (
     section,
     whole,
 )
-from metarepair.runs.checkpoint import STATE, read_state
+from metarepair.runs.checkpoint import STATE
 from tasks.datasets import DATASETS
 from tasks.errors import DataError, UserError
 from tasks.experiences.failure_file import read_failures
@@ -84,11 +84,11 @@ def load_collect(folder: Place) -> Failures | None:
 
 
 def _environment(stage: StoredStage, states: States, counts: Sequence[Settings]) -> EnvironmentFacts:
-    """Of a finished one as its manifest counts, of an unfinished one as its shards do, which have no D_collect yet."""
+    """Failures as the manifest counts them, or the shards of an unfinished environment, which has no D_collect."""
     done = stage.manifest is not None
     collect = load_collect(stage.folder) if done and states.get("collect.arrow") == "ok" else None
     counted = [stage.facts] if done else counts
-    names, named = class_names(stage.config, stage.facts)
+    names = class_names(stage.config, stage.facts)
     return EnvironmentFacts(
         pixels=None if collect is None else pixels_of(collect),
         parts=None if done else len(counts),
@@ -98,7 +98,7 @@ def _environment(stage: StoredStage, states: States, counts: Sequence[Settings])
             None if collect is None else count_severities(collect),
         ),
         collected_per_class=per_class(collect, stage.facts.get("collected_per_class"), names) if done else {},
-        classes_named=named,
+        classes_named=bool(names),
     )
 
 
@@ -108,7 +108,7 @@ def pixels_of(collect: Failures) -> str:
 
 
 def by_severity(facts: Iterable[Settings], key: str) -> dict[str, int]:
-    """Sums of `{"1": 400}` as manifests and parts keep it; what is no count is left out."""
+    """Sum counts by severity, `{"1": 400}`, over manifests or parts; values that are no counts are left out."""
     total: dict[str, int] = {}
     for one in facts:
         for severity, count in section(one, key).items():
@@ -118,7 +118,7 @@ def by_severity(facts: Iterable[Settings], key: str) -> dict[str, int]:
 
 
 def count_severities(collect: Failures) -> dict[str, int]:
-    """Rows of each severity."""
+    """The number of rows of each severity."""
     levels, counts = np.unique(collect.severities_N, return_counts=True)
     return {str(s): int(n) for s, n in zip(levels, counts, strict=True)}
 
@@ -139,17 +139,17 @@ def _severities(
     return found
 
 
-def class_names(config: Settings, facts: Settings) -> tuple[tuple[str, ...], bool]:
-    """Names of the data set's classes and True: as recorded, or as known here; none and False where neither is."""
+def class_names(config: Settings, facts: Settings) -> tuple[str, ...]:
+    """The names of the data set's classes, as recorded or by the data set's name; empty where they are not known."""
     recorded = facts.get("class_names")
     if isinstance(recorded, list) and recorded:
-        return tuple(map(str, recorded)), True
+        return tuple(map(str, recorded))
     name = section(config, "data").get("name")
-    return (DATASETS[name].classes, True) if isinstance(name, str) and name in DATASETS else ((), False)
+    return DATASETS[name].classes if isinstance(name, str) and name in DATASETS else ()
 
 
 def per_class(collect: Failures | None, recorded: Any, names: Sequence[str]) -> dict[str, int]:
-    """Counted where D_collect is whole, else as recorded; every class of the data set, also those without any."""
+    """Rows of every class of the data set: counted where D_collect is whole, else as recorded."""
     counts = [n for n in recorded if whole(n) is not None] if isinstance(recorded, list) else []
     if collect is not None:
         classes, found = np.unique(collect.labels_N, return_counts=True)
@@ -191,21 +191,18 @@ def _training(stage: StoredStage, states: States) -> TrainingFacts:
 
 
 def _checkpoints(stage: StoredStage) -> tuple[CheckpointFacts, ...]:
-    """All that were begun, here or on Ray: a state is written last, and holds the digests of the tensors."""
+    """Every checkpoint that was begun. Its state is written last, and holds the digests of its tensors."""
     files = stage.matching(f"*/{STATE}", "*/optimizer.safetensors")
     found = []
     for path in sorted({name.rpartition("/")[0] for name in files}):
-        try:
-            state = read_state(stage.folder / path)
-        except (TypeError, AttributeError, RecursionError):  # JSON of another shape
-            state = None
+        state = checkpoint_state(stage.folder / path)
         episode = whole(state.get("episode")) if state is not None else None
         found.append(CheckpointFacts(path=path, episode=episode, whole=state is not None))
     return tuple(found)
 
 
 def _compared(stage: StoredStage, states: States) -> MethodFacts:
-    """Also of one that is not judged, or whose judgement is not as its seal says: its accuracies are not known."""
+    """A repair of a comparison. Its accuracies are not known where its judgement is missing or damaged."""
     target, method, seed = str(stage.name).split("/")
     found = as_object(_read(stage, "judged.json", states)) if states.get("judged.json") == "ok" else {}
     return _method(found | {"method": method, "seed": int(seed) if seed.isdecimal() else None}, target)
@@ -228,5 +225,5 @@ def _repair(methods: Iterable[MethodFacts], states: States) -> RepairFacts:
 
 
 def _read(stage: StoredStage, name: str, states: States) -> Any:
-    """The content of a small file that is as promised, or that nothing was promised of; None otherwise."""
+    """The content of a small JSON file; None where it differs from its checksum."""
     return read_json(stage.folder / name) if states.get(name) in ("ok", "unchecked") else None

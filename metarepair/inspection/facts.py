@@ -162,7 +162,7 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """Everything that was found under `path`."""
+    """Everything that `inspect` shows of `path`."""
 
     path: str
     kind: Literal["run", "folder", "file"] | Kind
@@ -270,7 +270,7 @@ class SearchStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """Everything that is told of a run."""
+    """Everything that `status` shows of a run."""
 
     path: str
     holder: HolderFacts | None

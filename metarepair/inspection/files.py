@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 from metarepair.inspection.checksums import Checksums
 from metarepair.inspection.details import class_names, count_severities, load_collect, per_class
 from metarepair.inspection.facts import BAD, Damage, FileState, Inspection, LoneFile
-from metarepair.inspection.headers import failures_header, parquet_header, safetensors_header
+from metarepair.inspection.headers import Header, failures_header, parquet_header, safetensors_header
 from metarepair.inspection.paths import PARTS
-from metarepair.inspection.stored import read_promise
-from metarepair.runs.checkpoint import STATE, read_state
+from metarepair.inspection.stored import checkpoint_state, read_promise
+from metarepair.runs.checkpoint import STATE
 from tasks.errors import DataError
 from tasks.storage.manifest import MANIFEST, Manifest
 from tasks.storage.paths import Place, inside, size_of
@@ -20,6 +19,11 @@ from tasks.storage.sealed_parts import seal_of
 
 Format = Literal["failures", "parquet", "safetensors"]
 FORMATS: dict[str, Format] = {".arrow": "failures", ".parquet": "parquet", ".safetensors": "safetensors"}
+HEADERS: dict[Format, Callable[[Place], Header | None]] = {
+    "failures": failures_header,
+    "parquet": parquet_header,
+    "safetensors": safetensors_header,
+}
 DEPTH = 3  # folders between a file and its stage's manifest, at most: repaired/TARGET/METHOD/SEED/…
 
 
@@ -35,9 +39,9 @@ def inspect_file(path: Place) -> Inspection:
     else:
         folder, name, manifest = owner
         promised_by, promise = folder / MANIFEST, manifest.files[name]
-        names = class_names(manifest.config, manifest.facts)[0]
+        names = class_names(manifest.config, manifest.facts)
         state = Checksums(size).state(path, promise)
-    header = None if state == "differs" else _header(path, form)
+    header = None if state == "differs" else HEADERS[form](path)
     if header is None and state != "differs":
         state = "unreadable"
     collect = load_collect(path.parent) if path.name == "collect.arrow" and state not in BAD else None
@@ -75,23 +79,14 @@ def _parents(path: Place) -> Iterator[Place]:
 
 
 def _own_state(path: Place, form: Format, size: int) -> FileState:
-    """Without a manifest: a part has a seal, a store's file a digest of its own, a checkpoint's tensors the state's."""
+    """The state of a file that no manifest names: by its seal, or by the state of its checkpoint."""
     if form == "failures":
         return Checksums(size).part_state(path)[0]
     if seal_of(path).exists():
         return Checksums(size).sealed_state(path)
     if form == "parquet" or not (path.parent / STATE).is_file():
         return "unchecked"
-    try:
-        return "ok" if read_state(path.parent) is not None else "differs"
-    except (TypeError, AttributeError, RecursionError):  # JSON of another shape
-        return "differs"
-
-
-def _header(path: Place, form: Format) -> dict[str, Any] | None:
-    read = {"failures": failures_header, "parquet": parquet_header, "safetensors": safetensors_header}[form]
-    header = read(path)
-    return None if header is None else asdict(header)
+    return "ok" if checkpoint_state(path.parent) is not None else "differs"
 
 
 def _remedy(promised_by: Place | None) -> str:

@@ -5,103 +5,67 @@ None for a file that is truncated, unreadable, or of another kind than its name 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from math import prod
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.storage.paths import Place, local
 
-# What a library raises when bytes are not what they should be.
+# What the libraries raise for damaged bytes.
 _DAMAGED = (OSError, pa.ArrowException, KeyError, ValueError)
+Header = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FailuresHeader:
-    """Of a file of an experience store."""
-
-    rows: int
-    corruption: str
-    image_shape: str
-    pixels: Literal["stored", "recomputed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableHeader:
-    """Of a Parquet file; `dim` is the length of a feature vector."""
-
-    rows: int
-    columns: tuple[str, ...]
-    dim: int | None
-    notes: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorsHeader:
-    """Of a safetensors file."""
-
-    tensors: int
-    values: int
-    types: tuple[str, ...]
-    notes: dict[str, str]
-
-
-def failures_header(path: Place) -> FailuresHeader | None:
+def failures_header(path: Place) -> Header | None:
     """Corruption, shape and number of rows; the rows themselves stay unread."""
     try:
         with pa.memory_map(str(local(path))) as source:
             reader = pa.ipc.open_file(source)
             notes = _notes(reader.schema.metadata)
-            return FailuresHeader(
-                rows=sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches)),
-                corruption=notes["corruption"],
-                image_shape=" x ".join(notes["image_shape"].split(",")),
-                pixels="stored" if "pixels" in reader.schema.names else "recomputed",
-            )
+            return {
+                "rows": sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches)),
+                "corruption": notes["corruption"],
+                "image_shape": " x ".join(notes["image_shape"].split(",")),
+                "pixels": "stored" if "pixels" in reader.schema.names else "recomputed",
+            }
     except _DAMAGED:
         return None
 
 
-def parquet_header(path: Place) -> TableHeader | None:
-    """Columns and number of rows."""
+def parquet_header(path: Place) -> Header | None:
+    """The columns, the number of rows, and the length of a feature vector."""
     try:
         with pq.ParquetFile(local(path)) as table:
             schema, notes = table.schema_arrow, _notes(table.schema_arrow.metadata)
             feature = schema.field("features").type if "features" in schema.names else pa.null()
-            return TableHeader(
-                rows=table.metadata.num_rows,
-                columns=tuple(schema.names),
-                dim=feature.list_size if pa.types.is_fixed_size_list(feature) else None,
-                notes={k: v for k, v in notes.items() if k in ("extractor", "source")},
-            )
+            return {
+                "rows": table.metadata.num_rows,
+                "columns": tuple(schema.names),
+                "dim": feature.list_size if pa.types.is_fixed_size_list(feature) else None,
+                "notes": {k: v for k, v in notes.items() if k in ("extractor", "source")},
+            }
     except _DAMAGED:
         return None
 
 
-def safetensors_header(path: Place) -> TensorsHeader | None:
-    """How many tensors and values, and of which types."""
+def safetensors_header(path: Place) -> Header | None:
+    """The numbers of tensors and values, and their types."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(local(path), framework="np") as tensors:
             slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118  it is no mapping
-            return TensorsHeader(
-                tensors=len(slices),
-                values=sum(_product(s.get_shape()) for s in slices),
-                types=tuple(sorted({str(s.get_dtype()) for s in slices})),
-                notes=dict(tensors.metadata() or {}),
-            )
+            return {
+                "tensors": len(slices),
+                "values": sum(prod(s.get_shape()) for s in slices),
+                "types": tuple(sorted({str(s.get_dtype()) for s in slices})),
+                "notes": dict(tensors.metadata() or {}),
+            }
     except (SafetensorError, *_DAMAGED):
         return None
 
 
 def _notes(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
     return {k.decode(): v.decode(errors="replace") for k, v in (metadata or {}).items()}
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for length in shape:
-        product *= length
-    return product

@@ -84,7 +84,7 @@ def inspect(path: str) -> Inspection:
 
 
 def _facts(stage: StoredStage, checksums: Checksums) -> StageFacts:
-    """Everything that is told of one stage."""
+    """Read and check one stage."""
     states: dict[str, FileState] = {
         name: checksums.sealed_state(stage.folder / name) for name in sealed_of(stage)
     }
@@ -131,7 +131,7 @@ def _facts(stage: StoredStage, checksums: Checksums) -> StageFacts:
 
 
 def _written(path: Place) -> str | None:
-    """When, by the file system; an object store's time is that of the upload, and is not asked for."""
+    """When the file was written, by the file system; None on an object store, which knows the upload alone."""
     if not isinstance(path, Path):
         return None
     try:

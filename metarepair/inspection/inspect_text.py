@@ -18,18 +18,22 @@ from metarepair.inspection.facts import (
     TrainingFacts,
 )
 from metarepair.inspection.tables import (
+    METHOD_HEAD,
     classes_table,
     compared_table,
     count,
+    d_fail_reads,
     environments_table,
+    feature_parts,
     features_table,
+    method_cells,
     percent,
     severity_table,
     size,
     table,
     tally,
 )
-from metarepair.runs.progress import duration, times
+from metarepair.runs.progress import duration
 
 FILES_SHOWN = 20  # of more, only the damaged ones
 
@@ -42,8 +46,7 @@ def describe(found: Inspection) -> str:
     if len(found.stages) == 1:
         return "\n".join([*lines, *_stage(found.stages[0])])
     lines += _common(found.stages)
-    if found.d_fail_reads is not None:
-        lines.append(f"D_fail of a target was opened {times(found.d_fail_reads)} so far, to judge repairs.")
+    lines += d_fail_reads(found.d_fail_reads)
     environments = [stage for stage in found.stages if stage.kind == "environment"]
     if environments:
         lines += ["", *environments_table(environments), "", *classes_table(environments)]
@@ -159,8 +162,8 @@ def _details(stage: StageFacts) -> list[str]:
             return _environment(stage, facts)
         case FeatureFacts() as facts:
             rows = count(stage.rows.get("features"))
-            parts = sum(f.name.endswith(".parquet") and f.state != "missing" for f in stage.files)
-            return [f"  {rows} rows of {facts.dim or '?'} features ({facts.extractor}), in {parts} parts"]
+            held = f"{rows} rows of {facts.dim or '?'} features ({facts.extractor})"
+            return [f"  {held}, in {feature_parts(stage)} parts"]
         case ScoreFacts() as facts:
             return [line for target in facts.confidence for line in _confidence(facts, target)]
         case TrainingFacts() as facts:
@@ -216,11 +219,7 @@ def _training(facts: TrainingFacts) -> list[str]:
 def _repair(facts: RepairFacts) -> list[str]:
     if not facts.methods:
         return [f"  weights: {', '.join(facts.weights) or 'none yet'}; not judged, or not readable"]
-    rows = [
-        [m.method, "?" if m.seed is None else str(m.seed), *map(percent, (m.d_fail, m.corrupted, m.clean))]
-        for m in facts.methods
-    ]
-    return [f"  {line}" for line in table(["method", "seed", "D_fail", "corrupted", "clean"], rows)]
+    return [f"  {line}" for line in table(METHOD_HEAD, [method_cells(m) for m in facts.methods])]
 
 
 def _broken(stage: StageFacts) -> list[str]:

@@ -16,7 +16,7 @@ from metarepair.inspection.damage import damage_by_size
 from metarepair.inspection.facts import Damage, Member, StageStatus
 from metarepair.inspection.members import member_of, moment
 from metarepair.inspection.stored import StoredStage, read_stage, sealed_parts, section, whole
-from metarepair.inspection.unused import unused_paths
+from metarepair.inspection.unused import REPORT, unused_paths
 from metarepair.inspection.walk import Listing, stages_of_run
 from tasks.storage.lease import Owner
 from tasks.storage.paths import Place
@@ -25,13 +25,12 @@ from tasks.storage.stages import LISTED, REPAIRED
 _NAMES = list(dict.fromkeys(stage.name for stage in LISTED))
 # A report has no manifest, so it is not in the table; it is made of repairs.
 ORDER = (*_NAMES[: (after := _NAMES.index(REPAIRED.name) + 1)], "report", *_NAMES[after:])
-REPORT = "report/index.html"
 FEWEST_PARTS = 3  # written by the present owner, for a pace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """All stages of a run, what is damaged in them, and the environments that are not counted."""
+    """All stages of a run, their damage, and the environments that are not counted."""
 
     stages: tuple[StageStatus, ...]
     damaged: tuple[Damage, ...]
@@ -39,7 +38,7 @@ class Progress:
 
 
 def progress_of(root: Place, files: Listing, owner: Owner | None) -> Progress:
-    """`owner`: who writes in the run now, if somebody does; the pace is that of its parts."""
+    """How far the run at `root` is. `owner`: the process that writes in it now, whose pace gives the time left."""
     everything = [read_stage(folder) for folder in stages_of_run(root, files)]
     damaged = [damage for stage in everything for damage in damage_by_size(stage)]
     comparison = comparison_of(root, everything)
@@ -81,7 +80,7 @@ def progress_of(root: Place, files: Listing, owner: Owner | None) -> Progress:
 
 
 def _expected(stages: Sequence[StoredStage], files: Listing) -> dict[str, list[str]]:
-    """Paths that a run with these environments will have, by stage."""
+    """The paths that a run with these environments will have, by stage."""
     environments = [stage for stage in stages if stage.kind == "environment"]
     targets = [stage.name for stage in environments if stage.role == "target"]
     without = {stage.name for stage in stages if stage.kind == "repaired" and _needs_no_training(stage)}
@@ -101,7 +100,7 @@ def _needs_no_training(repaired: StoredStage) -> bool:
 
 
 def _kept(members: Mapping[str, Sequence[Member]], *, searched: bool, compares: bool) -> list[str]:
-    """The stages that are told of: all of a run, or those that a run of another kind has."""
+    """The stages to show: those of a whole run, or those of a run of another kind."""
     begun = {name for name, found in members.items() if any(member.state != "not begun" for member in found)}
     planned = {"compare"} if members["compare"] else set()
     of_a_run = [
@@ -134,7 +133,7 @@ def _report(files: Listing) -> Member:
 
 
 def _totals(stages: Sequence[StoredStage]) -> dict[str, int]:
-    """How many units unfinished stages have, where other stages tell: by path."""
+    """How many units each unfinished stage has, by path, where other stages tell."""
     mined = {stage.path: stage for stage in stages if stage.kind == "environment"}
     targets = sum(stage.role == "target" for stage in mined.values())
     found: dict[str, int | None] = {}
@@ -154,7 +153,7 @@ def _totals(stages: Sequence[StoredStage]) -> dict[str, int]:
 
 
 def _images(stage: StoredStage, environments: Iterable[StoredStage]) -> int | None:
-    """How many images the split of an environment has, as another of the same split that is finished has counted."""
+    """How many images an environment has: as many as a finished one of the same split has counted."""
     for other in environments:
         same = other.manifest is not None and other.manifest.inputs == stage.begun_with.get("inputs")
         if same and other.role == stage.role:
@@ -168,13 +167,13 @@ def _parts(rows: int | None, size: object) -> int | None:
 
 
 def _parts_at(members: Sequence[Member], stages: Sequence[StoredStage]) -> list[float]:
-    """When the sealed parts of those that are not done were written."""
+    """When the sealed parts of unfinished stages were written, in seconds since 1970."""
     paths = {member.path for member in members if member.state != "done"}
     return [stage.files[n].written_s for stage in stages if stage.path in paths for n in sealed_parts(stage)]
 
 
 def _left(members: Sequence[Member], written: Sequence[float], owner: Owner | None) -> float | None:
-    """Seconds at the pace at which the present owner wrote its parts; None where that says nothing."""
+    """Seconds left at the pace at which the present owner wrote its parts; None where there are too few."""
     missing = [member for member in members if member.state != "done"]
     units = [
         member.total - member.done

@@ -1,4 +1,4 @@
-"""Tell how far a search is, from what is there of these files:
+"""Tell how far a search is, by those of these files that are there:
 
 search/begun.json                   its settings: how many trials
 search/trials/<name>/record.json    a trial: its rounds, its objective, whether it is over
@@ -30,7 +30,7 @@ OVER = ("finished", "stopped early", "failed")
 
 @dataclass(frozen=True, kw_only=True)
 class SearchProgress:
-    """A search, and what is damaged of it."""
+    """A search, None where none was begun, and its damage."""
 
     status: SearchStatus | None
     damaged: tuple[Damage, ...]
@@ -38,7 +38,7 @@ class SearchProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownTrial:
-    """A trial as its record or the table has it."""
+    """A trial by its record, or by its row in the table."""
 
     name: str
     state: str
@@ -48,7 +48,7 @@ class KnownTrial:
 
 
 def search_of(root: Place, files: Listing, *, alive: bool) -> SearchProgress:
-    """No status when no search was begun. `alive`: somebody writes in the run, so unfinished trials may be running."""
+    """The search of the run at `root`. `alive`: a process writes in the run, so unfinished trials may be running."""
     folder, own = root / SEARCH.folder, under(files, f"{SEARCH.folder}/")
     if not own:
         return SearchProgress(status=None, damaged=())
@@ -66,7 +66,7 @@ def search_of(root: Place, files: Listing, *, alive: bool) -> SearchProgress:
 
 
 def _trials(folder: Place, files: Listing, *, going_on: str) -> list[KnownTrial]:
-    """By name: those of the table as it has them, the others by their records."""
+    """All trials in the order of their names: by the table, or else by their records."""
     found = _rows(folder / TABLE) if TABLE in files else {}
     begun = {name.split("/")[1] for name in files if name.startswith(f"{TRIALS}/") and name.count("/") > 1}
     for name in begun - found.keys():
@@ -103,13 +103,13 @@ def _recorded(name: str, record: Mapping[str, Any], going_on: str) -> KnownTrial
 
 
 def _total(folder: Place) -> int | None:
-    """How many trials there will be; of a grid the settings alone do not say."""
+    """How many trials there will be; None for a grid, whose settings alone do not say."""
     search = section(section(read_json(folder / BEGUN), "config"), "search")
     return None if search.get("searcher") == "grid" else whole(search.get("trials"))
 
 
 def _best(trials: list[KnownTrial]) -> BestTrial | None:
-    """Of the finished ones; of those that were stopped early where none is finished."""
+    """The best finished trial; where none is finished, the best of those that were stopped early."""
     for state in ("finished", "stopped early"):
         judged = [(t.objective, t) for t in trials if t.state == state and t.objective is not None]
         if judged:

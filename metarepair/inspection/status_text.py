@@ -14,8 +14,8 @@ from metarepair.inspection.facts import (
     SearchStatus,
     StageStatus,
 )
-from metarepair.inspection.tables import count, percent
-from metarepair.runs.progress import duration, times
+from metarepair.inspection.tables import count, d_fail_reads, percent
+from metarepair.runs.progress import duration
 
 SHOWN = 8  # members that are begun, trials, damaged files
 NAMED = 6  # members not begun
@@ -23,10 +23,7 @@ NAMED = 6  # members not begun
 
 def describe_status(found: RunStatus) -> str:
     """Everything, in lines."""
-    lines = [_headline(found), *_holder(found.holder)]
-    if found.d_fail_reads is not None:
-        lines.append(f"D_fail of a target was opened {times(found.d_fail_reads)} so far, to judge repairs.")
-    lines.append("")
+    lines = [_headline(found), *_holder(found.holder), *d_fail_reads(found.d_fail_reads), ""]
     begun = "under way" if found.state == "under way" else "begun"
     for stage in found.stages:
         lines += _stage(stage, begun)
@@ -35,10 +32,10 @@ def describe_status(found: RunStatus) -> str:
     if found.unused:
         shown = [f"  {path}" for path in found.unused]
         lines += ["", "Not counted, as what was scored or compared later does not name it:"]
-        lines += _cut(shown, len(shown))
+        lines += _cut(shown)
     if found.damaged:
         shown = [f"  {damage.path} {WORDS[damage.state]}" for damage in found.damaged]
-        lines += ["", "Damaged, by their sizes:", *_cut(shown, len(found.damaged))]
+        lines += ["", "Damaged, by their sizes:", *_cut(shown)]
     return "\n".join(lines)
 
 
@@ -85,7 +82,7 @@ def _stage(stage: StageStatus, begun: str) -> list[str]:
     waiting = [member for member in stage.members if member.state == "not begun"]
     counted = f": {done}" if len(stage.members) > 1 else ""
     lines = [_titled(stage.name, f"{begun}{counted}{left}")]
-    lines += _cut([f"  {_member(member)}" for member in running], len(running))
+    lines += _cut([f"  {_member(member)}" for member in running])
     return lines + ([f"  not begun: {_names(waiting)}"] if waiting else [])
 
 
@@ -152,7 +149,7 @@ def _search(search: SearchStatus, begun: str) -> list[str]:
         lines.append(
             f"  best{so_far}: {search.best.name} ({search.best.state}), objective {search.best.objective:.4f}"
         )
-    return lines + _cut([f"  {_trial(trial)}" for trial in search.running], len(search.running))
+    return lines + _cut([f"  {_trial(trial)}" for trial in search.running])
 
 
 def _trial(trial: RunningTrial) -> str:
@@ -167,8 +164,8 @@ def _trial(trial: RunningTrial) -> str:
     return f"{trial.name}: {', '.join(parts)}"
 
 
-def _cut(lines: list[str], number: int) -> list[str]:
-    return lines if number <= SHOWN else [*lines[:SHOWN], f"  and {number - SHOWN} more"]
+def _cut(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"  and {len(lines) - SHOWN} more"]
 
 
 def _ago(moment: str) -> str:

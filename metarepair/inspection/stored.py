@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from metarepair.inspection.walk import StageFolder
+from metarepair.runs.checkpoint import read_state
 from tasks.errors import DataError
 from tasks.storage.manifest import Manifest, read_manifest
 from tasks.storage.paths import Place
@@ -79,6 +80,14 @@ def read_json(path: Place) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
+        return None
+
+
+def checkpoint_state(folder: Place) -> dict[str, Any] | None:
+    """The state of a complete checkpoint; None where anything of it is missing or damaged."""
+    try:
+        return read_state(folder)
+    except (TypeError, AttributeError, RecursionError):  # JSON of another shape
         return None
 
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from metarepair.inspection.facts import BAD, EnvironmentFacts, FeatureFacts, RepairFacts, StageFacts
+from metarepair.inspection.facts import (
+    BAD,
+    EnvironmentFacts,
+    FeatureFacts,
+    MethodFacts,
+    RepairFacts,
+    StageFacts,
+)
 from metarepair.inspection.stored import JUDGED
+from metarepair.runs.progress import times
 
 NAMED_CLASSES = 12  # of more classes the extremes are shown
 WORST = 5
+METHOD_HEAD = ("method", "seed", "D_fail", "corrupted", "clean")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -61,10 +70,14 @@ def features_table(stages: Sequence[StageFacts]) -> list[str]:
     for stage in stages:
         facts = stage.details if isinstance(stage.details, FeatureFacts) else None
         known = [facts.extractor or "?", count(facts.dim)] if facts is not None else ["?", "?"]
-        parts = sum(file.name.endswith(".parquet") and file.state != "missing" for file in stage.files)
-        state = _state(stage, f"{parts} parts")
+        state = _state(stage, f"{feature_parts(stage)} parts")
         rows.append([stage.path, count(stage.rows.get("features")), *known, size(stage.size_bytes), state])
     return table(["features", "rows", "extractor", "dim", "size", "checksums"], rows)
+
+
+def feature_parts(stage: StageFacts) -> int:
+    """How many of its files of features are there."""
+    return sum(file.name.endswith(".parquet") and file.state != "missing" for file in stage.files)
 
 
 def compared_table(stages: Sequence[StageFacts]) -> list[str]:
@@ -72,11 +85,14 @@ def compared_table(stages: Sequence[StageFacts]) -> list[str]:
     rows = []
     for stage in stages:
         for m in stage.details.methods if isinstance(stage.details, RepairFacts) else ():
-            found = map(percent, (m.d_fail, m.corrupted, m.clean))
-            rows.append(
-                [m.target or "?", m.method, "?" if m.seed is None else str(m.seed), *found, _judged(stage)]
-            )
-    return table(["target", "method", "seed", "D_fail", "corrupted", "clean", "state"], rows)
+            rows.append([m.target or "?", *method_cells(m), _judged(stage)])
+    return table(["target", *METHOD_HEAD, "state"], rows)
+
+
+def method_cells(m: MethodFacts) -> list[str]:
+    """The cells of a method's row, under METHOD_HEAD."""
+    seed = "?" if m.seed is None else str(m.seed)
+    return [m.method, seed, *map(percent, (m.d_fail, m.corrupted, m.clean))]
 
 
 def _judged(stage: StageFacts) -> str:
@@ -121,6 +137,13 @@ def _extremes(counts: dict[str, int]) -> str:
     most = ", ".join(f"{name} {number}" for name, number in ranked[:WORST])
     least = ", ".join(f"{name} {number}" for name, number in ranked[-WORST:])
     return f"most {most}; fewest {least}; {len(without)} classes without any"
+
+
+def d_fail_reads(number: int | None) -> list[str]:
+    """The line about D_fail; none where its log is not there."""
+    return (
+        [] if number is None else [f"D_fail of a target was opened {times(number)} so far, to judge repairs."]
+    )
 
 
 def count(number: object) -> str:

@@ -43,7 +43,7 @@ def _made_from(role: str, name: str) -> frozenset[str]:
 
 
 def _named(stages: Sequence[StoredStage], plan: Plan | None) -> Iterator[tuple[str, frozenset[str]]]:
-    """Each file that names environments, with the paths of these."""
+    """Each file that names environments, with their paths."""
     score = next((one.manifest for one in stages if one.kind == "score"), None)
     if score is not None:
         mined, targets = score.config.get("mined"), score.config.get("targets")

@@ -30,7 +30,7 @@ from tasks.storage.stages import (
 
 @dataclass(frozen=True)
 class FileStat:
-    """Bytes of a file, and when it was written: seconds since 1970, by the clock of its storage."""
+    """The size of a file, and when it was written: seconds since 1970, by the clock of its storage."""
 
     size_bytes: int
     written_s: float
@@ -55,7 +55,7 @@ class StageFolder:
         return self.stage.kind
 
     def matching(self, *patterns: str) -> list[str]:
-        """Its files that fit one of the patterns; half-written ones never do."""
+        """Its files that fit one of the patterns. Half-written files never do."""
         return [f for f in self.files if ".tmp" not in f and any(fnmatchcase(f, p) for p in patterns)]
 
     def path_of(self, file: str) -> str:
@@ -69,13 +69,13 @@ class StageFolder:
 
     @property
     def begun(self) -> bool:
-        """Anything there that such a stage writes."""
+        """Whether any file is there that such a stage writes."""
         return MANIFEST in self.files or bool(self.matching(*self.stage.traces))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a folder is, its stages, and all its files."""
+    """What kind of folder was inspected, its stages, and all its files."""
 
     kind: Literal["run", "folder", "stage"]
     stages: tuple[StageFolder, ...]
@@ -137,7 +137,7 @@ def stat_files(folder: Place) -> dict[str, FileStat]:
 
 
 def _by_place(folder: Place) -> tuple[Stage, str | None] | None:
-    """The kind and name of a stage by where it stands; of one that was copied elsewhere, by its manifest."""
+    """The kind and name of a stage by where it lies, or by its manifest where it was copied elsewhere."""
     for stage in sorted(LISTED, key=lambda stage: not stage.depth):  # a method may be called `score`
         names: list[str] = []
         above = folder
