@@ -8,8 +8,9 @@ examples.py    training batches of failures and clean images
 training.py    the training loop that several methods share
 """
 
-from metarepair.methods import arachne, bn_adapt, finetune, metarepair, none, tent
+from metarepair.methods import bn_adapt, finetune, metarepair, none, tent
 from metarepair.methods.apricot import method as apricot
+from metarepair.methods.arachne import method as arachne
 from metarepair.methods.archrepair import method as archrepair
 from metarepair.methods.augmix import method as augmix
 from metarepair.methods.base import Method, MethodContext

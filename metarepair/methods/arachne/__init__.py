@@ -1,5 +1,1 @@
-"""Arachne: a search for better values of the few weights that are most to blame."""
-
-from metarepair.methods.arachne.method import Arachne, ArachneSettings
-
-__all__ = ["Arachne", "ArachneSettings"]
+"""Arachne: search-based repair of the weights that are most to blame (Sohn, Kang and Yoo 2022)."""

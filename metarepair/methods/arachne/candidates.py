@@ -8,9 +8,9 @@ layer gives. A DNN that cannot be run so is run for one candidate after the othe
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from metarepair.engine.stateless import seeded
 from metarepair.methods.arachne.localise import Places, weight_of
 from metarepair.models.wrappers import copied
 
@@ -33,19 +32,14 @@ TOLERANCE = {torch.float64: 1e-9}  # of the logits, relative to the largest; oth
 
 
 class Kept(NamedTuple):
-    """Images; the functions up to the first with a searched weight, each with its result; bytes of later results."""
+    """Images, and the functions up to the first with a searched weight, each with its result."""
 
     images_NCHW: Tensor
-    calls: list[tuple[Any, Any]]
-    largest: int
-
-    def tensors(self) -> dict[int, Any]:
-        """The results that have tensors with values, by the number of the call."""
-        return {n: found for n, (_, found) in enumerate(self.calls) if _nbytes(found)}
+    calls: Sequence[tuple[Any, Any]] = ()
 
 
 class Part:
-    """The searched weights of one layer, in a kernel [R, J, ...] of only the channels that they join."""
+    """The searched weights of one layer, as a kernel [R, J, ...] of only the channels that they join."""
 
     def __init__(self, module: nn.Module, places: Places, name: str) -> None:
         weight, which = weight_of(module, name), places.of(name)
@@ -59,15 +53,10 @@ class Part:
             torch.from_numpy(rows).to(weight.device) for rows in (which, outputs, inputs, at)
         )
 
-    def kernels(self, changes_PW: Tensor) -> Tensor:
-        """The changes as kernels [P, R, J, ...]."""
-        found = changes_PW.new_zeros(len(changes_PW), *self.shape)
-        found.flatten(1)[:, self.at] = changes_PW[:, self.which]
-        return found
-
-    def changed(self, product: Any, args: Sequence[Any], output: Tensor, kernel_RJ: Tensor) -> Tensor:
-        """What product(*args) gives with the changes; `output` is what it gives without."""
-        channels = 1 - kernel_RJ.ndim  # their axis, counted from the last
+    def changed(self, product: Any, args: Sequence[Any], output: Tensor, changes_W: Tensor) -> Tensor:
+        """What product(*args) gives with the changes of the weights; `output` is what it gives without."""
+        nothing, channels = changes_W.new_zeros(self.shape), 1 - len(self.shape)  # their axis, from the last
+        kernel_RJ = nothing.flatten().index_copy(0, self.at, changes_W[self.which]).view(self.shape)
         x, geometry = (
             args[0].index_select(channels, self.inputs_J),
             args[3:-1],
@@ -87,118 +76,123 @@ class Candidates:
         weights = {name: id(weight_of(self.module, name)) for name in places.layers}
         self._parts = {weight: Part(self.module, places, name) for name, weight in weights.items()}
         self.note: str | None = None
-        self.bytes_kept, self.bytes_moved = images_NCHW[0].nbytes, 0
-        with self._noting():
-            self._try(images_NCHW[:1])
+        self.bytes_kept = self.bytes_moved = images_NCHW[0].nbytes
+        self._unless_refused(self._try, images_NCHW[:1])
 
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        """Note that the DNN cannot be run for all candidates at once, where it raises."""
+    @torch.no_grad()
+    def keep(self, images_NCHW: Tensor) -> Kept:
+        """What candidates need of the deployed DNN on these images."""
+        return self._unless_refused(self._record, images_NCHW) or Kept(images_NCHW)
+
+    @torch.no_grad()
+    def logits(self, kept: Kept, values_PW: Tensor) -> Tensor:
+        """Logits [P, N, K] of the candidates."""
+        found = self._unless_refused(self._at_once, kept, values_PW)
+        return self._one_by_one(kept, values_PW) if found is None else found
+
+    def _unless_refused(self, work: Callable[..., Any], *args: Any) -> Any:
+        """What the work gives; None, with a note, for a DNN that cannot be run for all candidates at once."""
         try:
-            yield
+            return None if self.note else work(*args)
         except (RuntimeError, TypeError, ValueError) as error:
             self.note = (
                 f"candidates were run one after the other: {type(self.module).__name__} cannot be run for all at once "
                 f"({type(error).__name__}: {str(error).splitlines()[0][:200]})"
             )
 
-    @torch.no_grad()
-    def keep(self, images_NCHW: Tensor) -> Kept:
-        """What candidates need of the deployed DNN on these images."""
-        if not self.note:
-            with self._noting():
-                return self._record(images_NCHW)
-        return Kept(images_NCHW, [], 0)
-
-    @torch.no_grad()
-    def logits(self, kept: Kept, values_PW: Tensor) -> Tensor:
-        """Logits [P, N, K] of the candidates."""
-        if not self.note:
-            with self._noting():
-                return self._at_once(kept, values_PW)
-        return self._one_by_one(kept, values_PW)
+    def _run(self, images_NCHW: Tensor) -> Tensor:
+        found: Tensor = self.module(images_NCHW.clone())  # it may change them in place
+        return found
 
     def _record(self, images_NCHW: Tensor) -> Kept:
-        with _Recording(self._parts.keys()) as recording:
-            self.module(images_NCHW.clone())  # it may change them in place
-        if recording.called != self._parts.keys():
+        with _Run(self._parts) as run:
+            self._run(images_NCHW)
+        if run.called != self._parts.keys():
             raise ValueError("a layer is not called")
-        return Kept(images_NCHW, recording.calls, recording.largest)
+        self.bytes_moved = run.largest // len(images_NCHW)
+        return Kept(images_NCHW, run.calls)
 
     def _at_once(self, kept: Kept, values_PW: Tensor) -> Tensor:
-        def rest(kernels: dict[int, Tensor], shared: dict[int, Any]) -> Tensor:
-            shared = tree_map_only(Tensor, Tensor.clone, shared)
+        def rest(changes_W: Tensor, shared: dict[int, Any]) -> Tensor:
+            shared = tree_map_only(Tensor, Tensor.clone, shared)  # what follows may change them in place
             calls = ((func, shared.get(n, found)) for n, (func, found) in enumerate(kept.calls))
-            changes = {weight: (part, kernels[weight]) for weight, part in self._parts.items()}
-            with _Replay(calls, changes):
-                return self.module(kept.images_NCHW.clone())
+            with _Run(self._parts, calls, changes_W):
+                return self._run(kept.images_NCHW)
 
-        kernels = {weight: part.kernels(values_PW - self.before_W) for weight, part in self._parts.items()}
-        # Fused attention cannot be mapped. A tensor of all candidates cannot be added in place to one that they share.
-        with sdpa_kernel(SDPBackend.MATH):
-            return vmap(functionalize(rest), in_dims=(0, None))(kernels, kept.tensors())
+        shared = {n: found for n, (_, found) in enumerate(kept.calls) if _nbytes(found)}
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused attention cannot be mapped
+            warnings.filterwarnings(
+                "ignore", "There is a performance drop"
+            )  # of an operation that vmap loops over
+            # Functional, as a tensor of all candidates cannot be added in place to one that they share.
+            found: Tensor = vmap(functionalize(rest), in_dims=(0, None))(values_PW - self.before_W, shared)
+        return found
 
     def _one_by_one(self, kept: Kept, values_PW: Tensor) -> Tensor:
         found = []
         for values_W in values_PW:
             self.places.fill(self.module, values_W)
-            found.append(self.module(kept.images_NCHW.clone()))
+            found.append(self._run(kept.images_NCHW))
         self.places.fill(self.module, self.before_W)
         return torch.stack(found)
 
     @torch.no_grad()
     def _try(self, image_1CHW: Tensor) -> None:
-        """Raises ValueError where a candidate with random weights has other logits than the DNN with these weights."""
+        """Raise ValueError where a candidate with other weights has not the logits of the DNN with these weights."""
         kept = self._record(image_1CHW)
-        self.bytes_kept, self.bytes_moved = self.bytes_kept + _nbytes(kept.calls), kept.largest
-        with seeded(image_1CHW.device, 0):
-            random_1W = self.before_W + torch.randn_like(self.before_W)[None]
-        found, right = self._at_once(kept, random_1W), self._one_by_one(kept, random_1W)
+        self.bytes_kept += _nbytes(kept.calls)
+        other_1W = self.before_W + torch.linspace(0.5, 1.5, len(self.before_W)).to(self.before_W)[None]
+        found, right = self._at_once(kept, other_1W), self._one_by_one(kept, other_1W)
         allowed = TOLERANCE.get(right.dtype, 1e-2) * right.abs().max()
         if found.shape != right.shape or not bool(((found - right).abs() <= allowed).all()):
             raise ValueError("it gives other logits then")
 
 
-class _Recording(TorchFunctionMode):
-    """Note each function with its result, up to the first function that takes a searched weight.
+class _Run(TorchFunctionMode):
+    """A run of the DNN that notes its functions up to the first that takes a searched weight, or gives their results.
 
-    Of their tensors only those are kept that are still referred to then: nothing can use the others later.
+    calls: noted functions, with the results to give. changes_W: of the searched weights. Of what is noted, only tensors
+    that are still referred to at that function are kept: nothing can use the others later.
     """
 
-    def __init__(self, weights: Collection[int]) -> None:
+    def __init__(
+        self, parts: dict[int, Part], calls: Iterable[tuple[Any, Any]] = (), changes_W: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.weights, self.calls, self.called, self.largest = weights, list[Any](), set[int](), 0
+        self.parts, self.given, self.changes_W = parts, iter(calls), changes_W
+        self.calls, self.called, self.largest = list[Any](), set[int](), 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        if not self.called:
-            self.calls.append((func, tree_map_only(Tensor, weakref.ref, found)))
-        searched = {id(x) for x in args} & self.weights if isinstance(found, Tensor) else set[int]()
+        noted, found = next(self.given, (None, None))
+        if noted is None:
+            found = (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+        elif func != noted:
+            raise ValueError("its functions are others when it is run again")
+        searched = self.parts.keys() & {id(x) for x in args} if isinstance(found, Tensor) else set[int]()
         if searched and func not in PRODUCTS:
             raise ValueError(f"{func.__name__} takes a searched weight")
+        if self.changes_W is None:
+            self._note(func, found, searched)
+        for weight in searched if self.changes_W is not None else ():
+            found = self.parts[weight].changed(func, args, found, self.changes_W)
+        return found
+
+    def _note(self, func: Any, found: Any, searched: set[int]) -> None:
+        if not self.called:
+            self.calls.append((func, tree_map_only(Tensor, weakref.ref, found)))
         if searched and not self.called:
             self.calls = tree_map_only(weakref.ref, _if_alive, self.calls)
         self.called |= searched
         self.largest = max(self.largest, _nbytes(found) if self.called else 0)
-        return found
 
 
-class _Replay(TorchFunctionMode):
-    """Give the recorded results of the first functions, run the others, and change products by the searched weights."""
+def _if_alive(reference: weakref.ref[Tensor]) -> Tensor:
+    tensor = reference()
+    return torch.empty(0) if tensor is None else tensor.clone()  # what follows may change it in place
 
-    def __init__(self, calls: Iterator[tuple[Any, Any]], changes: dict[int, tuple[Part, Tensor]]) -> None:
-        super().__init__()
-        self.calls, self.changes = calls, changes
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        recorded, found = next(self.calls, (None, None))
-        if recorded is None:
-            found = (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
-        elif func != recorded:
-            raise ValueError("its functions are others when it is run again")
-        if func in PRODUCTS and (change := self.changes.get(id(args[1]))):
-            return change[0].changed(func, args, found, change[1])
-        return found
+def _nbytes(result: Any) -> int:
+    return sum(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))
 
 
 def _batch_norm(x: Tensor, mean_C: Tensor, variance_C: Tensor, **given: Any) -> Tensor:
@@ -210,12 +204,3 @@ def _batch_norm(x: Tensor, mean_C: Tensor, variance_C: Tensor, **given: Any) -> 
     shift_C = -mean_C * scale_C if given["bias"] is None else given["bias"] - mean_C * scale_C
     shape = (-1, *[1] * (x.ndim - 2))
     return torch.addcmul(shift_C.view(shape), x, scale_C.view(shape)).to(x.dtype)
-
-
-def _if_alive(reference: weakref.ref[Tensor]) -> Tensor:
-    tensor = reference()
-    return torch.empty(0) if tensor is None else tensor.clone()  # what follows may change it in place
-
-
-def _nbytes(result: Any) -> int:
-    return sum(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))

@@ -36,6 +36,8 @@ BATCH = 50  # with gradients
 LOOKED_AT = 250  # without
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Layers = Mapping[str, Layer]
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # images and labels
 Scores = dict[str, Tensor]  # by layer: for each weight
 
 
@@ -135,7 +137,7 @@ def _quotas(sizes_K: Ints, count: int) -> Ints:
     """`count` places, or as many as there are, by the sizes of the classes (largest remainders)."""
     count = min(count, int(sizes_K.sum()))
     shares_K = count * sizes_K / sizes_K.sum()
-    places_K = shares_K.astype(np.int64)
+    places_K: Ints = shares_K.astype(np.int64)
     places_K[np.argsort(places_K - shares_K, kind="stable")[: count - int(places_K.sum())]] += 1
     return places_K
 
@@ -153,9 +155,17 @@ def blame(
 
     Raises BudgetOverError; DivergedError for what is not finite.
     """
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(images.labels_N), BATCH):
+            rows = slice(start, start + BATCH)
+            labels_B = torch.from_numpy(np.ascontiguousarray(images.labels_N[rows])).to(deployed.device)
+            _ask(budget, len(labels_B))
+            yield deployed.normalise(images.images_NHWC_u8[rows]), labels_B
+
     layers = dict([*layers_of(deployed.module).items()][-(last_layers or 0) :])
-    sensitivity, gradient = _gradients(deployed, layers, images, budget)
-    impact = _impacts(deployed, layers, images, budget, sensitivity)
+    sensitivity, gradient = _gradients(deployed.module, layers, batches, len(images.labels_N))
+    impact = _impacts(deployed.module, layers, batches, len(images.labels_N), sensitivity)
     found = {name: torch.stack([impact[name], gradient[name].abs()]) for name in layers}
     for name, score in found.items():
         if not bool(torch.isfinite(score).all()):
@@ -171,9 +181,7 @@ def against(failures: Scores, correct: Scores) -> Scores:
     return {name: score / (1 + correct[name]) for name, score in failures.items()}
 
 
-def _gradients(
-    deployed: DeployedModel, layers: Mapping[str, Layer], images: LabelledImages, budget: Budget
-) -> tuple[Scores, Scores]:
+def _gradients(module: nn.Module, layers: Layers, batches: Batches, number: int) -> tuple[Scores, Scores]:
     """Mean of the normalised |∂(Σ logits)/∂output| by layer, in the shape of its output; and Σ ∂L/∂w."""
     sensitivity: Scores = {}
     sums = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
@@ -183,16 +191,16 @@ def _gradients(
         outputs.append((name, out))
         return out.clone()  # what follows may change it in place
 
-    for x_BCHW, labels_B in _batches(deployed, images, budget):
+    for x_BCHW, labels_B in batches():
         outputs.clear()
         with _watching(layers, note), torch.enable_grad():
-            logits_BK = deployed.module(x_BCHW)
+            logits_BK = module(x_BCHW)
             loss = F.cross_entropy(logits_BK, labels_B, reduction="sum")
         tensors = [tensor for _, tensor in outputs]
         slopes = torch.autograd.grad(logits_BK.sum(), tensors, retain_graph=True, allow_unused=True)
         for (name, tensor), slope in zip(outputs, slopes, strict=True):
             size = torch.zeros_like(tensor) if slope is None else slope.abs()
-            mean = F.normalize(size.flatten(1), p=1).sum(0).view(tensor.shape[1:]) / len(images.labels_N)
+            mean = F.normalize(size.flatten(1), p=1).sum(0).view(tensor.shape[1:]) / number
             sensitivity[name] = sensitivity[name] + mean if name in sensitivity else mean
         weights = [layer.weight for layer in layers.values()]
         for name, found in zip(layers, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
@@ -201,13 +209,7 @@ def _gradients(
 
 
 @torch.no_grad()
-def _impacts(
-    deployed: DeployedModel,
-    layers: Mapping[str, Layer],
-    images: LabelledImages,
-    budget: Budget,
-    sensitivity: Scores,
-) -> Scores:
+def _impacts(module: nn.Module, layers: Layers, batches: Batches, number: int, sensitivity: Scores) -> Scores:
     """Forward impact by layer.
 
     Σ over places of sensitivity × |x| / (|x| convolved with |w|) is what a layer's backward pass gives for its weight
@@ -222,28 +224,16 @@ def _impacts(
             total = product(x.detach().abs(), weight=size)
             share = torch.where(total > 0, sensitivity[name] / total.detach(), 0)
             (found,) = torch.autograd.grad(total, size, share)
-        sums[name] += size.detach() * found / len(images.labels_N)
+        sums[name] += size.detach() * found / number
 
     with _watching(layers, add):
-        for x_BCHW, _ in _batches(deployed, images, budget):
-            deployed.module(x_BCHW)
+        for x_BCHW, _ in batches():
+            module(x_BCHW)
     return sums
 
 
-def _batches(
-    deployed: DeployedModel, images: LabelledImages, budget: Budget
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(images.labels_N), BATCH):
-        rows = slice(start, start + BATCH)
-        labels_B = torch.from_numpy(np.ascontiguousarray(images.labels_N[rows])).to(deployed.device)
-        _ask(budget, len(labels_B))
-        yield deployed.normalise(images.images_NHWC_u8[rows]), labels_B
-
-
 @contextmanager
-def _watching(
-    layers: Mapping[str, Layer], seen: Callable[[str, Layer, Tensor, Tensor], Tensor | None]
-) -> Iterator[None]:
+def _watching(layers: Layers, seen: Callable[..., Tensor | None]) -> Iterator[None]:
     """Call `seen(name, layer, input, output)` at each call of a layer; what it returns replaces the output."""
 
     def hook(name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Any:

@@ -18,17 +18,15 @@ from torch import nn
 
 from metarepair.adaptation.accuracy import accuracy_on
 from metarepair.adaptation.repair_data import RepairData
-from metarepair.methods.arachne.fitness import Fitness
-from metarepair.methods.arachne.localise import (
-    BudgetOverError,
-    Places,
-    against,
-    blame,
-    correct_rows,
-    layers_of,
-    pareto_front,
+from metarepair.methods.arachne import localise
+from metarepair.methods.arachne.search import (
+    ArachneSettings,
+    Fitness,
+    Search,
+    State,
+    layers_of_weights,
+    start,
 )
-from metarepair.methods.arachne.search import ArachneSettings, Search, State, layers_of_weights, start
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.examples import clean_beside_failures
 from metarepair.methods.registry import register
@@ -40,7 +38,9 @@ from tasks.keys import keyed_generator
 CHECKPOINT = "arachne.safetensors"
 CHECKPOINT_S = 60.0
 SAID_S = 15.0  # between lines of progress
-Found = dict[str, Any]  # arrays: the layers and places of the weights to blame, rows of correct images
+Found = dict[
+    str, Any
+]  # arrays: the layers and places of the weights to blame, rows of correct images; a search's state
 
 
 @register
@@ -55,7 +55,7 @@ class Arachne(Method):
     Settings = ArachneSettings
 
     def check(self, module: nn.Module, settings: Any) -> None:
-        if not layers_of(module):
+        if not localise.layers_of(module):
             raise ConfigError(
                 "arachne changes weights of dense and convolution layers, and this DNN has none with a weight of its "
                 "own that requires_grad (torch.nn.Linear, Conv1d, Conv2d or Conv3d). Leave arachne out."
@@ -71,7 +71,7 @@ class Arachne(Method):
         repair = _Repair(deployed, data, context)
         try:
             notes = repair.run()
-        except BudgetOverError:
+        except localise.BudgetOverError:
             notes = ("the budget was over before the weights to blame were found: none is changed",)
         return repaired_from("arachne", deployed.module, context.budget, notes=notes)
 
@@ -87,21 +87,15 @@ class _Repair:
         if self.settings.max_failures is not None and len(data.learn) > self.settings.max_failures:
             order = keyed_generator("arachne-failures", context.seed).permutation(len(data.learn))
             self.failures = data.learn.take(order[: self.settings.max_failures])
-        self.layers = list(layers_of(self.module))
+        self.layers = list(localise.layers_of(self.module))
         self._saved_at = self._said_at = time.monotonic()
 
     def run(self) -> tuple[str, ...]:
         """Change the module, and return notes of what was done."""
         found = self._resumed() or self._localised()
-        places = Places(layers=tuple(self.layers[i] for i in found["layers"]), flat_W=found["flat"])
-        fitness = Fitness(
-            self.deployed,
-            places,
-            self.failures,
-            self.clean.take(found["rows"]),
-            wrong_weight=self.settings.wrong_weight,
-            budget=self.budget,
-        )
+        places = localise.Places(layers=tuple(self.layers[i] for i in found["layers"]), flat_W=found["flat"])
+        images, weight = (self.failures, self.clean.take(found["rows"])), self.settings.wrong_weight
+        fitness = Fitness(self.deployed, places, images, wrong_weight=weight, budget=self.budget)
         before = self._accuracy()
         (own,) = fitness(places.values(self.module).double().cpu().numpy()[None])
         search = self._search(fitness, places, found)
@@ -120,49 +114,44 @@ class _Repair:
         )
 
     def _localised(self) -> Found:
-        rows = correct_rows(
-            self.deployed, self.clean, count=len(self.failures), seed=self.context.seed, budget=self.budget
-        )
+        deployed, budget, seed = self.deployed, self.budget, self.context.seed
+        rows = localise.correct_rows(deployed, self.clean, count=len(self.failures), seed=seed, budget=budget)
         failures, correct = (
-            blame(self.deployed, images, self.budget, last_layers=self.settings.last_layers)
+            localise.blame(deployed, images, budget, last_layers=self.settings.last_layers)
             for images in (self.failures, self.clean.take(rows))
         )
-        places = pareto_front(against(failures, correct))
+        places = localise.pareto_front(localise.against(failures, correct))
         self.context.say(f"arachne: {len(places)} weights of {len(set(places.layers))} layers are to blame")
         layers = [self.layers.index(name) for name in places.layers]
-        found = {"layers": layers, "flat": places.flat_W, "rows": rows}
-        self._save(found)
+        self._save(found := {"layers": layers, "flat": places.flat_W, "rows": rows})
         return found
 
-    def _search(self, fitness: Fitness, places: Places, found: Found) -> Search:
-        def after(state: State) -> bool:
-            self.budget.spend(steps=1)
-            if time.monotonic() - self._said_at >= SAID_S:
-                self._say(state)
-            if time.monotonic() - self._saved_at >= CHECKPOINT_S:
-                count = [state.generation, state.unchanged]
-                self._save({**found, "shares": state.shares_PW, "fitness": state.fitness_P, "count": count})
-            return self.budget.over
+    def _search(self, fitness: Fitness, places: localise.Places, found: Found) -> Search:
+        settings, seed, budget = self.settings, self.context.seed, self.budget
 
-        layers_4W, seed = layers_of_weights(self.module, places), self.context.seed
-        state = start(layers_4W, population=self.settings.population, seed=seed)
+        def after(state: State) -> bool:
+            budget.spend(steps=1)
+            if time.monotonic() - self._said_at >= SAID_S:
+                self._said_at = time.monotonic()
+                share = max(state.generation / settings.generations, budget.share)
+                self.context.say(
+                    f"arachne: generation {state.generation} of {settings.generations}, best fitness "
+                    f"{state.fitness_P[0]:.1f}, {budget.seconds / share - budget.seconds:.0f} s left at most"
+                )
+            if time.monotonic() - self._saved_at >= CHECKPOINT_S:
+                shares_PW, fitness_P, *count = state
+                self._save({**found, "shares": shares_PW, "fitness": fitness_P, "count": count})
+            return budget.over
+
+        layers_4W = layers_of_weights(self.module, places)
+        state = start(layers_4W, population=settings.population, seed=seed)
         if "shares" in found:
             state = State(found["shares"], found["fitness"], *found["count"].tolist())
-        return Search(
-            fitness=fitness, layers_4W=layers_4W, settings=self.settings, seed=seed, after=after, state=state
-        )
-
-    def _say(self, state: State) -> None:
-        self._said_at, seconds = time.monotonic(), self.budget.seconds
-        share = max(state.generation / self.settings.generations, self.budget.share)
-        self.context.say(
-            f"arachne: generation {state.generation} of {self.settings.generations}, best fitness "
-            f"{state.fitness_P[0]:.1f}, {seconds / share - seconds:.0f} s left at most"
-        )
+        return Search(fitness, layers_4W, settings, after, seed=seed, state=state)
 
     def _accuracy(self) -> float:
-        parameters, buffers = dict(self.module.named_parameters()), dict(self.module.named_buffers())
-        return accuracy_on(self.deployed, parameters, buffers, self.validation)
+        state = dict(self.module.named_parameters()), dict(self.module.named_buffers())
+        return accuracy_on(self.deployed, *state, self.validation)
 
     def _save(self, found: Found) -> None:
         if self.context.folder is not None:
@@ -177,8 +166,7 @@ class _Repair:
             return None
         tensors = read_tensors(self.context.folder / CHECKPOINT)
         found = {name: tensor.numpy() for name, tensor in tensors.items()}
-        seconds, images, steps = found["spent"].tolist()
-        self.budget.go_on(seconds=seconds, images=images, steps=steps)
+        self.budget.go_on(**dict(zip(self.budget.spent, found["spent"].tolist(), strict=True)))
         generation = found["count"].tolist()[0] if "count" in found else 0
         self.context.say(f"arachne: goes on from generation {generation}")
         return found

@@ -1,10 +1,11 @@
-"""A search for the best values of a few weights by differential evolution.
+"""The fitness of candidates for a few weights, and the search for the best ones by differential evolution.
 
-Source: Sohn, Kang and Yoo 2022 (Arachne, TOSEM), Sec. 3.3: 100 candidates, 100 generations, each weight started from
-N(mean, sd) of its layer; a trial is a + F (b - c) of three others, F ~ U(0.5, 1) once for each generation, taken for
-each weight with probability 0.7 and for one in any case, clipped to twice the layer's least and largest weight;
-it replaces its candidate if it is not worse. As in the published code, a least weight above 0 (a largest below 0) is
-halved instead, and the search ends when the best has not changed for more than 10 generations.
+Source: Sohn, Kang and Yoo 2022 (Arachne, TOSEM), Sec. 3.3: S = number that is right + Σ over those that are wrong of
+1 / (loss + 1), of correct images and of failures; fitness = S_correct + 10 S_wrong. 100 candidates, 100 generations,
+each weight started from N(mean, sd) of its layer; a trial is a + F (b - c) of three others, F ~ U(0.5, 1) once for each
+generation, taken for each weight with probability 0.7 and for one in any case, clipped to twice the layer's least and
+largest weight; it replaces its candidate if it is not worse. As in the published code, a least weight above 0 (a
+largest below 0) is halved instead, and the search ends when the best has not changed for more than 10 generations.
 
 What differs: the paper replaces a candidate at once, so that the next trials of the generation see it; here a
 generation is evaluated as one, and replaces after. Starting values beyond the bounds are clipped, too, and the search
@@ -14,21 +15,32 @@ also ends when all candidates are equally good.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from metarepair.config.section import Fraction, Positive, Section
-from metarepair.methods.arachne.fitness import Floats
+from metarepair.data.clean_images import LabelledImages
+from metarepair.methods.arachne.candidates import Candidates, Kept
 from metarepair.methods.arachne.localise import Places, weight_of
+from metarepair.methods.budget import Budget
+from metarepair.methods.examples import Examples
+from metarepair.models.build import DeployedModel
 from tasks.keys import keyed_generator
 
-# P candidates, W weights
+# P candidates, N images, K classes, W weights
 
+Floats = NDArray[np.float64]
 Scale = Annotated[float, Field(ge=0, le=2)]
+AT_ONCE_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}  # of one operation; on a CPU more leaves its cache
+KEPT_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}  # of what no candidate changes
+FEWEST_IMAGES, MOST_IMAGES = 8, 500  # of a chunk
+FEW_CANDIDATES = 16  # of a chunk where not all go: a budget that ends in it loses so many
 
 
 class ArachneSettings(Section):
@@ -51,6 +63,79 @@ class ArachneSettings(Section):
     max_failures: Positive | None = Field(
         None, description="Failures that are used, and as many correct images; all when not given."
     )
+
+
+def scores(logits_PNK: Tensor, labels_N: Tensor) -> Tensor:
+    """1 for an image that is right, 1 / (loss + 1) for one that is wrong: [P, N], float64."""
+    log_p_PNK = logits_PNK.double().log_softmax(-1)
+    labels_PN1 = labels_N.expand(len(logits_PNK), -1)[..., None]
+    loss_PN = -log_p_PNK.gather(-1, labels_PN1)[..., 0]
+    return torch.where(log_p_PNK.argmax(-1) == labels_N, 1.0, 1 / (loss_PN + 1))
+
+
+class Fitness:
+    """Fitness of candidates for the weights at `places`, over failures and correct images.
+
+    `wrong_weight` is how much a failure counts. Images are counted by the budget once for each candidate.
+    """
+
+    def __init__(
+        self,
+        deployed: DeployedModel,
+        places: Places,
+        images: tuple[LabelledImages, LabelledImages],
+        *,
+        wrong_weight: float,
+        budget: Budget,
+    ) -> None:
+        self.deployed, self.budget, self.examples = deployed, budget, Examples(*images)
+        weights_N = np.repeat([wrong_weight, 1.0], self.examples.sizes)
+        self.labels_N, self.weights_N = (
+            torch.from_numpy(array).to(deployed.device) for array in (self.examples.labels_N, weights_N)
+        )
+        self.candidates = Candidates(deployed.module, places, self._images(slice(0, 1)))
+        kind = "cpu" if deployed.device.type == "cpu" else "cuda"
+        self._keeps = self.candidates.bytes_kept * len(self.examples) <= KEPT_BYTES[kind]
+        self._pairs = max(
+            1, AT_ONCE_BYTES[kind] // max(1, self.candidates.bytes_moved)
+        )  # of image and candidate
+        self._kept: dict[tuple[int, int], Kept] = {}
+
+    def __call__(self, values_PW: Floats) -> Floats:
+        """Fitness [P]; -inf for candidates that the budget was over before."""
+        found_P = np.full(len(values_PW), -np.inf)
+        candidates, images = self._chunks(len(values_PW))
+        for start in range(0, len(values_PW), candidates):
+            chunk_PW = torch.from_numpy(values_PW[start : start + candidates]).to(self.candidates.before_W)
+            total_P = torch.zeros(len(chunk_PW), dtype=torch.float64, device=chunk_PW.device)
+            for first in range(0, len(self.examples), images):
+                if self.budget.over:
+                    return found_P
+                rows = slice(first, min(first + images, len(self.examples)))
+                self.budget.spend(images=(rows.stop - first) * len(chunk_PW))
+                logits_PNK = self.candidates.logits(self._deployed(rows), chunk_PW)
+                total_P += scores(logits_PNK, self.labels_N[rows]) @ self.weights_N[rows]
+            # A candidate that overflows to NaN is as bad as can be.
+            found_P[start : start + candidates] = total_P.nan_to_num(nan=-np.inf).cpu().numpy()
+        return found_P
+
+    def _chunks(self, candidates: int) -> tuple[int, int]:
+        """How many candidates and images are taken at once. Images are the same for any number of candidates."""
+        most = min(MOST_IMAGES, len(self.examples))
+        if self.candidates.note:
+            return 1, most
+        images = min(max(self._pairs // FEW_CANDIDATES, FEWEST_IMAGES), most)
+        return min(candidates, max(1, self._pairs // images)), images
+
+    def _deployed(self, rows: slice) -> Kept:
+        """What candidates need of the deployed DNN on these images; kept for the next generation if it has room."""
+        found = self._kept.get((rows.start, rows.stop)) or self.candidates.keep(self._images(rows))
+        if self._keeps:
+            self._kept[rows.start, rows.stop] = found
+        return found
+
+    def _images(self, rows: slice) -> Tensor:
+        return self.deployed.normalise(self.examples.images(np.arange(len(self.examples))[rows]))
 
 
 class State(NamedTuple):
@@ -84,7 +169,7 @@ def start(layers_4W: Floats, *, population: int, seed: int) -> State:
     return State(shares_PW, np.full(population, -np.inf), 0, 0)
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Search:
     """Differential evolution of weights within their layers' bounds.
 
@@ -95,21 +180,22 @@ class Search:
     fitness: Callable[[Floats], Floats]
     layers_4W: Floats
     settings: ArachneSettings
-    seed: int
     after: Callable[[State], bool]
+    _: KW_ONLY
+    seed: int
     state: State
 
     def values(self, shares_PW: Floats) -> Floats:
         """Weights of candidates that are given in shares of the bounds."""
         low_W, high_W, _, _ = self.layers_4W
-        return low_W + shares_PW * (high_W - low_W)
+        return np.asarray(low_W + shares_PW * (high_W - low_W))
 
     def run(self) -> State:
         """The state at the end; its first candidate is the best."""
-        ended, settings = False, self.settings
+        ended = False
         if self.state.generation == 0:
             self._go_on(self.state.shares_PW, self.fitness(self.values(self.state.shares_PW)), 0)
-        while not ended and self.state.generation < settings.generations:
+        while not ended and self.state.generation < self.settings.generations:
             before = self.state
             trials_PW = np.stack([self._trial(p, before.shares_PW) for p in range(len(before.shares_PW))])
             fitness_P = self.fitness(self.values(trials_PW))
@@ -118,7 +204,7 @@ class Search:
             fitness_P = np.where(taken_P, fitness_P, before.fitness_P)
             self._go_on(shares_PW, fitness_P, before.generation + 1)
             equal = bool(np.isfinite(fitness_P).all()) and fitness_P.std() == 0
-            ended = self.after(self.state) or self.state.unchanged > settings.patience or equal
+            ended = self.after(self.state) or self.state.unchanged > self.settings.patience or equal
         return self.state
 
     def _go_on(self, shares_PW: Floats, fitness_P: Floats, generation: int) -> None:
@@ -137,5 +223,4 @@ class Search:
         a_W, b_W, c_W = shares_PW[chance.choice(others, 3, replace=False)]
         taken_W = chance.random(len(a_W)) < settings.crossover
         taken_W[chance.integers(len(a_W))] = True
-        found: Floats = np.where(taken_W, np.clip(a_W + scale * (b_W - c_W), 0, 1), shares_PW[candidate])
-        return found
+        return np.where(taken_W, np.clip(a_W + scale * (b_W - c_W), 0, 1), shares_PW[candidate])

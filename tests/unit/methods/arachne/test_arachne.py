@@ -19,7 +19,6 @@ from metarepair.engine.stateless import seeded
 from metarepair.methods import method_settings
 from metarepair.methods.arachne import method
 from metarepair.methods.arachne.candidates import Candidates
-from metarepair.methods.arachne.fitness import Fitness, scores
 from metarepair.methods.arachne.localise import (
     Places,
     against,
@@ -30,7 +29,15 @@ from metarepair.methods.arachne.localise import (
     pareto_front,
     weight_of,
 )
-from metarepair.methods.arachne.search import ArachneSettings, Search, State, layers_of_weights, start
+from metarepair.methods.arachne.search import (
+    ArachneSettings,
+    Fitness,
+    Search,
+    State,
+    layers_of_weights,
+    scores,
+    start,
+)
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
 from metarepair.methods.registry import get_method
@@ -537,7 +544,7 @@ def test_fitness_counts_a_failure_ten_times(monkeypatch: pytest.MonkeyPatch) -> 
     collected, correct = failures(np.arange(11) % 3, 1), clean(13)
     places = some_places(given.module, ["stem", "head"])
     budget = Budget()
-    fitness = Fitness(given, places, collected, correct, wrong_weight=10.0, budget=budget)
+    fitness = Fitness(given, places, (collected, correct), wrong_weight=10.0, budget=budget)
     with seeded(CPU, 1):
         values_PW = places.values(given.module) + torch.randn(5, len(places), dtype=torch.float64)
     found = fitness(values_PW.numpy())
