@@ -8,10 +8,11 @@ layer gives. A DNN that cannot be run so is run for one candidate after the othe
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,13 +30,8 @@ from metarepair.models.wrappers import copied
 
 PRODUCTS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 TOLERANCE = {torch.float64: 1e-9}  # of the logits, relative to the largest; others 1e-2
-
-
-class Kept(NamedTuple):
-    """Images, and the functions up to the first with a searched weight, each with its result."""
-
-    images_NCHW: Tensor
-    calls: Sequence[tuple[Any, Any]] = ()
+# Images, and the functions up to the first that takes a searched weight, each with its result.
+Kept = tuple[Tensor, list[tuple[Any, Any]]]
 
 
 class Part:
@@ -55,13 +51,15 @@ class Part:
 
     def changed(self, product: Any, args: Sequence[Any], output: Tensor, changes_W: Tensor) -> Tensor:
         """What product(*args) gives with the changes of the weights; `output` is what it gives without."""
-        nothing, channels = changes_W.new_zeros(self.shape), 1 - len(self.shape)  # their axis, from the last
-        kernel_RJ = nothing.flatten().index_copy(0, self.at, changes_W[self.which]).view(self.shape)
-        x, geometry = (
-            args[0].index_select(channels, self.inputs_J),
+        channels, geometry = (
+            1 - len(self.shape),
             args[3:-1],
-        )  # all but the number of groups
-        return output.index_add(channels, self.outputs_R, product(x, kernel_RJ, None, *geometry))
+        )  # the axis from the last; all but the number of groups
+        kernel_RJ = changes_W.new_zeros(math.prod(self.shape)).index_copy(0, self.at, changes_W[self.which])
+        change = product(
+            args[0].index_select(channels, self.inputs_J), kernel_RJ.view(self.shape), None, *geometry
+        )
+        return output.index_add(channels, self.outputs_R, change)
 
 
 class Candidates:
@@ -76,13 +74,13 @@ class Candidates:
         weights = {name: id(weight_of(self.module, name)) for name in places.layers}
         self._parts = {weight: Part(self.module, places, name) for name, weight in weights.items()}
         self.note: str | None = None
-        self.bytes_kept = self.bytes_moved = images_NCHW[0].nbytes
+        self.bytes_kept = self.bytes_moved = 0
         self._unless_refused(self._try, images_NCHW[:1])
 
     @torch.no_grad()
     def keep(self, images_NCHW: Tensor) -> Kept:
         """What candidates need of the deployed DNN on these images."""
-        return self._unless_refused(self._record, images_NCHW) or Kept(images_NCHW)
+        return self._unless_refused(self._record, images_NCHW) or (images_NCHW, [])
 
     @torch.no_grad()
     def logits(self, kept: Kept, values_PW: Tensor) -> Tensor:
@@ -100,31 +98,28 @@ class Candidates:
                 f"({type(error).__name__}: {str(error).splitlines()[0][:200]})"
             )
 
-    def _run(self, images_NCHW: Tensor) -> Tensor:
-        found: Tensor = self.module(images_NCHW.clone())  # it may change them in place
-        return found
-
     def _record(self, images_NCHW: Tensor) -> Kept:
         with _Run(self._parts) as run:
-            self._run(images_NCHW)
+            self.module(images_NCHW.clone())  # it may change them in place
         if run.called != self._parts.keys():
             raise ValueError("a layer is not called")
         self.bytes_moved = run.largest // len(images_NCHW)
-        return Kept(images_NCHW, run.calls)
+        return images_NCHW, run.calls
 
     def _at_once(self, kept: Kept, values_PW: Tensor) -> Tensor:
-        def rest(changes_W: Tensor, shared: dict[int, Any]) -> Tensor:
-            shared = tree_map_only(Tensor, Tensor.clone, shared)  # what follows may change them in place
-            calls = ((func, shared.get(n, found)) for n, (func, found) in enumerate(kept.calls))
-            with _Run(self._parts, calls, changes_W):
-                return self._run(kept.images_NCHW)
+        images_NCHW, calls = kept
 
-        shared = {n: found for n, (_, found) in enumerate(kept.calls) if _nbytes(found)}
-        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused attention cannot be mapped
-            warnings.filterwarnings(
-                "ignore", "There is a performance drop"
-            )  # of an operation that vmap loops over
-            # Functional, as a tensor of all candidates cannot be added in place to one that they share.
+        def rest(changes_W: Tensor, shared: dict[int, Any]) -> Any:
+            own = tree_map_only(Tensor, Tensor.clone, shared)  # what follows may change them in place
+            given = ((func, own.get(n, found)) for n, (func, found) in enumerate(calls))
+            with _Run(self._parts, given, changes_W):
+                return self.module(images_NCHW.clone())
+
+        # Fused attention cannot be mapped. A tensor of all candidates cannot be added in place to one that they share,
+        # so changes in place are made functional. vmap loops over operations that it has no rule for, and warns.
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            shared = {n: found for n, (_, found) in enumerate(calls) if _nbytes(found)}
             found: Tensor = vmap(functionalize(rest), in_dims=(0, None))(values_PW - self.before_W, shared)
         return found
 
@@ -132,7 +127,7 @@ class Candidates:
         found = []
         for values_W in values_PW:
             self.places.fill(self.module, values_W)
-            found.append(self._run(kept.images_NCHW))
+            found.append(self.module(kept[0].clone()))
         self.places.fill(self.module, self.before_W)
         return torch.stack(found)
 
@@ -140,7 +135,7 @@ class Candidates:
     def _try(self, image_1CHW: Tensor) -> None:
         """Raise ValueError where a candidate with other weights has not the logits of the DNN with these weights."""
         kept = self._record(image_1CHW)
-        self.bytes_kept += _nbytes(kept.calls)
+        self.bytes_kept = _nbytes(kept)
         other_1W = self.before_W + torch.linspace(0.5, 1.5, len(self.before_W)).to(self.before_W)[None]
         found, right = self._at_once(kept, other_1W), self._one_by_one(kept, other_1W)
         allowed = TOLERANCE.get(right.dtype, 1e-2) * right.abs().max()
@@ -149,21 +144,24 @@ class Candidates:
 
 
 class _Run(TorchFunctionMode):
-    """A run of the DNN that notes its functions up to the first that takes a searched weight, or gives their results.
+    """A run of the DNN: as it is deployed, or with changes of the searched weights.
 
-    calls: noted functions, with the results to give. changes_W: of the searched weights. Of what is noted, only tensors
-    that are still referred to at that function are kept: nothing can use the others later.
+    The first notes in `calls` the functions up to the first that takes a searched weight, with their results. Of the
+    tensors among these it keeps those that are still referred to then: nothing can use the others later. The second is
+    given these calls, and gives their results in place of running them.
     """
 
     def __init__(
-        self, parts: dict[int, Part], calls: Iterable[tuple[Any, Any]] = (), changes_W: Tensor | None = None
+        self, parts: dict[int, Part], calls: Iterable[Any] = (), changes_W: Tensor | None = None
     ) -> None:
         super().__init__()
-        self.parts, self.given, self.changes_W = parts, iter(calls), changes_W
+        self.parts, self.changes_W = parts, changes_W
+        self.given: Iterator[Any] = iter(calls)
         self.calls, self.called, self.largest = list[Any](), set[int](), 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        noted, found = next(self.given, (None, None))
+        call: tuple[Any, Any] = next(self.given, (None, None))
+        noted, found = call
         if noted is None:
             found = (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
         elif func != noted:
@@ -173,15 +171,16 @@ class _Run(TorchFunctionMode):
             raise ValueError(f"{func.__name__} takes a searched weight")
         if self.changes_W is None:
             self._note(func, found, searched)
-        for weight in searched if self.changes_W is not None else ():
+            return found
+        for weight in searched:
             found = self.parts[weight].changed(func, args, found, self.changes_W)
         return found
 
     def _note(self, func: Any, found: Any, searched: set[int]) -> None:
         if not self.called:
             self.calls.append((func, tree_map_only(Tensor, weakref.ref, found)))
-        if searched and not self.called:
-            self.calls = tree_map_only(weakref.ref, _if_alive, self.calls)
+            if searched:
+                self.calls = tree_map_only(weakref.ref, _if_alive, self.calls)
         self.called |= searched
         self.largest = max(self.largest, _nbytes(found) if self.called else 0)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metarepair.adaptation.accuracy import accuracy_on
 from metarepair.adaptation.repair_data import RepairData
@@ -150,8 +150,8 @@ class _Repair:
         return Search(fitness, layers_4W, settings, after, seed=seed, state=state)
 
     def _accuracy(self) -> float:
-        state = dict(self.module.named_parameters()), dict(self.module.named_buffers())
-        return accuracy_on(self.deployed, *state, self.validation)
+        parameters: dict[str, Tensor] = dict(self.module.named_parameters())
+        return accuracy_on(self.deployed, parameters, dict(self.module.named_buffers()), self.validation)
 
     def _save(self, found: Found) -> None:
         if self.context.folder is not None:

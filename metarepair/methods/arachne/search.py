@@ -223,4 +223,5 @@ class Search:
         a_W, b_W, c_W = shares_PW[chance.choice(others, 3, replace=False)]
         taken_W = chance.random(len(a_W)) < settings.crossover
         taken_W[chance.integers(len(a_W))] = True
-        return np.where(taken_W, np.clip(a_W + scale * (b_W - c_W), 0, 1), shares_PW[candidate])
+        found: Floats = np.where(taken_W, np.clip(a_W + scale * (b_W - c_W), 0, 1), shares_PW[candidate])
+        return found
