@@ -200,7 +200,12 @@ def test_every_block_of_python_is_one_that_is_run() -> None:
     assert [name for name, _ in python_blocks()] == list(RUNS)
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOW = {"docs/architecture.md: from metarepair.config.load import load_config"}  # a whole run
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in RUNS]
+)
 def test_a_block_of_python_runs_as_it_is_printed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
