@@ -25,6 +25,7 @@ from metarepair.data.clean_images import CleanImages
 from metarepair.methods.arachne.localise import Places, weight_of
 from metarepair.methods.arachne.search import Fitness, Floats, scores
 from metarepair.methods.budget import Budget
+from metarepair.methods.examples import Examples
 from metarepair.models.build import DeployedModel, build_model, load_deployed
 from tasks.datasets import dataset_info, load_dataset
 
@@ -82,7 +83,7 @@ class Case:
 
     def fitness(self) -> Fitness:
         """Ours, with nothing kept yet."""
-        return Fitness(self.deployed, self.places, self.images, wrong_weight=WRONG_WEIGHT, budget=Budget())
+        return Fitness(self.deployed, self.places, Examples(*self.images), WRONG_WEIGHT, Budget())
 
     @torch.no_grad()
     def loop(self, number: int) -> Floats:

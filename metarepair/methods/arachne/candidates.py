@@ -74,7 +74,7 @@ class Candidates:
         weights = {name: id(weight_of(self.module, name)) for name in places.layers}
         self._parts = {weight: Part(self.module, places, name) for name, weight in weights.items()}
         self.note: str | None = None
-        self.bytes_kept = self.bytes_moved = 0
+        self.bytes_kept, self.bytes_moved = images_NCHW[0].nbytes, 0
         self._unless_refused(self._try, images_NCHW[:1])
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ from metarepair.methods.arachne.search import (
     start,
 )
 from metarepair.methods.base import Method, MethodContext
-from metarepair.methods.examples import clean_beside_failures
+from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
@@ -94,8 +94,8 @@ class _Repair:
         """Change the module, and return notes of what was done."""
         found = self._resumed() or self._localised()
         places = localise.Places(layers=tuple(self.layers[i] for i in found["layers"]), flat_W=found["flat"])
-        images, weight = (self.failures, self.clean.take(found["rows"])), self.settings.wrong_weight
-        fitness = Fitness(self.deployed, places, images, wrong_weight=weight, budget=self.budget)
+        examples = Examples(self.failures, self.clean.take(found["rows"]))
+        fitness = Fitness(self.deployed, places, examples, self.settings.wrong_weight, self.budget)
         before = self._accuracy()
         (own,) = fitness(places.values(self.module).double().cpu().numpy()[None])
         search = self._search(fitness, places, found)

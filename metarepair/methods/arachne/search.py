@@ -25,7 +25,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metarepair.config.section import Fraction, Positive, Section
-from metarepair.data.clean_images import LabelledImages
 from metarepair.methods.arachne.candidates import Candidates, Kept
 from metarepair.methods.arachne.localise import Places, weight_of
 from metarepair.methods.budget import Budget
@@ -74,64 +73,51 @@ def scores(logits_PNK: Tensor, labels_N: Tensor) -> Tensor:
 
 
 class Fitness:
-    """Fitness of candidates for the weights at `places`, over failures and correct images.
+    """Fitness of candidates for the weights at `places`; `examples` are failures, then correct images.
 
     `wrong_weight` is how much a failure counts. Images are counted by the budget once for each candidate.
     """
 
     def __init__(
-        self,
-        deployed: DeployedModel,
-        places: Places,
-        images: tuple[LabelledImages, LabelledImages],
-        *,
-        wrong_weight: float,
-        budget: Budget,
+        self, deployed: DeployedModel, places: Places, examples: Examples, wrong_weight: float, budget: Budget
     ) -> None:
-        self.deployed, self.budget, self.examples = deployed, budget, Examples(*images)
-        weights_N = np.repeat([wrong_weight, 1.0], self.examples.sizes)
+        self.deployed, self.budget, self.examples = deployed, budget, examples
+        weights_N = np.repeat([wrong_weight, 1.0], examples.sizes)
         self.labels_N, self.weights_N = (
-            torch.from_numpy(array).to(deployed.device) for array in (self.examples.labels_N, weights_N)
+            torch.from_numpy(array).to(deployed.device) for array in (examples.labels_N, weights_N)
         )
         self.candidates = Candidates(deployed.module, places, self._images(slice(0, 1)))
         kind = "cpu" if deployed.device.type == "cpu" else "cuda"
-        self._keeps = self.candidates.bytes_kept * len(self.examples) <= KEPT_BYTES[kind]
-        self._pairs = max(
-            1, AT_ONCE_BYTES[kind] // max(1, self.candidates.bytes_moved)
-        )  # of image and candidate
-        self._kept: dict[tuple[int, int], Kept] = {}
+        pairs = max(1, AT_ONCE_BYTES[kind] // max(1, self.candidates.bytes_moved))
+        images = max(pairs // FEW_CANDIDATES, FEWEST_IMAGES)
+        self.images_at_once = min(images, MOST_IMAGES, len(examples))
+        self.candidates_at_once = 1 if self.candidates.note else max(1, pairs // self.images_at_once)
+        self._keeps = self.candidates.bytes_kept * len(examples) <= KEPT_BYTES[kind]
+        self._kept: dict[int, Kept] = {}
 
     def __call__(self, values_PW: Floats) -> Floats:
         """Fitness [P]; -inf for candidates that the budget was over before."""
         found_P = np.full(len(values_PW), -np.inf)
-        candidates, images = self._chunks(len(values_PW))
-        for start in range(0, len(values_PW), candidates):
-            chunk_PW = torch.from_numpy(values_PW[start : start + candidates]).to(self.candidates.before_W)
+        for start in range(0, len(values_PW), self.candidates_at_once):
+            some_P = slice(start, start + self.candidates_at_once)
+            chunk_PW = torch.from_numpy(values_PW[some_P]).to(self.candidates.before_W)
             total_P = torch.zeros(len(chunk_PW), dtype=torch.float64, device=chunk_PW.device)
-            for first in range(0, len(self.examples), images):
+            for first in range(0, len(self.examples), self.images_at_once):
                 if self.budget.over:
                     return found_P
-                rows = slice(first, min(first + images, len(self.examples)))
+                rows = slice(first, min(first + self.images_at_once, len(self.examples)))
                 self.budget.spend(images=(rows.stop - first) * len(chunk_PW))
                 logits_PNK = self.candidates.logits(self._deployed(rows), chunk_PW)
                 total_P += scores(logits_PNK, self.labels_N[rows]) @ self.weights_N[rows]
             # A candidate that overflows to NaN is as bad as can be.
-            found_P[start : start + candidates] = total_P.nan_to_num(nan=-np.inf).cpu().numpy()
+            found_P[some_P] = total_P.nan_to_num(nan=-np.inf).cpu().numpy()
         return found_P
 
-    def _chunks(self, candidates: int) -> tuple[int, int]:
-        """How many candidates and images are taken at once. Images are the same for any number of candidates."""
-        most = min(MOST_IMAGES, len(self.examples))
-        if self.candidates.note:
-            return 1, most
-        images = min(max(self._pairs // FEW_CANDIDATES, FEWEST_IMAGES), most)
-        return min(candidates, max(1, self._pairs // images)), images
-
     def _deployed(self, rows: slice) -> Kept:
-        """What candidates need of the deployed DNN on these images; kept for the next generation if it has room."""
-        found = self._kept.get((rows.start, rows.stop)) or self.candidates.keep(self._images(rows))
+        """What candidates need of the deployed DNN on these images; kept for the next generation if there is room."""
+        found = self._kept.get(rows.start) or self.candidates.keep(self._images(rows))
         if self._keeps:
-            self._kept[rows.start, rows.stop] = found
+            self._kept[rows.start] = found
         return found
 
     def _images(self, rows: slice) -> Tensor:

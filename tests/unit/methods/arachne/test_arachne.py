@@ -30,6 +30,8 @@ from metarepair.methods.arachne.localise import (
     weight_of,
 )
 from metarepair.methods.arachne.search import (
+    AT_ONCE_BYTES,
+    KEPT_BYTES,
     ArachneSettings,
     Fitness,
     Search,
@@ -40,6 +42,7 @@ from metarepair.methods.arachne.search import (
 )
 from metarepair.methods.base import MethodContext
 from metarepair.methods.budget import Budget, parse_limit
+from metarepair.methods.examples import Examples
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
@@ -238,6 +241,23 @@ def test_candidates_of_attention(name: str) -> None:
     expect_logits_of_a_loop(module.to(memory_format=torch.channels_last), [name])  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1), nn.AvgPool2d(3)])
+def test_candidates_in_either_memory_format_and_any_pooling(
+    pool: nn.Module, memory_format: torch.memory_format
+) -> None:
+    with seeded(CPU, 0):
+        norms = nn.Sequential(nn.BatchNorm2d(8, affine=False), nn.GroupNorm(2, 8), nn.BatchNorm2d(8))
+        module = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2), norms, nn.ReLU(), pool, nn.Flatten(), nn.Linear(8, 3)
+        )
+        norms[2].bias.data.normal_()
+        norms[2].running_mean.normal_()
+    module = module.double().eval().to(memory_format=memory_format)
+    expect_logits_of_a_loop(module, ["0"])
+    expect_logits_of_a_loop(module, ["5"])
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_candidates_of_convolutions_of_any_dimension_and_padding(dims: int) -> None:
     convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
@@ -393,6 +413,22 @@ def test_a_dnn_that_is_no_function_of_its_input_and_weights_is_run_one_by_one_an
     assert len(candidates.logits(candidates.keep(images), torch.zeros(3, 1))) == 3
 
 
+class OfFirstCalls(OfItsCalls):
+    """Prepares something when it is called for the first images."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x, self.calls = (x_BCHW + 1 if self.calls % 2 else 1 + 2 * x_BCHW), self.calls + 1
+        logits: Tensor = self.fc(x.flatten(1))
+        return logits
+
+
+def test_a_dnn_that_runs_other_functions_when_it_is_run_again_is_run_one_by_one() -> None:
+    candidates = Candidates(
+        OfFirstCalls().eval(), Places(layers=("fc",), flat_W=np.array([1])), torch.ones(1, 3, 2, 2)
+    )
+    assert "its functions are others" in str(candidates.note)
+
+
 def test_candidates_leave_the_dnn_as_it_was() -> None:
     for module in (block(), Refused("branch").double().eval()):
         before = {k: v.clone() for k, v in module.state_dict().items()}
@@ -539,12 +575,12 @@ def test_fitness_is_one_for_right_and_less_the_more_wrong() -> None:
 
 
 def test_fitness_counts_a_failure_ten_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(Fitness.__init__.__globals__["AT_ONCE_BYTES"], "cpu", 200)  # many small chunks
+    monkeypatch.setitem(AT_ONCE_BYTES, "cpu", 200)  # many small chunks
     given = deployed(block())
     collected, correct = failures(np.arange(11) % 3, 1), clean(13)
     places = some_places(given.module, ["stem", "head"])
     budget = Budget()
-    fitness = Fitness(given, places, (collected, correct), wrong_weight=10.0, budget=budget)
+    fitness = Fitness(given, places, Examples(collected, correct), 10.0, budget)
     with seeded(CPU, 1):
         values_PW = places.values(given.module) + torch.randn(5, len(places), dtype=torch.float64)
     found = fitness(values_PW.numpy())
@@ -559,6 +595,40 @@ def test_fitness_counts_a_failure_ten_times(monkeypatch: pytest.MonkeyPatch) -> 
                 right = int(row.argmax()) == label
                 total += factor * (1.0 if right else 1 / (1 - float(row.log_softmax(0)[label]) + 0))
         assert value == pytest.approx(total, rel=1e-9)
+
+
+@pytest.mark.parametrize("names", [["twice"], ["stem", "head"]])
+def test_fitness_is_the_same_in_chunks_of_any_size_kept_or_not(
+    names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, examples = deployed(block()), Examples(failures(np.arange(11) % 3, 1), clean(13))
+    places = some_places(given.module, names)
+    values_PW = places.values(given.module).numpy() + np.random.default_rng(0).normal(0, 1, (6, len(places)))
+    pair = Fitness(given, places, examples, 10.0, Budget()).candidates.bytes_moved
+    found = []
+    for pairs, chunk in ((1, (1, 8)), (35, (4, 8)), (500, (6, 24))):
+        for kept in (0, 1 << 20):
+            monkeypatch.setitem(AT_ONCE_BYTES, "cpu", pairs * pair)
+            monkeypatch.setitem(KEPT_BYTES, "cpu", kept)
+            budget = Budget()
+            fitness = Fitness(given, places, examples, 10.0, budget)
+            found += [fitness(values_PW), fitness(values_PW)]
+            assert (min(6, fitness.candidates_at_once), fitness.images_at_once) == chunk
+            assert budget.images_seen == 2 * 6 * 24
+            assert (len(fitness._kept) > 0) == (kept > 0)
+    for again in found[1:]:
+        np.testing.assert_allclose(again, found[0], rtol=1e-12)
+
+
+def test_candidates_that_the_budget_is_over_before_have_no_fitness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AT_ONCE_BYTES, "cpu", 1)
+    given, budget = deployed(block()), Budget(parse_limit("60images"))
+    places = some_places(given.module, ["head"])
+    examples = Examples(failures(np.arange(11) % 3, 1), clean(13))
+    found = Fitness(given, places, examples, 10.0, budget)(np.ones((4, 2)))
+    assert np.isfinite(found[:2]).all()
+    assert (found[2:] == -np.inf).all()
+    assert 60 <= budget.images_seen < 60 + 8
 
 
 def test_starts_come_from_the_layer_and_bounds_are_twice_its_ends() -> None:
@@ -669,6 +739,26 @@ def test_where_no_candidate_is_better_the_deployed_weights_stay() -> None:
     found = repaired(given, collected)
     assert all(torch.equal(found.parameters[k], v) for k, v in given.module.named_parameters())
     assert "no candidate was better" in found.notes[0]
+
+
+class Branching(Sorter):
+    """The sorter, in a way that cannot be run for all candidates at once."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits = super().forward(x_BCHW)
+        return logits if bool(logits.isfinite().all()) else logits.nan_to_num()
+
+
+def test_a_repair_without_vmap_gives_the_same_weights_and_says_so() -> None:
+    given = broken()
+    module = Branching().double().eval()
+    module.load_state_dict(given.module.state_dict())
+    at_once, one_by_one = repaired(given), repaired(deployed(module))
+    for name, weights in at_once.parameters.items():
+        torch.testing.assert_close(one_by_one.parameters[name], weights, rtol=1e-9, atol=1e-9)
+    assert one_by_one.notes[:3] == at_once.notes
+    assert "candidates were run one after the other: Branching cannot be run" in one_by_one.notes[3]
+    assert one_by_one.images_seen == at_once.images_seen
 
 
 class StoppedError(Exception):
