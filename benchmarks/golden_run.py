@@ -55,6 +55,11 @@ TEXT_RULES: tuple[tuple[str, str, str], ...] = (
     (r"\b[\d,]+ MiB are free", "<size> are free", "the free memory of the machine"),
     (r"\b[\d.,]+ (?:B|KiB|MiB|GiB)(?=[;,]|\s*$|  )", "<size>", "sizes of folders that hold seconds as text"),
     (r"\bprocess \d+ on host [\w.-]+", "process <pid> on host <host>", "the process and the machine"),
+    (
+        r"\bdigest [0-9a-f]{24}\b",
+        "digest <of settings>",
+        "settings with hidden defaults (see HIDDEN_DEFAULTS) in them",
+    ),
     (r"\bmetarepair \d+\.\d+\.\d+\w*", "metarepair <version>", "the version of the source"),
 )
 # Lines of standard output and error that are dropped: they come from Ray itself, or depend on its timing.
@@ -554,9 +559,13 @@ def read_events(_: Recording, paths: Sequence[Path]) -> Any:
 
 
 def read_program(recording: Recording, paths: Sequence[Path]) -> Any:
-    """The parts of an exported program: its graph by value, its weights by their bytes."""
+    """The parts of an exported program: its graph by value, its weights by their bytes.
+
+    Its serialization_id is a digest of all parts, hence of the names of source files in the graph.
+    """
     with zipfile.ZipFile(paths[0]) as program:
         parts = {name.partition("/")[2]: program.read(name) for name in program.namelist()}
+    parts.pop(".data/serialization_id", None)
     return {
         name: recording.value(json.loads(content)) if name.endswith(".json") else digest(content)
         for name, content in parts.items()
