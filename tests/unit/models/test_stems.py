@@ -24,7 +24,7 @@ from metarepair.models.stems import Stem, use_small_stem
 from metarepair.models.van import Van
 from tasks.datasets import dataset_info
 from tasks.errors import ConfigError, WeightsError
-from tasks.storage.manifest import difference
+from tasks.storage.settings import changes, difference
 
 INFO = dataset_info("cifar10")
 # The module whose output is the first block's input, or the last of a stage.
@@ -171,21 +171,28 @@ def test_a_run_takes_the_settings_and_depends_on_them(tmp_path: Path) -> None:
     assert (found.input_size, found.mean) == (48, (0.5, 0.5, 0.5))
     other = parse_config(values | {"model": model})
     lines = difference(training_settings(config), training_settings(other))
-    assert lines == ["model.normalisation: checkpoint -> None"]
+    assert lines == ["model.normalisation: checkpoint -> dataset"]
 
 
 def test_runs_recorded_before_stems_have_the_settings_of_today() -> None:
-    assert ModelConfig().model_dump(mode="json") == {
-        "name": "resnet8_cifar",
-        "weights": "shipped:resnet8_cifar10",
-    }
+    before = {"name": "resnet8_cifar", "weights": "shipped:resnet8_cifar10"}
+    assert changes(before, ModelConfig().settings()) == []
     changed = ModelConfig(name="van_b0", weights="w", stem="cifar", input_size=64, normalisation="checkpoint")
-    values = changed.model_dump(mode="json")
+    values = changed.settings()
     assert values == {
         "name": "van_b0",
         "weights": "w",
         "stem": "cifar",
         "input_size": 64,
         "normalisation": "checkpoint",
+        "entry": None,
+        "mean": None,
+        "std": None,
     }
     assert ModelConfig(**values) == changed
+    lacking = changes({"name": "van_b0", "weights": "w"}, values)
+    assert lacking == [
+        "input_size: None -> 64",
+        "normalisation: dataset -> checkpoint",
+        "stem: imagenet -> cifar",
+    ]
