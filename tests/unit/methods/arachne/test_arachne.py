@@ -106,6 +106,14 @@ class Sorter(nn.Module):
         return logits
 
 
+class Branching(Sorter):
+    """The sorter, in a way that cannot be run for all candidates at once."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits = super().forward(x_BCHW)
+        return logits if bool(logits.isfinite().all()) else logits.nan_to_num()
+
+
 def deployed(module: nn.Module) -> DeployedModel:
     return DeployedModel(name="small", module=module, num_classes=3, mean=(0.2,) * 3, std=(0.25,) * 3)
 
@@ -273,6 +281,29 @@ def test_candidates_of_convolutions_of_any_dimension_and_padding(dims: int) -> N
         expect_logits_of_a_loop(module.double().eval(), names, (4, *[6] * dims))
 
 
+class LastChannels(nn.Module):
+    """Norm and dense layers on channels that come last, then a pooling of channels that come second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 2, stride=2), nn.LayerNorm(4)
+        self.wide, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BHWC = self.wide(self.norm(self.stem(x_BCHW).permute(0, 2, 3, 1)))
+        logits: Tensor = self.head(
+            nn.functional.adaptive_avg_pool2d(x_BHWC.permute(0, 3, 1, 2), 1).flatten(1)
+        )
+        return logits
+
+
+@pytest.mark.parametrize("name", ["stem", "wide", "head"])
+def test_candidates_of_layers_on_last_channels(name: str) -> None:
+    with seeded(CPU, 0):
+        module = LastChannels().double().eval()
+    expect_logits_of_a_loop(module, [name])
+
+
 class InPlace(nn.Module):
     """Changes its images, and what it has kept in an attribute, in place; a view sees the change."""
 
@@ -361,6 +392,20 @@ def test_a_layer_whose_weight_is_read_from_outside_is_run_one_by_one() -> None:
     expect_logits_of_a_loop(module, ["fc"], (3, 2, 2))
     expect_logits_of_a_loop(module, ["attention.out_proj"], (3, 2, 2), at_once=False)
     expect_logits_of_a_loop(module, ["attention.out_proj", "fc"], (3, 2, 2), at_once=False)
+
+
+def test_a_second_use_of_a_weight_is_seen_however_little_it_does() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(12, 3)
+
+        def forward(self, x_BCHW: Tensor) -> Tensor:
+            logits: Tensor = self.fc(x_BCHW.flatten(1)) + 1e-4 * self.fc.weight.sum()
+            return logits
+
+    candidates = Candidates(Around().eval(), some_places(Around(), ["fc"]), torch.ones(1, 3, 2, 2))
+    assert "sum takes a searched weight" in str(candidates.note)
 
 
 class Branch(nn.Module):
@@ -631,6 +676,14 @@ def test_candidates_that_the_budget_is_over_before_have_no_fitness(monkeypatch: 
     assert 60 <= budget.images_seen < 60 + 8
 
 
+def test_the_budget_is_asked_before_each_candidate_that_is_run_alone() -> None:
+    given, budget = deployed(Branching().double().eval()), Budget(parse_limit("60images"))
+    examples = Examples(failures(np.arange(11) % 3, 1), clean(13))
+    found = Fitness(given, some_places(given.module, ["fc"]), examples, 10.0, budget)(np.ones((4, 2)))
+    assert np.isfinite(found).tolist() == [True, True, True, False]
+    assert budget.images_seen == 3 * 24
+
+
 def test_starts_come_from_the_layer_and_bounds_are_twice_its_ends() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     with torch.no_grad():
@@ -739,14 +792,6 @@ def test_where_no_candidate_is_better_the_deployed_weights_stay() -> None:
     found = repaired(given, collected)
     assert all(torch.equal(found.parameters[k], v) for k, v in given.module.named_parameters())
     assert "no candidate was better" in found.notes[0]
-
-
-class Branching(Sorter):
-    """The sorter, in a way that cannot be run for all candidates at once."""
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        logits = super().forward(x_BCHW)
-        return logits if bool(logits.isfinite().all()) else logits.nan_to_num()
 
 
 def test_a_repair_without_vmap_gives_the_same_weights_and_says_so() -> None:
