@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import differential_evolution
 from torch import Tensor, nn
 
 from metarepair.adaptation.repair_data import RepairData
@@ -749,6 +750,46 @@ def test_a_search_that_goes_on_is_the_one_that_was_not_interrupted() -> None:
     again = search(state=half).run()
     np.testing.assert_array_equal(again.shares_PW, whole.shares_PW)
     np.testing.assert_array_equal(again.fitness_P, whole.fitness_P)
+
+
+@pytest.mark.parametrize("digits", [0, 1, 9])  # few digits: many candidates are equally good
+def test_a_search_is_that_of_scipy_with_the_same_trials(digits: int) -> None:
+    def rugged(values_PW: Any) -> Any:
+        return np.round(sphere(values_PW) + 0.2 * np.cos(9 * values_PW).sum(1), digits)
+
+    states: list[State] = []
+    run = search(lambda state: states.append(state))
+    run.fitness = rugged
+    reference = search()
+    theirs: list[Any] = []
+
+    def after(intermediate_result: Any) -> None:
+        theirs.append(intermediate_result)
+        reference.state = reference.state._replace(generation=reference.state.generation + 1)
+
+    differential_evolution(
+        lambda shares_WP: -rugged(reference.values(shares_WP.T)),
+        [(0, 1)] * 3,
+        strategy=lambda candidate, shares_PW, **_: reference._trial(int(candidate), shares_PW),
+        init=run.state.shares_PW,
+        maxiter=25,
+        tol=0,
+        polish=False,
+        callback=after,
+        updating="deferred",
+        vectorized=True,
+    )
+    run.run()
+    assert len(states) == len(theirs) > 1
+    for ours, their in zip(states, theirs, strict=True):
+        np.testing.assert_allclose(ours.shares_PW, their.population, atol=1e-12)
+        np.testing.assert_array_equal(ours.fitness_P, -their.population_energies)
+
+
+def test_a_search_ends_when_all_candidates_are_equally_good() -> None:
+    run = search()
+    run.fitness = lambda values_PW: np.zeros(len(values_PW))
+    assert run.run().generation == 1
 
 
 def test_a_search_without_a_better_best_ends() -> None:
