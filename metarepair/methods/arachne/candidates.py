@@ -51,14 +51,10 @@ class Part:
 
     def changed(self, product: Any, args: Sequence[Any], output: Tensor, changes_W: Tensor) -> Tensor:
         """What product(*args) gives with the changes of the weights; `output` is what it gives without."""
-        channels, geometry = (
-            1 - len(self.shape),
-            args[3:-1],
-        )  # the axis from the last; all but the number of groups
-        kernel_RJ = changes_W.new_zeros(math.prod(self.shape)).index_copy(0, self.at, changes_W[self.which])
-        change = product(
-            args[0].index_select(channels, self.inputs_J), kernel_RJ.view(self.shape), None, *geometry
-        )
+        channels = 1 - len(self.shape)  # their axis, counted from the last
+        x, geometry = args[0].index_select(channels, self.inputs_J), args[3:-1]  # the last is groups: 1 here
+        kernel = changes_W.new_zeros(math.prod(self.shape)).index_copy(0, self.at, changes_W[self.which])
+        change = product(x, kernel.view(self.shape), None, *geometry)
         return output.index_add(channels, self.outputs_R, change)
 
 

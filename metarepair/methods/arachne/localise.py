@@ -87,14 +87,12 @@ def layers_of(module: nn.Module) -> dict[str, Layer]:
     """
     found: dict[int, tuple[str, Layer]] = {}
     for name, layer in module.named_modules():
-        kind, weight = (
-            next((k for k in LAYERS if isinstance(layer, k)), None),
-            layer._parameters.get("weight"),
-        )
-        if kind and weight is not None and weight.requires_grad:
-            methods = ("forward", "_conv_forward")
-            if all(getattr(type(layer), m, None) is getattr(kind, m, None) for m in methods):
-                found.setdefault(id(weight), (name, layer))
+        kind = next((k for k in LAYERS if isinstance(layer, k)), None)
+        weight, methods = layer._parameters.get("weight"), ("forward", "_conv_forward")
+        if kind is None or weight is None or not weight.requires_grad:
+            continue
+        if all(getattr(type(layer), m, None) is getattr(kind, m, None) for m in methods):
+            found.setdefault(id(weight), (name, layer))
     return dict(found.values())
 
 
@@ -110,12 +108,10 @@ def correct_rows(
     labels, sizes = np.unique(labels_N, return_counts=True)
     wanted = dict(zip(labels.tolist(), _quotas(sizes, count).tolist(), strict=True))
     found: dict[int, list[int]] = {label: [] for label in wanted}
-    queues = {  # from the last
-        k: keyed_generator("arachne-correct", seed, k)
-        .permutation(np.flatnonzero(labels_N == k))[::-1]
-        .tolist()
-        for k in wanted
-    }
+    queues: dict[int, list[int]] = {}  # from the last
+    for label in wanted:
+        draw = keyed_generator("arachne-correct", seed, label)
+        queues[label] = draw.permutation(np.flatnonzero(labels_N == label))[::-1].tolist()
     while rows := [
         queue.pop() for k, queue in queues.items() for _ in range(min(wanted[k] - len(found[k]), len(queue)))
     ]:
