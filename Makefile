@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)
 	$(BIN)/metarepair run --config tune_configs/sample.yaml
 
-# Two processes; of the tests that share a Ray, one process does all (tests/distributed/conftest.py).
+# Two processes; a file of tests on Ray runs in one of them (tests/support/scheduling.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test: $(READY)

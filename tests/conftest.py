@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow.fs import S3FileSystem
@@ -14,6 +15,19 @@ from tasks.storage.paths import Place, place
 from tasks.storage.remote import CACHE_VARIABLE
 
 BUCKET = "metarepair-tests"
+
+
+@pytest.hookimpl(optionalhook=True)  # there is none without pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """See tests/support/scheduling.py."""
+    from scheduling import RayFilesFirst
+
+    return RayFilesFirst(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on Ray before the others, which are short and fill up at the end; both in their random order."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/distributed/"))
 
 
 @pytest.fixture(scope="session")

@@ -20,15 +20,6 @@ from metarepair.stages.pipeline import Pipeline
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the processes that share the tests, one does all that share a cluster, one those that start their own."""
-    for item in items:
-        if item.get_closest_marker("distributed"):
-            group = "cluster" if "cluster" in getattr(item, "fixturenames", ()) else "own cluster"
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 def tiny(storage: Path, **changes: Any) -> Config:
     """A configuration whose stages take seconds; `changes` are sections to merge in."""
     values: dict[str, Any] = {
