@@ -1,6 +1,6 @@
 """Candidates for a few weights in, their fitness out: Arachne's generation of 100 against a loop that runs the DNN.
 
-    ours    metarepair.methods.arachne.fitness: what no candidate changes is kept from the generation before
+    ours    metarepair.methods.arachne.search: what no candidate changes is kept from the generation before
     first   the same with all that a search does once: recording the operations, and computing what is kept
     loop    sets the weights, runs the whole DNN on all images, takes the fitness; a few candidates, the time scaled
 

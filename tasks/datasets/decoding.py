@@ -1,7 +1,7 @@
 """A listing of encoded images in, one uint8 array out: decoded by threads, mapped from a file where it is large.
 
 The encoded images of a batch are all that is in memory besides the array. An array of more than MAPPED_BYTES is written
-to tasks.storage.paths.cache_folder() once, whole or not at all, and mapped from there by all processes of a node. Its
+to tasks.storage.remote.cache_folder() once, whole or not at all, and mapped from there by all processes of a node. Its
 name is a digest of the files' names, sizes and times of writing, of the labels and of the image size.
 
 Rows go round the classes (the first image of each, the second of each, …), so that a head of a data set has all of

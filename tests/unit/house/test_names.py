@@ -1,0 +1,62 @@
+"""A module, class or function that the docs or a docstring names by its dotted path is there."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PAGES = sorted(
+    path
+    for pattern in (
+        "README.md",
+        "docs/*.md",
+        "cluster/README.md",
+        "metarepair/**/*.py",
+        "tasks/**/*.py",
+        "distributed/**/*.py",
+    )
+    for path in ROOT.glob(pattern)
+    if path.name != "log.md"  # it tells of what was
+)
+NAME = re.compile(r"(?<![\w./-])(?:tasks|metarepair|distributed)(?:\.[A-Za-z_]\w*)+(?<!\.py)(?!\w)")
+# Names that are no paths: a handler of encoding errors, and the command line, which runs when it is imported.
+OTHERS = {"metarepair.plain", "metarepair.__main__"}
+
+
+def is_there(name: str) -> bool:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("metarepair.engine.inner.adapt", True),
+        ("metarepair.engine.inner.adapted", False),
+        ("metarepair.inner", False),
+        ("metarepair.repair", True),
+    ],
+)
+def test_names_are_looked_up(name: str, there: bool) -> None:
+    assert is_there(name) is there
+
+
+@pytest.mark.slow
+def test_every_name_of_ours_that_a_text_gives_is_there() -> None:
+    named = {name for page in PAGES for name in NAME.findall(page.read_text(encoding="utf-8"))} - OTHERS
+    assert len(named) > 200
+    assert sorted(name for name in named if not is_there(name)) == []
