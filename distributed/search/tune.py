@@ -41,12 +41,13 @@ from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import training_settings
 from metarepair.runs.layout import Run
+from metarepair.runs.run_stage import Say
 from metarepair.search.check import check_space
 from metarepair.search.results import results_table, write_results
 from metarepair.search.space import dimensions, judged_environments, search_of
 from metarepair.search.trials import Trial
 from metarepair.stages.features import extract_all
-from metarepair.stages.mining import Mined, Say, environments
+from metarepair.stages.mining import Mined, environments
 from metarepair.stages.pipeline import Pipeline
 from metarepair.stages.search_inputs import TrialSetup, prepare_inputs, searched_config
 from metarepair.stages.search_trial import TrialRecord, read_record
@@ -62,7 +63,7 @@ NOISY = ("ray.tune", "ray.train", "ray.air")  # loggers whose lines would stand 
 
 
 class TuneSearch:
-    """The search of one run. What is done with the same settings is skipped and said to be."""
+    """The search of one run. What is done with the same settings is skipped, with a line that says so."""
 
     def __init__(self, config: Config, say: Say) -> None:
         check_space(config)

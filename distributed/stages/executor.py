@@ -14,7 +14,8 @@ from distributed.stages.train import train_on_ray
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.runs.layout import Run
-from metarepair.stages.executor import Executor, Say, Work, in_process
+from metarepair.runs.run_stage import Say
+from metarepair.stages.executor import Executor, Work, in_process
 from tasks.storage.paths import place
 
 Item = TypeVar("Item")

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metarepair.compare.units import Compared, Say, load_candidate
+from metarepair.compare.units import Compared, load_candidate
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Judged, evaluate
 from metarepair.runs.layout import Run
+from metarepair.runs.run_stage import Say
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import remove, write_table, write_text

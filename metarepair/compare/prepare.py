@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from metarepair.adaptation.repair_data import RepairData
-from metarepair.compare.units import Say
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.methods import Budget, MethodContext, get_method, settings_of
 from metarepair.methods.base import Map
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import Made, Say, run_stage
 from tasks.errors import DataError, StageError
 from tasks.records import Failures
 from tasks.storage.manifest import MANIFEST, Manifest, begin, check_done, discard

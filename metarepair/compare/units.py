@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from metarepair.methods import (
 from metarepair.repairs.saved import ARCHITECTURE, load_repaired
 from metarepair.repairs.stage import Unit, files_of, load_meta, repair_once, unit_data
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import Made, Say, run_stage
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     Manifest,
@@ -34,8 +34,6 @@ from tasks.storage.manifest import (
 )
 from tasks.storage.settings import Settings
 from tasks.storage.stages import COMPARED, META, TARGET
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

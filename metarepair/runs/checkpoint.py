@@ -36,7 +36,7 @@ def read_state(folder: Place) -> dict[str, Any] | None:
 def newest_checkpoint(folder: Place, say: Say = lambda _: None) -> Place | None:
     """The complete checkpoint under `folder` with the most episodes, None when there is none.
 
-    One that is not as its digests promise is said to be passed over.
+    One that does not match its digests is passed over, with a line that says so.
     """
     found = [path.parent for path in find(folder, STATE, deep=True) if path.parent.suffix != ".tmp"]
     claims = {path: state for path in found if (state := _claim(path)) is not None}

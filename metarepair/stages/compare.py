@@ -19,7 +19,8 @@ from metarepair.config.run import Config
 from metarepair.methods import get_method
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
-from metarepair.stages.executor import ExecutorOf, Say, in_process
+from metarepair.runs.run_stage import Say
+from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.pipeline import Pipeline
 from metarepair.stages.together import each_at_once
 from tasks.errors import StageError

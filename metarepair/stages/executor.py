@@ -11,12 +11,12 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.methods.base import map_here
 from metarepair.runs.layout import Run
+from metarepair.runs.run_stage import Say
 from metarepair.stages.train import train_here
 from tasks.errors import ConfigError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Say = Callable[[str], None]
 Work = Callable[[Run, Config, Item, Surroundings, Say], object]
 
 

@@ -25,8 +25,9 @@ from metarepair.features.extractors import FeatureExtractor, build_extractor, we
 from metarepair.features.files import read_features, write_features, write_moments
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
+from metarepair.runs.run_stage import Say
 from metarepair.stages.executor import Executor
-from metarepair.stages.mining import Environment, Mined, Role, Say, environments
+from metarepair.stages.mining import Environment, Mined, Role, environments
 from tasks.distances.frechet import Moments, merge_in_order, moments, scatter
 from tasks.errors import DataError
 from tasks.experiences.store import open_side

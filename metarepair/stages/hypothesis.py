@@ -28,9 +28,9 @@ from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import Made, Say, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
-from metarepair.stages.mining import Mined, Say, environments
+from metarepair.stages.mining import Mined, environments
 from metarepair.stages.pipeline import Pipeline
 from tasks.corruptions import CORRUPTIONS
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
@@ -68,7 +68,7 @@ class FineTune:
 
 
 class HypothesisStudy:
-    """The study of one run. What is done with the same settings is skipped and said to be."""
+    """The study of one run. What is done with the same settings is skipped, with a line that says so."""
 
     def __init__(self, config: Config, say: Say, executor: ExecutorOf = in_process) -> None:
         self.config, self.say = config, say

@@ -19,6 +19,7 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
+from metarepair.runs.run_stage import Say
 from metarepair.stages.executor import Executor
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
@@ -33,7 +34,6 @@ from tasks.storage.stages import EXPERIENCE, TARGET
 
 Role = Literal["experience", "target"]
 Mined = Mapping[tuple[Role, str], Manifest]
-Say = Callable[[str], None]
 SHARD_IMAGES = "mining.shard_images"  # among the settings of unfinished parts
 
 

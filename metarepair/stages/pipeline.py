@@ -33,19 +33,10 @@ from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.layout import RATES, Run, open_run
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import Made, Say, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
-from metarepair.stages.mining import (
-    Environment,
-    Mined,
-    OnDone,
-    Role,
-    Say,
-    environments,
-    mine_all,
-    mining_settings,
-)
+from metarepair.stages.mining import Environment, Mined, OnDone, Role, environments, mine_all, mining_settings
 from metarepair.stages.score import score_stage, stale_features
 from metarepair.stages.together import Follower, each_at_once
 from tasks.corruptions import category_of
@@ -69,7 +60,7 @@ VERBS: tuple[Verb, ...] = ("mine", "score", "train", "repair", "report")
 
 
 class Pipeline:
-    """The stages of one run. A stage that is done with the same settings is skipped and said to be."""
+    """The stages of one run. A stage that is done with the same settings is skipped, with a line that says so."""
 
     def __init__(self, config: Config, say: Say, executor: ExecutorOf = in_process) -> None:
         self.config, self.say, self._checked, self._probed = config, say, False, False

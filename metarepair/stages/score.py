@@ -19,11 +19,11 @@ from metarepair.features.confidence_tables import (
 from metarepair.features.extractors import distance_name
 from metarepair.reports.figures import heat_map, save
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import Made, Say, run_stage
 from metarepair.stages.distances import all_distances, with_intervals
 from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
-from metarepair.stages.mining import Mined, Say, environments
+from metarepair.stages.mining import Mined, environments
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
 from tasks.records import FidScore

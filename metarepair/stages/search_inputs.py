@@ -18,12 +18,13 @@ from metarepair.config.run import Config
 from metarepair.features.confidence_tables import confidence_of
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.runs.layout import Run
+from metarepair.runs.run_stage import Say
 from metarepair.search.check import check_distances
 from metarepair.search.space import judged_environments, search_of
 from metarepair.stages.distances import all_distances
 from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, feature_folder
-from metarepair.stages.mining import Environment, Mined, Role, Say, environments
+from metarepair.stages.mining import Environment, Mined, Role, environments
 from tasks.datasets import Split
 from tasks.records import FID_SCHEMA, FidScore
 from tasks.storage.manifest import check_whole, write_manifest

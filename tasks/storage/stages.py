@@ -7,7 +7,7 @@ function that makes it (`metarepair.runs.run_stage.run_stage` does the rest).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal[
@@ -75,8 +75,6 @@ class Stage:
         return " ".join([self.name, *([self.role] if self.role else []), *names])
 
 
-_MINING = ("seed", "model", "data", "mining", "corruption_draws")
-_MINED = (f"parts/{BEGUN}", "parts/*.arrow", "collect.arrow", "fail.arrow")
 DEPLOYED = Stage(
     kind="deployed",
     name="pretrain",
@@ -94,25 +92,13 @@ EXPERIENCE = Stage(
     verb="mine",
     folder="experiences/CORRUPTION",
     missing="Mine it first",
-    settings=_MINING,
-    traces=_MINED,
+    settings=("seed", "model", "data", "mining", "corruption_draws"),
+    traces=(f"parts/{BEGUN}", "parts/*.arrow", "collect.arrow", "fail.arrow"),
     parts="parts/*.arrow",
     unit="shards",
     mends=True,
 )
-TARGET = Stage(
-    kind="environment",
-    role="target",
-    name="mine",
-    verb="mine",
-    folder="targets/CORRUPTION",
-    missing="Mine it first",
-    settings=_MINING,
-    traces=_MINED,
-    parts="parts/*.arrow",
-    unit="shards",
-    mends=True,
-)
+TARGET = replace(EXPERIENCE, role="target", folder="targets/CORRUPTION")
 FEATURES = Stage(
     kind="features",
     name="features",
