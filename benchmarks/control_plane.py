@@ -162,16 +162,16 @@ def config_of(storage: Path, items: int, actors: int) -> Config:
 def stage_costs(storage: Path, items: int, actors: int) -> dict[str, Cost]:
     """Mining, then features of what was mined."""
     config = config_of(storage, items, actors)
-    run, here, quiet = open_run(config), load_surroundings(config), lambda _: None
+    run, here = open_run(config), load_surroundings(config)
     here.inputs()  # reading the sample is not the cluster's
     mined: dict[Any, Manifest] = {}
-    mining = cost_of(items, lambda: mined.update(mine_all(run, config, here, quiet, executor_for(config))))
+    mining = cost_of(items, lambda: mined.update(mine_all(run, config, here, executor_for(config))))
     examined = sum(sum(manifest.facts["examined"].values()) for manifest in mined.values())
     assert examined == IMAGES_OF_SHARD * items * len(config.mining.severities)
     shards = sum(manifest.rows["collect"] for manifest in mined.values())
     return {
         "mine": mining,
-        "features": cost_of(shards, lambda: extract_all(run, config, mined, quiet, executor_for(config))),
+        "features": cost_of(shards, lambda: extract_all(run, config, mined, executor_for(config))),
     }
 
 

@@ -219,7 +219,7 @@ def tune_seconds(count: int, folder: Path) -> tuple[float, float]:
 def measure(size: Sizes, folder: Path) -> tuple[dict[str, Figure], Times]:
     """All ways in turn, then Tune's trials."""
     config = config_of(folder, size)
-    pipeline = Pipeline(config, lambda _: None, executor_for)
+    pipeline = Pipeline(config, executor_for)
     pipeline.mine()
     pipeline.score()
     found: dict[str, list[Training]] = {way: [] for way in WAYS}

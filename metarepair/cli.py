@@ -23,6 +23,7 @@ from metarepair.console.options import (
     add_export_options,
     add_inspection_options,
     add_settings_options,
+    add_verbosity_options,
 )
 from metarepair.console.streams import OutputLost, end_without, flush_streams, watched_streams
 from tasks.errors import UserError
@@ -69,23 +70,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     _stop_on_termination()
     try:
         _check_own_packages()
-        if given.verb == "doctor":
-            return _examine(given)
-        if given.verb == "corruptions":
-            return _show_corruptions(given)
-        if given.verb == "export":
-            return _export(given)
-        if given.verb == "inspect":
-            from metarepair.inspection.command import show_inspection
+        from metarepair.console.lines import printed
 
-            show_inspection(given.path, sheet=given.sheet, as_json=given.json)
-            return 0
-        if given.verb == "status":
-            from metarepair.inspection.command import show_status
-
-            show_status(given.path, as_json=given.json)
-            return 0
-        return _run(given)
+        with printed(getattr(given, "verbosity", "usual")):
+            return _do(given)
     except UserError as error:
         return _fail(given, error, 2)
     except KeyboardInterrupt:
@@ -100,6 +88,26 @@ def _main(arguments: Sequence[str] | None) -> int:
         return _fail(
             given, UserError(f"Writing failed: {error}. Make room or permit it, then run again to go on."), 2
         )
+
+
+def _do(given: argparse.Namespace) -> int:
+    if given.verb == "doctor":
+        return _examine(given)
+    if given.verb == "corruptions":
+        return _show_corruptions(given)
+    if given.verb == "export":
+        return _export(given)
+    if given.verb == "inspect":
+        from metarepair.inspection.command import show_inspection
+
+        show_inspection(given.path, sheet=given.sheet, as_json=given.json)
+        return 0
+    if given.verb == "status":
+        from metarepair.inspection.command import show_status
+
+        show_status(given.path, as_json=given.json)
+        return 0
+    return _run(given)
 
 
 def _stop_on_termination() -> None:
@@ -138,11 +146,13 @@ def _parser() -> argparse.ArgumentParser:
             continue
         if verb == "export":
             add_export_options(sub)
+            add_verbosity_options(sub)
             continue
         sub.add_argument("--storage", metavar="PATH", help="folder of the runs (overrides storage_path)")
         add_settings_options(sub, required=verb != "doctor")
         if verb == "doctor":
             continue
+        add_verbosity_options(sub)
         sub.add_argument("--restart", action="store_true", help="begin this stage and those after it anew")
         if verb == "compare":
             add_comparison_options(sub)
@@ -156,7 +166,7 @@ def _export(given: argparse.Namespace) -> int:
     check_export(given.path, given.config)
     from metarepair.console.export import export
 
-    export(given.path, kind=given.format, out=given.out, config_file=given.config, say=_say)
+    export(given.path, kind=given.format, out=given.out, config_file=given.config)
     return 0
 
 
@@ -236,9 +246,9 @@ def _pretrain(given: argparse.Namespace, config: Config) -> int:
     from metarepair.stages.pretrain import pretrain_stage
     from tasks.storage.run_lock import locked
 
-    with locked(open_run(config).root, given.verb, say=_say), connected(config, given.address):
+    with locked(open_run(config).root, given.verb), connected(config, given.address):
         on_ray = pretrain_on_ray if config.workers else None
-        pretrain_stage(config, _say, restart=given.restart, train_elsewhere=on_ray)
+        pretrain_stage(config, restart=given.restart, train_elsewhere=on_ray)
     return 0
 
 
@@ -248,10 +258,10 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
     from metarepair.stages.pipeline import Pipeline
     from tasks.storage.run_lock import locked
 
-    pipeline = Pipeline(config, _say, executor_for)
+    pipeline = Pipeline(config, executor_for)
     do: Callable[[], object] = pipeline.whole if given.verb == "run" else getattr(pipeline, given.verb)
     cluster = nullcontext() if given.verb == "report" else connected(config, given.address)
-    with locked(pipeline.run.root, given.verb, say=_say), cluster:
+    with locked(pipeline.run.root, given.verb), cluster:
         if given.restart:
             pipeline.restart("mine" if given.verb == "run" else given.verb)
         do()
@@ -265,8 +275,8 @@ def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
     from metarepair.stages.hypothesis import HypothesisStudy
     from tasks.storage.run_lock import locked
 
-    study = HypothesisStudy(config, _say, executor_for)
-    with locked(study.run.root, given.verb, say=_say), connected(config, given.address):
+    study = HypothesisStudy(config, executor_for)
+    with locked(study.run.root, given.verb), connected(config, given.address):
         study.study(restart=given.restart)
     print(f"Written to {study.run.hypothesis}")
     return 0
@@ -286,11 +296,11 @@ def _compare(given: argparse.Namespace, config: Config) -> int:
     from metarepair.stages.compare import Comparison
     from tasks.storage.run_lock import locked
 
-    comparison = Comparison(config, _say, executor_for)
+    comparison = Comparison(config, executor_for)
     if given.pair:
         comparison.pair(*given.pair)
         return 0
-    with locked(comparison.run.root, given.verb, say=_say), connected(config, given.address):
+    with locked(comparison.run.root, given.verb), connected(config, given.address):
         comparison.compare(restart=given.restart)
     print(f"Written to {comparison.run.compare}")
     return 0
@@ -302,17 +312,11 @@ def _search(given: argparse.Namespace, config: Config) -> int:
     from distributed.search.tune import TuneSearch
     from tasks.storage.run_lock import locked
 
-    search = TuneSearch(config, _say)
-    with locked(search.run.root, given.verb, say=_say), connected(cluster_settings(config), given.address):
+    search = TuneSearch(config)
+    with locked(search.run.root, given.verb), connected(cluster_settings(config), given.address):
         search.search(restart=given.restart)
     print(f"Written to {search.run.search}")
     return 0
-
-
-def _say(text: str) -> None:
-    from metarepair.runs.progress import say
-
-    say(text)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ What was asked for is set against what the cluster has before anything is begun:
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -19,9 +20,9 @@ from distributed.on_ray.local_ray import start_local_ray
 from distributed.on_ray.own_packages import worker_options
 from distributed.on_ray.ray_words import failures_of_ray_told, words_of
 from metarepair.config.run import Config
-from metarepair.runs.progress import say
 from tasks.errors import ConfigError, UserError
 
+logger = logging.getLogger(__name__)
 POLL_S = 1.0
 KNOCK_S = 10.0
 
@@ -55,11 +56,11 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
         yield
         return
     remote = address or os.environ.get("RAY_ADDRESS")
-    options = worker_options(str(Path.cwd()), sys.path, say)
+    options = worker_options(str(Path.cwd()), sys.path) | _log_options()
     if remote:
         _join(remote, options)
     else:
-        start_local_ray(options, say)
+        start_local_ray(options)
     try:
         with failures_of_ray_told():
             check_room(config)
@@ -68,13 +69,19 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _log_options() -> dict[str, object]:
+    """Options of `ray.init`: with --verbose, Ray's own lines and what its workers print are shown, too."""
+    shown = logger.isEnabledFor(logging.DEBUG)
+    return {"logging_level": "info" if shown else "warning", "log_to_driver": shown}
+
+
 def _join(address: str, options: Mapping[str, object]) -> None:
     """Connects to the cluster at `address`. Raises UserError with what Ray says where that fails."""
     import ray
 
     try:
         _knock(address)
-        ray.init(address=address, **options, logging_level="warning", log_to_driver=False)
+        ray.init(address=address, **options)
     except Exception as error:
         ray.shutdown()
         raise UserError(

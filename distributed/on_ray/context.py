@@ -30,7 +30,6 @@ class RayContext:
 
     folder: Place
     kept: int | None = 2
-    say: Callable[[str], object] = print
 
     @cached_property
     def journal(self) -> Journal:
@@ -63,7 +62,7 @@ class RayContext:
 
     def last_checkpoint(self) -> Place | None:
         # Rank 0 chooses: a file that is damaged on one node alone must not send the ranks apart.
-        found = self.journal.checkpoints.newest(self.say) if self.rank == 0 else None
+        found = self.journal.checkpoints.newest() if self.rank == 0 else None
         chosen = [None if found is None else str(found)]
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(chosen, src=0, device=self.device)

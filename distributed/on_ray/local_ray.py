@@ -7,11 +7,12 @@ the CPUs, Ray gives up ("The current node timed out during startup") although no
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -19,14 +20,14 @@ from typing import Any
 from distributed.on_ray.ray_words import words_of
 from tasks.errors import UserError
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 ATTEMPTS = 5
 WAIT_S = (2.0, 15.0)  # between two attempts, at random: commands that were started together draw apart
 REAP_S = 10.0
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
-def start_local_ray(options: Mapping[str, object], say: Say) -> None:
+def start_local_ray(options: Mapping[str, object]) -> None:
     """Starts a Ray on this machine, with `options` of `ray.init`, and connects to it.
 
     What a failed start leaves behind is stopped. Raises UserError where Ray does not start: at once for what stays as
@@ -40,7 +41,7 @@ def start_local_ray(options: Mapping[str, object], say: Say) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         before = _children()
         try:
-            ray.init(**deepcopy(options), logging_level="warning", log_to_driver=False)
+            ray.init(**deepcopy(options))
             return
         except Exception as error:
             ray.shutdown()
@@ -48,7 +49,7 @@ def start_local_ray(options: Mapping[str, object], say: Say) -> None:
             if attempt == ATTEMPTS or _stays(error):
                 raise _refusal(error, attempt) from error
             wait_s = random.SystemRandom().uniform(*WAIT_S)
-            say(f"Ray did not start ({words_of(error)}); trying again in {wait_s:.0f} s")
+            logger.warning(f"Ray did not start ({words_of(error)}); trying again in {wait_s:.0f} s")
             time.sleep(wait_s)
 
 

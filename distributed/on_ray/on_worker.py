@@ -1,11 +1,13 @@
-"""A function and its arguments in, done by a Ray task out, with what it says coming back as it goes."""
+"""Do work in Ray's processes: one call whose log lines reach the driver, or many items by actors."""
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from logging.handlers import QueueHandler
 from typing import Any, TypeVar
 
 from distributed.on_ray.cluster import single_places, worker_resources
@@ -13,47 +15,54 @@ from distributed.on_ray.pool import map_items
 from distributed.on_ray.ray_words import raise_cause
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
+from metarepair.runs.logs import handled
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 RETRIES = 3  # of a task whose process died
 
 
-def call_on_worker(work: Callable[..., object], config: Config, *arguments: Any, say: Say) -> None:
-    """Calls `work(config, *arguments, say)` on a worker. Raises what it raised; a UserError as itself."""
+def call_on_worker(work: Callable[..., object], config: Config, *arguments: Any) -> None:
+    """Call `work(config, *arguments)` on a worker. What it logs is logged here, as it comes.
+
+    Raises what the work raised; a UserError as itself.
+    """
     import ray
 
     resources = worker_resources(config)
     options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "max_retries": RETRIES}
-    task = ray.remote(num_returns="streaming", **options)(_lines_of)
+    task = ray.remote(num_returns="streaming", **options)(_records_of)
+    level = logger.getEffectiveLevel()
     try:
-        for line in task.remote(work, config.model_dump(mode="json"), arguments):
-            say(ray.get(line))
+        for reference in task.remote(work, config.model_dump(mode="json"), arguments, level):
+            record: logging.LogRecord = ray.get(reference)
+            logging.getLogger(record.name).handle(record)
     except ray.exceptions.RayTaskError as error:
         raise_cause(error)
 
 
-def _lines_of(
-    work: Callable[..., object], settings: dict[str, Any], arguments: Sequence[Any]
-) -> Iterator[str]:
-    """The lines that `work` says, while it goes on in a thread."""
-    config, lines = parse_config(settings), queue.SimpleQueue[str | None]()
+def _records_of(
+    work: Callable[..., object], settings: dict[str, Any], arguments: Sequence[Any], level: int
+) -> Iterator[logging.LogRecord]:
+    """What `work` logs from `level` on, while it goes on in a thread."""
+    config, records = parse_config(settings), queue.SimpleQueue[logging.LogRecord | None]()
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            work(config, *arguments, lines.put)
+            work(config, *arguments)
         except BaseException as error:
             failed.append(error)
         finally:
-            lines.put(None)
+            records.put(None)
 
-    worker = threading.Thread(target=run)
-    worker.start()
-    while (line := lines.get()) is not None:
-        yield line
-    worker.join()
+    with handled(QueueHandler(records), level):
+        worker = threading.Thread(target=run)
+        worker.start()
+        while (record := records.get()) is not None:
+            yield record
+        worker.join()
     if failed:
         raise failed[0]
 

@@ -6,10 +6,13 @@ Ray puts the folder that a command was started from first on its workers' path, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from importlib.machinery import PathFinder
 
 from metarepair.own_packages import FOLDER, NAMES
+
+logger = logging.getLogger(__name__)
 
 
 def hidden_by(path: Sequence[str]) -> dict[str, str]:
@@ -48,9 +51,11 @@ def import_ours_first() -> Callable[[], None]:
     return import_ours
 
 
-def worker_options(folder: str, path: Sequence[str], say: Callable[[str], None]) -> dict[str, object]:
+def worker_options(folder: str, path: Sequence[str]) -> dict[str, object]:
     """Options of `ray.init` that keep our packages in place on the workers; none where nobody else has their names."""
     hidden = hidden_by([folder, *path])
     for name, file in hidden.items():
-        say(f"{file} has the name of a package of MetaRepair: in this run, {name!r} is MetaRepair's")
+        logger.warning(
+            f"{file} has the name of a package of MetaRepair: in this run, {name!r} is MetaRepair's"
+        )
     return {"runtime_env": {"worker_process_setup_hook": import_ours_first()}} if hidden else {}

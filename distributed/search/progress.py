@@ -1,18 +1,17 @@
-"""Tune's trials in, how the search is getting on out: a table that is redrawn on a terminal, plain lines elsewhere."""
+"""Log how a search is getting on: a table that a terminal redraws, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from ray.tune import Callback
 
 from distributed.search.draws import OBJECTIVE, OVER, ROUND, drawn_of
-from metarepair.runs.progress import PLAIN_INTERVAL_S, TERMINAL_INTERVAL_S, duration
+from metarepair.runs.progress import Pace, duration, is_drawn, log_step
 from metarepair.search.space import Dimension
 
 STATES = ("running", "waiting", "finished", "stopped early", "failed")
@@ -24,45 +23,32 @@ class SearchProgress(Callback):  # type: ignore[misc]  # Ray ships no types
 
     def __init__(self, dimensions: Sequence[Dimension], *, trials: int, rounds: int) -> None:
         self.dimensions, self.trials, self.rounds = tuple(dimensions), trials, rounds
-        self.stream: TextIO | None = None  # those below are of one run of the search
-        self._first: int | None = None
-        self._started = self._shown = 0.0
-        self._lines = 0
+        self._first: int | None = None  # those below are of one run of the search
+        self._started, self._pace = 0.0, Pace(0.0)
 
     def setup(self, **_info: Any) -> None:
-        self.stream = self.stream or sys.stderr
-        self._first, self._lines = None, 0
-        self._started = time.monotonic()
-        self._shown = float("-inf")
+        self._first, self._started = None, time.monotonic()
+        self._pace = Pace(float("-inf"))
 
     def on_step_end(self, trials: Sequence[Any], **_info: Any) -> None:
-        """Shows where the search is when the last time is long enough ago."""
+        """Logs where the search is if a line is due."""
         if self._first is None:
             self._first = sum(map(_round, trials))
-        interval = TERMINAL_INTERVAL_S if self._terminal else PLAIN_INTERVAL_S
-        now = time.monotonic()
-        if now - self._shown >= interval:
-            self._shown = now
-            self._show(trials, now)
+        self._log(trials, over=False)
 
     def on_experiment_end(self, trials: Sequence[Any], **_info: Any) -> None:
-        self._show(trials, time.monotonic())
+        self._log(trials, over=True)
 
-    @property
-    def _terminal(self) -> bool:
-        return self.stream is not None and self.stream.isatty()
-
-    def _show(self, trials: Sequence[Any], now: float) -> None:
-        assert self.stream is not None  # Tune sets up before it steps
-        if not self._terminal:
-            self.stream.write(f"{self.line(trials, now)}\n")
-        else:
+    def _log(self, trials: Sequence[Any], *, over: bool) -> None:
+        now = time.monotonic()
+        level = self._pace.level(now, over=over)
+        if level is None:
+            return
+        text = self.line(trials, now)
+        if is_drawn():
             width = shutil.get_terminal_size().columns - 1  # a line that wraps would be two to go back over
-            lines = [line[:width] for line in self.table(trials, now)]
-            back = f"\x1b[{self._lines}F" if self._lines else ""
-            self.stream.write(f"{back}\x1b[J" + "\n".join(lines) + "\n")
-            self._lines = len(lines)
-        self.stream.flush()
+            text = "\n".join(line[:width] for line in self.table(trials, now))
+        log_step(level, text, "search", over=over)
 
     def line(self, trials: Sequence[Any], now: float) -> str:
         """`search: 2 of 8 trials, 2 running; 9 of 48 rounds, 0.5 rounds/s, 1 min 18 s left; best 61.0% trial-0002`."""

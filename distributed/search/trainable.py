@@ -18,6 +18,7 @@ from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import pick_device
 from metarepair.runs.context import LocalContext
+from metarepair.runs.logs import print_on_worker
 from metarepair.search.space import dimensions, search_of
 from metarepair.stages.search_inputs import TrialSetup
 from metarepair.stages.search_trial import (
@@ -150,6 +151,7 @@ def _loop(options: dict[str, Any]) -> None:
 
     from distributed.on_ray.context import RayContext
 
+    print_on_worker()
     setup, settings = options["setup"], parse_config(options["config"])
     folder, kept = setup.trials / settings.name, _kept(settings, setup)
     if read_failure(folder) is not None:

@@ -41,7 +41,7 @@ from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import training_settings
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Say
+from metarepair.runs.logs import RESULTS
 from metarepair.search.check import check_space
 from metarepair.search.results import results_table, write_results
 from metarepair.search.space import dimensions, judged_environments, search_of
@@ -57,18 +57,19 @@ from tasks.storage.paths import find, remove_tree, write_text
 from tasks.storage.settings import Settings
 from tasks.storage.stages import SEARCH, TARGET
 
+logger = logging.getLogger(__name__)
 TRIALS = "trials.json"
 TUNE = "tune"  # folder of Tune's own state
 NOISY = ("ray.tune", "ray.train", "ray.air")  # loggers whose lines would stand between those of the progress
 
 
 class TuneSearch:
-    """The search of one run. What is done with the same settings is skipped, with a line that says so."""
+    """The search of one run. What is done with the same settings is skipped, with a log line."""
 
-    def __init__(self, config: Config, say: Say) -> None:
+    def __init__(self, config: Config) -> None:
         check_space(config)
-        self.config, self.say = config, say
-        self.pipeline = Pipeline(searched_config(config), say, executor_for)
+        self.config = config
+        self.pipeline = Pipeline(searched_config(config), executor_for)
         self.run: Run = self.pipeline.run
 
     def search(self, *, restart: bool = False) -> None:
@@ -88,13 +89,13 @@ class TuneSearch:
             discard(folder)
         if check_done(folder, stage=SEARCH.title(), config=settings, inputs=inputs) is not None:
             trials = [Trial(**t) for t in json.loads((folder / TRIALS).read_text(encoding="utf-8"))]
-            self.say(f"search: done before, see {folder}")
+            logger.info(f"search: done before, see {folder}")
         else:
             begin(folder, config=settings | placement(self.config), inputs=inputs)
-            setup = prepare_inputs(self.run, self.config, mined, features, self.say, self.pipeline.executor)
+            setup = prepare_inputs(self.run, self.config, mined, features, self.pipeline.executor)
             trials = self.try_all(setup)
             self._write(trials, settings, inputs)
-        self.say(results_table(trials, self.config))
+        logger.log(RESULTS, results_table(trials, self.config))
 
     def _mined(self) -> tuple[Mined, Mined]:
         """Manifests of what was mined for the search, and of its features."""
@@ -104,7 +105,7 @@ class TuneSearch:
             (e.role, e.corruption): require_manifest(e.folder, TARGET.remedy)
             for e in environments(self.run, config)
         }
-        return mined, extract_all(self.run, config, mined, self.say, self.pipeline.executor)
+        return mined, extract_all(self.run, config, mined, self.pipeline.executor)
 
     def try_all(self, setup: TrialSetup) -> list[Trial]:
         """Runs the trials that are not over. Raises UserError when all failed, KeyboardInterrupt when stopped."""
@@ -151,7 +152,7 @@ class TuneSearch:
                 restored.get_results()
             except Exception as error:
                 # Half-written or damaged, Tune's state raises whatever reading it comes upon.
-                self.say(
+                logger.warning(
                     f"Ray Tune's own state cannot be read ({_words(error)}); trials go on by their records."
                 )
                 remove_tree(self.run.search / TUNE)

@@ -14,7 +14,6 @@ from distributed.stages.train import train_on_ray
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Say
 from metarepair.stages.executor import Executor, Work, in_process
 from tasks.storage.paths import place
 
@@ -49,17 +48,17 @@ class OnRay:
         """As `Executor.map_in_order`, on as many actors as there is room for."""
         return map_on_workers(self.config, work, items)
 
-    def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings, say: Say) -> None:  # noqa: ARG002 - loaded again where the task runs
+    def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings) -> None:  # noqa: ARG002 - loaded again where the task runs
         """As `Executor.call`, in a Ray task that loads the surroundings itself."""
-        call_on_worker(_call, self.config, work, str(run.root), item, say=say)
+        call_on_worker(_call, self.config, work, str(run.root), item)
 
-    def train(self, run: Run, target: str, device: torch.device, say: Say) -> None:  # noqa: ARG002 - each worker has its own
+    def train(self, run: Run, target: str, device: torch.device) -> None:  # noqa: ARG002 - each worker has its own
         """As `Executor.train`, on a Ray Train group."""
-        train_on_ray(run, self.config, target, say)
+        train_on_ray(run, self.config, target)
 
 
-def _call(config: Config, work: Work[Item], root: str, item: Item, say: Say) -> None:
-    work(Run(place(root)), config, item, load_surroundings(config), say)
+def _call(config: Config, work: Work[Item], root: str, item: Item) -> None:
+    work(Run(place(root)), config, item, load_surroundings(config))
 
 
 def executor_for(config: Config) -> Executor:

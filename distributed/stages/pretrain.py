@@ -18,6 +18,7 @@ from distributed.stages.train import fit
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.pretraining.pretrain import pretrain
+from metarepair.runs.logs import print_on_worker
 from metarepair.stages.pretrain import describe, epoch_progress, log_epoch, read_epochs, training_split
 from tasks.datasets import dataset_info
 from tasks.errors import UserError
@@ -63,6 +64,7 @@ def _loop(settings: dict[str, Any]) -> None:
     """One rank's whole life."""
     from distributed.on_ray.context import RayContext
 
+    print_on_worker()
     config, folder = parse_config(settings["config"]), place(settings["folder"])
     if read_failure(folder) is not None:
         return

@@ -15,20 +15,20 @@ from distributed.on_ray.failures import read_failure, user_error, write_failure
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import meta_train
-from metarepair.runs.checkpoint import Say
 from metarepair.runs.context import last_report
 from metarepair.runs.layout import Run
+from metarepair.runs.logs import print_on_worker
 from metarepair.runs.progress import Progress
 from metarepair.stages.train import build_trainer, inputs_of, show_metrics, training_progress
 from tasks.errors import UserError
 from tasks.storage.paths import Place, place
 
 
-def train_on_ray(run: Run, config: Config, target: str, say: Say) -> None:
+def train_on_ray(run: Run, config: Config, target: str) -> None:
     """Meta-trains on `config.workers` Ray Train workers. A killed worker group starts again from its checkpoint."""
     folder = run.meta(target)
     settings = {"root": str(run.root), "target": target}
-    with _watched(training_progress(run, config, target, say), folder):
+    with _watched(training_progress(run, config, target), folder):
         fit(_loop, settings, config, folder)
 
 
@@ -92,6 +92,7 @@ def _loop(settings: dict[str, Any]) -> None:
     """One rank's whole life."""
     from distributed.on_ray.context import RayContext
 
+    print_on_worker()
     run, target, config = Run(place(settings["root"])), settings["target"], parse_config(settings["config"])
     context = RayContext(folder=run.meta(target), kept=config.train.kept_checkpoints)
     if read_failure(context.folder) is not None:

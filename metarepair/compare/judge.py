@@ -18,7 +18,6 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Judged, evaluate
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Say
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import remove, write_table, write_text
@@ -45,14 +44,12 @@ def is_judged(run: Run, config: Config, unit: Compared) -> bool:
     return all(is_sealed(folder / name, identity | {"file": name}) for name in (ROW, SAMPLES))
 
 
-def judge(run: Run, config: Config, units: Sequence[Compared], here: Surroundings, say: Say) -> None:
+def judge(run: Run, config: Config, units: Sequence[Compared], here: Surroundings) -> None:
     """Judges those of a target's repairs that are not yet, as many at once as memory is set aside for."""
     waiting = [unit for unit in units if not is_judged(run, config, unit)]
     for some in _portions(waiting, here):
         candidates = [load_candidate(run, config, unit, here) for unit in some]
-        judged = evaluate(
-            run, config, some[0].target, here.deployed, here.split("test"), candidates, progress=say
-        )
+        judged = evaluate(run, config, some[0].target, here.deployed, here.split("test"), candidates)
         for number, unit in enumerate(some):
             folder, identity = (
                 run.compared(unit.target, unit.method, unit.seed),

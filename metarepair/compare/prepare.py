@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from metarepair.data.workspace import Surroundings
 from metarepair.methods import Budget, MethodContext, get_method, settings_of
 from metarepair.methods.base import Map
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Made, Say, run_stage
+from metarepair.runs.run_stage import Made, run_stage
 from tasks.errors import DataError, StageError
 from tasks.records import Failures
 from tasks.storage.manifest import MANIFEST, Manifest, begin, check_done, discard
@@ -21,6 +22,7 @@ from tasks.storage.paths import Place, find, inside
 from tasks.storage.settings import Settings
 from tasks.storage.stages import BEGUN, PREPARED
 
+logger = logging.getLogger(__name__)
 KEPT = (".safetensors", ".json", ".seal")
 
 
@@ -32,20 +34,18 @@ def preparation_settings(config: Config, name: str) -> Settings:
 
 
 def prepare_method(
-    run: Run, config: Config, name: str, here: Surroundings, say: Say, *, map_pieces: Map
+    run: Run, config: Config, name: str, here: Surroundings, *, map_pieces: Map
 ) -> Manifest | None:
     """Prepares the method `name`. Skipped when done, or when it prepares nothing; goes on with what is there."""
     method = get_method(name)
     if not method.prepares:
         return None
     folder, terms = run.prepared(name), _terms(config, name, here)
-    make = partial(_prepare, config, name, here, say, folder=folder, map_pieces=map_pieces)
-    return run_stage(PREPARED, folder, make, names=[name], **terms, say=say)
+    make = partial(_prepare, config, name, here, folder=folder, map_pieces=map_pieces)
+    return run_stage(PREPARED, folder, make, names=[name], **terms)
 
 
-def _prepare(
-    config: Config, name: str, here: Surroundings, say: Say, *, folder: Place, map_pieces: Map
-) -> Made:
+def _prepare(config: Config, name: str, here: Surroundings, *, folder: Place, map_pieces: Map) -> Made:
     budget = Budget()
     context = MethodContext(
         config=config,
@@ -55,13 +55,12 @@ def _prepare(
         map=map_pieces,
         device=config.device,
         prepared=folder,
-        say=say,
     )
     none = _no_failures(here)
     data = RepairData(target="none", learn=none, validation=none, clean=here.clean())
     get_method(name).prepare(here.deployed, data, context)
     files = [inside(path, folder) for path in find(folder, "*", deep=True) if path.suffix in KEPT]
-    say(f"{PREPARED.title(name)}: {budget.seconds:.0f} s, {folder}")
+    logger.info(f"{PREPARED.title(name)}: {budget.seconds:.0f} s, {folder}")
     return Made(
         files=[name for name in files if name not in (MANIFEST, BEGUN)],
         facts={"seconds": budget.seconds, "images_seen": budget.images_seen},

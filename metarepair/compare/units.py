@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from metarepair.methods import (
 from metarepair.repairs.saved import ARCHITECTURE, load_repaired
 from metarepair.repairs.stage import Unit, files_of, load_meta, repair_once, unit_data
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Made, Say, run_stage
+from metarepair.runs.run_stage import Made, run_stage
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     Manifest,
@@ -34,6 +35,8 @@ from tasks.storage.manifest import (
 )
 from tasks.storage.settings import Settings
 from tasks.storage.stages import COMPARED, META, TARGET
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +113,15 @@ def done_unit(run: Run, config: Config, unit: Compared, here: Surroundings) -> M
     return check_done(folder, stage=COMPARED.title(*unit.names), **_terms(run, config, unit, here))
 
 
-def repair_compared(run: Run, config: Config, unit: Compared, here: Surroundings, say: Say) -> Manifest:
+def repair_compared(run: Run, config: Config, unit: Compared, here: Surroundings) -> Manifest:
     """Does one repair. Skipped when done; goes on where its method keeps checkpoints."""
     folder = run.compared(unit.target, unit.method, unit.seed)
-    make = partial(_repair, run, config, unit, here, say)
+    make = partial(_repair, run, config, unit, here)
     terms = _terms(run, config, unit, here)
-    return run_stage(COMPARED, folder, make, names=unit.names, **terms, say=lambda _: None)
+    return run_stage(COMPARED, folder, make, names=unit.names, **terms)
 
 
-def _repair(run: Run, config: Config, unit: Compared, here: Surroundings, say: Say) -> Made:
+def _repair(run: Run, config: Config, unit: Compared, here: Surroundings) -> Made:
     folder = run.compared(unit.target, unit.method, unit.seed)
     data = _data(run, config, unit, here)
     one = Unit(
@@ -129,9 +132,9 @@ def _repair(run: Run, config: Config, unit: Compared, here: Surroundings, say: S
         limit=limit_of(config, unit.method),
         prepared=run.prepared(unit.method) if get_method(unit.method).prepares else None,
     )
-    found = repair_once(one, config, data, here, say)
+    found = repair_once(one, config, data, here)
     notes = "".join(f"; {note}" for note in found.model.notes)
-    say(f"{unit.words}: repaired in {found.seconds:.1f} s, validation {found.validation:.1%}{notes}")
+    logger.info(f"{unit.words}: repaired in {found.seconds:.1f} s, validation {found.validation:.1%}{notes}")
     return Made(
         files=files_of(folder, config),
         facts={

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,18 +16,18 @@ from metarepair.config.load import load_config, parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.repairs.export import equality_images, export_original, export_program, require_packages
+from metarepair.repairs.result import RESULT
 from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS, load_repaired
+from metarepair.runs.logs import RESULTS
 from metarepair.weights import SCHEME, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
 from tasks.storage.paths import Place, find, local, place
 
+logger = logging.getLogger(__name__)
 Format = Literal["torch", "onnx", "original"]
-RESULT = "result.json"
 
 
-def export(
-    what: str, *, kind: Format, out: str, config_file: Path | None, say: Callable[[str], None]
-) -> None:
+def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> None:
     """Writes the repaired DNN of `what` (a run's folder, one of its weights files, or any with a config) to `out`."""
     if kind != "original":
         require_packages(kind)
@@ -37,13 +38,13 @@ def export(
     if kind == "original":
         _refuse_other_architecture(weights)
         deployed = _load(weights, config).deployed
-        say(
-            export_original(deployed, resolve_weights(config.model.weights), target, entry=config.model.entry)
-        )
+        original = resolve_weights(config.model.weights)
+        logger.log(RESULTS, export_original(deployed, original, target, entry=config.model.entry))
         return
     here = _load(weights, config)
     images = equality_images(here.split("test"))
-    say(export_program(here.deployed, images, kind, target.parent, name=target.name).words)
+    exported = export_program(here.deployed, images, kind, target.parent, name=target.name)
+    logger.log(RESULTS, exported.words)
 
 
 def _read_with(weights: Place, config: Config, config_file: Path | None) -> list[Place]:

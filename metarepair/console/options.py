@@ -77,3 +77,20 @@ def add_settings_options(parser: argparse.ArgumentParser, *, required: bool) -> 
         help="the DNN: timm:NAME, or module:FACTORY, the import path of what returns an nn.Module",
     )
     parser.add_argument("--weights", metavar="FILE", help="its weights: .safetensors, or of torch.save")
+
+
+def add_verbosity_options(parser: argparse.ArgumentParser) -> None:
+    """How much is printed."""
+    amount = parser.add_mutually_exclusive_group()
+    for name, help_text in (
+        ("quiet", "print results, warnings and errors alone"),
+        ("verbose", "print each line's time and module, and what Ray and its workers print"),
+    ):
+        amount.add_argument(
+            f"--{name}",
+            dest="verbosity",
+            action="store_const",
+            const=name,
+            default="usual",
+            help=help_text,
+        )

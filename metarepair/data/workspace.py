@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,27 +12,28 @@ from metarepair.config.run import Config
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.adapted import adapted_names
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
-from metarepair.runs.checkpoint import Say
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
 from tasks.datasets.archives import Archive, load_archive
 from tasks.errors import ConfigError
 from tasks.experiences.corrupted_images import check_archive
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Surroundings:
     """The deployed DNN and the data set; splits are read when first asked for.
 
-    `say` is told, once for each sentence, what lies beside a split's files and is not read.
+    notes: whether to log, once for each, what lies beside a split's files and is not read.
     """
 
     config: Config
     deployed: DeployedModel
     _splits: dict[Split, ArrayDataset] = field(default_factory=dict)
     _inputs: dict[str, str] = field(default_factory=dict)
-    say: Say = lambda _: None
-    _said: set[str] = field(default_factory=set)
+    notes: bool = False
+    _noted: set[str] = field(default_factory=set)
 
     def split(self, split: Split) -> ArrayDataset:
         """A split, cut to data.max_*_images."""
@@ -43,9 +45,9 @@ class Surroundings:
             archive = self._archive(cut) if split == "test" and data.archive else None
             self._splits[split] = replace(cut, corruption_table=data.corruption_table, archive=archive)
             for note in (*whole.passed_over, *(archive.passed_over if archive else ())):
-                if note not in self._said:
-                    self._said.add(note)
-                    self.say(note)
+                if self.notes and note not in self._noted:
+                    self._noted.add(note)
+                    logger.warning(note)
         return self._splits[split]
 
     def clean(self) -> CleanImages:
@@ -85,7 +87,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_surroundings(
-    config: Config, *, device: torch.device | None = None, say: Say = lambda _: None
+    config: Config, *, device: torch.device | None = None, notes: bool = False
 ) -> Surroundings:
     """The deployed DNN on `device` (the configured one when not given); data are not read yet."""
     info = dataset_info(config.data.source())
@@ -102,4 +104,4 @@ def load_surroundings(
         device=device or pick_device(config.device),
     )
     adapted_names(deployed.module, config.inner.parts)  # a part that names nothing is said before any work
-    return Surroundings(config, deployed, say=say)
+    return Surroundings(config, deployed, notes=notes)

@@ -7,7 +7,8 @@ when it did. Source: paper Eq. 6, Algorithm 1 lines 19-23; repair and break rate
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -29,6 +30,8 @@ from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import append_line
 
 # N examples, M models
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +87,6 @@ def evaluate(
     deployed: DeployedModel,
     test: Dataset,
     candidates: Sequence[Candidate],
-    *,
-    progress: Callable[[str], None],
 ) -> Judged:
     """Judges all candidates on the same images; all predictions on corrupted images are of the same pixels.
 
@@ -95,14 +96,14 @@ def evaluate(
     nets = called(deployed, models)
     rows = np.arange(len(test.labels_N))
     clean = predict_all(deployed, nets, test, rows, None, 0, config)
-    progress(f"{target}: clean images done")
+    logger.info(f"{target}: clean images done")
     corrupted = {}
     for severity in config.mining.severities:
         corrupted[severity] = predict_all(deployed, nets, test, rows, target, severity, config)
-        progress(f"{target}: severity {severity} done")
+        logger.info(f"{target}: severity {severity} done")
     names = tuple(CORRUPTIONS) if config.evaluate.others is None else config.evaluate.others
     others = {n: _other(deployed, nets, test, n, config) for n in names if n != target}
-    progress(f"{target}: other corruptions done")
+    logger.info(f"{target}: other corruptions done")
     seen = _Seen(clean=clean, corrupted=corrupted, others=others)
     fail = open_target_fail(run, target, test, judged=[f"{c.model.method}/{c.seed}" for c in candidates])
     predicted_MN = predicted_on(fail, deployed, models, test, corrupted)
@@ -110,7 +111,7 @@ def evaluate(
     for index, candidate in enumerate(candidates):
         rate = float((predicted_MN[index] == fail.labels_N).mean())
         results.append(_result(index, rate, candidate, target, deployed, test.labels_N, seen, fail, config))
-        progress(f"{target}: {candidate.model.method} seed {candidate.seed} judged on D_fail")
+        logger.info(f"{target}: {candidate.model.method} seed {candidate.seed} judged on D_fail")
     return Judged(
         results=tuple(results),
         fail=fail,

@@ -7,6 +7,7 @@ losses and the count are summed by one all-reduce. The next task's batches are m
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ from tasks.storage.settings import Settings, changes
 
 # P parameters and rate factors
 
+logger = logging.getLogger(__name__)
 FACTOR = "factor "  # no parameter's name has a space
 
 
@@ -135,7 +137,7 @@ class MetaTrainer:
                 processes=processes,
             )
             if self.context.rank == 0:
-                print(f"memory: {self._plan.reason}", flush=True)
+                logger.info(f"memory: {self._plan.reason}")
         return self._plan.kept
 
     def _task_vector(self, slot: int) -> Tensor:

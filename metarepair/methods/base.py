@@ -6,6 +6,7 @@ point of the group `metarepair.methods` that names its class.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from metarepair.models.wrappers import copied
 from tasks.errors import ConfigError
 from tasks.storage.paths import Place
 
+logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
@@ -58,7 +60,7 @@ class MethodContext:
         device: Where those pieces run: auto, cpu or cuda, as seen by the process that runs them.
         folder: The repair's folder for checkpoints; with None, no checkpoints are kept.
         prepared: The folder that `prepare` wrote to.
-        say: Receives lines of progress.
+        say: Logs a line of progress; a run puts the name of the target before it.
     """
 
     config: AnyConfig
@@ -70,7 +72,7 @@ class MethodContext:
     device: str = "cpu"
     folder: Place | None = None
     prepared: Place | None = None
-    say: Callable[[str], None] = lambda _: None
+    say: Callable[[str], None] = logger.info
 
 
 class Method(ABC):

@@ -7,6 +7,7 @@ D_fail is opened by the evaluator alone, after all repairs are saved.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +40,7 @@ from tasks.storage.paths import Place, write_text
 from tasks.storage.settings import Settings
 from tasks.storage.stages import META, REPAIRED, TARGET
 
-Progress = Callable[[str], None]
+logger = logging.getLogger(__name__)
 ONE_VALUE = "Expected more than 1 value per channel when training"  # torch.nn.functional.batch_norm
 
 
@@ -63,22 +64,18 @@ def repair_settings(config: Config) -> Settings:
     return values | ({"methods": own} if own else {})
 
 
-def repair_target(run: Run, config: Config, target: str, here: Surroundings, progress: Progress) -> Manifest:
+def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> Manifest:
     """Runs the stage for one target. It is skipped if it is complete with the same settings and inputs."""
     folder = run.repaired(target)
     mined = require_manifest(run.target(target), TARGET.remedy)
     inputs = {"target": mined.digest, **here.inputs()}
     if "metarepair" in config.repair.methods:
         inputs["meta"] = require_manifest(run.meta(target), META.remedy).digest
-    make = partial(_repair, run, config, target, here, mined, progress)
-    return run_stage(
-        REPAIRED, folder, make, names=[target], config=repair_settings(config), inputs=inputs, say=progress
-    )
+    make = partial(_repair, run, config, target, here, mined)
+    return run_stage(REPAIRED, folder, make, names=[target], config=repair_settings(config), inputs=inputs)
 
 
-def _repair(
-    run: Run, config: Config, target: str, here: Surroundings, mined: Manifest, progress: Progress
-) -> Made:
+def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Manifest) -> Made:
     """All repairs of a target, then their evaluation."""
     folder = run.repaired(target)
     collect = open_side(run.target(target), "collect", mined, here.split("test"))
@@ -89,11 +86,11 @@ def _repair(
     for seed, data in parts.items():
         for name in methods:
             unit = Unit(method=name, seed=seed, folder=folder / name / str(seed), load_meta=start)
-            candidates.append(repair_once(unit, config, data, here, progress))
+            candidates.append(repair_once(unit, config, data, here))
             files += [f"{name}/{seed}/{file}" for file in files_of(unit.folder, config)]
             notes = "".join(f"; {note}" for note in candidates[-1].model.notes)
-            progress(f"{target}: repaired by {name}, seed {seed}, {candidates[-1].seconds:.1f} s{notes}")
-    judged = evaluate(run, config, target, here.deployed, here.split("test"), candidates, progress=progress)
+            logger.info(f"{target}: repaired by {name}, seed {seed}, {candidates[-1].seconds:.1f} s{notes}")
+    judged = evaluate(run, config, target, here.deployed, here.split("test"), candidates)
     write_result(run, config, target, mined, judged, validation=len(parts[config.repair.seeds[0]].validation))
     return Made(files=files)
 
@@ -113,9 +110,7 @@ def load_meta(run: Run, config: Config, target: str, here: Surroundings) -> Star
     return load_start(run.meta(target), here.deployed.module, config, remedy=META.remedy)
 
 
-def repair_once(
-    unit: Unit, config: Config, data: RepairData, here: Surroundings, say: Callable[[str], None]
-) -> Candidate:
+def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings) -> Candidate:
     """Repairs the deployed DNN and saves the result. Raises DivergedError if the repaired weights are not finite."""
     method, target = get_method(unit.method), data.target  # `say` must not hold `data`, which has all labels
     context = MethodContext(
@@ -126,7 +121,7 @@ def repair_once(
         budget=Budget(unit.limit),
         folder=unit.folder,
         prepared=unit.prepared,
-        say=lambda line: say(f"{target}: {line}"),
+        say=lambda line: logger.info(f"{target}: {line}"),
     )
     with peak_memory(here.deployed.device) as memory:
         model = repair_fairly(method, here.deployed, data, context)
@@ -137,7 +132,7 @@ def repair_once(
             f"{target}: the repair by {unit.method} (seed {unit.seed}) diverged, {bad} is not finite. "
             f"Lower the rates (repair.rates, or those in methods.{unit.method}); nothing was written for this repair."
         )
-    _save(unit, config, target, model, here, say)
+    _save(unit, config, target, model, here)
     judged = model.architecture_of(here.deployed)
     validation = accuracy_on(judged, model.parameters, model.buffers, data.validation)
     return Candidate(
@@ -205,7 +200,6 @@ def _save(
     target: str,
     model: RepairedModel,
     here: Surroundings,
-    say: Callable[[str], None],
 ) -> None:
     """Writes the repaired weights, the architecture if it changed, and the exports that are asked for."""
     module = model.fill(here.deployed.module)
@@ -216,7 +210,7 @@ def _save(
     for kind in config.repair.export or ():
         images = equality_images(here.split("test"))
         exported = export_program(replace(here.deployed, module=module), images, kind, unit.folder)
-        say(f"{target}: {exported.words}")
+        logger.info(f"{target}: {exported.words}")
 
 
 def files_of(unit_folder: Place, config: Config) -> list[str]:

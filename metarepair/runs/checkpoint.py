@@ -7,6 +7,7 @@ digests of the other two: a half-copied one is passed over, whoever copied it, a
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +18,8 @@ from tasks.errors import StorageError
 from tasks.storage.manifest import file_hash
 from tasks.storage.paths import Place, copy_file, find, remove_tree, write_text
 
+logger = logging.getLogger(__name__)
 STATE = "state.json"
-Say = Callable[[str], object]
 
 
 def seal(folder: Place, state: dict[str, Any]) -> None:
@@ -33,22 +34,25 @@ def read_state(folder: Place) -> dict[str, Any] | None:
     return state if state is not None and not _damaged(folder, state) else None
 
 
-def newest_checkpoint(folder: Place, say: Say = lambda _: None) -> Place | None:
+def newest_checkpoint(folder: Place, *, level: int = logging.WARNING) -> Place | None:
     """The complete checkpoint under `folder` with the most episodes, None when there is none.
 
-    One that does not match its digests is passed over, with a line that says so.
+    One that does not match its digests is passed over, with a log line of `level`.
     """
     found = [path.parent for path in find(folder, STATE, deep=True) if path.parent.suffix != ".tmp"]
     claims = {path: state for path in found if (state := _claim(path)) is not None}
     for path in (path for path in found if path not in claims):
-        say(f"The checkpoint {path} is damaged ({STATE} is not as it was written) and passed over.")
+        logger.log(
+            level, f"The checkpoint {path} is damaged ({STATE} is not as it was written) and passed over."
+        )
     for path in sorted(claims, key=lambda p: claims[p]["episode"], reverse=True):
         damaged = _damaged(path, claims[path])
         if not damaged:
             return path
-        say(
+        logger.log(
+            level,
             f"The checkpoint {path} is damaged ({', '.join(damaged)}: missing, or not as written) and passed over: "
-            "the one before is used."
+            "the one before is used.",
         )
     return None
 
@@ -93,9 +97,9 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def newest(self, say: Say = lambda _: None) -> Place | None:
+    def newest(self) -> Place | None:
         """The newest whole one of this training, wherever below the folder above this one it was put."""
-        return newest_checkpoint(self.folder.parent, say)
+        return newest_checkpoint(self.folder.parent)
 
     def write(
         self, episode: int, fill: Callable[[Path], None], then: Callable[[], None] = lambda: None

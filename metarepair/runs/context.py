@@ -93,7 +93,6 @@ class LocalContext:
     folder: Place
     device: torch.device
     on_report: Callable[[Metrics], None] = lambda _: None
-    say: Callable[[str], object] = print
     rank: int = 0
     world_size: int = 1
     kept: int | None = 2
@@ -109,7 +108,7 @@ class LocalContext:
         """Nothing: there is one rank."""
 
     def last_checkpoint(self) -> Place | None:
-        return self.journal.checkpoints.newest(self.say)
+        return self.journal.checkpoints.newest()
 
     def report(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:
         self.journal.record(metrics, write, episodes)

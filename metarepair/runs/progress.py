@@ -1,93 +1,69 @@
-"""Work done so far in, one line with a rate and the time left out: redrawn on a terminal, plain elsewhere.
-
-What goes on at the same time has a line each: on a terminal they stand together at its end and are redrawn as one.
-"""
+"""Progress of long work: one line with a rate and the time left, logged every ten seconds and at the end."""
 
 from __future__ import annotations
 
-import sys
-import threading
+import logging
 import time
-from typing import TextIO
+from dataclasses import dataclass
 
-PLAIN_INTERVAL_S = 10.0
-TERMINAL_INTERVAL_S = 0.2
-CLEAR = "\x1b[J"  # from here to the end of the screen
-
-
-class Board:
-    """The lines of all work under way on one stream."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.terminal = stream, stream.isatty()
-        self._lines: dict[int, str] = {}
-        self._lock = threading.Lock()
-
-    def show(self, owner: int, text: str, *, over: bool) -> None:
-        """The newest line of `owner`; one that is over stays where it stands."""
-        with self._lock:
-            if not self.terminal:
-                self._put(text + "\n")
-                return
-            start = self._to_first_line()
-            self._lines.pop(owner, None) if over else self._lines.update({owner: text})
-            self._put(start + (text + "\n" if over else "") + "\n".join(self._lines.values()))
-
-    def print_above(self, text: str, stream: TextIO) -> None:
-        """Prints `text` to `stream` and draws the lines anew below it."""
-        with self._lock:
-            if self._lines:
-                self._put(self._to_first_line())
-            print(text, file=stream, flush=True)
-            if self._lines:
-                self._put("\n".join(self._lines.values()))
-
-    def _to_first_line(self) -> str:
-        up = len(self._lines) - 1
-        return "\r" + (f"\x1b[{up}A" if up > 0 else "") + CLEAR
-
-    def _put(self, text: str) -> None:
-        self.stream.write(text)
-        self.stream.flush()
+logger = logging.getLogger(__name__)
+INTERVAL_S = 10.0
+REDRAWN_S = 0.2
 
 
-_boards: dict[int, Board] = {}
+@dataclass(frozen=True)
+class Step:
+    """What a progress line carries as `record.step`: the work it is of, and whether it is that work's last line."""
+
+    work: str
+    over: bool
 
 
-def board_of(stream: TextIO) -> Board:
-    """The one board of a stream."""
-    found = _boards.get(id(stream))
-    if found is None or found.stream is not stream:
-        found = _boards[id(stream)] = Board(stream)
-    return found
+class Pace:
+    """When the next progress line is due: every ten seconds for all, and more often for a terminal."""
+
+    def __init__(self, started: float) -> None:
+        self._logged = self._drawn = started
+
+    def level(self, now: float, *, over: bool) -> int | None:
+        """INFO for a line that every handler should have, DEBUG for one that a terminal draws, None for no line."""
+        if over or now - self._logged >= INTERVAL_S:
+            self._logged = self._drawn = now
+            return logging.INFO
+        if is_drawn() and now - self._drawn >= REDRAWN_S:
+            self._drawn = now
+            return logging.DEBUG
+        return None
 
 
-def say(text: str) -> None:
-    """Prints a line to the standard output, above what is under way."""
-    board_of(sys.stderr).print_above(text, sys.stdout)
+def is_drawn() -> bool:
+    """Whether a terminal draws the progress: its handler asks for the lines of level DEBUG."""
+    return logger.isEnabledFor(logging.DEBUG)
+
+
+def log_step(level: int, text: str, work: str, *, over: bool) -> None:
+    """Log a progress line of `work`. It may be several lines of text where `is_drawn`."""
+    logger.log(level, text, extra={"step": Step(work, over)})
 
 
 class Progress:
-    """Progress of one piece of work with a known number of units."""
+    """Progress of one piece of work with a known number of units. No two that go on at once have one `label`."""
 
-    def __init__(
-        self, label: str, total: int, unit: str, *, done: int = 0, stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, label: str, total: int, unit: str, *, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self._board = board_of(stream if stream is not None else sys.stderr)
         self.done, self._first = done, done
-        self._started = self._shown = time.monotonic()
+        self._started = time.monotonic()
+        self._pace = Pace(self._started)
         if done:
-            self._write(f"{label}: {done} of {total} {unit} were done before; going on")
+            self._log(logging.INFO, f"{label}: {done} of {total} {unit} were done before; going on")
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Counts `count` more units; shows a line when the last is long enough ago."""
+        """Counts `count` more units; logs a line if one is due."""
         self.done += count
         now = time.monotonic()
-        interval = TERMINAL_INTERVAL_S if self._board.terminal else PLAIN_INTERVAL_S
-        if now - self._shown >= interval or self.done >= self.total:
-            self._shown = now
-            self._write(self.line(now, note))
+        level = self._pace.level(now, over=self.done >= self.total)
+        if level is not None:
+            self._log(level, self.line(now, note))
 
     def line(self, now: float, note: str = "") -> str:
         """`mine: 30 of 60 shards, 2.1 shards/s, 14 s left, note`."""
@@ -98,8 +74,8 @@ class Progress:
         text += f", {duration(left)} left" if self.done < self.total else f", took {duration(elapsed)}"
         return f"{text}, {note}" if note else text
 
-    def _write(self, text: str) -> None:
-        self._board.show(id(self), text, over=self.done >= self.total)
+    def _log(self, level: int, text: str) -> None:
+        log_step(level, text, self.label, over=self.done >= self.total)
 
 
 def duration(seconds: float) -> str:

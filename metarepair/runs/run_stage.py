@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from tasks.storage.manifest import Manifest, begin, check_done, check_whole, wri
 from tasks.storage.paths import Place
 from tasks.storage.stages import Stage
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,6 @@ def run_stage(
     names: Sequence[str] = (),
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
-    say: Say,
 ) -> Manifest:
     """The manifest of the stage in `folder`, made by `make` where it is not done with these settings and inputs.
 
@@ -41,7 +41,6 @@ def run_stage(
         names: what it is of: a target, a method …, as `Stage.title` takes them.
         config: the settings that its result depends on, as plain values.
         inputs: digests of all that it reads.
-        say: is told, in one line, that the stage was done before.
 
     Raises:
         StageError: the folder holds the stage, finished or not, with other settings or inputs.
@@ -50,14 +49,15 @@ def run_stage(
     assert set(config) <= set(stage.settings), f"{stage.name}: {set(config) - set(stage.settings)}"
     title = stage.title(*names)
     if stage.mends:
-        done = check_whole(folder, stage=title, config=config, inputs=inputs, say=say)
+        done = check_whole(folder, stage=title, config=config, inputs=inputs)
     else:
         done = check_done(folder, stage=title, config=config, inputs=inputs)
     if done is not None:
-        say(f"{title}: done before, see {folder}")
+        logger.info(f"{title}: done before, see {folder}")
         return done
     if stage.marked:
         begin(folder, config=config, inputs=inputs)
+    logger.debug(f"{title}: begins, in {folder}")
     made = make()
     return write_manifest(
         folder,

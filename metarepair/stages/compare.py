@@ -6,6 +6,7 @@ D_fail is opened when all repairs of its target are done.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from metarepair.compare.check import check_methods, check_settings
@@ -18,8 +19,8 @@ from metarepair.compare.units import Compared, compared_units, done_unit, repair
 from metarepair.config.run import Config
 from metarepair.methods import get_method
 from metarepair.runs.layout import Run
+from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import Progress
-from metarepair.runs.run_stage import Say
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.pipeline import Pipeline
 from metarepair.stages.together import each_at_once
@@ -28,14 +29,16 @@ from tasks.storage.manifest import MANIFEST, discard
 from tasks.storage.paths import find, remove_tree
 from tasks.storage.remote import RemotePath
 
+logger = logging.getLogger(__name__)
+
 
 class Comparison:
     """All repairs of a comparison. What is done with the same settings is skipped."""
 
-    def __init__(self, config: Config, say: Say, executor: ExecutorOf = in_process) -> None:
+    def __init__(self, config: Config, executor: ExecutorOf = in_process) -> None:
         check_settings(config)
-        self.config, self.say = config, say
-        self.pipeline = Pipeline(config, say, executor)
+        self.config = config
+        self.pipeline = Pipeline(config, executor)
         self.executor = self.pipeline.executor
         self.run: Run = self.pipeline.run
         self.units = compared_units(config)
@@ -57,7 +60,7 @@ class Comparison:
         self._repair()
         self._judge()
         for line in write_results(self.run, self.config, self.units):
-            self.say(line)
+            logger.log(RESULTS, line)
 
     def _stages_before(self) -> None:
         """Raises StageError where they are of other settings, which no restart of a comparison mends."""
@@ -84,7 +87,7 @@ class Comparison:
         for target in self.config.targets:
             pair = load_pair(self.run, target, (first, second), self.config.compare.seeds[0])
             for line in write_pair(self.run, pair, test, self.config.seed):
-                self.say(line)
+                logger.log(RESULTS, line)
 
     def _restart(self) -> None:
         """Deletes the repairs of the configured targets and methods, and preparations of other settings."""
@@ -98,7 +101,7 @@ class Comparison:
 
     def _prepare(self, name: str) -> None:
         pieces = self.executor.map_in_order
-        prepare_method(self.run, self.config, name, self.pipeline.here, self.say, map_pieces=pieces)
+        prepare_method(self.run, self.config, name, self.pipeline.here, map_pieces=pieces)
 
     def _repair(self) -> None:
         here, planned = self.pipeline.here, self.config.compare
@@ -112,12 +115,12 @@ class Comparison:
         waiting = [unit for unit in self.units if done_unit(self.run, self.config, unit, here) is None]
         done = len(self.units) - len(waiting)
         if not waiting:
-            self.say(f"compare: all {done} repairs were done before")
+            logger.info(f"compare: all {done} repairs were done before")
             return
         progress = Progress("compare", len(self.units), "repairs", done=done)
 
         def repair(unit: Compared) -> None:
-            self.executor.call(repair_compared, self.run, unit, here, self.say)
+            self.executor.call(repair_compared, self.run, unit, here)
             progress.advance(note=unit.words)
 
         each_at_once(repair, waiting, at_once=self.executor.repairs_at_once)
@@ -129,7 +132,7 @@ class Comparison:
         ]
 
         def judge_target(units: Sequence[Compared]) -> None:
-            self.executor.call(judge, self.run, units, self.pipeline.here, self.say)
+            self.executor.call(judge, self.run, units, self.pipeline.here)
 
         # An object store cannot append: of two who log that they open a D_fail at once, one would be forgotten.
         at_once = 1 if isinstance(self.run.root, RemotePath) else self.executor.repairs_at_once

@@ -11,13 +11,12 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.methods.base import map_here
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Say
 from metarepair.stages.train import train_here
 from tasks.errors import ConfigError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Work = Callable[[Run, Config, Item, Surroundings, Say], object]
+Work = Callable[[Run, Config, Item, Surroundings], object]
 
 
 class Executor(Protocol):
@@ -46,11 +45,11 @@ class Executor(Protocol):
         """The results of `work` in the order of the items."""
         ...
 
-    def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings, say: Say) -> None:
-        """Calls `work(run, config, item, here, say)`; elsewhere with the surroundings loaded there."""
+    def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings) -> None:
+        """Calls `work(run, config, item, here)`; elsewhere with the surroundings loaded there."""
         ...
 
-    def train(self, run: Run, target: str, device: torch.device, say: Say) -> None:
+    def train(self, run: Run, target: str, device: torch.device) -> None:
         """Meta-trains for `target`, from the newest checkpoint to the last episode."""
         ...
 
@@ -84,13 +83,13 @@ class InProcess:
         """As `Executor.map_in_order`."""
         return map_here(work, items)
 
-    def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings, say: Say) -> None:
+    def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings) -> None:
         """As `Executor.call`, with the surroundings that are given."""
-        work(run, self.config, item, here, say)
+        work(run, self.config, item, here)
 
-    def train(self, run: Run, target: str, device: torch.device, say: Say) -> None:
+    def train(self, run: Run, target: str, device: torch.device) -> None:
         """As `Executor.train`."""
-        train_here(run, self.config, target, device, say)
+        train_here(run, self.config, target, device)
 
 
 def in_process(config: Config) -> InProcess:

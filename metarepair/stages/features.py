@@ -25,7 +25,6 @@ from metarepair.features.extractors import FeatureExtractor, build_extractor, we
 from metarepair.features.files import read_features, write_features, write_moments
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
-from metarepair.runs.run_stage import Say
 from metarepair.stages.executor import Executor
 from metarepair.stages.mining import Environment, Mined, Role, environments
 from tasks.distances.frechet import Moments, merge_in_order, moments, scatter
@@ -97,7 +96,7 @@ def feature_parts(run: Run, experience: str, target: str) -> tuple[list[Place], 
 
 
 def extract_all(
-    run: Run, config: Config, mined: Mined, say: Say, executor: Executor
+    run: Run, config: Config, mined: Mined, executor: Executor
 ) -> dict[tuple[Role, str], Manifest]:
     """Features and moments of the D_collect of every environment in `mined`.
 
@@ -106,9 +105,7 @@ def extract_all(
     stages = feature_stages(run, config, mined)
     done = {}
     for key, stage in stages.items():
-        manifest = check_whole(
-            stage.folder, stage=stage.stage, config=stage.settings, inputs=stage.inputs, say=say
-        )
+        manifest = check_whole(stage.folder, stage=stage.stage, config=stage.settings, inputs=stage.inputs)
         if manifest is not None:
             done[key] = manifest
     missing = {key: stage for key, stage in stages.items() if key not in done}
@@ -120,7 +117,7 @@ def extract_all(
             sealed=True,
             parts=len(stage.shards),
         )
-    _extract(config, [s for stage in missing.values() for s in stage.shards], say, executor)
+    _extract(config, [s for stage in missing.values() for s in stage.shards], executor)
     found = executor.map(_build_moments, list(missing.items()), one_cpu=True)
     for (key, stage), (count, dim) in found:
         done[key] = write_manifest(
@@ -168,9 +165,9 @@ def _stage(run: Run, environment: Environment, manifest: Manifest, settings: dic
     )
 
 
-def _extract(config: Config, shards: Sequence[FeatureShard], say: Say, executor: Executor) -> None:
+def _extract(config: Config, shards: Sequence[FeatureShard], executor: Executor) -> None:
     """Features of all shards that are not there yet, or are damaged."""
-    missing = missing_parts(shards, say)
+    missing = missing_parts(shards)
     if not missing:
         return
     progress = Progress("features", len(shards), "shards", done=len(shards) - len(missing))

@@ -9,6 +9,7 @@ with those that are missing. D_fail is not opened. What is measured, and how: me
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +28,9 @@ from metarepair.repairs.stage import repair_fairly
 from metarepair.reports.hypothesis_figure import scatter
 from metarepair.reports.hypothesis_table import describe, pairs_table, write_pairs
 from metarepair.runs.layout import Run
+from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import Progress
-from metarepair.runs.run_stage import Made, Say, run_stage
+from metarepair.runs.run_stage import Made, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.mining import Mined, environments
 from metarepair.stages.pipeline import Pipeline
@@ -49,6 +51,7 @@ from tasks.storage.sealed_parts import missing_parts, seal
 from tasks.storage.settings import Settings
 from tasks.storage.stages import HYPOTHESIS, SCORE, TARGET
 
+logger = logging.getLogger(__name__)
 FEWEST = 4  # corruptions: a correlation within a target needs three experiences besides it
 
 
@@ -68,12 +71,12 @@ class FineTune:
 
 
 class HypothesisStudy:
-    """The study of one run. What is done with the same settings is skipped, with a line that says so."""
+    """The study of one run. What is done with the same settings is skipped, with a log line."""
 
-    def __init__(self, config: Config, say: Say, executor: ExecutorOf = in_process) -> None:
-        self.config, self.say = config, say
+    def __init__(self, config: Config, executor: ExecutorOf = in_process) -> None:
+        self.config = config
         self.names = _corruptions(config)
-        self.pipeline = Pipeline(config, say, executor)
+        self.pipeline = Pipeline(config, executor)
         self.run: Run = self.pipeline.run
 
     def study(self, *, restart: bool = False) -> None:
@@ -102,8 +105,9 @@ class HypothesisStudy:
             begin(folder / "gains", config=settings, inputs=repaired_from, sealed=True)
             return self._judge(self._fine_tune(mined, content_hash([settings, repaired_from])))
 
-        run_stage(HYPOTHESIS, folder, make, config=settings, inputs=inputs, say=self.say)
-        self.say(describe(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+        run_stage(HYPOTHESIS, folder, make, config=settings, inputs=inputs)
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        logger.log(RESULTS, describe(summary))
 
     def _discard(self, settings: Mapping[str, Any], repaired_from: Mapping[str, str]) -> None:
         """The correlations, and the fine-tunes where settings, failures or the deployed DNN are others."""
@@ -122,7 +126,7 @@ class HypothesisStudy:
             for name in self.names
             for seed in seeds
         ]
-        missing = missing_parts(items, self.say)
+        missing = missing_parts(items)
         progress = Progress(HYPOTHESIS.name, len(items), "fine-tunes", done=len(items) - len(missing))
         build = partial(_build_worker, self.config, self.run, mined)
         for item, mean in self.pipeline.executor.map(build, missing):

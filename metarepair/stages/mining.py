@@ -19,7 +19,6 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
-from metarepair.runs.run_stage import Say
 from metarepair.stages.executor import Executor
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
@@ -99,7 +98,6 @@ def mine_all(
     run: Run,
     config: Config,
     here: Surroundings,
-    say: Say,
     executor: Executor,
     on_done: OnDone = lambda *_: None,
 ) -> dict[tuple[Role, str], Manifest]:
@@ -113,9 +111,7 @@ def mine_all(
     found: dict[Environment, Manifest] = {}
     for environment in environments(run, config):
         own = as_recorded(environment.folder, present)
-        manifest = check_whole(
-            environment.folder, stage=environment.stage, config=own, inputs=inputs, say=say
-        )
+        manifest = check_whole(environment.folder, stage=environment.stage, config=own, inputs=inputs)
         if manifest is not None:
             found[environment] = manifest
             on_done(environment, manifest)
@@ -126,7 +122,7 @@ def mine_all(
         made_of, images = content_hash([own, inputs]), len(here.split(environment.split).labels_N)
         mine = shards[environment] = _shards(environment, images, size, made_of)
         begin(folder, config=parts, inputs=inputs, sealed=True, parts=len(mine))
-    for environment in _mine_shards(config, shards, say, executor):
+    for environment in _mine_shards(config, shards, executor):
         manifest = finish_environment(
             environment.folder,
             [shard.path for shard in shards[environment]],
@@ -143,13 +139,13 @@ def mine_all(
 
 
 def _mine_shards(
-    config: Config, shards: Mapping[Environment, Sequence[Shard]], say: Say, executor: Executor
+    config: Config, shards: Mapping[Environment, Sequence[Shard]], executor: Executor
 ) -> Iterator[Environment]:
     """Mines the shards that are not there, or are not what they are sealed to be; yields whose shards are complete."""
     every = [shard for of_environment in shards.values() for shard in of_environment]
     if not every:
         return
-    missing = missing_parts(every, say)
+    missing = missing_parts(every)
     left = Counter(shard.environment for shard in missing)
     yield from (environment for environment in shards if not left[environment])
     progress = Progress("mine", len(every), "shards", done=len(every) - len(missing))

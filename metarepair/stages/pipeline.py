@@ -9,6 +9,7 @@ that are mined while others are; the targets, each of which is trained for and t
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,7 +34,8 @@ from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.layout import RATES, Run, open_run
-from metarepair.runs.run_stage import Made, Say, run_stage
+from metarepair.runs.logs import RESULTS
+from metarepair.runs.run_stage import Made, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
 from metarepair.stages.mining import Environment, Mined, OnDone, Role, environments, mine_all, mining_settings
@@ -55,15 +57,16 @@ from tasks.storage.paths import Place, copy_file, find, remove_tree, write_text
 from tasks.storage.remote import RemotePath
 from tasks.storage.stages import FEATURES, META, SCORE, TARGET, stages_of
 
+logger = logging.getLogger(__name__)
 Verb = Literal["mine", "score", "train", "repair", "report"]
 VERBS: tuple[Verb, ...] = ("mine", "score", "train", "repair", "report")
 
 
 class Pipeline:
-    """The stages of one run. A stage that is done with the same settings is skipped, with a line that says so."""
+    """The stages of one run. A stage that is done with the same settings is skipped, with a log line."""
 
-    def __init__(self, config: Config, say: Say, executor: ExecutorOf = in_process) -> None:
-        self.config, self.say, self._checked, self._probed = config, say, False, False
+    def __init__(self, config: Config, executor: ExecutorOf = in_process) -> None:
+        self.config, self._checked, self._probed = config, False, False
         self.executor = executor(config)
         self._judging = threading.Lock()
         _check_names(config)
@@ -71,9 +74,9 @@ class Pipeline:
 
     @cached_property
     def here(self) -> Surroundings:
-        found = load_surroundings(self.config, device=self.device, say=self.say)
+        found = load_surroundings(self.config, device=self.device, notes=True)
         for note in found.deployed.notes:
-            self.say(note)
+            logger.info(note)
         return found
 
     def check_clean(self) -> None:
@@ -83,7 +86,8 @@ class Pipeline:
         self._checked = True
         found = check_on_clean(self.here.deployed, self.here.split("test"))
         note = "" if found.note is None else f"; {found.note}"
-        self.say(f"{self.here.deployed.name}: {found.accuracy:.1%} of {found.images} clean test images{note}")
+        name = self.here.deployed.name
+        logger.info(f"{name}: {found.accuracy:.1%} of {found.images} clean test images{note}")
 
     def probe(self, methods: Sequence[str], *, trains: bool) -> None:
         """Checks once that the engine's gradients of the deployed DNN are right. Raises ConfigError where not."""
@@ -95,7 +99,7 @@ class Pipeline:
             [get_method(name) for name in methods], self.here.deployed, images, self.config, trains=trains
         )
         if found is not None:
-            self.say(found.words)
+            logger.info(found.words)
 
     def _done(self, place: Callable[[str], Place]) -> bool:
         """Whether every target's folder is finished."""
@@ -185,7 +189,7 @@ class Pipeline:
 
         def extract(batch: Sequence[tuple[Environment, Manifest]]) -> None:
             mined = {(environment.role, environment.corruption): manifest for environment, manifest in batch}
-            extract_all(self.run, self.config, mined, self.say, self.executor)
+            extract_all(self.run, self.config, mined, self.executor)
 
         follower = Follower(extract)
         try:
@@ -203,21 +207,21 @@ class Pipeline:
         folders = [environment.folder for environment in environments(self.run, self.config)]
         if not all((folder / MANIFEST).is_file() for folder in folders):
             self.check_clean()  # before hours of mining what a wrong preprocessing alone fails on
-        mined = mine_all(self.run, self.config, self.here, self.say, self.executor, on_done)
+        mined = mine_all(self.run, self.config, self.here, self.executor, on_done)
         for (role, name), manifest in mined.items():
             examined = sum(manifest.facts["examined"].values())
             right = sum(manifest.facts["correct"].values())
             rows = manifest.rows
             missing = [self.here.split("test").classes[i] for i in manifest.facts["classes_without_failures"]]
             note = f"; no failures collected of {', '.join(missing)}" if missing else ""
-            self.say(
+            logger.info(
                 f"{role:10s} {name:18s} accuracy {right / examined:6.1%} of {examined}, "
                 f"{rows['collect']} collected, {rows['fail']} left to D_fail{note}"
             )
 
     def score(self) -> None:
         """Features of all environments, distances of all pairs, confidence of each target's experiences."""
-        score_stage(self.run, self.config, self.mined(), self.say, self.executor)
+        score_stage(self.run, self.config, self.mined(), self.executor)
 
     def train(self) -> None:
         """θ_meta of each target."""
@@ -241,14 +245,14 @@ class Pipeline:
         inputs |= self.here.inputs()
 
         def make() -> Made:
-            self.executor.train(run, target, self.device, self.say)
+            self.executor.train(run, target, self.device)
             return self._trained(target, folder)
 
-        run_stage(META, folder, make, names=[target], config=settings, inputs=inputs, say=self.say)
+        run_stage(META, folder, make, names=[target], config=settings, inputs=inputs)
 
     def _trained(self, target: str, folder: Place) -> Made:
         """Copies what the last checkpoint holds to where θ_meta is read."""
-        checkpoint = newest_checkpoint(folder)
+        checkpoint = newest_checkpoint(folder, level=logging.DEBUG)
         state = read_state(checkpoint) if checkpoint is not None else None
         if checkpoint is None or state is None or state["episode"] != self.config.train.episodes:
             raise DataError(
@@ -258,7 +262,7 @@ class Pipeline:
         for name in tensors:
             copy_file(checkpoint / name, folder / name)
         write_text(folder / "metrics.json", json.dumps(state["history"]))
-        self.say(f"train {target}: {state['episode']} episodes, {folder / 'model.safetensors'}")
+        logger.info(f"train {target}: {state['episode']} episodes, {folder / 'model.safetensors'}")
         return Made(
             files=[*tensors, "metrics.json"],
             facts={
@@ -281,7 +285,7 @@ class Pipeline:
         verify_checksums(self.run.target(target), mined["target", target])
         # An object store cannot append: of two who log that they open a D_fail at once, one would be forgotten.
         with self._judging if isinstance(self.run.root, RemotePath) else nullcontext():
-            self.executor.call(repair_target, self.run, target, self.here, self.say)
+            self.executor.call(repair_target, self.run, target, self.here)
 
     def report(self) -> None:
         """The table, the figures and the page. Raises StageError when a target is not repaired."""
@@ -293,11 +297,12 @@ class Pipeline:
         results = load_results(self.run, self.config.targets)
         page = write_report(self.run, results, lambda: self.here.split("test"))
         for result in results:
-            self.say(results_table(result))
+            logger.log(RESULTS, results_table(result))
             for row in result["methods"]:
                 if row["method"] == "metarepair":
-                    self.say(f"Repaired weights, seed {row['seed']}: {self.run.root / row['weights']}")
-        self.say(f"Report: {page}")
+                    weights = self.run.root / row["weights"]
+                    logger.log(RESULTS, f"Repaired weights, seed {row['seed']}: {weights}")
+        logger.log(RESULTS, f"Report: {page}")
 
 
 def _check_names(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -16,6 +17,7 @@ from metarepair.pretraining.checks import check_data
 from metarepair.pretraining.pretrain import Epoch, pretrain
 from metarepair.runs.context import LocalContext
 from metarepair.runs.layout import open_run
+from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import Progress
 from metarepair.runs.run_stage import Made, run_stage
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
@@ -24,13 +26,13 @@ from tasks.storage.paths import Place, write_text
 from tasks.storage.settings import Settings
 from tasks.storage.stages import DEPLOYED
 
+logger = logging.getLogger(__name__)
 EPOCHS = "epochs.json"
 TrainElsewhere = Callable[[Config, Place], None]
 
 
 def pretrain_stage(
     config: Config,
-    say: Callable[[str], None],
     *,
     restart: bool,
     train_elsewhere: TrainElsewhere | None = None,
@@ -45,10 +47,8 @@ def pretrain_stage(
     check_data(config.pretrain, data, pixels=config.model.input_size, workers=workers)
     if restart:  # only now: a wrong setting must not cost the old one
         discard(folder)
-    make = partial(_pretrain, config, data, folder, train_elsewhere, say)
-    run_stage(
-        DEPLOYED, folder, make, config=pretraining_settings(config), inputs={"train": data.digest()}, say=say
-    )
+    make = partial(_pretrain, config, data, folder, train_elsewhere)
+    run_stage(DEPLOYED, folder, make, config=pretraining_settings(config), inputs={"train": data.digest()})
 
 
 def _pretrain(
@@ -56,7 +56,6 @@ def _pretrain(
     data: ArrayDataset,
     folder: Place,
     train_elsewhere: TrainElsewhere | None,
-    say: Callable[[str], None],
 ) -> Made:
     """Trains to the end, and judges the weights on the test split."""
     if train_elsewhere is not None:
@@ -67,7 +66,7 @@ def _pretrain(
     accuracy = float((predicted == test.labels_N).mean())
     save_weights(folder / "model.safetensors", deployed.module.state_dict(), {"model": config.model.name})
     epochs = read_epochs(folder)
-    say(f"clean test accuracy {accuracy:.2%}; weights: {folder / 'model.safetensors'}")
+    logger.log(RESULTS, f"clean test accuracy {accuracy:.2%}; weights: {folder / 'model.safetensors'}")
     return Made(
         files=["model.safetensors", EPOCHS],
         facts={"clean_test_accuracy": accuracy, "seconds": sum(epoch["seconds"] for epoch in epochs)},

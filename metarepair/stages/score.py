@@ -5,6 +5,7 @@ Source: paper Eq. 7 and 8, Fig. 4.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ from metarepair.features.confidence_tables import (
 from metarepair.features.extractors import distance_name
 from metarepair.reports.figures import heat_map, save
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Made, Say, run_stage
+from metarepair.runs.logs import RESULTS
+from metarepair.runs.run_stage import Made, run_stage
 from metarepair.stages.distances import all_distances, with_intervals
 from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
@@ -38,40 +40,41 @@ from tasks.storage.paths import Place
 from tasks.storage.settings import Settings, changes
 from tasks.storage.stages import SCORE
 
+logger = logging.getLogger(__name__)
 
-def score_stage(run: Run, config: Config, mined: Mined, say: Say, executor: Executor) -> None:
+
+def score_stage(run: Run, config: Config, mined: Mined, executor: Executor) -> None:
     """Features of all environments, distances of all pairs, confidence of each target's experiences."""
     for environment in environments(run, config):
         verify_checksums(environment.folder, mined[environment.role, environment.corruption])
-    features = extract_all(run, config, mined, say, executor)
+    features = extract_all(run, config, mined, executor)
     settings = as_recorded(run.score, score_settings(config))
     inputs = {f"features {role} {name}": found.digest for (role, name), found in features.items()}
-    _leave_other_targets(run.score, settings, inputs, say)
+    _leave_other_targets(run.score, settings, inputs)
 
     def make() -> Made:
         scores, files = _score(run, config, features, executor)
         for target in config.targets:
-            say(describe_confidence(target, confidence_of(scores, target, config.experiences), scores))
-        say(f"{distance_name(config.features.extractor)}: {run.score / 'heatmap.png'}")
+            confidence = confidence_of(scores, target, config.experiences)
+            logger.log(RESULTS, describe_confidence(target, confidence, scores))
+        logger.log(RESULTS, f"{distance_name(config.features.extractor)}: {run.score / 'heatmap.png'}")
         return Made(files=files)
 
-    run_stage(SCORE, run.score, make, config=settings, inputs=inputs, say=say)
+    run_stage(SCORE, run.score, make, config=settings, inputs=inputs)
 
 
-def _leave_other_targets(
-    folder: Place, settings: dict[str, Any], inputs: Mapping[str, str], say: Say
-) -> None:
+def _leave_other_targets(folder: Place, settings: dict[str, Any], inputs: Mapping[str, str]) -> None:
     """Discards a score that differs in its targets alone: what stays as it was comes out as it was."""
     try:
         held = read_manifest(folder)
-    except DataError:  # check_whole says so, and mends it
+    except DataError:  # check_whole warns of it, and mends it
         return
     if held is None or held.config.get("targets") == settings["targets"]:
         return
     common = held.inputs.keys() & inputs.keys()
     beside = settings | {"targets": held.config.get("targets")}
     if not changes(held.config, beside) and all(held.inputs[key] == inputs[key] for key in common):
-        say(f"score: made again, as the targets were {', '.join(held.config['targets'])}")
+        logger.info(f"score: made again, as the targets were {', '.join(held.config['targets'])}")
         discard(folder)
         return
     # Refused, for what differs beside the targets: other targets alone would have been made again.

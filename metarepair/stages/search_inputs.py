@@ -18,7 +18,6 @@ from metarepair.config.run import Config
 from metarepair.features.confidence_tables import confidence_of
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Say
 from metarepair.search.check import check_distances
 from metarepair.search.space import judged_environments, search_of
 from metarepair.stages.distances import all_distances
@@ -58,9 +57,7 @@ def searched_config(config: Config) -> Config:
     return config.model_copy(update={"targets": ()})
 
 
-def prepare_inputs(
-    run: Run, config: Config, mined: Mined, features: Mined, say: Say, executor: Executor
-) -> TrialSetup:
+def prepare_inputs(run: Run, config: Config, mined: Mined, features: Mined, executor: Executor) -> TrialSetup:
     """Copies and measures what trials read, where that is not done.
 
     mined, features: of the environments of `searched_config`. Raises ConfigError where a β of the space leaves a judge
@@ -70,11 +67,11 @@ def prepare_inputs(
     found = environments(run, searched_config(config))
     of = {(e.role, e.corruption): e for e in found}
     judged = [of[role, name] for name in judged_environments(config)]
-    scores = _distances(run, config, found, judged, features, say, executor)
+    scores = _distances(run, config, found, judged, features, executor)
     judges = tuple(
         Judge(
             name=e.corruption,
-            collect=_copied(run, e, mined, say),
+            collect=_copied(run, e, mined),
             split=e.split,
             scores=tuple(s for s in scores if s.target == e.corruption),
         )
@@ -89,12 +86,12 @@ def prepare_inputs(
     )
 
 
-def _copied(run: Run, environment: Environment, mined: Mined, say: Say) -> Place:
+def _copied(run: Run, environment: Environment, mined: Mined) -> Place:
     """A folder with the environment's D_collect, and not with its D_fail."""
     source = mined[environment.role, environment.corruption]
     folder = run.search / "inputs" / environment.corruption
     stage, inputs = f"search input {environment.corruption}", {"mined": source.digest}
-    if check_whole(folder, stage=stage, config={}, inputs=inputs, say=say) is None:
+    if check_whole(folder, stage=stage, config={}, inputs=inputs) is None:
         copy_file(environment.folder / "collect.arrow", folder / "collect.arrow")
         rows = {"collect": source.rows["collect"]}
         write_manifest(folder, stage=stage, config={}, inputs=inputs, files=["collect.arrow"], rows=rows)
@@ -107,7 +104,6 @@ def _distances(
     found: list[Environment],
     judged: list[Environment],
     features: Mined,
-    say: Say,
     executor: Executor,
 ) -> list[FidScore]:
     """Of every experience to every environment that judges, but to itself; read where they were measured before."""
@@ -115,7 +111,7 @@ def _distances(
     stage = "search distances"
     settings = {"judged": [[e.role, e.corruption] for e in judged]}
     inputs = {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}
-    if check_whole(folder, stage=stage, config=settings, inputs=inputs, say=say) is None:
+    if check_whole(folder, stage=stage, config=settings, inputs=inputs) is None:
         rows = [asdict(s) for s in _measured(run, config, found, judged, features, executor)]
         write_table(folder / "fid.parquet", pa.Table.from_pylist(rows, schema=FID_SCHEMA))
         write_manifest(folder, stage=stage, config=settings, inputs=inputs, files=["fid.parquet"])

@@ -5,6 +5,7 @@ Source: paper Algorithm 1, lines 2-12. The loop is `metarepair.meta_training.met
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -16,7 +17,7 @@ from metarepair.features.confidence_tables import read_confidence
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.meta_training.meta_train import MetaTrainer, meta_train
 from metarepair.meta_training.task_source import TaskSource
-from metarepair.runs.checkpoint import Say, newest_checkpoint, read_state
+from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.context import Context, LocalContext, Metrics
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
@@ -65,19 +66,19 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
     return MetaTrainer(source, config, context, validation=validation)
 
 
-def train_here(run: Run, config: Config, target: str, device: torch.device, say: Say) -> None:
+def train_here(run: Run, config: Config, target: str, device: torch.device) -> None:
     """Meta-trains in this process, without Ray."""
     kept = config.train.kept_checkpoints
-    context = LocalContext(folder=run.meta(target), device=device, say=say, kept=kept)
+    context = LocalContext(folder=run.meta(target), device=device, kept=kept)
     trainer = build_trainer(inputs_of(run, target), config, context)
-    progress = training_progress(run, config, target, lambda _: None)  # the context says what is damaged
+    progress = training_progress(run, config, target, level=logging.DEBUG)  # the context warns
     context.on_report = lambda metrics: show_metrics(progress, metrics)
     meta_train(trainer)
 
 
-def training_progress(run: Run, config: Config, target: str, say: Say) -> Progress:
-    """Progress in episodes, from the newest checkpoint on."""
-    checkpoint = newest_checkpoint(run.meta(target), say)
+def training_progress(run: Run, config: Config, target: str, *, level: int = logging.WARNING) -> Progress:
+    """Progress in episodes, from the newest checkpoint on; `level` is that of a line on a damaged one."""
+    checkpoint = newest_checkpoint(run.meta(target), level=level)
     state = read_state(checkpoint) if checkpoint is not None else None
     done = 0 if state is None else int(state["episode"])
     return Progress(f"train {target}", config.train.episodes, "episodes", done=done)

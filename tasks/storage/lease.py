@@ -7,11 +7,11 @@ other is watched: it is dead when its beat is a minute old and stays as it is. C
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from pathlib import Path
 from tasks.errors import StorageError
 from tasks.storage.paths import Place, write_text
 
+logger = logging.getLogger(__name__)
 LEASE = "lock.json"
 BEAT_S = 5.0
 DEAD_S = 60.0
@@ -138,19 +139,21 @@ def end_lease(root: Place, owner: Owner) -> bool:
     return True
 
 
-def lives(root: Place, other: Owner, say: Callable[[str], object], *, beat_s: float, dead_s: float) -> bool:
-    """Whether the owner of a lease still works: watches it for as long as that takes, and says so."""
+def lives(root: Place, other: Owner, *, beat_s: float, dead_s: float) -> bool:
+    """Whether the owner of a lease still works. Watches it for as long as that takes, with a log line."""
     if other.is_of_here and not runs(other.pid):
         return False
-    started, said = time.monotonic(), False
+    started, logged = time.monotonic(), False
     while True:
         watched = time.monotonic() - started
         left = max(dead_s - max(watched, other.age_s), 1.5 * beat_s - watched)
         if left <= 0:
             return False
-        if not said:
-            say(f"{root} was held by {other.words}; looking for up to {left:.0f} s whether that still works.")
-            said = True
+        if not logged:
+            logger.info(
+                f"{root} was held by {other.words}; looking for up to {left:.0f} s whether that still works."
+            )
+            logged = True
         time.sleep(min(left, beat_s / 4))
         try:
             found = known_owner(root)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,6 +21,7 @@ from tasks.storage.remote import RemotePath, forget_copies
 from tasks.storage.settings import changes, difference, plain
 from tasks.storage.stages import BEGUN, COMPARED, PREPARED, STAGES
 
+logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
 PARTS = "parts"
@@ -168,7 +170,6 @@ def check_whole(
     stage: str,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
-    say: Callable[[str], None],
 ) -> Manifest | None:
     """As `check_done`, for a stage that mends itself: every file is read, and one that is not as promised is named.
 
@@ -179,14 +180,14 @@ def check_whole(
         manifest = read_manifest(folder)
     except DataError as error:
         damaged, manifest = [MANIFEST], None
-        say(f"{str(error).removesuffix(DAMAGED)}What it stands for is made again now.")
+        logger.warning(f"{str(error).removesuffix(DAMAGED)}What it stands for is made again now.")
     else:
         if manifest is None:
             return None
         _refuse_others(folder, manifest, stage, config, inputs)
         damaged = damaged_files(folder, manifest)
         for name in damaged:
-            say(f"{folder / name} is damaged. What it holds is made again now.")
+            logger.warning(f"{folder / name} is damaged. What it holds is made again now.")
     if damaged:
         for name in (MANIFEST, *damaged):
             remove(folder / name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,6 @@ from tasks.storage.lease import (
 from tasks.storage.paths import Place
 
 LOCK = "lock"
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +45,14 @@ class Holder:
 
 
 @contextmanager
-def locked(
-    root: Place, verb: str, *, say: Say = print, beat_s: float = BEAT_S, dead_s: float = DEAD_S
-) -> Iterator[None]:
+def locked(root: Place, verb: str, *, beat_s: float = BEAT_S, dead_s: float = DEAD_S) -> Iterator[None]:
     """Nobody else writes in the run at `root`, a folder that is there, while the block runs.
 
     Raises LockError when another does; also when another took it over meanwhile, because this process was suspended or
     cut off: the block is then ended as by Ctrl-C.
     """
     owner = new_owner(verb)
-    descriptor = _take(root, owner, say, beat_s, dead_s)
+    descriptor = _take(root, owner, beat_s, dead_s)
     beat = _Beat(root, owner, beat_s)
     beat.start()
     failed: BaseException | None = None
@@ -111,7 +108,7 @@ class _Beat(threading.Thread):
         self.join(timeout=2 * self._beat_s)
 
 
-def _take(root: Place, owner: Owner, say: Say, beat_s: float, dead_s: float) -> int | None:
+def _take(root: Place, owner: Owner, beat_s: float, dead_s: float) -> int | None:
     """Makes `owner` the run's; returns the descriptor of the locked file where there is one. Raises LockError."""
     try:
         descriptor = lock_file(root / LOCK) if isinstance(root, Path) else None
@@ -121,7 +118,7 @@ def _take(root: Place, owner: Owner, say: Say, beat_s: float, dead_s: float) -> 
         other = known_owner(root)
         # This machine's flock is the truth about its own processes; it may not see those of another machine.
         freed = other is not None and other.is_of_here and descriptor is not None
-        if other is not None and not freed and lives(root, other, say, beat_s=beat_s, dead_s=dead_s):
+        if other is not None and not freed and lives(root, other, beat_s=beat_s, dead_s=dead_s):
             raise LockError(_refusal(root, other))
         last = take_lease(root, owner, alone=descriptor is not None)
         if last is None or last.token != owner.token:

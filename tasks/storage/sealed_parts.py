@@ -7,12 +7,14 @@ with another, or made with other settings is not taken for the one that is asked
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from tasks.storage.manifest import content_hash, file_hash
 from tasks.storage.paths import Place, write_text
 
+logger = logging.getLogger(__name__)
 SUFFIX = ".seal"
 AnyPart = TypeVar("AnyPart", bound="Part")
 
@@ -59,14 +61,16 @@ class Part(Protocol):
     def identity(self) -> dict[str, Any]: ...
 
 
-def missing_parts(parts: Sequence[AnyPart], say: Callable[[str], None]) -> list[AnyPart]:
-    """Those that are to be made: not there, or there and not what they should be, which is said."""
+def missing_parts(parts: Sequence[AnyPart]) -> list[AnyPart]:
+    """The parts that are still to be made. One that is there and damaged is among them, with a warning."""
     missing = []
     for part in parts:
         if is_sealed(part.path, part.identity):
             continue
         if part.path.exists() and seal_of(part.path).exists():
-            say(f"{part.path} is damaged, or not what belongs there. What it stands for is made again now.")
+            logger.warning(
+                f"{part.path} is damaged, or not what belongs there. What it stands for is made again now."
+            )
         missing.append(part)
     return missing
 

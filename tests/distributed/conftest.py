@@ -71,7 +71,7 @@ def cluster() -> Iterator[None]:
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is mined and scored in this process, without Ray."""
     storage = tmp_path_factory.mktemp("scored")
-    pipeline = Pipeline(tiny(storage), lambda _: None, executor_for)
+    pipeline = Pipeline(tiny(storage), executor_for)
     pipeline.mine()
     pipeline.score()
     return storage

@@ -37,7 +37,7 @@ def main(config_path: str, stage: str, kills: int, seed: int) -> None:
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
         over, deaths = threading.Event(), 0
-        pipeline = Pipeline(config, lambda _: None, executor_for)
+        pipeline = Pipeline(config, executor_for)
         failed: list[BaseException] = []
         worker = threading.Thread(target=_do, args=(getattr(pipeline, stage), over, failed))
         worker.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,22 +34,23 @@ def backwards(item: int) -> int:
     return -item
 
 
-def telling(config: Config, words: str, say: Callable[[str], None]) -> None:
-    say(f"{config.name}: {words}")
+def logging_work(config: Config, words: str) -> None:
+    logging.getLogger("metarepair.somewhere").info("%s: %s", config.name, words)
+    logging.getLogger("tasks").debug("not asked for")
+    logging.getLogger("another.package").info("not ours")
     if words == "break":
         raise DataError("it broke")
 
 
 @pytest.mark.slow
 def test_two_workers_repair_as_one_process_does(
-    cluster: None, tiny: Tiny, storage_of: Callable[[str], Path]
+    cluster: None, tiny: Tiny, storage_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     found = []
     for name, workers in (("here", 0), ("ray", 2)):
-        storage, said = storage_of(name), list[str]()
-        Comparison(
-            tiny(storage, workers=workers, compare=SETTINGS, methods=REDUCED), said.append, executor_for
-        ).compare()
+        storage = storage_of(name)
+        caplog.clear()
+        Comparison(tiny(storage, workers=workers, compare=SETTINGS, methods=REDUCED), executor_for).compare()
         folder = storage / "tiny" / "compare"
         weights = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("model.safetensors")}
         rows = pq.read_table(folder / "rows.parquet").to_pylist()
@@ -56,7 +58,7 @@ def test_two_workers_repair_as_one_process_does(
         prepared = [p.read_bytes() for p in sorted((storage / "tiny" / "prepared").rglob("*.safetensors"))]
         assert len(prepared) == 2
         found.append((weights, numbers, prepared))
-        assert any("finetune, seed 1: repaired in" in line for line in said)
+        assert any("finetune, seed 1: repaired in" in line for line in caplog.messages)
     assert len(found[0][0]) == 8
     assert found[0] == found[1]
 
@@ -68,10 +70,9 @@ def test_pieces_come_back_in_their_order(cluster: None, tiny: Tiny, tmp_path: Pa
         list(map_on_workers(config, backwards, [1, 99]))
 
 
-def test_what_a_worker_says_comes_back_and_its_error_as_itself(
-    cluster: None, tiny: Tiny, tmp_path: Path
+def test_what_a_worker_logs_comes_back_and_its_error_as_itself(
+    cluster: None, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
     with pytest.raises(DataError, match="it broke"):
-        call_on_worker(telling, tiny(tmp_path, workers=1), "break", say=said.append)
-    assert said == ["tiny: break"]
+        call_on_worker(logging_work, tiny(tmp_path, workers=1), "break")
+    assert caplog.record_tuples == [("metarepair.somewhere", logging.INFO, "tiny: break")]

@@ -31,11 +31,11 @@ Tiny = Callable[..., Config]
 SHARDS = {"extractor": "deployed", "shard_images": 4}
 
 
-def rescored(tiny: Tiny, storage: Path, say: Callable[[str], None] = lambda _: None, **changes: Any) -> Path:
+def rescored(tiny: Tiny, storage: Path, **changes: Any) -> Path:
     """Scores a mined run anew and returns its folder."""
     for name in ("features", "score"):
         shutil.rmtree(storage / "tiny" / name, ignore_errors=True)
-    Pipeline(tiny(storage, features=SHARDS, **changes), say, executor_for).score()
+    Pipeline(tiny(storage, features=SHARDS, **changes), executor_for).score()
     return storage / "tiny"
 
 
@@ -68,7 +68,7 @@ def test_the_size_of_a_shard_shows_in_the_distances_by_rounding_alone(
     for size in (1, 7, 1000):
         shutil.rmtree(storage / "tiny" / "features")
         shutil.rmtree(storage / "tiny" / "score")
-        Pipeline(tiny(storage, features={"shard_images": size}), lambda _: None, executor_for).score()
+        Pipeline(tiny(storage, features={"shard_images": size}), executor_for).score()
         scores = pq.read_table(storage / "tiny" / "score" / "fid.parquet")
         distances.append(scores["distance"].to_numpy())
     for other in distances[1:]:
@@ -107,7 +107,10 @@ def test_a_nan_feature_names_its_image(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_named_and_they_alone_made_again(
-    tiny: Tiny, storage_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny,
+    storage_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     storage = storage_of("d")
     run = rescored(tiny, storage)
@@ -118,28 +121,28 @@ def test_damaged_files_are_named_and_they_alone_made_again(
     )
     flip(part)
     moments_file.write_bytes(moments_file.read_bytes()[:100])
-    written, said = [], []
+    written = []
     write = stage.write_features
     monkeypatch.setattr(
         stage, "write_features", lambda path, *rest: (written.append(path), write(path, *rest))
     )
-    Pipeline(tiny(storage, features=SHARDS), said.append, executor_for).score()
+    Pipeline(tiny(storage, features=SHARDS), executor_for).score()
     assert written == [part]
     for path in (part, moments_file):
-        assert sum(f"{path} is damaged" in line for line in said) == 1
+        assert sum(f"{path} is damaged" in line for line in caplog.messages) == 1
     assert results(run) == before
 
 
 def test_a_damaged_shard_of_an_unfinished_environment_is_made_again(
-    tiny: Tiny, storage_of: Callable[[str], Path]
+    tiny: Tiny, storage_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = storage_of("u")
     run = rescored(tiny, storage)
-    before, said = results(run), list[str]()
+    before = results(run)
     (run / "features/experience-snow/manifest.json").unlink()
     flip(run / "features/experience-snow/part-00002.parquet")
-    Pipeline(tiny(storage, features=SHARDS), said.append, executor_for).score()
-    assert any("experience-snow/part-00002.parquet is damaged" in line for line in said)
+    Pipeline(tiny(storage, features=SHARDS), executor_for).score()
+    assert any("experience-snow/part-00002.parquet is damaged" in line for line in caplog.messages)
     assert results(run) == before
 
 

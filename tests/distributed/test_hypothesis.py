@@ -35,15 +35,14 @@ def test_two_actors_measure_what_this_process_does(
         tiny(tmp_path, targets=NAMES, mining=mining, workers=workers, repair={"seeds": [0, 1]})
         for workers in (0, 2)
     )
-    said: list[str] = []
-    study = HypothesisStudy(alone, said.append, executor_for)
+    study = HypothesisStudy(alone, executor_for)
     study.study()
     root = tmp_path / alone.name
     expected = {p.name: json.loads(p.read_text()) for p in (root / "hypothesis/gains").glob("*-*.json")}
     assert len(expected) == 8
     before = (root / "hypothesis" / "summary.json").read_bytes()
     shutil.rmtree(root / "hypothesis")
-    HypothesisStudy(actors, said.append, executor_for).study()
+    HypothesisStudy(actors, executor_for).study()
     found = {p.name: json.loads(p.read_text()) for p in (root / "hypothesis/gains").glob("*-*.json")}
     assert found == expected
     assert (root / "hypothesis" / "summary.json").read_bytes() == before

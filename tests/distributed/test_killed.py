@@ -67,7 +67,7 @@ def whole(tiny: Tiny, scored: Path, tmp_path_factory: pytest.TempPathFactory) ->
     import shutil
 
     storage = Path(shutil.copytree(scored, tmp_path_factory.mktemp("whole") / "runs"))
-    Pipeline(tiny(storage, train=TRAIN), lambda _: None, executor_for).train()
+    Pipeline(tiny(storage, train=TRAIN), executor_for).train()
     return weights(storage)
 
 
@@ -75,7 +75,7 @@ def whole(tiny: Tiny, scored: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def mined(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The store of an undisturbed mining without Ray."""
     storage = tmp_path_factory.mktemp("mined")
-    Pipeline(tiny(storage, mining=MINING), lambda _: None, executor_for).mine()
+    Pipeline(tiny(storage, mining=MINING), executor_for).mine()
     return shards(storage)
 
 

@@ -50,7 +50,7 @@ def test_killing_actors_at_random_moments_loses_nothing(
     run = storage / "tiny"
     shutil.rmtree(run / "features")
     shutil.rmtree(run / "score")
-    Pipeline(tiny(storage, features=SHARDS), lambda _: None, executor_for).score()
+    Pipeline(tiny(storage, features=SHARDS), executor_for).score()
     expected = results(run)
     monkeypatch.setattr(stage, "_build_extractor", build_slowly)
     monkeypatch.setattr(pool, "ATTEMPTS", DEATHS + 1)  # chance may have every death meet the same shard
@@ -60,7 +60,7 @@ def test_killing_actors_at_random_moments_loses_nothing(
         for folder in run.glob("features/*"):
             if folder.name != "experience-snow":  # is finished before the first death
                 shutil.rmtree(folder)
-        pipeline = Pipeline(tiny(storage, features=SHARDS, workers=WORKERS), lambda _: None, executor_for)
+        pipeline = Pipeline(tiny(storage, features=SHARDS, workers=WORKERS), executor_for)
         deaths = deaths_during(pipeline.score, run, generator, DEATHS - total)
         assert deaths
         assert results(run) == expected

@@ -20,14 +20,14 @@ import sys
 import ray
 from distributed.on_ray.local_ray import start_local_ray
 
-def main(said=print):
-    start_local_ray({}, said)
+def main():
+    start_local_ray({})
     ray.get(ray.remote(lambda: 1).remote())
     print("started", flush=True)
     ray.shutdown()
 """
 TAKEN = """
-import os, socket
+import logging, os, socket
 from distributed.on_ray import local_ray
 
 local_ray.WAIT_S = (0.0, 0.1)
@@ -36,11 +36,13 @@ taken.bind(("0.0.0.0", 0))
 taken.listen()
 os.environ["RAY_GCS_SERVER_PORT"] = str(taken.getsockname()[1])
 
-def said(text):
-    print(text)
-    taken.close()
+class Freed(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage())
+        taken.close()
 
-main(said)
+logging.getLogger("distributed").addHandler(Freed())
+main()
 """
 
 

@@ -19,7 +19,7 @@ TARGETS = ("gaussian_noise", "fog")
 
 
 def test_targets_that_are_learned_at_once_come_out_as_one_after_the_other(
-    cluster: None, tiny: Callable[..., Config], tmp_path: Path
+    cluster: None, tiny: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     changes = {
         "targets": list(TARGETS),
@@ -29,13 +29,12 @@ def test_targets_that_are_learned_at_once_come_out_as_one_after_the_other(
     }
     found = []
     for workers in (0, 1):
-        said: list[str] = []
-        pipeline = Pipeline(
-            tiny(tmp_path / str(workers), workers=workers, **changes), said.append, executor_for
-        )
+        caplog.clear()
+        pipeline = Pipeline(tiny(tmp_path / str(workers), workers=workers, **changes), executor_for)
         pipeline.whole()
         found.append(results(pipeline.run))
-        assert all(any(f"{target}: repaired by metarepair" in line for line in said) for target in TARGETS)
+        lines = caplog.messages
+        assert all(any(f"{target}: repaired by metarepair" in line for line in lines) for target in TARGETS)
     assert found[0] == found[1]
     began, ended = zip(*(lifetime(pipeline.run.meta(target)) for target in TARGETS), strict=True)
     assert max(began) < min(ended)  # both were under way at one time

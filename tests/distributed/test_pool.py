@@ -110,7 +110,7 @@ def test_an_actor_that_cannot_be_started_is_told_with_its_error_and_no_guess(clu
 def test_actors_mine_and_score_the_same_bytes_as_one_process(
     cluster: None, tiny: Tiny, scored: Path, tmp_path: Path
 ) -> None:
-    pipeline = Pipeline(tiny(tmp_path, workers=2), lambda _: None, executor_for)
+    pipeline = Pipeline(tiny(tmp_path, workers=2), executor_for)
     pipeline.mine()
     pipeline.score()
     ours, theirs = tmp_path / "tiny", scored / "tiny"
@@ -121,11 +121,11 @@ def test_actors_mine_and_score_the_same_bytes_as_one_process(
 
 
 def test_mining_goes_on_with_the_shards_that_are_missing(tiny: Tiny, scored: Path, tmp_path: Path) -> None:
-    pipeline = Pipeline(tiny(tmp_path), lambda _: None, executor_for)
+    pipeline = Pipeline(tiny(tmp_path), executor_for)
     kept = stopped_after(pipeline, parts=5)
     # Four shards each: the first environment is finished, and of the second there is one.
     assert [p.name for p in kept] == ["collect.arrow", "fail.arrow", "part-00000.arrow"]
-    pipeline = Pipeline(tiny(tmp_path), lambda _: None, executor_for)
+    pipeline = Pipeline(tiny(tmp_path), executor_for)
     seen = stopped_after(pipeline, parts=2)
     assert len(seen) == 5
     assert {p: m for p, m in seen.items() if p in kept} == kept  # none was done again

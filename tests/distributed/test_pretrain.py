@@ -40,9 +40,8 @@ def test_two_workers_pretrain_what_one_process_does_and_no_worker_goes_on_from_i
     cluster: None, tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     alone, crew = pretraining(tiny, tmp_path / "alone", 0), pretraining(tiny, tmp_path / "crew", 2)
-    said: list[str] = []
-    pretrain_stage(alone, said.append, restart=False)
-    pretrain_stage(crew, said.append, restart=False, train_elsewhere=pretrain_on_ray)
+    pretrain_stage(alone, restart=False)
+    pretrain_stage(crew, restart=False, train_elsewhere=pretrain_on_ray)
     folders = [tmp_path / name / "tiny" / "deployed" for name in ("alone", "crew")]
     one, two = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(torch.allclose(one[k], two[k], rtol=0, atol=1e-6) for k in one)  # kept as float32
@@ -51,5 +50,5 @@ def test_two_workers_pretrain_what_one_process_does_and_no_worker_goes_on_from_i
     assert losses[0][0] != losses[0][1]
     assert not (folders[1] / "ray").exists()
     (folders[1] / "manifest.json").unlink()  # as if killed before the end: without Ray it is found whole
-    pretrain_stage(pretraining(tiny, tmp_path / "crew", 0), said.append, restart=False)
+    pretrain_stage(pretraining(tiny, tmp_path / "crew", 0), restart=False)
     assert all(torch.equal(two[k], v) for k, v in load_file(folders[1] / "model.safetensors").items())

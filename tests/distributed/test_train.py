@@ -31,7 +31,7 @@ Tiny = Callable[..., Config]
 
 def trained(config: Config) -> dict[str, torch.Tensor]:
     """θ_meta and its buffers after the training stage."""
-    pipeline = Pipeline(config, lambda _: None, executor_for)
+    pipeline = Pipeline(config, executor_for)
     pipeline.train()
     return load_file(pipeline.run.meta("gaussian_noise") / "model.safetensors")
 
@@ -75,11 +75,11 @@ def test_what_a_worker_finds_wrong_comes_out_as_itself_after_one_more_start(
     size, content = collect.stat().st_size, b"no Arrow file"
     collect.write_bytes(content + bytes(size - len(content)))
     with pytest.raises(DataError, match=r"experiences/snow/collect.arrow"):
-        Pipeline(config, lambda _: None, executor_for).train()
+        Pipeline(config, executor_for).train()
 
 
 def load_start(config: Config) -> dict[str, torch.Tensor]:
-    return dict(Pipeline(config, lambda _: None, executor_for).here.deployed.module.state_dict())
+    return dict(Pipeline(config, executor_for).here.deployed.module.state_dict())
 
 
 def command(config: Config, folder: Path) -> list[str]:

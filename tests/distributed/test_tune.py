@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -70,7 +70,7 @@ def searching(tiny: Tiny, storage: Path, search: dict[str, Any], **changes: Any)
 
 def searched(config: Config) -> list[Trial]:
     """The trials of a search, begun or gone on with."""
-    search = TuneSearch(config, lambda _: None)
+    search = TuneSearch(config)
     search.search()
     return trials_of(search)
 
@@ -89,8 +89,8 @@ def prepared(config: Config) -> TrialSetup:
     from distributed.stages.executor import executor_for
     from metarepair.stages.search_inputs import prepare_inputs
 
-    search = TuneSearch(config, lambda _: None)
-    return prepare_inputs(search.run, config, *search._mined(), lambda _: None, executor_for(config))
+    search = TuneSearch(config)
+    return prepare_inputs(search.run, config, *search._mined(), executor_for(config))
 
 
 def joint(setup: TrialSetup, name: str, drawn: dict[str, Any]) -> JointTraining:
@@ -98,7 +98,7 @@ def joint(setup: TrialSetup, name: str, drawn: dict[str, Any]) -> JointTraining:
     assert settings is not None
 
     def context(folder: Place) -> LocalContext:
-        return LocalContext(folder=folder, device=torch.device("cpu"), say=lambda _: None)
+        return LocalContext(folder=folder, device=torch.device("cpu"))
 
     return JointTraining(setup, settings, context, kept=None)
 
@@ -264,17 +264,16 @@ def test_a_pseudo_target_learns_from_the_others_alone_and_needs_no_target(tmp_pa
 
 
 def test_a_finished_search_says_so_and_other_settings_are_refused_with_the_difference(
-    undisturbed: tuple[Config, list[Trial]],
+    undisturbed: tuple[Config, list[Trial]], caplog: pytest.LogCaptureFixture
 ) -> None:
     config, trials = undisturbed
-    said: list[str] = []
-    TuneSearch(config, said.append).search()
-    assert f"search: done before, see {config.storage_path}/tiny/search" in said
-    assert "trial-0002" in said[-1]
+    TuneSearch(config).search()
+    assert f"search: done before, see {config.storage_path}/tiny/search" in caplog.messages
+    assert "trial-0002" in caplog.messages[-1]
     values = config.model_dump(mode="json")
     values["search"]["trials"] = 5
     with pytest.raises(StageError, match=r"search\.trials: 3 -> 5"):
-        TuneSearch(type(config).model_validate(values), said.append).search()
+        TuneSearch(type(config).model_validate(values)).search()
     best = load_config(Path(config.storage_path) / "tiny" / "search" / "best.yaml", [])
     chosen = max(trials, key=lambda t: t.objective or 0.0)
     assert best.search is None
@@ -482,7 +481,7 @@ def test_when_all_trials_fail_the_first_error_is_one_paragraph(
     storage_of: StorageOf, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = searching(tiny, storage_of("failing"), SPACE)
-    setup, search = prepared(config), TuneSearch(config, lambda _: None)
+    setup, search = prepared(config), TuneSearch(config)
     results = [
         SimpleNamespace(path=f"/x/trial-000{n}", metrics={}, error=DivergedError("The loss became nan."))
         for n in (2, 1, 3)
@@ -588,28 +587,25 @@ def fake_trials() -> list[FakeTrial]:
     ]
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_is_a_table_on_a_terminal_and_a_line_elsewhere(
-    tmp_path: Path, tiny: Tiny, terminal: bool
+    tmp_path: Path, tiny: Tiny, terminal: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = dimensions(searching(tiny, tmp_path, SPACE))
     progress = SearchProgress(found, trials=6, rounds=4)
-    progress.stream = Terminal() if terminal else io.StringIO()
+    if terminal:
+        caplog.set_level(logging.DEBUG, "metarepair.runs.progress")
     progress.setup()
+    progress.on_step_end(trials=fake_trials())
+    progress.on_step_end(trials=fake_trials())  # too soon after the first for another line
     progress.on_experiment_end(trials=fake_trials())
-    text = progress.stream.getvalue()
+    assert [record.step.over for record in caplog.records] == [False, True]
+    text = caplog.messages[-1]
     break_ = "\n" if terminal else "; "
     states = "search: 3 of 6 trials, 1 running, 2 waiting, 1 stopped early, 1 failed"
     assert f"{states}{break_}9 of 19 rounds" in text
     assert "best 75.0% trial-0004 (inner.rate 0.05, task.shots 2)" in text
     assert ("\n  trial-0002   stopped early        1/4      25.0%  inner.rate 0.1" in text) == terminal
-    progress.on_experiment_end(trials=fake_trials())
-    assert ("\x1b[8F\x1b[J" in progress.stream.getvalue()) == terminal  # goes back over its eight lines
 
 
 def test_a_record_reads_back_and_a_torn_one_is_none(tmp_path: Path) -> None:

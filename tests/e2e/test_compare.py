@@ -61,7 +61,7 @@ def run_of(folder: Path) -> Run:
 def comparison_of(folder: Path, *overrides: str) -> Comparison:
     settings = [*COMPARE[1::2], "evaluate.others=[fog, jpeg_compression]", *overrides]
     config = load_config(folder / "tiny.yaml", settings, storage_path=str(folder / "runs"))
-    return Comparison(config, lambda _: None)
+    return Comparison(config)
 
 
 def units_of(folder: Path) -> list[Path]:

@@ -37,7 +37,7 @@ def locked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fresh(finished_run: Path, tmp_path: Path) -> Pipeline:
-    return Pipeline(load_config(finished_run / "tiny.yaml", [], storage_path=str(tmp_path)), lambda _: None)
+    return Pipeline(load_config(finished_run / "tiny.yaml", [], storage_path=str(tmp_path)))
 
 
 def test_nothing_before_the_evaluation_reads_d_fail(

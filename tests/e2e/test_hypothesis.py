@@ -64,7 +64,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def pipeline_of(folder: Path) -> Pipeline:
     config = load_config(folder / "tiny.yaml", [], storage_path=str(folder / "runs"))
-    return Pipeline(config, lambda _: None)
+    return Pipeline(config)
 
 
 def opened(pipeline: Pipeline, environment: str, side: store.Side) -> Failures:

@@ -103,7 +103,7 @@ def prepare_models(
         ReducedModel(number=number, folder=context.prepared, recipe=recipe)
         for number in range(settings.models)
     ]
-    missing = missing_parts(parts, context.say)
+    missing = missing_parts(parts)
     work = partial(_make, deployed=deployed, clean=clean, settings=settings, device=context.device)
     started = time.monotonic()
     for done, (part, line) in enumerate(zip(missing, context.map(work, missing), strict=True), start=1):

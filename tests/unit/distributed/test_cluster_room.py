@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import Any
 
 import pytest
 
-from distributed.on_ray.cluster import _fitting, _knock, _lacking, connected, worker_resources
+from distributed.on_ray.cluster import _fitting, _knock, _lacking, _log_options, connected, worker_resources
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from tasks.errors import ConfigError
@@ -116,3 +117,9 @@ def test_an_address_without_workers_is_refused_and_not_left_aside() -> None:
         pass
     with connected(asked(), None):
         pass
+
+
+def test_rays_own_lines_are_shown_when_ours_of_every_level_are(caplog: pytest.LogCaptureFixture) -> None:
+    assert _log_options() == {"logging_level": "warning", "log_to_driver": False}
+    caplog.set_level(logging.DEBUG, "distributed")
+    assert _log_options() == {"logging_level": "info", "log_to_driver": True}

@@ -91,8 +91,8 @@ def test_a_refused_score_names_what_differs_and_not_its_other_targets(tmp_path: 
     settings = held | {"targets": ["rain"], "experiences": {"alpha": 2.0}}
     now = {"features target rain": "c", "features experience snow": "b"}
     with pytest.raises(StageError, match="alpha") as refused:
-        _leave_other_targets(tmp_path, settings, now, print)
+        _leave_other_targets(tmp_path, settings, now)
     assert "rain" not in str(refused.value)
     assert "fog" not in str(refused.value)
-    _leave_other_targets(tmp_path, held | {"targets": ["rain"]}, now, print)
+    _leave_other_targets(tmp_path, held | {"targets": ["rain"]}, now)
     assert read_manifest(tmp_path) is None, "other targets alone: made again"

@@ -146,10 +146,9 @@ def given_to(
     monkeypatch.setattr(type(METHODS[name]), "repair", look)
     data = unit_data(CONFIG, world.here, [*NAMES], world.collect, 0)
     assert data.clean is not None
-    said: list[str] = []
     unit = Unit(method=name, seed=0, folder=Path("nowhere"), load_meta=lambda: start_of(world))
     with pytest.raises(Reached) as reached:
-        repair_once(unit, CONFIG, data, world.here, said.append)
+        repair_once(unit, CONFIG, data, world.here)
     return reached.value.args  # type: ignore[return-value]
 
 
@@ -255,7 +254,7 @@ def test_a_repair_passes_six_files_from_the_stage_to_the_gradient_step(
     config = CONFIG.model_copy(update={"repair": repair})
     data = unit_data(config, world.here, ["metarepair"], world.collect, 0)
     unit = Unit(method="metarepair", seed=0, folder=Path("nowhere"), load_meta=lambda: start_of(world))
-    repair_once(unit, config, data, world.here, lambda _: None)
+    repair_once(unit, config, data, world.here)
     # The list of docs/architecture.md, "One repair, file by file".
     assert {
         Path(name).relative_to(root).as_posix() for name in passed if Path(name).is_relative_to(root)

@@ -91,7 +91,7 @@ def test_images_are_trained_on_at_the_size_that_they_will_be_classified_at(
         return x
 
     monkeypatch.setattr(DeployedModel, "normalise", noting)
-    pretrain_stage(config(tmp_path, input_size=16), print, restart=False)
+    pretrain_stage(config(tmp_path, input_size=16), restart=False)
     assert seen == {16}
     manifest = read_manifest(tmp_path / "a" / "deployed")
     assert manifest is not None
@@ -101,7 +101,7 @@ def test_images_are_trained_on_at_the_size_that_they_will_be_classified_at(
 
 def test_a_stem_that_the_dnn_has_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.stem=cifar is not known for resnet8_cifar"):
-        pretrain_stage(config(tmp_path, stem="cifar"), print, restart=False)
+        pretrain_stage(config(tmp_path, stem="cifar"), restart=False)
 
 
 @dataclass
@@ -215,10 +215,10 @@ def test_a_stage_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Pretrainer, "run_epoch", dies_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        pretrain_stage(settings, print, restart=False)
+        pretrain_stage(settings, restart=False)
     first = read_epochs(folder)
     monkeypatch.undo()
-    pretrain_stage(settings, print, restart=False)
+    pretrain_stage(settings, restart=False)
     assert [epoch["epoch"] for epoch in read_epochs(folder)] == [1, 2]
     assert read_epochs(folder)[:1] == first
 
@@ -319,7 +319,7 @@ def test_what_workers_would_refuse_is_refused_before_they_are_started(tmp_path: 
         {**replace_pretrain(config(tmp_path), batch_size=3).model_dump(mode="json"), "workers": 4}
     )
     with pytest.raises(ConfigError, match=r"batch_size=3 cannot be shared by 4 workers in 1 parts"):
-        pretrain_stage(settings, print, restart=False, train_elsewhere=lambda *_: pytest.fail("began"))
+        pretrain_stage(settings, restart=False, train_elsewhere=lambda *_: pytest.fail("began"))
 
 
 def test_a_shift_of_the_whole_image_is_refused(data: ArrayDataset) -> None:

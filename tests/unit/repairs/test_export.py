@@ -117,7 +117,9 @@ def test_at_most_64_images_check_a_program() -> None:
     assert len(equality_images(test)) == 64
 
 
-def test_the_configurations_own_file_is_exported_with_its_entry(tmp_path: Path) -> None:
+def test_the_configurations_own_file_is_exported_with_its_entry(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The file has a tensor beside the DNN, so it is refused without the entry."""
     own = load_file(SHIPPED / "resnet8_cifar10.safetensors")
     path = tmp_path / "net.pth"
@@ -129,10 +131,9 @@ def test_the_configurations_own_file_is_exported_with_its_entry(tmp_path: Path) 
         "data": {"max_test_images": 3},
     }
     (tmp_path / "unit.yaml").write_text(json.dumps(config), encoding="utf-8")
-    said: list[str] = []
     out = str(tmp_path / "net.pt2")
-    export(str(path), kind="torch", out=out, config_file=tmp_path / "unit.yaml", say=said.append)
-    assert "the same classes on 3 images" in said[0]
+    export(str(path), kind="torch", out=out, config_file=tmp_path / "unit.yaml")
+    assert "the same classes on 3 images" in caplog.messages[0]
 
 
 def run_of_one_repair(folder: Path) -> Path:
@@ -169,7 +170,7 @@ def test_an_export_does_not_replace_what_it_reads(
     before = own.read_bytes()
     settings = tmp_path / "unit.yaml" if which == "unit.yaml" else None
     with pytest.raises(ConfigError, match=r"--out .* is a file that the export reads .*Name another file"):
-        export(str(tmp_path / "run"), kind=kind, out=str(out), config_file=settings, say=print)
+        export(str(tmp_path / "run"), kind=kind, out=str(out), config_file=settings)
     assert own.read_bytes() == before
     assert out.samefile(own)
 
@@ -178,7 +179,7 @@ def test_an_older_export_is_replaced(tmp_path: Path) -> None:
     weights = run_of_one_repair(tmp_path)
     out = tmp_path / "back.safetensors"
     out.write_bytes(b"older")
-    export(str(weights), kind="original", out=str(out), config_file=None, say=print)
+    export(str(weights), kind="original", out=str(out), config_file=None)
     assert load_file(out).keys() == load_file(weights).keys()
 
 

@@ -44,25 +44,27 @@ def test_none_is_deleted_where_all_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["model.safetensors", "state.json"])
-def test_one_with_a_flipped_byte_is_said_and_the_one_before_is_used(tmp_path: Path, broken: str) -> None:
+def test_one_with_a_flipped_byte_is_said_and_the_one_before_is_used(
+    tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
     written(tmp_path, [10, 20])
     path = tmp_path / "checkpoints" / "checkpoint-000020" / broken
     content = bytearray(path.read_bytes())
     content[-20 if broken == "model.safetensors" else 0] ^= 1
     path.write_bytes(content)
-    said: list[str] = []
-    assert newest_checkpoint(tmp_path, said.append) == tmp_path / "checkpoints" / "checkpoint-000010"
-    (line,) = said
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "checkpoint-000010"
+    (line,) = caplog.messages
     assert "checkpoint-000020 is damaged" in line
     assert broken in line
 
 
-def test_a_half_written_one_is_passed_over_in_silence(tmp_path: Path) -> None:
+def test_a_half_written_one_is_passed_over_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     written(tmp_path, [10, 20])
     (tmp_path / "checkpoints" / "checkpoint-000020" / "state.json").unlink()  # it is written last
-    said: list[str] = []
-    assert newest_checkpoint(tmp_path, said.append) == tmp_path / "checkpoints" / "checkpoint-000010"
-    assert not said
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "checkpoint-000010"
+    assert not caplog.messages
 
 
 def test_training_goes_on_while_one_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

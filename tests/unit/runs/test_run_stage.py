@@ -19,7 +19,7 @@ class Worker:
     """Makes a stage of one file, and counts how often."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.made, self.said = folder, 0, list[str]()
+        self.folder, self.made = folder, 0
 
     def make(self) -> Made:
         self.made += 1
@@ -28,15 +28,7 @@ class Worker:
         return Made(files=["model.safetensors"], rows={"weights": 1}, facts={"seconds": 2.5})
 
     def run(self, stage: Stage = META, *, seed: int = 0, names: tuple[str, ...] = ("fog",)) -> Manifest:
-        return run_stage(
-            stage,
-            self.folder,
-            self.make,
-            names=names,
-            config={"seed": seed},
-            inputs=INPUTS,
-            say=self.said.append,
-        )
+        return run_stage(stage, self.folder, self.make, names=names, config={"seed": seed}, inputs=INPUTS)
 
 
 @pytest.fixture
@@ -44,20 +36,24 @@ def worker(tmp_path: Path) -> Worker:
     return Worker(tmp_path / "meta" / "fog")
 
 
-def test_a_stage_is_finished_by_a_manifest_with_all_that_it_was_given(worker: Worker) -> None:
+def test_a_stage_is_finished_by_a_manifest_with_all_that_it_was_given(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
     manifest = worker.run()
     assert manifest == read_manifest(worker.folder)
     assert (manifest.stage, manifest.config, manifest.inputs) == ("train fog", {"seed": 0}, INPUTS)
     assert (manifest.rows, manifest.facts) == ({"weights": 1}, {"seconds": 2.5})
     assert list(manifest.files) == ["model.safetensors"]
-    assert worker.said == []
+    assert caplog.messages == []
 
 
-def test_a_stage_that_is_done_is_skipped_with_a_line(worker: Worker) -> None:
+def test_a_stage_that_is_done_is_skipped_with_a_line(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
     first = worker.run()
     assert worker.run() == first
     assert worker.made == 1
-    assert worker.said == [f"train fog: done before, see {worker.folder}"]
+    assert caplog.messages == [f"train fog: done before, see {worker.folder}"]
 
 
 def test_other_settings_are_refused_whether_the_stage_is_done_or_begun(worker: Worker) -> None:
@@ -75,7 +71,7 @@ def test_a_stage_that_fails_is_marked_as_begun_and_has_no_manifest(worker: Worke
         raise DataError("no room")
 
     with pytest.raises(DataError, match="no room"):
-        run_stage(META, worker.folder, fail, names=["fog"], config={}, inputs=INPUTS, say=worker.said.append)
+        run_stage(META, worker.folder, fail, names=["fog"], config={}, inputs=INPUTS)
     assert [path.name for path in worker.folder.iterdir()] == [BEGUN]
 
 
@@ -85,12 +81,14 @@ def test_stages_without_a_mark_in_the_table_leave_none(stage: Stage, worker: Wor
     assert sorted(path.name for path in worker.folder.iterdir()) == [MANIFEST, "model.safetensors"]
 
 
-def test_damage_is_made_again_by_the_stages_that_mend_and_refused_by_others(worker: Worker) -> None:
+def test_damage_is_made_again_by_the_stages_that_mend_and_refused_by_others(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
     worker.run(SCORE, names=())
     (worker.folder / "model.safetensors").write_text("weights x")
     worker.run(SCORE, names=())
     assert (worker.folder / "model.safetensors").read_text() == "weights 2"
-    assert worker.said == [
+    assert caplog.messages == [
         f"{worker.folder / 'model.safetensors'} is damaged. What it holds is made again now."
     ]
     (worker.folder / MANIFEST).unlink()
@@ -102,4 +100,4 @@ def test_damage_is_made_again_by_the_stages_that_mend_and_refused_by_others(work
 
 def test_a_setting_that_the_table_does_not_list_is_our_own_mistake(worker: Worker) -> None:
     with pytest.raises(AssertionError, match="weather"):
-        run_stage(META, worker.folder, worker.make, config={"weather": 1}, inputs={}, say=print)
+        run_stage(META, worker.folder, worker.make, config={"weather": 1}, inputs={})

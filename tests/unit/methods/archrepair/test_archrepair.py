@@ -599,7 +599,7 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Path:
         load_meta=lambda: pytest.fail("no experiences"),
         limit=parse_limit("12steps"),
     )
-    repair_once(one, config, given, here, lambda _: None)
+    repair_once(one, config, given, here)
     (root / "result.json").write_text(json.dumps({"config": config.model_dump(mode="json")}))
     return folder
 
@@ -615,22 +615,23 @@ def test_a_saved_repair_loads_again_with_its_architecture(unit: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_changed_architecture_is_exported_as_a_program(unit: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
-    export(str(unit / WEIGHTS), kind="torch", out=str(tmp_path / "a.pt2"), config_file=None, say=lines.append)
+def test_a_changed_architecture_is_exported_as_a_program(
+    unit: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export(str(unit / WEIGHTS), kind="torch", out=str(tmp_path / "a.pt2"), config_file=None)
     net = shipped("resnet8_cifar")
     program = torch.export.load(tmp_path / "a.pt2").module()
     x_BCHW = images(3)
     with torch.no_grad():
         assert torch.allclose(program(x_BCHW), load_repaired(unit, "archrepair", net)(x_BCHW), atol=1e-4)
-    assert "the same classes on" in lines[0]
+    assert "the same classes on" in caplog.messages[0]
 
 
 def test_a_changed_architecture_does_not_go_into_a_file_like_the_deployed_one(
     unit: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"another architecture.*Take the format torch or onnx"):
-        export(str(unit), kind="original", out=str(tmp_path / "a"), config_file=None, say=print)
+        export(str(unit), kind="original", out=str(tmp_path / "a"), config_file=None)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -217,22 +217,24 @@ def test_what_was_passed_over_is_counted_with_the_first_names(root: Path) -> Non
     )
 
 
-def test_a_run_says_once_what_it_passed_over_and_the_inputs_stay_the_same(root: Path) -> None:
+def test_a_run_says_once_what_it_passed_over_and_the_inputs_stay_the_same(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = {"name": "imagefolder", "root": str(root), "image_size": 32}
     model = {"name": "resnet8_cifar", "weights": "shipped:resnet8_cifar10"}
     classes = [f"class{i}" for i in range(8)]
     values = {"name": "a", "device": "cpu", "mining": {"experiences": ["snow"]}, "model": model}
     config = parse_config(values | {"data": source | {"classes": ["cat", "dog", *classes]}})
-    quiet: list[str] = []
-    before = load_surroundings(config, say=quiet.append).inputs()
+    before = load_surroundings(config, notes=True).inputs()
+    assert caplog.messages == []
     (root / "train" / "cat" / "notes.txt").touch()
     (root / "train" / ".cache").mkdir()
-    said: list[str] = []
-    here = load_surroundings(config, say=said.append)
+    load_surroundings(config).inputs()  # as a worker does
+    assert caplog.messages == []
+    here = load_surroundings(config, notes=True)
     assert here.inputs() == here.inputs() == before
     here.split("train")
-    assert quiet == []
-    assert said == [
+    assert caplog.messages == [
         f"Passed over in {root / 'train'}: 1 hidden (.cache); 1 with another suffix (cat/notes.txt)."
     ]
 

@@ -290,30 +290,32 @@ def test_the_folder_of_another_stage_is_not_taken_for_this_one(root: Place) -> N
         check_done(root, stage="t", config=SETTINGS, inputs=INPUTS)
 
 
-def whole(root: Place, said: list[str]) -> Manifest | None:
-    return check_whole(root, stage="s", config=SETTINGS, inputs=INPUTS, say=said.append)
+def whole(root: Place) -> Manifest | None:
+    return check_whole(root, stage="s", config=SETTINGS, inputs=INPUTS)
 
 
-def test_what_mends_itself_deletes_what_is_damaged_and_names_it(root: Place) -> None:
+def test_what_mends_itself_deletes_what_is_damaged_and_names_it(
+    root: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     made(root)
-    said: list[str] = []
-    assert whole(root, said) is not None
+    assert whole(root) is not None
     (root / "a.bin").write_bytes(b"0123456780")
-    assert whole(root, said) is None
-    assert len(said) == 1
-    assert "a.bin is damaged" in said[0]
+    assert whole(root) is None
+    (line,) = caplog.messages
+    assert "a.bin is damaged" in line
     assert [p.name for p in find(root, "*")] == ["b.bin"]
 
 
-def test_what_mends_itself_takes_away_folders_that_stand_for_files(tmp_path: Path) -> None:
+def test_what_mends_itself_takes_away_folders_that_stand_for_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("a.bin", "manifest.json"):
         folder = tmp_path / name.partition(".")[0]
         made(folder)
         (folder / name).unlink()
         (folder / name / "x").mkdir(parents=True)
-        said: list[str] = []
-        assert whole(folder, said) is None
-        assert name in said[0]
+        assert whole(folder) is None
+        assert name in caplog.messages[-1]
         assert not (folder / name).exists()
 
 

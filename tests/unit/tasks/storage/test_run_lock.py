@@ -31,10 +31,6 @@ QUICK = {"beat_s": 0.1, "dead_s": 0.4}
 PATIENT = {"beat_s": 0.4, "dead_s": 60.0}  # so that a slow machine is not taken for a dead owner
 
 
-def said(_: str) -> None:
-    """Nobody listens."""
-
-
 def owner_elsewhere(age_s: float = 0.0, **changes: Any) -> Owner:
     beat = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat()
     return replace(new_owner("mine"), host="elsewhere", machine="elsewhere", beat=beat, **changes)
@@ -65,9 +61,9 @@ def beating(root: Place, owner: Owner, *, clock_s: float = 0.0) -> Iterator[None
 
 
 def test_the_second_is_refused_and_told_who_holds_it(root: Place) -> None:
-    with locked(root, "train", say=said, **QUICK):
+    with locked(root, "train", **QUICK):
         before = read_lease(root)
-        with pytest.raises(LockError) as refused, locked(root, "run", say=said, **PATIENT):
+        with pytest.raises(LockError) as refused, locked(root, "run", **PATIENT):
             raise AssertionError("two are in")
         after = read_lease(root)
         assert before is not None
@@ -81,7 +77,7 @@ def test_the_second_is_refused_and_told_who_holds_it(root: Place) -> None:
         assert held.owner is not None
         assert held.owner.token == before.token
     assert holder(root) is None
-    with locked(root, "run", say=said, **QUICK):
+    with locked(root, "run", **QUICK):
         pass
     assert not (root / LEASE).exists()
     assert not (root / LOCK).exists()
@@ -89,14 +85,14 @@ def test_the_second_is_refused_and_told_who_holds_it(root: Place) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_it_is_free_again_however_the_work_ends(root: Place, error: type[BaseException]) -> None:
-    with pytest.raises(error, match="the work's"), locked(root, "mine", say=said, **QUICK):
+    with pytest.raises(error, match="the work's"), locked(root, "mine", **QUICK):
         raise error("the work's")
     assert holder(root) is None
     assert not (root / LEASE).exists()
 
 
 def test_a_hold_shows_that_it_lives(root: Place) -> None:
-    with locked(root, "mine", say=said, beat_s=0.05):
+    with locked(root, "mine", beat_s=0.05):
         before = read_lease(root)
         wait_until(lambda: read_lease(root) != before, "another beat of the lease", every_s=0.02)
         after = read_lease(root)
@@ -111,7 +107,7 @@ def test_of_two_that_come_at_once_one_is_let_in(root: Place) -> None:
     def work() -> None:
         start.wait()
         try:
-            with locked(root, "mine", say=said, **PATIENT):
+            with locked(root, "mine", **PATIENT):
                 found.append("in")
                 over.wait(LIMIT_S)
         except LockError:
@@ -136,7 +132,7 @@ with locked(place(sys.argv[1]), "mine", beat_s=0.2):
 """
 
 
-def test_a_killed_owner_of_this_machine_leaves_no_lock(root: Place) -> None:
+def test_a_killed_owner_of_this_machine_leaves_no_lock(root: Place, caplog: pytest.LogCaptureFixture) -> None:
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(root)], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
@@ -145,18 +141,18 @@ def test_a_killed_owner_of_this_machine_leaves_no_lock(root: Place) -> None:
         assert held.alive
         assert held.owner is not None
         assert held.owner.pid == child.pid
-        with pytest.raises(LockError), locked(root, "run", say=said, **PATIENT):
+        with pytest.raises(LockError), locked(root, "run", **PATIENT):
             raise AssertionError("two are in")
     finally:
         child.kill()
         child.communicate()
     assert (held := holder(root)) is not None
     assert not held.alive
-    heard: list[str] = []
-    with locked(root, "run", say=heard.append):
+    caplog.clear()
+    with locked(root, "run"):
         assert (held := holder(root)) is not None
         assert held.alive
-    assert heard == [], "it is known at once, and not watched"
+    assert caplog.messages == [], "it is known at once, and not watched"
 
 
 def refuse_flock(*_: Any) -> None:
@@ -165,17 +161,17 @@ def refuse_flock(*_: Any) -> None:
 
 def test_without_flock_the_lease_alone_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse_flock)
-    with locked(tmp_path, "mine", say=said, **QUICK):
+    with locked(tmp_path, "mine", **QUICK):
         assert not (tmp_path / LOCK).exists()
         assert (held := holder(tmp_path)) is not None
         assert held.alive
-        with pytest.raises(LockError), locked(tmp_path, "run", say=said, **PATIENT):
+        with pytest.raises(LockError), locked(tmp_path, "run", **PATIENT):
             raise AssertionError("two are in")
     assert holder(tmp_path) is None
     write_lease(tmp_path, replace(new_owner("mine"), pid=gone_process()))
     assert (held := holder(tmp_path)) is not None
     assert not held.alive
-    with locked(tmp_path, "run", say=said):
+    with locked(tmp_path, "run"):
         assert (held := holder(tmp_path)) is not None
         assert held.alive
 
@@ -188,17 +184,19 @@ def gone_process() -> int:
 
 
 @pytest.mark.parametrize("clock_s", [0.0, 3600.0, -3600.0])
-def test_an_owner_elsewhere_that_beats_is_alive_whatever_its_clock_says(root: Place, clock_s: float) -> None:
+def test_an_owner_elsewhere_that_beats_is_alive_whatever_its_clock_says(
+    root: Place, clock_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
     """Locks of another machine may not be seen here, so a free lock is not enough on a local path either."""
-    owner, heard = owner_elsewhere(clock_s), list[str]()
+    owner = owner_elsewhere(clock_s)
     with (
         beating(root, owner, clock_s=clock_s),
         pytest.raises(LockError, match="on host elsewhere"),
-        locked(root, "run", say=heard.append, beat_s=2.0, dead_s=60.0),
+        locked(root, "run", beat_s=2.0, dead_s=60.0),
     ):
         raise AssertionError("two are in")
-    assert len(heard) == 1
-    assert "on host elsewhere" in heard[0]
+    (line,) = caplog.messages
+    assert "on host elsewhere" in line
     assert (left := read_lease(root)) is not None
     assert left.token == owner.token
 
@@ -208,14 +206,14 @@ def test_an_owner_elsewhere_that_is_silent_is_taken_over(root: Place) -> None:
     assert (held := holder(root)) is not None
     assert not held.alive
     started = time.monotonic()
-    with locked(root, "run", say=said, beat_s=0.1, dead_s=60.0):
+    with locked(root, "run", beat_s=0.1, dead_s=60.0):
         assert (now := read_lease(root)) is not None
         assert now.pid == os.getpid()
     assert time.monotonic() - started > 0.15, "it was watched for a beat and a half: its clock may be wrong"
     write_lease(root, owner_elsewhere())
     assert (held := holder(root)) is not None
     assert held.alive
-    with locked(root, "run", say=said, **QUICK):
+    with locked(root, "run", **QUICK):
         assert (now := read_lease(root)) is not None
         assert now.pid == os.getpid()
 
@@ -224,7 +222,7 @@ def test_an_owner_that_ends_while_it_is_watched_is_followed(root: Place) -> None
     write_lease(root, owner_elsewhere())
     ender = threading.Timer(0.2, lambda: (root / LEASE).unlink())
     ender.start()
-    with locked(root, "run", say=said, beat_s=0.2, dead_s=60.0):
+    with locked(root, "run", beat_s=0.2, dead_s=60.0):
         assert (now := read_lease(root)) is not None
         assert now.pid == os.getpid()
     ender.join()
@@ -252,7 +250,7 @@ def test_who_lost_the_hold_is_stopped_and_leaves_the_others_alone(
         time.sleep(60)  # the work ends as by Ctrl-C, also in the middle of a call that waits
 
     started = time.monotonic()
-    with pytest.raises(LockError) as error, locked(root, "train", say=said, **QUICK):
+    with pytest.raises(LockError) as error, locked(root, "train", **QUICK):
         lose()
     assert time.monotonic() - started < 60
     assert isinstance(error.value.__cause__, KeyboardInterrupt)
@@ -266,7 +264,7 @@ def test_work_that_ended_before_the_loss_was_seen_is_told_of_it(root: Place) -> 
 
     def work() -> None:
         try:
-            with locked(root, "train", say=said):
+            with locked(root, "train"):
                 write_lease(root, owner_elsewhere())
         except LockError as error:
             errors.append(error)
@@ -289,7 +287,7 @@ def test_a_storage_out_of_reach_for_a_while_loses_nothing(
         return renew_lease(root, owner)
 
     monkeypatch.setattr(run_lock, "renew_lease", renew)
-    with locked(root, "train", say=said, beat_s=0.05):
+    with locked(root, "train", beat_s=0.05):
         before = read_lease(root)
         wait_until(lambda: read_lease(root) != before, "another beat of the lease", every_s=0.02)
     assert calls[:3] == [True, True, False]
@@ -300,7 +298,7 @@ def test_a_damaged_lease_tells_of_nobody_and_is_written_anew(root: Place, conten
     write_text(root / LEASE, "")
     (root / LEASE).write_bytes(content)
     assert holder(root) is None
-    with locked(root, "run", say=said, **QUICK):
+    with locked(root, "run", **QUICK):
         (root / LEASE).write_bytes(content)
 
         def owner() -> Owner | None:
@@ -320,7 +318,7 @@ def test_a_lease_that_makes_no_sense_is_damaged(root: Place, changes: dict[str, 
 
 
 def test_looking_changes_nothing_and_keeps_nobody_out(tmp_path: Path) -> None:
-    with locked(tmp_path, "run", say=said):
+    with locked(tmp_path, "run"):
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         assert holder(tmp_path) is not None
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -330,7 +328,7 @@ def test_looking_changes_nothing_and_keeps_nobody_out(tmp_path: Path) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     looking = threading.Timer(0.15, lambda: os.close(descriptor))
     looking.start()
-    with locked(tmp_path, "run", say=said):
+    with locked(tmp_path, "run"):
         pass
     looking.join()
 
@@ -351,8 +349,8 @@ def test_a_file_deleted_by_its_last_owner_is_not_taken_for_the_lock(tmp_path: Pa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", opening)
-        with locked(tmp_path, "run", say=said):
+        with locked(tmp_path, "run"):
             patch.undo()
             assert opened
-            with pytest.raises(LockError), locked(tmp_path, "mine", say=said):
+            with pytest.raises(LockError), locked(tmp_path, "mine"):
                 raise AssertionError("two are in")
