@@ -201,6 +201,7 @@ def test_a_stage_before_that_refuses_leaves_what_is_repaired_and_says_what_to_do
     assert {path: path.read_bytes() for path in units_of(copied)} == before
 
 
+@pytest.mark.slow
 def test_a_target_is_added_and_left_out_again_and_nothing_else_is_made_anew(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_stage_that_was_stopped_goes_on_from_the_object_store(
     assert [name for name in there if there[name] != here[name]] == []
 
 
+@pytest.mark.slow
 def test_a_store_without_pixels_gives_the_same_repair(tiny_run: Path, s3: str) -> None:
     assert run(tiny_run, s3, "run", "--set", "mining.pixels=recomputed") == 0
     there, here = contents(place(s3) / "tiny"), contents(tiny_run / "runs" / "tiny")

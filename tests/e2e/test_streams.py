@@ -32,6 +32,7 @@ def command(verb: str, folder: Path, stdout: int, **environment: str) -> subproc
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_reads_any_more_stops_and_goes_on_later(tmp_path: Path, tiny_settings: str) -> None:
     (tmp_path / "tiny.yaml").write_text(tiny_settings, encoding="utf-8")
     read, write = os.pipe()
@@ -46,6 +47,7 @@ def test_a_run_that_nobody_reads_any_more_stops_and_goes_on_later(tmp_path: Path
     assert main(arguments("run", tmp_path)) == 0
 
 
+@pytest.mark.slow
 def test_a_report_is_printed_on_a_stream_of_any_encoding(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

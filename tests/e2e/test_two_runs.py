@@ -48,6 +48,7 @@ def status(run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_second_is_refused_and_the_first_ends_unharmed(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
