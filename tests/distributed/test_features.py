@@ -167,9 +167,7 @@ def test_another_alpha_needs_no_new_features(tiny: Tiny, storage_of: Callable[[s
     storage = storage_of("a")
     run = rescored(tiny, storage)
     times = {p: p.stat().st_mtime_ns for p in run.glob("features/*/*")}
-    pipeline = Pipeline(
-        tiny(storage, features=SHARDS, experiences={"alpha": 0.5}), lambda _: None, executor_for
-    )
+    pipeline = Pipeline(tiny(storage, features=SHARDS, experiences={"alpha": 0.5}), executor_for)
     pipeline.restart("score")
     pipeline.score()
     assert {p: p.stat().st_mtime_ns for p in run.glob("features/*/*")} == times
@@ -199,9 +197,7 @@ def test_killing_the_driver_at_random_moments_loses_nothing(tiny: Tiny, scored: 
     config = tmp_path / "tiny.yaml"
     settings = tiny(tmp_path / "runs", features=SHARDS, mining={"shard_images": 10})
     config.write_text(settings.model_dump_json(exclude_none=True), encoding="utf-8")  # JSON is YAML
-    Pipeline(
-        tiny(tmp_path / "whole", features=SHARDS, mining={"shard_images": 10}), lambda _: None, executor_for
-    ).mine()
+    Pipeline(tiny(tmp_path / "whole", features=SHARDS, mining={"shard_images": 10}), executor_for).mine()
     expected = results(rescored(tiny, tmp_path / "whole", mining={"shard_images": 10}))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["metarepair.stages.pipeline"])

@@ -472,7 +472,7 @@ def test_what_the_cluster_cannot_place_is_refused_before_anything_is_mined(
 ) -> None:
     config = searching(tiny, tmp_path, SPACE, **changes)
     with pytest.raises(ConfigError) as caught:
-        TuneSearch(config, lambda _: None).search()
+        TuneSearch(config).search()
     assert message in str(caught.value)
     assert [p.name for p in (tmp_path / "tiny").iterdir()] == []
 

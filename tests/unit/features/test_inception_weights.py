@@ -139,12 +139,12 @@ def test_without_weights_and_network_the_remedy_is_told(home: Path, monkeypatch:
 
 
 def test_weights_that_are_nowhere_are_downloaded_once(
-    server: Server, capsys: pytest.CaptureFixture[str]
+    server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = obtain_fid_inception(None)
     assert file == server.folder / FILE_NAMES[0]
     assert file.read_bytes() == CONTENT
-    assert "FID Inception weights: 3 of 3 MB, " in capsys.readouterr().err
+    assert caplog.messages[-1].startswith("FID Inception weights: 3 of 3 MB, ")
     assert obtain_fid_inception(None) == file
     assert server.asked == ["/" + FILE_NAMES[0]]
     with pytest.raises(
