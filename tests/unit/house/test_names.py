@@ -13,7 +13,7 @@ PAGES = sorted(
     path
     for pattern in (
         "README.md",
-        "docs/*.md",
+        "docs/**/*.md",
         "cluster/README.md",
         "metarepair/**/*.py",
         "tasks/**/*.py",
