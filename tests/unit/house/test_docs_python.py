@@ -140,7 +140,7 @@ def has_the_weights(names: Names) -> None:
 
 
 def a_meta_gradient(names: Names) -> None:
-    gradient = names["found"].gradient
+    gradient = names["result"].gradient
     assert gradient.keys() == dict(names["module"].named_parameters()).keys()
     assert all(bool(value.isfinite().all()) for value in gradient.values())
     assert float(gradient["classifier.weight"].norm()) > 0
