@@ -1,7 +1,8 @@
 # make run      an environment, the install, and the whole way on the shipped sample
 # make test     the same environment, and the quick tests; nothing but this repository is needed
 # make test-slow  the tests marked slow: most of what starts a Ray, benchmarks, large images
-# make check    format, lint, types, make test
+# make check    format, lint, types, make docs, make test
+# make docs     the documentation as a site: site/index.html opens without a network
 # make accept   what needs the full CIFAR-10 (METAREPAIR_DATA), and the long runs
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -9,13 +10,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: run test test-slow check accept install clean
+.PHONY: run test test-slow check docs accept install clean
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "MetaRepair needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $(READY)
 
 run: $(READY)
@@ -34,7 +35,12 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) docs
 	$(MAKE) test
+
+# Strict: a warning or a dead link is an error. Not --quiet, which would hide warnings from --strict.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 accept: $(READY)
 	$(BIN)/python -m pytest -m 'full_data or soak'
@@ -44,4 +50,4 @@ accept: $(READY)
 	$(BIN)/python -m benchmarks.meta_gradient --quick --without higher --without torchopt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,105 @@
+"""What docs/api.md offers is there, typed and documented; the version stands in one place."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import metarepair
+
+ROOT = Path(__file__).parents[3]
+API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+PACKAGES = (
+    "metarepair",
+    "metarepair.engine",
+    "metarepair.methods",
+    "tasks.corruptions",
+    "tasks.datasets",
+    "tasks.distances",
+)
+
+
+def look_up(name: str) -> Any:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return found
+    raise LookupError(name)
+
+
+def shown() -> Iterator[tuple[str, Any]]:
+    """Each object that the page documents: those after `:::`, and the members that are named below a module."""
+    for match in re.finditer(r"^::: (\S+)\n((?:    .*\n)*)", API, re.MULTILINE):
+        name, options = match[1], yaml.safe_load(match[2] or "{}") or {}
+        found = look_up(name)
+        if not inspect.ismodule(found):
+            yield name, found
+            continue
+        members = options.get("options", {}).get("members") or found.__all__
+        yield from ((f"{name}.{member}", getattr(found, member)) for member in members)
+
+
+SHOWN = {name: found for name, found in shown() if callable(found)}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_names_to_import_are_sorted_and_there(package: str) -> None:
+    module = importlib.import_module(package)
+    names = module.__all__
+    assert (
+        sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n)) == names
+        or sorted(names) == names
+    )
+    assert [name for name in names if not hasattr(module, name)] == []
+    assert package in API
+
+
+def test_the_page_shows_functions_and_classes() -> None:
+    assert len(SHOWN) >= 20
+    assert {"metarepair.repairs.api.repair", "tasks.corruptions.corrupt"} <= SHOWN.keys()
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_is_shown_says_what_it_takes_and_returns(name: str) -> None:
+    found = SHOWN[name]
+    text = inspect.getdoc(found) or ""
+    assert text.partition("\n")[0].strip(), f"{name} has no summary"
+    if not inspect.isfunction(found):
+        return
+    parameters = [p for p in inspect.signature(found).parameters if p not in ("self", "cls")]
+    told = text.partition("Args:")[2]
+    assert [p for p in parameters if not re.search(rf"^ +\**{p}\b.*:", told, re.MULTILINE)] == []
+    if inspect.signature(found).return_annotation not in ("None", None):
+        assert re.search(r"^(Returns|Yields):", text, re.MULTILINE), f"{name} does not say what it returns"
+
+
+def test_all_packages_are_marked_as_typed() -> None:
+    assert [p for p in ("tasks", "metarepair", "distributed") if not (ROOT / p / "py.typed").is_file()] == []
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "package-data"
+    ]
+    assert all("py.typed" in data[p] for p in ("tasks", "metarepair", "distributed"))
+
+
+def test_the_version_is_that_of_the_package_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "version" not in project
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == metarepair.__version__
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
