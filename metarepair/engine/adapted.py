@@ -1,6 +1,6 @@
-"""Which parameters of a module the inner loop adapts.
+"""Choose which parameters of a module the inner loop adapts.
 
-Source: ANIL (Raghu et al. 2020) adapts the head alone; a pattern names any other part.
+Source: ANIL (Raghu et al. 2020) adapts the head alone. Other parts are given by name or pattern.
 """
 
 from __future__ import annotations
@@ -17,39 +17,50 @@ HEAD = "head"
 
 
 def adapted_names(module: nn.Module, parts: Sequence[str]) -> tuple[str, ...]:
-    """Names of the parameters that `parts` names, in the module's order.
+    """Names of the parameters that `parts` selects, in the module's order.
 
-    A part is `head` (the classifier: timm's `get_classifier()`, else the last `nn.Linear`), a parameter's name, a
-    module's name, or a pattern of these (`layer3.*`); `*` is all. Raises ConfigError for a part that names nothing.
+    Source: ANIL (Raghu et al. 2020), which is the part "head".
+
+    Args:
+        module: The model.
+        parts: Each is "head" (the classifier: timm's `get_classifier()`, else the last `nn.Linear`), the name of a
+            parameter or module, a pattern of such names ("layer3.*"), or "*" for all parameters.
+
+    Returns:
+        Names as in `module.named_parameters()`. A parameter that several layers share appears once, under its first
+        name; a part may use any of its names.
+
+    Raises:
+        ConfigError: A part matches no parameter.
     """
     names = [name for name, _ in module.named_parameters()]
     listed = {id(parameter): name for name, parameter in module.named_parameters()}
-    # A tensor with two names is found by either, and goes by the one that it is listed by.
+    # A tensor with two names is matched by either, and is returned under the name that it is listed by.
     known = {name: listed[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
     chosen: set[str] = set()
     for part in parts:
-        found = (
+        selected = (
             _head(module) if part == HEAD else {first for name, first in known.items() if _names(part, name)}
         )
-        if not found:
+        if not selected:
             near = get_close_matches(part, [HEAD, *_modules_of(list(known))], n=3)
             hint = f" Near names: {', '.join(near)}." if near else ""
             raise ConfigError(
-                f"inner.parts: {part!r} names no parameter of {type(module).__name__}.{hint} Give head, *, a "
-                "module's or parameter's name, or a pattern such as layer3.*"
+                f"inner.parts: {part!r} names no parameter of {type(module).__name__}.{hint} Give head, *, the name of "
+                "a module or parameter, or a pattern such as layer3.*"
             )
-        chosen |= found
+        chosen |= selected
     return tuple(name for name in names if name in chosen)
 
 
 def check_trainable(module: nn.Module, parts: Sequence[str]) -> None:
-    """Raises ConfigError where `parts` names only parameters with requires_grad=False, which no repair changes."""
+    """Raise ConfigError if `parts` names only parameters with requires_grad=False, which no repair changes."""
     named = set(adapted_names(module, parts))
     if not any(parameter.requires_grad for name, parameter in module.named_parameters() if name in named):
         raise ConfigError(
-            f"All {len(named)} parameters of {type(module).__name__} that inner.parts={list(parts)} names have "
-            "requires_grad=False, and a repair leaves such parameters as they are. Set requires_grad_(True) on those "
-            "that may change, or name others in inner.parts."
+            f"All {len(named)} parameters of {type(module).__name__} in inner.parts={list(parts)} have "
+            "requires_grad=False, and a repair does not change such parameters. Call requires_grad_(True) on those "
+            "that may change, or name other parameters in inner.parts."
         )
 
 
@@ -67,15 +78,13 @@ def _head(module: nn.Module) -> set[str]:
     head = classifier() if callable(classifier) else linear
     # Distilled nets have a classifier for each of their two tokens.
     heads = [m for m in (head if isinstance(head, tuple | list) else [head]) if isinstance(m, nn.Module)]
-    mine = {id(p) for m in heads for p in m.parameters()}
-    if not mine:
+    head_ids = {id(p) for m in heads for p in m.parameters()}
+    if not head_ids:
         kind = (
-            f"its head is {type(heads[0]).__name__}, without parameters"
-            if heads
-            else "it has no linear layer"
+            f"its head, {type(heads[0]).__name__}, has no parameters" if heads else "it has no linear layer"
         )
         raise ConfigError(
             f"inner.parts: 'head' names no parameter of {type(module).__name__}: {kind}. "
             "Name the last layer with parameters instead, or give * for all."
         )
-    return {name for name, parameter in module.named_parameters() if id(parameter) in mine}
+    return {name for name, parameter in module.named_parameters() if id(parameter) in head_ids}

@@ -1,8 +1,8 @@
 """Compare gradients with central differences of the loss along a few directions.
 
-Of the meta-gradient, what second order adds to the first-order gradient is compared, since that is what a wrong second
-derivative changes, and it may be a small part of the whole. The comparison takes inner steps of a rate of its own, with
-which it shows.
+For the meta-gradient, the comparison looks at what second order adds to the first-order gradient: a wrong second
+derivative changes only that part, and it may be small. The inner rate is chosen so that this part is large enough to
+measure.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from metarepair.engine.types import Batch, TaskBatch
 from metarepair.engine.vectors import State
 
 MOVE = 0.01  # length of the first inner step, as a share of the norm of the parameters
-# Steps as shares of the norm of the parameters. The first one counts whose difference is that of a step twice as long:
-# it is above rounding, and below the distance to kinks.
+# Steps as shares of the norm of the parameters. The first step that agrees with a step twice as long is used: it is
+# long enough to be above rounding, and too short to reach a kink.
 FINE, ALLOWED = tuple(10.0**-k for k in range(12, 5, -1)), 0.02
-# In float32 rounding and kinks overlap, and no step may be such: the whole slope is compared then, and coarsely.
+# In float32 no step may be both, since rounding and kinks overlap. Then the whole slope is compared, coarsely.
 COARSE, ALLOWED_COARSELY = (1e-4, 1e-3, 1e-2), 0.5
 
 Loss = Callable[[State], float]
@@ -32,7 +32,7 @@ Loss = Callable[[State], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far a gradient is off along the worst direction, as a share of `of`, and whether that is allowed."""
+    """The error of a gradient along the worst direction, as a share of what `of` names, and whether it is allowed."""
 
     off: float
     of: str
@@ -40,50 +40,50 @@ class Comparison:
 
 
 def compare_first(net: FunctionalNet, start: State, batch: Batch, gradient: State) -> Comparison:
-    """A gradient of the loss of a support batch against differences of that loss."""
+    """Compare a gradient of a support batch's loss with differences of that loss."""
 
     def loss(parameters: State) -> float:
-        with torch.no_grad(), net.support(parameters, net.buffers(), batch, moves=False) as found:
-            return float(found.loss)
+        with torch.no_grad(), net.support(parameters, net.buffers(), batch, moves=False) as forward:
+            return float(forward.loss)
 
-    nothing = {k: torch.zeros_like(v) for k, v in gradient.items()}
-    return _compare(loss, start, gradient, nothing, of="it")
+    zeros = {k: torch.zeros_like(v) for k, v in gradient.items()}
+    return _compare(loss, start, gradient, zeros, of="it")
 
 
 def compare_second(net: FunctionalNet, start: State, task: TaskBatch, memory: Memory | int) -> Comparison:
-    """The meta-gradient against differences of the query loss after the inner steps."""
+    """Compare the meta-gradient with differences of the query loss after the inner steps."""
     net = FunctionalNet(net.module, replace(net.rule, rate=_rate(net, start, task.support)))
     factors, buffers = net.rate_factors(), net.buffers()
     second = task_gradient(net, start, buffers, task, memory=memory, factors=factors).gradient
     first = task_gradient(net, start, buffers, task, order="first", factors=factors).gradient
-    # Statistics that support batches move are constants to the gradient, as in every autograd framework.
+    # Statistics that support batches update are constants to the gradient, as in every autograd framework.
     _, statistics = adapt(net, start, buffers, task.support, factors)
 
     def loss(parameters: State) -> float:
         adapted, _ = adapt(net, parameters, buffers, task.support, factors)
-        with torch.no_grad(), net.query(adapted, statistics, task.query) as found:
-            return float(found.loss)
+        with torch.no_grad(), net.query(adapted, statistics, task.query) as forward:
+            return float(forward.loss)
 
     return _compare(loss, start, second, first, of="what second order adds to it")
 
 
 def _compare(loss: Loss, start: State, gradient: State, base: State, *, of: str) -> Comparison:
-    """`gradient` less `base` against differences of the loss less the slope of `base`."""
+    """Compare `gradient` minus `base` with differences of the loss minus the slope of `base`."""
     level = max(1.0, abs(loss(start)))
     slopes = [_Slope(loss, start, d, level=level) for d in _directions(gradient, base, start)]
     fine = [
         _off_finely(slope, _along(gradient, slope.direction), _along(base, slope.direction))
         for slope in slopes
     ]
-    found = [off for off in fine if off is not None]
-    if found:
-        return Comparison(off=max(found), of=of, agrees=all(off <= ALLOWED for off in found))
+    known = [off for off in fine if off is not None]
+    if known:
+        return Comparison(off=max(known), of=of, agrees=all(off <= ALLOWED for off in known))
     off = min(_off_coarsely(slope, _along(gradient, slope.direction)) for slope in slopes)
     return Comparison(off=off, of="the whole slope", agrees=off <= ALLOWED_COARSELY)
 
 
 class _Slope:
-    """Central differences of a loss from `start` along a direction; `level` is how large the loss is there."""
+    """Central differences of a loss at `start` along a direction; `level` is the size of the loss there."""
 
     def __init__(self, loss: Loss, start: State, direction: State, *, level: float) -> None:
         self.loss, self.start, self.direction, self.level = loss, start, direction, level
@@ -98,7 +98,7 @@ class _Slope:
 
 
 def _off_finely(slope: _Slope, whole: float, base: float) -> float | None:
-    """By what share of the difference less `base` it is off; None where no step can tell, as in float32."""
+    """The error as a share of the difference minus `base`; None if no step can measure it, as in float32."""
     added = max(abs(whole - base), 1e-4 * abs(whole), 1e-12)
     for step in FINE if slope.eps < 1e-12 else ():
         if 4 * slope.eps * slope.level / step > ALLOWED * added:
@@ -114,7 +114,7 @@ def _off_coarsely(slope: _Slope, whole: float) -> float:
 
 
 def _rate(net: FunctionalNet, start: State, support: Batch) -> float:
-    """The inner rate whose first step is MOVE long; the rule's own where there is no gradient."""
+    """The inner rate whose first step has the length MOVE; the rule's own rate if the gradient is 0."""
     one = FunctionalNet(net.module, replace(net.rule, steps=1))
     moved, _ = adapt(one, start, one.buffers(), support, one.rate_factors())
     step = norm([moved[k] - start[k] for k in net.adapted])
@@ -123,8 +123,10 @@ def _rate(net: FunctionalNet, start: State, support: Batch) -> float:
 
 
 def _directions(gradient: State, base: State, start: State) -> list[State]:
-    """Two random directions as long as the parameters: one by the size of `gradient` less `base` in each entry, one
-    by the size of each tensor's gradient, so that entries count which that difference leaves at 0.
+    """Two random directions with the norm of the parameters.
+
+    The first scales each entry by the size of `gradient` minus `base` there. The second scales each tensor by the size
+    of its gradient, so that entries where this difference is 0 count as well.
     """
     generator = torch.Generator().manual_seed(0)
     length = norm([start[k] for k in gradient]) or 1.0
@@ -144,5 +146,5 @@ def _along(gradient: State, direction: State) -> float:
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
-    """Of all entries together."""
+    """The Euclidean norm of all entries together."""
     return math.sqrt(sum(float(v.square().sum()) for v in tensors))

@@ -1,7 +1,7 @@
-"""The inner loop as pure functions: parameters and a support batch give adapted parameters.
+"""Adapt parameters to a support batch by SGD, as pure functions.
 
-Source: paper Algorithm 1, lines 7 and 18; MAML (Finn et al. 2017). Buffers are functional: a step returns new
-ones, so a task never leaks statistics into another.
+A step returns new parameters and new buffers, so no statistics leak from one task into another.
+Source: paper Algorithm 1, lines 7 and 18; MAML (Finn et al. 2017).
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ from tasks.keys import keyed_generator
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A forward pass of a batch: mean cross entropy, accuracy, and the buffers after it."""
+    """The result of a forward pass of one batch.
+
+    Attributes:
+        loss: Mean cross entropy, a scalar tensor with its graph.
+        accuracy: Share of correct predictions, a detached scalar tensor in 0..1.
+        buffers: All buffers after the pass, by name.
+    """
 
     loss: Tensor
     accuracy: Tensor
@@ -43,12 +49,24 @@ class Pass:
 
 
 class FunctionalNet:
-    """A module called with parameters and buffers from outside, in one of the batch-norm modes.
+    """A module called with parameters and buffers from outside, under an inner rule.
 
-    `bf16`: layers run under bfloat16 autocast where it is safe; parameters, losses and gradients stay float32.
-    Attention runs on the math kernel, the one with a second derivative. The module is put in evaluation mode once,
-    here, and stays so; from then on every call leaves it as it was, buffers included. Parameters with
-    `requires_grad=False` are used and never changed: they are not `trainable`, and `adapted` names none of them.
+    The constructor puts the module into evaluation mode, where it stays. From then on every call leaves the module
+    unchanged, buffers included. Attention runs on PyTorch's math kernel, the only one with a second derivative.
+
+    Args:
+        module: A classifier from images [B, C, H, W] to logits [B, K].
+        rule: How tasks adapt; it also sets how batch norm and dropout behave in a pass.
+        bf16: Run layers under bfloat16 autocast where it is safe. Parameters, losses and gradients stay float32.
+
+    Attributes:
+        trainable: Names of the parameters with `requires_grad=True`. The others are used and never changed.
+        adapted: Names of the trainable parameters that `rule.parts` selects.
+        parameter_names: Names of all parameters.
+        buffer_names: Names of all buffers.
+
+    Raises:
+        ConfigError: A part in `rule.parts` matches no parameter.
     """
 
     def __init__(self, module: nn.Module, rule: InnerRule, *, bf16: bool = False) -> None:
@@ -62,19 +80,19 @@ class FunctionalNet:
         self._norms = list(norms.values())
         self._statistics = {f"{name}.{key}" for name, m in norms.items() for key, _ in m.named_buffers()}
         self._stateless = StatelessModule(module)
-        # All but these are in training mode where dropout is on: some layers drop by their own flag alone.
+        # With dropout on, these go into training mode: some layers look only at their own flag.
         self._others = [m for m in module.modules() if not isinstance(m, _BatchNorm)]
 
     def parameters(self) -> State:
-        """The module's own parameters, detached."""
+        """The module's own parameters by name, detached; they share the module's memory."""
         return {k: v.detach() for k, v in self.module.named_parameters()}
 
     def buffers(self) -> State:
-        """The module's own buffers."""
+        """The module's own buffers by name, detached; they share the module's memory."""
         return {k: v.detach() for k, v in self.module.named_buffers()}
 
     def rate_factors(self) -> State:
-        """What learned rates start from: a one for every adapted tensor and step, [T] each; none without such rates."""
+        """Initial factors of learned rates: ones [T] for each adapted tensor; empty without `rule.learned_rates`."""
         if not self.rule.learned_rates:
             return {}
         own = self.parameters()
@@ -86,15 +104,26 @@ class FunctionalNet:
     def support(
         self, parameters: State, buffers: State, batch: Batch, *, step: int = 0, moves: bool = True
     ) -> Iterator[Pass]:
-        """A pass of a support batch; take derivatives of its loss inside the block.
+        """Run a support batch; take derivatives of the loss inside the block.
 
-        `step` keys the masks. The buffers after it are other ones with `adapt` alone, and not with `moves=False`: that
-        is enough where a step is done again.
+        Args:
+            parameters: All parameters, by name.
+            buffers: All buffers, by name.
+            batch: The support batch.
+            step: Number of the inner step, from 0; it keys dropout masks.
+            moves: Whether batch norm updates its statistics, which it does only under "adapt". Give False to repeat a
+                step whose updated statistics are known.
+
+        Yields:
+            The loss, the accuracy, and the buffers after the pass.
+
+        Raises:
+            ConfigError: The module returns anything but one tensor of logits [B, K].
         """
         with self.holding_support(parameters, buffers, batch, step=step, moves=moves) as held:
             logits_BK = self._logits(batch)
             after = {k: held[k] if k in self._statistics else v for k, v in buffers.items()}
-            # A checkpointed layer that runs once more finds the buffers of its first pass, and moves copies.
+            # A checkpointed layer that runs again starts from the buffers of its first pass, and updates copies.
             self._stateless.put(self._copied(buffers, moves=moves))
             yield _pass_of(logits_BK, batch, after)
 
@@ -102,7 +131,7 @@ class FunctionalNet:
     def holding_support(
         self, parameters: State, buffers: State, batch: Batch, *, step: int, moves: bool = True
     ) -> Iterator[State]:
-        """The module as `support` has it, for derivatives of an earlier pass; yields the buffers that it holds."""
+        """Set the module up as `support` does, for derivatives of an earlier pass; yield the buffers that it holds."""
         moves = moves and self.rule.batch_norm == "adapt"
         copied = self._copied(buffers, moves=moves)
         with self._holding(parameters | copied, batch, step):
@@ -113,14 +142,26 @@ class FunctionalNet:
 
     @contextmanager
     def query(self, parameters: State, buffers: State, batch: Batch) -> Iterator[Pass]:
-        """A pass of a query batch, which moves no statistics; take derivatives of its loss inside the block."""
+        """Run a query batch, which updates no statistics; take derivatives of the loss inside the block.
+
+        Args:
+            parameters: All parameters, by name.
+            buffers: All buffers, by name.
+            batch: The query batch.
+
+        Yields:
+            The loss, the accuracy, and the given buffers.
+
+        Raises:
+            ConfigError: The module returns anything but one tensor of logits [B, K].
+        """
         with self._holding(parameters | self._copied(buffers, moves=False), batch, "query"):
             self._set_batch_norm(own_batch=self.rule.batch_norm == "batch", moves=False)
             yield _pass_of(self._logits(batch), batch, buffers)
 
     @torch.inference_mode()
     def logits(self, parameters: State, buffers: State, images_BCHW: Tensor) -> Tensor:
-        """Logits [B, K] in evaluation: stored statistics, whatever the mode."""
+        """Logits [B, K] of images [B, C, H, W] in evaluation: batch norm uses stored statistics under every rule."""
         with self._stateless.holding(parameters | self._copied(buffers, moves=False)):
             return self._stateless(images_BCHW)
 
@@ -131,8 +172,9 @@ class FunctionalNet:
 
     @contextmanager
     def _holding(self, state: State, batch: Batch, key: int | str) -> Iterator[None]:
-        """All that a pass depends on besides the batch, until the block ends. Draws are keyed, also where no layer is
-        told to drop: some modules always do.
+        """Set everything that a pass depends on besides the batch, until the block ends.
+
+        Random draws are keyed even without dropout in the rule, since some modules always drop.
         """
         masks, kernel = seeded(batch.images_BCHW.device, mask_seed(batch, key)), sdpa_kernel(SDPBackend.MATH)
         with self._stateless.holding(state), masks, kernel, TwiceDifferentiable():
@@ -140,21 +182,21 @@ class FunctionalNet:
 
     def _logits(self, batch: Batch) -> Tensor:
         device = batch.images_BCHW.device.type
-        # Autocast's cache holds casts of leaves with their graphs: a second derivative must not meet old ones.
+        # Autocast caches casts of leaves with their graphs; a second derivative must not use those of an earlier pass.
         cast = torch.autocast(device, torch.bfloat16, cache_enabled=False) if self.bf16 else nullcontext()
         with cast:
             logits_BK = self._stateless(batch.images_BCHW.clone())  # a forward pass may write to its input
         return logits_BK.float() if self.bf16 else logits_BK
 
     def _set_batch_norm(self, *, own_batch: bool, moves: bool) -> None:
-        """Inside `_holding`, which sets it back."""
+        """Set the mode of every batch norm; for use inside `_holding`, which restores it."""
         for norm in self._norms:
             norm.training, norm.momentum = own_batch, self.rule.batch_norm_momentum
             norm.track_running_stats = norm.track_running_stats and (moves or not own_batch)
 
 
 def mask_seed(batch: Batch, key: int | str) -> int:
-    """What a pass of `batch` seeds torch with; `key` is the inner step, or "query"."""
+    """The seed of torch's generators for a pass of `batch`; `key` is the inner step, or "query"."""
     return int(keyed_generator("dropout", batch.seed, key).integers(2**63))
 
 
@@ -165,16 +207,16 @@ def _pass_of(logits_BK: Tensor, batch: Batch, buffers: State) -> Pass:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """Where the inner loop stands: all parameters, and the velocity of the adapted ones (with momentum)."""
+    """The inner loop between two steps: all parameters, and with momentum the velocity of the adapted ones."""
 
     parameters: State
     velocity: tuple[Tensor, ...] | None = None
 
     def leaves(self, names: Sequence[str]) -> State:
-        """All parameters; those of `names` as new leaves of a graph."""
-        mine = set(names)
+        """All parameters, detached; those in `names` are new leaves that require a gradient."""
+        wanted = set(names)
         return {
-            k: v.detach().requires_grad_() if k in mine else v.detach() for k, v in self.parameters.items()
+            k: v.detach().requires_grad_() if k in wanted else v.detach() for k, v in self.parameters.items()
         }
 
 
@@ -182,7 +224,7 @@ class Point:
 def inner_step(
     net: FunctionalNet, point: Point, gradients: Sequence[Tensor], step: int, factors: State
 ) -> tuple[Point, list[Tensor]]:
-    """u ← μu + g + λθ, θ ← θ − ηu for the adapted parameters, as new tensors; and u."""
+    """One SGD step of the adapted parameters: u ← μu + g + λθ, θ ← θ − ηu. Return the new point, and u."""
     rule = net.rule
     theta = [point.parameters[k] for k in net.adapted]
     u = [g.detach() for g in gradients]
@@ -196,7 +238,7 @@ def inner_step(
 
 
 def scaled_by_rates(net: FunctionalNet, u: Sequence[Tensor], step: int, factors: State) -> list[Tensor]:
-    """−D u: the adapted parameters' parts of a vector, times the negative rates of a step."""
+    """−D u: a vector over the adapted parameters, times the negative rates of a step."""
     if not factors:
         return list(torch._foreach_mul(list(u), -net.rule.rate))
     return list(torch._foreach_mul(list(u), [-net.rule.rate * factors[k][step] for k in net.adapted]))
@@ -206,7 +248,25 @@ def scaled_by_rates(net: FunctionalNet, u: Sequence[Tensor], step: int, factors:
 def adapt(
     net: FunctionalNet, parameters: State, buffers: State, support: Batch, factors: State | None = None
 ) -> tuple[State, State]:
-    """All inner steps without a graph: what repair does (Algorithm 1, line 18). Parameters and buffers after it."""
+    """Run all inner steps and keep no graph, as a repair does.
+
+    Source: paper Algorithm 1, line 18 (line 7 is the same loop, differentiated by `task_gradient`).
+
+    Args:
+        net: The model and its inner rule.
+        parameters: All parameters, by name; `net.parameters()` for the module's own. They are not changed.
+        buffers: All buffers, by name; `net.buffers()` for the module's own. They are not changed.
+        support: The batch to adapt to. Every step uses all of it.
+        factors: Factors of learned rates, [T] for each adapted tensor; None multiplies `rule.rate` by 1.
+
+    Returns:
+        The adapted parameters, detached, and the buffers after the last step. Both hold every name.
+
+    Raises:
+        ConfigError: Gradients are off (torch.inference_mode()), a state has missing or extra names, no selected
+            parameter is trainable, or autograd cannot differentiate the model.
+        DataError: The support batch is empty, or has a different number of labels than of images.
+    """
     check_call(net, parameters, buffers)
     check_batch("support", support.images_BCHW, support.labels_B)
     if factors:
@@ -214,17 +274,19 @@ def adapt(
     point = Point(parameters=parameters)
     for step in range(net.rule.steps):
         leaves = point.leaves(net.adapted)
-        with net.support(leaves, buffers, support, step=step) as found:
-            gradients = gradients_of(net, found.loss, [leaves[k] for k in net.adapted])
-        buffers = found.buffers
+        with net.support(leaves, buffers, support, step=step) as forward:
+            gradients = gradients_of(net, forward.loss, [leaves[k] for k in net.adapted])
+        buffers = forward.buffers
         point, _ = inner_step(net, point, gradients, step, factors or {})
     return {k: v.detach() for k, v in point.parameters.items()}, buffers
 
 
 def check_call(net: FunctionalNet, parameters: State, buffers: State) -> None:
-    """Raises ConfigError where gradients are off for good, nothing can be adapted, or the states are not the net's."""
+    """Raise ConfigError if inference mode is on, no selected parameter is trainable, or a state is not the net's."""
     if torch.is_inference_mode_enabled():
-        raise ConfigError("torch.inference_mode() is on, and adaptation needs gradients. Call outside of it.")
+        raise ConfigError(
+            "torch.inference_mode() is on, and adaptation needs gradients. Leave that mode first."
+        )
     check_state("parameters", parameters, net.parameter_names)
     check_state("buffers", buffers, net.buffer_names)
     if not net.adapted:
@@ -234,9 +296,10 @@ def check_call(net: FunctionalNet, parameters: State, buffers: State) -> None:
 def gradients_of(
     net: FunctionalNet, loss: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
-    """The gradient of `loss` by each leaf; zeros for a parameter that the loss does not reach.
+    """The gradient of `loss` with respect to each leaf; zeros for a leaf that the loss does not depend on.
 
-    Inside the block of the pass that `loss` is of. Raises ConfigError whatever autograd fails with.
+    Call this inside the block of the pass that gave `loss`. Raises ConfigError for any error of autograd but running
+    out of memory.
     """
     if not loss.requires_grad:
         raise no_path(net.module, len(leaves))

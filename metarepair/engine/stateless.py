@@ -1,4 +1,4 @@
-"""Call a module with a state from outside, leave it as it was, and keep the call twice differentiable."""
+"""Call a module with parameters and buffers from outside, without changing it, and twice differentiably."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tasks.errors import ConfigError
 
 
 class StatelessModule:
-    """A module called with a state from outside, by the names of `named_parameters()` and `named_buffers()`."""
+    """A module called with a state from outside; names are those of `named_parameters()` and `named_buffers()`."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         members = [part for _, part in module.named_modules()]
         self._slots = _slots_of(module)
-        # Attributes hold modes and what hooks set (old-style weight and spectral norm: their weight).
+        # Attributes hold modes, and what hooks set: the weight of old-style weight norm and spectral norm.
         self._written = [d for part in members for d in (vars(part), part._parameters, part._buffers)]
 
     @contextmanager
     def holding(self, state: State) -> Iterator[None]:
-        """The module with the tensors of `state` in place of its own until the block ends.
+        """Put the tensors of `state` in place of the module's own until the block ends.
 
-        Derivatives belong in the block too: a layer under activation checkpointing runs its forward pass again
-        during the backward pass, and it must find the same tensors and modes. Afterwards every tensor, mode and
-        attribute of the module is what it was before.
+        Take derivatives inside the block too: a layer under activation checkpointing runs its forward pass again
+        during the backward pass, and it must find the same tensors and modes. When the block ends, every tensor, mode
+        and attribute of the module is restored.
         """
         before = [(written, dict(written)) for written in self._written]
         try:
@@ -42,51 +42,53 @@ class StatelessModule:
             yield
         finally:
             for written, content in before:
-                written.update(content)  # never cleared: another thread may be asking for the device
+                written.update(
+                    content
+                )  # never cleared: another thread may be reading the device of a parameter
                 for key in [k for k in written if k not in content] if len(written) > len(content) else ():
                     del written[key]
 
     def put(self, state: State) -> None:
-        """Puts tensors into their places in the module, under each of their names; for use inside `holding`."""
+        """Put tensors into the module, under each of their names; for use inside `holding`."""
         for holder, key, name in self._slots:
             if name in state:
                 holder[key] = state[name]
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """Logits [B, K]. Raises ConfigError when the module returns anything else."""
-        found = self.module(images_BCHW)
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images_BCHW):
-            came = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else _kind(found)
+        """Logits [B, K]. Raises ConfigError if the module returns anything else."""
+        output = self.module(images_BCHW)
+        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images_BCHW):
+            came = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else _kind(output)
             raise ConfigError(
                 f"{type(self.module).__name__} returned {came} for {len(images_BCHW)} images; a classifier returns "
-                "one tensor of logits [images, classes]. Wrap it in a module that returns these alone."
+                "one tensor of logits [images, classes]. Wrap it in a module that returns only the logits."
             )
-        return found
+        return output
 
 
-def _kind(found: Any) -> str:
-    return f"a {type(found).__name__}"
+def _kind(output: Any) -> str:
+    return f"a {type(output).__name__}"
 
 
 def _slots_of(module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
-    """Every place of a parameter or buffer in the module: its dict, its key there, and the name it is listed by.
+    """Where the module holds its parameters and buffers: the dict, the key in it, and the tensor's listed name.
 
-    A tensor that several submodules share has several places and one name: the first.
+    A tensor that several submodules share has several slots and one name, the first.
     """
     first: dict[int, str] = {}
-    found: list[tuple[dict[str, Any], str, str]] = []
+    slots: list[tuple[dict[str, Any], str, str]] = []
     for prefix, part in module.named_modules():
         for holder in (part._parameters, part._buffers):
             for key, tensor in holder.items():
                 if tensor is not None:
                     name = f"{prefix}.{key}" if prefix else key
-                    found.append((holder, key, first.setdefault(id(tensor), name)))
-    return found
+                    slots.append((holder, key, first.setdefault(id(tensor), name)))
+    return slots
 
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """What torch draws inside comes from `seed`; its generators go on afterwards as if nothing had been drawn."""
+    """Seed torch's generators inside the block, and restore their states when it ends."""
     generators = [torch.default_generator]
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -110,9 +112,9 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Replaces what torch cannot derive twice: hardsigmoid (no second derivative), weight norm (a wrong one).
+    """Replace what PyTorch cannot differentiate twice: hardsigmoid (no second derivative), weight norm (a wrong one).
 
-    Also within torch.autograd.grad, during which a checkpointed layer runs its forward pass again.
+    The mode also applies within torch.autograd.grad, where a checkpointed layer runs its forward pass again.
     """
 
     REPLACED: Mapping[Any, Callable[..., Tensor]] = {
@@ -142,18 +144,19 @@ class TwiceDifferentiable(TorchFunctionMode):
         materialize_grads: bool,
         **options: Any,
     ) -> tuple[Tensor | None, ...]:
-        """torch.autograd.grad with this mode on. Torch turns a mode off for a call that has tensors among its outputs
-        or inputs, so that these are named by their edges of the graph.
+        """Call torch.autograd.grad with this mode on.
+
+        PyTorch turns a mode off for a call whose outputs or inputs contain tensors, so graph edges are passed instead.
         """
         given = grad_outputs or [None] * len(outputs)
         seeds = [torch.ones_like(o) if g is None else g for o, g in zip(outputs, given, strict=True)]
         edges, leaves = ([get_gradient_edge(t) for t in tensors] for tensors in (outputs, inputs))
         with self:
-            found = torch.autograd.grad(edges, leaves, grad_outputs=seeds, **options)
+            gradients = torch.autograd.grad(edges, leaves, grad_outputs=seeds, **options)
         if not materialize_grads:
-            return found
+            return gradients
         wanted = bool(options.get("create_graph"))
         return tuple(
             torch.zeros_like(t, requires_grad=wanted) if g is None else g
-            for t, g in zip(inputs, found, strict=True)
+            for t, g in zip(inputs, gradients, strict=True)
         )

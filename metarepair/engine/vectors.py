@@ -1,4 +1,4 @@
-"""States (tensors by name) and vectors: one into the other, and sums whose bits do not depend on the workers."""
+"""Named tensors (`State`), flat vectors, and sums whose bits do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ State = dict[str, Tensor]
 
 
 def copied_parameters(module: nn.Module) -> State:
-    """A module's parameters, as tensors of their own."""
+    """Copies of a module's parameters, by name."""
     return {k: v.detach().clone() for k, v in module.named_parameters()}
 
 
 def copied_buffers(module: nn.Module) -> State:
-    """A module's buffers, as tensors of their own."""
+    """Copies of a module's buffers, by name."""
     return {k: v.detach().clone() for k, v in module.named_buffers()}
 
 
 @torch.no_grad()
 def put_state(module: nn.Module, state: State) -> None:
-    """Copies parameters and buffers into a module; `state` has all of them."""
+    """Copy all parameters and buffers of a module from `state`, in place."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         tensor.copy_(state[name])
 
@@ -41,15 +41,15 @@ def unflatten(vector_P: Tensor, like: State) -> State:
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors of floating-point numbers with a NaN or an infinity."""
+    """Names of the floating-point tensors that contain NaN or infinity."""
     return [k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
 
 
 def pairwise_sum(terms: list[Tensor]) -> Tensor:
-    """The sum in a balanced binary tree.
+    """The sum of the terms, added in a balanced binary tree.
 
-    Contiguous halves of the terms on two workers, summed there and then together, take the very same tree: with
-    a power of two of tasks, 1 and 2 workers give the same bits.
+    Two workers that each add a contiguous half of the terms, and then add the two results, follow the same tree. With
+    a power of two of tasks, 1 and 2 workers therefore give the same bits.
     """
     if len(terms) == 1:
         return terms[0]

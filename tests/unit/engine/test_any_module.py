@@ -451,7 +451,7 @@ def test_both_heads_of_a_distilled_net_are_its_head() -> None:
 
 
 def test_a_head_without_parameters_is_said_to_be_one() -> None:
-    with pytest.raises(ConfigError, match="its head is Identity, without parameters"):
+    with pytest.raises(ConfigError, match="its head, Identity, has no parameters"):
         adapted_names(Headed(nn.Identity()), ("head",))
 
 
