@@ -1,4 +1,4 @@
-"""Predicts with parameters that are kept outside the module, and measures accuracy."""
+"""Predicts with parameters from outside the module, and measures accuracy."""
 
 from __future__ import annotations
 

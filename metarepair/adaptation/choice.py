@@ -1,6 +1,6 @@
-"""Chooses which adapted parameters a repair keeps: the episode's end that scores best on validation, over all rates.
+"""Chooses which adapted parameters a repair keeps: of all rates and episodes, the end with the best validation score.
 
-The paper saves "the" model and does not say which; validation never uses D_fail.
+The paper does not say which model it keeps. Validation never uses D_fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tasks.errors import ConfigError
 
 
 class Spending(Protocol):
-    """Counts the images and steps of a repair, and tells when its budget is used up (metarepair.methods.budget)."""
+    """Counts the images and steps of a repair; `over` once its budget is used up (metarepair.methods.budget)."""
 
     @property
     def over(self) -> bool: ...
@@ -29,7 +29,7 @@ class Spending(Protocol):
 class Choice:
     """The kept parameters, `step`, with the rate, episode and interpolation weight that led to them.
 
-    score: what they were chosen by. whole: False if the budget ended the search before all rates and episodes.
+    score: their score on validation. whole: False if the budget ended the search before all rates and episodes.
     """
 
     rate: float
@@ -57,9 +57,9 @@ def choose(
                 continue
             for weight in config.repair.interpolate:
                 mixed = interpolated(before, step, weight)
-                found = score(deployed, mixed, data, config)
-                if best is None or found > best.score:
-                    best = Choice(rate=rate, episode=step.episode, weight=weight, score=found, step=mixed)
+                scored = score(deployed, mixed, data, config)
+                if best is None or scored > best.score:
+                    best = Choice(rate=rate, episode=step.episode, weight=weight, score=scored, step=mixed)
             if budget.over:
                 assert best is not None
                 return replace(best, whole=False)
@@ -68,7 +68,7 @@ def choose(
 
 
 def interpolated(deployed: Start, step: Step, weight: float) -> Step:
-    """`step` moved toward the deployed weights: `weight` is the share of the repaired parameters and statistics.
+    """`step` mixed with the deployed weights; `weight` is the share of the repaired parameters and statistics.
 
     Source: Wortsman et al. 2022, WiSE-FT.
     """
@@ -86,15 +86,15 @@ def interpolated(deployed: Start, step: Step, weight: float) -> Step:
 
 
 def score(deployed: DeployedModel, step: Step, data: RepairData, config: AnyConfig) -> float:
-    """Accuracy on validation, averaged with accuracy on held-out clean images by `repair.clean_weight`."""
+    """Accuracy on validation; `repair.clean_weight` is the weight of accuracy on held-out clean images in it."""
     weight = config.repair.clean_weight
-    found = accuracy_on(deployed, step.parameters, step.buffers, data.validation)
+    accuracy = accuracy_on(deployed, step.parameters, step.buffers, data.validation)
     if weight == 0:
-        return found
+        return accuracy
     if data.clean is None:
         raise ConfigError(
-            f"repair.clean_weight={weight} needs clean training images, and none are given. Set it to 0."
+            f"repair.clean_weight={weight} needs clean training images, but none are given. Set it to 0."
         )
-    return (1 - weight) * found + weight * accuracy_on(
+    return (1 - weight) * accuracy + weight * accuracy_on(
         deployed, step.parameters, step.buffers, data.clean.held_out
     )

@@ -2,7 +2,7 @@
 
 Every episode starts from θ. The updates of its tasks accumulate, or each task starts from θ again (`repair.update:
 separate`, the paper's "Separate Update" ablation).
-Source: paper Algorithm 1, lines 13-23.
+Source: paper Algorithm 1, lines 13-21. The evaluator computes lines 20 and 23 (metarepair.evaluation.evaluate).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """θ̂ after one task of an episode, and the number of images that went through the DNN for that task."""
+    """θ̂ after one task of an episode, and the number of images that the DNN processed for that task."""
 
     episode: int
     slot: int
@@ -70,15 +70,17 @@ def walk(
     rate: float,
     episodes: int,
 ) -> Iterator[Step]:
-    """Yields θ̂ after each of the S tasks of every episode (lines 14-21)."""
+    """Yield θ̂ after each of the S tasks of every episode (lines 13-21)."""
     net = FunctionalNet(deployed.module, repair_rule(config, rate))
-    for episode in range(episodes):
-        parameters, buffers = start.parameters, start.buffers
-        for slot in range(config.repair.tasks):
+    for episode in range(episodes):  # line 13
+        parameters, buffers = start.parameters, start.buffers  # line 16
+        for slot in range(config.repair.tasks):  # line 17
             if config.repair.update == "separate":
                 parameters, buffers = start.parameters, start.buffers
-            support = draw_support(deployed, data, config, seed=seed, episode=episode, slot=slot)
-            parameters, buffers = adapt(net, parameters, buffers, support, start.factors)
+            support = draw_support(
+                deployed, data, config, seed=seed, episode=episode, slot=slot
+            )  # lines 14-15
+            parameters, buffers = adapt(net, parameters, buffers, support, start.factors)  # lines 18-19
             yield Step(
                 episode=episode,
                 slot=slot,

@@ -1,7 +1,7 @@
 """Holds the data that a repair may see: the target's D_collect and, where given, clean training images.
 
-D_fail cannot be reached from here: the evaluator opens it after all repairs are saved.
-Source: paper Algorithm 1, lines 13-17; the split into two parts is ours.
+D_fail is not reachable from here: the evaluator opens it after all repairs are saved.
+Source: paper Algorithm 1, lines 14-15; the split into two parts is ours.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Uses = Literal["failures", "unlabelled", "clean", "experiences"]
 class RepairData:
     """The data of one repair.
 
-    learn: the part of D_collect to learn from. validation: the part that only selects. clean: the clean training
-    split, None if it is not given.
+    learn: the part of D_collect to learn from. validation: the part that is used only for selection. clean: the clean
+    training split, None if it is not given.
     """
 
     target: str
@@ -39,7 +39,7 @@ class RepairData:
 
 
 def split_collected(collect: Failures, config: AnyConfig, seed: int) -> RepairData:
-    """Splits D_collect by image. All methods of a repair seed get the same split."""
+    """Split D_collect by image. All methods get the same split for the same repair seed."""
     learn, validation = split_validation(
         collect.image_ids_N,
         fraction=config.repair.validation_fraction,
@@ -52,7 +52,7 @@ def split_collected(collect: Failures, config: AnyConfig, seed: int) -> RepairDa
 
 
 def cut_to_uses(data: RepairData, uses: Sequence[Uses]) -> RepairData:
-    """`data` without what a method does not declare in `uses`: labels of D_collect, its images, clean images."""
+    """`data` reduced to what a method declares in `uses`: labels of D_collect, its images, clean images."""
     return replace(
         data,
         learn=_visible(data.learn, uses),
@@ -72,9 +72,9 @@ def _visible(failures: Failures, uses: Sequence[Uses]) -> Failures:
 def draw_support(
     deployed: DeployedModel, data: RepairData, config: AnyConfig, *, seed: int, episode: int, slot: int
 ) -> Batch:
-    """The support batch of one task: failures of every class, then clean images if `task.clean_support` asks for them.
+    """The support batch of one task: failures of every class, then `task.clean_support` clean images.
 
-    The draw depends on (seed, episode, slot) alone, so the evaluator can walk the same tasks again.
+    The draw depends only on (seed, episode, slot), so the evaluator can walk the same tasks again.
     """
     generator = keyed_generator("repair", config.seed, seed, data.target, episode, slot)
     rows = semantic_cover(data.learn.labels_N, shots=config.task.shots, generator=generator)

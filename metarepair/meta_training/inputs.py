@@ -1,4 +1,4 @@
-"""What the meta-training for one environment reads: experiences, their confidence, and collected failures alone."""
+"""The inputs of the meta-training for one target: experiences, their confidence, and the target's D_collect."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tasks.storage.paths import Place
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingInputs:
-    """Places of what is learned from and selected by; the D_fail of `target` is not among them.
+    """Where the data for learning and for selection lie. The D_fail of `target` is not among them.
 
-    experiences: the mined folder of each of confidence's experiences. collect: a folder with the target's
-    `collect.arrow` and a manifest that promises it; split: the split that it was mined from.
+    experiences: the mined folder of each experience in `confidence`. collect: a folder with the target's
+    `collect.arrow` and a manifest that lists it. split: the split that it was mined from.
     """
 
     target: str

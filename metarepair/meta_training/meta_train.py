@@ -1,8 +1,10 @@
-"""Experiences and a deployed DNN in, θ_meta out: meta-training as a loop over a Context.
+"""Trains θ_meta on the experiences of a deployed DNN, on one worker or several.
 
-Source: paper Algorithm 1, lines 2-12. Line 10-11 is one step of the outer optimizer on Σ L_s. The tasks of an
-episode are shared out over the workers in contiguous blocks and differentiated one by one; their gradients, the
-losses and the count are summed by one all-reduce. The next task's batches are made meanwhile.
+The tasks of an episode are divided among the workers in contiguous blocks, and each worker differentiates its tasks
+one by one. One all-reduce then sums gradients, losses and the number of tasks. The next task's batches are prepared
+while the current task is differentiated.
+Source: paper Algorithm 1, lines 2-12. Lines 10-11 are one step of the outer optimizer on Σ L_s, not a full
+minimisation.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ FACTOR = "factor "  # no parameter's name has a space
 
 
 class MetaTrainer:
-    """θ, the factors of learned rates and the optimizer's state, moved on by whole episodes."""
+    """Holds θ, the factors of learned rates and the optimizer's state, and updates them episode by episode."""
 
     def __init__(
         self, source: TaskSource, config: Config, context: Context, validation: RepairData | None = None
@@ -70,25 +72,26 @@ class MetaTrainer:
         self.optimizer = build_optimizer(config.train, self.learned)
         self.episode, self.skipped, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
-        self.mine = slots_of(context.rank, context.world_size, config.train.tasks)
+        self.slots = slots_of(context.rank, context.world_size, config.train.tasks)
         self._tasks = Lookahead(lambda key: source.task(*key), self._following)
         self._plan: MemoryPlan | None = None
 
     def run_episode(self) -> dict[str, float]:
-        """Lines 4-11: the sum of the tasks' meta-gradients, then one outer step; into the history as well.
+        """Run one episode: sum the meta-gradients of its tasks, then take one outer step (lines 4-11).
 
-        An episode whose loss or gradient is not finite takes no step and is counted. Raises DivergedError when
-        there are more of them than train.max_skipped, or nothing else, and when θ is not finite after a step.
+        Returns the episode's metrics, which are also appended to the history. An episode whose loss or gradient is not
+        finite takes no step and is counted as skipped. Raises DivergedError if more than train.max_skipped episodes are
+        skipped, if all of them are, or if θ is not finite after a step.
         """
         started = time.monotonic()
-        terms = [self._task_vector(slot) for slot in self.mine]
+        terms = [self._task_vector(slot) for slot in self.slots]  # lines 6-9
         empty = torch.zeros(sum(v.numel() for v in self.learned.values()) + 3, dtype=self._dtype)
         local_P = pairwise_sum(terms) if terms else empty.to(self.context.device)
-        total_P = self.context.sum_over_workers(local_P)
+        total_P = self.context.sum_over_workers(local_P)  # line 10: the gradient of Σ L_s
         gradient_P, (loss, accuracy, count) = total_P[:-3], total_P[-3:].tolist()
         norm = float(gradient_P.norm())
         if math.isfinite(loss) and math.isfinite(norm):
-            self._outer_step(gradient_P, norm)
+            self._outer_step(gradient_P, norm)  # lines 10-11
             metrics = {
                 "query_loss": loss / count,
                 "query_accuracy": accuracy / count,
@@ -104,7 +107,7 @@ class MetaTrainer:
         return self.history[-1] | {"tasks_per_s": count / seconds, "episodes_per_s": 1 / seconds}
 
     def close(self) -> None:
-        """Ends the thread that makes batches."""
+        """End the thread that prepares batches."""
         self._tasks.close()
 
     @property
@@ -113,18 +116,18 @@ class MetaTrainer:
 
     @property
     def memory(self) -> str:
-        """How the gradient's memory is used, in words; empty before the first task."""
+        """How many steps keep their graphs, and why, in words; empty before the first task."""
         return "" if self._plan is None else self._plan.reason
 
     def _following(self, key: tuple[int, int]) -> tuple[int, int] | None:
         """The (episode, slot) that this rank differentiates next."""
         episode, slot = key
-        if slot + 1 in self.mine:
+        if slot + 1 in self.slots:
             return episode, slot + 1
-        return (episode + 1, self.mine[0]) if episode + 1 < self.config.train.episodes else None
+        return (episode + 1, self.slots[0]) if episode + 1 < self.config.train.episodes else None
 
     def _planned(self, task: TaskBatch) -> int:
-        """For how many of the last inner steps graphs are kept: as set, or measured once on a first task."""
+        """The number of last inner steps that keep their graphs: as set, or measured once on the first task."""
         if self._plan is None:
             settings, processes = self.config.train, self.context.world_size
             self._plan = plan_for(
@@ -141,7 +144,7 @@ class MetaTrainer:
         return self._plan.kept
 
     def _task_vector(self, slot: int) -> Tensor:
-        """One task's gradient, loss, accuracy and a 1, in one vector: what is summed over tasks and workers."""
+        """One task's gradient, loss, accuracy and a 1 (the count) as one vector, for the sum over tasks and workers."""
         settings, task = self.config.train, self._tasks.get((self.episode, slot))
         result = task_gradient(
             self.net,
@@ -167,8 +170,8 @@ class MetaTrainer:
         if self.skipped > limit or self.skipped == self.config.train.episodes:
             raise DivergedError(
                 f"The query loss of episode {self.episode + 1} became {loss:.4g} (gradient norm {norm:.4g}), and "
-                f"{self.skipped} episodes were skipped for that, train.max_skipped={limit}. Lower inner.rate or "
-                "train.outer_rate, or set train.clip_norm; the last checkpoint is kept, and changed settings need "
+                f"{self.skipped} episodes were skipped for such values (train.max_skipped={limit}). Lower inner.rate "
+                "or train.outer_rate, or set train.clip_norm; the last checkpoint is kept, and changed settings need "
                 "--restart."
             )
 
@@ -178,13 +181,13 @@ class MetaTrainer:
             gradient_P = gradient_P * (settings.clip_norm / norm)
         gradients = unflatten(gradient_P, self.learned)
         outer_step(self.optimizer, self.learned, gradients, outer_rate(settings, self.episode))
-        # Every rank holds the same bits, so all of them stop here or none.
+        # All ranks hold the same bits, so either all of them stop here or none does.
         if not all_finite(self.learned):
             raise DivergedError(
-                f"The outer step of episode {self.episode + 1} left values in θ that are not finite, while loss and "
-                f"gradient were (norm {norm:.3g}). That is the outer optimizer's doing: {settings.outer_optimizer} "
-                f"with outer_options={in_yaml(settings.outer_options)}, outer_rate={settings.outer_rate}. Change these "
-                "in train; the last checkpoint is kept, and changed settings need --restart."
+                f"θ is not finite after the outer step of episode {self.episode + 1}, while loss and gradient were "
+                f"finite (norm {norm:.3g}). The cause is the outer optimizer, {settings.outer_optimizer} with "
+                f"outer_options={in_yaml(settings.outer_options)}, outer_rate={settings.outer_rate}. Change these in "
+                "train; the last checkpoint is kept, and changed settings need --restart."
             )
 
     def validation_accuracy(self) -> float:
@@ -197,7 +200,7 @@ class MetaTrainer:
         return accuracy_on(deployed, end.parameters, end.buffers, data.validation)
 
     def save(self, folder: Path) -> None:
-        """Weights, the optimizer's state, episode and settings into `folder`."""
+        """Write weights, the optimizer's state, the episode and the settings into `folder`."""
         save_weights(folder / "model.safetensors", {**self.parameters, **self.buffers}, {})
         save_weights(folder / "optimizer.safetensors", optimizer_state(self.optimizer, self.learned), {})
         if self.factors:
@@ -213,10 +216,13 @@ class MetaTrainer:
         seal(folder, state)
 
     def load(self, folder: Place, *, other_settings: bool = False) -> None:
-        """The inverse of `save`. Raises StageError when the checkpoint is of other settings, unless that is wanted."""
+        """Restore what `save` wrote.
+
+        Raises StageError if the checkpoint is not complete, or has other settings and `other_settings` is False.
+        """
         state, settings = read_state(folder), training_settings(self.config)
         if state is None:
-            raise StageError(f"{folder} is no complete checkpoint. Begin anew with --restart.")
+            raise StageError(f"{folder} is not a complete checkpoint. Begin anew with --restart.")
         lines = "" if other_settings else "; ".join(changes(state["config"], settings))
         if lines:
             raise StageError(
@@ -234,16 +240,16 @@ class MetaTrainer:
 
 
 def training_settings(config: Config) -> Settings:
-    """The settings that θ_meta depends on (on `memory` only to rounding), as plain values."""
+    """The settings that θ_meta depends on, as plain values; `memory` is left out, as it only changes the rounding."""
     values = config.settings(include={"seed", "model", "task", "inner", "experiences"})
     skipped = {"threads", "memory", "theta_on_host", "max_skipped", "kept_checkpoints"}
     return values | {"train": config.train.settings(exclude=skipped)}
 
 
 def meta_train(trainer: MetaTrainer) -> State:
-    """Goes on from the newest checkpoint to the last episode; returns θ_meta with its buffers.
+    """Train from the newest checkpoint, if there is one, to the last episode; return θ_meta with its buffers.
 
-    After each round of N episodes every rank reports, and rank 0 judges a repair on validation examples.
+    After each round of N episodes every rank reports, and rank 0 measures a repair on validation examples.
     """
     context = trainer.context
     checkpoint = context.last_checkpoint()
@@ -262,7 +268,7 @@ def meta_train(trainer: MetaTrainer) -> State:
 
 
 def rounds(trainer: MetaTrainer) -> Iterator[dict[str, float]]:
-    """Trains from where the trainer stands to the last episode; yields the metrics of each round of N episodes."""
+    """Train from the trainer's episode to the last one (lines 2-12); yield the metrics of each round of N episodes."""
     settings = trainer.config.train
     while trainer.episode < settings.episodes:
         metrics = trainer.run_episode()

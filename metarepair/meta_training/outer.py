@@ -1,4 +1,4 @@
-"""The outer step of meta-training: optimizer by name, schedule of its rate, and its state as tensors.
+"""The outer step of meta-training: the optimizer, the schedules of its rate, order and loss, and its state as tensors.
 
 Source: paper Algorithm 1, lines 10-11; Antoniou et al. 2019, Sec. 4 (the annealing of order and multi-step loss).
 """
@@ -18,14 +18,14 @@ from metarepair.engine.vectors import State
 
 
 def build_optimizer(settings: TrainConfig, parameters: State) -> Optimizer:
-    """The optimizer that the settings name, over all tensors in their order."""
+    """The optimizer that the settings name, over all tensors of `parameters` in their order."""
     return make_optimizer(
         settings.outer_optimizer, list(parameters.values()), settings.outer_options, lr=settings.outer_rate
     )
 
 
 def outer_step(optimizer: Optimizer, parameters: State, gradients: State, rate: float) -> None:
-    """One step of the optimizer at `rate`."""
+    """Take one step of the optimizer at `rate`; `parameters` change in place (lines 10-11)."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     for key, parameter in parameters.items():
@@ -34,12 +34,12 @@ def outer_step(optimizer: Optimizer, parameters: State, gradients: State, rate: 
 
 
 def all_finite(state: State) -> bool:
-    """Whether there is no NaN and no infinity in any tensor; one wait for the device."""
+    """Whether no tensor contains NaN or infinity. Waits for the device only once."""
     return bool(torch.stack([v.isfinite().all() for v in state.values()]).all())
 
 
 def outer_rate(settings: TrainConfig, episode: int) -> float:
-    """The rate of an episode (from 0): a linear rise, then the decay over what is left."""
+    """The rate of an episode (counted from 0): a linear warm-up, then the decay over the remaining episodes."""
     if episode < settings.warmup_episodes:
         return settings.outer_rate * (episode + 1) / settings.warmup_episodes
     left = max(settings.episodes - settings.warmup_episodes, 1)
@@ -49,12 +49,16 @@ def outer_rate(settings: TrainConfig, episode: int) -> float:
 
 
 def outer_order(settings: TrainConfig, episode: int) -> Order:
-    """The derivative order of an episode (from 0)."""
+    """The derivative order of an episode (counted from 0)."""
     return "first" if episode < settings.first_order_episodes else settings.order
 
 
 def outer_loss(settings: TrainConfig, episode: int, steps: int) -> OuterLoss:
-    """The loss of an episode (from 0): while multi-step, each of the first steps weighs (1 − e/E)/K."""
+    """The outer loss of an episode (counted from 0).
+
+    In episode e of the E multi-step episodes, each of the K inner steps but the last has the weight (1 − e/E)/K. The
+    last step has the remaining weight.
+    """
     if episode >= settings.multi_step_episodes:
         return OuterLoss(clean_weight=settings.clean_weight)
     early = (1 - episode / settings.multi_step_episodes) / steps
@@ -63,7 +67,7 @@ def outer_loss(settings: TrainConfig, episode: int, steps: int) -> OuterLoss:
 
 
 def optimizer_state(optimizer: Optimizer, parameters: State) -> State:
-    """What the optimizer keeps of every parameter, as `field.parameter`."""
+    """The tensors that the optimizer keeps for every parameter, named `field.parameter`."""
     return {
         f"{field}.{key}": value
         for key, parameter in parameters.items()
@@ -73,8 +77,8 @@ def optimizer_state(optimizer: Optimizer, parameters: State) -> State:
 
 
 def load_optimizer_state(optimizer: Optimizer, parameters: State, state: State) -> None:
-    """The inverse of `optimizer_state`."""
+    """Restore what `optimizer_state` returned."""
     for name, value in state.items():
         field, _, key = name.partition(".")
-        place = torch.device("cpu") if field == "step" else parameters[key].device
-        optimizer.state[parameters[key]][field] = value.to(place)
+        device = torch.device("cpu") if field == "step" else parameters[key].device
+        optimizer.state[parameters[key]][field] = value.to(device)

@@ -1,4 +1,7 @@
-"""Experiences and confidence in, the tensors of any task out; and which rank differentiates which tasks."""
+"""Draws the tensors of meta-training tasks, and divides an episode's tasks among the workers.
+
+Source: paper Algorithm 1, lines 4-6.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from tasks.sampling.sampler import sample_task
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSource:
-    """Draws the tensors of a task; a pure function of (seed, episode, slot).
+    """Draws the tensors of a task, as a pure function of (seed, episode, slot).
 
-    train: the split that `clean` and the experiences are of; it is read where train.clean_corrupted asks for it.
+    train: the split that `clean` and the experiences were made from; only read if train.clean_corrupted is above 0.
     """
 
     deployed: DeployedModel
@@ -33,6 +36,7 @@ class TaskSource:
     train: Dataset | None = None
 
     def task(self, episode: int, slot: int) -> TaskBatch:
+        """Task number `slot` of an episode: support from D_collect, query from D_fail of one sampled experience."""
         settings, seed = self.config.task, self.config.seed
         drawn = sample_task(
             self.experiences,
@@ -61,7 +65,7 @@ class TaskSource:
         )
 
     def _clean(self, episode: int, slot: int, size: int, corruption: str) -> Batch | None:
-        """Images of the clean loss: the last of them, by train.clean_corrupted, under the task's own corruption."""
+        """Images for the clean loss; the last ones (train.clean_corrupted is their share) have the task's corruption."""
         settings, seed = self.config.train, self.config.seed
         if self.clean is None or settings.clean_weight == 0:
             return None
@@ -80,7 +84,7 @@ class TaskSource:
 
 
 def slots_of(rank: int, world_size: int, tasks: int) -> range:
-    """The contiguous block of an episode's tasks that worker `rank` differentiates (may be empty)."""
+    """The contiguous block of an episode's tasks that worker `rank` differentiates; it may be empty."""
     base, extra = divmod(tasks, world_size)
     start = rank * base + min(rank, extra)
     return range(start, start + base + (rank < extra))

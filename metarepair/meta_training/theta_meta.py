@@ -1,4 +1,4 @@
-"""Reads θ_meta, the result of meta-training for a target, as the start of a repair."""
+"""Reads θ_meta, the result of meta-training for a target, as the start of a repair (Algorithm 1, line 16)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tasks.storage.paths import Place
 
 
 def load_start(folder: Place, module: nn.Module, config: AnyConfig, *, remedy: str) -> Start:
-    """θ_meta from a run's meta/<target>/, on the device and in the type of `module`.
+    """θ_meta from a run's meta/<target>/, with the devices and dtypes of `module`.
 
-    Raises StageError with the remedy if the folder is not finished, DataError if it is damaged, and WeightsError if
+    Raises StageError with the remedy if the folder is not complete, DataError if it is damaged, and WeightsError if
     its tensors belong to another DNN.
     """
     verify_checksums(folder, require_manifest(folder, remedy))
@@ -25,8 +25,8 @@ def load_start(folder: Place, module: nn.Module, config: AnyConfig, *, remedy: s
     differ = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
     if differ or len(tensors) != len(wanted):
         raise WeightsError(
-            f"{folder} holds {len(tensors)} tensors and the given DNN has {len(wanted)}: {len(differ)} of these are "
-            f"missing there or of another shape (first: {(differ or ['none'])[0]}). Give the DNN that the run "
+            f"{folder} holds {len(tensors)} tensors and the given DNN has {len(wanted)}: {len(differ)} of the DNN's "
+            f"are missing there or have another shape (first: {(differ or ['none'])[0]}). Give the DNN that the run "
             "deployed."
         )
     rates = read_tensors(folder / RATES) if config.inner.learned_rates else {}
