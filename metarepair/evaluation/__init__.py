@@ -1,1 +1,1 @@
-"""How repaired DNNs do on held-out failures, corrupted and clean images."""
+"""Measures repaired DNNs on held-out failures, corrupted images and clean images."""

@@ -1,7 +1,7 @@
-"""Repaired DNNs in, how they do on D_fail, the whole corrupted set, clean images and other corruptions out.
+"""Measures repaired DNNs on D_fail, the whole corrupted set, clean images and other corruptions.
 
-The evaluator alone opens a target's D_fail, after every repair of that target is made and saved, and writes down
-when it did. Source: paper Eq. 6, Algorithm 1 lines 19-23; repair and break rate: Sohn et al. 2022.
+Only the evaluator opens a target's D_fail. It does so after every repair of that target is saved, and logs the time.
+Source: paper Eq. 6 and Algorithm 1, lines 20 and 23; repair and break rate: Sohn et al. 2022.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A repaired DNN to be judged, with its seed, its accuracy on validation, and what its repair took.
+    """A repaired DNN to evaluate, with its seed, its accuracy on validation, and the cost of its repair.
 
-    memory_bytes: the most memory that the repair had, None where it was not measured.
+    memory_bytes: the peak memory of the repair, None if it was not measured.
     """
 
     model: RepairedModel
@@ -50,9 +50,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Results in the order of the candidates; every D_fail example, and every clean test image, before and after each.
+    """Results in the order of the candidates, and the predictions on D_fail and on the clean test images.
 
-    clean_MN: predictions on the clean test images, clean_before_N the deployed DNN's, clean_labels_N what is right.
+    predicted_MN: predictions of the M candidates on D_fail. clean_MN: theirs on the clean test images. clean_before_N:
+    the deployed DNN's on the same images. clean_labels_N: the labels of these images.
     """
 
     results: tuple[RepairResult, ...]
@@ -64,7 +65,7 @@ class Judged:
 
 
 def open_target_fail(run: Run, target: str, test: Dataset, *, judged: Sequence[str] = ()) -> Failures:
-    """D_fail of a target. Every opening is logged with its time, and what is `judged` by it."""
+    """D_fail of a target. Each call adds a line to the run's log of openings: the time, and what is `judged` on it."""
     manifest = require_manifest(run.target(target), "Mine it first: metarepair mine.")
     line = {"target": target, "opened": datetime.now(UTC).isoformat(), "judged": list(judged)}
     append_line(run.d_fail_log, json.dumps(line))
@@ -72,8 +73,8 @@ def open_target_fail(run: Run, target: str, test: Dataset, *, judged: Sequence[s
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """Predictions on the test split: clean, under the target's corruption by severity, and how right under others."""
+class _TestMeasures:
+    """Predictions on clean test images and by severity of the target's corruption; accuracy on other corruptions."""
 
     clean: Predictions
     corrupted: dict[int, Predictions]
@@ -88,7 +89,7 @@ def evaluate(
     test: Dataset,
     candidates: Sequence[Candidate],
 ) -> Judged:
-    """Judges all candidates on the same images; all predictions on corrupted images are of the same pixels.
+    """Evaluate all candidates on the same images, with the same pixels in every corrupted image.
 
     D_fail is opened last.
     """
@@ -104,13 +105,15 @@ def evaluate(
     names = tuple(CORRUPTIONS) if config.evaluate.others is None else config.evaluate.others
     others = {n: _other(deployed, nets, test, n, config) for n in names if n != target}
     logger.info(f"{target}: other corruptions done")
-    seen = _Seen(clean=clean, corrupted=corrupted, others=others)
+    measures = _TestMeasures(clean=clean, corrupted=corrupted, others=others)
     fail = open_target_fail(run, target, test, judged=[f"{c.model.method}/{c.seed}" for c in candidates])
     predicted_MN = predicted_on(fail, deployed, models, test, corrupted)
     results = []
     for index, candidate in enumerate(candidates):
         rate = float((predicted_MN[index] == fail.labels_N).mean())
-        results.append(_result(index, rate, candidate, target, deployed, test.labels_N, seen, fail, config))
+        results.append(
+            _result(index, rate, candidate, target, deployed, test.labels_N, measures, fail, config)
+        )
         logger.info(f"{target}: {candidate.model.method} seed {candidate.seed} judged on D_fail")
     return Judged(
         results=tuple(results),
@@ -129,15 +132,15 @@ def _result(
     target: str,
     deployed: DeployedModel,
     labels_N: Ints,
-    seen: _Seen,
+    measures: _TestMeasures,
     fail: Failures,
     config: Config,
 ) -> RepairResult:
     """One row of the table: candidate `index`, whose repair rate is its accuracy on D_fail."""
     paper, episodes = _paper_accuracies(deployed, candidate, fail, config)
-    row, corrupted = index + 1, seen.corrupted
+    row, corrupted = index + 1, measures.corrupted
     severities = {str(s): _accuracy(p.classes[row], labels_N) for s, p in corrupted.items()}
-    clean_before_N, clean_N = seen.clean.classes[0], seen.clean.classes[row]
+    clean_before_N, clean_N = measures.clean.classes[0], measures.clean.classes[row]
     return RepairResult(
         method=candidate.model.method,
         target=target,
@@ -151,7 +154,7 @@ def _result(
         corrupted_by_severity=severities,
         clean=_accuracy(clean_N, labels_N),
         clean_before=_accuracy(clean_before_N, labels_N),
-        other_corruptions={name: float(values[row]) for name, values in seen.others.items()},
+        other_corruptions={name: float(values[row]) for name, values in measures.others.items()},
         repair_rate=repair_rate,
         break_rate=_broken([(clean_before_N, clean_N)], labels_N),
         break_rate_corrupted=_broken([(p.classes[0], p.classes[row]) for p in corrupted.values()], labels_N),
@@ -169,7 +172,7 @@ def _result(
 def _other(
     deployed: DeployedModel, nets: Sequence[Called], test: Dataset, corruption: str, config: Config
 ) -> NDArray[np.float64]:
-    """Accuracy [1 + M] on another corruption, pooled over severities, on the same random test images for all."""
+    """Accuracy [1 + M] on another corruption, over all severities of the same random test images for all DNNs."""
     size = min(config.evaluate.others_images, len(test.labels_N))
     rows = np.sort(keyed_generator("others", config.seed).permutation(len(test.labels_N))[:size])
     right = [
@@ -185,7 +188,7 @@ def _accuracy(predicted_N: Ints, labels_N: Ints) -> float:
 
 
 def _broken(pairs: Sequence[tuple[Ints, Ints]], labels_N: Ints) -> float:
-    """Share of what was right before that is wrong after."""
+    """The share of images classified correctly before the repair and wrongly after it."""
     right_before = sum(int((before == labels_N).sum()) for before, _ in pairs)
     broken = sum(int(((before == labels_N) & (after != labels_N)).sum()) for before, after in pairs)
     return broken / max(right_before, 1)
@@ -194,7 +197,7 @@ def _broken(pairs: Sequence[tuple[Ints, Ints]], labels_N: Ints) -> float:
 def _paper_accuracies(
     deployed: DeployedModel, candidate: Candidate, fail: Failures, config: Config
 ) -> tuple[float | None, list[float]]:
-    """The mean acc_s over M × S tasks (line 23), and the accuracy on all of D_fail at each episode's end."""
+    """The mean of acc_s over M × S tasks (lines 20 and 23), and the accuracy on all of D_fail after each episode."""
     if candidate.model.steps is None:
         return None, []
     task_accuracies, episode_accuracies = [], []
@@ -209,7 +212,7 @@ def _paper_accuracies(
 
 
 def _calibration(pairs: Sequence[tuple[NDArray[np.float32], Ints]], labels_N: Ints, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017) of confidences and classes, pooled over the pairs."""
+    """Expected calibration error (Guo et al. 2017) of confidences and predicted classes, pooled over the pairs."""
     confidence_N = np.concatenate([confidence for confidence, _ in pairs])
     right_N = np.concatenate([classes == labels_N for _, classes in pairs])
     bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)

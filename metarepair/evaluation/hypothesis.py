@@ -1,21 +1,21 @@
-"""Distances and gains of all pairs of environments in; rank correlations with bootstrap intervals out.
+"""Measures the rank correlation between the distance of two environments and the gain from one in the other.
 
-The hypothesis (paper Sec. 4.1; Sec. 5.3 shows the distances, and repairs from ever more experiences): what was learned
-in one environment helps in another the more, the nearer the two are. Here it is measured, one experience at a time,
-for every ordered pair of different corruptions:
+The hypothesis (paper Sec. 4.1; Sec. 5.3 shows distances, and repairs from more and more experiences) is that learning
+in one environment helps more in another, the nearer the two are. It is measured with one experience at a time, for
+every ordered pair of different corruptions:
 
-    experience  a corruption on the training split, with its D_collect
-    target      a corruption on the test split; its failures are its D_collect, on which the deployed DNN has
-                accuracy 0. D_fail of no target is opened: it chooses nothing, and is not needed here
-    gain        accuracy on the target's failures after a fine-tune of the deployed DNN (the method `finetune`) on
-                the experience's D_collect, whose own validation part chooses the rate and the episode; mean over
-                seeds. Batch-norm statistics adapt to the experience too
+    experience  a corruption of the training split, with its D_collect
+    target      a corruption of the test split; its failures are its D_collect, on which the deployed DNN has
+                accuracy 0. No target's D_fail is opened: it is not needed here
+    gain        accuracy on the target's failures after the deployed DNN was fine-tuned (the method `finetune`) on
+                the experience's D_collect; a validation part of that D_collect chooses the rate and the episode.
+                Batch-norm statistics adapt to the experience too. Mean over seeds
     distance    Fréchet distance of the two D_collect, as scored
 
-Spearman's correlation of gain and distance is negative where the hypothesis holds. Pairs share their ends, so they
-are not independent: intervals resample corruptions and take the pairs of different drawn ones, and p is of a
-Mantel test, which permutes the corruptions' names. Source: Mantel 1967; after Snijders & Borgatti 1999 (the bootstrap
-of vertices, here without pairs of a corruption with itself).
+If the hypothesis holds, Spearman's correlation of gain and distance is negative. Pairs share corruptions, so they are
+not independent. The intervals therefore resample corruptions and use the pairs of different ones among those drawn, and
+p is that of a Mantel test, which permutes the corruptions' names. Source: Mantel 1967; Snijders & Borgatti 1999 (the
+bootstrap of vertices, here without pairs of a corruption with itself).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tasks.keys import keyed_generator
 
 # C corruptions (rows are experiences, columns targets), S seeds, R resamples, N pairs
 
-RESAMPLES = 2000  # of the bootstrap, and permutations of the test: the smallest p is 1/2001
+RESAMPLES = 2000  # bootstrap resamples, and permutations of the test: the smallest p is 1/2001
 LEVEL = 0.95
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], Floats]
@@ -43,7 +43,7 @@ Statistic = Callable[[Floats, Floats], Floats]
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What was measured. The diagonals hold the same corruption on both splits; they count in no correlation."""
+    """The measurements. The diagonals hold the same corruption on both splits, and no correlation uses them."""
 
     names: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -60,9 +60,9 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Correlation:
-    """Spearman's correlation, its bootstrap interval and p of the two-sided permutation test.
+    """Spearman's correlation, its bootstrap interval and p of the two-sided permutation test; None if undefined.
 
-    `resamples` counts those that have a correlation (one of equal ranks has none). None: not defined.
+    resamples: the number of resamples with a correlation (one whose ranks are all equal has none).
     """
 
     rho: float | None
@@ -73,19 +73,19 @@ class Correlation:
 
 
 def spearman(x: Floats, y: Floats) -> Floats:
-    """Spearman's correlation along the last axis, of the pairs of which neither is NaN; NaN where undefined."""
+    """Spearman's correlation along the last axis, without pairs that contain NaN; NaN where it is undefined."""
     absent = np.isnan(x) | np.isnan(y)
     count = np.maximum((~absent).sum(axis=-1, keepdims=True), 1)
     u, v = (_centred_ranks(np.where(absent, np.nan, z), count) for z in (x, y))
     norm = np.sqrt((u * u).sum(axis=-1) * (v * v).sum(axis=-1))
     products = (u * v).sum(axis=-1)
-    found: Floats = np.divide(products, norm, out=np.full(norm.shape, np.nan), where=norm > 0)
-    return found
+    rho: Floats = np.divide(products, norm, out=np.full(norm.shape, np.nan), where=norm > 0)
+    return rho
 
 
 def _centred_ranks(values: Floats, count: NDArray[np.int64]) -> Floats:
-    """Ranks less their mean; 0 where there is no value, which then adds nothing to a sum."""
-    # Equal shares come out of different sums over seeds; what differs by rounding alone is tied.
+    """Ranks minus their mean; 0 for NaN, so that it adds nothing to a sum."""
+    # Equal accuracies can differ by rounding after different sums over seeds, so values that close count as ties.
     ranks = rankdata(np.round(values, 12), axis=-1, nan_policy="omit")
     centred: Floats = np.nan_to_num(ranks - np.nansum(ranks, axis=-1, keepdims=True) / count)
     return centred
@@ -98,14 +98,14 @@ def over_all_pairs(distances: Floats, gains: Floats) -> Floats:
 
 
 def less_target_means(distances: Floats, gains: Floats) -> Floats:
-    """The same once each target's mean gain is subtracted: how hard a target is does not count."""
+    """The same after subtracting each target's mean gain, so that the difficulty of a target does not count."""
     return over_all_pairs(distances, relative_gains(gains))
 
 
 def within_targets(distances: Floats, gains: Floats) -> Floats:
-    """Mean of the targets' own correlations: how hard or how far a target is does not count."""
-    found = spearman(distances.swapaxes(-1, -2), gains.swapaxes(-1, -2))
-    means: Floats = _mean_of_known(found, axis=-1)[..., 0]
+    """The mean of the targets' own correlations, so that neither a target's difficulty nor its distance counts."""
+    by_target = spearman(distances.swapaxes(-1, -2), gains.swapaxes(-1, -2))
+    means: Floats = _mean_of_known(by_target, axis=-1)[..., 0]
     return means
 
 
@@ -117,7 +117,7 @@ STATISTICS: dict[str, Statistic] = {
 
 
 def relative_gains(gains: Floats) -> Floats:
-    """Gains [..., C, C] less their target's mean over the experiences that are not NaN."""
+    """Gains [..., C, C] minus their target's mean over the experiences that are not NaN."""
     return gains - _mean_of_known(gains, axis=-2)
 
 
@@ -129,18 +129,18 @@ def _mean_of_known(values: Floats, *, axis: int) -> Floats:
 
 
 def different(matrix_CC: Floats) -> Floats:
-    """The matrix with NaN for pairs of one corruption with itself."""
+    """The matrix with NaN on its diagonal, for pairs of a corruption with itself."""
     return np.where(np.eye(len(matrix_CC), dtype=bool), np.nan, matrix_CC)
 
 
 def correlate(
     statistic: Statistic, distances_CC: Floats, gains_CC: Floats, *, seed: int, resamples: int = RESAMPLES
 ) -> Correlation:
-    """A statistic over the pairs of different corruptions, its interval and its p. Draws are keyed by `seed`."""
+    """A statistic over pairs of different corruptions, its interval and its p; `seed` keys the random draws."""
     d, g, count = different(distances_CC), different(gains_CC), len(distances_CC)
     draws_RC = keyed_generator("hypothesis-bootstrap", seed).integers(count, size=(resamples, count))
     orders_RC = _permutations("hypothesis-permutation", seed, count=count, resamples=resamples)
-    # A pair of two draws of one corruption falls on the diagonal, which is NaN: it is no pair.
+    # Two draws of the same corruption fall on the diagonal, which is NaN, and do not count as a pair.
     resampled_R = statistic(_both_ends(d, draws_RC), _both_ends(g, draws_RC))
     permuted_R = statistic(_both_ends(d, orders_RC), np.broadcast_to(g, (resamples, count, count)))
     return _correlation(float(statistic(d, g)), resampled_R, permuted_R)
@@ -149,7 +149,7 @@ def correlate(
 def correlate_target(
     distances_N: Floats, gains_N: Floats, *, target: str, seed: int, resamples: int = RESAMPLES
 ) -> Correlation:
-    """Correlation over one target's experiences; the interval resamples these, p permutes them."""
+    """The correlation over one target's experiences; the interval resamples them, and p permutes them."""
     count = len(distances_N)
     draws_RN = keyed_generator("hypothesis-bootstrap", seed, target).integers(count, size=(resamples, count))
     orders_RN = _permutations("hypothesis-permutation", seed, target, count=count, resamples=resamples)
@@ -173,14 +173,14 @@ def _correlation(rho: float, resampled_R: Floats, permuted_R: Floats) -> Correla
     if not math.isfinite(rho) or not len(known_R):
         return Correlation(rho=None, low=None, high=None, p=None, resamples=len(known_R))
     low, high = np.quantile(known_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    # An order that gives the same pairs again may differ by rounding; it counts as just as far out.
-    as_far = int((np.abs(permuted_R) >= abs(rho) - 1e-12).sum())
-    p = (1 + as_far) / (1 + len(permuted_R))
+    # A permutation that gives the same pairs may differ by rounding; it counts as equally extreme.
+    as_extreme = int((np.abs(permuted_R) >= abs(rho) - 1e-12).sum())
+    p = (1 + as_extreme) / (1 + len(permuted_R))
     return Correlation(rho=rho, low=float(low), high=float(high), p=p, resamples=len(known_R))
 
 
 def summarise(study: Study, *, seed: int) -> dict[str, Any]:
-    """Everything that the study says, as plain JSON: over all pairs, per target, same category against others."""
+    """All results of a study as plain JSON: over all pairs, per target, and same category against other categories."""
     d, g = different(study.distances_CC), different(study.gains_CC)
     same_CC = np.array([[category_of(a) == category_of(b) for b in study.names] for a in study.names])
     known_CC = ~np.isnan(g)
@@ -208,13 +208,13 @@ def _mean(values_N: Floats) -> float | None:
 
 
 def _of_target(study: Study, index: int, seed: int) -> dict[str, Any]:
-    """A target's correlation, and what its nearest and its best experience gain."""
+    """A target's correlation, and the gains of its nearest and its best experience."""
     names = np.delete(np.array(study.names), index)
     distances_N = np.delete(study.distances_CC[:, index], index)
     gains_N = np.delete(study.gains_CC[:, index], index)
     nearest, best = int(distances_N.argmin()), int(gains_N.argmax())
-    found = correlate_target(distances_N, gains_N, target=study.names[index], seed=seed)
-    return asdict(found) | {
+    correlation = correlate_target(distances_N, gains_N, target=study.names[index], seed=seed)
+    return asdict(correlation) | {
         "mean_gain": float(gains_N.mean()),
         "same_corruption_gain": float(study.gains_CC[index, index]),
         "nearest": str(names[nearest]),

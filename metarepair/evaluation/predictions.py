@@ -1,4 +1,4 @@
-"""Predicts the test split with several DNNs. Each image is corrupted once for all of them."""
+"""Predicts the test split with several DNNs; each image is corrupted once for all of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tasks.records import Failures, Ints
 
 # N examples, M models
 
-Called = tuple[FunctionalNet, State, State]  # with its parameters and buffers
+Called = tuple[FunctionalNet, State, State]  # a net, its parameters, its buffers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def predict_all(
     severity: int,
     config: Config,
 ) -> Predictions:
-    """Predictions on rows of the test split under a corruption, or on the clean images if `corruption` is None."""
+    """Predictions on rows of the test split under a corruption; clean images if `corruption` is None."""
     classes, confidence, digests = [], [], []
     for start in range(0, len(rows), config.mining.batch_size):
         batch = rows[start : start + config.mining.batch_size]
@@ -86,14 +86,14 @@ def predicted_on(
     was mined with other pixels (by another version of a library) is predicted from its mined pixels.
     """
     rows_N = rows_of_images(test.image_ids_N, np.argsort(test.image_ids_N), fail.image_ids_N)
-    mined_N, found = digests_of(fail.images_NHWC_u8), np.zeros(len(fail), dtype=bool)
+    mined_N, predicted = digests_of(fail.images_NHWC_u8), np.zeros(len(fail), dtype=bool)
     classes = np.zeros((len(models), len(fail)), dtype=np.int64)
-    for severity, there in corrupted.items():
-        here = np.flatnonzero(
-            (fail.severities_N == severity) & (rows_N >= 0) & (there.digests_N[rows_N] == mined_N)
+    for severity, predictions in corrupted.items():
+        same = np.flatnonzero(
+            (fail.severities_N == severity) & (rows_N >= 0) & (predictions.digests_N[rows_N] == mined_N)
         )
-        classes[:, here], found[here] = there.classes[1:, rows_N[here]], True
-    others = np.flatnonzero(~found)
+        classes[:, same], predicted[same] = predictions.classes[1:, rows_N[same]], True
+    others = np.flatnonzero(~predicted)
     if len(others):
         given = fail.take(others)
         for number, model in enumerate(models):

@@ -65,7 +65,7 @@ class TaskSource:
         )
 
     def _clean(self, episode: int, slot: int, size: int, corruption: str) -> Batch | None:
-        """Images for the clean loss; the last ones (train.clean_corrupted is their share) have the task's corruption."""
+        """Images for the clean loss; the last ones (a share of train.clean_corrupted) have the task's corruption."""
         settings, seed = self.config.train, self.config.seed
         if self.clean is None or settings.clean_weight == 0:
             return None
