@@ -1,1 +1,1 @@
-"""A check, before hours of work, that the engine's gradients of a DNN are right."""
+"""Checks, before hours of work, that the engine's gradients of a DNN are right."""

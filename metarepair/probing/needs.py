@@ -1,4 +1,4 @@
-"""Which probe of the DNN a repair or a run needs: by its methods and settings."""
+"""Probes a DNN for what a repair or a run needs, given its methods and settings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from metarepair.models.build import DeployedModel
 from metarepair.probing.probe import Probed, probe
 from tasks.records import Pixels
 
-IMAGES = 8  # as many as a probe looks at
+IMAGES = 8  # the most that a probe uses
 
 
 def probe_repair(
     method: Method, deployed: DeployedModel, images_BHWC: Pixels, config: AnyConfig
 ) -> Probed | None:
-    """Probes what `method` needs of the DNN; None for a method that takes no gradients. Raises ConfigError."""
+    """Probe the DNN for what `method` needs; None for a method without gradients. Raises ConfigError if it fails."""
     if "weights" not in method.changes:
         return None
     rule = repair_rule(config, config.repair.rates[0])
-    if not method.walks:  # it trains in a way of its own, on all parameters that may change
+    if not method.walks:  # the method has a training loop of its own, for all parameters that may change
         rule = replace(rule, parts=("*",))
     return probe(deployed, images_BHWC, rule, order="first")
 
@@ -31,9 +31,9 @@ def probe_repair(
 def probe_run(
     methods: Sequence[Method], deployed: DeployedModel, images_BHWC: Pixels, config: Config, *, trains: bool
 ) -> Probed | None:
-    """Probes what a run needs of the DNN: meta-training's gradient where it `trains`, else what the methods need.
+    """Probe the DNN for what a run needs: meta-training's gradient if it `trains`, else what its methods need.
 
-    None for methods that take no gradients. Raises ConfigError.
+    Returns None if no method uses gradients. Raises ConfigError if the probe fails.
     """
     settings = config.train
     if trains:

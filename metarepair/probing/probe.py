@@ -1,9 +1,9 @@
-"""Probe a DNN before hours of work: is it the pure, twice-differentiable function that the engine takes it for?
+"""Checks that a DNN is the pure, twice-differentiable function that the engine assumes.
 
-A few images and at most two inner steps, with the DNN's own weights and the run's own rule. The engine's gradient is
-held against plain autograd; where second derivatives are needed, the meta-gradient is held against a finite difference
-of the outer loss, on a float64 copy where the DNN runs in float64.
-Source: paper Algorithm 1, lines 6-10, is what is differentiated; central differences are the reference.
+The probe takes a few images and at most two inner steps, with the DNN's own weights and the run's own rule. It
+compares the engine's gradient with plain autograd. Where second derivatives are needed, it also compares the
+meta-gradient with a finite difference of the outer loss, on a float64 copy if the DNN runs in float64.
+Source: paper Algorithm 1, lines 6-10, which the meta-gradient differentiates; the reference is a central difference.
 """
 
 from __future__ import annotations
@@ -36,24 +36,26 @@ from tasks.records import Pixels
 
 # B images, C H W pixels, K classes
 
-STEPS = 2  # inner steps at most: the second one is where a wrong Hessian first shows
+STEPS = 2  # the most inner steps; a wrong Hessian first shows in the second one
 IMAGES = 2
-IMAGES_OF_A_BATCH = 8  # two would give batch norm only -1 and 1 where a channel has one value an image
-# Largest relative difference of the engine's gradient to plain autograd's; kernels round differently.
-AGREES = {torch.float64: 1e-5, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
-LEAST = 1e-5  # smaller differences are shown as this
-FIRST_HELPS = (
-    "Set train.order: first, which needs no second derivative, or replace the layer that this comes from."
+IMAGES_OF_A_BATCH = (
+    8  # with two, batch norm would give only -1 and 1 where a channel has one value for each image
 )
-NOTHING_HELPS = "Replace the layer that this comes from, or use a method without gradients (bn_adapt)."
+# Largest allowed relative difference between the engine's gradient and plain autograd's; kernels round differently.
+AGREES = {torch.float64: 1e-5, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
+LEAST = 1e-5  # smaller differences are shown as this value
+FIRST_HELPS = (
+    "Set train.order: first, which needs no second derivative, or replace the layer that causes this."
+)
+NOTHING_HELPS = "Replace the layer that causes this, or use a method without gradients (bn_adapt)."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What was compared, in which precision.
+    """The differences that a probe measured, and the precision `dtype` that it ran in.
 
-    first: relative difference of the engine's gradient to plain autograd's. second: how far the meta-gradient is from a
-    finite difference, as a share of what second order adds to it; None where that was not asked for.
+    first: relative difference between the engine's gradient and plain autograd's. second: difference between the
+    meta-gradient and a finite difference, as a share of what second order adds to it; None if it was not needed.
     """
 
     name: str
@@ -63,11 +65,11 @@ class Probed:
 
     @property
     def words(self) -> str:
-        """For a line of a log."""
-        told = f"{self.name}: gradient within {max(self.first, LEAST):.3%} of plain autograd"
+        """One line for a log."""
+        line = f"{self.name}: gradient within {max(self.first, LEAST):.3%} of plain autograd"
         if self.second is not None:
-            told += f", meta-gradient within {max(self.second, LEAST):.3%} of a finite difference"
-        return f"{told} ({str(self.dtype).removeprefix('torch.')})"
+            line += f", meta-gradient within {max(self.second, LEAST):.3%} of a finite difference"
+        return f"{line} ({str(self.dtype).removeprefix('torch.')})"
 
 
 @torch.enable_grad()
@@ -80,10 +82,10 @@ def probe(
     memory: Memory | int = "graph",
     bf16: bool = False,
 ) -> Probed:
-    """Checks that the engine's gradients of this DNN are right. Raises ConfigError, with the remedy, where not.
+    """Check that the engine's gradients of this DNN are right. Raises ConfigError, with the remedy, if they are not.
 
     images_BHWC: one image or more, as `deployed.normalise` takes them. order: `second` probes the second derivative as
-    well, in the given memory mode. The DNN is left as it was.
+    well, in the given memory mode. The DNN is not changed.
     """
     check_trainable(deployed.module, rule.parts)
     rule = replace(rule, steps=min(rule.steps, STEPS))
@@ -100,18 +102,19 @@ def probe(
         second = _check_second(net, start, task, memory, name) if order == "second" else None
     except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # somebody else's forward pass raises whatever it likes
-        said = " ".join(str(error).split())[:200]
+    except Exception as error:  # a user's forward pass may raise any class of error
+        message = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{name} raised {type(error).__name__} on a batch of {len(task.support)} images ({said}). A repair calls "
-            "it with batches of any size; let its forward pass take them."
+            f"{name} raised {type(error).__name__} on a batch of {len(task.support)} images ({message}). A repair "
+            "calls it with batches of any size; make its forward pass accept them."
         ) from error
     return Probed(name=name, dtype=task.support.images_BCHW.dtype, first=first, second=second)
 
 
 def _task(deployed: DeployedModel, images_BHWC: Pixels, count: int) -> TaskBatch:
-    """So many images to adapt to, and the same mirrored, with other labels, to judge by. A little noise tells images
-    apart that are used more than once.
+    """A task with `count` images as support, and the same images mirrored, with other labels, as query.
+
+    A little noise makes images differ that are used more than once.
     """
     rows = np.arange(count) % len(images_BHWC)
     x_BCHW = deployed.normalise(images_BHWC[rows])
@@ -125,7 +128,7 @@ def _task(deployed: DeployedModel, images_BHWC: Pixels, count: int) -> TaskBatch
 
 
 def _check_pure(net: FunctionalNet, task: TaskBatch, order: Order, name: str) -> None:
-    """The same call twice gives the same finite gradient, and leaves the module's tensors alone."""
+    """Check that a call, made twice, gives the same finite gradient and changes none of the module's tensors."""
     module = net.module
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     before = {k: v.detach().clone() for k, v in tensors.items()}
@@ -136,7 +139,7 @@ def _check_pure(net: FunctionalNet, task: TaskBatch, order: Order, name: str) ->
         ).gradient
 
     try:
-        found = [gradient(order) for _ in range(2)]
+        gradients = [gradient(order) for _ in range(2)]
         changed = [k for k, v in tensors.items() if not _same(v, before[k])]
     finally:
         with torch.no_grad():
@@ -145,9 +148,9 @@ def _check_pure(net: FunctionalNet, task: TaskBatch, order: Order, name: str) ->
     if changed:
         raise ConfigError(
             f"{name} changes its own {changed[0]} when it is called in evaluation mode ({len(changed)} such tensors), "
-            "and a repair needs a DNN that only reads its weights. Take that out of its forward pass."
+            "but a repair needs a DNN that only reads its weights. Remove that from its forward pass."
         )
-    bad = not_finite(found[0])
+    bad = not_finite(gradients[0])
     if bad:
         helps = order == "second" and not not_finite(gradient("first"))
         raise ConfigError(
@@ -155,7 +158,7 @@ def _check_pure(net: FunctionalNet, task: TaskBatch, order: Order, name: str) ->
             f"{len(task.support)} images ({len(bad)} such tensors). "
             + (FIRST_HELPS if helps else NOTHING_HELPS)
         )
-    _check_repeated(list(found[0].values()), list(found[1].values()), name)
+    _check_repeated(list(gradients[0].values()), list(gradients[1].values()), name)
 
 
 def _check_repeated(once: Sequence[Tensor], again: Sequence[Tensor], name: str) -> None:
@@ -163,31 +166,31 @@ def _check_repeated(once: Sequence[Tensor], again: Sequence[Tensor], name: str) 
     if apart > AGREES[torch.float32]:
         raise ConfigError(
             f"{name} gives different gradients for the same weights, images and torch seed (relative difference "
-            f"{apart:.2g}), so its forward pass depends on something else. Make it a function of its weights and "
-            "images alone; what it draws, it should draw from torch's generator."
+            f"{apart:.2g}), so its forward pass depends on something else. Make it depend on its weights and images "
+            "only, and take random numbers from torch's generator."
         )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Entry by entry; NaN equals NaN."""
+    """Whether all entries are equal; NaN equals NaN."""
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 class _Rounding(TorchFunctionMode):
-    """Notices whether float64 is made a narrower type."""
+    """Detects whether a float64 tensor is converted to a narrower type."""
 
     def __init__(self) -> None:
         self.found = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, Tensor) and made.is_floating_point() and made.dtype != torch.float64:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and output.is_floating_point() and output.dtype != torch.float64:
             self.found |= any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
-        return made
+        return output
 
 
 def _doubled(net: FunctionalNet, task: TaskBatch) -> tuple[FunctionalNet, TaskBatch]:
-    """Net and task in float64; in float32 where not all of the DNN runs in float64; else in its own types."""
+    """Net and task in float64; in float32 if some part of the DNN does not run in float64; else in its own types."""
     for dtype in (torch.float64, torch.float32):
         moved = FunctionalNet(copied(net.module).to(dtype), net.rule)
         support, query = (replace(p, images_BCHW=p.images_BCHW.to(dtype)) for p in (task.support, task.query))
@@ -195,13 +198,13 @@ def _doubled(net: FunctionalNet, task: TaskBatch) -> tuple[FunctionalNet, TaskBa
             with _Rounding() as rounding, moved.query(moved.parameters(), moved.buffers(), support):
                 if dtype == torch.float32 or not rounding.found:
                     return moved, TaskBatch(support=support, query=query)
-        except Exception:  # layers that insist on a precision raise what they like
+        except Exception:  # a layer that needs a certain precision may raise any class of error
             continue
     return net, task
 
 
 def _beside(net: FunctionalNet) -> State:
-    """The DNN's parameters, each moved by a thousandth of its tensor's size, so that none sits on a kink such as 0."""
+    """The DNN's parameters, moved by a thousandth of each tensor's size, so that no value is at a kink such as 0."""
     generator = torch.Generator().manual_seed(0)
 
     def moved(key: str, value: Tensor) -> Tensor:
@@ -214,7 +217,7 @@ def _beside(net: FunctionalNet) -> State:
 
 
 def _plain_loss(net: FunctionalNet, start: State, batch: Batch) -> tuple[Tensor, dict[str, nn.Parameter]]:
-    """The loss of a copy of the module that is simply called, and the copy's trainable parameters."""
+    """The loss of a copy of the module, called without the engine, and the copy's trainable parameters."""
     module = copied(net.module).eval()
     own_batch = net.rule.batch_norm != "frozen"
     for part in module.modules():
@@ -230,54 +233,58 @@ def _plain_loss(net: FunctionalNet, start: State, batch: Batch) -> tuple[Tensor,
 
 
 def _check_first(net: FunctionalNet, start: State, batch: Batch, name: str) -> float:
-    """The engine's gradient against that of the module itself, which has one for every parameter that matters."""
+    """Compare the engine's gradient with that of the module itself, and check that no parameter lacks a gradient."""
     plain = _plain_gradient(net, start, batch, name)
     _check_repeated(plain, _plain_gradient(net, start, batch, name), name)
     ours = list(_support_gradient(net, start, batch).values())
     apart = _relative(ours, plain)
     if not apart <= AGREES[batch.images_BCHW.dtype]:
         raise ConfigError(
-            f"The gradient of {name} with its weights put in from outside differs from that of the DNN itself "
-            f"(relative difference {apart:.2g}). Keep all that its forward pass reads in its parameters, buffers and "
-            "attributes, or use a method without gradients (bn_adapt)."
+            f"The gradient of {name} with weights passed in from outside differs from that of the DNN itself "
+            f"(relative difference {apart:.2g}). Keep everything that its forward pass reads in its parameters, "
+            "buffers and attributes, or use a method without gradients (bn_adapt)."
         )
     return apart
 
 
 def _support_gradient(net: FunctionalNet, start: State, batch: Batch) -> State:
-    """The engine's, of the loss of a support batch."""
+    """The engine's gradient of the loss of a support batch."""
     leaves = Point(parameters=start).leaves(net.trainable)
-    with net.support(leaves, net.buffers(), batch, moves=False) as found:
-        gradients = gradients_of(net, found.loss, [leaves[k] for k in net.trainable])
+    with net.support(leaves, net.buffers(), batch, moves=False) as forward:
+        gradients = gradients_of(net, forward.loss, [leaves[k] for k in net.trainable])
     return dict(zip(net.trainable, gradients, strict=True))
 
 
 def _plain_gradient(net: FunctionalNet, start: State, batch: Batch, name: str) -> list[Tensor]:
-    """That of a copy of the module that is simply called. Raises ConfigError for parameters that it leaves out."""
+    """Plain autograd's gradient of a copy of the module.
+
+    Raises ConfigError if the loss depends on a parameter that has no gradient.
+    """
     loss, parameters = _plain_loss(net, start, batch)
     if not loss.requires_grad:
         raise no_path(net.module, len(parameters))
     with warnings.catch_warnings():
-        # Torch's warning of re-entrant checkpoints: what they leave out is found below.
+        # PyTorch warns of re-entrant checkpoints; the gradients that they lose are detected below.
         warnings.simplefilter("ignore")
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    lost = [k for k, g in zip(parameters, found, strict=True) if g is None]
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    lost = [k for k, g in zip(parameters, gradients, strict=True) if g is None]
     matter = _that_matter(net, start, batch, lost, float(loss.detach()))
     if matter:
         raise ConfigError(
-            f"The logits of {name} depend on {matter[0]}, and autograd finds no gradient for it ({len(matter)} such "
-            f"tensors of {len(parameters)}). What runs under torch.no_grad(), or is detached, has none: let the "
-            "forward pass do without these; or set requires_grad=False on what is meant to stay as it is."
+            f"The logits of {name} depend on {matter[0]}, but autograd finds no gradient for it ({len(matter)} such "
+            f"tensors of {len(parameters)}). There is no gradient through torch.no_grad() or detach(): remove these "
+            "from the forward pass, or set requires_grad=False on the tensors that should not change."
         )
     return [
-        torch.zeros_like(parameters[k]) if g is None else g for k, g in zip(parameters, found, strict=True)
+        torch.zeros_like(parameters[k]) if g is None else g
+        for k, g in zip(parameters, gradients, strict=True)
     ]
 
 
 def _that_matter(
     net: FunctionalNet, start: State, batch: Batch, names: Sequence[str], loss: float
 ) -> list[str]:
-    """Those of `names` whose change alone changes the loss; all are changed together first."""
+    """The parameters in `names` that each change the loss; a first test changes all of them at once."""
 
     def matters(some: Sequence[str]) -> bool:
         generator = torch.Generator().manual_seed(1)
@@ -295,20 +302,20 @@ def _that_matter(
 def _check_second(
     net: FunctionalNet, start: State, task: TaskBatch, memory: Memory | int, name: str
 ) -> float:
-    """The meta-gradient against a finite difference of the outer loss."""
-    found = compare_second(net, start, task, memory)
-    if found.agrees:
-        return found.off
+    """Compare the meta-gradient with a finite difference of the outer loss."""
+    second = compare_second(net, start, task, memory)
+    if second.agrees:
+        return second.off
     first = compare_first(net, start, task.support, _support_gradient(net, start, task.support))
     cause = "while its first derivative is right. " + FIRST_HELPS
     if not first.agrees:
         cause = (
             f"and the gradient that PyTorch gives is not the derivative of the loss either (off by {first.off:.0%}). "
-            "Set train.order: first, which takes that gradient as it is, or mend the layer's backward pass."
+            "Set train.order: first, which uses that gradient as it is, or correct the layer's backward pass."
         )
     dtype = str(task.support.images_BCHW.dtype).removeprefix("torch.")
     raise ConfigError(
-        f"The meta-gradient of {name} differs from a finite difference of its loss by {found.off:.0%} of {found.of} "
+        f"The meta-gradient of {name} differs from a finite difference of its loss by {second.off:.0%} of {second.of} "
         f"({len(task.support)} images, inner steps: {net.rule.steps}, {dtype}), {cause}"
     )
 

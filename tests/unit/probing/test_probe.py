@@ -204,7 +204,7 @@ def test_parameters_that_matter_and_get_no_gradient_are_named(
     module: Callable[[], nn.Module], order: Any
 ) -> None:
     with pytest.raises(
-        ConfigError, match=r"depend on first\.weight, and autograd finds no gradient for it .3 such"
+        ConfigError, match=r"depend on first\.weight, but autograd finds no gradient for it .3 such"
     ):
         probe(deployed_of(module()), IMAGES, rule_of(), order=order)
     passed = frozen(frozen(module(), "first"), "norm")
