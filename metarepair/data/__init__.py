@@ -1,1 +1,1 @@
-"""What a stage works with: the deployed DNN, clean images, batches, and images that a caller hands over."""
+"""The data of a stage: the deployed DNN, clean images, batches, and images that a caller passes in."""

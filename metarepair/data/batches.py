@@ -31,7 +31,7 @@ def support_batch(
     images_B, labels_B = failures.images_NHWC_u8[rows], failures.labels_N[rows]
     if count and clean is None:
         raise ConfigError(
-            f"task.clean_support={count} needs clean training images, and none are given. Set it to 0, or give them."
+            f"task.clean_support={count} needs clean training images, but none are given. Set it to 0, or give them."
         )
     if count and clean is not None:
         drawn = clean.sample(count, generator)

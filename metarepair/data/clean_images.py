@@ -1,4 +1,4 @@
-"""Holds the clean training split: images to learn from, and a held-out part that only selects."""
+"""Holds the clean training split: images to learn from, and a held-out part that is used only for selection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.records import Ints, PixelRows
 
 # N images, H W C pixels
 
-HELD_OUT = 500  # at most; a tenth where there are fewer than ten times as many
+HELD_OUT = 500  # at most; a tenth of the images if that is fewer
 
 
 class LabelledImages(Protocol):
@@ -41,7 +41,7 @@ class CleanImages:
 
     @cached_property
     def held_out_rows(self) -> Ints:
-        """Rows of the images that only select, in ascending order; no repair learns from them."""
+        """Rows of the images for selection, in ascending order; no repair learns from them."""
         count = min(HELD_OUT, max(1, len(self) // 10))
         return np.sort(keyed_generator("clean-held-out").permutation(len(self))[:count])
 

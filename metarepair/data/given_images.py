@@ -20,7 +20,7 @@ from tasks.records import Ints
 
 @dataclass(frozen=True, kw_only=True)
 class GivenImages:
-    """Labelled images: uint8 pixels, or floats that are the DNN's own input already."""
+    """Labelled images: uint8 pixels, or floats that are already the DNN's input."""
 
     name: str
     images_NHWC: np.ndarray
@@ -39,20 +39,21 @@ class GivenImages:
 
     @property
     def prepared(self) -> bool:
-        """Floats: normalised by whoever made them."""
+        """Whether the images are floats, which the caller has normalised."""
         return self.images_NHWC.dtype != np.uint8
 
 
 def collect_images(given: Any, *, name: str, channels: int = 3) -> GivenImages:
-    """Reads (images, labels), a split or Failures of the project's, or any sequence of (image, label) into memory.
+    """Read labelled images into memory: (images, labels), one of this project's splits or Failures, or a sequence of
+    (image, label) pairs.
 
     An image is a PIL image, uint8 [H, W, C] or [C, H, W], or a float tensor [C, H, W] as the DNN takes it. PIL images
-    are converted as those of a data set are: turned as EXIF says, 16-bit grey to 8 bits by its whole range, all to RGB.
-    Only where `channels`, the number that the DNN takes, is 1 do grey ones stay grey. Raises DataError that says what
-    came.
+    are converted like those of a data set: rotated by their EXIF tag, 16-bit grey to 8 bits by its whole range, and all
+    to RGB. Grey images stay grey only if `channels`, the number that the DNN takes, is 1. Raises DataError for anything
+    else.
     """
     ids: Ints | None = None
-    if hasattr(given, "labels_N"):  # of the project's own records and data sets
+    if hasattr(given, "labels_N"):  # this project's own records and data sets
         pixels = given.images_NHWC_u8[:] if hasattr(given, "images_NHWC_u8") else given.images(slice(None))
         labels, ids = given.labels_N, given.image_ids_N
     elif isinstance(given, tuple) and len(given) == 2 and getattr(given[0], "ndim", 0) >= 3:
@@ -68,7 +69,7 @@ def collect_images(given: Any, *, name: str, channels: int = 3) -> GivenImages:
     if len(images_NHWC) != len(labels_N):
         raise DataError(f"{name}: {len(images_NHWC)} images but {len(labels_N)} labels; give one for each.")
     if not len(labels_N):
-        raise DataError(f"{name}: no images came. Give some images with their right labels.")
+        raise DataError(f"{name}: there are no images. Give at least one image with its correct label.")
     _check_pixels(images_NHWC, name)
     return GivenImages(
         name=name,
@@ -99,7 +100,7 @@ def _from_pairs(given: Any, name: str, channels: int) -> tuple[np.ndarray, list[
 
 
 def _pil_pixels(image: Image.Image, item: str, channels: int) -> np.ndarray:
-    """Pixels [H, W, 3], or [H, W, 1] of a grey image for a DNN of one channel."""
+    """Pixels [H, W, 3], or [H, W, 1] of a grey image for a DNN with one channel."""
     try:
         rgb_HWC = opened_pixels(image)
     except UnreadableImageError as error:
@@ -108,24 +109,24 @@ def _pil_pixels(image: Image.Image, item: str, channels: int) -> np.ndarray:
         return rgb_HWC
     if (rgb_HWC != rgb_HWC[..., :1]).any():
         raise DataError(
-            f"{item} is a colour image (mode {image.mode}), and mean and std are those of one channel. Convert it to "
-            "grey first, as the DNN was trained, or give mean and std of three channels to a DNN that takes three."
+            f"{item} is a colour image (mode {image.mode}), but mean and std have one channel. Convert it to grey "
+            "first, as in the DNN's training, or give mean and std of three channels for a DNN that takes three."
         )
     return rgb_HWC[..., :1]
 
 
 def _check_like_first(images: list[np.ndarray], i: int, name: str) -> None:
-    """Raises DataError where image `i`, the last, cannot stand in one array with the first."""
+    """Raise DataError if image `i`, the last one, has another dtype or shape than the first."""
     first, last = images[0], images[-1]
     if last.dtype != first.dtype:
         raise DataError(
             f"{name}: item {i} is {last.dtype} and item 0 is {first.dtype}. Give all as uint8 pixels, or all as floats "
-            "that are the DNN's own input."
+            "that are normalised as the DNN takes them."
         )
     if last.shape != first.shape:
         raise DataError(
-            f"{name}: images of different sizes came (item 0 is {_shape(first)}, item {i} is {_shape(last)}). Give "
-            "all in one size, with one number of channels."
+            f"{name}: the images have different sizes (item 0 is {_shape(first)}, item {i} is {_shape(last)}). Give "
+            "all in the same size, with the same number of channels."
         )
 
 
@@ -135,7 +136,7 @@ def _shape(image_HWC: np.ndarray) -> str:
 
 
 def _array(image: Any, name: str) -> np.ndarray:
-    """The numbers of an array or a tensor; floats of any width as float32."""
+    """The values of an array or a tensor as an array."""
     if isinstance(image, torch.Tensor):
         try:
             # NumPy has no bfloat16.
@@ -143,7 +144,7 @@ def _array(image: Any, name: str) -> np.ndarray:
         except (RuntimeError, TypeError) as error:  # sparse, quantised, or without data
             raise DataError(
                 f"{name}: a tensor of {image.dtype} and {image.layout} on {image.device} cannot be read as an array "
-                f"({' '.join(str(error).split())[:120]}). Give a plain one."
+                f"({' '.join(str(error).split())[:120]}). Give a dense tensor."
             ) from error
     if not isinstance(image, np.ndarray):
         raise DataError(
@@ -152,33 +153,35 @@ def _array(image: Any, name: str) -> np.ndarray:
     return image
 
 
-def _channels_last(found: np.ndarray, name: str) -> np.ndarray:
-    """[N, H, W, C] of [N, H, W], [N, H, W, C] or [N, C, H, W]: uint8, or float32 for what is prepared already.
+def _channels_last(images: np.ndarray, name: str) -> np.ndarray:
+    """Images [N, H, W], [N, H, W, C] or [N, C, H, W] as [N, H, W, C]: uint8, or float32 for floats of any width.
 
-    uint8 has its channels last where the last axis is 1 or 3, as images have; floats have them first, as tensors do.
+    uint8 images have their channels last if the last axis is 1 or 3, as images do; floats have them first, as tensors
+    do.
     """
-    floats = np.issubdtype(found.dtype, np.floating)
-    if found.dtype != np.uint8 and not floats:
+    floats = np.issubdtype(images.dtype, np.floating)
+    if images.dtype != np.uint8 and not floats:
         raise DataError(
-            f"{name}: images are {found.dtype}; give uint8 pixels, or floats that are normalised as the DNN takes them."
+            f"{name}: images are {images.dtype}; give uint8 pixels, or floats that are normalised as the DNN takes "
+            "them."
         )
-    if found.ndim == 3 and not floats:
-        found = found[..., None]
-    if found.ndim != 4:
+    if images.ndim == 3 and not floats:
+        images = images[..., None]
+    if images.ndim != 4:
         raise DataError(
-            f"{name}: images have the shape {list(found.shape)}; give uint8 [N, H, W, C], or floats [N, C, H, W]."
+            f"{name}: images have the shape {list(images.shape)}; give uint8 [N, H, W, C], or floats [N, C, H, W]."
         )
-    if floats or (found.shape[-1] not in (1, 3) and found.shape[1] in (1, 3)):
-        found = found.transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(found, dtype=np.float32 if floats else np.uint8)
+    if floats or (images.shape[-1] not in (1, 3) and images.shape[1] in (1, 3)):
+        images = images.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images, dtype=np.float32 if floats else np.uint8)
 
 
 def _check_pixels(images_NHWC: np.ndarray, name: str) -> None:
-    """Raises DataError where an image has no pixels, or a float is NaN or infinite."""
+    """Raise DataError if the images have no pixels, or contain NaN or infinity."""
     if 0 in images_NHWC.shape:
-        raise DataError(f"{name}: images have the shape {list(images_NHWC.shape)}; give some pixels.")
+        raise DataError(f"{name}: images have the shape {list(images_NHWC.shape)}; give images with pixels.")
     if images_NHWC.dtype == np.uint8:
         return
     for i, image_HWC in enumerate(images_NHWC):
         if not np.isfinite(image_HWC).all():
-            raise DataError(f"{name}: image {i} has NaN or infinity among its numbers. Leave it out.")
+            raise DataError(f"{name}: image {i} has NaN or infinity among its values. Leave it out.")

@@ -1,6 +1,6 @@
-"""Checks the labels that a caller hands over: one whole number for each image, whatever holds them.
+"""Checks the labels that a caller passes in: one whole number for each image, in any container.
 
-Nothing is rounded or guessed: a label of 1.7, a text or a one-hot row is refused, with the number of its image.
+Nothing is rounded or guessed: a label of 1.7, a string or a one-hot row is refused, with the number of its image.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from tasks.records import Ints
 
 
 def collect_labels(labels: Any, *, name: str) -> Ints:
-    """The labels as int64 [N]; `name` says in errors whose they are.
+    """The labels as int64 [N]; errors call them by `name`.
 
-    labels: an array or a tensor of whole numbers [N], or any iterable of whole numbers, among them arrays and tensors
-    without axes. Raises DataError that names the first label that is no such number.
+    labels: an array or a tensor of whole numbers [N], or any iterable of whole numbers, which may be arrays and tensors
+    without axes. Raises a DataError that names the first label that is not a whole number.
     """
     array = labels
     if isinstance(labels, torch.Tensor) and not labels.is_floating_point():
@@ -33,7 +33,7 @@ def collect_labels(labels: Any, *, name: str) -> Ints:
 
 
 def check_range(labels_N: Ints, *, name: str, module: str, num_classes: int) -> None:
-    """Raises DataError where a label is none of the DNN's classes."""
+    """Raise DataError if a label is not one of the DNN's classes."""
     outside = np.flatnonzero((labels_N < 0) | (labels_N >= num_classes))
     if len(outside):
         raise DataError(
@@ -55,9 +55,9 @@ def _whole_number(label: Any, i: int, name: str) -> int:
         value = label.item()
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return value
-    remedy = "Give the number of each image's right class."
+    remedy = "Give the number of each image's correct class."
     if isinstance(value, str):
-        remedy = "Give each class's number in the order of the DNN's outputs."
+        remedy = "Give the number of each class in the order of the DNN's outputs."
     elif isinstance(value, bool | float):
         remedy = "If they are classes, convert them first: labels.astype(int)."
     raise DataError(

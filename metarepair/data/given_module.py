@@ -1,6 +1,7 @@
-"""Makes a deployed DNN of a caller's module, checked on every set of images that came with it.
+"""Makes a deployed DNN from a caller's module, and checks it on every set of images that the caller passes in.
 
-uint8 images are normalised by the caller's mean and std, floats go into the DNN as they are: each set by its own kind.
+uint8 images are normalised by the caller's mean and std; floats go into the DNN unchanged. Each set may be of either
+kind.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tasks.errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a caller handed over: the deployed DNN as it takes uint8 pixels (see `fed`), and the sets of images."""
+    """What a caller passed in: the deployed DNN, which takes uint8 pixels (see `fed`), and the sets of images."""
 
     deployed: DeployedModel
     failures: GivenImages
@@ -35,7 +36,7 @@ class Given:
 def collect_given(
     model: Any, failures: Any, *, clean: Any, clean_training: Any, mean: Any, std: Any
 ) -> Given:
-    """A copy of the module, and the images, checked together. Raises a UserError that names what is wrong."""
+    """Copy the module, read the images, and check them together. Raises a UserError that names what is wrong."""
     _check_module(model)
     given_as, model = type(model).__name__, unwrapped(model)
     mean, std = _colour("mean", mean), _colour("std", std)
@@ -61,7 +62,7 @@ def collect_given(
 
 
 def fed(deployed: DeployedModel, given: GivenImages) -> DeployedModel:
-    """`deployed` as it takes these images: uint8 by its mean and std, floats as they are."""
+    """`deployed` with the normalisation for these images: its mean and std for uint8, none for floats."""
     if not given.prepared:
         return deployed
     unchanged: Any = {"mean": (0.0,) * given.channels, "std": (1 / 255,) * given.channels}
@@ -69,7 +70,7 @@ def fed(deployed: DeployedModel, given: GivenImages) -> DeployedModel:
 
 
 def _check_module(model: Any) -> None:
-    """Raises ConfigError unless it is a module that has something to repair."""
+    """Raise ConfigError unless `model` is a module with parameters."""
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"model is {type(model).__name__}; give a torch.nn.Module that maps images to logits."
@@ -79,21 +80,21 @@ def _check_module(model: Any) -> None:
 
 
 def _colour(name: str, values: Any) -> tuple[float, ...] | None:
-    """The mean or std that a caller gave, as numbers; None where none was given. Raises ConfigError."""
+    """The caller's mean or std as floats; None if it was not given. Raises ConfigError for anything but numbers."""
     if values is None:
         return None
     try:
         if any(isinstance(value, bool) for value in values):
             raise TypeError
-        found = tuple(float(value) for value in values)
+        numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{name}={values!r} is not one number for each channel, as (0.5,) or (0.485, 0.456, 0.406)."
+            f"{name}={values!r} is not one number for each channel, such as (0.5,) or (0.485, 0.456, 0.406)."
         ) from error
-    if not found:
+    if not numbers:
         raise ConfigError(f"{name} has no numbers; give one for each channel, or leave it out for floats.")
-    (check_mean if name == "mean" else check_std)(name, found)
-    return found
+    (check_mean if name == "mean" else check_std)(name, numbers)
+    return numbers
 
 
 def _deploy(
@@ -103,9 +104,9 @@ def _deploy(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> DeployedModel:
-    """A copy of the module with its normalisation of uint8 pixels; every set of images fits it and its classes.
+    """Deploy a copy of the module, and check that it takes every set of images and has all of their classes.
 
-    Raises a UserError that names the set that does not.
+    Raises a UserError that names the first set that does not fit.
     """
     _check_normalisation(sets, mean, std)
     channels = sets[0].channels
@@ -131,13 +132,13 @@ def _check_normalisation(
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and not pixels:
             raise ConfigError(
-                f"{name} was given, but the images are floats, which are taken as the DNN's own input. Leave mean and "
-                "std out, or give uint8 pixels."
+                f"{name} was given, but the images are floats, which go into the DNN unchanged. Leave mean and std "
+                "out, or give uint8 pixels."
             )
         if values is None and pixels:
             raise ConfigError(
                 f"uint8 images need {name}, and {' and '.join(given.name for given in pixels)} came as uint8. Give the "
-                "DNN's own, of pixels in [0, 1] (timm states it in model.pretrained_cfg); mean=(0, 0, 0), "
+                "DNN's own values, for pixels in [0, 1] (timm states them in model.pretrained_cfg), or mean=(0, 0, 0), "
                 "std=(1, 1, 1) for a DNN that takes pixels in [0, 1]."
             )
         for given in pixels:
@@ -149,15 +150,15 @@ def _check_normalisation(
                 )
 
 
-def _check_training(given: GivenImages, found: GivenImages) -> None:
-    floats = [images.name for images in (given, found) if images.prepared]
+def _check_training(failures: GivenImages, training: GivenImages) -> None:
+    floats = [images.name for images in (failures, training) if images.prepared]
     if floats:
         raise ConfigError(
-            "clean_training needs uint8 pixels there and in failures, as methods that learn from clean images change "
+            "clean_training and failures must both be uint8 pixels, as methods that learn from clean images change "
             f"pixels; {' and '.join(floats)} came as floats. Give both as uint8, with mean and std."
         )
-    if found.images_NHWC.shape[1:] != given.images_NHWC.shape[1:]:
+    if training.images_NHWC.shape[1:] != failures.images_NHWC.shape[1:]:
         raise DataError(
-            f"clean_training has images of {found.images_NHWC.shape[1:]}, failures of "
-            f"{given.images_NHWC.shape[1:]}. Give both in one size."
+            f"clean_training has images of shape {training.images_NHWC.shape[1:]}, failures of shape "
+            f"{failures.images_NHWC.shape[1:]}. Give both in one size."
         )

@@ -1,4 +1,4 @@
-"""Items that are made one ahead, in a thread, while the current one is in use."""
+"""Prepares the next item in a thread while the current one is in use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Item = TypeVar("Item")
 
 
 class Lookahead(Generic[Key, Item]):
-    """`make(key)` by `get(key)`; what `following` says comes next is then made already.
+    """`get(key)` returns `make(key)` and starts to make the item of `following(key)` in a thread.
 
-    Another key than the expected one costs time, no more. An error of `make` comes out of the `get` of its key.
+    A key other than the expected one costs only time. An error in `make` is raised by the `get` of its key.
     """
 
     def __init__(self, make: Callable[[Key], Item], following: Callable[[Key], Key | None]) -> None:
@@ -22,7 +22,7 @@ class Lookahead(Generic[Key, Item]):
         self._pending: tuple[Key, Future[Item]] | None = None
 
     def get(self, key: Key) -> Item:
-        """The item of `key`; the next one is begun."""
+        """The item of `key`; starts to make the next one."""
         pending, self._pending = self._pending, None
         item = pending[1].result() if pending is not None and pending[0] == key else self._make(key)
         following = self._following(key)
@@ -31,5 +31,5 @@ class Lookahead(Generic[Key, Item]):
         return item
 
     def close(self) -> None:
-        """Ends the thread; what it makes now is thrown away."""
+        """End the thread; the item that it is making is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Settings in, what a stage works with out: the deployed DNN, the data set's splits, and their digests."""
+"""Loads the deployed DNN and the splits of the data set that the settings name, and computes their digests."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The deployed DNN and the data set; splits are read when first asked for.
+    """The deployed DNN and the data set; a split is read when it is first used.
 
-    notes: whether to log, once for each, what lies beside a split's files and is not read.
+    notes: whether to log, once for each, the files beside a split's own that are not read.
     """
 
     config: Config
@@ -36,7 +36,7 @@ class Surroundings:
     _noted: set[str] = field(default_factory=set)
 
     def split(self, split: Split) -> ArrayDataset:
-        """A split, cut to data.max_*_images."""
+        """A split, limited to data.max_train_images or data.max_test_images."""
         if split not in self._splits:
             data = self.config.data
             limit = data.max_train_images if split == "train" else data.max_test_images
@@ -64,22 +64,22 @@ class Surroundings:
         return archive
 
     def inputs(self) -> dict[str, str]:
-        """Digests of the deployed weights, of both splits, and of the archive where there is one."""
+        """Digests of the deployed weights, of both splits, and of the archive if there is one."""
         if self._inputs:
             return dict(self._inputs)
-        found = {"deployed": state_hash(self.deployed.module.state_dict())}
+        digests = {"deployed": state_hash(self.deployed.module.state_dict())}
         splits: tuple[Split, ...] = ("train", "test")
         for split in splits:
-            found[split] = self.split(split).digest()
+            digests[split] = self.split(split).digest()
         archive = self.split("test").archive
         if archive is not None:
-            found["archive"] = archive.digest
-        self._inputs.update(found)
-        return found
+            digests["archive"] = archive.digest
+        self._inputs.update(digests)
+        return digests
 
 
 def pick_device(name: str) -> torch.device:
-    """auto, cpu or cuda. Raises ConfigError when cuda is asked for and there is none."""
+    """The device for auto, cpu or cuda. Raises ConfigError if cuda is given and there is none."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("device=cuda, but torch sees no CUDA device here. Set device=cpu or device=auto.")
@@ -89,7 +89,7 @@ def pick_device(name: str) -> torch.device:
 def load_surroundings(
     config: Config, *, device: torch.device | None = None, notes: bool = False
 ) -> Surroundings:
-    """The deployed DNN on `device` (the configured one when not given); data are not read yet."""
+    """Load the deployed DNN on `device` (None: the configured one). No data are read yet."""
     info = dataset_info(config.data.source())
     deployed = load_deployed(
         config.model.name,
@@ -103,5 +103,5 @@ def load_surroundings(
         entry=config.model.entry,
         device=device or pick_device(config.device),
     )
-    adapted_names(deployed.module, config.inner.parts)  # a part that names nothing is said before any work
+    adapted_names(deployed.module, config.inner.parts)  # fail before any work if a part names nothing
     return Surroundings(config, deployed, notes=notes)

@@ -84,7 +84,7 @@ def test_an_orientation_is_applied_as_in_a_data_set(tmp_path: Path) -> None:
         (torch.zeros(3, 12, 16), "item 1 is float32 and item 0 is uint8"),
         (
             RAMP[:6],
-            r"different sizes came \(item 0 is 12×16 with 3 channels, item 1 is 6×16 with 3 channels\)",
+            r"different sizes \(item 0 is 12×16 with 3 channels, item 1 is 6×16 with 3 channels\)",
         ),
         (GREY, "item 1 is 12×16 with 1 channel\\)"),
     ],

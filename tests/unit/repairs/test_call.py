@@ -208,7 +208,7 @@ def test_a_start_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="not finished"):
         call(start=tmp_path / "absent")
     other = meta(tmp_path / "other", {"head.weight": torch.zeros(2)})
-    with pytest.raises(WeightsError, match="missing there or of another shape"):
+    with pytest.raises(WeightsError, match="missing there or have another shape"):
         call(start=other)
     write_manifest(other, stage="mine fog", config={}, inputs={}, files=[])
     with pytest.raises(ConfigError, match="is no meta/<target>/ folder"):
@@ -249,7 +249,7 @@ ZEROS = np.zeros((6, 8, 8, 3), np.uint8)
     ("failures", "says"),
     [
         ((ZEROS, np.zeros(5, int)), "6 images but 5 labels"),
-        ((ZEROS[:0], np.zeros(0, int)), "no images came"),
+        ((ZEROS[:0], np.zeros(0, int)), "there are no images"),
         ((ZEROS[:1], np.zeros(1, int)), "failures has one image.*give two or more"),
         ((ZEROS, np.zeros(6)), r"label of image 0 is 0\.0 \(float64\)"),
         ((ZEROS, np.full(6, 10)), "the label of image 0 is 10; ResNet8 has 10 classes"),
@@ -258,7 +258,7 @@ ZEROS = np.zeros((6, 8, 8, 3), np.uint8)
         (iter([1]), "neither .images, labels. nor a sequence"),
         ([3], "item 0 is int, not a pair"),
         ([("cat.png", 3)], "an image is str"),
-        ([(ZEROS[0], 0), (ZEROS[0, :4], 1)], "images of different sizes"),
+        ([(ZEROS[0], 0), (ZEROS[0, :4], 1)], "images have different sizes"),
     ],
 )
 def test_failures_that_cannot_be_used_are_said(failures: Any, says: str) -> None:
