@@ -1,1 +1,1 @@
-"""Features of images for Fréchet distances, their files, and the tables of distances and confidence."""
+"""Image features for Fréchet distances, their files, and the tables of distances and confidence."""

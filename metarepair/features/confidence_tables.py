@@ -1,4 +1,4 @@
-"""Distances of all pairs in; each target's confidence in its experiences out, as Parquet, CSV and a heat map.
+"""Turns the distances of all pairs into each target's confidence in its experiences, and writes both as tables.
 
 Source: paper Eq. 7 and 8, Fig. 4.
 """
@@ -27,8 +27,8 @@ from tasks.storage.paths import Place, read_table, write_table
 
 SCORE_AGAIN = "Score again: metarepair score --config FILE --restart."
 TARGET_SUFFIX = " (target)"
-GUIDED = (1, 3, 5)  # effective numbers of experiences that guidance is given for
-ONE = 1.05  # as near to 1 as a finite α should be asked to come
+GUIDED = (1, 3, 5)  # the effective numbers of experiences that guidance covers
+ONE = 1.05  # used in place of 1, which no finite α reaches
 
 
 def scores_of(
@@ -39,9 +39,9 @@ def scores_of(
     extractor: str,
     rows: Sequence[int],
 ) -> list[FidScore]:
-    """Every (experience, target) pair of the matrix, whose rows are the experiences, then the targets.
+    """The scores of all (experience, target) pairs of the matrix, whose rows are the experiences, then the targets.
 
-    `rows` are the numbers of examples of each.
+    rows: the number of examples of each experience and target.
     """
     return [
         FidScore(
@@ -58,7 +58,7 @@ def scores_of(
 
 
 def confidence_of(scores: Sequence[FidScore], target: str, settings: ExperienceConfig) -> Confidence:
-    """Which experiences a target learns from, and with which probability."""
+    """The experiences that a target learns from, and their probabilities (Eq. 8)."""
     distances = {s.experience: s.distance for s in scores if s.target == target and s.experience != target}
     chosen = choose_experiences(
         distances,
@@ -83,7 +83,7 @@ def write_scores(
     names: Sequence[str],
     confidences: Mapping[str, Confidence],
 ) -> list[str]:
-    """fid.parquet, matrix.parquet, confidence.parquet and .csv, guidance.csv; returns the files' names."""
+    """Write fid.parquet, matrix.parquet, confidence.parquet, confidence.csv and guidance.csv; return their names."""
     write_table(folder / "fid.parquet", pa.Table.from_pylist([asdict(s) for s in scores], schema=FID_SCHEMA))
     columns = {"environment": pa.array(list(names))} | {
         n: pa.array(matrix[:, i]) for i, n in enumerate(names)
@@ -119,10 +119,10 @@ def write_scores(
 
 
 def read_confidence(run: Run, target: str) -> Confidence:
-    """A target's confidence as scored. Raises StageError when it was not, DataError when the file is damaged."""
+    """Read a target's confidence. Raises StageError if it was not scored, DataError if the file is damaged."""
     path = run.score / "confidence.parquet"
     if not path.exists():
-        raise StageError(f"{path} is not there. Score first: metarepair score --config …")
+        raise StageError(f"{path} does not exist. Score first: metarepair score --config …")
     try:
         rows = [r for r in read_table(path, SCORE_AGAIN).to_pylist() if r["target"] == target]
     except KeyError as error:
@@ -142,9 +142,10 @@ def read_confidence(run: Run, target: str) -> Confidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Guide:
-    """α (with β the smallest distance, hinge) and β (with α = 0, cutoff) that make `number` experiences effective.
+    """Settings that make the effective number of experiences equal to `number`.
 
-    alpha is for `number` + 0.05 where number is 1, since only α → ∞ gives 1; None where no α does.
+    alpha: α for the rule `hinge`, with β the smallest distance; None if no α does it. For a number of 1 it is the α
+    that gives 1.05, since only α → ∞ gives 1. beta: β for the rule `cutoff`, with α = 0.
     """
 
     number: int
@@ -153,20 +154,20 @@ class Guide:
 
 
 def guides(distances: Mapping[str, float], numbers: Sequence[int] = GUIDED) -> list[Guide]:
-    """How to set α or β for each of so many effective experiences that there are."""
+    """Guidance on α and β for each effective number of experiences in `numbers`, as far as there are that many."""
     ordered = sorted(distances.values())
-    found = []
+    guidance = []
     for number in (n for n in numbers if n <= len(ordered)):
         try:
             alpha = alpha_for_effective_number(distances, max(float(number), ONE))
-        except ConfigError:  # several share the smallest distance
+        except ConfigError:  # several experiences have the smallest distance
             alpha = None
-        found.append(Guide(number=number, alpha=alpha, beta=ordered[number - 1]))
-    return found
+        guidance.append(Guide(number=number, alpha=alpha, beta=ordered[number - 1]))
+    return guidance
 
 
 def describe_confidence(target: str, found: Confidence, scores: Sequence[FidScore]) -> str:
-    """A target's experiences, nearest first, in lines for a person, with guidance for α and β."""
+    """Lines for a person: a target's experiences, nearest first, and guidance on α and β."""
     of = {s.experience: s for s in scores if s.target == target}
     order = sorted(
         zip(found.names, found.probabilities_K, strict=True), key=lambda pair: of[pair[0]].distance
@@ -177,9 +178,9 @@ def describe_confidence(target: str, found: Confidence, scores: Sequence[FidScor
     ]
     lines += [f"  {name:20s} distance {_distance(of[name])}   p {p:.3f}" for name, p in order]
     for guide in guides({name: of[name].distance for name in found.names}):
-        many = "1 experience effective" if guide.number == 1 else f"{guide.number} experiences effective"
-        alpha = "no alpha does" if guide.alpha is None else f"hinge with alpha {guide.alpha:.4g}"
-        lines.append(f"  for {many}: {alpha}, or cutoff with alpha 0 and beta {guide.beta:.6g}")
+        many = "1 effective experience" if guide.number == 1 else f"{guide.number} effective experiences"
+        alpha = "no alpha for hinge" if guide.alpha is None else f"hinge with alpha {guide.alpha:.4g}"
+        lines.append(f"  for {many}: {alpha}; or cutoff with alpha 0 and beta {guide.beta:.6g}")
     return "\n".join(lines)
 
 

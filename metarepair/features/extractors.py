@@ -1,12 +1,12 @@
-"""uint8 images in, float32 features out: the networks whose features a Fréchet distance compares.
+"""Builds the networks that compute float32 features of uint8 images for Fréchet distances.
 
-    inception            the published FID network, 2,048 features: only its distance is called FID
-    timm:NAME            any timm model with the weights given, e.g. timm:resnet18
-    deployed             what the deployed DNN hands its last layer
-    efficientnet_lite0   ImageNet's EfficientNet-Lite0 from a package that carries its weights, 1,280 features
+    inception            the published FID network, 2,048 features; only its distance is called FID
+    timm:NAME            any timm model with given weights, e.g. timm:resnet18
+    deployed             the input of the deployed DNN's last layer
+    efficientnet_lite0   ImageNet's EfficientNet-Lite0, with weights from a package, 1,280 features
 
-A spec gives that network or an error, never another one. Legend: B images, H W pixels, C channels,
-D features. Source: paper Eq. 7 (features), with Heusel et al. 2017 for the first.
+A spec gives that network or an error, never another network. Legend: B images, H W pixels, C channels,
+D features. Source: paper Eq. 7 (features); Heusel et al. 2017 for `inception`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from tasks.errors import ConfigError, DataError, WeightsError, near_names, unkno
 from tasks.storage.manifest import file_hash
 
 SPECS = ("inception", "timm:NAME", "deployed", "efficientnet_lite0")
-# A CPU is fastest with few images at a time: the activations of four of 224 × 224 pixels are reused from
-# cache and the allocator, those of 64 are fetched from the system anew (74 and 43 images/s a core, measured).
+# A CPU is fastest with few images at a time. The activations of 4 images of 224 × 224 pixels stay in cache and in the
+# allocator; those of 64 need new memory from the system (measured: 74 and 43 images/s per core).
 PIXELS_PER_THREAD = 4 * 224 * 224
 
 Pixels = NDArray[np.uint8]
@@ -47,18 +47,18 @@ Features = NDArray[np.float32]
 
 
 class FeatureExtractor(Protocol):
-    """uint8 [B, H, W, 3] to float32 [B, D]; the caller chooses B, which changes features by rounding only."""
+    """Computes features: uint8 [B, H, W, 3] to float32 [B, D]. The caller chooses B; it only changes the rounding."""
 
     @property
     def name(self) -> str:
-        """The spec that it was built from; results state it."""
+        """The spec that it was built from; results record it."""
 
     @property
     def dim(self) -> int:
         """D, the number of features."""
 
     def __call__(self, images_BHWC_u8: Pixels) -> Features:
-        """Features of a batch; DataError for anything but uint8 colour images."""
+        """Features of a batch. Raises DataError for anything but uint8 colour images."""
 
 
 def build_extractor(
@@ -71,19 +71,19 @@ def build_extractor(
     device: torch.device,
     input_size: int | None = None,
 ) -> FeatureExtractor:
-    """The extractor that `spec` names, on `device`, in evaluation mode and float32.
+    """Build the extractor that `spec` names, on `device`, in evaluation mode and float32.
 
-    weights: a .safetensors or torch.save file; required for timm, else None for the usual place. deployed,
-    mean, std, input_size: the deployed DNN, its normalisation of pixels in 0..1 and the size that it resizes
-    images to (None: as they are), for `deployed` alone; the DNN is copied, so that later repairs do not change
-    the features. Raises ConfigError for an unknown spec or one that lacks what it needs, WeightsError for
-    weights that are missing or another network's.
+    weights: a .safetensors or torch.save file; required for timm, otherwise None for the default place. deployed, mean,
+    std, input_size: the deployed DNN, its normalisation of pixels in 0..1, and the size that it resizes images to
+    (None: no resize); only used for the spec `deployed`. The DNN is copied, so that later repairs do not change the
+    features. Raises ConfigError for an unknown spec or a missing input, WeightsError if the weights are missing or
+    belong to another network.
     """
     file = weights_path(spec, weights)
     network: nn.Module
     if file is None:
         if deployed is None:
-            raise ConfigError("features 'deployed' need the deployed DNN, and none was given")
+            raise ConfigError("features 'deployed' need the deployed DNN, but none was given")
         penultimate = _penultimate(copied(deployed))
         size = None if input_size is None else (input_size, input_size)
         network, dim = _Normalised(penultimate, size, mean, std), penultimate.dim
@@ -97,10 +97,10 @@ def build_extractor(
 
 
 def weights_path(spec: str, weights: str | Path | None) -> Path | None:
-    """The file whose tensors `spec`'s extractor takes, given or found in its usual place; None for `deployed`.
+    """The weights file of `spec`'s extractor: the given one, or the one in its default place; None for `deployed`.
 
-    The FID Inception's is downloaded where it is in no usual place. ConfigError for an unknown spec or model,
-    WeightsError for a file that is not there.
+    The FID Inception's file is downloaded if it is in no default place. Raises ConfigError for an unknown spec or
+    model, WeightsError if the file does not exist.
     """
     check_extractor(spec, weights)
     given = None if weights is None else Path(weights).expanduser()
@@ -110,16 +110,16 @@ def weights_path(spec: str, weights: str | Path | None) -> Path | None:
 
 
 def weights_digest(spec: str, weights: str | Path | None) -> str | None:
-    """The digest of the file that `weights_path` names, on which features depend; None for `deployed`."""
+    """The digest of the file from `weights_path`, on which features depend; None for `deployed`."""
     file = weights_path(spec, weights)
     return None if file is None else file_hash(file)
 
 
 def check_extractor(spec: str, weights: str | Path | None) -> None:
-    """Refuses what `build_extractor` could not build, as far as names tell; nothing is built or downloaded.
+    """Check the spec and the weights file by name, before `build_extractor`; build and download nothing.
 
-    ConfigError for an unknown spec or model, and for weights that `deployed` would not read; WeightsError for
-    a file that is named and is not there, and for timm:NAME without one.
+    Raises ConfigError for an unknown spec or model, and for weights given with `deployed`, which would not read them.
+    Raises WeightsError for a given file that does not exist, and for timm:NAME without a file.
     """
     if spec.startswith("timm:"):
         _check_timm(spec.removeprefix("timm:"), weights)
@@ -129,8 +129,8 @@ def check_extractor(spec: str, weights: str | Path | None) -> None:
         return
     if spec == "deployed":
         raise ConfigError(
-            f"features.weights={weights} would not be read: the extractor 'deployed' is the deployed DNN, whose "
-            "weights are model.weights. Leave features.weights out, or choose another features.extractor"
+            f"features.weights={weights} would not be read: the extractor 'deployed' is the deployed DNN, with the "
+            "weights in model.weights. Leave features.weights out, or choose another features.extractor"
         )
     if spec == "inception":
         find_fid_inception(Path(weights).expanduser())
@@ -139,7 +139,7 @@ def check_extractor(spec: str, weights: str | Path | None) -> None:
 
 
 def distance_name(extractor_name: str) -> str:
-    """What a Fréchet distance in these features is called: "FID" for `inception` and nothing else."""
+    """The name of a Fréchet distance in these features: "FID" only for `inception`."""
     if extractor_name == "inception":
         return "FID"
     features = {"efficientnet_lite0": "EfficientNet-Lite0", "deployed": "the deployed DNN's"}
@@ -147,7 +147,7 @@ def distance_name(extractor_name: str) -> str:
 
 
 class _NetworkExtractor:
-    """A network from uint8 [B, 3, H, W] to [B, D], as a FeatureExtractor."""
+    """A FeatureExtractor made of a network from uint8 [B, 3, H, W] to [B, D]."""
 
     def __init__(self, name: str, dim: int, network: nn.Module, device: torch.device) -> None:
         self.name, self.dim, self._device = name, dim, device
@@ -160,21 +160,21 @@ class _NetworkExtractor:
             raise DataError(
                 f"features need uint8 images [B, H, W, 3]; these are {images_BHWC_u8.dtype} {list(shape)}"
             )
-        # A copy, for a memory map may be read-only; its layout is torch's channels_last.
+        # Copied, since a memory map may be read-only. The permuted layout is torch's channels_last.
         images_BCHW_u8 = torch.from_numpy(images_BHWC_u8.copy()).to(self._device).permute(0, 3, 1, 2)
         chunk = self._chunk(*shape[1:3])
         parts = [images_BCHW_u8[start : start + chunk] for start in range(0, shape[0], chunk)]
         features_BD = torch.cat([self._network(part_BCHW_u8) for part_BCHW_u8 in parts])
         if features_BD.shape != (shape[0], self.dim):
             raise ConfigError(
-                f"{self.name} gave {list(features_BD.shape)} where [{shape[0]}, {self.dim}] features were "
-                "expected; its penultimate layer is not one vector per image: choose another extractor"
+                f"{self.name} gave features of shape {list(features_BD.shape)} instead of [{shape[0]}, {self.dim}]; "
+                "its penultimate layer is not one vector per image. Choose another extractor"
             )
         features: Features = features_BD.float().cpu().numpy()
         return features
 
     def _chunk(self, height: int, width: int) -> int:
-        """Images at a time: on a GPU as many as the caller gives."""
+        """The number of images in one forward pass; on a GPU, all that the caller gives."""
         if self._device.type != "cpu":
             return sys.maxsize
         height, width = getattr(self._network, "size", None) or (height, width)
@@ -182,7 +182,7 @@ class _NetworkExtractor:
 
 
 class _Normalised(nn.Module):
-    """uint8 [B, 3, H, W]: bilinear resize to `size` (None: none), (x/255 − mean)/std, then a network."""
+    """Resizes uint8 [B, 3, H, W] bilinearly to `size` (None: not at all), applies (x/255 − mean)/std and a network."""
 
     mean: Tensor
     std: Tensor
@@ -193,7 +193,7 @@ class _Normalised(nn.Module):
         super().__init__()
         if size is not None:
             absorb_same_padding(network.eval(), torch.zeros(1, 3, *size))
-        # Channels last is the faster layout for convolutions on CPUs as on GPUs.
+        # Channels last is the faster layout for convolutions, on CPUs and on GPUs.
         self.network = network.to(memory_format=torch.channels_last)
         self.size = size
         self.register_buffer("mean", 255 * torch.tensor(list(mean)).view(-1, 1, 1))
@@ -208,7 +208,7 @@ class _Normalised(nn.Module):
 
 
 class _TimmPenultimate(nn.Module):
-    """What a timm-style model hands its classifier."""
+    """The input of a timm-style model's classifier."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class _TimmPenultimate(nn.Module):
 
 
 class _LinearInput(nn.Module):
-    """What any other classifier hands its last `nn.Linear`, caught on the way in."""
+    """The input of any other model's last `nn.Linear`, recorded by a hook."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class _LinearInput(nn.Module):
         if not linears:
             raise ConfigError(
                 "the deployed DNN has neither timm's forward_features and forward_head nor an nn.Linear, so "
-                "its features are not known; choose inception, efficientnet_lite0 or timm:NAME"
+                "its features cannot be found; choose inception, efficientnet_lite0 or timm:NAME"
             )
         self.model = model
         fold_batch_norms(model)
@@ -243,8 +243,8 @@ class _LinearInput(nn.Module):
         self.model(x_BCHW)
         if len(self._caught) != 1:
             raise ConfigError(
-                f"the deployed DNN's last nn.Linear ran {len(self._caught)} times a batch; its input is no "
-                "feature then: choose inception, efficientnet_lite0 or timm:NAME"
+                f"the deployed DNN's last nn.Linear ran {len(self._caught)} times in one batch, so its input is not "
+                "one feature vector per image; choose inception, efficientnet_lite0 or timm:NAME"
             )
         return self._caught.pop()
 
@@ -262,20 +262,20 @@ def _check_timm(name: str, weights: str | Path | None) -> None:
         raise ConfigError(f"timm {timm.__version__} has no model {name!r}{hint} timm.list_models() names all")
     if weights is None:
         raise WeightsError(
-            f"timm:{name} needs a weights file (.safetensors, or torch.save of a state dict), in features.weights; "
-            "none was given and none is downloaded"
+            f"timm:{name} needs a weights file (.safetensors, or torch.save of a state dict) in features.weights; "
+            "none was given, and none is downloaded"
         )
 
 
 def _timm(name: str, weights: Path) -> tuple[nn.Module, int]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of a classifier without classes: it is not used
+        warnings.simplefilter("ignore")  # PyTorch warns of a classifier without classes, which is not used
         model = timm.create_model(name, num_classes=0)
     cfg: Mapping[str, Any] | None = getattr(model, "pretrained_cfg", None)
     if cfg is None:
         raise ConfigError(
-            f"timm:{name} states no pretrained_cfg, so its input size and normalisation are not known. Deploy it and "
-            "set features.extractor to deployed, or name a model of timm's own."
+            f"timm:{name} has no pretrained_cfg, so its input size and normalisation are not known. Deploy it and "
+            "set features.extractor to deployed, or name one of timm's own models."
         )
     classifiers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else list(cfg["classifier"] or ())
     _load_body(model, read_weights(weights), f"timm's {name}", classifier=tuple(f"{c}." for c in classifiers))
@@ -293,7 +293,7 @@ def _lite0(weights: Path) -> nn.Module:
 
 
 def _load_body(model: nn.Module, file: WeightsFile, network: str, *, classifier: tuple[str, ...]) -> None:
-    """Loads all but the classifier, which features do not need and whose classes may be others."""
+    """Load all tensors but the classifier's, which features do not need and which may have other classes."""
     remedy = (
         "Set features.extractor to the network that the file belongs to, or features.weights to its file."
     )

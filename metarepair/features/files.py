@@ -1,4 +1,4 @@
-"""Features and moments in, files out, and back: Parquet with checksums for rows, one array for moments."""
+"""Writes and reads features (Parquet with checksums) and moments (one NumPy array)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tasks.storage.paths import Place, local, writing
 
 # N examples, D features, R rows of a factor
 
-AGAIN = "Score again: what is damaged is made again."
+AGAIN = "Score again, which rewrites damaged files."
 
 
 def write_features(path: Place, features_ND: NDArray[np.float32], image_ids_N: Ints) -> None:
-    """One row per example, with its image's id; the file appears whole or not at all."""
+    """Write one row per example, with the id of its image; the file appears only when it is complete."""
     flat = pa.array(features_ND.astype(np.float32).reshape(-1), pa.float32())
     column = pa.FixedSizeListArray.from_arrays(flat, features_ND.shape[1])
     table = pa.table({"image_id": pa.array(image_ids_N, pa.int64()), "features": column})
@@ -29,7 +29,7 @@ def write_features(path: Place, features_ND: NDArray[np.float32], image_ids_N: I
 
 
 def read_features(path: Place) -> tuple[NDArray[np.float32], Ints]:
-    """Features [N, D] float32 and image ids [N]. Raises DataError for a damaged file."""
+    """Features [N, D] float32 and image ids [N]. Raises DataError if the file is missing or damaged."""
     try:
         table = pq.read_table(local(path), page_checksum_verification=True)
         column = table["features"].combine_chunks()
@@ -41,14 +41,14 @@ def read_features(path: Place) -> tuple[NDArray[np.float32], Ints]:
 
 
 def write_moments(path: Place, moments: Moments) -> None:
-    """[1 + 1 + R, D] float64: the count (repeated), the mean, the factor."""
+    """Write moments as an array [1 + 1 + R, D] float64: the count (repeated D times), the mean, the factor."""
     count_D = np.full_like(moments.mean_D, moments.count)
     with writing(path) as part, part.open("wb") as stream:
         np.save(stream, np.vstack([count_D, moments.mean_D, moments.factor_RD]), allow_pickle=False)
 
 
 def read_moments(path: Place) -> Moments:
-    """What `write_moments` wrote, as a memory map. Raises DataError for a damaged file."""
+    """The moments in a file of `write_moments`, memory-mapped. Raises DataError if it is missing or damaged."""
     try:
         rows = cast(Doubles, np.load(local(path), mmap_mode="r", allow_pickle=False))
         return Moments(count=int(rows[0, 0]), mean_D=rows[1], factor_RD=rows[2:])

@@ -1,8 +1,8 @@
-"""A network for evaluation in, the same features sooner out: batch norms and paddings inside the convolutions.
+"""Speeds up a network for evaluation: moves batch norms and paddings into the convolutions.
 
-In evaluation a batch norm is a scale and a shift by channel, which the convolution before it can apply itself.
-TensorFlow's "same" padding of an even map at stride 2 is one row and column more behind than in front, which
-PyTorch pads in a copy of the map; a kernel that is larger by a row and a column of zeros needs no copy.
+In evaluation a batch norm is a scale and a shift for each channel, which the convolution before it can apply.
+TensorFlow's "same" padding of an even map at stride 2 adds one more row and column behind than in front, for which
+PyTorch copies the map. A kernel with an additional row and column of zeros needs no copy.
 
 Legend: B images, C channels, H W pixels. Source: torch.nn.utils.fusion; timm's Conv2dSame, BatchNormAct2d.
 """
@@ -25,15 +25,17 @@ NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
 def fold_batch_norms(network: nn.Module) -> int:
-    """Folds, in place, each batch norm whose input is a convolution's output and that output's only use.
+    """Fold, in place, each batch norm that is the only consumer of a convolution's output.
 
-    The network is put into evaluation mode. Returns how many were folded: 0 where its forward cannot be
-    traced (it branches on its input's values), which costs speed and changes nothing else.
+    The network is put into evaluation mode. Returns the number of folded batch norms. It is 0 if the forward pass
+    cannot be traced (it branches on the values of its input), which costs speed and changes nothing else.
     """
     network.eval()
     try:
         graph = _LayerTracer().trace(network)
-    except Exception:  # a tracer runs the model's own code, which may raise anything when it meets no tensor
+    except (
+        Exception
+    ):  # tracing runs the model's own code, which may raise anything when its input is no tensor
         return 0
     pairs = list(_pairs(network, graph))
     for conv_name, norm_name in pairs:
@@ -42,17 +44,17 @@ def fold_batch_norms(network: nn.Module) -> int:
 
 
 class _LayerTracer(Tracer):
-    """Convolutions and batch norms, timm's too, are nodes of the graph; their insides are not looked at."""
+    """Traces convolutions and batch norms, including timm's, as single nodes of the graph."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, CONVOLUTIONS + NORMS) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pairs(network: nn.Module, graph: Graph) -> Iterator[tuple[str, str]]:
-    """Names of convolution and batch norm, for each that follows the other and nothing else."""
+    """The names of each convolution and the batch norm that alone uses its output."""
     layers = dict(network.named_modules())
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    # A layer whose weights are read besides, as tied ones are, must keep them.
+    # A layer whose weights are also read elsewhere, as tied weights are, must keep them.
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
 
     def is_called_once(node: object, kinds: tuple[type[nn.Module], ...]) -> bool:
@@ -69,7 +71,7 @@ def _pairs(network: nn.Module, graph: Graph) -> Iterator[tuple[str, str]]:
 
 
 def _is_plain(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether it computes what its very class does: subclasses, parametrizations and hooks may do more."""
+    """Whether a layer does only what its class does; subclasses, parametrizations and hooks may do more."""
     return type(layer) in kinds and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
@@ -79,7 +81,7 @@ def _fold(network: nn.Module, conv_name: str, norm_name: str) -> None:
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    # In float64, rounded once: a weight's rounding is the same for all pixels, so pooling does not average it away.
+    # In float64, rounded once: the error of a rounded weight is the same for all pixels, so pooling does not reduce it.
     weight, bias = fuse_conv_bn_weights(
         conv.weight.double(),
         None if conv.bias is None else conv.bias.double(),
@@ -97,9 +99,9 @@ def _fold(network: nn.Module, conv_name: str, norm_name: str) -> None:
 
 
 def absorb_same_padding(network: nn.Module, example_BCHW: Tensor) -> int:
-    """Replaces, in place, timm's Conv2dSame by convolutions that pad by themselves; returns how many.
+    """Replace, in place, timm's Conv2dSame with plain convolutions that include the padding; return their number.
 
-    Right for images of the example's size alone, for the padding depends on the size of the map.
+    The result is only right for images of the example's size, since the padding depends on the size of the map.
     """
     sizes: dict[str, set[tuple[int, int]]] = defaultdict(set)
 
@@ -123,9 +125,10 @@ def absorb_same_padding(network: nn.Module, example_BCHW: Tensor) -> int:
 
 
 def _padding_itself(conv: nn.Conv2d, size: tuple[int, int]) -> nn.Conv2d:
-    """The convolution for maps of `size`: `total` rows of padding are its own, half of them on either side.
+    """The convolution for maps of `size`, with the `total` rows and columns of padding included, half on each side.
 
-    Where `total` is odd, the row behind is one more; then so is the row in front, with a kernel of zeros on it.
+    If `total` is odd, "same" padding has one more row behind. The row in front is then padded as well, and the kernel
+    gets a row of zeros for it.
     """
     axes = zip(size, conv.kernel_size, conv.stride, strict=True)
     total = [max((-(-pixels // stride) - 1) * stride + kernel - pixels, 0) for pixels, kernel, stride in axes]

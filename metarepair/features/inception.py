@@ -1,9 +1,9 @@
-"""uint8 images in, the 2,048 pool3 features of the published FID Inception out.
+"""Computes the 2,048 pool3 features of the published FID Inception from uint8 images.
 
 The network is TensorFlow's 2015 Inception graph (1,008 outputs), as every FID since Heusel et al. 2017 uses
 it: TensorFlow 1's bilinear resize to 299, (x − 128)/128, average pools that do not count the padding, and
-a max pool in the last block. Modules and parameters bear the names of the published weights, so that both
-published files load as they are.
+a max pool in the last block. Modules and parameters have the names of the published weights, so both
+published files load unchanged.
 
 Legend: B images, C channels, H W pixels. Source: Szegedy et al. 2015, "Rethinking the Inception Architecture
 for Computer Vision"; the weights are TensorFlow's (Apache-2.0), converted by pytorch-fid and torch-fidelity.
@@ -27,8 +27,8 @@ from tasks.errors import DataError
 FEATURES = 2048
 INPUT_SIZE = 299
 
-# Blocks by the size of their maps. A line is a branch, a word a convolution: name:channels@kernel/stride;
-# a|b both take what comes before them and are concatenated. W is a width that differs between blocks.
+# Blocks by the size of their maps. A line is a branch, and a word is a convolution: name:channels@kernel/stride.
+# In a|b, both take the same input and their outputs are concatenated. W is a width that differs between blocks.
 MAPS_35 = """
     branch1x1:64
     branch5x5_1:48 branch5x5_2:64@5x5
@@ -57,7 +57,7 @@ Pool = Literal["average", "max", "max_stride_2"]
 
 
 class Conv(NamedTuple):
-    """One convolution of a block. Stride 1 keeps the size, stride 2 goes without padding."""
+    """One convolution of a block. Stride 1 keeps the size of the map; stride 2 has no padding."""
 
     name: str
     channels: int
@@ -146,11 +146,11 @@ class FidInception(nn.Module):
         self.Mixed_6e = Mixed(768, MAPS_17.replace("W", "192"), "average", 192)
         self.Mixed_7a = Mixed(768, MAPS_17_TO_8, "max_stride_2")
         self.Mixed_7b = Mixed(1280, MAPS_8, "average", 192)
-        self.Mixed_7c = Mixed(2048, MAPS_8, "max", 192)  # a max pool: so it is in the published graph
+        self.Mixed_7c = Mixed(2048, MAPS_8, "max", 192)  # a max pool, as in the published graph
         self.fc = nn.Linear(FEATURES, 1008)  # unused here, but in the published files
 
     def forward(self, images_BCHW_u8: Tensor) -> Tensor:
-        """Features [B, 2048], float32; DataError for anything but uint8 images of three channels."""
+        """Features [B, 2048], float32. Raises DataError for anything but uint8 images of three channels."""
         if images_BCHW_u8.dtype != torch.uint8 or images_BCHW_u8.ndim != 4 or images_BCHW_u8.shape[1] != 3:
             raise DataError(
                 f"the FID Inception takes uint8 images [B, 3, H, W], not {images_BCHW_u8.dtype} "
@@ -160,15 +160,15 @@ class FidInception(nn.Module):
         h_BCHW = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(h_BCHW)))
         h_BCHW = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(h_BCHW, 3, stride=2)))
         h_BCHW = F.max_pool2d(h_BCHW, 3, stride=2)
-        for block in self.children():  # in the order of their definition
+        for block in self.children():  # in the order of definition
             h_BCHW = block(h_BCHW) if isinstance(block, Mixed) else h_BCHW
         return h_BCHW.mean(dim=(2, 3))
 
 
 def resize_like_tensorflow_1(x_BCHW: Tensor, size: int) -> Tensor:
-    """Bilinear resize to size × size at source = target · in/out: no half pixel, no antialiasing.
+    """Bilinear resize to size × size, with source = target · in/out: no half-pixel offset, no antialiasing.
 
-    Source: TensorFlow 1 `resize_bilinear`, align_corners=False: columns first, then rows, in float32.
+    Columns first, then rows, in float32. Source: TensorFlow 1 `resize_bilinear`, align_corners=False.
     """
     return _resize_axis(_resize_axis(x_BCHW, 3, size), 2, size)
 
@@ -189,10 +189,10 @@ def build_fid_inception() -> nn.Module:
 
 
 def fold_fid_inception(network: nn.Module) -> nn.Module:
-    """The same features to rounding, sooner: each batch norm goes into its convolution. Returns the network itself.
+    """Fold each batch norm into its convolution: the same features to rounding, in less time. Returns the network.
 
-    The 1×1 convolutions of a block that share an input stay apart: merged, they took 0.95 to 1.02 of the time
-    (four images, one thread), and all 1×1 convolutions are a quarter of the whole.
+    The 1×1 convolutions of a block that share an input are not merged: merged, they took 0.95 to 1.02 of the time
+    (four images, one thread), and all 1×1 convolutions take a quarter of the whole.
     """
     for module in network.modules():
         if isinstance(module, ConvBlock):
@@ -203,11 +203,11 @@ def fold_fid_inception(network: nn.Module) -> nn.Module:
 def load_fid_inception(path: Path | None) -> nn.Module:
     """The network with published weights, for evaluation only.
 
-    From `path`, or where `inception_weights.obtain_fid_inception` finds the file or downloads it to. Raises
-    WeightsError when there is none (where it was sought, what to do) or when the file is not this network's.
+    The file is `path`, or the one that `inception_weights.obtain_fid_inception` finds or downloads. Raises WeightsError
+    if there is none, with the places searched and the remedy, or if it belongs to another network.
     """
     file = obtain_fid_inception(path)
-    with torch.device("meta"):  # no random numbers are drawn for what the file replaces
+    with torch.device("meta"):  # no random numbers are drawn for weights that the file replaces
         network = build_fid_inception()
     expected = network.state_dict()
     fitted = fit(

@@ -1,7 +1,7 @@
-"""Nothing or a path in, the file with the published FID Inception's weights out: sought, else downloaded and checked.
+"""Finds the weights file of the published FID Inception, or downloads and checks it.
 
-METAREPAIR_WEIGHTS, the user's cache, torch.hub's cache, the releases of two projects, in this order. Both projects
-publish the same bytes. Legend: one MB is 10⁶ bytes.
+The order is METAREPAIR_WEIGHTS, the user's cache, torch.hub's cache, then the releases of two projects, which publish
+the same bytes. Legend: one MB is 10⁶ bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tasks.errors import WeightsError
 VARIABLE = "METAREPAIR_WEIGHTS"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIZE_BYTES = 95_628_359
-TIMEOUT_S = 30.0  # without a byte
+TIMEOUT_S = 30.0  # without receiving a byte
 _NAME, _RELEASES = f"inception-2015-12-05-{SHA256[:8]}.pth", "releases/download"
 PUBLISHED = {
     "pytorch-fid": f"https://github.com/mseitzer/pytorch-fid/{_RELEASES}/fid_weights/pt_{_NAME}",
@@ -36,10 +36,10 @@ MB = 10**6
 
 
 def obtain_fid_inception(path: Path | None) -> Path:
-    """The file that `find_fid_inception` finds, else a download into the user's cache.
+    """The file that `find_fid_inception` finds, or else a download into the user's cache.
 
-    Nothing is downloaded when `path` or METAREPAIR_WEIGHTS names a place: who names one means that one, and a
-    misspelt name shall not cost a download. Raises WeightsError with the remedy when there is no file.
+    Nothing is downloaded if `path` or METAREPAIR_WEIGHTS names a place, so that a misspelt name does not cost a
+    download. Raises WeightsError with the remedy if there is no file.
     """
     file = _first(_places(path))
     if file is not None:
@@ -50,11 +50,11 @@ def obtain_fid_inception(path: Path | None) -> Path:
 
 
 def find_fid_inception(path: Path | None) -> Path:
-    """The file with the weights, without downloading; WeightsError says where it was sought and what to do.
+    """The weights file, without a download. Raises WeightsError with the places searched and the remedy.
 
-    Sought at `path` alone when it is given, else at METAREPAIR_WEIGHTS (each a .pth or .safetensors file, or a
-    folder that holds one under a published name), in the user's cache and in torch.hub's cache, where
-    torch-fidelity and torchmetrics keep the same file.
+    If `path` is given, only it is searched. Otherwise the places are METAREPAIR_WEIGHTS, the user's cache and
+    torch.hub's cache, where torch-fidelity and torchmetrics keep the same file. `path` and METAREPAIR_WEIGHTS are each
+    a .pth or .safetensors file, or a folder that holds one under a published name.
     """
     file = _first(_places(path))
     if file is None:
@@ -63,17 +63,17 @@ def find_fid_inception(path: Path | None) -> Path:
 
 
 def download_fid_inception(folder: Path | None = None) -> Path:
-    """Downloads the weights (96 MB) into `folder` (None: the user's cache), with progress on standard error.
+    """Download the weights (96 MB) into `folder` (None: the user's cache), with progress on standard error.
 
-    The file appears there whole and with the published SHA-256, or not at all. The second project is asked
-    when the first does not deliver; WeightsError, with the reasons and the remedy, when neither does.
+    The file appears there only when it is complete and has the published SHA-256. If the first project's download
+    fails, the second is tried. Raises WeightsError, with the reasons and the remedy, if both fail.
     """
     folder = folder or cache_folder()
     reasons = []
     for url in PUBLISHED.values():
         try:
             return _fetch(url, folder)
-        except (OSError, HTTPException, ValueError) as error:  # no network, a broken answer, other bytes
+        except (OSError, HTTPException, ValueError) as error:  # no network, a broken response, other bytes
             reasons.append(f"{url} ({error or type(error).__name__})")
     raise WeightsError(
         f"the FID Inception's weights could not be downloaded into {folder}: {'; '.join(reasons)}. {_remedy()}"
@@ -81,7 +81,7 @@ def download_fid_inception(folder: Path | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's cache of this program: below XDG_CACHE_HOME, or ~/.cache where that is not set."""
+    """The user's cache for this program: below XDG_CACHE_HOME, or ~/.cache if that is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metarepair"
 
 
@@ -90,7 +90,7 @@ def _places(path: Path | None) -> list[Path]:
         return [path]
     named = Path(os.environ[VARIABLE]).expanduser() if os.environ.get(VARIABLE) else None
     if named is not None and not named.is_dir():
-        return [named]  # a file that was asked for and is not there is an error, even if a cache has it
+        return [named]  # a file that is named and does not exist is an error, even if a cache has it
     caches = [cache_folder(), Path(torch.hub.get_dir()) / "checkpoints"]
     return caches if named is None else [named, *caches]
 
@@ -101,22 +101,22 @@ def _first(places: Sequence[Path]) -> Path | None:
 
 
 def _missing(path: Path | None) -> WeightsError:
-    sought = ", ".join(map(str, _places(path)))
-    return WeightsError(f"no FID Inception weights in {sought}. {_remedy()}")
+    searched = ", ".join(map(str, _places(path)))
+    return WeightsError(f"no FID Inception weights in {searched}. {_remedy()}")
 
 
 def _remedy() -> str:
     return (
         f"Get {' or '.join(PUBLISHED.values())} (the same bytes; SHA-256 {SHA256}), and put it into "
         f"{cache_folder()} under its own name, or set {VARIABLE} to it (the file or its folder). With a network "
-        f"and {VARIABLE} not set, it is downloaded where it is first needed. Or choose other features: "
+        f"and without {VARIABLE}, it is downloaded when it is first needed. Or choose other features: "
         "efficientnet_lite0, timm:NAME or deployed"
     )
 
 
 def _fetch(url: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    # A name that no search takes for the file, and that no other download into the folder shares.
+    # A name that no search mistakes for the file, and that no other download into the folder uses.
     part = folder / f".download-{uuid4().hex}.tmp"
     try:
         request = Request(url, headers={"User-Agent": "metarepair"})
@@ -128,7 +128,7 @@ def _fetch(url: str, folder: Path) -> Path:
 
 
 def _copy(source: IO[bytes], part: IO[bytes], size_bytes: int) -> None:
-    """All of `source` into `part`; ValueError unless it has the published SHA-256."""
+    """Copy all of `source` into `part`. Raises ValueError unless it has the published SHA-256."""
     progress = Progress("FID Inception weights", -(-size_bytes // MB), "MB")
     digest, count = hashlib.sha256(), 0
     while block := source.read(MB):
@@ -139,5 +139,5 @@ def _copy(source: IO[bytes], part: IO[bytes], size_bytes: int) -> None:
             count // MB - progress.done if count < size_bytes else progress.total - progress.done
         )
     if digest.hexdigest() != SHA256:
-        ended = f"it ended after {count:,} of {size_bytes:,} bytes" if count < size_bytes else "other bytes"
-        raise ValueError(f"{ended}: SHA-256 {digest.hexdigest()[:16]}… instead of {SHA256[:16]}…")
+        problem = f"it ended after {count:,} of {size_bytes:,} bytes" if count < size_bytes else "other bytes"
+        raise ValueError(f"{problem}: SHA-256 {digest.hexdigest()[:16]}… instead of {SHA256[:16]}…")

