@@ -44,12 +44,12 @@ class GivenImages:
 
 
 def collect_images(given: Any, *, name: str, channels: int = 3) -> GivenImages:
-    """Read labelled images into memory: (images, labels), one of this project's splits or Failures, or a sequence of
-    (image, label) pairs.
+    """Read labelled images into memory.
 
-    An image is a PIL image, uint8 [H, W, C] or [C, H, W], or a float tensor [C, H, W] as the DNN takes it. PIL images
-    are converted like those of a data set: rotated by their EXIF tag, 16-bit grey to 8 bits by its whole range, and all
-    to RGB. Grey images stay grey only if `channels`, the number that the DNN takes, is 1. Raises DataError for anything
+    given: (images, labels), one of this project's splits or Failures, or a sequence of (image, label) pairs. An image
+    is a PIL image, uint8 [H, W, C] or [C, H, W], or a float tensor [C, H, W] as the DNN takes it. PIL images are
+    converted like those of a data set: rotated by their EXIF tag, 16-bit grey to 8 bits by its whole range, and all to
+    RGB. Grey images stay grey only if `channels`, the number that the DNN takes, is 1. Raises DataError for anything
     else.
     """
     ids: Ints | None = None

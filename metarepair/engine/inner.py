@@ -52,12 +52,14 @@ class FunctionalNet:
     """A module called with parameters and buffers from outside, under an inner rule.
 
     The constructor puts the module into evaluation mode, where it stays. From then on every call leaves the module
-    unchanged, buffers included. Attention runs on PyTorch's math kernel, the only one with a second derivative.
+    unchanged, buffers included. In `support` and `query`, attention runs on PyTorch's math kernel, the one with a
+    second derivative.
 
     Args:
         module: A classifier from images [B, C, H, W] to logits [B, K].
         rule: How tasks adapt; it also sets how batch norm and dropout behave in a pass.
-        bf16: Run layers under bfloat16 autocast where it is safe. Parameters, losses and gradients stay float32.
+        bf16: Run the layers of `support` and `query` under bfloat16 autocast where it is safe. Parameters, losses and
+            gradients stay float32.
 
     Attributes:
         trainable: Names of the parameters with `requires_grad=True`. The others are used and never changed.
@@ -110,7 +112,7 @@ class FunctionalNet:
             parameters: All parameters, by name.
             buffers: All buffers, by name.
             batch: The support batch.
-            step: Number of the inner step, from 0; it keys dropout masks.
+            step: Index of the inner step, from 0; it keys dropout masks.
             moves: Whether batch norm updates its statistics, which it does only under "adapt". Give False to repeat a
                 step whose updated statistics are known.
 
@@ -257,7 +259,7 @@ def adapt(
         parameters: All parameters, by name; `net.parameters()` for the module's own. They are not changed.
         buffers: All buffers, by name; `net.buffers()` for the module's own. They are not changed.
         support: The batch to adapt to. Every step uses all of it.
-        factors: Factors of learned rates, [T] for each adapted tensor; None multiplies `rule.rate` by 1.
+        factors: Factors of learned rates, [T] for each adapted tensor; None for `rule.rate` alone.
 
     Returns:
         The adapted parameters, detached, and the buffers after the last step. Both hold every name.

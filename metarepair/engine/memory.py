@@ -22,8 +22,8 @@ from metarepair.engine.vectors import State
 Memory = Literal["auto", "graph", "recompute"]
 
 USED = 0.8  # share of the free memory that a plan may take
-# Of control groups version 2 and version 1: the files of limit, usage and statistics, and the statistic that counts
-# page cache which can be dropped.
+# For control groups version 2, then version 1: the files of limit, usage and statistics, and the statistic that counts
+# page cache that can be dropped.
 CGROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
@@ -83,7 +83,7 @@ def plan_for(
         The number of steps, and the reason.
 
     Raises:
-        ConfigError: `memory` is no mode and no number, or autograd cannot differentiate the model twice.
+        ConfigError: `memory` is neither a mode nor a number of steps, or autograd cannot differentiate the model twice.
     """
     if not isinstance(memory, int):
         check_choice("memory", memory, get_args(Memory), more="or a number of steps, at least 0")

@@ -148,8 +148,8 @@ def task_gradient(
         The loss, the accuracy, and the gradient for each trainable parameter and factor.
 
     Raises:
-        ConfigError: Gradients are off (torch.inference_mode()), an option is none of those above, a state has missing
-            or extra names, no selected parameter is trainable, or autograd cannot differentiate the model.
+        ConfigError: Gradients are off (torch.inference_mode()), an option is not one of those above, a state has
+            missing or extra names, no selected parameter is trainable, or autograd cannot differentiate the model.
         DataError: A batch is empty or has a different number of labels than of images, or `outer` needs a clean batch
             that the task does not have.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 # P parameters
 
-State = dict[str, Tensor]
+State = dict[str, Tensor]  # parameters or buffers, by the names that the module lists
 
 
 def copied_parameters(module: nn.Module) -> State:

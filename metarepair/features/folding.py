@@ -33,9 +33,7 @@ def fold_batch_norms(network: nn.Module) -> int:
     network.eval()
     try:
         graph = _LayerTracer().trace(network)
-    except (
-        Exception
-    ):  # tracing runs the model's own code, which may raise anything when its input is no tensor
+    except Exception:  # tracing runs the model's code without a tensor, so it may raise anything
         return 0
     pairs = list(_pairs(network, graph))
     for conv_name, norm_name in pairs:
