@@ -69,7 +69,7 @@ def check_batch(name: str, images_BCHW: Tensor, labels_B: Tensor) -> None:
 
 
 def no_path(module: nn.Module, count: int) -> ConfigError:
-    """The error for a loss that no derivative connects with any of the `count` parameters to adapt."""
+    """The error for a loss that autograd connects with none of the `count` parameters to adapt."""
     return ConfigError(
         f"Autograd finds no path from the logits of {type(module).__name__} to any of the {count} tensors to adapt. "
         "There is no gradient through torch.no_grad(), detach() or item(): remove these from the forward pass, or "

@@ -89,7 +89,7 @@ def evaluate(
     test: Dataset,
     candidates: Sequence[Candidate],
 ) -> Judged:
-    """Evaluate all candidates on the same images, with the same pixels in every corrupted image.
+    """Evaluate all candidates on the same images; a corrupted image has the same pixels for all of them.
 
     D_fail is opened last.
     """
@@ -188,7 +188,7 @@ def _accuracy(predicted_N: Ints, labels_N: Ints) -> float:
 
 
 def _broken(pairs: Sequence[tuple[Ints, Ints]], labels_N: Ints) -> float:
-    """The share of images classified correctly before the repair and wrongly after it."""
+    """Of the images classified correctly before the repair, the share classified wrongly after it."""
     right_before = sum(int((before == labels_N).sum()) for before, _ in pairs)
     broken = sum(int(((before == labels_N) & (after != labels_N)).sum()) for before, after in pairs)
     return broken / max(right_before, 1)

@@ -79,9 +79,9 @@ class MetaTrainer:
     def run_episode(self) -> dict[str, float]:
         """Run one episode: sum the meta-gradients of its tasks, then take one outer step (lines 4-11).
 
-        Returns the episode's metrics, which are also appended to the history. An episode whose loss or gradient is not
-        finite takes no step and is counted as skipped. Raises DivergedError if more than train.max_skipped episodes are
-        skipped, if all of them are, or if θ is not finite after a step.
+        Returns the episode's metrics with its speed, and appends the metrics to the history. An episode whose loss or
+        gradient is not finite takes no step and is counted as skipped. Raises DivergedError if more than
+        train.max_skipped episodes are skipped, if all of them are, or if θ is not finite after a step.
         """
         started = time.monotonic()
         terms = [self._task_vector(slot) for slot in self.slots]  # lines 6-9
