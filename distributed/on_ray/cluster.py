@@ -1,6 +1,7 @@
-"""An address or none in, a connection to Ray out; what was started here is stopped here.
+"""Connect to a Ray cluster, or start Ray on this machine and stop it at the end.
 
-What was asked for is set against what the cluster has before anything is begun: Ray itself would wait for ever.
+The requested resources are checked against the cluster's before any work starts: Ray itself would wait forever for
+resources that the cluster does not have.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ KNOCK_S = 10.0
 
 @contextmanager
 def connected(config: Config, address: str | None) -> Iterator[None]:
-    """Ray for the time of the block; nothing at all when `workers` is 0.
+    """Keep a connection to Ray open for the block; do nothing if `workers` is 0.
 
-    A cluster is joined at `address` or RAY_ADDRESS; otherwise one is started on this machine and stopped again.
-    Raises UserError when no cluster answers, WorkerError when Ray itself fails meanwhile, ConfigError when it has too
-    few CPUs or GPUs for what is asked, or when an address is given and no workers are.
+    Join the cluster at `address` or RAY_ADDRESS if one is given; otherwise start Ray on this machine and stop it
+    after the block. Raises UserError if no cluster answers, WorkerError if Ray itself fails inside the block,
+    ConfigError if the cluster has too few CPUs or GPUs, or if an address is given and `workers` is 0.
     """
     if config.workers == 0:
         if address:
             raise ConfigError(
-                f"--address {address} joins a Ray cluster, and workers=0 does without Ray: nothing would run there. "
-                "Say how many workers to use (--set workers=2), or leave --address out."
+                f"--address {address} joins a Ray cluster, but workers=0 runs without Ray. "
+                "Set the number of workers (--set workers=2), or omit --address."
             )
         yield
         return
-    # The controller polls this often; a report waits for the poll.
+    # Ray Train's controller polls at this interval, and each report waits for the next poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Training workers stay in the driver's folder: paths of the settings and the user's modules are relative to it.
+    # Training workers stay in the driver's folder: paths in the settings and the user's modules are relative to it.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # A thread that is left to end by itself may call Ray after it was stopped, and Ray would start another one for it.
+    # A thread that outlives Ray's shutdown may still call Ray, which would then start a new cluster for it.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
@@ -70,13 +71,13 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
 
 
 def _log_options() -> dict[str, object]:
-    """Options of `ray.init`: with --verbose, Ray's own lines and what its workers print are shown, too."""
+    """Options of `ray.init`: --verbose also shows Ray's own lines and the output of its workers."""
     shown = logger.isEnabledFor(logging.DEBUG)
     return {"logging_level": "info" if shown else "warning", "log_to_driver": shown}
 
 
 def _join(address: str, options: Mapping[str, object]) -> None:
-    """Connects to the cluster at `address`. Raises UserError with what Ray says where that fails."""
+    """Connect to the cluster at `address`. Raises UserError with Ray's message if that fails."""
     import ray
 
     try:
@@ -85,31 +86,31 @@ def _join(address: str, options: Mapping[str, object]) -> None:
     except Exception as error:
         ray.shutdown()
         raise UserError(
-            f"The Ray cluster at {address} could not be joined ({words_of(error)}). Start one (`ray start --head`), "
-            "correct --address, or set workers=0 to do without."
+            f"Cannot join the Ray cluster at {address} ({words_of(error)}). Start one (`ray start --head`), "
+            "correct --address, or set workers=0 to run without Ray."
         ) from error
 
 
 def _knock(address: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT, which Ray would try for minutes to find out."""
+    """Raise OSError if nothing listens at HOST:PORT. Ray itself would retry for minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 def gpus_per_worker(config: Config) -> float:
-    """GPUs that each worker asks for: none but with device: cuda."""
+    """GPUs that each worker reserves: 0 unless `device` is cuda."""
     return config.ray.gpus_per_worker if config.device == "cuda" else 0.0
 
 
 def worker_resources(config: Config) -> dict[str, float]:
-    """What Ray reserves for each training worker."""
+    """The resources that Ray reserves for each training worker."""
     gpus = gpus_per_worker(config)
     return {"CPU": config.ray.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
 
 
 def check_room(config: Config) -> None:
-    """Raises ConfigError when the cluster cannot place the workers asked for, after `ray.wait_s` seconds of waiting."""
+    """Raise ConfigError if the cluster still cannot place the requested workers after `ray.wait_s` seconds."""
     import ray
 
     deadline = time.monotonic() + config.ray.wait_s
@@ -124,12 +125,12 @@ def check_room(config: Config) -> None:
 
 
 def places(config: Config) -> int:
-    """How many trainings of `workers` workers the cluster has room for at once; at least 1."""
+    """The number of trainings of `workers` workers that fit on the cluster at once; at least 1."""
     return max(1, single_places(config) // max(config.workers, 1))
 
 
 def single_places(config: Config) -> int:
-    """How many single workers the cluster has room for at once; at least 1."""
+    """The number of single workers that fit on the cluster at once; at least 1."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -137,8 +138,8 @@ def single_places(config: Config) -> int:
 
 
 def _fitting(worker: Mapping[str, float], nodes: list[dict[str, Any]]) -> int:
-    """Workers that fit; a worker is on one node."""
-    # A tenth part taken ten times leaves a little more or less than nothing.
+    """The number of workers that fit on the nodes. Each worker must fit on one node."""
+    # The tolerance covers rounding: floor(0.3 / 0.1) is 2.
     return sum(
         min(math.floor(node.get(kind, 0) / amount + 1e-6) for kind, amount in worker.items())
         for node in nodes
@@ -146,7 +147,7 @@ def _fitting(worker: Mapping[str, float], nodes: list[dict[str, Any]]) -> int:
 
 
 def _lacking(config: Config, nodes: list[dict[str, Any]]) -> str | None:
-    """What to say where fewer workers fit than are needed; None where enough do."""
+    """The error message if fewer workers fit than are needed; None if enough fit."""
     worker, needed = worker_resources(config), config.ray.min_workers or config.workers
     fitting = _fitting(worker, nodes)
     if fitting >= needed:
@@ -156,11 +157,13 @@ def _lacking(config: Config, nodes: list[dict[str, Any]]) -> str | None:
     there = " and ".join(f"{amount:g} {kind}s" for kind, amount in has.items())
     split = ""
     if all(has[kind] >= needed * amount for kind, amount in worker.items()):
-        split = f", but no more than {fitting} workers fit on its {len(nodes)} nodes, since a worker is on one of them"
-    remedy = f"Set workers={fitting} or less" if fitting else "Set workers=0 to do without Ray"
-    less = [f"ray.{kind.lower()}s_per_worker lower" for kind in worker]
-    others = ", ".join([*less, *(["device=cpu"] if "GPU" in worker else [])])
+        split = (
+            f", but only {fitting} workers fit on its {len(nodes)} nodes, as each worker must fit on one node"
+        )
+    remedy = f"Set workers={fitting} or less" if fitting else "Set workers=0 to run without Ray"
+    less = [f"lower ray.{kind.lower()}s_per_worker" for kind in worker]
+    others = ", ".join([*less, *(["set device=cpu"] if "GPU" in worker else [])])
     return (
         f"workers={config.workers} needs {asked}, the cluster has {there}{split}. {remedy}, {others}, "
-        "or ray.wait_s to the seconds that an autoscaling cluster needs to grow."
+        "or set ray.wait_s to the seconds that an autoscaling cluster needs to grow."
     )

@@ -1,4 +1,4 @@
-"""The training loop's surroundings on Ray Train: rank, device, all-reduce, report, checkpoint."""
+"""The training loop's context on Ray Train: rank, device, all-reduce, report, checkpoint."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from distributed.on_ray.metrics import count_round
 from metarepair.runs.context import Journal, Metrics
 from tasks.storage.paths import Place, place
 
-BUCKET_BYTES = 1 << 25  # of an all-reduce: the next is under way while one is summed
+BUCKET_BYTES = 1 << 25  # of one bucket of an all-reduce; all buckets are in flight together
 
 
 @dataclass(kw_only=True)
 class RayContext:
-    """One rank of a Ray Train worker group. Checkpoints are our own: Ray Train is told the metrics alone.
+    """One rank of a Ray Train worker group. Ray Train receives only the metrics; checkpoints are our own.
 
-    So they have one layout with and without Ray, are published while the training goes on, and the newest whole one is
-    found whoever wrote it.
+    So checkpoints have one layout with and without Ray, are published while training continues, and the newest
+    complete one is found whoever wrote it.
     """
 
     folder: Place
@@ -61,9 +61,9 @@ class RayContext:
                 torch.distributed.broadcast(tensor, src=0)
 
     def last_checkpoint(self) -> Place | None:
-        # Rank 0 chooses: a file that is damaged on one node alone must not send the ranks apart.
-        found = self.journal.checkpoints.newest() if self.rank == 0 else None
-        chosen = [None if found is None else str(found)]
+        # Rank 0 chooses for all: a file damaged on one node must not make the ranks resume from different checkpoints.
+        newest = self.journal.checkpoints.newest() if self.rank == 0 else None
+        chosen = [None if newest is None else str(newest)]
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(chosen, src=0, device=self.device)
         return None if chosen[0] is None else place(chosen[0])

@@ -1,7 +1,7 @@
-"""A UserError of one rank in, the same error at the driver out: over storage, as a worker group can only die.
+"""Pass a UserError from a rank to the driver through storage, so that Ray Train does not retry it.
 
-Ray Train starts a group again whatever it died of. What the user must mend would fail as often as that; so the rank
-that meets it leaves it on storage, the group that is started next finds it and ends at once, and the driver raises it.
+Ray Train restarts a worker group whatever ended it, and an error that the user must fix would recur each time. So the
+rank that raises it writes it to storage. The restarted group finds it there and ends at once; the driver raises it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAILURE = "failure.json"
 
 
 def write_failure(folder: Place, error: UserError | None) -> None:
-    """Leaves the error in `folder`; None takes away what an earlier attempt left."""
+    """Write the error to `folder`; with None, remove the one that an earlier attempt wrote."""
     if error is None:
         remove(folder / FAILURE)
         return
@@ -27,7 +27,7 @@ def write_failure(folder: Place, error: UserError | None) -> None:
 
 
 def read_failure(folder: Place) -> UserError | None:
-    """The error that was left in `folder`, None where there is none."""
+    """The error that was written to `folder`, or None."""
     try:
         content = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
         kind = getattr(tasks.errors, content["kind"])
@@ -38,29 +38,29 @@ def read_failure(folder: Place) -> UserError | None:
 
 
 def user_error(error: BaseException) -> BaseException:
-    """What ended a Ray Train run, for the user: a worker's own UserError, a WorkerError where Ray lost it.
+    """The error to show for a failed Ray Train run: a worker's own UserError, or WorkerError if Ray lost the worker.
 
-    Any other error comes back as it is.
+    Any other error is returned unchanged.
     """
     from ray.exceptions import RayError, RayTaskError
 
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", None)}
     causes = [cause for failure in failures.values() for cause in _chain(failure)]
     for cause in causes:
-        # Ray's error of a task is of its cause's class, too, and says a traceback.
+        # A RayTaskError is also an instance of its cause's class, but its text is a traceback.
         if isinstance(cause, UserError) and not isinstance(cause, RayTaskError):
             return cause
     for cause in causes:
         if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
             return WorkerError(
-                "The workers of a training were lost, more often than ray.max_failures allows. Ray says: "
-                f"{words_of(cause)} Its logs say more. {GO_ON}"
+                "A training lost its workers more often than ray.max_failures allows. Ray says: "
+                f"{words_of(cause)} See Ray's logs for details. {GO_ON}"
             )
     return error
 
 
 def _chain(error: Any) -> Iterator[Any]:
-    """An error and what it came from, however Ray wraps it."""
+    """The error and its causes, however Ray wraps them."""
     while error is not None:
         yield error
         wrapped = getattr(error, "cause", None) or getattr(error, "health_check_failure", None)

@@ -1,4 +1,4 @@
-"""Do work in Ray's processes: one call whose log lines reach the driver, or many items by actors."""
+"""Run work in Ray's processes: one call whose log lines reach the driver, or many items on actors."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from metarepair.runs.logs import handled
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
-RETRIES = 3  # of a task whose process died
+RETRIES = 3  # of a task whose process dies
 
 
 def call_on_worker(work: Callable[..., object], config: Config, *arguments: Any) -> None:
-    """Call `work(config, *arguments)` on a worker. What it logs is logged here, as it comes.
+    """Call `work(config, *arguments)` on a worker, and log its log records here as they arrive.
 
-    Raises what the work raised; a UserError as itself.
+    A UserError or OSError of the work is raised as itself, any other error as Ray's RayTaskError.
     """
     import ray
 
@@ -45,7 +45,7 @@ def call_on_worker(work: Callable[..., object], config: Config, *arguments: Any)
 def _records_of(
     work: Callable[..., object], settings: dict[str, Any], arguments: Sequence[Any], level: int
 ) -> Iterator[logging.LogRecord]:
-    """What `work` logs from `level` on, while it goes on in a thread."""
+    """Run `work` in a thread, and yield its log records of `level` and above."""
     config, records = parse_config(settings), queue.SimpleQueue[logging.LogRecord | None]()
     failed: list[BaseException] = []
 
@@ -68,19 +68,19 @@ def _records_of(
 
 
 def map_on_workers(config: Config, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """The results in the order of the items, each piece done by an actor; as many at once as there is room for."""
+    """Yield the results in the order of the items. Actors do the work, as many as the cluster has room for."""
     import ray
 
     numbered = list(enumerate(items))
     done: dict[int, Result] = {}
-    shared = ray.put(work)  # once for all: it may hold the clean images
-    found = map_items(
+    shared = ray.put(work)  # stored once for all actors: it may hold the clean images
+    results = map_items(
         partial(_build_numbered, shared),
         numbered,
         workers=single_places(config),
         resources=worker_resources(config),
     )
-    for (number, _), result in found:
+    for (number, _), result in results:
         done[number] = result
     yield from (done[number] for number in range(len(items)))
 

@@ -1,7 +1,11 @@
-"""Map work items over Ray actors; small results come back as they are done.
+"""Map work items over Ray actors, and yield small results as they finish.
 
-An actor constructs the worker once and calls it for each item. Items are handed out one after the other to
-whoever is free; an actor that dies is restarted and its item done again, nothing else.
+Each actor builds the worker once and calls it for each item. An actor that finishes an item is given the next one.
+
+When an actor dies, Ray restarts it, on another node if its own was lost. The restarted actor builds the worker again
+and repeats only the items that it had in progress; finished items are kept. An item is tried at most ATTEMPTS times:
+if the actor is lost each time, the map ends with WorkerError. An error that the worker raises is not retried: the map
+raises it at once.
 """
 
 from __future__ import annotations
@@ -17,9 +21,9 @@ from tasks.errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-IN_FLIGHT = 2  # items per actor: the next is there when one is done, and no queue grows
+IN_FLIGHT = 2  # items per actor: it need not wait for its next item, and its queue stays short
 ONE_CPU: Mapping[str, float] = {"CPU": 1.0}
-ATTEMPTS = 4  # at an item; actors are restarted as often as it takes
+ATTEMPTS = 4  # per item; the number of actor restarts is not limited
 
 
 def map_items(
@@ -29,12 +33,12 @@ def map_items(
     workers: int,
     resources: Mapping[str, float] = ONE_CPU,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yields (item, result) in the order of completion. `build` makes the worker where it runs.
+    """Yield (item, result) in the order of completion. `build` creates the worker inside each actor.
 
-    resources: the CPUs and GPUs that each of the `workers` actors reserves. Those that the cluster has no room for at
-    the moment get no items, and join in when there is.
-    Raises what the worker raised; a UserError comes out as itself. WorkerError where an actor cannot be started, or is
-    lost each time that an item is tried.
+    resources: the CPUs and GPUs that each of the `workers` actors reserves. An actor that the cluster has no room for
+    gets no items until it has started.
+    Raises a UserError or OSError of the worker as itself and any other as Ray's RayTaskError; WorkerError if an actor
+    cannot be started, or is lost in every attempt at an item.
     """
     if not items:
         return
@@ -68,14 +72,14 @@ def _map_on_actors(
                 item = running.pop(done)[1]
                 yield item, _result(done, item)
             if not any(busy is actor for busy, _ in running.values()):
-                ray.kill(actor)  # it has nothing more to do: its place is for one whose node was lost
+                ray.kill(actor)  # it has no more work: free its place for an actor whose node was lost
     finally:
         for actor in actors:
             ray.kill(actor)
 
 
 def _started(reference: Any) -> None:
-    """Raises WorkerError where an actor did not come into its place."""
+    """Raise WorkerError if the actor could not be started."""
     import ray
 
     try:
@@ -93,20 +97,21 @@ def _result(reference: Any, item: Any) -> Any:
         raise_cause(error)
     except ray.exceptions.RayActorError as error:
         raise WorkerError(
-            f"A worker was lost at or next to {item}, in each of {ATTEMPTS} attempts. {_said_and_remedy(error)}"
+            f"A worker was lost in each of {ATTEMPTS} attempts at {item} or at the item in progress beside it. "
+            f"{_said_and_remedy(error)}"
         ) from error
 
 
 def _said_and_remedy(error: Exception) -> str:
     return (
-        f"Ray says: {words_of(error)} Its logs say more (of a Ray of this machine: ray/session_latest/logs in "
-        "RAY_TMPDIR or the system's temporary folder). If the kernel or Ray ended the worker for lack of memory, set "
-        f"workers or batch sizes lower. {GO_ON}"
+        f"Ray says: {words_of(error)} See Ray's logs for details (on this machine: ray/session_latest/logs in "
+        "RAY_TMPDIR or the system's temporary folder). If the kernel or Ray killed the worker for lack of memory, "
+        f"lower workers or the batch sizes. {GO_ON}"
     )
 
 
 class _Actor:
-    """Constructs the worker, calls it. One thread: the pool has an actor for each CPU."""
+    """Builds the worker and calls it, with one thread: the pool has an actor for each CPU."""
 
     def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
         torch.set_num_threads(1)
@@ -118,9 +123,9 @@ class _Actor:
             count_restart_of_actor()
 
     def ready(self) -> None:
-        """Answers when the actor has its place."""
+        """Return once the actor has started."""
 
     def do(self, item: Any) -> Any:
-        if self.work is None:  # not in the constructor: there, an error would come out as the actor's death
+        if self.work is None:  # not in the constructor, where an error would look like the actor's death
             self.work = self.build()
         return self.work(item)

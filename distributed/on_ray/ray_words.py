@@ -1,4 +1,4 @@
-"""Tell in one line what Ray says of a failure, without what it guesses; end Ray's own failures as a `WorkerError`."""
+"""Shorten Ray's error messages to one line without Ray's guesses, and raise Ray's own failures as `WorkerError`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import NoReturn
 
 from tasks.errors import UserError, WorkerError
 
-# Ray appends to any death of a process what it could have been: among others, lack of memory.
+# Ray appends possible causes, such as lack of memory, to the message of any process's death.
 GUESSES = r"There are some potential root causes|Some common causes include|Potential causes include"
 COLOURS = r"\x1b\[[0-9;]*m"
-GO_ON = "What is done is kept: run the same command again to go on."
+GO_ON = "Finished work is kept: run the same command again to resume."
 
 
 def words_of(error: BaseException) -> str:
-    """What an error says, as one line: of a traceback its last line, of Ray's guesses nothing; else its type."""
+    """The message as one line, without Ray's guesses; of a traceback, only the first and last line.
+
+    An error without a message is named by its type.
+    """
     text = re.split(GUESSES, re.sub(COLOURS, "", str(error)))[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if any(line.endswith("Traceback (most recent call last):") for line in lines):
@@ -25,7 +28,7 @@ def words_of(error: BaseException) -> str:
 
 
 def raise_cause(error: BaseException) -> NoReturn:
-    """Raises what a worker raised: a UserError or an error of the operating system as itself, else Ray's error."""
+    """Raise a worker's UserError or OSError as itself, and any other error as Ray's."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, UserError):
         raise cause from None
@@ -36,7 +39,7 @@ def raise_cause(error: BaseException) -> NoReturn:
 
 @contextmanager
 def failures_of_ray_told() -> Iterator[None]:
-    """Raises WorkerError for what fails of Ray itself in the block; errors of the work on it come out as they are."""
+    """Raise Ray's own failures in the block as WorkerError; errors of the work pass unchanged."""
     from ray.exceptions import RayError, RayTaskError
 
     try:
@@ -45,5 +48,5 @@ def failures_of_ray_told() -> Iterator[None]:
         raise  # the work's own error, with its traceback
     except RayError as error:
         raise WorkerError(
-            f"Ray failed ({type(error).__name__}): {words_of(error)} Its logs say more. {GO_ON}"
+            f"Ray failed ({type(error).__name__}): {words_of(error)} See Ray's logs for details. {GO_ON}"
         ) from error

@@ -44,7 +44,7 @@ def asked(**settings: Any) -> Config:
         (
             {"workers": 3, "ray": {"cpus_per_worker": 3.0}},
             [{"CPU": 5}, {"CPU": 5}],
-            "but no more than 2 workers fit on its 2 nodes",
+            "but only 2 workers fit on its 2 nodes",
         ),
         ({"workers": 3, "ray": {"min_workers": 1}}, [{"CPU": 1}], None),
         ({"workers": 2, "device": "cuda", "ray": {"gpus_per_worker": 0.5}}, [{"CPU": 2, "GPU": 1}], None),
@@ -113,7 +113,7 @@ def test_what_is_no_host_and_port_is_left_to_ray(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_address_without_workers_is_refused_and_not_left_aside() -> None:
-    with pytest.raises(ConfigError, match="workers=0 does without Ray"), connected(asked(), "10.0.0.1:6379"):
+    with pytest.raises(ConfigError, match="workers=0 runs without Ray"), connected(asked(), "10.0.0.1:6379"):
         pass
     with connected(asked(), None):
         pass

@@ -88,7 +88,7 @@ def test_a_training_whose_workers_were_lost_ends_with_what_ray_says() -> None:
         )
     )
     assert isinstance(said, WorkerError)
-    assert f"{DIED} Its logs" in str(said)
+    assert f"{DIED} See Ray's logs" in str(said)
     assert "ray.max_failures" in str(said)
 
 
