@@ -1,6 +1,6 @@
-"""A search's dimensions in; Tune's space, searcher and scheduler out, and what a trial of them drew in plain values.
+"""Build Tune's space, searcher and scheduler from a search, and turn Tune's draws back into plain values.
 
-Choices go to Tune by their number: values may be lists, and equal ones of different type (1, 1.0, True) stay apart.
+Tune sees a choice as an index: values may be lists, and equal values of different types (1, 1.0, True) stay distinct.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREFIX = "trial-"
 
 
 def param_space(config: Config) -> dict[str, Any]:
-    """What Tune draws each trial from: a number of the choices, or a value of the range."""
+    """The space that Tune draws trials from: an index into the choices, or a value of the range."""
     grid = search_of(config).searcher == "grid"
     return {d.name: _grid(d) if grid else _domain(d) for d in dimensions(config)}
 
@@ -50,14 +50,14 @@ def _grid(dimension: Dimension) -> Any:
 
 
 def _each(dimension: Dimension) -> list[int]:
-    """What stands for each value of a choice, or of a range of whole numbers, in Tune's space."""
+    """Tune's value for each value of a choice (its index), or of a range of integers (itself)."""
     low, high = dimension.values[0], dimension.values[-1]
     return list(range(len(dimension.values)) if dimension.kind == "choice" else range(low, high + 1))
 
 
-def drawn_of(found: Sequence[Dimension], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a trial, as the settings have them, from what Tune drew."""
-    return {d.name: _value(d, config[d.name]) for d in found}
+def drawn_of(searched: Sequence[Dimension], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a trial, as the settings have them, from Tune's draws in `config`."""
+    return {d.name: _value(d, config[d.name]) for d in searched}
 
 
 def _value(dimension: Dimension, drawn: Any) -> Any:
@@ -68,22 +68,22 @@ def _value(dimension: Dimension, drawn: Any) -> Any:
 
 
 def count_trials(config: Config) -> int:
-    """Trials in all: with searcher: grid, so many of each point."""
+    """The total number of trials. With `searcher: grid`, search.trials is the number per point."""
     search = search_of(config)
     points = math.prod(len(_each(d)) for d in dimensions(config)) if search.searcher == "grid" else 1
     return search.trials * points
 
 
 def most_rounds(config: Config) -> int:
-    """Rounds of the longest trial."""
+    """The number of rounds of the longest trial."""
     searched = [max(d.values) for d in dimensions(config) if d.name == "train.episodes"]
     return config.train.rounds_of(*searched or [config.train.episodes])
 
 
 def build_searcher(config: Config, at_once: int) -> Any:
-    """Who draws the trials; with the same seed the same ones. Optuna's also depend on the results that it has seen.
+    """The searcher that draws the trials, seeded. Optuna's draws also depend on the results that it has seen.
 
-    A population is drawn at once, and those of it wait that there is no room for.
+    A population of pbt is drawn all at once; its trials wait until there is room for them.
     """
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -97,13 +97,13 @@ def build_searcher(config: Config, at_once: int) -> Any:
 
 
 def search_seed(config: Config) -> int:
-    """The key of all draws of a search."""
+    """The seed of all draws of a search."""
     return int(keyed_generator("search", config.seed).integers(2**31))
 
 
 @contextmanager
 def seeded(config: Config) -> Iterator[None]:
-    """Python's and NumPy's own generators, seeded for the time of the block: pbt draws its exchanges from them."""
+    """Seed Python's and NumPy's global generators inside the block: pbt draws its exchanges from them."""
     before = random.getstate(), np.random.get_state()
     random.seed(search_seed(config))
     np.random.seed(search_seed(config))
@@ -115,7 +115,7 @@ def seeded(config: Config) -> Iterator[None]:
 
 
 def build_scheduler(config: Config) -> Any:
-    """Who ends trials early, or mutates them; None for nobody."""
+    """The scheduler that stops trials early or mutates them; None for `scheduler: none`."""
     from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 
     search = search_of(config)
@@ -125,29 +125,33 @@ def build_scheduler(config: Config) -> Any:
         case "asha":
             return ASHAScheduler(
                 time_attr=ROUND,
-                max_t=most_rounds(config) + 1,  # the last round is the trial's own to end with
+                max_t=most_rounds(config) + 1,  # + 1: the trial itself ends after its last round
                 grace_period=search.grace_rounds,
                 reduction_factor=search.reduction,
             )
         case "pbt":
-            found = dimensions(config)
+            searched = dimensions(config)
             return PopulationBasedTraining(
                 time_attr=ROUND,
                 perturbation_interval=search.perturbation_rounds,
-                hyperparam_mutations={d.name: _mutation(d) for d in found},
-                custom_explore_fn=Bounds(found),
-                synch=True,  # else who is exchanged with whom depends on which trial happens to be first
+                hyperparam_mutations={d.name: _mutation(d) for d in searched},
+                custom_explore_fn=Bounds(searched),
+                synch=True,  # otherwise the exchanges depend on which trial happens to be first
             )
 
 
 def _mutation(dimension: Dimension) -> Any:
-    """Of a choice the neighbours in the file's order, now and then any; of a range a fifth more or less, or any."""
+    """The values that pbt may move to.
+
+    A choice moves to a neighbour in the file's order, sometimes to any value; a range value changes by a fifth, or is
+    drawn again.
+    """
     return _each(dimension) if dimension.kind == "choice" else _domain(dimension)
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Brings mutated settings back into their ranges: pbt's factors lead out of them."""
+    """Clips mutated settings to their ranges: pbt's factors can leave them."""
 
     dimensions: tuple[Dimension, ...]
 
@@ -158,14 +162,14 @@ class Bounds:
 
 @dataclass(frozen=True)
 class TrialName:
-    """`trial-0001`, … in the order of drawing, the same in every run of a search: Tune's own names are random."""
+    """Names trials `trial-0001`, … in the order of drawing, the same in every run: Tune's own names are random."""
 
-    first: int  # that Tune counts from
+    first: int  # the number of Tune's first trial
 
     def __call__(self, trial: Any) -> str:
         return f"{PREFIX}{int(trial.experiment_tag.partition('_')[0]) - self.first + 1:04d}"
 
 
 def build_names(config: Config) -> TrialName:
-    """The names of trials: Tune counts those of a Searcher from 1, its own variants from 0."""
+    """The namer of trials: Tune numbers a Searcher's trials from 1, its own variants from 0."""
     return TrialName(first=1 if search_of(config).searcher == "optuna" else 0)

@@ -1,4 +1,4 @@
-"""Log how a search is getting on: a table that a terminal redraws, plain lines elsewhere."""
+"""Log the progress of a search: a table that a terminal redraws, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from metarepair.runs.progress import Pace, duration, is_drawn, log_step
 from metarepair.search.space import Dimension
 
 STATES = ("running", "waiting", "finished", "stopped early", "failed")
-ROWS = 12  # trials in the table: those that run, then the best
+ROWS = 12  # trials in the table: the running ones, then the best
 
 
 class SearchProgress(Callback):  # type: ignore[misc]  # Ray ships no types
-    """Tells of a search of `trials` trials of up to `rounds` rounds. Tune pickles it, to have it when it restores."""
+    """Logs a search of `trials` trials of up to `rounds` rounds each. Tune pickles it to restore it with the search."""
 
     def __init__(self, dimensions: Sequence[Dimension], *, trials: int, rounds: int) -> None:
         self.dimensions, self.trials, self.rounds = tuple(dimensions), trials, rounds
-        self._first: int | None = None  # those below are of one run of the search
+        self._first: int | None = None  # rounds done before this run; this and those below are set by `setup`
         self._started, self._pace = 0.0, Pace(0.0)
 
     def setup(self, **_info: Any) -> None:
@@ -31,7 +31,7 @@ class SearchProgress(Callback):  # type: ignore[misc]  # Ray ships no types
         self._pace = Pace(float("-inf"))
 
     def on_step_end(self, trials: Sequence[Any], **_info: Any) -> None:
-        """Logs where the search is if a line is due."""
+        """Log a line if one is due."""
         if self._first is None:
             self._first = sum(map(_round, trials))
         self._log(trials, over=False)
@@ -46,7 +46,7 @@ class SearchProgress(Callback):  # type: ignore[misc]  # Ray ships no types
             return
         text = self.line(trials, now)
         if is_drawn():
-            width = shutil.get_terminal_size().columns - 1  # a line that wraps would be two to go back over
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps would take two lines to redraw
             text = "\n".join(line[:width] for line in self.table(trials, now))
         log_step(level, text, "search", over=over)
 
@@ -55,7 +55,7 @@ class SearchProgress(Callback):  # type: ignore[misc]  # Ray ships no types
         return "; ".join(self._words(trials, now))
 
     def table(self, trials: Sequence[Any], now: float) -> list[str]:
-        """The same in lines, then the trials: those that run, then the others, the best first."""
+        """The same as separate lines, then the trials: the running ones, then the others, each best first."""
         order = sorted(trials, key=lambda t: (_state(t) != "running", -_score(t), str(t)))
         head = f"  {'trial':12s} {'state':14s} {'rounds':>9s} {'objective':>10s}  settings"
         rows = [
@@ -67,7 +67,7 @@ class SearchProgress(Callback):  # type: ignore[misc]  # Ray ships no types
         return [*self._words(trials, now), head, *rows, *more]
 
     def _words(self, trials: Sequence[Any], now: float) -> list[str]:
-        """Trials by state; rounds, rate and time left; the best so far, where there is one."""
+        """Trials by state; rounds, rate and time left; the best trial so far, if there is one."""
         counts = Counter(map(_state, trials))
         counts["waiting"] += self.trials - len(trials)  # not drawn yet
         over = sum(counts[state] for state in STATES[2:])
@@ -84,7 +84,7 @@ class SearchProgress(Callback):  # type: ignore[misc]  # Ray ships no types
         ]
 
     def _rounds_in_all(self, trials: Sequence[Any]) -> int:
-        """Those of trials that are over, and those that the others may come to."""
+        """The rounds that ended trials have done, plus the most that the others may do."""
         known = sum(_round(t) if _state(t) in STATES[2:] else self._rounds_of(t) for t in trials)
         return known + (self.trials - len(trials)) * self.rounds
 
@@ -112,12 +112,12 @@ def _state(trial: Any) -> str:
     if trial.status == "TERMINATED":
         if report.get(OVER):
             return "finished"
-        return "stopped early" if report.get("done") else "waiting"  # the latter when all are stopped at once
+        return "stopped early" if report.get("done") else "waiting"  # waiting: the whole search was stopped
     return "running" if trial.status == "RUNNING" else "waiting"
 
 
 def _score(trial: Any) -> float:
-    """The objective; below every other where there is none."""
+    """The objective, or -1, below any other, if there is none."""
     return float(_reported(trial).get(OBJECTIVE, -1.0)) if _state(trial) != "failed" else -1.0
 
 

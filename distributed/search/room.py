@@ -1,4 +1,4 @@
-"""A search's configuration in; what Ray reserves for each trial, and how many have room at once, out."""
+"""Compute what Ray reserves for each trial of a search, and how many trials fit at once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from metarepair.config.run import Config
 from metarepair.search.space import search_of
 from tasks.errors import ConfigError
 
-HEAD = "node:__internal_head__"  # Ray's own resource of the head node, 1 in all
-TRAINS_OWN = 0.003  # of it, for each run of Ray Train: its cleaner of placement groups has 0.001
+HEAD = "node:__internal_head__"  # Ray's own resource of the head node, 1 in total
+TRAINS_OWN = 0.003  # share of HEAD left to each run of Ray Train, whose placement group cleaner takes 0.001
 
 
 def trial_resources(config: Config) -> dict[str, float]:
-    """What Tune reserves for a trial; with `workers`, whose group reserves for itself, a share of the head node.
+    """The resources that Tune reserves for a trial; with `workers`, only a share of the head node.
 
-    A share is as large as lets `trials_at_once` of them in, and leaves Ray Train what it takes of the same resource.
+    With `workers`, the trial's worker group makes its own reservation. The share admits `trials_at_once` trials, and
+    leaves Ray Train what it takes of the same resource.
     """
     if config.workers == 0:
         return worker_resources(config)
@@ -27,30 +28,32 @@ def trial_resources(config: Config) -> dict[str, float]:
 
 
 def trials_at_once(config: Config) -> int:
-    """As many as there is room for, or search.max_concurrent."""
+    """The number of trials that the cluster has room for, at most search.max_concurrent."""
     return min(places(config), search_of(config).max_concurrent or places(config))
 
 
 def placement(config: Config) -> dict[str, Any]:
-    """What an unfinished search goes on with alone: Tune keeps each trial's resources, and trials of both kinds at once
-    could wait for each other."""
+    """The settings that an unfinished search must keep to be resumed.
+
+    Tune keeps each trial's resources, and trials with old and new resources could wait for each other.
+    """
     return {"workers": config.workers, "device": config.device, "resources": worker_resources(config)}
 
 
 def cluster_settings(config: Config) -> Config:
-    """What to connect to Ray with: it runs the trials also with workers=0, where each trains in its own process."""
+    """The settings to connect to Ray with. It runs the trials with workers=0 too, each in its own process."""
     if config.workers > 0:
         return config
     return config.model_copy(update={"workers": 1, "device": "cpu", "ray": RayConfig()})
 
 
 def check_trial_fits(config: Config) -> None:
-    """Raises ConfigError, after `ray.wait_s` seconds of waiting, where the cluster cannot place a single trial."""
+    """Raise ConfigError if the cluster still cannot place a single trial after `ray.wait_s` seconds."""
     search = search_of(config)
     if search.scheduler == "pbt" and search.max_concurrent is not None and config.workers == 0:
         raise ConfigError(
             f"search.max_concurrent={search.max_concurrent}: scheduler: pbt keeps its whole population, and with "
-            "workers=0 nothing else than room holds trials back. Leave it out, or set workers=1."
+            "workers=0 only the cluster's resources limit how many trials run. Omit it, or set workers=1."
         )
     if config.workers > 0:
         check_room(config)
@@ -63,8 +66,8 @@ def check_trial_fits(config: Config) -> None:
         wanted, has = worker_resources(config), ray.cluster_resources()
         asked = " and ".join(f"{amount:g} {kind}s" for kind, amount in wanted.items())
         there = " and ".join(f"{has.get(kind, 0):g} {kind}s" for kind in wanted)
-        gpu = ", ray.gpus_per_worker lower, device=cpu" if "GPU" in wanted else ""
+        gpu = ", lower ray.gpus_per_worker, set device=cpu" if "GPU" in wanted else ""
         raise ConfigError(
-            f"A trial of this search needs {asked} on one node, the cluster has {there} in all. Set "
-            f"ray.cpus_per_worker lower{gpu}, or ray.wait_s to the seconds that an autoscaling cluster needs to grow."
+            f"A trial of this search needs {asked} on one node, the cluster has {there} in all. Lower "
+            f"ray.cpus_per_worker{gpu}, or set ray.wait_s to the seconds that an autoscaling cluster needs to grow."
         ) from error

@@ -1,6 +1,7 @@
-"""A trial as Tune runs it: in a process of its own, or as a Ray Train run of `workers` workers.
+"""Run a trial for Tune: in its own process, or as a Ray Train run of `workers` workers.
 
-The second holds no CPU: trials that held one each, and waited for their workers, would wait for each other for ever.
+A trial on Ray Train reserves no CPU itself: trials that each held one and waited for their workers could block each
+other forever.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ DONOR = "donor.json"
 
 
 def train_trial(config: dict[str, Any], *, setup: TrialSetup) -> None:
-    """Tune's trainable: reports after every round; the last report says that it is over.
+    """Tune's trainable: report after every round; the last report says that the trial is over.
 
-    What would fail again as it did is the trial's result. All else leaves, and Tune starts the trial again.
+    A ConfigError or DivergedError would recur, so it becomes the trial's result. Any other error is raised, and Tune
+    starts the trial again.
     """
     from ray import tune
 
@@ -66,7 +68,7 @@ def _over(setup: TrialSetup, name: str, record: TrialRecord) -> TrialRecord:
 
 
 def _donor() -> Donor | None:
-    """Where Tune wants the trial to begin; None: at its own newest checkpoints."""
+    """The checkpoints that Tune wants the trial to start from; None for the trial's own newest ones."""
     from ray import tune
 
     checkpoint = tune.get_checkpoint()
@@ -77,7 +79,7 @@ def _donor() -> Donor | None:
 
 
 def _report(setup: TrialSetup, name: str, record: TrialRecord, *, episode: int | None = None) -> None:
-    """Tells Tune of a round. Of a population, with what others need to begin there: a pointer to our checkpoints."""
+    """Report a round to Tune. With pbt, add a pointer to our checkpoints, so that other trials can start from them."""
     from ray import tune
 
     if episode is None or search_of(setup.config).scheduler != "pbt":
@@ -90,7 +92,7 @@ def _report(setup: TrialSetup, name: str, record: TrialRecord, *, episode: int |
 
 
 def metrics_of(record: TrialRecord) -> dict[str, float]:
-    """What searcher, scheduler and progress go by. A trial that failed repairs nothing, so its objective is 0."""
+    """The metrics for searcher, scheduler and progress. A failed trial repairs nothing, so its objective is 0."""
     failed = record.error is not None
     return {
         OBJECTIVE: 0.0 if failed or record.objective is None else record.objective,
@@ -111,14 +113,15 @@ def _train_here(setup: TrialSetup, settings: Config, record: TrialRecord, donor:
     training = JointTraining(
         setup, settings, lambda folder: LocalContext(folder=folder, device=device, kept=kept), kept=kept
     )
-    for told in training.records(record, donor, training.total):
-        _report(setup, settings.name, told, episode=training.episode_after(told.rounds))
+    for latest in training.records(record, donor, training.total):
+        _report(setup, settings.name, latest, episode=training.episode_after(latest.rounds))
 
 
 def _train_on_ray(setup: TrialSetup, settings: Config, record: TrialRecord, donor: Donor | None) -> None:
-    """Each round is reported by Ray Train's callback; of a population the last round before each exchange, by us.
+    """Train on a Ray Train group. Ray Train's callback reports each round to Tune.
 
-    A report of the callback has no pointer, and a population pauses at its exchanges anyway.
+    With pbt, we report the last round before each exchange ourselves: a report of the callback cannot carry a pointer
+    to checkpoints, and a population pauses at its exchanges anyway.
     """
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -146,7 +149,7 @@ def _require_record(setup: TrialSetup, settings: Config) -> TrialRecord:
 
 
 def _loop(options: dict[str, Any]) -> None:
-    """One rank's whole life."""
+    """The training function of one rank."""
     import ray.train
 
     from distributed.on_ray.context import RayContext
@@ -161,9 +164,9 @@ def _loop(options: dict[str, Any]) -> None:
             setup, settings, lambda place: RayContext(folder=place, kept=kept), kept=kept
         )
         until = training.total if options["until"] is None else options["until"]
-        for told in training.records(TrialRecord(**options["record"]), options["donor"], until):
-            # Over it is when this run has ended, not while Tune could still stop it in the middle of that.
-            ray.train.report(metrics_of(told) | {OVER: 0})
+        for latest in training.records(TrialRecord(**options["record"]), options["donor"], until):
+            # The trial is over once this run has ended: until then, Tune could stop it halfway through its end.
+            ray.train.report(metrics_of(latest) | {OVER: 0})
     except UserError as error:
         write_failure(folder, error)
         raise

@@ -1,14 +1,14 @@
-"""A configuration with a `search` in, `<run>/search/` out: the trials, their table and figures, the best configuration.
+"""Search the settings on Ray Tune; write trials, table, figures and the best configuration to `<run>/search/`.
 
 mine -> features -> distances -> trials on Ray Tune -> results
 
-    inputs/             what trials read; no D_fail that they are judged by
+    inputs/             what trials read; without the D_fail that judges them
     trials/<trial>/     each trial's record and checkpoints
-    tune/               Tune's own state, by which a killed search goes on
+    tune/               Tune's own state, from which a killed search resumes
     trials.parquet …    the results (metarepair.search.results)
-    manifest.json       last
-The same command goes on where a killed one was: trials that are over are not done again. Source: paper Sec. 5
-("Empirical Selection"), and Eq. 8 for α and β.
+    manifest.json       written last
+The same command resumes a killed search; finished trials are not repeated. Source: paper Sec. 5 ("Empirical
+Selection"), and Eq. 8 for α and β.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from tasks.storage.stages import SEARCH, TARGET
 logger = logging.getLogger(__name__)
 TRIALS = "trials.json"
 TUNE = "tune"  # folder of Tune's own state
-NOISY = ("ray.tune", "ray.train", "ray.air")  # loggers whose lines would stand between those of the progress
+NOISY = ("ray.tune", "ray.train", "ray.air")  # loggers whose lines would interrupt the progress
 
 
 class TuneSearch:
-    """The search of one run. What is done with the same settings is skipped, with a log line."""
+    """The search of one run. If it is already complete with the same settings, it is skipped with a log line."""
 
     def __init__(self, config: Config) -> None:
         check_space(config)
@@ -73,23 +73,23 @@ class TuneSearch:
         self.run: Run = self.pipeline.run
 
     def search(self, *, restart: bool = False) -> None:
-        """Mines and makes features where that is not done, then tries; `restart` begins the trials anew.
+        """Mine and extract features if that is not done yet, then run the trials; `restart` starts the trials over.
 
-        Raises ConfigError where the cluster has no room for one trial, before anything is done.
+        Raises ConfigError, before any work, if the cluster has no room for one trial.
         """
         check_trial_fits(self.config)
         if restart or not (self.run.search / MANIFEST).is_file():
             self.pipeline.probe((), trains=True)
         mined, features = self._mined()
         settings, inputs = search_settings(self.config), {**self.pipeline.here.inputs()}
-        inputs |= {f"mined {role} {name}": found.digest for (role, name), found in mined.items()}
-        inputs |= {f"features {role} {name}": found.digest for (role, name), found in features.items()}
+        inputs |= {f"mined {role} {name}": manifest.digest for (role, name), manifest in mined.items()}
+        inputs |= {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}
         folder = self.run.search
         if restart:
             discard(folder)
         if check_done(folder, stage=SEARCH.title(), config=settings, inputs=inputs) is not None:
             trials = [Trial(**t) for t in json.loads((folder / TRIALS).read_text(encoding="utf-8"))]
-            logger.info(f"search: done before, see {folder}")
+            logger.info(f"search: already complete, see {folder}")
         else:
             begin(folder, config=settings | placement(self.config), inputs=inputs)
             setup = prepare_inputs(self.run, self.config, mined, features, self.pipeline.executor)
@@ -98,7 +98,7 @@ class TuneSearch:
         logger.log(RESULTS, results_table(trials, self.config))
 
     def _mined(self) -> tuple[Mined, Mined]:
-        """Manifests of what was mined for the search, and of its features."""
+        """The manifests of the environments mined for the search, and of their features."""
         self.pipeline.mine()
         config = self.pipeline.config
         mined = {
@@ -108,32 +108,33 @@ class TuneSearch:
         return mined, extract_all(self.run, config, mined, self.pipeline.executor)
 
     def try_all(self, setup: TrialSetup) -> list[Trial]:
-        """Runs the trials that are not over. Raises UserError when all failed, KeyboardInterrupt when stopped."""
+        """Run the unfinished trials. Raises UserError if all failed, KeyboardInterrupt if stopped."""
         for attempt in range(2):
             with _quiet(), seeded(self.config):
                 results = self._tuner(setup).fit()
             trials = sorted((self._trial(setup, result) for result in results), key=lambda t: t.name)
             if any(t.state == "unfinished" for t in trials):
-                raise KeyboardInterrupt  # Tune takes the signal for itself, and ends in order
+                raise KeyboardInterrupt  # Tune handles the signal itself and returns normally
             if len(trials) == count_trials(self.config):
                 break
             if attempt:
                 raise DataError(
-                    f"Ray Tune knows of {len(trials)} trials where the search has {count_trials(self.config)}: its "
-                    f"state in {self.run.search / TUNE} is damaged. Begin the trials anew with --restart."
+                    f"Ray Tune knows {len(trials)} trials, but the search has {count_trials(self.config)}: Tune's "
+                    f"state in {self.run.search / TUNE} is damaged. Start the trials over with --restart."
                 )
-            # Tune could not read all of a state that it was killed over, and began anew with a part of the trials.
+            # Tune was killed while writing its state, could read only part of it, and restarted with fewer trials.
             remove_tree(self.run.search / TUNE)
         failed = [t for t in trials if t.state == "failed"]
         if len(failed) == len(trials):
             raise UserError(
-                f"All {len(trials)} trials of the search failed; the first, {failed[0].name}, of: {failed[0].error} "
-                "Mend that and run the same command again, or change the search and begin anew with --restart."
+                f"All {len(trials)} trials of the search failed. The first, {failed[0].name}, failed with: "
+                f"{failed[0].error} Fix that and run the same command again, or change the search and start over with "
+                "--restart."
             )
         return trials
 
     def _tuner(self, setup: TrialSetup) -> Any:
-        """The Tuner that was killed, with what it knows of its trials, or a new one."""
+        """The Tuner of a killed search, restored with its trials, or a new one."""
         from ray import tune
 
         from distributed.search.trainable import train_trial
@@ -151,9 +152,9 @@ class TuneSearch:
                 )
                 restored.get_results()
             except Exception as error:
-                # Half-written or damaged, Tune's state raises whatever reading it comes upon.
+                # A half-written or damaged state can raise any kind of error.
                 logger.warning(
-                    f"Ray Tune's own state cannot be read ({_words(error)}); trials go on by their records."
+                    f"Ray Tune's own state cannot be read ({_words(error)}); trials resume from their records."
                 )
                 remove_tree(self.run.search / TUNE)
             else:
@@ -165,8 +166,8 @@ class TuneSearch:
 
         from distributed.search.progress import SearchProgress
 
-        search, found, names = search_of(self.config), dimensions(self.config), build_names(self.config)
-        progress = SearchProgress(found, trials=count_trials(self.config), rounds=most_rounds(self.config))
+        search, searched, names = search_of(self.config), dimensions(self.config), build_names(self.config)
+        progress = SearchProgress(searched, trials=count_trials(self.config), rounds=most_rounds(self.config))
         return tune.Tuner(
             trainable,
             param_space=param_space(self.config),
@@ -176,7 +177,7 @@ class TuneSearch:
                 num_samples=search.trials,
                 search_alg=build_searcher(self.config, trials_at_once(self.config)),
                 scheduler=build_scheduler(self.config),
-                reuse_actors=False,  # a thread of a stopped trial that takes 2 s to end fails the trial that is next
+                reuse_actors=False,  # if a stopped trial's thread takes 2 s to end, the actor's next trial fails
                 trial_name_creator=names,
                 trial_dirname_creator=names,
             ),
@@ -191,14 +192,14 @@ class TuneSearch:
         )
 
     def _trial(self, setup: TrialSetup, result: Any) -> Trial:
-        """What is known of one of Tune's trials: its own record, and what Tune saw it die of."""
-        found = re.match(rf"{PREFIX}\d+", PurePosixPath(result.path).name)
-        assert found is not None  # as `build_names` has it
-        record = read_record(setup.trials / found[0]) or TrialRecord(drawn={})
+        """One of Tune's trials: its own record, and the error that Tune saw it end with."""
+        match = re.match(rf"{PREFIX}\d+", PurePosixPath(result.path).name)
+        assert match is not None  # `build_names` names it so
+        record = read_record(setup.trials / match[0]) or TrialRecord(drawn={})
         error = record.error or (None if result.error is None or record.over else _words(result.error))
         stopped = result.metrics is not None and result.metrics.get("done", False)
         return Trial(
-            name=found[0],
+            name=match[0],
             state=(
                 "failed"
                 if error
@@ -225,7 +226,10 @@ class TuneSearch:
         write_manifest(folder, stage=SEARCH.title(), config=settings, inputs=inputs, files=files, rows=rows)
 
     def _prune(self) -> None:
-        """Of the checkpoints of a population, all of which others could begin at, as many as training keeps."""
+        """Delete all but the newest `train.kept_checkpoints` checkpoints of each trial of a population.
+
+        All were kept until now, because other trials could start from any of them.
+        """
         for trial in find(self.run.search / "trials", f"{PREFIX}*"):
             for name in judged_environments(self.config):
                 checkpoints = find(trial / name / "checkpoints", "checkpoint-*")
@@ -234,7 +238,7 @@ class TuneSearch:
 
 
 def search_settings(config: Config) -> Settings:
-    """The settings that a search's trials and objectives depend on, besides those of mining and features."""
+    """The settings that the trials and objectives of a search depend on, besides those of mining and features."""
     values = training_settings(config)
     values["search"] = search_of(config).settings(exclude={"max_concurrent", "max_failures"})
     values["judged by"] = list(judged_environments(config))
@@ -244,7 +248,7 @@ def search_settings(config: Config) -> Settings:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what Tune, Train and Optuna have to say to programmers out of the progress, which is on stderr."""
+    """Silence the messages of Tune, Train and Optuna for programmers: they would interrupt the progress on stderr."""
     import optuna
 
     before = {name: logging.getLogger(name).level for name in NOISY}
@@ -263,7 +267,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _words(error: BaseException | str) -> str:
-    """An error as one line: a UserError's own words, else the last thing that was said."""
+    """The error as one line: a UserError's own message, or the last line of any other."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, UserError):
         return " ".join(str(cause).split())

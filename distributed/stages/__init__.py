@@ -1,1 +1,1 @@
-"""What of each stage runs on Ray: actors, groups and tasks."""
+"""The Ray part of each stage: the executor, and training groups."""

@@ -1,4 +1,4 @@
-"""Runs the pieces of a stage on Ray: actors, tasks and Ray Train groups."""
+"""Run the pieces of a stage on Ray: actors, tasks and Ray Train groups."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Result = TypeVar("Result")
 
 
 class OnRay:
-    """The `metarepair.stages.executor.Executor` of a cluster that is connected."""
+    """The `metarepair.stages.executor.Executor` of the connected cluster."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     @property
     def trainings_at_once(self) -> int:
-        """Trainings of `workers` workers that the cluster has room for."""
+        """The number of trainings of `workers` workers that fit on the cluster at once."""
         return places(self.config)
 
     @property
     def repairs_at_once(self) -> int:
-        """Single workers that the cluster has room for."""
+        """The number of single workers that fit on the cluster at once."""
         return single_places(self.config)
 
     def map(
@@ -45,7 +45,7 @@ class OnRay:
         return map_items(build, items, workers=self.config.workers, resources=resources)
 
     def map_in_order(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """As `Executor.map_in_order`, on as many actors as there is room for."""
+        """As `Executor.map_in_order`, on as many actors as the cluster has room for."""
         return map_on_workers(self.config, work, items)
 
     def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings) -> None:  # noqa: ARG002 - loaded again where the task runs
@@ -62,5 +62,5 @@ def _call(config: Config, work: Work[Item], root: str, item: Item) -> None:
 
 
 def executor_for(config: Config) -> Executor:
-    """This process with `workers: 0`, else Ray."""
+    """The executor of a configuration: this process with `workers: 0`, otherwise Ray."""
     return in_process(config) if config.workers == 0 else OnRay(config)

@@ -1,7 +1,8 @@
-"""Settings in, a finished training's checkpoint out: pretraining on Ray Train.
+"""Pretrain on a Ray Train group of `workers` workers, up to the last epoch's checkpoint.
 
-The loop is `metarepair.pretraining.pretrain`; here are only its surroundings. Checkpoints are the run's own, on its
-storage, so a training that was begun with Ray goes on without it, with any number of workers.
+The loop is `metarepair.pretraining.pretrain`; this module only runs it on Ray. Checkpoints are the run's own, on its
+storage, so a training that was started with Ray can be resumed without it, or with any number of workers. What happens
+when a worker dies is described in `distributed.stages.train`.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ POLL_S = 1.0
 
 
 def pretrain_on_ray(config: Config, folder: Place) -> None:
-    """Trains on `config.workers` Ray Train workers, each with a share of every step's images.
+    """Train on `config.workers` Ray Train workers, each with a share of every step's images.
 
-    A worker group that dies starts again from the last epoch's checkpoint in `folder`.
+    If a worker dies, the group restarts from the last epoch's checkpoint in `folder`.
     """
     with _watched(config, folder):
         fit(_loop, {}, config, folder)
-    remove_tree(folder / "ray")  # Ray's own notes
+    remove_tree(folder / "ray")  # Ray's own records
 
 
 @contextmanager
 def _watched(config: Config, folder: Place) -> Iterator[None]:
-    """Shows the epochs that rank 0 logs while the block runs."""
+    """Show the epochs that rank 0 logs while the block runs."""
     progress, over = epoch_progress(config, folder), threading.Event()
 
     def show() -> None:
@@ -61,7 +62,7 @@ def _watched(config: Config, folder: Place) -> Iterator[None]:
 
 
 def _loop(settings: dict[str, Any]) -> None:
-    """One rank's whole life."""
+    """The training function of one rank."""
     from distributed.on_ray.context import RayContext
 
     print_on_worker()

@@ -1,6 +1,13 @@
-"""Meta-training on a Ray Train group of `workers` workers.
+"""Meta-train on a Ray Train group of `workers` workers.
 
-The loop is `metarepair.meta_training.meta_train`; what it works on is built by `metarepair.stages.train`.
+The loop is `metarepair.meta_training.meta_train`; `metarepair.stages.train` builds the trainer, and
+`metarepair.meta_training.task_source` draws the tasks.
+
+When a worker dies, Ray Train stops the rest of its group and starts a new group, at most `ray.max_failures` times in a
+run. With `ray.min_workers`, the new group may be smaller. It resumes from the newest complete checkpoint on storage and
+repeats the episodes after it; each repeated episode draws the same tasks, as they are keyed by seed, episode and slot.
+If workers are lost more often, the training ends with WorkerError, and the same command resumes it. A UserError would
+recur, so it ends the training instead (`distributed.on_ray.failures`).
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ from tasks.storage.paths import Place, place
 
 
 def train_on_ray(run: Run, config: Config, target: str) -> None:
-    """Meta-trains on `config.workers` Ray Train workers. A killed worker group starts again from its checkpoint."""
+    """Meta-train on `config.workers` Ray Train workers. If a worker dies, the group restarts from its checkpoint."""
     folder = run.meta(target)
     settings = {"root": str(run.root), "target": target}
     with _watched(training_progress(run, config, target), folder):
@@ -33,10 +40,10 @@ def train_on_ray(run: Run, config: Config, target: str) -> None:
 
 
 def fit(loop: Any, settings: dict[str, Any], config: Config, folder: Place, **run_options: Any) -> None:
-    """Runs `loop` on every worker of a Ray Train group, with `settings` and the configuration; `folder` is its own.
+    """Run `loop` on every worker of a Ray Train group, with `settings` and the configuration; the group owns `folder`.
 
-    Raises the UserError that a worker raised, WorkerError when the group was lost too often, and what Ray Train raises
-    of errors in our own code.
+    Raises the UserError that a worker raised, WorkerError if workers were lost more often than `ray.max_failures`, and
+    Ray Train's own TrainingFailedError for errors in our code.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -70,7 +77,7 @@ def fit(loop: Any, settings: dict[str, Any], config: Config, folder: Place, **ru
 
 @contextmanager
 def _watched(progress: Progress, folder: Place) -> Iterator[None]:
-    """Shows what rank 0 last reported, every second, while the block runs."""
+    """Show rank 0's newest report every second while the block runs."""
     over = threading.Event()
 
     def watch() -> None:
@@ -89,7 +96,7 @@ def _watched(progress: Progress, folder: Place) -> Iterator[None]:
 
 
 def _loop(settings: dict[str, Any]) -> None:
-    """One rank's whole life."""
+    """The training function of one rank."""
     from distributed.on_ray.context import RayContext
 
     print_on_worker()

@@ -268,7 +268,7 @@ def test_a_finished_search_says_so_and_other_settings_are_refused_with_the_diffe
 ) -> None:
     config, trials = undisturbed
     TuneSearch(config).search()
-    assert f"search: done before, see {config.storage_path}/tiny/search" in caplog.messages
+    assert f"search: already complete, see {config.storage_path}/tiny/search" in caplog.messages
     assert "trial-0002" in caplog.messages[-1]
     values = config.model_dump(mode="json")
     values["search"]["trials"] = 5
