@@ -1,1 +1,1 @@
-"""A run on storage: its layout, checkpoints, metrics, and what a training loop needs of its process."""
+"""A run on storage: its layout, stages, checkpoints and log lines, and the context of a training loop."""

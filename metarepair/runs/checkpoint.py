@@ -1,7 +1,7 @@
-"""A training's state in, checkpoints on storage out, written while the training goes on; the newest whole one back.
+"""Write the checkpoints of a training while it continues, and find the newest complete one.
 
-A checkpoint is model.safetensors, optimizer.safetensors and state.json, which is written last and holds the
-digests of the other two: a half-copied one is passed over, whoever copied it, and one with a flipped byte too.
+A checkpoint is model.safetensors, optimizer.safetensors and state.json. state.json is written last and holds the
+digests of the other two, so a checkpoint that is half-copied or has a flipped byte is skipped.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ STATE = "state.json"
 
 
 def seal(folder: Place, state: dict[str, Any]) -> None:
-    """Writes state.json with the digests of the safetensors files beside it."""
+    """Write state.json with the digests of the safetensors files beside it."""
     files = {path.name: file_hash(path) for path in find(folder, "*.safetensors")}
     write_text(folder / STATE, json.dumps(state | {"files": files}, allow_nan=False))
 
 
 def read_state(folder: Place) -> dict[str, Any] | None:
-    """The state of a complete checkpoint, None when anything of it is missing or damaged."""
+    """The state of a complete checkpoint, or None if any part of it is missing or damaged."""
     state = _claim(folder)
     return state if state is not None and not _damaged(folder, state) else None
 
 
 def newest_checkpoint(folder: Place, *, level: int = logging.WARNING) -> Place | None:
-    """The complete checkpoint under `folder` with the most episodes, None when there is none.
+    """The complete checkpoint under `folder` with the most episodes, or None.
 
-    One that does not match its digests is passed over, with a log line of `level`.
+    One that does not match its digests is skipped, with a log line of `level`.
     """
     found = [path.parent for path in find(folder, STATE, deep=True) if path.parent.suffix != ".tmp"]
     claims = {path: state for path in found if (state := _claim(path)) is not None}
     for path in (path for path in found if path not in claims):
         logger.log(
-            level, f"The checkpoint {path} is damaged ({STATE} is not as it was written) and passed over."
+            level, f"The checkpoint {path} is damaged ({STATE} is not as it was written) and is skipped."
         )
     for path in sorted(claims, key=lambda p: claims[p]["episode"], reverse=True):
         damaged = _damaged(path, claims[path])
@@ -51,14 +51,14 @@ def newest_checkpoint(folder: Place, *, level: int = logging.WARNING) -> Place |
             return path
         logger.log(
             level,
-            f"The checkpoint {path} is damaged ({', '.join(damaged)}: missing, or not as written) and passed over: "
-            "the one before is used.",
+            f"The checkpoint {path} is damaged ({', '.join(damaged)}: missing, or not as written) and is skipped; "
+            "the one before it is used.",
         )
     return None
 
 
 def _claim(folder: Place) -> dict[str, Any] | None:
-    """What state.json says; None where it cannot be read."""
+    """The content of state.json, or None if it cannot be read."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return state if isinstance(state["episode"], int) and isinstance(state["files"], dict) else None
@@ -67,7 +67,7 @@ def _claim(folder: Place) -> dict[str, Any] | None:
 
 
 def _damaged(folder: Place, state: dict[str, Any]) -> list[str]:
-    """Names of the files that are missing or not as their digests promise."""
+    """Names of the files that are missing or do not match their digests."""
 
     def differs(name: str, digest: str) -> bool:
         try:
@@ -79,7 +79,7 @@ def _damaged(folder: Place, state: dict[str, Any]) -> list[str]:
 
 
 def publish(folder: Path, final: Place) -> None:
-    """Puts a checkpoint that was written at `folder`, on this machine, in its place: state.json last."""
+    """Copy a checkpoint from the local `folder` to its place, state.json last."""
     remove_tree(final)
     for path in sorted(folder.iterdir(), key=lambda p: (p.name == STATE, p.name)):
         copy_file(path, final / path.name)
@@ -88,8 +88,8 @@ def publish(folder: Path, final: Place) -> None:
 class Checkpoints:
     """The checkpoints of one training: `folder`/checkpoint-NNNNNN, of which the newest `kept` stay (None: all).
 
-    They are filled on this machine and published by a thread; the next one waits for the one before. What failed
-    there comes out of the next `write`, or of `finish`.
+    Each is filled on this machine and published by a thread; the next one waits for the one before. The next `write`,
+    or `finish`, raises an error of that thread.
     """
 
     def __init__(self, folder: Place, *, kept: int | None = 2) -> None:
@@ -98,15 +98,15 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def newest(self) -> Place | None:
-        """The newest whole one of this training, wherever below the folder above this one it was put."""
+        """The newest complete checkpoint of this training, anywhere below the parent of `folder`."""
         return newest_checkpoint(self.folder.parent)
 
     def write(
         self, episode: int, fill: Callable[[Path], None], then: Callable[[], None] = lambda: None
     ) -> None:
-        """Has `fill(folder)` write the state as it is now; returns while it is published, which `then` follows.
+        """Call `fill(folder)` to write the current state. Return while it is published; `then` is called after that.
 
-        Raises StorageError when this one or the one before cannot be written.
+        Raises StorageError if this checkpoint or the one before it cannot be written.
         """
         self._wait()
         part = tempfile.TemporaryDirectory(prefix="metarepair")
@@ -118,7 +118,7 @@ class Checkpoints:
         self._pending = self._pool.submit(self._publish, part, episode, then)
 
     def finish(self) -> None:
-        """Waits for the last one. Raises StorageError when it could not be written."""
+        """Wait for the last checkpoint. Raises StorageError if it could not be written."""
         self._pool.shutdown(wait=True)
         self._wait()
 
@@ -143,6 +143,7 @@ class Checkpoints:
 
 def _not_written(place: Place, episode: int, error: Exception) -> StorageError:
     return StorageError(
-        f"The checkpoint of episode {episode} cannot be written to {place} ({error}). The training stops here; those "
-        "before are kept. Make room, permit it, or bring the storage back; then run the same command again to go on."
+        f"The checkpoint of episode {episode} cannot be written to {place} ({error}). The training stops here; earlier "
+        "checkpoints are kept. Free space, permit writing, or restore the storage; then run the same command again to "
+        "resume."
     )

@@ -1,10 +1,10 @@
-"""What a training loop sees of its surroundings: rank, device, sum, report, checkpoint. One process here.
+"""The context of a training loop (rank, device, sum, report, checkpoint), implemented here for one process.
 
-`distributed.on_ray.context` implements the same on Ray Train. What either leaves on storage is the same, too:
+`distributed.on_ray.context` implements it on Ray Train. Both leave the same files on storage:
 
-    <folder>/checkpoints/checkpoint-NNNNNN/   the newest few, written while the training goes on
+    <folder>/checkpoints/checkpoint-NNNNNN/   the newest few, written while training continues
     <folder>/tensorboard/                     events of every episode
-    <folder>/last_report.json                 the newest round's metrics, for those who watch
+    <folder>/last_report.json                 the newest round's metrics, for progress lines and `status`
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAST_REPORT = "last_report.json"
 
 
 class Context(Protocol):
-    """The surroundings of a training loop."""
+    """What a training loop sees of the process, or the group of processes, that it runs in."""
 
     @property
     def rank(self) -> int: ...
@@ -41,27 +41,27 @@ class Context(Protocol):
         ...
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        """Gives `tensors` of every rank the values that they have on rank 0."""
+        """Set `tensors` on every rank to their values on rank 0."""
         ...
 
     def last_checkpoint(self) -> Place | None:
-        """A folder with the newest complete checkpoint, the same on every rank; None at the start."""
+        """The folder of the newest complete checkpoint, the same on every rank, or None."""
         ...
 
     def report(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:
-        """Called equally often by every rank; on rank 0 `write(folder)` fills a new checkpoint.
+        """Report a round. Every rank calls this equally often; on rank 0 `write(folder)` fills a new checkpoint.
 
-        metrics: of the round, `episode` among them; episodes: the metrics of each of its episodes.
+        metrics: those of the round, including `episode`. episodes: the metrics of each of its episodes.
         """
         ...
 
     def finish(self) -> None:
-        """Waits until all that was reported is on storage."""
+        """Wait until everything reported is on storage."""
         ...
 
 
 class Journal:
-    """What rank 0 of a training leaves in `folder`."""
+    """Writes the checkpoints, events and last report of a training to `folder`, from rank 0."""
 
     def __init__(self, folder: Place, *, kept: int | None) -> None:
         self.folder = folder
@@ -69,17 +69,17 @@ class Journal:
         self._events = EventLog(folder / "tensorboard")
 
     def record(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:
-        """A checkpoint first, then what tells of it. Raises StorageError as Checkpoints.write does."""
+        """Write a checkpoint, then the events and the report of it. Raises StorageError as Checkpoints.write does."""
         self._events.add(episodes)
 
-        def tell() -> None:
+        def publish_metrics() -> None:
             self._events.publish()
             write_last_report(self.folder, metrics)
 
-        self.checkpoints.write(int(metrics["episode"]), write, then=tell)
+        self.checkpoints.write(int(metrics["episode"]), write, then=publish_metrics)
 
     def finish(self) -> None:
-        """Waits until all of it is there. Raises StorageError when it could not be written."""
+        """Wait until everything is written. Raises StorageError if it could not be."""
         try:
             self.checkpoints.finish()
         finally:
@@ -105,7 +105,7 @@ class LocalContext:
         return values
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        """Nothing: there is one rank."""
+        """Do nothing: there is only one rank."""
 
     def last_checkpoint(self) -> Place | None:
         return self.journal.checkpoints.newest()
@@ -119,12 +119,12 @@ class LocalContext:
 
 
 def write_last_report(folder: Place, metrics: Metrics) -> None:
-    """Leaves the newest metrics where another process can see them."""
+    """Write the newest metrics to where another process can read them."""
     write_text(folder / LAST_REPORT, json.dumps(dict(metrics)))
 
 
 def last_report(folder: Place) -> Metrics | None:
-    """What `write_last_report` left, None before the first."""
+    """The metrics that `write_last_report` wrote, or None before the first."""
     try:
         metrics: dict[str, float] = json.loads((folder / LAST_REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

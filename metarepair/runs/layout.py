@@ -1,4 +1,4 @@
-"""A run's folder in, the place of everything in it out.
+"""The paths of everything in a run's folder.
 
 <storage_path>/<name>/
     experiences/<corruption>/   collect.arrow fail.arrow manifest.json      from the training split
@@ -9,9 +9,9 @@
     repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet
     report/                     index.html table.md figures
     hypothesis/                 pairs.parquet pairs.csv summary.json scatter.png, gains/ by experience and seed
-    prepared/<method>/          what a method makes before any target is known
+    prepared/<method>/          what a method prepares before any target is known
     compare/                    index.html table.md rows.csv rows.parquet figures, of `metarepair compare`;
-                                comparison.json: how many there will be, for `metarepair status`;
+                                comparison.json: the planned repairs, for `metarepair status`;
                                 <target>/<method>/<seed>/: model.safetensors judged.json samples.parquet
     search/                     trials.parquet trials.csv best.yaml, figures; inputs/ and trials/ of `metarepair tune`
     d_fail_reads.jsonl          each opening of a target's D_fail; outlives --restart
@@ -86,22 +86,22 @@ class Run:
 
 
 def run_of(config: Config) -> Run:
-    """Where a configuration's run is, or will be."""
+    """The run of a configuration, whether or not its folder exists."""
     return Run(place(config.storage_path) / config.name)
 
 
 def open_run(config: Config) -> Run:
-    """The run's folder, created. Raises ConfigError for another kind of path, UserError when it is not writable."""
+    """Create the run's folder. Raises ConfigError for an unsupported kind of path, UserError if it is not writable."""
     with _writable(config):
         root = run_of(config).root
         probe = root / ".writable.tmp"
         _make(probe)
-        probe.unlink(missing_ok=True)  # of two who come at once
+        probe.unlink(missing_ok=True)  # another command that starts at the same time may have removed it
     return Run(root)
 
 
 def _make(probe: Place) -> None:
-    """Once more where another command has just removed the empty folder that both made."""
+    """Create the probe file; try a second time if another command has just removed the empty folder."""
     for last in (False, True):
         probe.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -114,9 +114,9 @@ def _make(probe: Place) -> None:
 
 @contextmanager
 def without_empty_run(config: Config) -> Iterator[None]:
-    """Remove the folders that the block made for the run when it ends and has left nothing in them.
+    """Remove the folders that the block created for the run if they are empty when it ends.
 
-    A folder that was there before stays, and so does one in which another command has begun to write meanwhile.
+    A folder that existed before stays, and so does one in which another command has started to write.
     """
     with _writable(config):
         root = run_of(config).root
@@ -124,7 +124,7 @@ def without_empty_run(config: Config) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # the first that is not empty, or not there, ends it
+        with suppress(OSError):  # stop at the first folder that is not empty or does not exist
             for folder in missing:
                 folder.rmdir()
 

@@ -1,12 +1,12 @@
-"""The levels of our log lines, and the loggers that print them.
+"""The levels of our log lines, and handlers for our packages' loggers.
 
 Every module has a logger of its own name. Nothing is printed unless a handler is set: the command line sets
-`metarepair.console.lines.Console`; a program that imports MetaRepair uses `logging.basicConfig(level="INFO")`, say.
+`metarepair.console.lines.Console`; a program that imports MetaRepair can call `logging.basicConfig(level="INFO")`.
 
-    WARNING   something is damaged or passed over, and the work goes on
-    RESULT    what a command is run for: tables, and where the files are
-    INFO      what is done, and the progress every ten seconds
-    DEBUG     the progress every fifth of a second, for a terminal; stages that begin
+    WARNING   something is damaged or skipped, and the work continues
+    RESULT    the outcome of a command: tables, and where the files are
+    INFO      completed work, and progress every ten seconds
+    DEBUG     progress every fifth of a second, for a terminal; the start of each stage
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logging.addLevelName(RESULTS, "RESULT")
 
 
 def print_on_worker() -> None:
-    """Have this process, a worker of Ray's, print our lines to standard error, which Ray writes to its log files."""
+    """Print our log lines to standard error in this Ray worker; Ray writes that to its log files."""
     for logger in (logging.getLogger(name) for name in NAMES):
         if not logger.handlers:
             logger.addHandler(logging.StreamHandler())
@@ -31,7 +31,7 @@ def print_on_worker() -> None:
 
 @contextmanager
 def handled(handler: logging.Handler, level: int) -> Iterator[None]:
-    """Send the lines of our packages from `level` on to `handler` while the block runs."""
+    """Send our packages' log records of `level` and above to `handler` while the block runs."""
     loggers = [logging.getLogger(name) for name in NAMES]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""A piece of work in, the most memory that this process held meanwhile out."""
+"""Measure the peak memory of this process during a piece of work."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """`bytes` is None where neither the kernel nor CUDA tells."""
+    """The measured peak; `bytes` is None if neither the kernel nor CUDA reports it."""
 
     bytes: int | None = None
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
-    """The peak inside the block: of the device's allocator on CUDA, else of resident memory (Linux)."""
-    found = PeakMemory()
+    """The peak inside the block: of the device's allocator on CUDA, otherwise of resident memory (Linux)."""
+    peak = PeakMemory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        yield found
-        found.bytes = int(torch.cuda.max_memory_allocated(device))
+        yield peak
+        peak.bytes = int(torch.cuda.max_memory_allocated(device))
         return
-    begun = _begin_anew()
-    yield found
-    found.bytes = _peak() if begun else None
+    was_reset = _reset_peak()
+    yield peak
+    peak.bytes = _read_peak() if was_reset else None
 
 
-def _begin_anew() -> bool:
-    """Sets the kernel's mark of this process' peak back to what it holds now."""
+def _reset_peak() -> bool:
+    """Reset the kernel's peak of this process to its current memory. Return whether the kernel allowed it."""
     try:
         RESET.write_text("5", encoding="ascii")
     except OSError:
@@ -40,7 +40,7 @@ def _begin_anew() -> bool:
     return True
 
 
-def _peak() -> int | None:
+def _read_peak() -> int | None:
     try:
         lines = STATUS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -13,20 +13,20 @@ REDRAWN_S = 0.2
 
 @dataclass(frozen=True)
 class Step:
-    """What a progress line carries as `record.step`: the work it is of, and whether it is that work's last line."""
+    """A progress line's `record.step`: the work that it belongs to, and whether it is that work's last line."""
 
     work: str
     over: bool
 
 
 class Pace:
-    """When the next progress line is due: every ten seconds for all, and more often for a terminal."""
+    """Decides when the next progress line is due: every ten seconds, and more often for a terminal."""
 
     def __init__(self, started: float) -> None:
         self._logged = self._drawn = started
 
     def level(self, now: float, *, over: bool) -> int | None:
-        """INFO for a line that every handler should have, DEBUG for one that a terminal draws, None for no line."""
+        """INFO for a line for every handler, DEBUG for one that only a terminal draws, None for no line."""
         if over or now - self._logged >= INTERVAL_S:
             self._logged = self._drawn = now
             return logging.INFO
@@ -37,7 +37,7 @@ class Pace:
 
 
 def is_drawn() -> bool:
-    """Whether a terminal draws the progress: its handler asks for the lines of level DEBUG."""
+    """Whether a terminal draws the progress: its handler then takes DEBUG lines."""
     return logger.isEnabledFor(logging.DEBUG)
 
 
@@ -47,7 +47,7 @@ def log_step(level: int, text: str, work: str, *, over: bool) -> None:
 
 
 class Progress:
-    """Progress of one piece of work with a known number of units. No two that go on at once have one `label`."""
+    """Progress of one piece of work with a known number of units. Pieces that run concurrently need distinct labels."""
 
     def __init__(self, label: str, total: int, unit: str, *, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
@@ -55,10 +55,10 @@ class Progress:
         self._started = time.monotonic()
         self._pace = Pace(self._started)
         if done:
-            self._log(logging.INFO, f"{label}: {done} of {total} {unit} were done before; going on")
+            self._log(logging.INFO, f"{label}: {done} of {total} {unit} already done; resuming")
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Counts `count` more units; logs a line if one is due."""
+        """Count `count` more units; log a line if one is due."""
         self.done += count
         now = time.monotonic()
         level = self._pace.level(now, over=self.done >= self.total)

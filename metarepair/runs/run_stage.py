@@ -1,4 +1,7 @@
-"""Run one stage: skip it where it is done, refuse other settings, mark it, make it, finish it by its manifest."""
+"""Run one stage: skip it if it is complete, refuse other settings, mark it as started, make it, write its manifest.
+
+Each stage is an entry of the table in `tasks.storage.stages`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a stage has written: its files by name, how many rows of each kind, and facts that readers show."""
+    """What a stage has written: its files by name, the number of rows of each kind, and facts for readers to show."""
 
     files: Sequence[str]
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -32,19 +35,19 @@ def run_stage(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
 ) -> Manifest:
-    """The manifest of the stage in `folder`, made by `make` where it is not done with these settings and inputs.
+    """Return the manifest of the stage in `folder`, after `make` if it is not complete with these settings and inputs.
 
     Args:
         stage: its entry in the table.
-        folder: where it lies.
+        folder: the folder of its files.
         make: writes the files of an unfinished stage, or the rest of them.
-        names: what it is of: a target, a method …, as `Stage.title` takes them.
+        names: the target, method … that it is for, as `Stage.title` takes them.
         config: the settings that its result depends on, as plain values.
-        inputs: digests of all that it reads.
+        inputs: digests of everything that it reads.
 
     Raises:
         StageError: the folder holds the stage, finished or not, with other settings or inputs.
-        DataError: a file of it is damaged, and its verb does not make that again.
+        DataError: one of its files is damaged, and its verb does not make that file again.
     """
     assert set(config) <= set(stage.settings), f"{stage.name}: {set(config) - set(stage.settings)}"
     title = stage.title(*names)
@@ -53,11 +56,11 @@ def run_stage(
     else:
         done = check_done(folder, stage=title, config=config, inputs=inputs)
     if done is not None:
-        logger.info(f"{title}: done before, see {folder}")
+        logger.info(f"{title}: already complete, see {folder}")
         return done
     if stage.marked:
         begin(folder, config=config, inputs=inputs)
-    logger.debug(f"{title}: begins, in {folder}")
+    logger.debug(f"{title}: starts in {folder}")
     made = make()
     return write_manifest(
         folder,

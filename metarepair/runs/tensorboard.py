@@ -1,4 +1,4 @@
-"""A training's metrics in, files that TensorBoard reads out: written here, copied to storage as a whole."""
+"""Write a training's metrics as TensorBoard events: on this machine first, then copied to storage as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.storage.paths import Place, copy_file
 
 
 class EventLog:
-    """One file of events in `folder`, of the episodes since this process began; TensorBoard joins it to others."""
+    """One event file in `folder`, with the episodes of this process; TensorBoard joins it with the other files."""
 
     def __init__(self, folder: Place) -> None:
         self.folder = folder
@@ -19,9 +19,9 @@ class EventLog:
         self._writer: Any = None
 
     def add(self, episodes: Sequence[Mapping[str, float]]) -> None:
-        """Scalars of each episode, by the number that it has under `episode`."""
+        """Add the scalars of each episode, at the step given by its `episode`."""
         if self._writer is None:
-            from tensorboardX import SummaryWriter  # not paid for where nothing is trained
+            from tensorboardX import SummaryWriter  # imported only where something is trained
 
             self._local = tempfile.TemporaryDirectory(prefix="metarepair")
             self._writer = SummaryWriter(self._local.name, flush_secs=3600)
@@ -32,13 +32,13 @@ class EventLog:
         self._writer.flush()
 
     def publish(self) -> None:
-        """Copies the file to its folder."""
+        """Copy the file to its folder."""
         if self._local is not None:
             for path in Path(self._local.name).iterdir():
                 copy_file(path, self.folder / path.name)
 
     def close(self) -> None:
-        """Ends the writer; the local file goes."""
+        """Close the writer and delete the local file."""
         if self._writer is not None and self._local is not None:
             self._writer.close()
             self._local.cleanup()

@@ -367,7 +367,7 @@ def test_a_driver_joins_directly_and_finds_the_job_s_run_done(head: Head, jobs: 
     )
     code, output = head.run(command)
     assert code == 0, output
-    assert "train gaussian_noise: done before" in output
+    assert "train gaussian_noise: already complete" in output
 
 
 @pytest.mark.distributed

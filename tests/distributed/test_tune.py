@@ -487,7 +487,9 @@ def test_when_all_trials_fail_the_first_error_is_one_paragraph(
         for n in (2, 1, 3)
     ]
     monkeypatch.setattr(search, "_tuner", lambda _: SimpleNamespace(fit=lambda: results))
-    with pytest.raises(UserError, match=r"All 3 trials .* trial-0001, of: The loss became nan\. Mend"):
+    with pytest.raises(
+        UserError, match=r"All 3 trials .* trial-0001, failed with: The loss became nan\. Fix"
+    ):
         search.try_all(setup)
     results[0].error, results[0].metrics = None, {"done": False}
     with pytest.raises(KeyboardInterrupt):  # stopped, not failed

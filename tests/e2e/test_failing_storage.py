@@ -70,11 +70,11 @@ def test_a_disk_that_fails_in_mid_training(
     said = capsys.readouterr().err
     assert "checkpoint of episode" in said
     assert str(error.strerror) in said
-    assert "run the same command again to go on" in said
+    assert "run the same command again to resume" in said
     assert "Traceback" not in said
     assert not (Path(runs) / META / "manifest.json").exists()
     assert train(tiny_run, runs) == 0
-    assert "were done before; going on" in capsys.readouterr().err
+    assert "already done; resuming" in capsys.readouterr().err
     found = (load_file(Path(root, META, "model.safetensors")) for root in (runs, undisturbed))
     assert_equal(*found)
 
@@ -130,7 +130,7 @@ def test_an_endpoint_that_goes_away_and_comes_back(
     again.start()
     try:
         assert train(tiny_run, storage) == 0
-        assert "2 of 4 episodes were done before" in capsys.readouterr().err
+        assert "2 of 4 episodes already done" in capsys.readouterr().err
         ours = load_file(local(place(storage) / str(META) / "model.safetensors"))
         assert_equal(ours, load_file(tiny_run / "runs" / META / "model.safetensors"))
     finally:

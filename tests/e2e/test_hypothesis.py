@@ -123,7 +123,7 @@ def test_a_study_has_every_ordered_pair_and_says_so(
             assert gains[name, target] == pytest.approx(np.mean([f[target] for f in found]))
     assert run(finished) == 0
     shown = capsys.readouterr().out
-    assert "hypothesis: done before" in shown
+    assert "hypothesis: already complete" in shown
     assert "12 pairs of 4 corruptions" in shown
 
 

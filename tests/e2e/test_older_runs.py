@@ -73,7 +73,7 @@ def test_every_stage_of_an_older_run_is_done(older_run: Path, capsys: pytest.Cap
     assert contents(older_run / "runs/tiny") == before
     said = capsys.readouterr()
     for stage in ("score", "train gaussian_noise", "repair gaussian_noise"):
-        assert f"{stage}: done before" in said.out + said.err
+        assert f"{stage}: already complete" in said.out + said.err
     assert main(["inspect", str(older_run / "runs/tiny")]) == 0
 
 

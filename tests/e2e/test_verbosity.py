@@ -21,8 +21,8 @@ def test_a_quiet_run_prints_its_table_and_where_things_are_alone(
     usual = capsys.readouterr().out
     assert run(tiny_run, "--quiet") == 0
     quiet = capsys.readouterr()
-    assert "done before" in usual
-    assert "done before" not in quiet.out
+    assert "already complete" in usual
+    assert "already complete" not in quiet.out
     assert quiet.err == ""
     assert set(quiet.out.splitlines()) < set(usual.splitlines())
     assert "Report: " in quiet.out
@@ -42,11 +42,11 @@ def test_a_verbose_run_says_when_and_where_and_which_stages_begin(
     assert run(tiny_run, "--verbose") == 0
     text = capsys.readouterr().out
     assert re.search(
-        r"^[-\d]{10} [:,\d]{12} INFO metarepair\.runs\.run_stage: score: done before", text, re.MULTILINE
+        r"^[-\d]{10} [:,\d]{12} INFO metarepair\.runs\.run_stage: score: already complete", text, re.MULTILINE
     )
     (tiny_run / "runs" / "tiny" / "score" / "manifest.json").unlink()
     assert run(tiny_run, "--verbose") == 0
-    assert "DEBUG metarepair.runs.run_stage: score: begins" in capsys.readouterr().out
+    assert "DEBUG metarepair.runs.run_stage: score: starts" in capsys.readouterr().out
 
 
 def test_quiet_and_verbose_together_are_refused(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ def test_the_rate_counts_only_what_was_done_since_the_start(
     clock.now += 10
     shown.advance(10)
     assert caplog.messages == [
-        "mine: 40 of 60 shards were done before; going on",
+        "mine: 40 of 60 shards already done; resuming",
         "mine: 50 of 60 shards, 1 shards/s, 10 s left",
     ]
 

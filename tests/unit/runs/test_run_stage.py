@@ -53,7 +53,7 @@ def test_a_stage_that_is_done_is_skipped_with_a_line(
     first = worker.run()
     assert worker.run() == first
     assert worker.made == 1
-    assert caplog.messages == [f"train fog: done before, see {worker.folder}"]
+    assert caplog.messages == [f"train fog: already complete, see {worker.folder}"]
 
 
 def test_other_settings_are_refused_whether_the_stage_is_done_or_begun(worker: Worker) -> None:
