@@ -1,4 +1,4 @@
-"""A configuration in; nothing out, or the first reason why a comparison cannot come to its end."""
+"""Refuse a comparison that cannot finish, before any work starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.errors import ConfigError, unknown_name
 
 
 def check_settings(config: Config) -> None:
-    """Methods and their budgets; their settings are checked with those of any run. Raises ConfigError."""
+    """Raise ConfigError for an unknown method or a wrong budget. Methods' settings are checked as in any run."""
     for name in config.compare.methods:
         get_method(name)
     for name in config.compare.budgets:
@@ -23,11 +23,11 @@ def check_settings(config: Config) -> None:
 
 
 def check_methods(config: Config, here: Surroundings) -> None:
-    """Whether every method can work with this DNN and has the data that it needs. Raises ConfigError."""
+    """Raise ConfigError if a method cannot work with this DNN, or lacks the data that it needs."""
     for name in config.compare.methods:
         method = get_method(name)
         method.check(here.deployed.module, settings_of(config, name))
         if "clean" in method.uses_with(config) and not len(here.split("train").labels_N):
             raise ConfigError(
-                f"{name} learns from the clean training split, which is empty here. Leave it out of compare.methods."
+                f"{name} learns from the clean training split, which is empty. Remove {name} from compare.methods."
             )

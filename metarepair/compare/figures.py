@@ -1,4 +1,4 @@
-"""Rows of a comparison in, PNG bytes out: bars by target, and a radar over the corruptions."""
+"""Draw the figures of a comparison as PNG bytes: bars by target, and a radar chart over the corruptions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from metarepair.reports.table import by_method, method_words, spread
 from tasks.corruptions import CORRUPTIONS
 
 Result = Mapping[str, Any]
-HATCHES = ("", "//", "..")  # a colour that comes again looks otherwise
+HATCHES = ("", "//", "..")  # tell apart methods that share a colour
 PANELS = (("d_fail", "D_fail"), ("corrupted", "whole corrupted set"), ("clean", "clean"))
 
 
 def bars(results: Sequence[Result]) -> bytes:
-    """D_fail, whole corrupted set and clean accuracy by target and method, sd over seeds (as the paper's Figs 2, 3)."""
+    """Accuracy on D_fail, the whole corrupted set and clean images by target and method (as the paper's Figs 2, 3).
+
+    Error bars are the standard deviation over seeds.
+    """
     methods = list(by_method(results[0]))
     figure = blank(max(9.0, 1.5 + 0.24 * len(methods) * len(results)), 9.5)
     axes_3 = figure.subplots(len(PANELS), 1, sharex=True)
@@ -38,14 +41,14 @@ def bars(results: Sequence[Result]) -> bytes:
 
 def _bars_of(axes: Axes, results: Sequence[Result], method: str, key: str, number: int, count: int) -> None:
     width = 0.86 / count
-    found = [spread(row.get(key) for row in by_method(r).get(method, ())) for r in results]
-    x = [i - 0.43 + (number + 0.5) * width for i, f in enumerate(found) if f is not None]
-    known = [f for f in found if f is not None]
+    spreads = [spread(row.get(key) for row in by_method(r).get(method, ())) for r in results]
+    x = [i - 0.43 + (number + 0.5) * width for i, s in enumerate(spreads) if s is not None]
+    known = [s for s in spreads if s is not None]
     axes.bar(
         x,
-        [100 * f.mean for f in known],
+        [100 * s.mean for s in known],
         width * 0.92,
-        yerr=[100 * (f.sd or 0.0) for f in known],
+        yerr=[100 * (s.sd or 0.0) for s in known],
         error_kw={"linewidth": 0.8},
         color=COLOURS[number % len(COLOURS)],
         hatch=HATCHES[number // len(COLOURS)],
@@ -55,7 +58,7 @@ def _bars_of(axes: Axes, results: Sequence[Result], method: str, key: str, numbe
 
 
 def radar(results: Sequence[Result]) -> bytes:
-    """Accuracy on every corruption after a repair for each target: a panel a target, a line a method."""
+    """Accuracy on every corruption after a repair for each target: one panel per target, one line per method."""
     columns = min(2, len(results))
     lines = math.ceil(len(results) / columns)
     figure = blank(6.6 * columns, 5.6 * lines + 0.8)
@@ -77,10 +80,10 @@ def _radar_of(axes: Axes, result: Result) -> None:
     for number, (method, rows) in enumerate(by_method(result).items()):
         values = []
         for name in names:
-            found = spread(
+            accuracy = spread(
                 row["corrupted"] if name == target else row["other_corruptions"].get(name) for row in rows
             )
-            values.append(math.nan if found is None else 100 * found.mean)
+            values.append(math.nan if accuracy is None else 100 * accuracy.mean)
         closed = [*values, values[0]]
         axes.plot(
             [*angles, angles[0]],

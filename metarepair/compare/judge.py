@@ -1,6 +1,7 @@
-"""A target's repaired DNNs in; a judged.json and samples.parquet beside each out. Nothing else opens D_fail.
+"""Judge the repaired DNNs of a target, and write judged.json and samples.parquet beside each.
 
-A repaired DNN that has been judged is not judged again: a method that is added later is judged alone.
+No other module of a comparison opens D_fail. A repaired DNN is judged only once, so a method that is added later is
+judged alone.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ from tasks.storage.stages import COMPARED
 
 # M repaired DNNs, N examples
 
-AT_ONCE_BYTES = 2 * 2**30  # of weights; the images of all who are judged at once are corrupted once
+AT_ONCE_BYTES = 2 * 2**30  # of weights judged at once; each image is corrupted once for all of these DNNs
 ROW, SAMPLES = "judged.json", "samples.parquet"
 
 
 def judging_identity(run: Run, config: Config, unit: Compared) -> dict[str, Any]:
-    """What a judgement depends on."""
+    """The settings and the digest of the repair that a judgement depends on."""
     manifest = require_manifest(run.compared(unit.target, unit.method, unit.seed), COMPARED.remedy)
     evaluated = config.evaluate.model_dump(mode="json")
-    # As metarepair.compare.plan.Plan.judging has it, which `status` compares with.
+    # The same as metarepair.compare.plan.Plan.judging, which `status` compares with.
     return {"repaired": manifest.digest, "evaluate": evaluated, "severities": list(config.mining.severities)}
 
 
 def is_judged(run: Run, config: Config, unit: Compared) -> bool:
-    """Whether both files are there, whole, and of this very repair."""
+    """Whether both files are complete and belong to exactly this repair."""
     folder, identity = run.compared(unit.target, unit.method, unit.seed), judging_identity(run, config, unit)
     return all(is_sealed(folder / name, identity | {"file": name}) for name in (ROW, SAMPLES))
 
 
 def judge(run: Run, config: Config, units: Sequence[Compared], here: Surroundings) -> None:
-    """Judges those of a target's repairs that are not yet, as many at once as memory is set aside for."""
+    """Judge those of a target's repairs that are not judged yet, as many at once as AT_ONCE_BYTES allows."""
     waiting = [unit for unit in units if not is_judged(run, config, unit)]
     for some in _portions(waiting, here):
         candidates = [load_candidate(run, config, unit, here) for unit in some]
@@ -55,7 +56,10 @@ def judge(run: Run, config: Config, units: Sequence[Compared], here: Surrounding
                 run.compared(unit.target, unit.method, unit.seed),
                 judging_identity(run, config, unit),
             )
-            for name in (SAMPLES, ROW):  # of a judgement before: it would call the new file damaged
+            for name in (
+                SAMPLES,
+                ROW,
+            ):  # the seal of an earlier judgement would make the new file count as damaged
                 remove(seal_of(folder / name))
             write_table(folder / SAMPLES, _samples(judged, number))
             row = asdict(judged.results[number])
@@ -75,7 +79,7 @@ def _portions(units: Sequence[Compared], here: Surroundings) -> Iterator[Sequenc
 def _samples(judged: Judged, number: int) -> pa.Table:
     """Every D_fail example and every clean test image before and after a repair, in long form.
 
-    A clean image's id is its row in the test split, its severity 0.
+    A clean image's id is its row in the test split, and its severity is 0.
     """
     fail, clean = judged.fail, judged.clean_before_N
     rows = np.arange(len(clean))
@@ -92,7 +96,7 @@ def _samples(judged: Judged, number: int) -> pa.Table:
 
 
 def read_row(run: Run, unit: Compared) -> Mapping[str, Any]:
-    """A judged repair's row. Raises StageError where it is not judged, DataError for damage."""
+    """The row of a judged repair. Raises StageError if it is not judged, DataError if the row is damaged."""
     path = run.compared(unit.target, unit.method, unit.seed) / ROW
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
@@ -101,5 +105,5 @@ def read_row(run: Run, unit: Compared) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{unreadable(path, error)}. Delete it and compare again.") from error
     if not isinstance(row, dict) or row.get("method") != unit.method:
-        raise DataError(f"{path} is damaged: it is no row of {unit.method}. Delete it and compare again.")
+        raise DataError(f"{path} is damaged: it is not a row of {unit.method}. Delete it and compare again.")
     return row

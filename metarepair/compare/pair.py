@@ -1,6 +1,6 @@
-"""Two methods in; how they differ example by example, as a table and a picture, out.
+"""Compare two methods example by example, as a table and a picture.
 
-Pixels are made again from the test split: D_fail stays closed.
+Pixels are made again from the test split, so D_fail stays closed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tasks.storage.stages import COMPARED
 
 # N examples
 
-EACH = 8  # pictures of a kind
+EACH = 8  # pictures of each kind of difference
 KEYS = ("part", "image_id", "severity", "label", "before")
 
 
@@ -51,7 +51,7 @@ class Pair:
 
 
 def load_pair(run: Run, target: str, methods: tuple[str, str], seed: int) -> Pair:
-    """Raises StageError where one is not judged, DataError where the two are not of the same examples."""
+    """Load both methods' answers. Raises StageError if one is not judged, DataError if their examples differ."""
     tables = [_samples(run, Compared(target=target, method=method, seed=seed)) for method in methods]
     first, second = tables
     if not first.select(KEYS).equals(second.select(KEYS)):
@@ -60,8 +60,8 @@ def load_pair(run: Run, target: str, methods: tuple[str, str], seed: int) -> Pai
             "metarepair compare --config FILE --restart."
         )
     table = first.select(KEYS)
-    for method, found in zip(methods, tables, strict=True):
-        table = table.append_column(f"after_{method}", found["after"])
+    for method, samples in zip(methods, tables, strict=True):
+        table = table.append_column(f"after_{method}", samples["after"])
     return Pair(target=target, methods=methods, seed=seed, table=table, kinds=_kinds(table, methods))
 
 
@@ -94,9 +94,9 @@ def _kinds(table: pa.Table, methods: tuple[str, str]) -> tuple[Kind, ...]:
 
 
 def write_pair(run: Run, pair: Pair, test: Dataset, seed: int) -> list[str]:
-    """The examples as Parquet and CSV, and those that one method gets and the other does not as a picture.
+    """Write the examples as Parquet and CSV, and a picture of some on which the methods differ.
 
-    seed: of the run, which corrupted images are drawn with. Returns lines to say.
+    seed: the run's, by which corrupted images are drawn. Returns lines to log.
     """
     name = f"{pair.target}_{pair.methods[0]}_{pair.methods[1]}_{pair.seed}"
     for ending in ("parquet", "csv"):

@@ -1,4 +1,4 @@
-"""Judged repairs in; the parts of a comparison's report out: sentences and tables, for Markdown and HTML alike."""
+"""Build the parts of a comparison's report from judged repairs: sentences and tables, for Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ LEGEND = (
     "corrupted: accuracy on all test images with the target corruption, mean over severities; clean: without "
     "corruption; others: mean over the corruptions that were not the target.",
     "broken: break rate, the share of the clean test images that were right before and are wrong now; of corrupted: "
-    "the same of the images with the target corruption.",
-    "seconds, images: of the repair alone, with those of choosing its settings; memory: the most its process held.",
-    "Accuracies and rates are percent; ± is the standard deviation over seeds.",
+    "the same for the images with the target corruption.",
+    "seconds, images: of the repair alone, including the choice of its settings; memory: the peak of its process.",
+    "Accuracies and rates are in percent; ± is the standard deviation over seeds.",
 )
 
 
@@ -62,7 +62,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A section: its title, what is said in sentences, and a table where there is one."""
+    """A section: a title, sentences, and a table if `header` is given."""
 
     title: str
     lines: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Part:
 
 
 def title_of(config: Config, results: Sequence[Result]) -> str:
-    """What the report is called."""
+    """The title of the report."""
     count = len(by_method(results[0]))
     return f"{count} {'method' if count == 1 else 'methods'} on {config.model.name}, {config.data.name}"
 
@@ -80,7 +80,7 @@ def parts_of(run: Run, config: Config, results: Sequence[Result]) -> list[Part]:
     """All sections, in order."""
     over = [_columns("mean over targets", _over_targets(results))] if len(results) > 1 else []
     each = [_columns(r["target"].replace("_", " "), r, leaders(r)) for r in results]
-    legend = Part(title="what the columns say", lines=LEGEND)
+    legend = Part(title="what the columns mean", lines=LEGEND)
     return [*over, *each, legend, _terms(run, config, results), _beside_paper(config, results)]
 
 
@@ -119,12 +119,12 @@ def _over_targets(results: Sequence[Result]) -> Result:
 
 
 def _mean(rows: Sequence[Row], value: Callable[[Row], float | None]) -> float | None:
-    found = spread(value(row) for row in rows)
-    return None if found is None else found.mean
+    values = spread(value(row) for row in rows)
+    return None if values is None else values.mean
 
 
 def leaders(result: Mapping[str, Any]) -> Iterator[str]:
-    """Who is best in which column, in sentences."""
+    """Sentences that name the best methods on D_fail, on the whole corrupted set and on clean images."""
     groups = {m: rows for m, rows in by_method(result).items() if m != "none"}
     before = by_method(result).get("none")
     for key, words in (
@@ -163,7 +163,7 @@ def _terms(run: Run, config: Config, results: Sequence[Result]) -> Part:
 
 
 def _preparation(run: Run, name: str, targets: Sequence[str]) -> str:
-    """Seconds before any repair: once for all targets, or for each of them."""
+    """Seconds of preparation before any repair: once for all targets, or the mean for each target."""
     method = get_method(name)
     once = require_manifest(run.prepared(name), PREPARED.remedy).facts["seconds"] if method.prepares else None
     if "experiences" in method.uses:
@@ -173,7 +173,7 @@ def _preparation(run: Run, name: str, targets: Sequence[str]) -> str:
 
 
 def _beside_paper(config: Config, results: Sequence[Result]) -> Part:
-    """The paper's table of this data set with ours in it, for the targets that it has."""
+    """The paper's table of this data set with our numbers beside it, for the targets that it has."""
     table = table_for(config.data.name)
     known = [result for result in results if table is not None and table.column(result["target"])]
     if table is None or not known:
@@ -188,8 +188,8 @@ def _beside_paper(config: Config, results: Sequence[Result]) -> Part:
         line = [method]
         for result in known:
             theirs = table.column(result["target"]).get(method)
-            found = spread(row.get("d_fail") for row in by_method(result).get(ours.get(method, ""), ()))
-            line += ["—" if theirs is None else f"{theirs:.2f}", cell(found, "percent")]
+            here = spread(row.get("d_fail") for row in by_method(result).get(ours.get(method, ""), ()))
+            line += ["—" if theirs is None else f"{theirs:.2f}", cell(here, "percent")]
         rows.append(tuple(line))
     where = f"beside the paper's {table.name}: {table.dnn}, {table.data}, clean {table.clean}%"
     return Part(title=where, lines=(DIFFERENCES,), header=tuple(header), rows=tuple(rows))

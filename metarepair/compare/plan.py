@@ -1,6 +1,7 @@
-"""What a comparison is going to repair in; compare/comparison.json out, for those who look on, and read back.
+"""Write and read compare/comparison.json, the planned repairs of a comparison, for `metarepair status`.
 
-No stage and no manifest: every `metarepair compare` replaces it, so that methods, targets and seeds may be added.
+The plan is not a stage and has no manifest: every `metarepair compare` replaces it, so that methods, targets and seeds
+can be added.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ class Plan:
 
     @property
     def experiences(self) -> tuple[str, ...] | None:
-        """The corruptions that experiences are mined of, where the settings say so."""
+        """The corruptions that experiences are mined from, or None if the settings do not say."""
         names = _group(self.config, "mining").get("experiences")
         return tuple(map(str, names)) if isinstance(names, list) else None
 
     def judging(self, repaired: str) -> dict[str, Any] | None:
-        """What the judgement of a repair depends on, by the digest of the repair; None where the settings lack it."""
+        """What the judgement of the repair with digest `repaired` depends on; None if the settings lack it."""
         evaluated, severities = self.config.get("evaluate"), _group(self.config, "mining").get("severities")
         if evaluated is None or severities is None:
             return None
@@ -47,27 +48,27 @@ def write_plan(
     seeds: Sequence[int],
     config: Mapping[str, Any],
 ) -> None:
-    """Replaces the plan in a run's folder compare/; `config`: the settings as plain values, for who loads a repair."""
+    """Replace the plan in a run's folder compare/. `config`: the settings as plain values, for loading a repair."""
     plan = Plan(targets=tuple(targets), methods=tuple(methods), seeds=tuple(seeds), config=config)
     write_text(folder / PLAN, json.dumps(asdict(plan), indent=1) + "\n")
 
 
 def read_plan(folder: Place) -> Plan | None:
-    """The plan in a run's folder compare/, None where there is none. Raises DataError when it is damaged."""
+    """The plan in a run's folder compare/, or None. Raises DataError if it is damaged."""
     path = folder / PLAN
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         kinds = {"targets": str, "methods": str, "seeds": int}
-        lists = all(isinstance(found[key], list) for key in kinds)
-        if not lists or not all(isinstance(one, kind) for key, kind in kinds.items() for one in found[key]):
-            raise ValueError("it is no list of targets, methods and seeds")
-        return Plan(**{key: tuple(found[key]) for key in kinds}, config=dict(found.get("config", {})))
+        lists = all(isinstance(content[key], list) for key in kinds)
+        if not lists or not all(isinstance(one, kind) for key, kind in kinds.items() for one in content[key]):
+            raise ValueError("it does not list targets, methods and seeds")
+        return Plan(**{key: tuple(content[key]) for key in kinds}, config=dict(content.get("config", {})))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{unreadable(path, error)}. Compare again, which writes it anew.") from error
+        raise DataError(f"{unreadable(path, error)}. Compare again to rewrite it.") from error
 
 
 def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = config.get(name)
-    return found if isinstance(found, dict) else {}
+    group = config.get(name)
+    return group if isinstance(group, dict) else {}

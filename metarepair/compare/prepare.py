@@ -1,4 +1,4 @@
-"""A method in; what it makes before any target is known, once for all of them, out."""
+"""Prepare a method before any target is known, once for all targets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def preparation_settings(config: Config, name: str) -> Settings:
 def prepare_method(
     run: Run, config: Config, name: str, here: Surroundings, *, map_pieces: Map
 ) -> Manifest | None:
-    """Prepares the method `name`. Skipped when done, or when it prepares nothing; goes on with what is there."""
+    """Prepare the method `name`, or resume its preparation. Skipped if complete, or if it prepares nothing."""
     method = get_method(name)
     if not method.prepares:
         return None
@@ -68,7 +68,7 @@ def _prepare(config: Config, name: str, here: Surroundings, *, folder: Place, ma
 
 
 def discard_stale(run: Run, config: Config, name: str, here: Surroundings) -> None:
-    """Deletes the preparation of a method that was made, or begun, with other settings or inputs."""
+    """Delete the preparation of a method if it was made or started with other settings or inputs."""
     folder, terms = run.prepared(name), _terms(config, name, here)
     try:
         if check_done(folder, stage=PREPARED.title(name), **terms) is None and folder.exists():

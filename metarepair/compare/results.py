@@ -1,4 +1,4 @@
-"""Judged repairs in; the comparison as Markdown, HTML, CSV, Parquet and figures out."""
+"""Write a comparison of judged repairs as Markdown, HTML, CSV, Parquet and figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.storage.paths import write_table, write_text
 
 
 def write_results(run: Run, config: Config, units: Sequence[Compared]) -> list[str]:
-    """Everything under compare/; returns what to say. Raises StageError where a repair is not judged."""
+    """Write the report to compare/ and return the lines to log. Raises StageError if a repair is not judged."""
     results = load_compared(run, units)
     title, parts = title_of(config, results), parts_of(run, config, results)
     text = "\n".join([f"# {title}", "", *(line for part in parts for line in _markdown(part))]) + "\n"
@@ -49,7 +49,7 @@ def _pictures(run: Run, results: Sequence[Result]) -> Iterator[str]:
 
 
 def load_compared(run: Run, units: Sequence[Compared]) -> list[Result]:
-    """The rows of each target, in the order of the configuration: as a run's result.json has them."""
+    """The rows of each target, in the order of the configuration and the form of a run's result.json."""
     targets = list(dict.fromkeys(unit.target for unit in units))
     rows = {target: [u for u in units if u.target == target] for target in targets}
     order = list(dict.fromkeys(unit.method for unit in units))

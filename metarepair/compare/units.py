@@ -1,4 +1,4 @@
-"""A target, a method and a seed in; that repair on storage, finished by its manifest, out."""
+"""Repair for one target by one method with one seed, as a stage with its own manifest."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """One cell of the comparison."""
+    """One repair of the comparison."""
 
     target: str
     method: str
@@ -53,12 +53,12 @@ class Compared:
 
     @property
     def names(self) -> list[str]:
-        """As the title of its stage has them."""
+        """The names in the title of its stage."""
         return [self.target, self.method, str(self.seed)]
 
 
 def compared_units(config: Config) -> list[Compared]:
-    """All repairs. Seeds are outermost, so that a comparison that is cut short has whole seeds."""
+    """All repairs. Seeds are the outermost loop, so a comparison that is cut short has complete seeds."""
     return [
         Compared(target=target, method=method, seed=seed)
         for seed in config.compare.seeds
@@ -68,7 +68,7 @@ def compared_units(config: Config) -> list[Compared]:
 
 
 def limit_of(config: Config, method: str) -> Limit | None:
-    """The budget of a method's repairs: its own, else the one for all, else none."""
+    """The budget of a method's repairs: its own, otherwise the one for all methods, otherwise None."""
     text = config.compare.budgets.get(method, config.compare.budget)
     return None if text is None else parse_limit(text)
 
@@ -88,7 +88,7 @@ def unit_settings(config: Config, method: Method) -> Settings:
 
 
 def unit_inputs(run: Run, config: Config, unit: Compared, here: Surroundings) -> dict[str, str]:
-    """Digests of all that the repair starts from. Raises StageError where it is not finished."""
+    """Digests of everything that the repair starts from. Raises StageError if any of it is unfinished."""
     method = get_method(unit.method)
     inputs = {"target": require_manifest(run.target(unit.target), TARGET.remedy).digest}
     inputs["deployed"] = here.inputs()["deployed"]
@@ -108,13 +108,16 @@ def _terms(run: Run, config: Config, unit: Compared, here: Surroundings) -> dict
 
 
 def done_unit(run: Run, config: Config, unit: Compared, here: Surroundings) -> Manifest | None:
-    """The manifest of a repair that is done with these very settings and inputs; StageError for others."""
+    """The manifest of a repair that is complete with these settings and inputs, or None if it is unfinished.
+
+    Raises StageError if the repair is complete with others.
+    """
     folder = run.compared(unit.target, unit.method, unit.seed)
     return check_done(folder, stage=COMPARED.title(*unit.names), **_terms(run, config, unit, here))
 
 
 def repair_compared(run: Run, config: Config, unit: Compared, here: Surroundings) -> Manifest:
-    """Does one repair. Skipped when done; goes on where its method keeps checkpoints."""
+    """Run one repair. Skipped if complete; resumed if its method keeps checkpoints."""
     folder = run.compared(unit.target, unit.method, unit.seed)
     make = partial(_repair, run, config, unit, here)
     terms = _terms(run, config, unit, here)
@@ -132,26 +135,28 @@ def _repair(run: Run, config: Config, unit: Compared, here: Surroundings) -> Mad
         limit=limit_of(config, unit.method),
         prepared=run.prepared(unit.method) if get_method(unit.method).prepares else None,
     )
-    found = repair_once(one, config, data, here)
-    notes = "".join(f"; {note}" for note in found.model.notes)
-    logger.info(f"{unit.words}: repaired in {found.seconds:.1f} s, validation {found.validation:.1%}{notes}")
+    repaired = repair_once(one, config, data, here)
+    notes = "".join(f"; {note}" for note in repaired.model.notes)
+    logger.info(
+        f"{unit.words}: repaired in {repaired.seconds:.1f} s, validation {repaired.validation:.1%}{notes}"
+    )
     return Made(
         files=files_of(folder, config),
         facts={
-            "seconds": found.seconds,
-            "validation": found.validation,
-            "memory_bytes": found.memory_bytes,
-            "images_seen": found.model.images_seen,
-            "gradient_steps": found.model.gradient_steps,
-            "notes": list(found.model.notes),
-            "rate": found.model.rate,
-            "episode": found.model.episode,
+            "seconds": repaired.seconds,
+            "validation": repaired.validation,
+            "memory_bytes": repaired.memory_bytes,
+            "images_seen": repaired.model.images_seen,
+            "gradient_steps": repaired.model.gradient_steps,
+            "notes": list(repaired.model.notes),
+            "rate": repaired.model.rate,
+            "episode": repaired.model.episode,
         },
     )
 
 
 def load_candidate(run: Run, config: Config, unit: Compared, here: Surroundings) -> Candidate:
-    """A repaired DNN as it was saved, to be judged. Raises StageError where it is not done, DataError for damage."""
+    """Load a saved repaired DNN for judging. Raises StageError if it is unfinished, DataError if it is damaged."""
     folder = run.compared(unit.target, unit.method, unit.seed)
     manifest = require_manifest(folder, COMPARED.remedy)
     verify_checksums(folder, manifest)

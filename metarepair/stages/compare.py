@@ -1,7 +1,7 @@
-"""`metarepair compare`: repair by all methods × targets × seeds, judge and report.
+"""`metarepair compare`: repair for every target by every method with every seed, then judge and report.
 
-Every repair, and the judging of every target, is a piece that the executor runs.
-D_fail is opened when all repairs of its target are done.
+The executor runs each repair, and the judging of each target, as one piece. A target's D_fail is opened only after all
+repairs for that target are complete.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class Comparison:
-    """All repairs of a comparison. What is done with the same settings is skipped."""
+    """All repairs of a comparison. Those already complete with the same settings are skipped."""
 
     def __init__(self, config: Config, executor: ExecutorOf = in_process) -> None:
         check_settings(config)
@@ -44,7 +44,7 @@ class Comparison:
         self.units = compared_units(config)
 
     def compare(self, *, restart: bool = False) -> None:
-        """Mines, scores and trains what the methods need, prepares them, repairs, judges and reports."""
+        """Mine, score and train as the methods need; then prepare the methods, repair, judge and report."""
         check_methods(self.config, self.pipeline.here)
         methods = self.config.compare.methods
         folders = (self.run.compared(unit.target, unit.method, unit.seed) for unit in self.units)
@@ -53,7 +53,7 @@ class Comparison:
                 methods, trains=any("experiences" in get_method(name).uses for name in methods)
             )
         self._stages_before()
-        if restart:  # only now, as the stages before may refuse
+        if restart:  # only now: the stages before may refuse
             self._restart()
         for name in self.config.compare.methods:
             self._prepare(name)
@@ -63,7 +63,7 @@ class Comparison:
             logger.log(RESULTS, line)
 
     def _stages_before(self) -> None:
-        """Raises StageError where they are of other settings, which no restart of a comparison mends."""
+        """Run the stages before. Raises StageError if they have other settings, which `compare --restart` keeps."""
         self.pipeline.mine()
         if not any("experiences" in get_method(name).uses for name in self.config.compare.methods):
             return
@@ -72,15 +72,15 @@ class Comparison:
             self.pipeline.train()
         except StageError as error:
             raise StageError(
-                f"{error} `compare --restart` leaves the stages before it, so here that is `metarepair score --config "
-                "FILE --restart`; θ_meta, and MetaRepair's repairs, are made anew after it. Other methods' stay."
+                f"{error} `compare --restart` keeps the stages before it, so run `metarepair score --config FILE "
+                "--restart` instead. θ_meta and MetaRepair's repairs are then made again; other methods' repairs stay."
             ) from error
 
     def pair(self, first: str, second: str) -> None:
-        """Two methods example by example, for every target and the first seed of a comparison that is done.
+        """Compare two methods example by example, for every target and the first seed of a finished comparison.
 
-        `check_pair` has checked the names. Raises StageError where the run was mined with other settings or data: its
-        pictures would be of other images.
+        `check_pair` has checked the names. Raises StageError if the run was mined with other settings or data, as the
+        pictures would show other images.
         """
         self.pipeline.mined()
         test = self.pipeline.here.split("test")
@@ -90,7 +90,7 @@ class Comparison:
                 logger.log(RESULTS, line)
 
     def _restart(self) -> None:
-        """Deletes the repairs of the configured targets and methods, and preparations of other settings."""
+        """Delete the repairs of the configured targets and methods, and preparations with other settings."""
         for name in self.config.compare.methods:
             for target in self.config.targets:
                 folder = self.run.compare / target / name
@@ -115,7 +115,7 @@ class Comparison:
         waiting = [unit for unit in self.units if done_unit(self.run, self.config, unit, here) is None]
         done = len(self.units) - len(waiting)
         if not waiting:
-            logger.info(f"compare: all {done} repairs were done before")
+            logger.info(f"compare: all {done} repairs are already complete")
             return
         progress = Progress("compare", len(self.units), "repairs", done=done)
 
@@ -134,6 +134,6 @@ class Comparison:
         def judge_target(units: Sequence[Compared]) -> None:
             self.executor.call(judge, self.run, units, self.pipeline.here)
 
-        # An object store cannot append: of two who log that they open a D_fail at once, one would be forgotten.
+        # An object store cannot append: if two D_fail were opened at once, one of the two log entries would be lost.
         at_once = 1 if isinstance(self.run.root, RemotePath) else self.executor.repairs_at_once
         each_at_once(judge_target, waiting, at_once=at_once)

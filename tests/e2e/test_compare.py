@@ -143,7 +143,7 @@ def test_what_is_repaired_and_judged_is_not_done_again(
 ) -> None:
     log = run_of(copied).d_fail_log.read_text()
     assert compare(copied) == 0
-    assert "all 8 repairs were done before" in capsys.readouterr().out
+    assert "all 8 repairs are already complete" in capsys.readouterr().out
     assert run_of(copied).d_fail_log.read_text() == log
 
 
@@ -210,13 +210,13 @@ def test_a_target_is_added_and_left_out_again_and_nothing_else_is_made_anew(
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept}
     assert compare(copied, "--set", "targets=[gaussian_noise, fog]") == 0
     said = capsys.readouterr().out
-    assert "score: made again, as the targets were gaussian_noise" in said
-    assert "train gaussian_noise: done before" in said
+    assert "score: made again, because its targets were gaussian_noise" in said
+    assert "train gaussian_noise: already complete" in said
     assert (run.meta("fog") / "model.safetensors").is_file()
     rows = pq.read_table(run.compare / "rows.parquet").to_pylist()
     assert {row["target"] for row in rows} == {"gaussian_noise", "fog"}
     assert compare(copied) == 0
-    assert "repairs were done before" in capsys.readouterr().out
+    assert "repairs are already complete" in capsys.readouterr().out
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept} == before
 
 
