@@ -1,6 +1,7 @@
-"""The Fréchet distances of all pairs of environments, from their moments, in blocks of pairs.
+"""Compute the Fréchet distances of all pairs of environments from their moments, in blocks of pairs.
 
-An environment's factor is made once and mapped by every worker that needs it. Source: paper Eq. 7.
+An environment's covariance factor is computed once and memory-mapped by every worker that needs it.
+Source: paper Eq. 7.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from tasks.distances.intervals import bootstrap_interval, fid_infinity
 from tasks.records import FidScore
 from tasks.storage.paths import Place
 
-BLOCK = 16  # pairs of a work item: seconds of work, and few enough that the last actor is not waited for
+BLOCK = (
+    16  # pairs per work item: seconds of work, and few enough that no actor finishes long after the others
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ def _blocks(count: int) -> list[Block]:
 
 def _build_distances(paths: tuple[Place, ...]) -> Callable[[Block], list[float]]:
     def work(block: Block) -> list[float]:
-        mine = read_moments(paths[block.row])
-        return [frechet_distance(mine, read_moments(paths[other])) for other in block.columns]
+        row_moments = read_moments(paths[block.row])
+        return [frechet_distance(row_moments, read_moments(paths[other])) for other in block.columns]
 
     return work
 
@@ -68,20 +71,20 @@ def with_intervals(
     seed: int,
     executor: Executor,
 ) -> list[FidScore]:
-    """The scores with their bootstrap intervals and FID∞, as asked for; `parts_of` gives both sides' feature files.
+    """Add bootstrap intervals and FID∞ to the scores, as requested; `parts_of` gives both sides' feature files.
 
-    Draws are keyed by `seed` and the same for every pair.
+    Draws are keyed by `seed` and are the same for every pair.
     """
     if not resamples and not extrapolate:
         return list(scores)
-    found: dict[int, FidScore] = {}
+    done: dict[int, FidScore] = {}
     items = [_Pair(number, score, *map(tuple, parts_of(score))) for number, score in enumerate(scores)]
     progress = Progress("intervals", len(items), "pairs")
     build = partial(_build_intervals, resamples, extrapolate, seed)
     for pair, score in executor.map(build, items, one_cpu=True):
-        found[pair.number] = score
+        done[pair.number] = score
         progress.advance(note=f"{score.experience}, {score.target}")
-    return [found[number] for number in range(len(scores))]
+    return [done[number] for number in range(len(scores))]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the pieces of a stage run: in this process here, on Ray by `distributed.stages.executor`."""
+"""Run the pieces of a stage in this process. `distributed.stages.executor` runs them on Ray instead."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ Work = Callable[[Run, Config, Item, Surroundings], object]
 
 
 class Executor(Protocol):
-    """Runs the pieces of a stage. Every error is raised as the piece raised it."""
+    """Runs the pieces of a stage. A UserError of a piece is raised as the piece raised it."""
 
     @property
     def trainings_at_once(self) -> int:
-        """How many meta-trainings there is room for at the same time, from 1."""
+        """The number of meta-trainings that can run at the same time; at least 1."""
         ...
 
     @property
     def repairs_at_once(self) -> int:
-        """How many repairs there is room for at the same time, from 1."""
+        """The number of repairs that can run at the same time; at least 1."""
         ...
 
     def map(
         self, build: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, one_cpu: bool = False
     ) -> Iterator[tuple[Item, Result]]:
-        """Yields (item, result) in the order of completion; `build` makes the worker where it runs.
+        """Yield (item, result) in the order of completion; `build` creates the worker where it runs.
 
-        one_cpu: a worker takes one CPU and no GPU, whatever the settings give a training worker.
+        one_cpu: each worker takes one CPU and no GPU, whatever the settings give a training worker.
         """
         ...
 
     def map_in_order(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """The results of `work` in the order of the items."""
+        """Yield the results of `work` in the order of the items."""
         ...
 
     def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings) -> None:
-        """Calls `work(run, config, item, here)`; elsewhere with the surroundings loaded there."""
+        """Call `work(run, config, item, here)`; in another process, with the surroundings loaded there."""
         ...
 
     def train(self, run: Run, target: str, device: torch.device) -> None:
-        """Meta-trains for `target`, from the newest checkpoint to the last episode."""
+        """Meta-train for `target`, from the newest checkpoint to the last episode."""
         ...
 
 
@@ -58,7 +58,7 @@ ExecutorOf = Callable[[Config], Executor]
 
 
 class InProcess:
-    """One piece after the other, in this process and without Ray."""
+    """Runs one piece after the other, in this process and without Ray."""
 
     trainings_at_once = repairs_at_once = 1
 
@@ -72,7 +72,7 @@ class InProcess:
         *,
         one_cpu: bool = False,  # noqa: ARG002 - nothing is reserved in this process
     ) -> Iterator[tuple[Item, Result]]:
-        """As `Executor.map`; the worker is not built where there are no items."""
+        """As `Executor.map`; the worker is not built if there are no items."""
         if not items:
             return
         work = build()
@@ -84,7 +84,7 @@ class InProcess:
         return map_here(work, items)
 
     def call(self, work: Work[Item], run: Run, item: Item, here: Surroundings) -> None:
-        """As `Executor.call`, with the surroundings that are given."""
+        """As `Executor.call`, with the given surroundings."""
         work(run, self.config, item, here)
 
     def train(self, run: Run, target: str, device: torch.device) -> None:
@@ -93,10 +93,10 @@ class InProcess:
 
 
 def in_process(config: Config) -> InProcess:
-    """The executor of `workers: 0`. Raises ConfigError where the settings ask for workers."""
+    """The executor for `workers: 0`. Raises ConfigError if the settings ask for workers."""
     if config.workers > 0:
         raise ConfigError(
-            f"workers={config.workers} runs on Ray, and no executor was given. Give "
+            f"workers={config.workers} runs on Ray, but no executor was given. Pass "
             "executor=distributed.stages.executor.executor_for, or set workers=0."
         )
     return InProcess(config)

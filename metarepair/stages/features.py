@@ -1,10 +1,10 @@
 """Extract the features of every environment's D_collect, and their moments, shard by shard.
 
 <run>/features/<role>-<corruption>/
-    part-00000.parquet …   a row per collected example, in the store's order; each whole or not at all
-    moments.npy            mean and covariance factor, of which all pairs of this environment are made
-    manifest.json          last
-A killed run goes on with the shards that are missing. A damaged file is named, and done again alone.
+    part-00000.parquet …   one row per collected example, in the store's order; each file is complete or absent
+    moments.npy            mean and covariance factor, from which all distances of this environment are computed
+    manifest.json          written last
+A killed run resumes with the missing shards. A damaged file is named in a log line, and only that file is made again.
 Source: paper Eq. 7.
 """
 
@@ -78,7 +78,7 @@ class FeatureStage:
 def feature_settings(config: Config) -> Settings:
     """The settings that features depend on, with a digest of the weights file that is used.
 
-    Raises WeightsError where that file is missing. The deployed DNN is among the inputs of mining.
+    Raises WeightsError if that file is missing. The deployed DNN is not among them, as it is an input of mining.
     """
     settings = config.features.settings(include={"extractor", "shard_images"})
     return settings | {"weights_digest": weights_digest(config.features.extractor, config.features.weights)}
@@ -98,7 +98,7 @@ def feature_parts(run: Run, experience: str, target: str) -> tuple[list[Place], 
 def extract_all(
     run: Run, config: Config, mined: Mined, executor: Executor
 ) -> dict[tuple[Role, str], Manifest]:
-    """Features and moments of the D_collect of every environment in `mined`.
+    """Extract features and moments of the D_collect of every environment in `mined`.
 
     Raises WeightsError, ConfigError, StageError, DataError (a NaN feature names its image).
     """
@@ -118,8 +118,8 @@ def extract_all(
             parts=len(stage.shards),
         )
     _extract(config, [s for stage in missing.values() for s in stage.shards], executor)
-    found = executor.map(_build_moments, list(missing.items()), one_cpu=True)
-    for (key, stage), (count, dim) in found:
+    sizes = executor.map(_build_moments, list(missing.items()), one_cpu=True)
+    for (key, stage), (count, dim) in sizes:
         done[key] = write_manifest(
             stage.folder,
             stage=stage.stage,
@@ -133,7 +133,7 @@ def extract_all(
 
 
 def feature_stages(run: Run, config: Config, mined: Mined) -> dict[tuple[Role, str], FeatureStage]:
-    """What every environment's features are and depend on. Raises WeightsError as `feature_settings` does."""
+    """The feature stage of every environment in `mined`. Raises WeightsError as `feature_settings` does."""
     settings = feature_settings(config)
     return {
         (e.role, e.corruption): _stage(run, e, mined[e.role, e.corruption], settings)
@@ -166,7 +166,7 @@ def _stage(run: Run, environment: Environment, manifest: Manifest, settings: dic
 
 
 def _extract(config: Config, shards: Sequence[FeatureShard], executor: Executor) -> None:
-    """Features of all shards that are not there yet, or are damaged."""
+    """Extract the features of all shards that are missing or damaged."""
     missing = missing_parts(shards)
     if not missing:
         return
@@ -177,7 +177,7 @@ def _extract(config: Config, shards: Sequence[FeatureShard], executor: Executor)
 
 
 def load_extractor(config: Config, here: Surroundings) -> FeatureExtractor:
-    """The configured extractor. Raises WeightsError where its weights are missing."""
+    """The configured extractor. Raises WeightsError if its weights are missing."""
     return build_extractor(
         config.features.extractor,
         weights=config.features.weights,
@@ -211,17 +211,17 @@ def _build_extractor(config: Config) -> Callable[[FeatureShard], int]:
 def _build_moments() -> Callable[[tuple[tuple[Role, str], FeatureStage]], tuple[int, int]]:
     def work(item: tuple[tuple[Role, str], FeatureStage]) -> tuple[int, int]:
         _, stage = item
-        found = moments_of_parts([shard.path for shard in stage.shards])
-        write_moments(stage.folder / MOMENTS, found)
-        return found.count, len(found.mean_D)
+        joint = moments_of_parts([shard.path for shard in stage.shards])
+        write_moments(stage.folder / MOMENTS, joint)
+        return joint.count, len(joint.mean_D)
 
     return work
 
 
 def moments_of_parts(paths: Sequence[Place]) -> Moments:
-    """Moments of all parts' rows: of the rows themselves while there are no more than features, else merged.
+    """Moments of all parts' rows: of all rows at once if there are at most as many as features, otherwise merged.
 
-    Merged in the parts' order, so the bits depend neither on how many actors there were nor on who was first.
+    Parts are merged in their order, so the bits depend neither on the number of actors nor on which finished first.
     """
     waiting = map(read_features, paths)
     kept: list[tuple[NDArray[np.float32], Ints]] = []

@@ -1,9 +1,9 @@
-"""`metarepair hypothesis`: do near experiences repair better? Measured on all pairs of a mined and scored run.
+"""`metarepair hypothesis`: test whether near experiences repair better, on all pairs of a mined and scored run.
 
-mine -> score -> one fine-tune per experience and seed, each tried on all targets -> correlations, tables, figure
+mine -> score -> one fine-tune per experience and seed, each tested on all targets -> correlations, tables, figure
 
-A work item is one fine-tune; its result is a small file that exists whole or not at all, so a killed study goes on
-with those that are missing. D_fail is not opened. What is measured, and how: metarepair.evaluation.hypothesis.
+A work item is one fine-tune. Its result is a small file that is complete or absent, so a killed study resumes with the
+missing ones. D_fail is not opened. metarepair.evaluation.hypothesis describes what is measured, and how.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ FEWEST = 4  # corruptions: a correlation within a target needs three experiences
 
 @dataclass(frozen=True)
 class FineTune:
-    """One experience and seed, and where the accuracies of the repaired DNN go; `made_of` digests what they are of."""
+    """A fine-tune on one experience with one seed; `path` is its result, `made_of` digests its settings and inputs."""
 
     experience: str
     seed: int
@@ -71,7 +71,7 @@ class FineTune:
 
 
 class HypothesisStudy:
-    """The study of one run. What is done with the same settings is skipped, with a log line."""
+    """The study of one run. What is already complete with the same settings is skipped, with a log line."""
 
     def __init__(self, config: Config, executor: ExecutorOf = in_process) -> None:
         self.config = config
@@ -80,17 +80,17 @@ class HypothesisStudy:
         self.run: Run = self.pipeline.run
 
     def study(self, *, restart: bool = False) -> None:
-        """Mines and scores where that is not done, then measures.
+        """Mine and score if that is not done yet, then measure.
 
-        `restart` begins anew with the study alone; fine-tunes that would come out the same are kept, so that
-        distances in other features cost no more than scoring.
+        `restart` starts only the study over. Fine-tunes that would come out the same are kept, so that distances in
+        other features cost no more than scoring.
         """
         if restart or not (self.run.hypothesis / MANIFEST).is_file():
             self.pipeline.probe(("finetune",), trains=False)
         self.pipeline.mine()
         self.pipeline.score()
-        found = environments(self.run, self.config)
-        mined: Mined = {(e.role, e.corruption): require_manifest(e.folder, TARGET.remedy) for e in found}
+        every = environments(self.run, self.config)
+        mined: Mined = {(e.role, e.corruption): require_manifest(e.folder, TARGET.remedy) for e in every}
         score = require_manifest(self.run.score, SCORE.remedy)
         verify_checksums(self.run.score, score)
         folder = self.run.hypothesis
@@ -110,7 +110,7 @@ class HypothesisStudy:
         logger.log(RESULTS, describe(summary))
 
     def _discard(self, settings: Mapping[str, Any], repaired_from: Mapping[str, str]) -> None:
-        """The correlations, and the fine-tunes where settings, failures or the deployed DNN are others."""
+        """Delete the correlations, and the fine-tunes too if settings, failures or the deployed DNN have changed."""
         remove(self.run.hypothesis / MANIFEST)
         try:
             begin(self.run.hypothesis / "gains", config=settings, inputs=repaired_from, sealed=True)
@@ -118,7 +118,7 @@ class HypothesisStudy:
             discard(self.run.hypothesis)
 
     def _fine_tune(self, mined: Mined, made_of: str) -> list[FineTune]:
-        """Every experience and seed that has no result yet, or not the one that was sealed."""
+        """Run every fine-tune whose result is missing or does not match its seal. Return all of them."""
         folder = self.run.hypothesis / "gains"
         seeds = self.config.repair.seeds
         items = [
@@ -134,7 +134,7 @@ class HypothesisStudy:
         return items
 
     def _judge(self, items: Sequence[FineTune]) -> Made:
-        """Correlations, tables and figure of all results."""
+        """Write correlations, tables and the figure of all results."""
         folder = self.run.hypothesis
         extractor, distances_CC = read_distances(self.run.score / "fid.parquet", self.names)
         study = Study(
@@ -154,7 +154,7 @@ class HypothesisStudy:
 
 
 def study_settings(config: Config) -> Settings:
-    """The settings that fine-tunes and their figures depend on, beside those of mining and scoring."""
+    """The settings that fine-tunes and their figures depend on, besides those of mining and scoring."""
     return config.settings(include={"seed", "model", "inner"}) | {
         "task": config.task.settings(include={"shots"}),
         "repair": config.repair.settings(exclude={"methods"}),
@@ -162,7 +162,7 @@ def study_settings(config: Config) -> Settings:
 
 
 def _corruptions(config: Config) -> tuple[str, ...]:
-    """The study's corruptions in the paper's order. Raises ConfigError where pairs would be missing."""
+    """The study's corruptions in the paper's order. Raises ConfigError if pairs would be missing."""
     experiences, targets = set(config.mining.experiences), set(config.targets)
     if experiences != targets:
         lacking = [f"targets lacks {name}" for name in sorted(experiences - targets)]
@@ -180,7 +180,7 @@ def _corruptions(config: Config) -> tuple[str, ...]:
 
 
 def _build_worker(config: Config, run: Run, mined: Mined) -> Callable[[FineTune], float]:
-    """Made where it runs: loads the DNN, fine-tunes it on an item's experience, tries it on all targets."""
+    """Build the worker where it runs: it fine-tunes the DNN on an item's experience and tests it on all targets."""
     here = load_surroundings(config)
     deployed, test = here.deployed, here.split("test")
     targets = {t: open_side(run.target(t), "collect", mined["target", t], test) for t in config.targets}
@@ -212,12 +212,12 @@ def _build_worker(config: Config, run: Run, mined: Mined) -> Callable[[FineTune]
 
 
 def _read_gains(items: Sequence[FineTune], names: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-    """Gains [S, C, C]: the deployed DNN has accuracy 0 on its failures, so a gain is the accuracy after."""
+    """Gains [S, C, C]: the deployed DNN has accuracy 0 on its failures, so a gain is the accuracy after repair."""
     gains_SCC = np.full((len(seeds), len(names), len(names)), np.nan)
     for item in items:
         accuracies = json.loads(item.path.read_text(encoding="utf-8"))[
             "accuracies"
-        ]  # sealed: as it was written
+        ]  # sealed, so it is as it was written
         row = [float(accuracies[name]) for name in names]
         gains_SCC[list(seeds).index(item.seed), list(names).index(item.experience)] = row
     return gains_SCC
@@ -227,8 +227,8 @@ def read_distances(path: Place, names: Sequence[str]) -> tuple[str, np.ndarray]:
     """The extractor, and the distance of each experience (row) and target (column), as scored."""
     try:
         rows = read_table(path, SCORE_AGAIN).to_pylist()
-        found = {(row["experience"], row["target"]): float(row["distance"]) for row in rows}
-        distances_CC = np.array([[found[a, b] for b in names] for a in names])
+        distances = {(row["experience"], row["target"]): float(row["distance"]) for row in rows}
+        distances_CC = np.array([[distances[a, b] for b in names] for a in names])
         return str(rows[0]["extractor"]), distances_CC
     except (KeyError, IndexError) as error:
         raise DataError(f"{path} is damaged: it lacks rows or columns ({error}). {SCORE_AGAIN}") from error

@@ -1,7 +1,7 @@
 """Mine the failures of the deployed DNN in every environment into the experience store.
 
-A work item is one shard of one environment; its failures are written as a part that exists whole or not at all,
-so a killed run goes on with the shards that are missing.
+A work item is one shard of one environment. Its failures are written as a part that is complete or absent, so a killed
+run resumes with the missing shards.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tasks.storage.stages import EXPERIENCE, TARGET
 
 Role = Literal["experience", "target"]
 Mined = Mapping[tuple[Role, str], Manifest]
-SHARD_IMAGES = "mining.shard_images"  # among the settings of unfinished parts
+SHARD_IMAGES = "mining.shard_images"  # recorded with the settings only while the parts are unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Shard:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What its part is sealed with."""
+        """The identity that its part is sealed with."""
         return {"stage": self.environment.stage, "rows": [self.start, self.stop], "made of": self.made_of}
 
     @property
@@ -78,15 +78,16 @@ class Shard:
 
 def environments(run: Run, config: Config) -> list[Environment]:
     """Experiences from the training split, then targets from the test split."""
-    found = [
+    experiences = [
         Environment(role="experience", corruption=c, folder=run.experience(c))
         for c in config.mining.experiences
     ]
-    return found + [Environment(role="target", corruption=t, folder=run.target(t)) for t in config.targets]
+    targets = [Environment(role="target", corruption=t, folder=run.target(t)) for t in config.targets]
+    return experiences + targets
 
 
 def mining_settings(config: Config) -> Settings:
-    """The settings that failures depend on; sizes of batches and shards are not among them."""
+    """The settings that failures depend on. Batch and shard sizes are not among them."""
     return config.settings(include={"seed", "model"}) | {
         "data": config.data.settings(exclude={"root", "train", "test", "archive"}),
         "mining": config.mining.settings(exclude={"experiences", "batch_size", "shard_images"}),
@@ -101,27 +102,27 @@ def mine_all(
     executor: Executor,
     on_done: OnDone = lambda *_: None,
 ) -> dict[tuple[Role, str], Manifest]:
-    """Mines every environment that is not done, and those whose files are damaged, anew.
+    """Mine every environment that is unfinished, and again those whose files are damaged.
 
-    `on_done` is called with each as soon as it is finished. Raises TooFewFailuresError, StageError, DataError.
+    `on_done` is called with each as soon as it is complete. Raises TooFewFailuresError, StageError, DataError.
     """
     present, inputs = mining_settings(config), here.inputs()
     settings: dict[Environment, dict[str, Any]] = {}
     shards: dict[Environment, list[Shard]] = {}
-    found: dict[Environment, Manifest] = {}
+    manifests: dict[Environment, Manifest] = {}
     for environment in environments(run, config):
         own = as_recorded(environment.folder, present)
         manifest = check_whole(environment.folder, stage=environment.stage, config=own, inputs=inputs)
         if manifest is not None:
-            found[environment] = manifest
+            manifests[environment] = manifest
             on_done(environment, manifest)
             continue
         folder, size = environment.folder / "parts", config.mining.shard_images
         parts = as_recorded(folder, own | {SHARD_IMAGES: size})
         settings[environment] = own = {key: value for key, value in parts.items() if key != SHARD_IMAGES}
         made_of, images = content_hash([own, inputs]), len(here.split(environment.split).labels_N)
-        mine = shards[environment] = _shards(environment, images, size, made_of)
-        begin(folder, config=parts, inputs=inputs, sealed=True, parts=len(mine))
+        shards[environment] = _shards(environment, images, size, made_of)
+        begin(folder, config=parts, inputs=inputs, sealed=True, parts=len(shards[environment]))
     for environment in _mine_shards(config, shards, executor):
         manifest = finish_environment(
             environment.folder,
@@ -133,15 +134,15 @@ def mine_all(
             num_classes=here.deployed.num_classes,
             class_names=here.split(environment.split).classes,
         )
-        found[environment] = manifest
+        manifests[environment] = manifest
         on_done(environment, manifest)
-    return {(e.role, e.corruption): found[e] for e in environments(run, config)}
+    return {(e.role, e.corruption): manifests[e] for e in environments(run, config)}
 
 
 def _mine_shards(
     config: Config, shards: Mapping[Environment, Sequence[Shard]], executor: Executor
 ) -> Iterator[Environment]:
-    """Mines the shards that are not there, or are not what they are sealed to be; yields whose shards are complete."""
+    """Mine shards that are missing or do not match their seal; yield each environment once its shards are complete."""
     every = [shard for of_environment in shards.values() for shard in of_environment]
     if not every:
         return
@@ -176,7 +177,7 @@ def _sides(failures: Failures, *, config: Config, environment: Environment) -> n
 
 
 def _build_worker(config: Config) -> Callable[[Shard], int]:
-    """Made where it runs: loads the DNN and, as needed, the splits; mines a shard and writes its part."""
+    """Build the worker where it runs, with its own DNN and splits: it mines a shard and writes its part."""
     here = load_surroundings(config)
 
     def work(shard: Shard) -> int:
@@ -194,7 +195,7 @@ def _build_worker(config: Config) -> Callable[[Shard], int]:
         try:
             write_part(shard.path, mined)
             seal(shard.path, shard.identity)
-        except FileNotFoundError:  # another writer has finished this environment, and cleared its parts away
+        except FileNotFoundError:  # another writer has completed this environment and deleted its parts
             if read_manifest(environment.folder) is None:
                 raise
         return len(mined.failures)

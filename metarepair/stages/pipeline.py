@@ -1,9 +1,10 @@
-"""The stages of a run, from a configuration: each can be resumed, and run alone.
+"""Run the stages of a run from its configuration. Each stage can be run alone and resumed.
 
 mine -> score (features, distances, confidence) -> train -> repair (and evaluate) -> report
 
-The executor runs their pieces. Where it has room, independent pieces run concurrently: features of the environments
-that are mined while others are; the targets, each of which is trained for and then repaired.
+`tasks.storage.stages` has the table of all stages. The executor runs their pieces. If it has room, independent pieces
+run concurrently: features of environments already mined while others are mined, and targets, for each of which θ_meta
+is trained and then repaired.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ VERBS: tuple[Verb, ...] = ("mine", "score", "train", "repair", "report")
 
 
 class Pipeline:
-    """The stages of one run. A stage that is done with the same settings is skipped, with a log line."""
+    """The stages of one run. A stage already complete with the same settings is skipped, with a log line."""
 
     def __init__(self, config: Config, executor: ExecutorOf = in_process) -> None:
         self.config, self._checked, self._probed = config, False, False
@@ -74,48 +75,48 @@ class Pipeline:
 
     @cached_property
     def here(self) -> Surroundings:
-        found = load_surroundings(self.config, device=self.device, notes=True)
-        for note in found.deployed.notes:
+        surroundings = load_surroundings(self.config, device=self.device, notes=True)
+        for note in surroundings.deployed.notes:
             logger.info(note)
-        return found
+        return surroundings
 
     def check_clean(self) -> None:
-        """The deployed DNN on some clean test images, once. Raises WeightsError where it is near chance on them."""
+        """Test the deployed DNN once on some clean test images. Raises WeightsError if it is near chance on them."""
         if self._checked:
             return
         self._checked = True
-        found = check_on_clean(self.here.deployed, self.here.split("test"))
-        note = "" if found.note is None else f"; {found.note}"
+        check = check_on_clean(self.here.deployed, self.here.split("test"))
+        note = "" if check.note is None else f"; {check.note}"
         name = self.here.deployed.name
-        logger.info(f"{name}: {found.accuracy:.1%} of {found.images} clean test images{note}")
+        logger.info(f"{name}: {check.accuracy:.1%} of {check.images} clean test images{note}")
 
     def probe(self, methods: Sequence[str], *, trains: bool) -> None:
-        """Checks once that the engine's gradients of the deployed DNN are right. Raises ConfigError where not."""
+        """Check once that the engine's gradients of the deployed DNN are right. Raises ConfigError if not."""
         if self._probed:
             return
         self._probed = True
         images = self.here.split("test").images(slice(0, PROBED))
-        found = probe_run(
+        probed = probe_run(
             [get_method(name) for name in methods], self.here.deployed, images, self.config, trains=trains
         )
-        if found is not None:
-            logger.info(found.words)
+        if probed is not None:
+            logger.info(probed.words)
 
     def _done(self, place: Callable[[str], Place]) -> bool:
-        """Whether every target's folder is finished."""
+        """Whether every target's folder is complete."""
         return all((place(target) / MANIFEST).is_file() for target in self.config.targets)
 
     @property
     def device(self) -> torch.device:
-        """The driver's device: with workers, it needs no GPU of its own."""
+        """The driver's device. With workers, the driver needs no GPU of its own."""
         if self.config.workers > 0 and not torch.cuda.is_available():
             return torch.device("cpu")
         return pick_device(self.config.device)
 
     def restart(self, stage: Verb) -> None:
-        """Deletes a stage and those after it, but only once what the stage needs could be read.
+        """Delete a stage and those after it, but only after everything that the stage needs could be read.
 
-        Of the stages that go by target, the configured targets alone are deleted.
+        Of the stages with a folder per target, only those of the configured targets are deleted.
         """
         if stage != "report":
             self.here.inputs()
@@ -137,35 +138,35 @@ class Pipeline:
                 remove_tree(folder)
 
     def _folders(self, verb: Verb, restarted: Verb, mined: Mined) -> list[Place]:
-        """What a verb has made, and is to be deleted where the stages from `restarted` on begin anew."""
+        """The folders of a verb that are deleted when the stages from `restarted` on start over."""
         if verb == "report":
             return [self.run.report]
-        found = []
+        folders = []
         for stage in stages_of(verb):
             folder = self.run.root / stage.group
             if stage is FEATURES and restarted == "score":
-                # With other α, β or experiences, features need not be made again.
-                found += stale_features(self.run, self.config, mined)
+                # Features do not depend on α, β or the experiences, so they need not be made again.
+                folders += stale_features(self.run, self.config, mined)
             elif restarted in ("train", "repair"):
-                found += [folder / target for target in self.config.targets]
+                folders += [folder / target for target in self.config.targets]
             else:
-                found.append(folder)
-        return found
+                folders.append(folder)
+        return folders
 
     def mined(self) -> dict[tuple[Role, str], Manifest]:
-        """Manifests of all environments, mined with these very settings, data and DNN; StageError otherwise."""
+        """Manifests of all environments, mined with exactly these settings, data and DNN. Raises StageError if not."""
         settings, inputs = mining_settings(self.config), self.here.inputs()
-        found: dict[tuple[Role, str], Manifest] = {}
+        manifests: dict[tuple[Role, str], Manifest] = {}
         for environment in environments(self.run, self.config):
             folder = environment.folder
             manifest = check_done(folder, stage=environment.stage, config=settings, inputs=inputs)
-            found[environment.role, environment.corruption] = manifest or require_manifest(
+            manifests[environment.role, environment.corruption] = manifest or require_manifest(
                 folder, TARGET.remedy
             )
-        return found
+        return manifests
 
     def whole(self) -> None:
-        """All stages."""
+        """Run all stages."""
         if not self._done(self.run.repaired):
             self.probe(self.config.repair.methods, trains=not self._done(self.run.meta))
         with self._features_meanwhile() as on_done:
@@ -182,7 +183,7 @@ class Pipeline:
 
     @contextmanager
     def _features_meanwhile(self) -> Iterator[OnDone]:
-        """Makes features of environments as they are handed over, where there is room for as many workers again."""
+        """Extract features of each environment once it is mined, if there is room for as many workers again."""
         if self.executor.trainings_at_once < 2:
             yield lambda *_: None
             return
@@ -200,38 +201,38 @@ class Pipeline:
         follower.finish()
 
     def mine(self) -> None:
-        """Experiences from the training split, targets from the test split."""
+        """Mine experiences from the training split and targets from the test split."""
         self._mine(lambda *_: None)
 
     def _mine(self, on_done: OnDone) -> None:
         folders = [environment.folder for environment in environments(self.run, self.config)]
         if not all((folder / MANIFEST).is_file() for folder in folders):
-            self.check_clean()  # before hours of mining what a wrong preprocessing alone fails on
+            self.check_clean()  # before hours of mining failures that only wrong preprocessing causes
         mined = mine_all(self.run, self.config, self.here, self.executor, on_done)
         for (role, name), manifest in mined.items():
             examined = sum(manifest.facts["examined"].values())
             right = sum(manifest.facts["correct"].values())
             rows = manifest.rows
             missing = [self.here.split("test").classes[i] for i in manifest.facts["classes_without_failures"]]
-            note = f"; no failures collected of {', '.join(missing)}" if missing else ""
+            note = f"; no failures collected for {', '.join(missing)}" if missing else ""
             logger.info(
                 f"{role:10s} {name:18s} accuracy {right / examined:6.1%} of {examined}, "
                 f"{rows['collect']} collected, {rows['fail']} left to D_fail{note}"
             )
 
     def score(self) -> None:
-        """Features of all environments, distances of all pairs, confidence of each target's experiences."""
+        """Compute features of all environments, distances of all pairs, confidence of each target's experiences."""
         score_stage(self.run, self.config, self.mined(), self.executor)
 
     def train(self) -> None:
-        """θ_meta of each target."""
+        """Train θ_meta for each target."""
         if not self._done(self.run.meta):
-            self.mined()  # what is missing is said before the DNN is probed
+            self.mined()  # report what is missing before the DNN is probed
             self.probe((), trains=True)
         self._each_target(self._train)
 
     def _each_target(self, work: Callable[[str], object]) -> None:
-        """Does `work` for every target, for as many at once as the cluster has room for."""
+        """Call `work` for every target, for as many at once as the cluster has room for."""
         each_at_once(work, self.config.targets, at_once=self.executor.trainings_at_once)
 
     def _train(self, target: str) -> None:
@@ -251,7 +252,7 @@ class Pipeline:
         run_stage(META, folder, make, names=[target], config=settings, inputs=inputs)
 
     def _trained(self, target: str, folder: Place) -> Made:
-        """Copies what the last checkpoint holds to where θ_meta is read."""
+        """Copy the tensors of the last checkpoint to where θ_meta is read."""
         checkpoint = newest_checkpoint(folder, level=logging.DEBUG)
         state = read_state(checkpoint) if checkpoint is not None else None
         if checkpoint is None or state is None or state["episode"] != self.config.train.episodes:
@@ -275,7 +276,7 @@ class Pipeline:
         )
 
     def repair(self) -> None:
-        """Every method and seed on each target, then the evaluation."""
+        """Repair for each target by every method with every seed, then evaluate."""
         mined = self.mined()
         if not self._done(self.run.repaired):
             self.probe(self.config.repair.methods, trains=False)
@@ -283,12 +284,12 @@ class Pipeline:
 
     def _repair(self, target: str, mined: Mined) -> None:
         verify_checksums(self.run.target(target), mined["target", target])
-        # An object store cannot append: of two who log that they open a D_fail at once, one would be forgotten.
+        # An object store cannot append: if two D_fail were opened at once, one of the two log entries would be lost.
         with self._judging if isinstance(self.run.root, RemotePath) else nullcontext():
             self.executor.call(repair_target, self.run, target, self.here)
 
     def report(self) -> None:
-        """The table, the figures and the page. Raises StageError when a target is not repaired."""
+        """Write the table, the figures and the page. Raises StageError if a target is not repaired."""
         for target in self.config.targets:
             for folder in (self.run.repaired(target), self.run.meta(target)):
                 manifest = read_manifest(folder)
@@ -306,14 +307,14 @@ class Pipeline:
 
 
 def _check_names(config: Config) -> None:
-    """Refuses what a late stage would refuse, before the first one has cost anything."""
+    """Raise now what a late stage would raise, before the first stage has cost anything."""
     for method in config.repair.methods:
         get_method(method)
     check_method_settings(config)
     for kind in config.repair.export or ():
         require_packages(kind)
     check_extractor(config.features.extractor, config.features.weights)
-    distances = dict.fromkeys(config.mining.experiences, 0.0)  # which is nearest is not known yet
+    distances = dict.fromkeys(config.mining.experiences, 0.0)  # the distances are not known yet
     for target in config.targets:
         choose_experiences(
             distances,

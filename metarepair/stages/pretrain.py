@@ -1,4 +1,4 @@
-"""Settings in, `deployed/model.safetensors` of a run out: pretraining as a resumable stage."""
+"""Pretrain the DNN as a resumable stage, up to `deployed/model.safetensors` of a run."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def pretrain_stage(
     restart: bool,
     train_elsewhere: TrainElsewhere | None = None,
 ) -> None:
-    """Trains the configured DNN on the clean training split and states its accuracy on the test split.
+    """Train the configured DNN on the clean training split and log its accuracy on the test split.
 
-    train_elsewhere: trains to the end and leaves the checkpoint (on Ray); in this process when not given.
+    train_elsewhere: trains to the end on Ray and leaves the checkpoint; None to train in this process.
     """
     folder = open_run(config).root / "deployed"
     data = training_split(config)
     workers = config.workers if train_elsewhere is not None else 1
     check_data(config.pretrain, data, pixels=config.model.input_size, workers=workers)
-    if restart:  # only now: a wrong setting must not cost the old one
+    if restart:  # only now: a wrong setting must not delete the old weights
         discard(folder)
     make = partial(_pretrain, config, data, folder, train_elsewhere)
     run_stage(DEPLOYED, folder, make, config=pretraining_settings(config), inputs={"train": data.digest()})
@@ -57,7 +57,7 @@ def _pretrain(
     folder: Place,
     train_elsewhere: TrainElsewhere | None,
 ) -> Made:
-    """Trains to the end, and judges the weights on the test split."""
+    """Train to the end, and evaluate the weights on the test split."""
     if train_elsewhere is not None:
         train_elsewhere(config, folder)
     deployed = _train_here(config, data, folder, elsewhere=train_elsewhere is not None)
@@ -90,7 +90,7 @@ def pretraining_settings(config: Config) -> Settings:
 
 
 def _train_here(config: Config, data: ArrayDataset, folder: Place, *, elsewhere: bool) -> DeployedModel:
-    """From the checkpoint on; what was trained to the end elsewhere is read alone."""
+    """Train from the newest checkpoint on; weights already trained elsewhere are only loaded."""
     progress = None if elsewhere else epoch_progress(config, folder)
 
     def on_epoch(epoch: Epoch) -> None:
@@ -115,25 +115,25 @@ def _train_here(config: Config, data: ArrayDataset, folder: Place, *, elsewhere:
 
 
 def epoch_progress(config: Config, folder: Place) -> Progress:
-    """Progress in epochs, from those that are logged on."""
+    """Progress in epochs, starting after those already logged."""
     return Progress("pretrain", config.pretrain.epochs, "epochs", done=len(read_epochs(folder)))
 
 
 def describe(epoch: dict[str, float]) -> str:
-    """A line of the log in a few words."""
+    """A log entry in a few words."""
     judged = f"loss {epoch['loss']:.3f}, validation {epoch['validation_accuracy']:.1%}"
     return f"{judged}, {epoch['images_per_s']:.0f} images/s"
 
 
 def log_epoch(folder: Place, epoch: Epoch) -> None:
-    """Adds the epoch to the log; before its checkpoint is written, so one that is trained again takes its own place."""
+    """Add the epoch to the log. It is logged before its checkpoint, so if trained again, it replaces its own entry."""
     epochs = read_epochs(folder)
     epochs[epoch.epoch - 1 :] = [asdict(epoch)]
     write_text(folder / EPOCHS, json.dumps(epochs))
 
 
 def read_epochs(folder: Place) -> list[dict[str, float]]:
-    """The log's lines; none before the first epoch."""
+    """The entries of the log; empty before the first epoch."""
     log = folder / EPOCHS
     if not log.exists():
         return []

@@ -44,12 +44,12 @@ logger = logging.getLogger(__name__)
 
 
 def score_stage(run: Run, config: Config, mined: Mined, executor: Executor) -> None:
-    """Features of all environments, distances of all pairs, confidence of each target's experiences."""
+    """Compute features of all environments, distances of all pairs, confidence of each target's experiences."""
     for environment in environments(run, config):
         verify_checksums(environment.folder, mined[environment.role, environment.corruption])
     features = extract_all(run, config, mined, executor)
     settings = as_recorded(run.score, score_settings(config))
-    inputs = {f"features {role} {name}": found.digest for (role, name), found in features.items()}
+    inputs = {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}
     _leave_other_targets(run.score, settings, inputs)
 
     def make() -> Made:
@@ -64,20 +64,20 @@ def score_stage(run: Run, config: Config, mined: Mined, executor: Executor) -> N
 
 
 def _leave_other_targets(folder: Place, settings: dict[str, Any], inputs: Mapping[str, str]) -> None:
-    """Discards a score that differs in its targets alone: what stays as it was comes out as it was."""
+    """Discard a score that differs only in its targets: what has not changed comes out the same when made again."""
     try:
         held = read_manifest(folder)
-    except DataError:  # check_whole warns of it, and mends it
+    except DataError:  # check_whole warns about it and makes it again
         return
     if held is None or held.config.get("targets") == settings["targets"]:
         return
     common = held.inputs.keys() & inputs.keys()
     beside = settings | {"targets": held.config.get("targets")}
     if not changes(held.config, beside) and all(held.inputs[key] == inputs[key] for key in common):
-        logger.info(f"score: made again, as the targets were {', '.join(held.config['targets'])}")
+        logger.info(f"score: made again, because its targets were {', '.join(held.config['targets'])}")
         discard(folder)
         return
-    # Refused, for what differs beside the targets: other targets alone would have been made again.
+    # This raises StageError and names only what differs besides the targets: those alone would not be refused.
     check_done(
         folder,
         stage=SCORE.title(),
@@ -98,16 +98,16 @@ def score_settings(config: Config) -> Settings:
 
 def _score(run: Run, config: Config, features: Mined, executor: Executor) -> tuple[list[FidScore], list[str]]:
     """Distances with their intervals, and the names of the files that now hold them."""
-    found = environments(run, config)
-    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], executor)
+    every = environments(run, config)
+    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in every], executor)
     plain = scores_of(
         matrix,
         config.mining.experiences,
         config.targets,
         extractor=config.features.extractor,
-        rows=[features[e.role, e.corruption].rows["features"] for e in found],
+        rows=[features[e.role, e.corruption].rows["features"] for e in every],
     )
-    # Before the intervals, which take long: a β that leaves nothing is refused here.
+    # Before the intervals, which take long: this refuses a β that leaves a target no experience.
     confidences = {t: confidence_of(plain, t, config.experiences) for t in config.targets}
     scores = with_intervals(
         plain,
@@ -117,7 +117,7 @@ def _score(run: Run, config: Config, features: Mined, executor: Executor) -> tup
         seed=config.seed,
         executor=executor,
     )
-    names = [e.corruption + (TARGET_SUFFIX if e.role == "target" else "") for e in found]
+    names = [e.corruption + (TARGET_SUFFIX if e.role == "target" else "") for e in every]
     files = write_scores(run.score, scores, matrix, names, confidences)
     pairs = {(a, b): float(matrix[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
     title, label = f"Distances of {len(names)} environments", distance_name(config.features.extractor)
@@ -126,9 +126,9 @@ def _score(run: Run, config: Config, features: Mined, executor: Executor) -> tup
 
 
 def stale_features(run: Run, config: Config, mined: Mined) -> list[Place]:
-    """Folders of features that are unfinished, or of other settings or failures: what a new beginning deletes.
+    """The folders of features that a restart deletes: unfinished ones, and those of other settings or failures.
 
-    Others are kept: with other α, β or experiences, they need not be made again.
+    The rest is kept, as features do not depend on α, β or the experiences.
     """
     stale = []
     for stage in feature_stages(run, config, mined).values():

@@ -1,9 +1,9 @@
-"""What the trials of a search may read of a mined run; the D_fail that they are judged by is not among it.
+"""Prepare what the trials of a search may read of a mined run: everything but the D_fail that judges them.
 
 <run>/search/inputs/
-    distances/          fid.parquet: every experience to every environment that judges
+    distances/          fid.parquet: from every experience to every environment that judges
     <environment>/      collect.arrow: a copy of its D_collect, with a manifest of its own
-Judged are the targets, or experiences that are left out in turn (search.objective).
+The environments that judge are the targets, or experiences that are left out in turn (search.objective).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tasks.storage.paths import Place, copy_file, local, write_table
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """An environment that trials are judged by: a folder with its D_collect alone, and the split it was mined from."""
+    """An environment that judges trials: a folder with only its D_collect, and the split it was mined from."""
 
     name: str
     collect: Place
@@ -42,7 +42,7 @@ class Judge:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSetup:
-    """All that a trial is given besides what it drew. trials: the folder that it writes to a folder of its own in."""
+    """Everything that a trial is given besides its drawn settings. trials: the folder of all trials' folders."""
 
     config: Config
     trials: Place
@@ -51,23 +51,23 @@ class TrialSetup:
 
 
 def searched_config(config: Config) -> Config:
-    """The configuration that a search mines by: for pseudo-targets without the targets, which it has no use for."""
+    """The configuration that a search mines with. With pseudo-targets it has no targets, as the search needs none."""
     if search_of(config).objective == "validation":
         return config
     return config.model_copy(update={"targets": ()})
 
 
 def prepare_inputs(run: Run, config: Config, mined: Mined, features: Mined, executor: Executor) -> TrialSetup:
-    """Copies and measures what trials read, where that is not done.
+    """Copy and measure what trials read, if that is not done yet.
 
-    mined, features: of the environments of `searched_config`. Raises ConfigError where a β of the space leaves a judge
-    nothing to learn from, now that distances are known.
+    mined, features: of the environments of `searched_config`. Raises ConfigError if a β of the space leaves a judge
+    nothing to learn from, which can be checked only once distances are known.
     """
     role: Role = "target" if search_of(config).objective == "validation" else "experience"
-    found = environments(run, searched_config(config))
-    of = {(e.role, e.corruption): e for e in found}
-    judged = [of[role, name] for name in judged_environments(config)]
-    scores = _distances(run, config, found, judged, features, executor)
+    every = environments(run, searched_config(config))
+    of = {(e.role, e.corruption): e for e in every}
+    judging = [of[role, name] for name in judged_environments(config)]
+    scores = _distances(run, config, every, judging, features, executor)
     judges = tuple(
         Judge(
             name=e.corruption,
@@ -75,7 +75,7 @@ def prepare_inputs(run: Run, config: Config, mined: Mined, features: Mined, exec
             split=e.split,
             scores=tuple(s for s in scores if s.target == e.corruption),
         )
-        for e in judged
+        for e in judging
     )
     check_distances(config, {j.name: {s.experience: s.distance for s in j.scores} for j in judges})
     return TrialSetup(
@@ -87,7 +87,7 @@ def prepare_inputs(run: Run, config: Config, mined: Mined, features: Mined, exec
 
 
 def _copied(run: Run, environment: Environment, mined: Mined) -> Place:
-    """A folder with the environment's D_collect, and not with its D_fail."""
+    """A folder with a copy of the environment's D_collect, without its D_fail."""
     source = mined[environment.role, environment.corruption]
     folder = run.search / "inputs" / environment.corruption
     stage, inputs = f"search input {environment.corruption}", {"mined": source.digest}
@@ -101,18 +101,18 @@ def _copied(run: Run, environment: Environment, mined: Mined) -> Place:
 def _distances(
     run: Run,
     config: Config,
-    found: list[Environment],
-    judged: list[Environment],
+    every: list[Environment],
+    judging: list[Environment],
     features: Mined,
     executor: Executor,
 ) -> list[FidScore]:
-    """Of every experience to every environment that judges, but to itself; read where they were measured before."""
+    """The distances of every experience to every other environment that judges; read if already measured."""
     folder = run.search / "inputs" / "distances"
     stage = "search distances"
-    settings = {"judged": [[e.role, e.corruption] for e in judged]}
+    settings = {"judged": [[e.role, e.corruption] for e in judging]}
     inputs = {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}
     if check_whole(folder, stage=stage, config=settings, inputs=inputs) is None:
-        rows = [asdict(s) for s in _measured(run, config, found, judged, features, executor)]
+        rows = [asdict(s) for s in _measured(run, config, every, judging, features, executor)]
         write_table(folder / "fid.parquet", pa.Table.from_pylist(rows, schema=FID_SCHEMA))
         write_manifest(folder, stage=stage, config=settings, inputs=inputs, files=["fid.parquet"])
     return [FidScore(**row) for row in pq.read_table(local(folder / "fid.parquet")).to_pylist()]
@@ -121,34 +121,34 @@ def _distances(
 def _measured(
     run: Run,
     config: Config,
-    found: list[Environment],
-    judged: list[Environment],
+    every: list[Environment],
+    judging: list[Environment],
     features: Mined,
     executor: Executor,
 ) -> list[FidScore]:
-    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in found], executor)
-    rows = {e: features[e.role, e.corruption].rows["features"] for e in found}
+    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in every], executor)
+    rows = {e: features[e.role, e.corruption].rows["features"] for e in every}
     return [
         FidScore(
             experience=experience.corruption,
             target=judge.corruption,
-            distance=float(matrix[found.index(experience), found.index(judge)]),
+            distance=float(matrix[every.index(experience), every.index(judge)]),
             extractor=config.features.extractor,
             num_experience=rows[experience],
             num_target=rows[judge],
         )
-        for judge in judged
-        for experience in found
+        for judge in judging
+        for experience in every
         if experience.role == "experience" and experience.corruption != judge.corruption
     ]
 
 
 def trial_inputs(setup: TrialSetup, settings: Config) -> tuple[TrainingInputs, ...]:
-    """What the trainings of a trial with these settings read, one for each environment that judges it."""
-    found = []
+    """What the trainings of a trial with these settings read: one entry for each environment that judges it."""
+    inputs = []
     for judge in setup.judges:
         confidence = confidence_of(judge.scores, judge.name, settings.experiences)
-        found.append(
+        inputs.append(
             TrainingInputs(
                 target=judge.name,
                 experiences={name: setup.experiences[name] for name in confidence.names},
@@ -157,4 +157,4 @@ def trial_inputs(setup: TrialSetup, settings: Config) -> tuple[TrainingInputs, .
                 confidence=confidence,
             )
         )
-    return tuple(found)
+    return tuple(inputs)

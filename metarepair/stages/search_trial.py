@@ -1,9 +1,9 @@
-"""One trial of a search: a training for each judge, side by side, and a record of how it does after every round.
+"""Run one trial of a search: a training for each judge, side by side, and a record after every round.
 
 <run>/search/trials/<trial>/
-    record.json         what it drew and how far it is, after every round
+    record.json         its drawn settings and its progress, written after every round
     <environment>/      checkpoints and events of the training that this environment judges, as of `metarepair train`
-A trial that is started again goes on from its newest checkpoints. One that pbt has copied begins at another's.
+A restarted trial resumes from its newest checkpoints. A trial that pbt copies from another starts from the other's.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ RECORD = "record.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """How far a trial is. objective: the mean of `accuracies`, of each judge's held-out examples after `rounds`.
+    """The progress of a trial after `rounds` of its `of` rounds.
 
-    of: its rounds in all. seconds: of training, of all judges together. error: what it failed of, once `over`.
+    objective: the mean of `accuracies`, each on the held-out examples of one judge. seconds: of training, for all
+    judges together. error: why the trial failed, once it is `over`.
     """
 
     drawn: Mapping[str, Any]
@@ -44,7 +45,7 @@ class TrialRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Donor:
-    """Whose checkpoints a trial begins at, and after which round and episode."""
+    """The trial whose checkpoints another trial starts from, and after which round and episode."""
 
     trial: str
     rounds: int
@@ -52,7 +53,7 @@ class Donor:
 
 
 def read_record(folder: Place) -> TrialRecord | None:
-    """A trial's record, None where it has not begun, or was cut off while it did."""
+    """The record of a trial, or None if the trial has not started or was cut off while it did."""
     try:
         return TrialRecord(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
@@ -60,18 +61,18 @@ def read_record(folder: Place) -> TrialRecord | None:
 
 
 def write_record(folder: Place, record: TrialRecord) -> TrialRecord:
-    """Replaces a trial's record; returns it."""
+    """Replace the record of a trial and return it."""
     write_text(folder / RECORD, json.dumps(asdict(record)))
     return record
 
 
 def begin_trial(setup: TrialSetup, name: str, drawn: Mapping[str, Any], donor: Donor | None) -> TrialRecord:
-    """The record to go on from. What an earlier drawing of the same name left, with other values, is deleted."""
+    """The record to resume from. Whatever an earlier trial of this name left is deleted if its values differ."""
     folder, plain = setup.trials / name, json.loads(json.dumps(dict(drawn)))
     before = read_record(folder)
     if donor is not None:
         return write_record(folder, TrialRecord(drawn=plain, rounds=donor.rounds))
-    # Without a donor a trial of a population is at its beginning: its checkpoints may be of settings that it had later.
+    # Without a donor, a trial of a population starts from scratch: its checkpoints may belong to later settings.
     if before is None or before.drawn != plain or search_of(setup.config).scheduler == "pbt":
         remove_tree(folder)
         return write_record(folder, TrialRecord(drawn=plain))
@@ -79,7 +80,10 @@ def begin_trial(setup: TrialSetup, name: str, drawn: Mapping[str, Any], donor: D
 
 
 def trial_settings(setup: TrialSetup, name: str, drawn: Mapping[str, Any]) -> Config | None:
-    """The settings of a trial; they name no run, so what it is not given it has no way to. None: no experiences."""
+    """The settings of a trial, or None if they leave it no experiences.
+
+    They do not name the run, so that the trial cannot reach anything that it was not given.
+    """
     settings = trial_config(setup.config, drawn)
     if settings is None:
         return None
@@ -87,7 +91,7 @@ def trial_settings(setup: TrialSetup, name: str, drawn: Mapping[str, Any]) -> Co
 
 
 class JointTraining:
-    """The trainings of one trial, one for each judge: the same settings, and they advance round by round together."""
+    """The trainings of one trial, one for each judge: they share settings and advance together, round by round."""
 
     def __init__(
         self, setup: TrialSetup, settings: Config, context_in: Callable[[Place], Context], *, kept: int | None
@@ -107,22 +111,22 @@ class JointTraining:
         return self.settings.train.rounds_of(self.settings.train.episodes)
 
     def records(self, record: TrialRecord, donor: Donor | None, until: int) -> Iterator[TrialRecord]:
-        """The record after each round, up to `until` at most; written, by rank 0, before it is yielded.
+        """Yield the record after each round, up to `until` at most. Rank 0 writes it before it is yielded.
 
-        The last round that was done before comes once more: who should have heard of it may not have.
+        When a trial resumes, its last completed round is yielded again, since its report may have been lost.
         """
         try:
             for number in range(self._start(donor), min(until, self.total) + 1):
                 self._advance(number)
                 if self.kept is None or number == self.total:
-                    self.flush()  # others may begin there from now on, or none comes after
+                    self.flush()  # other trials may start from this round, or it is the last
                 record = self._recorded(record, number)
                 yield record
         finally:
             self.close()
 
     def _start(self, donor: Donor | None) -> int:
-        """Loads where to go on; returns the first round to tell of."""
+        """Load the checkpoints to resume from. Return the first round to yield."""
         for name, trainer in self.trainers.items():
             if donor is not None:
                 checkpoints = self.setup.trials / donor.trial / name / "checkpoints"
@@ -138,7 +142,7 @@ class JointTraining:
         return min(number * self.settings.train.round_episodes, self.settings.train.episodes)
 
     def _advance(self, number: int) -> None:
-        """Trains everyone to the end of a round who is not there yet."""
+        """Continue each training that has not reached the end of the round."""
         for name, trainer in self.trainers.items():
             before = trainer.episode
             if before >= self.episode_after(number):
@@ -153,7 +157,7 @@ class JointTraining:
             return record
         last = self.episode_after(number) - 1
         accuracies = {n: t.history[last]["validation_accuracy"] for n, t in self.trainers.items()}
-        found = replace(
+        latest = replace(
             record,
             rounds=number,
             of=self.total,
@@ -162,16 +166,16 @@ class JointTraining:
             seconds=sum(t.seconds for t in self.trainers.values()),
             over=number == self.total,
         )
-        return write_record(self.folder, found)
+        return write_record(self.folder, latest)
 
     def flush(self) -> None:
-        """Waits until all that was done is on storage."""
+        """Wait until everything recorded is on storage."""
         journals, self._journals = self._journals, {}
         for journal in journals.values():
             journal.finish()
 
     def close(self) -> None:
-        """Ends the trainings' threads."""
+        """End the threads of the trainings."""
         for trainer in self.trainers.values():
             trainer.close()
         self.flush()

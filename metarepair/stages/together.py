@@ -1,4 +1,4 @@
-"""Pieces of work in, several of them done at the same time by threads that wait for Ray; the first error out."""
+"""Run pieces of work concurrently, in threads that wait for Ray, and raise the first error."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ Item = TypeVar("Item")
 
 
 def each_at_once(work: Callable[[Item], object], items: Sequence[Item], *, at_once: int) -> None:
-    """Calls `work` for every item, for up to `at_once` of them at the same time.
+    """Call `work` for every item, for up to `at_once` of them at the same time.
 
-    Raises the first error as soon as it is there: what has begun is left to end by itself, what has not is dropped.
+    Raises the first error as soon as it occurs. Calls already running are left to end by themselves; the rest are
+    dropped.
     """
     if min(at_once, len(items)) <= 1:
         for item in items:
@@ -30,7 +31,7 @@ def each_at_once(work: Callable[[Item], object], items: Sequence[Item], *, at_on
 
 
 class Follower(Generic[Item]):
-    """Works off what is added, in a thread: all that came meanwhile as one batch."""
+    """Processes added items in a thread. The items added during one batch form the next."""
 
     def __init__(self, work: Callable[[Sequence[Item]], object]) -> None:
         self._work = work
@@ -39,31 +40,31 @@ class Follower(Generic[Item]):
         self._running: Future[None] = self._pool.submit(self._follow)
 
     def add(self, item: Item) -> None:
-        """Hands an item over. Raises what the work raised meanwhile."""
+        """Add an item. Raises an error that the work has already raised."""
         if self._running.done():
             self._running.result()
         self._added.put(item)
 
     def finish(self) -> None:
-        """Waits for all that was added. Raises what the work raised."""
+        """Wait for all added items. Raises the work's error, if any."""
         self._added.put(None)
         self._running.result()
         self._pool.shutdown()
 
     def abandon(self) -> None:
-        """Begins nothing more; what is under way is left to end by itself."""
+        """Start no further work; a running batch is left to end by itself."""
         while not self._added.empty():
             self._added.get_nowait()
         self._added.put(None)
         self._pool.shutdown(wait=False)
 
     def _follow(self) -> None:
-        going_on = True
-        while going_on:
+        more = True
+        while more:
             batch = [self._added.get()]
             while not self._added.empty():
                 batch.append(self._added.get_nowait())
             items = [item for item in batch if item is not None]
-            going_on = len(items) == len(batch)
+            more = len(items) == len(batch)
             if items:
                 self._work(items)

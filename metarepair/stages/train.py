@@ -1,6 +1,7 @@
 """Meta-training for one target: its inputs from storage, the trainer, and the loop in this process.
 
-Source: paper Algorithm 1, lines 2-12. The loop is `metarepair.meta_training.meta_train`.
+Source: paper Algorithm 1, lines 2-12. The loop is `metarepair.meta_training.meta_train`; each task of an episode is
+drawn by `metarepair.meta_training.task_source.TaskSource`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tasks.storage.stages import TARGET
 
 
 def inputs_of(run: Run, target: str) -> TrainingInputs:
-    """What training for a target reads of a mined and scored run."""
+    """What training for a target reads from a mined and scored run."""
     confidence = read_confidence(run, target)
     return TrainingInputs(
         target=target,
@@ -40,7 +41,7 @@ def inputs_of(run: Run, target: str) -> TrainingInputs:
 
 
 def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> MetaTrainer:
-    """Everything a rank needs, from storage: experiences as memory maps, confidence, validation part."""
+    """Build the trainer of a rank from storage: experiences as memory maps, confidence, validation part."""
     torch.set_num_threads(config.train.threads)
     here = load_surroundings(config, device=context.device)
     here.deployed.module.to(torch.float64 if config.train.precision == "float64" else torch.float32)
@@ -67,17 +68,17 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
 
 
 def train_here(run: Run, config: Config, target: str, device: torch.device) -> None:
-    """Meta-trains in this process, without Ray."""
+    """Meta-train in this process, without Ray."""
     kept = config.train.kept_checkpoints
     context = LocalContext(folder=run.meta(target), device=device, kept=kept)
     trainer = build_trainer(inputs_of(run, target), config, context)
-    progress = training_progress(run, config, target, level=logging.DEBUG)  # the context warns
+    progress = training_progress(run, config, target, level=logging.DEBUG)  # the context logs a warning
     context.on_report = lambda metrics: show_metrics(progress, metrics)
     meta_train(trainer)
 
 
 def training_progress(run: Run, config: Config, target: str, *, level: int = logging.WARNING) -> Progress:
-    """Progress in episodes, from the newest checkpoint on; `level` is that of a line on a damaged one."""
+    """Progress in episodes, starting at the newest checkpoint. A damaged checkpoint is logged with `level`."""
     checkpoint = newest_checkpoint(run.meta(target), level=level)
     state = read_state(checkpoint) if checkpoint is not None else None
     done = 0 if state is None else int(state["episode"])
@@ -85,7 +86,7 @@ def training_progress(run: Run, config: Config, target: str, *, level: int = log
 
 
 def show_metrics(progress: Progress, metrics: Metrics) -> None:
-    """Moves `progress` to the episode of a report."""
+    """Advance `progress` to the episode of a report."""
     progress.advance(int(metrics["episode"]) - progress.done, describe(metrics))
 
 
