@@ -55,7 +55,7 @@ class FeatureShard:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What its file is sealed with."""
+        """The identity that its file is sealed with."""
         name = [self.environment.role, self.environment.corruption]
         return {"features of": name, "rows": [self.start, self.stop], "made of": self.made_of}
 
@@ -85,7 +85,7 @@ def feature_settings(config: Config) -> Settings:
 
 
 def feature_folder(run: Run, environment: Environment) -> Place:
-    """Where an environment's features are."""
+    """The folder of an environment's features."""
     return run.features / f"{environment.role}-{environment.corruption}"
 
 

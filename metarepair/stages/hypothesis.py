@@ -66,7 +66,7 @@ class FineTune:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What its result is sealed with."""
+        """The identity that its result is sealed with."""
         return {"fine-tune": self.experience, "seed": self.seed, "made of": self.made_of}
 
 

@@ -144,7 +144,7 @@ def _measured(
 
 
 def trial_inputs(setup: TrialSetup, settings: Config) -> tuple[TrainingInputs, ...]:
-    """What the trainings of a trial with these settings read: one entry for each environment that judges it."""
+    """The inputs of a trial's trainings with these settings, one for each environment that judges it."""
     inputs = []
     for judge in setup.judges:
         confidence = confidence_of(judge.scores, judge.name, settings.experiences)

@@ -29,7 +29,7 @@ from tasks.storage.stages import TARGET
 
 
 def inputs_of(run: Run, target: str) -> TrainingInputs:
-    """What training for a target reads from a mined and scored run."""
+    """The inputs of training for a target, from a mined and scored run."""
     confidence = read_confidence(run, target)
     return TrainingInputs(
         target=target,
