@@ -62,7 +62,8 @@ def _rows(section: type[Section], prefix: str, keys: Sequence[str]) -> Iterator[
         inner = _section_of(annotation)
         kind = _type(field, schema) if inner is None else "group"
         default = "" if inner is not None else _default(section, key)
-        cells = (f"`{prefix}{key}`", kind, default, field.get("description", ""))
+        text = field.get("description") or inspect.cleandoc(getattr(inner, "__doc__", "")).partition("\n")[0]
+        cells = (f"`{prefix}{key}`", kind, default, text)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         if inner is not None:
             name = "KEY." if get_origin(annotation) is dict else ""

@@ -180,8 +180,9 @@ def a_report(names: Names) -> None:
 
 # What a block needs around it, and the assertions on what it leaves.
 RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], None]]] = {
-    "README.md: from tasks.corruptions import corrupt": (some_images, shapes),
+    "README.md: from metarepair import repair": (failing, is_repaired),
     "docs/architecture.md: from metarepair.config.load import load_config": (a_small_run, a_report),
+    "docs/corruptions.md: from tasks.corruptions import corrupt": (some_images, shapes),
     "docs/data.md: from tasks.datasets import DataSource, dataset_info, load_dataset": (
         a_folder_of_photos,
         two_photos,
