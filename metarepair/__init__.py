@@ -1,7 +1,7 @@
-"""How a DNN is repaired: models, inner loop, meta-gradient, repair, evaluation, reports, command line.
+"""Repair image classifiers: models, inner loop, meta-gradient, repair, evaluation, reports, command line.
 
-In Python: `from metarepair import RepairConfig, repair`. Both are imported when they are first asked for, so that
-the command line's help needs no torch.
+In Python: `from metarepair import RepairConfig, repair`. Both are imported on first use, so that the help of the
+command line does not import torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["RepairConfig", "Repaired", "__version__", "repair"]
 __version__ = "0.1.0"
 
-import_own("tasks")  # before a user's tasks.py is found in its place
+import_own("tasks")  # so that a user's tasks.py cannot take its place
 
 _LAZY = {
     "RepairConfig": "metarepair.config.repair",
@@ -31,9 +31,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found = getattr(import_module(_LAZY[name]), name)
-    globals()[name] = found
-    return found
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

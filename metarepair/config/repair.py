@@ -1,4 +1,4 @@
-"""Holds the settings of one repair alone, under the names that a run's YAML has for them."""
+"""The settings of a single repair, under the names that they have in a run's YAML."""
 
 from __future__ import annotations
 
@@ -14,10 +14,28 @@ from tasks.errors import ConfigError
 
 
 class RepairConfig(Section):
-    """What `metarepair.repair` depends on: RepairConfig(repair={"rates": [0.01, 0.03]}, task={"shots": 5}).
+    """Settings of one call of `metarepair.repair`; each group has the names and defaults of a run's YAML.
 
-    Of `repair`, the methods, seeds and exports belong to runs; a call has one method, and `seed`. Raises ConfigError
-    with near names for what is no setting, or has a wrong value.
+    A group is given as a mapping of its settings. A call has one method and one seed, so it does not use
+    `repair.methods`, `repair.seeds` and `repair.export`, which belong to runs.
+
+    Attributes:
+        seed: Key of every random draw, a whole number from 0.
+        task: How a support is drawn (paper Sec. 4.2): `shots` examples per class, `clean_support` clean images.
+        inner: The inner loop (paper Algorithm 1, line 18): steps, rate, the parameters that it adapts, batch norm.
+        repair: The walk over tasks (paper Algorithm 1, lines 13-23): episodes, tasks, rates, and the share of the
+            failures that is held out for validation.
+        methods: Settings of the methods themselves, by the method's name.
+
+    Raises:
+        ConfigError: A key is not a setting (the message names the nearest ones), or a value is of the wrong type or
+            outside its range.
+
+    Example:
+        >>> from metarepair import RepairConfig
+        >>> config = RepairConfig(repair={"rates": [0.01, 0.03]}, task={"shots": 5})
+        >>> config.repair.rates, config.task.shots
+        ((0.01, 0.03), 5)
     """
 
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Key of every draw.")

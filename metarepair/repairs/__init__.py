@@ -1,1 +1,1 @@
-"""The repair of one DNN: as a Python call, as a stage of a run, and its export."""
+"""Repair one DNN: as a Python call or as a stage of a run. Export the result."""

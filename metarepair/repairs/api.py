@@ -1,4 +1,4 @@
-"""Repairs a torch.nn.Module from images that it fails on: the repair of a run as one call.
+"""Repair a torch.nn.Module from images that it misclassifies, in one call and without a run.
 
 from metarepair import repair
 repaired = repair(model, (images, labels), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -43,16 +43,28 @@ from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import place
 
 NAME_A_START = "Name a finished meta/<target>/ folder of a run."
-FEW = 20  # with fewer images, an accuracy on validation moves in steps of more than five points
+FEW = 20  # with fewer images, the accuracy on validation moves in steps of more than five points
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repaired:
-    """A repaired DNN, and what it took. Accuracies are fractions.
+    """The result of `metarepair.repair`: a repaired DNN, its accuracies and what the repair cost.
 
-    `module` is a new one, in evaluation mode, on the given one's device. Validation is the part of the failures that
-    nothing learned from: it chose `rate` and `episode` (from 0), so judge the repair on other images. `clean_before`
-    and `clean_after` are None where no clean images were given.
+    Accuracies are fractions from 0 to 1. Validation is the part of the failures (`repair.validation_fraction`, a fifth
+    by default) that nothing was learned from. It chose `rate` and `episode`, so judge the repair on other images.
+
+    Attributes:
+        module: The repaired DNN, a new module in evaluation mode on the device of the given one.
+        method: The name of the method that repaired it.
+        validation_before: Accuracy of the given DNN on validation.
+        validation_after: Accuracy of the repaired DNN on validation.
+        rate: The inner rate that validation chose; None for a method that does not walk over tasks.
+        episode: The episode that validation chose, from 0; None for a method that does not walk over tasks.
+        images_seen: Images that went through the DNN to learn from; an image counts once for each pass.
+        gradient_steps: Steps of an optimizer.
+        clean_before: Accuracy of the given DNN on `clean`; None if no clean images were given.
+        clean_after: Accuracy of the repaired DNN on `clean`; None if no clean images were given.
+        notes: Sentences for the user: given images that are not failures, too few images, choices of the method.
     """
 
     module: nn.Module
@@ -80,17 +92,54 @@ def repair(
     clean: Any = None,
     clean_training: Any = None,
 ) -> Repaired:
-    """Repairs a copy of `model`, a classifier of images, from images that it fails on; `model` stays as it is.
+    """Repair a copy of `model`, an image classifier, from images that it misclassifies.
 
-    failures, clean: see `metarepair.data.given_images.collect_images`; labels are the right ones. mean, std: of
-    pixels in [0, 1] by channel, as the DNN was trained; needed for uint8 images, not for floats, which are the DNN's
-    own input.
-    Each of failures and clean may be either. method: finetune, bn_adapt, any other of docs/methods.md that prepares
-    nothing, or metarepair from `start`, the folder meta/<target>/ of a run with this DNN (its inner loop is used unless
-    `config` names another). clean: labelled images that it should get right, to see what a repair breaks.
-    clean_training: others, uint8 as failures are then, for methods that learn from clean images too.
+    `model` itself is not changed. A part of the failures is held out as validation and chooses the rate and the episode
+    of the repair (paper Algorithm 1, lines 13-23), so judge the repaired DNN on other images.
 
-    Raises a tasks.errors.UserError that says what is wrong.
+    Args:
+        model: A module that maps normalised images [B, C, H, W] to logits [B, K].
+        failures: The misclassified images with their right labels, two images or more: a pair (images, labels) of
+            uint8 [N, H, W, C] or [N, C, H, W] and whole numbers [N], or a sequence or `torch.utils.data.Dataset` of
+            (image, label). An image of such a pair is a PIL image, uint8 [H, W, C] or [C, H, W], or a float tensor
+            [C, H, W] that is the DNN's own input. See `metarepair.data.given_images.collect_images`.
+        method: The name of a repair method: `finetune`, `bn_adapt`, `metarepair`, or another of docs/methods.md that
+            prepares nothing beforehand. None is `metarepair` if `start` is given, else `finetune`.
+        start: The folder meta/<target>/ of a run with this DNN, for `metarepair` only: the repair starts from the
+            θ_meta in it.
+        config: Settings of the repair. None is the defaults, or with `start` the inner loop and the shots that θ_meta
+            was trained for.
+        mean: Mean of each channel, of pixels in [0, 1], as the DNN was trained. Needed if any images are uint8, and
+            refused if all are floats.
+        std: Standard deviation of each channel, as `mean`.
+        clean: Labelled images that the DNN should classify correctly, in any form that `failures` may have, to measure
+            what the repair breaks. Nothing is learned from them.
+        clean_training: Other clean images for methods that also learn from clean images: uint8, in the size of
+            `failures`, which are uint8 then as well.
+
+    Returns:
+        The repaired DNN with its accuracies, its cost and notes for the user.
+
+    Raises:
+        ConfigError: An argument or a setting is wrong, or the method cannot repair this DNN.
+        DataError: The images or labels cannot be used, there are fewer than two images, or all of them are classified
+            correctly already.
+        WeightsError: The DNN cannot take the images, is near chance on the clean ones, or is not that of `start`.
+        StageError: `start` is not a finished folder of a run.
+        DivergedError: The repaired weights are not finite.
+        UserError: Base class of all of these (`tasks.errors`); the message says what to do.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from metarepair import RepairConfig, repair
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        >>> labels = np.arange(40) % 2  # dark images are class 0, bright ones class 1
+        >>> images = np.random.default_rng(0).integers(0, 64, (40, 8, 8, 3), np.uint8)
+        >>> images[labels == 1] += 192
+        >>> repaired = repair(model, (images, labels), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        >>> repaired.validation_after > repaired.validation_before
+        True
     """
     chosen = get_method(method or ("finetune" if start is None else "metarepair"))
     _check_start(chosen, start)
@@ -116,29 +165,29 @@ def repair(
     )
     before = accuracy_on(deployed, *_own_state(deployed.module), data.validation)
     chosen.check(deployed.module, context.settings)
-    found = repair_fairly(chosen, deployed, data, context)
-    bad = found.first_not_finite()
+    repaired = repair_fairly(chosen, deployed, data, context)
+    bad = repaired.first_not_finite()
     if bad is not None:
         raise DivergedError(
-            f"the repair by {found.method} diverged, {bad} is not finite. Lower the rates "
+            f"the repair by {repaired.method} diverged, {bad} is not finite. Lower the rates "
             "(config=RepairConfig(repair={'rates': [0.003]}))."
         )
-    module = found.fill(deployed.module)
+    module = repaired.fill(deployed.module)
     after = replace(given.deployed, module=module)
     return Repaired(
         module=module,
         method=chosen.name,
         validation_before=before,
         validation_after=accuracy_on(
-            found.architecture_of(deployed), found.parameters, found.buffers, data.validation
+            repaired.architecture_of(deployed), repaired.parameters, repaired.buffers, data.validation
         ),
-        rate=found.rate,
-        episode=found.episode,
-        images_seen=found.images_seen,
-        gradient_steps=found.gradient_steps,
+        rate=repaired.rate,
+        episode=repaired.episode,
+        images_seen=repaired.images_seen,
+        gradient_steps=repaired.gradient_steps,
         clean_before=None if clean_images is None else _accuracy(given.deployed, clean_images),
         clean_after=None if clean_images is None else _accuracy(after, clean_images),
-        notes=notes + found.notes,
+        notes=notes + repaired.notes,
     )
 
 
@@ -154,8 +203,8 @@ def _checked(config: RepairConfig) -> RepairConfig:
 def _check_start(method: Method, start: str | Path | None) -> None:
     if method.prepares:
         raise ConfigError(
-            f"method={method.name!r} prepares DNNs before any repair, which a call does not. Use it in a comparison: "
-            "metarepair compare."
+            f"method={method.name!r} prepares DNNs before any repair, and a call cannot do that. Use it in a "
+            "comparison: metarepair compare."
         )
     if method.name == "metarepair" and start is None:
         raise ConfigError(
@@ -169,25 +218,30 @@ def _check_start(method: Method, start: str | Path | None) -> None:
 
 
 def _config_of(start: str | Path | None) -> RepairConfig:
-    """The defaults; with a start, its own inner loop and number of shots, which it was trained for."""
+    """Return the default settings; with a start, the inner loop and the task settings that it was trained with."""
     if start is None:
         return RepairConfig()
     folder = place(str(start))
     manifest = require_manifest(folder, NAME_A_START)
     if not {"inner", "task"} <= manifest.config.keys():
-        raise ConfigError(f"{folder} is no meta/<target>/ folder of a run, but of {manifest.stage!r}.")
-    found = RepairConfig.model_validate({key: manifest.config[key] for key in ("inner", "task")})
-    return found.model_copy(update={"repair": RepairSettings(rates=(found.inner.rate,))})
+        raise ConfigError(
+            f"{folder} is not a meta/<target>/ folder of a run, but the folder of {manifest.stage!r}. {NAME_A_START}"
+        )
+    config = RepairConfig.model_validate({key: manifest.config[key] for key in ("inner", "task")})
+    return config.model_copy(update={"repair": RepairSettings(rates=(config.inner.rate,))})
 
 
 def _repair_data(
     deployed: DeployedModel, given: Given, config: RepairConfig, method: Method
 ) -> tuple[RepairData, tuple[str, ...]]:
-    """What a method may see, and what is to be told of it. Raises DataError for too few failures, or none."""
+    """Return the data that a method may see, and notes on it.
+
+    Raises DataError for fewer than two images, or if the DNN classifies all of them correctly.
+    """
     failures, training = given.failures, given.training
     if len(np.unique(failures.image_ids_N)) < 2:
         raise DataError(
-            "failures has one image. A repair learns from some images and is chosen on others: give two or more."
+            "failures has one image. A repair learns from some images and is chosen by others: give two or more."
         )
     predicted = deployed.logits(failures.images_NHWC).argmax(1).numpy()
     right = int((predicted == failures.labels_N).sum())
@@ -212,7 +266,10 @@ def _repair_data(
 
 
 def _notes(data: RepairData, right: int, shots: int) -> tuple[str, ...]:
-    """What is to be told of failures that are none, and of few of them; `shots` is 0 for a method that takes all."""
+    """Return notes on images that are not failures, and on too few images.
+
+    `shots` is 0 for a method that draws no supports.
+    """
     notes = []
     validation, learn = len(data.validation), len(data.learn)
     if right:
@@ -230,15 +287,17 @@ def _notes(data: RepairData, right: int, shots: int) -> tuple[str, ...]:
     if counts.min() < shots:
         notes.append(
             f"{(counts < shots).sum()} of the {len(counts)} classes to learn from have fewer than task.shots={shots} "
-            f"images (the fewest {counts.min()}): a support repeats them"
+            f"images (the smallest has {counts.min()}): a support repeats them"
         )
     return tuple(notes)
 
 
 def _clean_note(deployed: DeployedModel, clean: GivenImages) -> tuple[str, ...]:
-    """Raises WeightsError where the DNN is near chance on clean images."""
-    found = check_on_clean(deployed, clean, IN_CALL)
-    return () if found.note is None else (f"{found.accuracy:.1%} of clean are right; {found.note}",)
+    """Return a note if the DNN's accuracy on clean images is doubtful. Raises WeightsError if it is near chance."""
+    checked = check_on_clean(deployed, clean, IN_CALL)
+    if checked.note is None:
+        return ()
+    return (f"{checked.accuracy:.1%} of the clean images are classified correctly; {checked.note}",)
 
 
 def _own_state(module: nn.Module) -> tuple[State, State]:

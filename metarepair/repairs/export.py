@@ -1,7 +1,7 @@
-"""A repaired DNN in, a program that other runtimes take out: torch.export (.pt2) or ONNX, held against the DNN itself.
+"""Export a repaired DNN: as a torch.export (.pt2) or ONNX program, or as its original weights file.
 
-The program maps what the DNN maps: normalised images [batch, C, H, W] to logits, for any batch. It is read back and
-run on real images before it takes its place.
+A program maps normalised images [batch, C, H, W] to logits, as the DNN does, for any batch size. It is read back and
+compared with the DNN on real images before the file gets its final name.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from tasks.storage.paths import Place, writing
 Kind = Literal["torch", "onnx"]
 FILE_NAMES: Mapping[Kind, str] = {"torch": "model.pt2", "onnx": "model.onnx"}
 EXPORTERS: Mapping[Kind, str] = {"torch": "torch.export", "onnx": "torch.onnx"}
-EQUALITY_IMAGES = 64  # at most: a program is checked on the images that there are
-TOLERANCE = 1e-3  # of the largest logit: runtimes sum in other orders, in float32
+EQUALITY_IMAGES = 64  # a program is checked on at most so many images
+TOLERANCE = 1e-3  # of the largest logit: runtimes sum in different orders, in float32
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_COMMAND = "pip install '.[onnx]'"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A program that was checked, and how far its logits are from the DNN's on so many images."""
+    """A checked program, and the largest difference of its logits from the DNN's on `images` images."""
 
     path: Place
     images: int
@@ -56,27 +56,27 @@ class Exported:
 
 
 def require_packages(kind: Kind) -> None:
-    """Raises ConfigError with the install command where the packages for `kind` are missing."""
+    """Raise ConfigError with the install command if packages for `kind` are missing."""
     missing = [package for package in ONNX_PACKAGES if find_spec(package) is None] if kind == "onnx" else []
     if missing:
         raise ConfigError(
             f"the format onnx needs packages that are not installed ({', '.join(missing)}): {ONNX_COMMAND}, in "
-            "MetaRepair's folder and environment. The format torch needs none."
+            "MetaRepair's folder and environment. The format torch needs no further packages."
         )
 
 
 def equality_images(test: Dataset) -> Pixels:
-    """The images that a program is checked on: the first of the test split, and all of it where it has fewer."""
+    """Return the images that a program is checked on: the first 64 of the test split, or all if it has fewer."""
     return test.images(np.arange(min(EQUALITY_IMAGES, len(test.labels_N))))
 
 
 def export_program(
     deployed: DeployedModel, images_BHWC_u8: Pixels, kind: Kind, folder: Place, *, name: str | None = None
 ) -> Exported:
-    """Writes `deployed` as a program into `folder`, and runs it on the images, one at least.
+    """Write `deployed` as a program into `folder`, checked on the images (one or more).
 
-    Raises ConfigError for missing packages; UserError when the DNN cannot be exported, or the program's classes or
-    logits are others: then nothing is written.
+    Raises ConfigError if packages are missing. Raises UserError, and writes nothing, if the DNN cannot be exported or
+    the program's classes or logits differ from the DNN's.
     """
     require_packages(kind)
     module = copy.deepcopy(deployed.module).eval().float().cpu().to(memory_format=torch.contiguous_format)
@@ -84,15 +84,15 @@ def export_program(
     path = folder / (name or FILE_NAMES[kind])
     write, read = (_write_torch, _read_torch) if kind == "torch" else (_write_onnx, _read_onnx)
     with writing(path) as part, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' own: of what they are built from, not of this DNN
+        warnings.simplefilter("ignore")  # of the exporters' own code, not of this DNN
         try:
-            # Two images, the same one twice where there is one: of a batch of one, exporters make a fixed size.
+            # Two images (one twice if there is only one): exporters turn a batch of one into a fixed size.
             write(module, x_BCHW[[0, -1]], part)
-        except Exception as error:  # whatever stands in the DNN's forward may raise here
-            said = " ".join(str(error).split())[:200]
+        except Exception as error:  # the DNN's forward may raise anything here
+            message = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{deployed.name} cannot be exported as {kind}: {EXPORTERS[kind]} raised {type(error).__name__} "
-                f"({said}). Its weights are not touched: take model.safetensors, the format original, or a DNN that "
+                f"({message}). Its weights are unchanged: use model.safetensors, the format original, or a DNN that "
                 "this exporter accepts."
             ) from error
         difference = _compare(module, read(part), x_BCHW, path)
@@ -103,11 +103,11 @@ def _compare(module: nn.Module, program: Callable[[Tensor], Tensor], x_BCHW: Ten
     ours_BK: Tensor = module(x_BCHW)
     theirs_BK = program(x_BCHW)
     difference = float((ours_BK - theirs_BK).abs().max())
-    others = int((ours_BK.argmax(1) != theirs_BK.argmax(1)).sum())
-    if others or not difference <= TOLERANCE * max(1.0, float(ours_BK.abs().max())):
+    num_different = int((ours_BK.argmax(1) != theirs_BK.argmax(1)).sum())
+    if num_different or not difference <= TOLERANCE * max(1.0, float(ours_BK.abs().max())):
         raise UserError(
-            f"{path} was not written: the program gives another class for {others} of {len(x_BCHW)} images, and logits "
-            f"differ by up to {difference:.2g}. Use the weights (model.safetensors), or the other format."
+            f"{path} was not written: the program gives another class for {num_different} of {len(x_BCHW)} images, "
+            f"and logits differ by up to {difference:.2g}. Use the weights (model.safetensors), or the other format."
         )
     return difference
 
@@ -135,7 +135,7 @@ def _write_onnx(module: nn.Module, x_BCHW: Tensor, part: Path) -> None:
         str(part),
         dynamo=True,
         dynamic_shapes=_batches(),
-        external_data=False,  # one file, as long as ONNX' 2 GiB allow
+        external_data=False,  # one file, up to ONNX's limit of 2 GiB
         verbose=False,
         input_names=["images"],
         output_names=["logits"],
@@ -150,22 +150,23 @@ def _read_onnx(part: Path) -> Callable[[Tensor], Tensor]:
 
 
 def export_original(deployed: DeployedModel, original: Path, out: Place, *, entry: str | None) -> str:
-    """Writes `original`, a weights file, again with the tensors of `deployed` in place of its own.
+    """Write a copy of `original`, a weights file, with the tensors of `deployed` in place of its own.
 
-    Names, their order and prefix, the entry that they are under, types, and whatever else is in the file stay as they
-    are. Returns what was put back, in words. Raises WeightsError where a tensor has no place in the file.
+    Names, their order and prefix, the entry that holds them, types, and everything else in the file stay the same.
+    Returns a line for the user that says what was written. Raises WeightsError if a tensor cannot be put back into the
+    file.
     """
     file = read_weights(original, entry=entry)
     fitted, state = fit(deployed.module, file, deployed.name), deployed.module.state_dict()
     computed = [key for key in state if key not in fitted.names and not key.endswith(COUNTER)]
     if computed:
         raise WeightsError(
-            f"{original} cannot be written back: {computed[0]} ({len(computed)} such tensors) is none of its tensors "
-            f"as it stands; timm's map for {deployed.name} computes it from them, and has no inverse. Take "
+            f"{original} cannot be written back: {computed[0]} ({len(computed)} such tensors) is not one of its "
+            f"tensors; timm's map for {deployed.name} computes it from them, and has no inverse. Use "
             "model.safetensors, which timm.create_model loads."
         )
     replaced, rounded = _replaced(file, fitted, state)
-    # A DNN that ran has channels last, which safetensors does not write.
+    # The DNN's tensors have channels last in memory, which safetensors does not write.
     tensors = {
         k: replaced.get(k, v).clone(memory_format=torch.contiguous_format) for k, v in file.tensors.items()
     }
@@ -173,7 +174,7 @@ def export_original(deployed: DeployedModel, original: Path, out: Place, *, entr
         if file.container == "safetensors":
             save_file(tensors, part, metadata=file.content)
         else:
-            with part.open("wb") as stream:  # torch.save, too, may choose a format by a path's suffix
+            with part.open("wb") as stream:  # given a path, torch.save may choose a format by its suffix
                 torch.save(tensors if file.entry is None else file.content | {file.entry: tensors}, stream)
     return f"{out}: {original.name} with the repaired tensors ({_around(file, fitted, rounded)})"
 
@@ -181,7 +182,7 @@ def export_original(deployed: DeployedModel, original: Path, out: Place, *, entr
 def _replaced(
     file: WeightsFile, fitted: Fitted, state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[torch.dtype]]:
-    """The repaired tensors by the file's names, and the types of those that hold rounded values.
+    """Return the repaired tensors by their names in the file, and the types of those that had to be rounded.
 
     Raises WeightsError if values are too large for a tensor's type.
     """
@@ -191,11 +192,11 @@ def _replaced(
         replaced[name] = back
         if torch.equal(back.to(state[key]).reshape(state[key].shape), state[key]):
             continue
-        # Not read from `back`: some 8-bit types take their largest value for any larger one.
+        # `back` alone does not show an overflow: some 8-bit types clamp to their largest value.
         if not back.is_floating_point() or not_finite({name: back}) or _too_large(state[key], back.dtype):
             raise WeightsError(
                 f"{file.path} cannot be written back: its {name} is {back.dtype}, and the repaired values are too "
-                "large for that type. Take model.safetensors, which has the DNN's own types."
+                "large for that type. Use model.safetensors, which has the DNN's own types."
             )
         rounded.add(back.dtype)
     return replaced, sorted(rounded, key=str)
@@ -206,9 +207,9 @@ def _too_large(values: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _like(own: Tensor, loaded: Tensor, repaired: Tensor) -> Tensor:
-    """`repaired` in the shape and type of the file's `own` tensor; `own` itself where the repair changed nothing.
+    """Return `repaired` in the shape and type of the file's `own` tensor, or `own` if the repair changed nothing.
 
-    A float64 tensor that a float32 DNN loaded would else come back rounded.
+    Otherwise a float64 tensor that was loaded into a float32 DNN would come back rounded.
     """
     if torch.equal(loaded.to(repaired), repaired):
         return own

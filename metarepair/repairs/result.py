@@ -1,4 +1,4 @@
-"""Writes what the evaluation found on a target: result.json and samples.parquet."""
+"""Write the evaluation of a target's repairs: result.json and samples.parquet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RESULT, SAMPLES = "result.json", "samples.parquet"
 def write_result(
     run: Run, config: Config, target: str, mined: Manifest, judged: Judged, *, validation: int
 ) -> None:
-    """Writes both files into the target's folder; `validation` is the size of D_collect's validation part."""
+    """Write both files into the target's folder; `validation` is the size of D_collect's validation part."""
     folder = run.repaired(target)
     _write_samples(folder / SAMPLES, judged)
     result = _result(run, config, target, mined, judged, validation)
@@ -35,7 +35,7 @@ def write_result(
 
 
 def _write_samples(path: Place, judged: Judged) -> None:
-    """Writes the class of every D_fail example before and after each repair, one row per example and repair."""
+    """Write the class of every D_fail example before and after each repair, one row per example and repair."""
     fail, count = judged.fail, len(judged.fail)
     columns = {
         "method": np.repeat([r.method for r in judged.results], count),
@@ -75,7 +75,7 @@ def _result(
 
 
 def _learned(run: Run, target: str) -> dict[str, Any]:
-    """The experiences that θ_meta was learned from, and what meta-training cost."""
+    """Return the experiences that θ_meta was learned from, and what meta-training cost."""
     confidence = read_confidence(run, target)
     scores = read_table(run.score / "confidence.parquet", SCORE_AGAIN).to_pylist()
     extractor = scores[0]["extractor"]

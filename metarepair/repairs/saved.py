@@ -1,4 +1,4 @@
-"""Reads a repaired DNN back from the folder of its repair."""
+"""Load a repaired DNN from the folder of its repair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 
 
 def load_repaired(folder: Place, method: str, deployed: DeployedModel) -> nn.Module:
-    """The repaired DNN, in evaluation mode on the device of `deployed`. Raises DataError if the files do not fit."""
+    """Return the repaired DNN, in evaluation mode on the device of `deployed`.
+
+    Raises DataError if the files do not fit the DNN.
+    """
     module = repaired_architecture(folder, method, deployed.module)
     try:
         module.load_state_dict(read_tensors(folder / WEIGHTS))
@@ -30,7 +33,10 @@ def load_repaired(folder: Place, method: str, deployed: DeployedModel) -> nn.Mod
 
 @torch.no_grad()
 def repaired_architecture(folder: Place, method: str, module: nn.Module) -> nn.Module:
-    """A DNN of the repaired architecture: that of architecture.json if the folder has one, else that of `module`."""
+    """Return a DNN of the repaired architecture: that of architecture.json if the folder has one, else of `module`.
+
+    Its weights are not loaded yet. Raises DataError if architecture.json is damaged.
+    """
     path = folder / ARCHITECTURE
     if not path.is_file():
         return copied(module)

@@ -1,7 +1,7 @@
-"""Repairs a target by every method and seed, saves the repaired DNNs, and then has them evaluated.
+"""Repair a target with every method and seed, save the repaired DNNs, then evaluate them.
 
-A method is called with a copy of the deployed DNN and with the data that it declares in `uses`, and nothing else.
-D_fail is opened by the evaluator alone, after all repairs are saved.
+A method gets a copy of the deployed DNN and the data that it declares in `uses`, and nothing else. Only the evaluator
+opens D_fail, after all repairs are saved.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ ONE_VALUE = "Expected more than 1 value per channel when training"  # torch.nn.f
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One repair, and the folder it writes to. `prepared` holds what its method made before any target was known."""
+    """One repair, and the folder that it writes to.
+
+    `prepared` is the folder of what its method made before any target was known.
+    """
 
     method: str
     seed: int
@@ -57,7 +60,7 @@ class Unit:
 
 
 def repair_settings(config: Config) -> Settings:
-    """The settings that the repairs of a target and their figures depend on."""
+    """Return the settings that a target's repairs and their reported numbers depend on."""
     values = config.settings(include={"seed", "model", "task", "inner", "repair", "evaluate"})
     values["severities"] = list(config.mining.severities)
     own = {name: config.methods[name] for name in config.repair.methods if config.methods.get(name)}
@@ -65,7 +68,7 @@ def repair_settings(config: Config) -> Settings:
 
 
 def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> Manifest:
-    """Runs the stage for one target. It is skipped if it is complete with the same settings and inputs."""
+    """Run the stage for one target. It is skipped if it is complete with the same settings and inputs."""
     folder = run.repaired(target)
     mined = require_manifest(run.target(target), TARGET.remedy)
     inputs = {"target": mined.digest, **here.inputs()}
@@ -76,7 +79,7 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> 
 
 
 def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Manifest) -> Made:
-    """All repairs of a target, then their evaluation."""
+    """Make all repairs of a target, then evaluate them."""
     folder = run.repaired(target)
     collect = open_side(run.target(target), "collect", mined, here.split("test"))
     candidates, files = [], [RESULT, SAMPLES]
@@ -98,7 +101,7 @@ def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Ma
 def unit_data(
     config: Config, here: Surroundings, methods: Sequence[str], collect: Failures, seed: int
 ) -> RepairData:
-    """D_collect in its two parts, with the clean training split if one of the methods uses it."""
+    """Return D_collect in its two parts, with the clean training split if one of the methods uses it."""
     data = split_collected(collect, config, seed)
     if not any("clean" in get_method(name).uses_with(config) for name in methods):
         return data
@@ -106,12 +109,12 @@ def unit_data(
 
 
 def load_meta(run: Run, config: Config, target: str, here: Surroundings) -> Start:
-    """θ_meta of a target. Raises StageError if it is not trained."""
+    """Load θ_meta of a target. Raises StageError if it is not trained."""
     return load_start(run.meta(target), here.deployed.module, config, remedy=META.remedy)
 
 
 def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings) -> Candidate:
-    """Repairs the deployed DNN and saves the result. Raises DivergedError if the repaired weights are not finite."""
+    """Repair the deployed DNN and save the result. Raises DivergedError if the repaired weights are not finite."""
     method, target = get_method(unit.method), data.target  # `say` must not hold `data`, which has all labels
     context = MethodContext(
         config=config,
@@ -143,54 +146,55 @@ def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings
 def repair_fairly(
     method: Method, deployed: DeployedModel, data: RepairData, context: MethodContext
 ) -> RepairedModel:
-    """Calls a method with a copy of the deployed DNN and only the data that it uses.
+    """Call a method with a copy of the deployed DNN and only the data that it declares in `uses`.
 
-    What a method does not declare is not in the objects that it gets, so an error in its code cannot read it.
+    The objects that the method gets do not hold any other data, so a mistake in its code cannot read it.
     Raises ConfigError if the method needs clean images and none are given, or if it breaks its contract; DataError if
-    a batch of one image has no batch-norm statistics.
+    a batch norm cannot compute a variance, because it got a batch of one image.
     """
     uses = method.uses_with(context.config)
     if "clean" in uses and not data.clean:
         raise ConfigError(
             f"{method.name} learns from the clean training split with these settings, and none is given. Give one (a "
-            "run's data, clean_training of a call), or set task.clean_support and repair.clean_weight to 0 and take a "
+            "run's data, clean_training of a call), or set task.clean_support and repair.clean_weight to 0 and use a "
             "method that needs none (finetune, bn_adapt)."
         )
     context = replace(context, load_meta=_loaded(context) if "experiences" in uses else no_experiences)
     own = replace(deployed, module=copied(deployed.module).eval())
     try:
-        found: object = method.repair(own, cut_to_uses(data, uses), context)
+        repaired: object = method.repair(own, cut_to_uses(data, uses), context)
     except ValueError as error:
         if ONE_VALUE not in str(error):
             raise
         raise DataError(
-            f"{method.name} came to a batch of one image, of which a batch norm of {deployed.name} has one value per "
+            f"{method.name} used a batch of one image, in which a batch norm of {deployed.name} sees one value per "
             f"channel ({error}); one value has no variance. There are {len(data.learn)} examples to learn from. "
-            f"Collect more failures, or let a batch have two images (methods.{method.name}.batch_size, task.shots)."
+            f"Collect more failures, or use batches of two or more images (methods.{method.name}.batch_size, "
+            "task.shots)."
         ) from error
-    if not isinstance(found, RepairedModel):
+    if not isinstance(repaired, RepairedModel):
         raise ConfigError(
-            f"the method {method.name} returned a {type(found).__name__}; `repair` returns a RepairedModel "
+            f"the method {method.name} returned a {type(repaired).__name__}; `repair` returns a RepairedModel "
             "(metarepair.methods.repaired.repaired_from makes one)."
         )
-    _check_frozen(deployed.module, found)
-    return found
+    _check_frozen(deployed.module, repaired)
+    return repaired
 
 
 def _loaded(context: MethodContext) -> Callable[[], Start]:
-    """Loads θ_meta now: the loader itself knows the data set, and through it the test split."""
+    """Load θ_meta now: the method must not get the loader, which can reach the data set and so the test split."""
     start = context.load_meta()
     return lambda: start
 
 
-def _check_frozen(module: nn.Module, found: RepairedModel) -> None:
-    """Raises ConfigError if a parameter with requires_grad=False changed. A new architecture may rename parameters."""
+def _check_frozen(module: nn.Module, repaired: RepairedModel) -> None:
+    """Raise ConfigError if a parameter with requires_grad=False changed. A new architecture may rename parameters."""
     for name, own in module.named_parameters():
-        changed = found.parameters.get(name)
+        changed = repaired.parameters.get(name)
         if not own.requires_grad and changed is not None and not torch.equal(changed.to(own), own):
             raise ConfigError(
-                f"the method {found.method} changed {name}, which has requires_grad=False in the deployed DNN. A "
-                "method leaves such parameters as they are; set requires_grad_(True) on them where they may change."
+                f"the method {repaired.method} changed {name}, which has requires_grad=False in the deployed DNN. A "
+                "method leaves such parameters as they are; set requires_grad_(True) on those that it may change."
             )
 
 
@@ -201,7 +205,7 @@ def _save(
     model: RepairedModel,
     here: Surroundings,
 ) -> None:
-    """Writes the repaired weights, the architecture if it changed, and the exports that are asked for."""
+    """Write the repaired weights, the architecture if it changed, and the exports that `repair.export` names."""
     module = model.fill(here.deployed.module)
     if model.architecture is not None:
         write_text(unit.folder / ARCHITECTURE, json.dumps(dict(model.architecture), indent=1) + "\n")
@@ -214,7 +218,7 @@ def _save(
 
 
 def files_of(unit_folder: Place, config: Config) -> list[str]:
-    """Names of the files that `repair_once` writes."""
+    """Return the names of the files that `repair_once` wrote."""
     programs = [FILE_NAMES[kind] for kind in config.repair.export or ()]
     architecture = [ARCHITECTURE] if (unit_folder / ARCHITECTURE).is_file() else []
     return [WEIGHTS, *architecture, *programs]

@@ -1,4 +1,4 @@
-"""Find the weights that settings name; the shipped ones lie here, and README.md says how they were made."""
+"""Find the weights files that settings name. This folder holds the shipped ones; README.md says how they were made."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ SCHEME = "shipped:"
 
 
 def resolve_weights(weights: str) -> Path:
-    """The path of model.weights: `shipped:NAME` is a file of this package, anything else a path.
+    """Return the path of model.weights: `shipped:NAME` is a file of this package, anything else is a path.
 
-    Raises WeightsError when no file is there. Imports no torch, so that this can be said at once.
+    Raises WeightsError if there is no such file. Imports no torch, so a wrong path is reported at once.
     """
     if weights.startswith(SCHEME):
         path = SHIPPED / f"{weights.removeprefix(SCHEME)}.safetensors"
         if not path.is_file():
-            there = ", ".join(sorted(f"{SCHEME}{p.stem}" for p in SHIPPED.glob("*.safetensors")))
-            raise WeightsError(f"model.weights={weights!r} is not shipped. There are: {there or 'none'}")
+            shipped = ", ".join(sorted(f"{SCHEME}{p.stem}" for p in SHIPPED.glob("*.safetensors")))
+            raise WeightsError(f"model.weights={weights!r} is not shipped. There are: {shipped or 'none'}")
         return path
     path = Path(weights).expanduser()
     if path.is_dir():
@@ -31,10 +31,10 @@ def resolve_weights(weights: str) -> Path:
 
 
 def extractor_file(extractor: str, weights: str | Path) -> Path:
-    """The path of features.weights. Raises WeightsError when no file is there; imports no torch either."""
+    """Return the path of features.weights. Raises WeightsError if there is no such file. Imports no torch either."""
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsError(
-            f"features.weights={weights} is no file: give {extractor}'s .safetensors or torch.save file"
+            f"features.weights={weights} is not a file: give {extractor}'s .safetensors or torch.save file"
         )
     return path
