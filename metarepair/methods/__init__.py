@@ -1,9 +1,9 @@
-"""The repair methods, one file or package each, behind one interface and one registry.
+"""The repair methods: one file or package each, with one interface and one registry.
 
-base.py        what a method is, and what surrounds a repair
-registry.py    finds a method by its name
+base.py        the interface of a method, and the context of a repair
+registry.py    the methods by name, also those of other packages
 repaired.py    the result of a repair
-budget.py      what a repair may spend, and what it has spent
+budget.py      the limit of a repair, and what it has spent
 examples.py    training batches of failures and clean images
 training.py    the training loop that several methods share
 """

@@ -1,8 +1,12 @@
-"""Replaces the batch-norm statistics by those of the target's D_collect. Labels are never read.
+"""BN adaptation: replace the batch-norm statistics with those of the collected failures.
 
-Source: Schneider et al. 2020 and Nado et al. 2020 (adaptation of statistics), on all of D_collect's learning
-part: mean and variance are averaged over its batches of 500, by their sizes. A last batch of one image would have no
-variance where a norm sees one value per channel, so such an image goes with the batch before it.
+A batch norm normalises by a mean and variance that it stored while it was trained on clean images. Corrupted images
+have others, so the stored ones no longer fit. This method runs the learning part of D_collect through the DNN once and
+stores its mean and variance instead. No weight changes and no label is read. A DNN without stored batch-norm statistics
+stays as it is.
+Source: Schneider et al. 2020 and Nado et al. 2020. Here mean and variance are averaged over batches of 500 images,
+weighted by their sizes. A single image left at the end joins the batch before it, because a norm that sees one value
+per channel has no variance over one image.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from tasks.records import PixelRows
 
 @register
 class BatchNormAdapt(Method):
-    """Mean and variance over D_collect, weights untouched."""
+    """Stores batch-norm statistics of D_collect; the weights do not change."""
 
     name = "bn_adapt"
     words = "BN-adapted"
@@ -42,7 +46,10 @@ class BatchNormAdapt(Method):
 
 @torch.no_grad()
 def adapt_statistics(deployed: DeployedModel, images_NHWC_u8: PixelRows, *, batch_size: int = 500) -> bool:
-    """Puts mean and variance over the images into the DNN's batch norms; whether it has any with statistics."""
+    """Store mean and variance over the images in the DNN's batch norms.
+
+    Returns False, and changes nothing, if there are no images or no batch norm stores statistics.
+    """
     module = deployed.module.eval()
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms or not len(images_NHWC_u8):
@@ -56,7 +63,7 @@ def adapt_statistics(deployed: DeployedModel, images_NHWC_u8: PixelRows, *, batc
     for start, end in zip(starts, (*starts[1:], count), strict=True):
         batch = images_NHWC_u8[start:end]
         for norm in norms:
-            norm.momentum = len(batch) / (start + len(batch))  # a mean over all images, also of a short batch
+            norm.momentum = len(batch) / (start + len(batch))  # a running mean over all images so far
         module(deployed.normalise(batch))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -1,6 +1,6 @@
-"""Counts what a repair spends, and tells when its limit of seconds, gradient steps or images is reached.
+"""Count what a repair spends, and report when its limit of seconds, gradient steps or images is reached.
 
-Every method asks it before each piece of work. Work that is prepared before any target is known does not count.
+Every method checks its budget before each piece of work. Preparation before any target is known does not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ ALLOWED = "Give a number above 0 and its unit: 60s (seconds), 500steps (gradient
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """An amount of one unit."""
+    """The limit of a repair: an amount of one unit.
+
+    `str(limit)` is the text that `parse_limit` takes, such as `60s`.
+
+    Attributes:
+        amount: Seconds, gradient steps or images, above 0; whole for steps and images.
+        unit: `s` (seconds), `steps` (gradient steps) or `images`.
+    """
 
     amount: float
     unit: Unit
@@ -29,11 +36,26 @@ class Limit:
 
 
 def parse_limit(text: str) -> Limit:
-    """`60s`, `500steps` or `100000images`. Raises ConfigError that says what is allowed."""
+    """Return the limit that a text names, such as `60s`, `500steps` or `100000images`.
+
+    Args:
+        text: A number above 0 and its unit; `1e5images` and `100_000images` are allowed, too.
+
+    Returns:
+        The limit.
+
+    Raises:
+        ConfigError: The text has another form, the amount is not above 0, or it is not whole for steps or images.
+
+    Example:
+        >>> from metarepair.methods import parse_limit
+        >>> parse_limit("60s")
+        Limit(amount=60.0, unit='s')
+    """
     match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][0-9]+)?)\s*([a-z]+)\s*", text)
     units = get_args(Unit)
     if match is None or match[2] not in units:
-        raise ConfigError(f"budget={text!r} is no budget. {ALLOWED}")
+        raise ConfigError(f"budget={text!r} is not a budget. {ALLOWED}")
     amount = float(match[1])
     if not 0 < amount < float("inf") or (match[2] != "s" and amount != int(amount)):
         raise ConfigError(f"budget={text!r} must be above 0, and whole for steps and images. {ALLOWED}")
@@ -41,9 +63,18 @@ def parse_limit(text: str) -> Limit:
 
 
 class Budget:
-    """Counts images and gradient steps as they are spent. Seconds count from its creation.
+    """Counts the images and gradient steps of a repair, and its seconds since the budget was created.
 
-    Without a limit it counts too, and is never over.
+    Without a limit it also counts, and is never over.
+
+    Args:
+        limit: The limit of the repair; None for no limit.
+        clock: Returns the time in seconds.
+
+    Attributes:
+        limit: The limit of the repair, or None.
+        images_seen: Images that went through the DNN to learn from; an image counts once for each pass.
+        gradient_steps: Steps of an optimizer.
     """
 
     def __init__(self, limit: Limit | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,17 +82,23 @@ class Budget:
         self._clock, self._started = clock, clock()
 
     def spend(self, *, images: int = 0, steps: int = 0) -> None:
-        """Counts images that went through the DNN to learn from, and steps of an optimizer."""
+        """Add to the counts.
+
+        Args:
+            images: Images that went through the DNN to learn from.
+            steps: Steps of an optimizer.
+        """
         self.images_seen += images
         self.gradient_steps += steps
 
     @property
     def seconds(self) -> float:
+        """Seconds since the budget was created, with those of an interrupted repair that `go_on` was given."""
         return self._clock() - self._started
 
     @property
     def share(self) -> float:
-        """The used part of the limit, from 0 to 1; 0 without a limit."""
+        """The part of the limit that is spent, from 0 to 1; 0 without a limit."""
         if self.limit is None:
             return 0.0
         used = {"s": self.seconds, "steps": self.gradient_steps, "images": self.images_seen}[self.limit.unit]
@@ -69,14 +106,21 @@ class Budget:
 
     @property
     def over(self) -> bool:
+        """Whether the limit is reached; always False without a limit."""
         return self.share >= 1.0
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds, images and steps, for a checkpoint; `go_on` takes them."""
+        """Seconds, images and steps so far, for a checkpoint: the arguments of `go_on`."""
         return {"seconds": self.seconds, "images": self.images_seen, "steps": self.gradient_steps}
 
     def go_on(self, *, seconds: float, images: float, steps: float) -> None:
-        """Takes over what an interrupted repair had spent."""
+        """Resume from what an interrupted repair had spent.
+
+        Args:
+            seconds: Its seconds.
+            images: Its images.
+            steps: Its gradient steps.
+        """
         self.images_seen, self.gradient_steps = int(images), int(steps)
         self._started = self._clock() - seconds

@@ -1,7 +1,7 @@
-"""Labelled images of several sources in, the rows of each training batch out.
+"""Join labelled images of several sources, and choose the rows of each training batch.
 
-Order is keyed by (seed, pass): a batch depends on its number alone, so a training that is interrupted goes on with
-the very batches of one that was not.
+The order is keyed by (seed, pass), so a batch depends on its number alone: a training that resumes sees the same
+batches as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tasks.records import Ints, Pixels
 
 
 class Examples:
-    """Several sources one after the other, as one list of rows."""
+    """Labelled images of several sources as one list of rows, one source after the other."""
 
     def __init__(self, *sources: LabelledImages) -> None:
         self.sources = sources
@@ -33,36 +33,37 @@ class Examples:
         return len(self.labels_N)
 
     def images(self, rows: Ints) -> Pixels:
-        """Pixels [B, H, W, C] uint8, copied."""
-        found = np.empty((len(rows), *self.sources[0].images_NHWC_u8.shape[1:]), np.uint8)
+        """Return a copy of the pixels [B, H, W, C], uint8."""
+        images = np.empty((len(rows), *self.sources[0].images_NHWC_u8.shape[1:]), np.uint8)
         which_B = np.searchsorted(self._ends, rows, side="right")
         for number, source in enumerate(self.sources):
             here = which_B == number
             if here.any():
                 start = int(self._ends[number]) - self.sizes[number]
-                found[here] = source.images_NHWC_u8[rows[here] - start]
-        return found
+                images[here] = source.images_NHWC_u8[rows[here] - start]
+        return images
 
 
 def clean_beside_failures(method: str, data: RepairData) -> CleanImages:
-    """The clean images. Raises DataError where there are none, or no failures to learn from."""
+    """Return the clean images. Raises DataError if there are none, or no failures to learn from."""
     if data.clean is None or not len(data.clean):
         raise DataError(
             f"{method} learns from failures and clean training images, and there are no clean images. Give data with a "
-            "training split, or take a method that needs none (finetune, bn_adapt)."
+            "training split, or use a method that needs none (finetune, bn_adapt)."
         )
     if not len(data.learn):
         raise DataError(
-            f"{method} repairs by collected failures, and the learning part of D_collect has none. Collect more "
+            f"{method} learns from collected failures, and the learning part of D_collect has none. Collect more "
             "failures, or lower repair.validation_fraction."
         )
     return data.clean
 
 
 class BatchOrder:
-    """Which rows are in which batch: each source is gone through in ever new orders.
+    """The rows of each batch. Every pass over a source has a new random order.
 
-    shares: of a batch, by source; None: all rows count alike, so that sources have the shares of their sizes.
+    shares: the share of each source in a batch. With None the sources are shuffled together, so on average each has
+    the share of its size.
     """
 
     def __init__(
@@ -76,17 +77,17 @@ class BatchOrder:
         self._permutation = lru_cache(maxsize=2 * len(self._sizes))(self._new_permutation)
 
     def rows(self, step: int) -> Ints:
-        """Rows [B] of batch `step`, from 0."""
-        found, start = [], 0
+        """Return the rows [B] of batch number `step`, from 0."""
+        rows, start = [], 0
         for source, (size, count) in enumerate(zip(self._sizes, self._counts, strict=True)):
             places = np.arange(step * count, (step + 1) * count)
             parts = [
                 self._permutation(source, turn)[places[places // size == turn] % size]
                 for turn in np.unique(places // size).tolist()
             ]
-            found += [start + part for part in parts]
+            rows += [start + part for part in parts]
             start += size
-        return np.concatenate(found)
+        return np.concatenate(rows)
 
     def _new_permutation(self, source: int, turn: int) -> Ints:
         order: Ints = keyed_generator("method-order", self.seed, source, turn).permutation(
@@ -96,6 +97,6 @@ class BatchOrder:
 
 
 def _counts(batch_size: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers of rows by share, which sum to the batch."""
+    """Return the rows of each source in a batch, in proportion to the shares; they sum to the batch size."""
     ends = np.rint(np.cumsum(shares) / np.sum(shares) * batch_size).astype(int)
     return [int(count) for count in np.diff([0, *ends])]

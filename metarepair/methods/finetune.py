@@ -1,4 +1,11 @@
-"""Fine-tuning: MetaRepair's walk from the deployed weights, that is, repair without meta-training."""
+"""Fine-tuning: the repair of MetaRepair without its meta-training.
+
+It starts from the deployed weights and takes gradient steps on small sets of collected failures (tasks), one task after
+the other. It does so at every rate in `repair.rates`, and keeps the end of the episode that is best on held-out
+failures. MetaRepair does the same from weights that meta-training has prepared, so the difference between the two is
+what meta-training contributes.
+Source: paper Algorithm 1, lines 13-23, from the deployed weights.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +22,7 @@ from metarepair.models.build import DeployedModel
 
 @register
 class Finetune(Method):
-    """Runs paper Algorithm 1, lines 13-23, from the deployed weights."""
+    """Repairs by paper Algorithm 1, lines 13-23, from the deployed weights."""
 
     name = "finetune"
     words = "fine-tuned"

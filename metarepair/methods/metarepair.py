@@ -1,5 +1,9 @@
-"""MetaRepair: adapts θ_meta to the collected failures by the walk over tasks, and keeps the best of it.
+"""MetaRepair: adapt the meta-trained weights to the collected failures, and keep the best result.
 
+Meta-training has practised repair on the failures of other corruptions (experiences), so that its result, θ_meta,
+adapts to new failures in a few gradient steps. The repair takes such steps on small sets of the collected failures
+(tasks), one task after the other, in several episodes that each start from θ_meta. It does so at every rate in
+`repair.rates`, and keeps the end of the episode that is best on held-out failures.
 Source: paper Algorithm 1, lines 13-23.
 """
 
@@ -18,7 +22,7 @@ from metarepair.models.build import DeployedModel
 
 @register
 class MetaRepair(Method):
-    """Starts from what meta-training learned on the experiences of other environments."""
+    """Repairs from θ_meta, which meta-training learned on the experiences of other environments."""
 
     name = "metarepair"
     words = "MetaRepair"
@@ -39,12 +43,12 @@ class MetaRepair(Method):
 def repair_from(
     method: str, start: Start, deployed: DeployedModel, data: RepairData, context: MethodContext
 ) -> RepairedModel:
-    """Repairs from `start` and keeps the episode's end that scores best on validation, over all rates.
+    """Repair from `start`, and keep the end of the episode that scores best on validation, over all rates.
 
-    `finetune` is the same from the deployed weights.
+    `finetune` calls this with the deployed weights.
     """
     choice = choose(deployed, start, data, context.config, seed=context.seed, budget=context.budget)
-    cut = () if choice.whole else ("the budget was over before all rates and episodes were tried",)
+    cut = () if choice.whole else ("the budget ran out before all rates and episodes were tried",)
     return RepairedModel(
         method=method,
         parameters=choice.step.parameters,
@@ -66,6 +70,9 @@ def _note(choice: Choice) -> str:
 def walk_again(
     start: Start, deployed: DeployedModel, data: RepairData, context: MethodContext, *, rate: float
 ) -> Iterator[Step]:
-    """Walks all M × S tasks again at the chosen rate: the paper's mean acc_s (line 23) needs θ̂ after each of them."""
+    """Walk over all M × S tasks again at the chosen rate.
+
+    The paper's mean acc_s (line 23) needs θ̂ after each of them.
+    """
     config = context.config
     return walk(deployed, start, data, config, seed=context.seed, rate=rate, episodes=config.repair.episodes)

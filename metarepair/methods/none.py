@@ -1,4 +1,7 @@
-"""No repair: the deployed DNN as it is, the first row of every table."""
+"""No repair: return the deployed DNN unchanged.
+
+Its numbers are those before any repair. They are the first row of every table, with which the other methods compare.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds a repair method by its name: our own, and those of other packages by their entry points."""
+"""Find a repair method by its name: this project's own, and those of other packages by their entry points."""
 
 from __future__ import annotations
 
@@ -22,57 +22,83 @@ MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 
 def register(cls: MethodClass) -> MethodClass:
-    """Adds a method class to the registry by its name."""
+    """Add a method class to the registry under its name, and return the class (a decorator)."""
     METHODS[cls.name] = cls()
     return cls
 
 
 def all_methods() -> dict[str, Method]:
-    """The project's methods, then those of other packages. Raises ConfigError for a package whose method is none."""
+    """Return all repair methods: this project's own, then those of other packages.
+
+    Returns:
+        One instance of each method, by name.
+
+    Raises:
+        ConfigError: The entry point of another package cannot be loaded, is not a complete Method, or takes the name
+            of another method.
+    """
     return METHODS | _of_other_packages()
 
 
 @cache
 def _of_other_packages() -> dict[str, Method]:
-    found = dict[str, Method]()
+    methods = dict[str, Method]()
     for point in entry_points(group=GROUP):
-        whose = f"the entry point {point.name!r} = {point.value!r} (group {GROUP})"
+        source = f"the entry point {point.name!r} = {point.value!r} (group {GROUP})"
         try:
             cls = point.load()
         except Exception as error:
             raise ConfigError(
-                f"{whose} cannot be loaded ({type(error).__name__}: {error}). Mend or uninstall its package."
+                f"{source} cannot be loaded ({type(error).__name__}: {error}). Fix or uninstall its package."
             ) from error
         if not (isinstance(cls, type) and issubclass(cls, Method)):
-            raise ConfigError(f"{whose} is no class that subclasses metarepair.methods.Method.")
+            raise ConfigError(
+                f"{source} is not a subclass of metarepair.methods.Method. Name such a class, or uninstall its package."
+            )
         missing = [key for key in DECLARED if not hasattr(cls, key)] + sorted(cls.__abstractmethods__)
         if missing:
             raise ConfigError(
-                f"{whose} has no {missing[0]!r}. A method declares {', '.join(DECLARED)}, and has a `repair`."
+                f"{source} has no {missing[0]!r}. A method declares {', '.join(DECLARED)}, and defines `repair`."
             )
         unknown = [word for word in cls.uses if word not in get_args(Uses)]
         if unknown:
-            raise ConfigError(f"{whose}: {unknown_name('word of `uses`', unknown[0], get_args(Uses))}")
-        if cls.name in METHODS or cls.name in found:
+            raise ConfigError(f"{source}: {unknown_name('word of `uses`', unknown[0], get_args(Uses))}")
+        if cls.name in METHODS or cls.name in methods:
             raise ConfigError(
-                f"{whose} takes the name {cls.name!r} of another method. Rename or uninstall it."
+                f"{source} takes the name {cls.name!r} of another method. Rename or uninstall it."
             )
-        found[cls.name] = cls()
-    return found
+        methods[cls.name] = cls()
+    return methods
 
 
 def get_method(name: str) -> Method:
-    """The method `name`. Raises ConfigError with near names for an unknown one."""
+    """Return the repair method of this name.
+
+    Args:
+        name: A name of this project's methods or of another package's.
+
+    Returns:
+        The method, the same instance for every call.
+
+    Raises:
+        ConfigError: No method has this name (the message gives the nearest ones), or the entry point of another
+            package is broken.
+
+    Example:
+        >>> from metarepair.methods import get_method
+        >>> get_method("bn_adapt").changes
+        ('statistics',)
+    """
     if not isinstance(name, str):
-        raise ConfigError(f"method={name!r} is no name. There are: {', '.join(sorted(all_methods()))}")
-    found = METHODS.get(name) or all_methods().get(name)
-    if found is None:
+        raise ConfigError(f"method={name!r} is not a name. There are: {', '.join(sorted(all_methods()))}")
+    method = METHODS.get(name) or all_methods().get(name)
+    if method is None:
         raise ConfigError(unknown_name("repair method", name, all_methods()))
-    return found
+    return method
 
 
 def method_settings(name: str, settings: dict[str, Any]) -> Section:
-    """A method's own settings, checked. Raises ConfigError with near names for an unknown key."""
+    """Return a method's own settings, checked. Raises ConfigError with the nearest names for an unknown key."""
     group = get_method(name).Settings
     try:
         return group.model_validate(settings)
@@ -83,12 +109,12 @@ def method_settings(name: str, settings: dict[str, Any]) -> Section:
 
 
 def settings_of(config: AnyConfig, name: str) -> Section:
-    """The settings of the method `name` in a configuration, checked."""
+    """Return the settings of the method `name` in a configuration, checked."""
     return method_settings(name, config.methods.get(name, {}))
 
 
 def check_method_settings(config: AnyConfig) -> None:
-    """The settings under `methods`, of all that are named there. Raises ConfigError with near names."""
+    """Check the settings of every method named under `methods`. Raises ConfigError with the nearest names."""
     for name in config.methods:
         if name not in all_methods():
             raise ConfigError(f"methods: {unknown_name('repair method', name, all_methods())}")

@@ -1,4 +1,4 @@
-"""Holds the result of a repair: parameters and buffers, of the deployed architecture or of a new one."""
+"""The result of a repair: parameters and buffers of the deployed architecture or of a new one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,22 @@ from metarepair.models.wrappers import copied
 
 @dataclass(frozen=True, kw_only=True)
 class RepairedModel:
-    """A repaired DNN, and what the repair cost.
+    """What a method returns: the repaired DNN, and what the repair cost.
 
-    Validation chose `rate` and `episode` (from 0), and `steps` walks the same tasks again, for the paper's mean acc_s;
-    all three are None for a method without tasks. `module` is given if the architecture changed: then `architecture`
-    describes it in plain JSON, from which the method's `rebuild` makes it again.
+    Attributes:
+        method: The name of the method.
+        parameters: All parameters of the repaired DNN, by name.
+        buffers: All buffers of the repaired DNN, by name.
+        images_seen: Images that went through the DNN to learn from; an image counts once for each pass.
+        gradient_steps: Steps of an optimizer.
+        notes: Sentences for the user and the report.
+        rate: The inner rate that validation chose; None for a method that does not walk over tasks.
+        episode: The episode that validation chose, from 0; None for a method that does not walk over tasks.
+        steps: Walks over the same tasks again, for the paper's mean acc_s (Algorithm 1, line 23); None for a method
+            that does not walk over tasks.
+        module: A module of the new architecture, if the repair changed the architecture; else None.
+        architecture: The new architecture as plain JSON values, from which the method's `rebuild` makes it again; None
+            if it did not change.
     """
 
     method: str
@@ -37,26 +48,32 @@ class RepairedModel:
     architecture: Mapping[str, Any] | None = None
 
     def state(self) -> State:
-        """All parameters and buffers."""
+        """Return all parameters and buffers, by name."""
         return {**self.parameters, **self.buffers}
 
     def first_not_finite(self) -> str | None:
-        """Name of the first tensor with a NaN or an infinity; None if all are finite."""
+        """Return the name of the first tensor with a NaN or an infinity; None if all are finite."""
         return next(iter(not_finite(self.state())), None)
 
     def architecture_of(self, deployed: DeployedModel) -> DeployedModel:
-        """`deployed` with the architecture that `parameters` and `buffers` belong to."""
+        """Return `deployed` with the architecture that `parameters` and `buffers` belong to."""
         return deployed if self.module is None else replace(deployed, module=self.module)
 
     def fill(self, module: nn.Module) -> nn.Module:
-        """A repaired copy of `module`, or of the new architecture, in evaluation mode.
+        """Return a repaired DNN in evaluation mode: a copy of `module`, or of the new architecture if there is one.
 
-        Save its state dict, not `state()`: a state dict leaves out buffers that are not persistent and lists a shared
-        tensor under each of its names.
+        To save the DNN, save the state dict of this copy, not `state()`: a state dict leaves out buffers that are not
+        persistent, and lists a shared tensor under each of its names.
+
+        Args:
+            module: The deployed DNN, which is not changed.
+
+        Returns:
+            The repaired DNN.
         """
-        found = copied(self.module or module).eval()
-        put_state(found, self.state())
-        return found
+        filled = copied(self.module or module).eval()
+        put_state(filled, self.state())
+        return filled
 
 
 def repaired_from(
@@ -66,7 +83,17 @@ def repaired_from(
     *,
     notes: tuple[str, ...] = (),
 ) -> RepairedModel:
-    """The result of a method that changed `module` in place; `budget` has counted what that cost."""
+    """Make the result of a method that changed a module in place, in the deployed architecture.
+
+    Args:
+        method: The name of the method.
+        module: The repaired DNN, usually `deployed.module`. Its parameters and buffers are copied.
+        budget: The budget of the repair, which has counted what the repair cost.
+        notes: Sentences for the user and the report.
+
+    Returns:
+        What `Method.repair` returns.
+    """
     return RepairedModel(
         method=method,
         parameters=copied_parameters(module),

@@ -1,9 +1,11 @@
-"""Entropy minimisation of the normalisation's scales and shifts on D_collect's images, without their labels.
+"""Tent: make the DNN's predictions on the collected failures more certain, without labels.
 
+Only the scales and shifts of the normalisation layers are trained; all other weights stay fixed. The loss is the
+entropy of the predictions, which is low where the DNN is certain. While training, batch norms normalise by the batch at
+hand. Afterwards they store the statistics of D_collect.
 Source: Wang et al. 2021 (Tent: Fully Test-Time Adaptation by Entropy Minimization), its settings for CIFAR-10-C: Adam
-at 1e-3, batches of 200, one step a batch, images normalised by their own batch. Theirs adapts on and on while it
-predicts; here it adapts on D_collect and is then frozen with the statistics of the last pass over it, as a repair is a
-DNN to deploy.
+at 1e-3, batches of 200, one step per batch. Tent itself keeps adapting while it predicts. Here it adapts on D_collect
+and is then frozen, because a repair must give a DNN to deploy.
 """
 
 from __future__ import annotations
@@ -33,16 +35,16 @@ NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class TentSettings(Section):
-    """Published: rate 1e-3, batch 200."""
+    """Settings of Tent. Published: rate 1e-3, batch 200."""
 
     epochs: Positive = Field(10, description="Passes over D_collect.")
-    batch_size: Positive = Field(200, description="Images of a step.")
-    rate: Rate = Field(1e-3, description="Rate of Adam.")
+    batch_size: Positive = Field(200, description="Images per step.")
+    rate: Rate = Field(1e-3, description="Learning rate of Adam.")
 
 
 @register
 class Tent(Method):
-    """Scales and shifts of the norms, and the statistics of batch norms; nothing else."""
+    """Trains the norms' scales and shifts, and stores new batch-norm statistics."""
 
     name = "tent"
     words = "Tent"
@@ -54,7 +56,7 @@ class Tent(Method):
     def check(self, module: nn.Module, settings: Any) -> None:
         if not _affine(module):
             raise ConfigError(
-                "tent changes the scales and shifts of norms, and this DNN has no norm with any (that requires_grad). "
+                "tent trains the scales and shifts of norms, and no norm of this DNN has any with requires_grad=True. "
                 "Leave tent out."
             )
 
@@ -89,20 +91,20 @@ class Tent(Method):
 
 
 def entropy(logits_BK: Tensor) -> Tensor:
-    """Mean entropy of the predictions, in nats (Wang et al. 2021, Eq. of Sec. 3.1)."""
+    """Return the mean entropy of the predictions, in nats (Wang et al. 2021, equation in Sec. 3.1)."""
     log_p_BK = logits_BK.log_softmax(1)
     return -(log_p_BK.exp() * log_p_BK).sum(1).mean()
 
 
 def _affine(module: nn.Module) -> list[nn.Parameter]:
-    """Scales and shifts that may change."""
+    """Return the scales and shifts that may change."""
     norms = (m for m in module.modules() if isinstance(m, NORMS))
     return [p for norm in norms for p in norm.parameters(recurse=False) if p.requires_grad]
 
 
 @contextmanager
 def _own_batch(module: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by the batch at hand, and their stored statistics stay."""
+    """Let batch norms normalise by the batch at hand; their stored statistics do not change."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     before = [(m.training, m.track_running_stats) for m in norms]
     for norm in norms:

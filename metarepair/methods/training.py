@@ -1,7 +1,8 @@
-"""A DNN, examples and a loss in, the trained DNN out: what the methods that train with an optimizer have in common.
+"""The training loop that methods with an optimizer share.
 
-It ends with its epochs or with the budget, whichever is first; the schedule follows the larger share of the two. The
-state that is best on the held-out collected examples is kept. A long one is interrupted without loss.
+A training ends with its epochs or with the budget, whichever comes first; the learning-rate schedule follows whichever
+is further along. It keeps the state that is best on validation, the held-out part of D_collect. It writes checkpoints,
+and resumes from them after an interruption.
 """
 
 from __future__ import annotations
@@ -32,29 +33,32 @@ from tasks.records import Ints, Pixels
 
 # B images in a batch, H W C pixels, K classes
 
-CHECKS = 20  # times that validation is asked in a training, equally far from each other
+CHECKS = 20  # evaluations on validation during a training, evenly spaced
 CHECKPOINT_S = 60.0
-SAID_S = 15.0  # between lines of progress
+SAID_S = 15.0  # between log lines
 CHECKPOINT = "training.safetensors"
 
 
 class TrainingSettings(Section):
-    """A training with an optimizer; methods put their published numbers in its place."""
+    """Settings of a training with an optimizer. A method overrides the defaults with its published numbers."""
 
-    epochs: Positive = Field(100, description="Passes over all examples; the budget may end training before.")
-    batch_size: Positive = Field(128, description="Examples of a step.")
+    epochs: Positive = Field(
+        100, description="Passes over all examples; the budget may end training earlier."
+    )
+    batch_size: Positive = Field(128, description="Examples per step.")
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
     rate: Rate = Field(0.1, description="Learning rate, the largest of the schedule.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to 0 at the end.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 decay, as in torch.optim.")
     collected_share: Fraction | None = Field(
-        None, description="Share of failures in a batch; when not given, that of the union with clean images."
+        None,
+        description="Share of failures in a batch; by default their share in the union with the clean images.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodBatch:
-    """Examples of one step: which rows, their pixels and labels, and what chance is drawn from."""
+    """The examples of one step: their rows, pixels and labels, and a generator for the step's random draws."""
 
     rows_B: Ints
     images_BHWC_u8: Pixels
@@ -65,7 +69,7 @@ class MethodBatch:
 def method_batch(
     examples: Examples, rows_B: Ints, generator: np.random.Generator, *, device: torch.device
 ) -> MethodBatch:
-    """The given rows of `examples` as a batch."""
+    """Return the given rows of `examples` as a batch."""
     return MethodBatch(
         rows_B=rows_B,
         images_BHWC_u8=examples.images(rows_B),
@@ -75,14 +79,14 @@ def method_batch(
 
 
 def batch_order(examples: Examples, settings: TrainingSettings, seed: int) -> BatchOrder:
-    """The order that the settings say; `collected_share` is of the first of two sources."""
+    """Return the order of the batches. `collected_share` is the share of the first of two sources."""
     share = settings.collected_share
     shares = None if share is None or len(examples.sizes) != 2 else (share, 1 - share)
     return BatchOrder(examples.sizes, batch_size=settings.batch_size, seed=seed, shares=shares)
 
 
 class Remembers(Protocol):
-    """A loss with a state of its own, kept with the checkpoints."""
+    """A part of a training whose own state is saved in the checkpoints."""
 
     def state(self) -> State: ...
     def load(self, state: State) -> None: ...
@@ -92,11 +96,43 @@ Loss = Callable[[nn.Module, MethodBatch], Tensor]
 
 
 class Training:
-    """One training of `module` in place.
+    """One training of a module in place; `run` does it.
 
-    loss: of a batch, with the module in training mode; it normalises the pixels itself. images_per_example: forward
-    passes that an example takes, for the count of images. trainable: names of the parameters that move; those with
-    requires_grad when not given. patience: checks without gain after which training ends.
+    The module is evaluated on validation before the training and up to 20 times during it, evenly spaced. If
+    `context.folder` is given, a checkpoint is written there about once a minute, and `run` resumes from it. The random
+    draws of a step depend on the seed and the step alone, so a resumed training sees the same batches.
+
+    Args:
+        module: The module to train, usually `deployed.module`. It is changed, and requires_grad is set to True for the
+            parameters that train and to False for all others.
+        deployed: The deployed DNN, for its preprocessing and device.
+        examples: What to learn from; a source of failures comes before one of clean images.
+        data: Its `validation` chooses the state that is kept.
+        context: Seed, budget, folder for checkpoints and log.
+        settings: Epochs, batch size, optimizer and schedule.
+        loss: Returns the loss of a batch, a scalar tensor. It is called with the module in training mode, and
+            normalises the pixels itself (`deployed.normalise`).
+        method: The name of the method, for log lines and errors.
+        images_per_example: Forward passes per example, for the budget's count of images.
+        trainable: Names of the parameters to train; by default those with requires_grad=True.
+        patience: Evaluations on validation without improvement after which the training ends; None for no such end.
+        remembers: A further state that the checkpoints save, such as that of the loss.
+
+    Attributes:
+        step: Steps done so far.
+        best: Parameters and buffers of the state that is best on validation, by name.
+        best_accuracy: Its accuracy on validation, from 0 to 1.
+
+    Example:
+        In `Method.repair`, with a `Settings` that subclasses TrainingSettings::
+
+            def loss(net, batch):
+                return F.cross_entropy(net(deployed.normalise(batch.images_BHWC_u8)), batch.labels_B)
+
+            training = Training(
+                deployed.module, deployed, Examples(data.learn), data, context, context.settings, loss, method=self.name
+            )
+            return repaired_from(self.name, training.run(), context.budget)
     """
 
     def __init__(
@@ -134,20 +170,29 @@ class Training:
 
     @property
     def ended_early(self) -> bool:
-        """Whether so many checks as `patience` says have gained nothing."""
+        """Whether the last `patience` evaluations on validation brought no improvement."""
         return self.patience is not None and self.checked - self.best_check >= self.patience
 
     @property
     def share(self) -> float:
-        """How much of the training is done, from 0 to 1."""
+        """The part of the training that is done, from 0 to 1."""
         own = self.step / (self.settings.epochs * self.order.steps_per_epoch)
         return 1.0 if self.ended_early else min(1.0, max(own, self.context.budget.share))
 
     def run(self) -> nn.Module:
-        """Trains, and leaves the best state in the module, in evaluation mode. Raises DivergedError."""
+        """Train the module, and load the state that is best on validation into it.
+
+        The state before the training counts as well, so a training that only harms is not kept.
+
+        Returns:
+            The module, in evaluation mode.
+
+        Raises:
+            DivergedError: The loss is not finite.
+        """
         self._resume()
         if not self.best:
-            self._check(0.0)  # the untouched DNN: a training that only harms is not kept
+            self._check(0.0)  # the DNN before training: a training that only harms is not kept
         while (share := self.share) < 1:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.rate * self._rate_factor(share)
@@ -180,7 +225,7 @@ class Training:
         return loss.detach()
 
     def _check(self, share: float) -> None:
-        """Judges the module on validation, and keeps it where it is best."""
+        """Evaluate the module on validation, and keep its state if it is the best so far."""
         self.checked = int(share * CHECKS)
         parameters, buffers = copied_parameters(self.module), copied_buffers(self.module)
         accuracy = accuracy_on(self.deployed, parameters, buffers, self.data.validation)
@@ -195,7 +240,7 @@ class Training:
         self._refuse_not_finite(value)
         left = spent / share - spent if share > 0 else math.nan
         self.context.say(
-            f"{self.method}: {share:.0%} of its training, loss {value:.3f}, validation {self.best_accuracy:.1%}, "
+            f"{self.method}: {share:.0%} of the training, loss {value:.3f}, best validation {self.best_accuracy:.1%}, "
             f"{left:.0f} s left"
         )
 
@@ -227,7 +272,7 @@ class Training:
         self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
-        """Goes on from a checkpoint, where the folder has one."""
+        """Resume from a checkpoint if the folder has one."""
         folder = self.context.folder
         if folder is None or not (folder / CHECKPOINT).is_file():
             return
@@ -244,7 +289,7 @@ class Training:
         self.step, self.checked = int(count["step"]), int(count["checked"])
         self.best_check, self.best_accuracy = int(count["best_check"]), count["best_accuracy"]
         self.context.budget.go_on(seconds=count["seconds"], images=count["images"], steps=count["steps"])
-        self.context.say(f"{self.method}: goes on from step {self.step}")
+        self.context.say(f"{self.method}: resumes from step {self.step}")
 
 
 def _build_optimizer(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
