@@ -1,8 +1,13 @@
-"""Weights moved toward reduced models that get a failure right and away from those that do not, then a little training.
+"""Apricot: repair by copying from smaller trainings of the same DNN that classify the failures correctly.
 
+Before any target is known, it trains reduced models: DNNs of the same architecture, each on a part of the clean images.
+A failure is then misclassified by some of them and classified correctly by others. For a batch of failures, the
+weights of the DNN move a little toward the mean of the models that are right and away from the mean of those that are
+wrong. Such an adjustment is kept only if accuracy on held-out failures improves. A short training on failures and
+clean images follows.
 Source: Zhang & Chan 2019 (Apricot: A Weight-Adaptation Approach to Fixing Deep Learning Models, ASE). Its numbers are
-the defaults, but for the epochs of the last training, "a few". Theirs keeps an adjustment where a validation set
-improves; here that is the part of D_collect that only selects.
+the defaults, except the epochs of the last training, for which it says "a few". Where the paper uses a validation set,
+this uses the validation part of D_collect.
 """
 
 from __future__ import annotations
@@ -28,31 +33,37 @@ from tasks.errors import ConfigError
 
 
 class ApricotSettings(TrainingSettings):
-    """The reduced models, the adjustment, and the training after it."""
+    """Settings of Apricot: the reduced models, the adjustment, and the training after it."""
 
     reduced: ReducedSettings = ReducedSettings()
     strategy: Strategy = Field(
-        "both", description="both: toward right and away from wrong models; correct, incorrect: one alone."
+        "both",
+        description="both: toward models that are right and away from those that are wrong; correct: only toward; "
+        "incorrect: only away.",
     )
     adjust_rate: Rate = Field(
         1e-3,
-        description="Share of the distance to the models that a failure moves the weights; models of "
-        "start=deployed are so near that it takes about 0.1.",
+        description="Share of the distance to the models by which a failure moves the weights; models with "
+        "start=deployed are so close that it takes about 0.1.",
     )
-    adjust_batch: Positive = Field(20, description="Failures of an adjustment.")
-    patience: Positive = Field(100, description="Adjustments without gain after which training begins.")
-    epochs: Positive = Field(5, description="Passes over failures and clean images in the training after it.")
+    adjust_batch: Positive = Field(20, description="Failures per adjustment.")
+    patience: Positive = Field(
+        100, description="Adjustments without improvement after which the training starts."
+    )
+    epochs: Positive = Field(
+        5, description="Passes over failures and clean images in the training that follows."
+    )
     optimizer: Literal["sgd", "adam"] = Field("adam", description="sgd has Nesterov momentum 0.9.")
     rate: Rate = Field(2e-4, description="Learning rate of that training.")
     schedule: Literal["cosine", "constant"] = Field(
-        "constant", description="Of that training's rate; cosine falls to 0 at the end."
+        "constant", description="Schedule of that rate; cosine falls to 0 at the end."
     )
     weight_decay: float = Field(0.0, ge=0, description="L2 decay of that training.")
 
 
 @register
 class Apricot(Method):
-    """Reduced models first; then, for a target, the adjustment and the training."""
+    """Prepares reduced models; for a target, adjusts the weights by them and then trains."""
 
     name = "apricot"
     words = "Apricot"
@@ -71,8 +82,8 @@ class Apricot(Method):
         assert isinstance(settings, ApricotSettings)
         if data.clean is None or not len(data.clean):
             raise ConfigError(
-                "apricot trains its reduced models on the clean training split, and there is none. Give data with one, "
-                "or leave apricot out."
+                "apricot trains its reduced models on the clean training split, and there is none. Give data with a "
+                "training split, or leave apricot out."
             )
         prepare_models(deployed, data.clean, settings.reduced, context)
 

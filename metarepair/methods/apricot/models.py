@@ -1,12 +1,12 @@
-"""The deployed DNN and clean images in, Apricot's reduced models (rDLM) of the same architecture out, a file for each.
+"""Train Apricot's reduced models (rDLM): DNNs of the deployed architecture, each on a subset of the clean images.
 
-Source: Zhang & Chan 2019 (Apricot, ASE), the first of its steps. Every model has a subset, a start and an order of its
-own, keyed by its number: models that are alike would say nothing about a failure.
+Source: Zhang & Chan 2019 (Apricot, ASE), its first step. Each model has its own subset, start and order, keyed by its
+number, because models that are all alike would say nothing about a failure.
 
-A random start calls `reset_parameters` of all modules that have it, so layers begin as torch (or their author) begins
-them, not as the architecture's own code may do at its end. What no such call changes, the parameters of a timm layer
-scale or a position embedding say, is drawn from the normal distribution with the mean and deviation of the deployed
-tensor: two numbers per tensor are then all that is kept of it, and a scalar is kept as it is.
+A random start calls `reset_parameters` of every module that has it. Layers therefore start as torch (or their author)
+initialises them, without what the architecture's own constructor may do afterwards. Parameters that no such call
+changes, such as timm's layer scale or a position embedding, are drawn from a normal distribution with the mean and
+standard deviation of the deployed tensor. So only these two numbers of the tensor are used; a scalar stays as it is.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ PREPARE_FIRST = "`metarepair compare` makes them before it repairs."
 
 
 class ReducedSettings(Section):
-    """The reduced models. Published: all as here."""
+    """Settings of the reduced models; the defaults are the published numbers."""
 
-    models: Annotated[int, Field(ge=2)] = Field(20, description="How many.")
+    models: Annotated[int, Field(ge=2)] = Field(20, description="Number of reduced models.")
     per_class: Positive = Field(
-        1000, description="Clean training images of each class that a model is given."
+        1000, description="Clean training images of each class that a model is trained on."
     )
-    epochs: Positive = Field(60, description="Passes over them; for start=deployed a few are enough.")
-    batch_size: Positive = Field(128, description="Images of a step.")
-    rate: Rate = Field(2e-4, description="Rate of Adam.")
+    epochs: Positive = Field(60, description="Passes over these images; for start=deployed a few are enough.")
+    batch_size: Positive = Field(128, description="Images per step.")
+    rate: Rate = Field(2e-4, description="Learning rate of Adam.")
     start: Literal["random", "deployed"] = Field(
         "random",
-        description="random: from new weights. deployed: short fine-tuning of the deployed DNN, for large ones.",
+        description="random: train from new random weights. deployed: fine-tune the deployed DNN, for large DNNs.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReducedModel:
-    """One of the models and its file; `recipe` is all that it depends on but its number."""
+    """One reduced model and its file. `recipe` is everything that it depends on except its number."""
 
     number: int
     folder: Place
@@ -84,17 +84,17 @@ class ReducedModel:
 
 
 def path_of(folder: Place, number: int) -> Place:
-    """Where the model `number`, from 0, is."""
+    """Return the file of the model `number`, from 0."""
     return folder / f"reduced-{number:03d}.safetensors"
 
 
 def prepare_models(
     deployed: DeployedModel, clean: CleanImages, settings: ReducedSettings, context: MethodContext
 ) -> None:
-    """Trains the models that `context.prepared` does not have yet, each on its own through `context.map`.
+    """Train the models that `context.prepared` does not have yet, each separately through `context.map`.
 
-    The budget counts the images of all of them, also of those that were there. Raises ConfigError where a class has
-    too few images, DivergedError.
+    The budget counts the images of all models, including those that were there already. Raises ConfigError if a class
+    has too few images, and DivergedError if a loss is not finite.
     """
     assert context.prepared is not None
     _check_classes(deployed, clean, settings)
@@ -117,39 +117,37 @@ def prepare_models(
 def load_models(
     folder: Place | None, deployed: DeployedModel, settings: ReducedSettings
 ) -> list[tuple[State, State]]:
-    """Parameters and buffers of every model, on the CPU.
+    """Load parameters and buffers of every model, on the CPU.
 
-    Raises StageError where one is missing or damaged, DataError where one is of another DNN or two are the same.
+    Raises StageError if one is missing or damaged, DataError if one belongs to another DNN or two are the same.
     """
     if folder is None:
-        raise StageError(f"apricot repairs by its reduced models, and none are prepared: {PREPARE_FIRST}")
+        raise StageError(f"apricot needs its reduced models, and none are prepared: {PREPARE_FIRST}")
     paths = [path_of(folder, number) for number in range(settings.models)]
     missing = [path for path in paths if not is_untouched(path)]
     if missing:
         raise StageError(
             f"{len(missing)} of apricot's {len(paths)} reduced models are missing or damaged (first: {missing[0]}). "
-            f"Delete {folder} where it is there: {PREPARE_FIRST}"
+            f"Delete {folder} if it exists: {PREPARE_FIRST}"
         )
-    found = [_load(path, deployed.module) for path in paths]
-    hashes = [state_hash(parameters | buffers) for parameters, buffers in found]
+    models = [_load(path, deployed.module) for path in paths]
+    hashes = [state_hash(parameters | buffers) for parameters, buffers in models]
     for number, digest in enumerate(hashes):
         if hashes.index(digest) != number:
             raise DataError(
-                f"{paths[number]} and {paths[hashes.index(digest)]} are the same model, and apricot learns by how its "
-                "models differ. Delete both, and prepare again."
+                f"{paths[number]} and {paths[hashes.index(digest)]} are the same model, and apricot learns from how "
+                "its models differ. Delete both, and prepare again."
             )
-    return found
+    return models
 
 
 def reinitialise(module: nn.Module) -> list[str]:
-    """New random weights in place, drawn from torch's generator. Names of the parameters that no module resets.
+    """Give the module new random weights in place, drawn from torch's generator.
 
-    Parameters with requires_grad=False stay.
+    Parameters with requires_grad=False stay as they are. Returns the names of the parameters that no module resets.
     """
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    for part in reversed(
-        list(module.modules())
-    ):  # parents last: one may set its children in a way of its own
+    for part in reversed(list(module.modules())):  # parents last: a parent may initialise its children itself
         reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
         if callable(reset):
             reset()
@@ -161,7 +159,7 @@ def reinitialise(module: nn.Module) -> list[str]:
                 parameter.copy_(old)
                 continue
             deviation = float(old.std(correction=0))
-            # Equal and constant is what a reset makes of zeros and ones; a draw leaves it so, too.
+            # An unchanged constant tensor may have been reset to the same zeros or ones; a draw would not change it.
             if deviation > 0 and torch.equal(parameter, old):
                 parameter.normal_(float(old.mean()), deviation)
                 drawn.append(name)
@@ -169,7 +167,7 @@ def reinitialise(module: nn.Module) -> list[str]:
 
 
 def subset(labels_N: Ints, *, per_class: int, generator: np.random.Generator) -> Ints:
-    """Rows of a random subset with `per_class` images of every class."""
+    """Return the rows of a random subset with `per_class` images of every class."""
     chosen = [
         generator.choice(np.flatnonzero(labels_N == label), per_class, replace=False)
         for label in np.unique(labels_N)
@@ -185,11 +183,11 @@ def _make(
     settings: ReducedSettings,
     device: str,
 ) -> str:
-    """Trains one model and leaves it on storage; in words, how that went."""
+    """Train one model and save it. Returns the end of a log line: its loss and how it was initialised."""
     generator = part.generator
     rows_N = subset(clean.labels_N, per_class=settings.per_class, generator=generator)
     module, seed = copied(deployed.module).to(pick_device(device)), int(generator.integers(2**63))
-    deployed = replace(deployed, module=module)  # its images go to the same device
+    deployed = replace(deployed, module=module)  # its images go to the module's device
     drawn: Sequence[str] = ()
     with seeded(deployed.device, seed):
         if settings.start == "random":
@@ -203,8 +201,8 @@ def _make(
     state = dict((*module.named_parameters(), *module.named_buffers()))
     save_weights(part.path, state, part.identity)
     seal(part.path, part.identity)
-    unknown = f", {len(drawn)} tensors started by their mean and deviation" if drawn else ""
-    return f"loss {loss:.3f}{unknown}"
+    note = f", {len(drawn)} tensors initialised from their mean and standard deviation" if drawn else ""
+    return f"loss {loss:.3f}{note}"
 
 
 def _train(
@@ -216,7 +214,7 @@ def _train(
     *,
     seed: int,
 ) -> float:
-    """Mean loss of the last pass."""
+    """Train the module on the rows, and return the mean loss of the last pass."""
     module.train()
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=settings.rate)
     order = _order(deployed, settings, seed=seed)
@@ -239,7 +237,10 @@ def _order(deployed: DeployedModel, settings: ReducedSettings, *, seed: int) -> 
 def _recipe(
     deployed: DeployedModel, clean: CleanImages, settings: ReducedSettings, seed: int
 ) -> dict[str, Any]:
-    """All that a model depends on but its number. Of the pixels only their shape: a run vouches for its data set."""
+    """Return everything that a model depends on except its number.
+
+    Only the shape of the pixels is in it, because the run itself records which data set it uses.
+    """
     module = deployed.module
     return {
         "settings": settings.model_dump(mode="json", exclude={"models"}),
@@ -256,8 +257,8 @@ def _check_classes(deployed: DeployedModel, clean: CleanImages, settings: Reduce
     if counts[fewest] < settings.per_class:
         raise ConfigError(
             f"methods.apricot.reduced.per_class={settings.per_class}, and the clean training split has "
-            f"{counts[fewest]} images of class {fewest}. Give fewer than that, half of them say, so that the subsets "
-            "differ."
+            f"{counts[fewest]} images of class {fewest}. Set it lower than that, for example to half, so that the "
+            "subsets differ."
         )
 
 
@@ -265,11 +266,11 @@ def _load(path: Place, module: nn.Module) -> tuple[State, State]:
     tensors = read_tensors(path)
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     wanted = {k: v.shape for k, v in (parameters | buffers).items()}
-    found = {k: v.shape for k, v in tensors.items()}
-    if found != wanted:
-        differ = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+    shapes = {k: v.shape for k, v in tensors.items()}
+    if shapes != wanted:
+        differ = sorted(k for k in shapes.keys() | wanted.keys() if shapes.get(k) != wanted.get(k))
         raise DataError(
-            f"{path} does not fit this DNN: {len(differ)} tensors are missing, too many, or of another "
+            f"{path} does not fit this DNN: {len(differ)} tensors are missing, unexpected, or of another "
             f"shape (first: {differ[0]}). Delete {path.parent}, and prepare again."
         )
     return {k: tensors[k] for k in parameters}, {k: tensors[k] for k in buffers}

@@ -1,12 +1,14 @@
-"""Reduced models and failures in, the weights out, moved toward models that are right and away from wrong ones.
+"""Move the weights toward the reduced models that classify a failure correctly, and away from the others.
 
-Source: Zhang & Chan 2019 (Apricot, ASE): for each failure, with its right models C (a of them) and wrong ones I (b),
-w ← w − rate · (a/(a+b) · (w − mean C) − b/(a+b) · (w − mean I)). An update is linear in w and the models, so those of a
-whole batch, one after the other, are one weighted sum, whose weights sum to one.
+Source: Zhang & Chan 2019 (Apricot, ASE): for each failure, with the models C that are right (a of them) and the models
+I that are wrong (b of them), w ← w − rate · (a/(a+b) · (w − mean C) − b/(a+b) · (w − mean I)). An update is linear in w
+and the models, so the updates for a whole batch, applied one after the other, are one weighted sum of w and the models.
+Its coefficients sum to one.
 
-Buffers: the statistics of norms belong to the weights, so they move with them, means by the same sum. A variance would
-become negative where a wrong model's is far larger; it moves by the same sum of log(variance + eps), which keeps it
-positive. What is alike in all models (tables of positions) stays as it is, to the bit, and so do whole numbers.
+Buffers: the statistics of norms belong to the weights, so they move with them. Means move by the same sum. A variance
+could become negative if that of a wrong model is far larger; so the sum is applied to log(variance + eps), which keeps
+it positive. Tensors that are equal in the DNN and all models (tables of positions) stay bit-identical, and so do
+tensors of whole numbers.
 """
 
 from __future__ import annotations
@@ -28,20 +30,20 @@ from metarepair.methods.base import MethodContext
 from metarepair.methods.examples import BatchOrder
 from metarepair.models.build import DeployedModel, read_tensors, save_weights
 
-# M models, N failures, B failures of a batch, P what moves
+# M models, N failures, B failures in a batch, P coordinates that move
 
 Strategy = Literal["both", "correct", "incorrect"]
 Bools = NDArray[np.bool_]
 
-SHARE = 0.5  # of a budget, after which the adjustment ends and training has the rest
+SHARE = 0.5  # of the budget, for the adjustment; the training has the rest
 CHECKPOINT_S = 60.0
-SAID_S = 15.0  # between lines of progress
+SAID_S = 15.0  # between log lines
 CHECKPOINT = "adjusting.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """w ← own · w + Σ models_M · W_M; own and models_M sum to one."""
+    """The weighted sum w ← own · w + Σ models_M · W_M; own and models_M sum to one."""
 
     own: float
     models_M: NDArray[np.float64]
@@ -52,16 +54,16 @@ class Mixture:
 
 
 def mixture(right_MB: Bools, *, rate: float, strategy: Strategy) -> Mixture:
-    """The updates for a batch of failures, one after the other, as one sum.
+    """Return the updates for a batch of failures, applied one after the other, as one weighted sum.
 
-    A failure that all models, or none, get right changes nothing.
+    A failure that all models or no model classify correctly changes nothing.
     """
     own, models_M, count = 1.0, np.zeros(len(right_MB)), len(right_MB)
     for right_M in right_MB.T:
         num_right = int(right_M.sum())
         if num_right in (0, count):
             continue
-        # rate · a/(a+b) toward a mean of a models is rate/(a+b) toward each; the same with b.
+        # rate · a/(a+b) toward the mean of a models is rate/(a+b) toward each of them; likewise for b.
         toward_M = right_M * (0.0 if strategy == "incorrect" else rate / count)
         away_M = ~right_M * (0.0 if strategy == "correct" else rate / count)
         kept = 1 - float(toward_M.sum() - away_M.sum())
@@ -70,7 +72,7 @@ def mixture(right_MB: Bools, *, rate: float, strategy: Strategy) -> Mixture:
 
 
 class Coordinates:
-    """What of a DNN's state moves, as a vector [P] in which an update is a weighted sum."""
+    """Maps the part of a DNN's state that moves to a vector [P], in which an update is a weighted sum."""
 
     def __init__(self, module: nn.Module, models: Sequence[State]) -> None:
         self.like = {
@@ -78,7 +80,7 @@ class Coordinates:
             for k, v in (*module.named_parameters(), *module.named_buffers())
             if v.is_floating_point() and any(not torch.equal(model[k], v.detach().cpu()) for model in models)
         }
-        # Looked for by the name that torch's norms, timm's and most others have for it.
+        # Variances are found by the name that they have in the norms of torch, timm and most others.
         self.eps = {
             name: float(getattr(module.get_submodule(name.rpartition(".")[0]), "eps", 1e-5))
             for name in self.like
@@ -86,23 +88,23 @@ class Coordinates:
         }
 
     def vector(self, state: State) -> Tensor:
-        """The vector of a state, on the DNN's device."""
+        """Return the vector of a state, on the DNN's device."""
         own = {k: state[k].detach().to(v) for k, v in self.like.items()}
         return flatten({k: (v + self.eps[k]).log() if k in self.eps else v for k, v in own.items()})
 
     def state(self, vector_P: Tensor) -> State:
-        """The inverse: new tensors, of what moves alone."""
-        found = unflatten(vector_P, self.like)
+        """Return the state of a vector, as new tensors; it holds only the tensors that move."""
+        tensors = unflatten(vector_P, self.like)
         return {
             k: ((v.exp() - self.eps[k]).clamp_min(0) if k in self.eps else v.clone()).to(self.like[k])
-            for k, v in found.items()
+            for k, v in tensors.items()
         }
 
 
 class Walk:
-    """Batch after batch of failures; an adjustment is kept where validation improves.
+    """Adjusts the weights by batch after batch of failures, and keeps an adjustment if validation improves.
 
-    The DNN stays as it is: `run` gives what was kept, as tensors of its own.
+    The DNN itself does not change: `run` returns the adjusted tensors.
     """
 
     def __init__(
@@ -133,20 +135,23 @@ class Walk:
         self._started = self._saved_at = self._said_at = time.monotonic()
 
     def run(self) -> State:
-        """What was kept. Ends after `patience` batches without gain, or with the half of the budget."""
+        """Return the adjusted tensors by name, none if no adjustment was kept.
+
+        Ends after `patience` batches without improvement, or when half of the budget is spent.
+        """
         self._resume()
         for parameters, buffers in self.models[len(self.right) :]:
             if self._over:
                 break
             self.right.append(self._right(parameters, buffers))
-            self._say(f"{len(self.right)} of {len(self.models)} reduced models asked")
+            self._say(f"{len(self.right)} of {len(self.models)} reduced models evaluated")
             self._checkpoint()
         models_MP = self._as_vectors()
         while self.batch - self.gained_at < self.patience and not self._over:
             self._one_batch(models_MP)
             self._say(
                 f"adjustment {self.batch}, {self.gains} kept, validation {self.accuracy:.1%}, ends after "
-                f"{self.patience - self.batch + self.gained_at} more without gain"
+                f"{self.patience - self.batch + self.gained_at} more without improvement"
             )
             self._checkpoint()
         return self.coordinates.state(self.w_P) if self.gains else {}
@@ -154,7 +159,7 @@ class Walk:
     @property
     def words(self) -> str:
         return (
-            f"{self.gains} of {self.batch} adjustments kept by {len(self.right)} reduced models, validation "
+            f"{self.gains} of {self.batch} adjustments kept (by {len(self.right)} reduced models), validation "
             f"{self.before:.1%} to {self.accuracy:.1%}"
         )
 
@@ -163,7 +168,7 @@ class Walk:
         return self.context.budget.share >= SHARE
 
     def _right(self, parameters: State, buffers: State) -> Bools:
-        """Which of the failures a model gets right [N]."""
+        """Return which of the failures a model classifies correctly [N]."""
         learn, device = self.data.learn, self.deployed.device
         parameters = {k: v.to(device) for k, v in parameters.items()}
         buffers = {k: v.to(device) for k, v in buffers.items()}
@@ -173,7 +178,7 @@ class Walk:
         return right_N
 
     def _as_vectors(self) -> Tensor:
-        """The models that were asked [M, P]; each is let go once it is one, as large DNNs fill the memory."""
+        """Return the evaluated models as vectors [M, P]. Each model is freed once it is copied, to save memory."""
         models_MP = self.w_P.new_empty(len(self.right), len(self.w_P))
         for row_P in models_MP:
             parameters, buffers = self.models.pop(0)
@@ -216,13 +221,13 @@ class Walk:
         self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
-        """Goes on from a checkpoint, where the folder has one."""
+        """Resume from a checkpoint if the folder has one."""
         folder = self.context.folder
         if folder is None or not (folder / CHECKPOINT).is_file():
             return
-        found = read_tensors(folder / CHECKPOINT)
-        self.w_P, self.right = found["w"].to(self.w_P), list(found["right"].numpy())
-        batch, gained_at, gains, accuracy, seconds, images, steps = found["counts"].tolist()
+        saved = read_tensors(folder / CHECKPOINT)
+        self.w_P, self.right = saved["w"].to(self.w_P), list(saved["right"].numpy())
+        batch, gained_at, gains, accuracy, seconds, images, steps = saved["counts"].tolist()
         self.batch, self.gained_at, self.gains, self.accuracy = (
             int(batch),
             int(gained_at),
@@ -230,4 +235,4 @@ class Walk:
             accuracy,
         )
         self.context.budget.go_on(seconds=seconds, images=images, steps=steps)
-        self.context.say(f"apricot: goes on from adjustment {self.batch}")
+        self.context.say(f"apricot: resumes from adjustment {self.batch}")
