@@ -1,9 +1,9 @@
-"""The logits of many candidates for a few weights, without running the whole DNN for each of them.
+"""Compute the logits of many candidates for a few weights, without running the whole DNN for each of them.
 
-Up to the first function of torch that takes a searched weight, all candidates have the same values. The DNN is run to
-there once for the images, and what later functions may need is kept. The rest is run for all candidates at once under
-torch.func.vmap. There the product of a layer's input with the changes of its weights is added to what the deployed
-layer gives. A DNN that cannot be run so is run for one candidate after the other, and `note` says so.
+Up to the first torch function that takes a searched weight, all candidates have the same values. The DNN is run up to
+there once for the images, and the tensors that later functions may need are kept. The rest runs for all candidates at
+once under torch.func.vmap: there, the product of a layer's input with the changes of its weights is added to the output
+of the deployed layer. A DNN that cannot be run this way is run for one candidate after the other, and `note` says so.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from metarepair.methods.arachne.localise import Places, weight_of
 from metarepair.models.wrappers import copied
 
-# P candidates, N images, W weights, R output and J input channels of a layer that its searched weights join
+# P candidates, N images, W weights, R output and J input channels of a layer that its searched weights connect
 
 PRODUCTS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
-TOLERANCE = {torch.float64: 1e-9}  # of the logits, relative to the largest; others 1e-2
-# Images, and the functions up to the first that takes a searched weight, each with its result.
+TOLERANCE = {torch.float64: 1e-9}  # of the logits, relative to the largest; 1e-2 for other types
+# The images, and the functions up to the first that takes a searched weight, each with its result.
 Kept = tuple[Tensor, list[tuple[Any, Any]]]
 
 
 class Part:
-    """The searched weights of one layer, as a kernel [R, J, ...] of only the channels that they join."""
+    """The searched weights of one layer, as a kernel [R, J, ...] with only the channels that they connect."""
 
     def __init__(self, module: nn.Module, places: Places, name: str) -> None:
         weight, which = weight_of(module, name), places.of(name)
@@ -50,19 +50,22 @@ class Part:
         )
 
     def changed(self, product: Any, args: Sequence[Any], output: Tensor, changes_W: Tensor) -> Tensor:
-        """What product(*args) gives with the changes of the weights; `output` is what it gives without."""
-        channels = 1 - len(self.shape)  # their axis, counted from the last
-        x, geometry = args[0].index_select(channels, self.inputs_J), args[3:-1]  # the last is groups: 1 here
+        """Return product(*args) with the changed weights; `output` is product(*args) with the deployed ones."""
+        channels = 1 - len(self.shape)  # the axis of the channels, counted from the last
+        x, geometry = (
+            args[0].index_select(channels, self.inputs_J),
+            args[3:-1],
+        )  # the last argument is groups, which is 1 here
         kernel = changes_W.new_zeros(math.prod(self.shape)).index_copy(0, self.at, changes_W[self.which])
         change = product(x, kernel.view(self.shape), None, *geometry)
         return output.index_add(channels, self.outputs_R, change)
 
 
 class Candidates:
-    """A DNN with candidates for its weights at `places`; `images_NCHW` are one or more to try it with.
+    """Runs a DNN with candidates for its weights at `places`; `images_NCHW` are one or more images to test this with.
 
-    After construction, `bytes_kept` says what is kept of an image, and `bytes_moved` what a function gives at most for
-    one image and candidate.
+    Attributes: bytes_kept: what is kept per image. bytes_moved: the largest result of a function for one image and
+    candidate. note: why candidates are run one after the other; None if they run all at once.
     """
 
     def __init__(self, module: nn.Module, places: Places, images_NCHW: Tensor) -> None:
@@ -75,17 +78,17 @@ class Candidates:
 
     @torch.no_grad()
     def keep(self, images_NCHW: Tensor) -> Kept:
-        """What candidates need of the deployed DNN on these images."""
+        """Return what candidates need from the deployed DNN on these images."""
         return self._unless_refused(self._record, images_NCHW) or (images_NCHW, [])
 
     @torch.no_grad()
     def logits(self, kept: Kept, values_PW: Tensor) -> Tensor:
-        """Logits [P, N, K] of the candidates."""
-        found = self._unless_refused(self._at_once, kept, values_PW)
-        return self._one_by_one(kept, values_PW) if found is None else found
+        """Return the logits [P, N, K] of the candidates."""
+        logits_PNK = self._unless_refused(self._at_once, kept, values_PW)
+        return self._one_by_one(kept, values_PW) if logits_PNK is None else logits_PNK
 
     def _unless_refused(self, work: Callable[..., Any], *args: Any) -> Any:
-        """What the work gives; None, with a note, for a DNN that cannot be run for all candidates at once."""
+        """Return the result of the work; None, with a note, if the DNN cannot be run for all candidates at once."""
         try:
             return None if self.note else work(*args)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -96,9 +99,9 @@ class Candidates:
 
     def _record(self, images_NCHW: Tensor) -> Kept:
         with _Run(self._parts) as run:
-            self.module(images_NCHW.clone())  # it may change them in place
+            self.module(images_NCHW.clone())  # the DNN may change its input in place
         if run.called != self._parts.keys():
-            raise ValueError("a layer is not called")
+            raise ValueError("a searched layer is not called")
         self.bytes_moved = run.largest // len(images_NCHW)
         return images_NCHW, run.calls
 
@@ -106,45 +109,47 @@ class Candidates:
         images_NCHW, calls = kept
 
         def rest(changes_W: Tensor, shared: dict[int, Any]) -> Any:
-            own = tree_map_only(Tensor, Tensor.clone, shared)  # what follows may change them in place
-            given = ((func, own.get(n, found)) for n, (func, found) in enumerate(calls))
+            own = tree_map_only(Tensor, Tensor.clone, shared)  # later functions may change them in place
+            given = ((func, own.get(n, result)) for n, (func, result) in enumerate(calls))
             with _Run(self._parts, given, changes_W):
                 return self.module(images_NCHW.clone())
 
-        # Fused attention cannot be mapped. A tensor of all candidates cannot be added in place to one that they share,
-        # so changes in place are made functional. vmap loops over operations that it has no rule for, and warns.
+        # vmap cannot map fused attention. A tensor with a value per candidate cannot be added in place to a shared one,
+        # so in-place changes are made functional. vmap loops over operations that it has no rule for, and warns.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")
-            shared = {n: found for n, (_, found) in enumerate(calls) if _nbytes(found)}
-            found: Tensor = vmap(functionalize(rest), in_dims=(0, None))(values_PW - self.before_W, shared)
-        return found
+            shared = {n: result for n, (_, result) in enumerate(calls) if _nbytes(result)}
+            logits_PNK: Tensor = vmap(functionalize(rest), in_dims=(0, None))(
+                values_PW - self.before_W, shared
+            )
+        return logits_PNK
 
     def _one_by_one(self, kept: Kept, values_PW: Tensor) -> Tensor:
-        found = []
+        logits = []
         for values_W in values_PW:
             self.places.fill(self.module, values_W)
-            found.append(self.module(kept[0].clone()))
+            logits.append(self.module(kept[0].clone()))
         self.places.fill(self.module, self.before_W)
-        return torch.stack(found)
+        return torch.stack(logits)
 
     @torch.no_grad()
     def _try(self, image_1CHW: Tensor) -> None:
-        """Raise ValueError where a candidate with other weights has not the logits of the DNN with these weights."""
+        """Raise ValueError if the logits of a candidate differ from those of the DNN with the candidate's weights."""
         kept = self._record(image_1CHW)
         self.bytes_kept = _nbytes(kept)
         other_1W = self.before_W + torch.linspace(0.5, 1.5, len(self.before_W)).to(self.before_W)[None]
-        found, right = self._at_once(kept, other_1W), self._one_by_one(kept, other_1W)
+        logits, right = self._at_once(kept, other_1W), self._one_by_one(kept, other_1W)
         allowed = TOLERANCE.get(right.dtype, 1e-2) * right.abs().max()
-        if found.shape != right.shape or not bool(((found - right).abs() <= allowed).all()):
-            raise ValueError("it gives other logits then")
+        if logits.shape != right.shape or not bool(((logits - right).abs() <= allowed).all()):
+            raise ValueError("its logits differ then")
 
 
 class _Run(TorchFunctionMode):
-    """A run of the DNN: as it is deployed, or with changes of the searched weights.
+    """A run of the DNN: as it is deployed (recording), or with changed searched weights (replaying).
 
-    The first notes in `calls` the functions up to the first that takes a searched weight, with their results. Of the
-    tensors among these it keeps those that are still referred to then: nothing can use the others later. The second is
-    given these calls, and gives their results in place of running them.
+    A recording run notes in `calls` the functions up to the first that takes a searched weight, with their results. Of
+    the tensors among these it keeps only those that are still referenced then: nothing can use the others later. A
+    replaying run takes these calls, and returns their results instead of running the functions.
     """
 
     def __init__(
@@ -157,33 +162,33 @@ class _Run(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call: tuple[Any, Any] = next(self.given, (None, None))
-        noted, found = call
+        noted, result = call
         if noted is None:
-            found = (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+            result = (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
         elif func != noted:
-            raise ValueError("its functions are others when it is run again")
-        searched = self.parts.keys() & {id(x) for x in args} if isinstance(found, Tensor) else set[int]()
+            raise ValueError("it calls other functions when it is run again")
+        searched = self.parts.keys() & {id(x) for x in args} if isinstance(result, Tensor) else set[int]()
         if searched and func not in PRODUCTS:
             raise ValueError(f"{func.__name__} takes a searched weight")
         if self.changes_W is None:
-            self._note(func, found, searched)
-            return found
+            self._note(func, result, searched)
+            return result
         for weight in searched:
-            found = self.parts[weight].changed(func, args, found, self.changes_W)
-        return found
+            result = self.parts[weight].changed(func, args, result, self.changes_W)
+        return result
 
-    def _note(self, func: Any, found: Any, searched: set[int]) -> None:
+    def _note(self, func: Any, result: Any, searched: set[int]) -> None:
         if not self.called:
-            self.calls.append((func, tree_map_only(Tensor, weakref.ref, found)))
+            self.calls.append((func, tree_map_only(Tensor, weakref.ref, result)))
             if searched:
                 self.calls = tree_map_only(weakref.ref, _if_alive, self.calls)
         self.called |= searched
-        self.largest = max(self.largest, _nbytes(found) if self.called else 0)
+        self.largest = max(self.largest, _nbytes(result) if self.called else 0)
 
 
 def _if_alive(reference: weakref.ref[Tensor]) -> Tensor:
     tensor = reference()
-    return torch.empty(0) if tensor is None else tensor.clone()  # what follows may change it in place
+    return torch.empty(0) if tensor is None else tensor.clone()  # later functions may change it in place
 
 
 def _nbytes(result: Any) -> int:
@@ -191,7 +196,7 @@ def _nbytes(result: Any) -> int:
 
 
 def _batch_norm(x: Tensor, mean_C: Tensor, variance_C: Tensor, **given: Any) -> Tensor:
-    """Batch norm with stored statistics as one product and sum, where vmap's own rule takes four passes."""
+    """Apply batch norm with stored statistics as one multiply-add; vmap's own rule takes four passes."""
     if given["training"]:
         return F.batch_norm(x, mean_C, variance_C, **given)
     scale_C = torch.rsqrt(variance_C + given["eps"])

@@ -1,13 +1,14 @@
-"""Bidirectional localisation: the few weights that are most to blame for the failures.
+"""Find the few weights that are most to blame for the failures (bidirectional localisation).
 
-Source: Sohn, Kang and Yoo 2022 (Arachne, TOSEM), Sec. 3.1 and 3.2. For each weight of all dense and convolution layers
-(grouped and depthwise ones, too):
+Source: Sohn, Kang and Yoo 2022 (Arachne, TOSEM), Sec. 3.1 and 3.2. Every weight of the dense and convolution layers
+(grouped and depthwise ones, too) has two scores:
 forward impact: mean over images of |o_i w_ij| / Σ_i |o_i w_ij|, times the mean over images of |∂(Σ logits)/∂o_j|,
-L1-normalised over the layer's outputs. A convolution has a weight at many places: the products of the two means are
-summed over these. o_j is what the layer itself gives, before its activation.
-gradient loss: |Σ over images of ∂L/∂w|, L the cross entropy.
-Either of the failures, divided by 1 + that of the correct images; what no other weight is better than in both is kept.
-All layers are compared as one, as the published code does, so the front may lie over several.
+L1-normalised over the layer's outputs. A convolution uses a weight at many places: the products of the two means are
+summed over these. o_j is the output of the layer itself, before its activation.
+gradient loss: |Σ over images of ∂L/∂w|, where L is the cross entropy.
+Each score over the failures is divided by 1 + the same score over the correct images. The Pareto front of the two
+scores is kept. As in the published code, the weights of all layers are compared together, so the front may contain
+weights of several layers.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ from tasks.errors import DataError, DivergedError
 from tasks.keys import keyed_generator
 from tasks.records import Ints
 
-# B images of a batch, N images, K classes, W weights
+# B images in a batch, N images, K classes, W weights
 
-BATCH = 50  # with gradients
-LOOKED_AT = 250  # without
+BATCH = 50  # images in a batch with gradients
+LOOKED_AT = 250  # images in a batch without gradients
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Layers = Mapping[str, Layer]
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # images and labels
-Scores = dict[str, Tensor]  # by layer: for each weight
+Scores = dict[str, Tensor]  # by layer: the scores of each weight
 
 
 class BudgetOverError(Exception):
-    """The budget was over before a piece of work; its caller says what there is instead."""
+    """The budget ran out before localisation was done; the method catches this and changes no weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """W weights of a DNN: for each the name of its layer, and its place in the flattened weight of that layer."""
+    """W weights of a DNN, each as the name of its layer and its index in the flattened weight of that layer."""
 
     layers: tuple[str, ...]
     flat_W: Ints
@@ -56,11 +57,11 @@ class Places:
         return len(self.layers)
 
     def of(self, layer: str) -> Ints:
-        """Which of the W weights are the layer's."""
+        """Return which of the W weights belong to the layer."""
         return np.flatnonzero([name == layer for name in self.layers])
 
     def values(self, module: nn.Module) -> Tensor:
-        """The weights [W] as they are in the module."""
+        """Return the values [W] of the weights in the module."""
         return torch.stack([weight.detach()[index] for weight, index in self._each(module)])
 
     @torch.no_grad()
@@ -76,12 +77,12 @@ class Places:
 
 
 def weight_of(module: nn.Module, layer: str) -> Tensor:
-    """The weight of a layer by the layer's name."""
+    """Return the weight of the layer with this name."""
     return module.get_parameter(f"{layer}.weight")
 
 
 def layers_of(module: nn.Module) -> dict[str, Layer]:
-    """Dense and convolution layers by name, one for each weight that may change (requires_grad).
+    """Return the dense and convolution layers by name, one for each weight that may change (requires_grad=True).
 
     Layers that compute their weight from other tensors (weight norm, standardised weights) are left out.
     """
@@ -99,16 +100,16 @@ def layers_of(module: nn.Module) -> dict[str, Layer]:
 def correct_rows(
     deployed: DeployedModel, clean: CleanImages, *, count: int, seed: int, budget: Budget
 ) -> Ints:
-    """Rows of `count` clean images that the DNN classifies rightly, in the shares that the classes have in the split.
+    """Return the rows of `count` clean images that the DNN classifies correctly, with the split's share of each class.
 
-    Images are looked at in an order of chance, as many as it takes. A class that has too few leaves its places empty.
-    Raises DataError where none is right, BudgetOverError.
+    Images are classified in random order until there are enough. If a class has too few correct images, fewer rows are
+    returned. Raises DataError if no image is classified correctly, BudgetOverError if the budget runs out.
     """
     labels_N = clean.labels_N
     labels, sizes = np.unique(labels_N, return_counts=True)
     wanted = dict(zip(labels.tolist(), _quotas(sizes, count).tolist(), strict=True))
     found: dict[int, list[int]] = {label: [] for label in wanted}
-    queues: dict[int, list[int]] = {}  # from the last
+    queues: dict[int, list[int]] = {}  # rows in random order, taken from the end
     for label in wanted:
         draw = keyed_generator("arachne-correct", seed, label)
         queues[label] = draw.permutation(np.flatnonzero(labels_N == label))[::-1].tolist()
@@ -123,14 +124,15 @@ def correct_rows(
                 found[int(labels_N[row])].append(row)
     if not any(found.values()):
         raise DataError(
-            f"arachne compares failures with images that the DNN classifies rightly, and of {len(clean)} clean "
-            "training images it classifies none so. Check that weights, classes and normalisation belong together."
+            f"arachne compares failures with images that the DNN classifies correctly, and it classifies none of the "
+            f"{len(clean)} clean training images correctly. Check that weights, classes and normalisation belong "
+            "together."
         )
     return np.array([row for rows in found.values() for row in rows], np.int64)
 
 
 def _quotas(sizes_K: Ints, count: int) -> Ints:
-    """`count` places, or as many as there are, by the sizes of the classes (largest remainders)."""
+    """Share `count` places (at most one per image) among classes in proportion to their sizes (largest remainders)."""
     count = min(count, int(sizes_K.sum()))
     shares_K = count * sizes_K / sizes_K.sum()
     places_K: Ints = shares_K.astype(np.int64)
@@ -147,9 +149,10 @@ def _ask(budget: Budget, images: int) -> None:
 def blame(
     deployed: DeployedModel, images: LabelledImages, budget: Budget, *, last_layers: int | None = None
 ) -> Scores:
-    """Forward impact and gradient loss [2, ...] of the weights of the last layers or all, on the images.
+    """Return forward impact and gradient loss [2, ...] of the weights on the images, by layer.
 
-    Raises BudgetOverError; DivergedError for what is not finite.
+    `last_layers` counts the layers from the last; None is all of them. Raises BudgetOverError if the budget runs out,
+    DivergedError if a score is not finite.
     """
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -162,30 +165,30 @@ def blame(
     layers = dict([*layers_of(deployed.module).items()][-(last_layers or 0) :])
     sensitivity, gradient = _gradients(deployed.module, layers, batches, len(images.labels_N))
     impact = _impacts(deployed.module, layers, batches, len(images.labels_N), sensitivity)
-    found = {name: torch.stack([impact[name], gradient[name].abs()]) for name in layers}
-    for name, score in found.items():
+    scores = {name: torch.stack([impact[name], gradient[name].abs()]) for name in layers}
+    for name, score in scores.items():
         if not bool(torch.isfinite(score).all()):
             raise DivergedError(
-                f"the gradient of the DNN at {name}.weight, or what goes in there, is not finite for all "
-                "images, so arachne cannot say which weights are to blame. Give weights that are finite."
+                f"the gradient of the DNN by {name}.weight, or the input of that layer, is not finite for all "
+                "images, so arachne cannot find the weights to blame. Give a DNN with finite weights."
             )
-    return found
+    return scores
 
 
 def against(failures: Scores, correct: Scores) -> Scores:
-    """The scores of the failures, divided by 1 + those of the correct images."""
+    """Return the scores of the failures, divided by 1 + those of the correct images."""
     return {name: score / (1 + correct[name]) for name, score in failures.items()}
 
 
 def _gradients(module: nn.Module, layers: Layers, batches: Batches, number: int) -> tuple[Scores, Scores]:
-    """Mean of the normalised |∂(Σ logits)/∂output| by layer, in the shape of its output; and Σ ∂L/∂w."""
+    """Return, by layer, the mean normalised |∂(Σ logits)/∂output| in the shape of the output, and Σ ∂L/∂w."""
     sensitivity: Scores = {}
     sums = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
     outputs: list[tuple[str, Tensor]] = []  # in the order of the calls
 
     def note(name: str, _: Layer, __: Tensor, out: Tensor) -> Tensor:
         outputs.append((name, out))
-        return out.clone()  # what follows may change it in place
+        return out.clone()  # later layers may change it in place
 
     for x_BCHW, labels_B in batches():
         outputs.clear()
@@ -199,17 +202,18 @@ def _gradients(module: nn.Module, layers: Layers, batches: Batches, number: int)
             mean = F.normalize(size.flatten(1), p=1).sum(0).view(tensor.shape[1:]) / number
             sensitivity[name] = sensitivity[name] + mean if name in sensitivity else mean
         weights = [layer.weight for layer in layers.values()]
-        for name, found in zip(layers, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
-            sums[name] += 0 if found is None else found
+        for name, slope in zip(layers, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+            sums[name] += 0 if slope is None else slope
     return sensitivity, sums
 
 
 @torch.no_grad()
 def _impacts(module: nn.Module, layers: Layers, batches: Batches, number: int, sensitivity: Scores) -> Scores:
-    """Forward impact by layer.
+    """Return the forward impact by layer.
 
-    Σ over places of sensitivity × |x| / (|x| convolved with |w|) is what a layer's backward pass gives for its weight
-    when its input is |x| and the gradient of its output is sensitivity / (…): no input is unfolded.
+    Σ over places of sensitivity × |x| / (|x| convolved with |w|) is the weight gradient of the layer's backward pass if
+    its input is |x| and the gradient of its output is sensitivity / (|x| convolved with |w|). So the input need not be
+    unfolded.
     """
     sums = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
 
@@ -219,8 +223,8 @@ def _impacts(module: nn.Module, layers: Layers, batches: Batches, number: int, s
             product = F.linear if isinstance(layer, nn.Linear) else partial(layer._conv_forward, bias=None)
             total = product(x.detach().abs(), weight=size)
             share = torch.where(total > 0, sensitivity[name] / total.detach(), 0)
-            (found,) = torch.autograd.grad(total, size, share)
-        sums[name] += size.detach() * found / number
+            (slope,) = torch.autograd.grad(total, size, share)
+        sums[name] += size.detach() * slope / number
 
     with _watching(layers, add):
         for x_BCHW, _ in batches():
@@ -230,7 +234,7 @@ def _impacts(module: nn.Module, layers: Layers, batches: Batches, number: int, s
 
 @contextmanager
 def _watching(layers: Layers, seen: Callable[..., Tensor | None]) -> Iterator[None]:
-    """Call `seen(name, layer, input, output)` at each call of a layer; what it returns replaces the output."""
+    """Call `seen(name, layer, input, output)` at each call of a layer; its result, if any, replaces the output."""
 
     def hook(name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Any:
         return seen(name, layer, args[0] if args else kwargs["input"], out)
@@ -242,9 +246,10 @@ def _watching(layers: Layers, seen: Callable[..., Tensor | None]) -> Iterator[No
 
 
 def pareto_front(scores: Scores) -> Places:
-    """The weights that no other weight is better than in one of the two scores and at least as good in the other.
+    """Return the weights on the Pareto front of the two scores, by falling forward impact.
 
-    Of weights that are equal in both, the first is kept. They come by falling forward impact.
+    A weight is on the front if no other weight is better in one score and at least as good in the other. Of weights
+    that are equal in both, the first is kept.
     """
     both = torch.cat([score.detach().flatten(1) for score in scores.values()], 1).double().cpu().numpy()
     rows = front_rows(*both)
@@ -255,7 +260,7 @@ def pareto_front(scores: Scores) -> Places:
 
 
 def front_rows(first_W: Any, second_W: Any) -> Ints:
-    """Rows of the Pareto front of two scores that should be large, by falling first score."""
+    """Return the rows on the Pareto front of two scores (larger is better), by falling first score."""
     order = np.lexsort((np.arange(len(first_W)), -second_W, -first_W))
     best_before = np.maximum.accumulate(np.concatenate([[-np.inf], second_W[order][:-1]]))
     rows: Ints = order[second_W[order] > best_before]

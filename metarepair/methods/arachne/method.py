@@ -1,10 +1,13 @@
-"""Arachne: better values for the few weights that are most to blame for the failures.
+"""Arachne: find the few weights that are most to blame for the failures, and search better values for them.
 
-Source: Sohn, Kang and Yoo 2022 (Arachne: Search-Based Repair of Deep Neural Networks, TOSEM). Localisation and search
-see D_collect's learning part and as many clean training images that the DNN classifies rightly; validation is reported
-and chooses nothing. The search ends with its generations, with no better best, or with the budget, in which a
-generation counts as a step and each candidate sees each image. Where no candidate is better than the deployed weights,
-these stay.
+Localisation scores every weight of the dense and convolution layers by how much it contributes to the failures, but not
+to images that the DNN classifies correctly, and keeps the Pareto front. Differential evolution then searches values for
+these weights that correct failures without breaking correct images. No other weight changes. If no candidate is better
+than the deployed weights, those stay.
+Both steps see the learning part of D_collect and as many correctly classified clean training images. Accuracy on
+validation is reported and chooses nothing. The search ends after its generations, after `patience` generations without
+improvement, or with the budget; the budget counts a generation as a step, and every image for every candidate.
+Source: Sohn, Kang and Yoo 2022 (Arachne: Search-Based Repair of Deep Neural Networks, TOSEM).
 """
 
 from __future__ import annotations
@@ -37,15 +40,14 @@ from tasks.keys import keyed_generator
 
 CHECKPOINT = "arachne.safetensors"
 CHECKPOINT_S = 60.0
-SAID_S = 15.0  # between lines of progress
-Found = dict[
-    str, Any
-]  # arrays: the layers and places of the weights to blame, rows of correct images; a search's state
+SAID_S = 15.0  # between log lines
+# Arrays: layers and places of the weights to blame, rows of correct images, and the state of the search once it runs.
+Found = dict[str, Any]
 
 
 @register
 class Arachne(Method):
-    """A few weights of dense and convolution layers."""
+    """Changes a few weights of dense and convolution layers."""
 
     name = "arachne"
     words = "Arachne"
@@ -57,13 +59,13 @@ class Arachne(Method):
     def check(self, module: nn.Module, settings: Any) -> None:
         if not localise.layers_of(module):
             raise ConfigError(
-                "arachne changes weights of dense and convolution layers, and this DNN has none with a weight of its "
-                "own that requires_grad (torch.nn.Linear, Conv1d, Conv2d or Conv3d). Leave arachne out."
+                "arachne changes weights of dense and convolution layers (torch.nn.Linear, Conv1d, Conv2d or Conv3d), "
+                "and this DNN has none with a weight of its own and requires_grad=True. Leave arachne out."
             )
         if settings.scale_low > settings.scale_high:
             raise ConfigError(
-                f"methods.arachne.scale_low={settings.scale_low} is above scale_high={settings.scale_high}. Give "
-                "the smaller one first: published are 0.5 and 1.0."
+                f"methods.arachne.scale_low={settings.scale_low} is above scale_high={settings.scale_high}. Set "
+                "scale_low to at most scale_high; published are 0.5 and 1.0."
             )
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
@@ -72,12 +74,12 @@ class Arachne(Method):
         try:
             notes = repair.run()
         except localise.BudgetOverError:
-            notes = ("the budget was over before the weights to blame were found: none is changed",)
+            notes = ("the budget ran out before the weights to blame were found: no weight is changed",)
         return repaired_from("arachne", deployed.module, context.budget, notes=notes)
 
 
 class _Repair:
-    """One repair, from the failures to the module with better weights."""
+    """One repair: localisation, search, and the better weights put into the module."""
 
     def __init__(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> None:
         assert isinstance(context.settings, ArachneSettings)
@@ -91,7 +93,7 @@ class _Repair:
         self._saved_at = self._said_at = time.monotonic()
 
     def run(self) -> tuple[str, ...]:
-        """Change the module, and return notes of what was done."""
+        """Change the module, and return notes on what was done."""
         found = self._resumed() or self._localised()
         places = localise.Places(layers=tuple(self.layers[i] for i in found["layers"]), flat_W=found["flat"])
         examples = Examples(self.failures, self.clean.take(found["rows"]))
@@ -105,11 +107,11 @@ class _Repair:
             values_W = torch.from_numpy(search.values(end.shares_PW)[0])
             places.fill(self.module, values_W.to(fitness.candidates.before_W))
         where = ", ".join(f"{name} ({len(places.of(name))})" for name in dict.fromkeys(places.layers))
-        what = "changed" if better else "searched, and left as they were, as no candidate was better"
+        what = "changed" if better else "searched and left unchanged, because no candidate was better"
         return (
             f"{len(places)} weights {what}: {where}",
             f"fitness {own:.1f} to {max(end.fitness_P[0], own):.1f} in {end.generation} generations",
-            f"accuracy on validation, which chose nothing, {before:.1%} to {self._accuracy():.1%}",
+            f"accuracy on validation (which chose nothing) {before:.1%} to {self._accuracy():.1%}",
             *filter(None, [fitness.candidates.note]),
         )
 
@@ -136,7 +138,7 @@ class _Repair:
                 share = max(state.generation / settings.generations, budget.share)
                 self.context.say(
                     f"arachne: generation {state.generation} of {settings.generations}, best fitness "
-                    f"{state.fitness_P[0]:.1f}, {budget.seconds / share - budget.seconds:.0f} s left at most"
+                    f"{state.fitness_P[0]:.1f}, at most {budget.seconds / share - budget.seconds:.0f} s left"
                 )
             if time.monotonic() - self._saved_at >= CHECKPOINT_S:
                 shares_PW, fitness_P, *count = state
@@ -161,12 +163,12 @@ class _Repair:
             self._saved_at = time.monotonic()
 
     def _resumed(self) -> Found | None:
-        """What an interrupted repair had found, and where its search stood."""
+        """Return what an interrupted repair saved; None if there is no checkpoint."""
         if self.context.folder is None or not (self.context.folder / CHECKPOINT).is_file():
             return None
         tensors = read_tensors(self.context.folder / CHECKPOINT)
         found = {name: tensor.numpy() for name, tensor in tensors.items()}
         self.budget.go_on(**dict(zip(self.budget.spent, found["spent"].tolist(), strict=True)))
         generation = found["count"].tolist()[0] if "count" in found else 0
-        self.context.say(f"arachne: goes on from generation {generation}")
+        self.context.say(f"arachne: resumes from generation {generation}")
         return found

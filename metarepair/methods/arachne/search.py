@@ -1,15 +1,17 @@
-"""The fitness of candidates for a few weights, and the search for the best ones by differential evolution.
+"""Search the values of a few weights by differential evolution, with the fitness of each candidate.
 
-Source: Sohn, Kang and Yoo 2022 (Arachne, TOSEM), Sec. 3.3: S = number that is right + Σ over those that are wrong of
-1 / (loss + 1), of correct images and of failures; fitness = S_correct + 10 S_wrong. 100 candidates, 100 generations,
-each weight started from N(mean, sd) of its layer; a trial is a + F (b - c) of three others, F ~ U(0.5, 1) once for each
-generation, taken for each weight with probability 0.7 and for one in any case, clipped to twice the layer's least and
-largest weight; it replaces its candidate if it is not worse. As in the published code, a least weight above 0 (a
-largest below 0) is halved instead, and the search ends when the best has not changed for more than 10 generations.
+Source: Sohn, Kang and Yoo 2022 (Arachne, TOSEM), Sec. 3.3. The score S of a set of images is the number that is
+classified correctly, plus the sum of 1 / (loss + 1) over the others. Fitness = S_correct + 10 S_wrong, with S_correct
+over the correct images and S_wrong over the failures. There are 100 candidates and 100 generations. Each weight starts
+from N(mean, sd) of its layer. A trial is a + F (b - c) of three other candidates, with F ~ U(0.5, 1) drawn once per
+generation. Each weight is taken from the trial with probability 0.7, and one weight in any case. Values are clipped to
+twice the least and twice the largest weight of the layer. A trial replaces its candidate if it is not worse.
+As in the published code, a least weight above 0 (or a largest below 0) is halved instead of doubled, and the search
+ends when the best candidate has not changed for more than 10 generations.
 
-What differs: the paper replaces a candidate at once, so that the next trials of the generation see it; here a
-generation is evaluated as one, and replaces after. Starting values beyond the bounds are clipped, too, and the search
-also ends when all candidates are equally good.
+Differences: the paper replaces a candidate at once, so that later trials of the generation see it; here all trials of a
+generation are evaluated before any replaces its candidate. Starting values beyond the bounds are clipped, too. The
+search also ends when all candidates are equally good.
 """
 
 from __future__ import annotations
@@ -36,36 +38,44 @@ from tasks.keys import keyed_generator
 
 Floats = NDArray[np.float64]
 Scale = Annotated[float, Field(ge=0, le=2)]
-AT_ONCE_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}  # of one operation; on a CPU more leaves its cache
-KEPT_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}  # of what no candidate changes
-FEWEST_IMAGES, MOST_IMAGES = 8, 500  # of a chunk
-FEW_CANDIDATES = 16  # of a chunk where not all go: a budget that ends in it loses so many
+AT_ONCE_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}  # output of one operation; on a CPU, what fits its cache
+KEPT_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}  # activations that no candidate changes
+FEWEST_IMAGES, MOST_IMAGES = 8, 500  # in a chunk
+FEW_CANDIDATES = (
+    16  # in a chunk, if not all fit: a budget that ends within a chunk loses all of its candidates
+)
 
 
 class ArachneSettings(Section):
-    """Published; last_layers and max_failures are ours, for small budgets."""
+    """Settings of Arachne, with the published numbers. `last_layers` and `max_failures` are ours, for small budgets."""
 
-    population: Annotated[int, Field(ge=5)] = Field(100, description="Candidates, 5 or more.")
-    generations: Positive = Field(100, description="Generations at most; the budget may end it before.")
-    patience: Positive = Field(10, description="Generations without a better candidate, after which it ends.")
-    crossover: Fraction = Field(0.7, description="Probability that a weight is taken from a trial, 0 to 1.")
-    scale_low: Scale = Field(0.5, description="Least factor of a difference, 0 to 2.")
-    scale_high: Scale = Field(1.0, description="Largest factor of it, 0 to 2.")
+    population: Annotated[int, Field(ge=5)] = Field(100, description="Number of candidates, 5 or more.")
+    generations: Positive = Field(
+        100, description="Largest number of generations; the budget may end the search earlier."
+    )
+    patience: Positive = Field(
+        10, description="Generations without a better candidate after which the search ends."
+    )
+    crossover: Fraction = Field(0.7, description="Probability that a weight is taken from the trial, 0 to 1.")
+    scale_low: Scale = Field(
+        0.5, description="Smallest factor F of the difference of two candidates, 0 to 2."
+    )
+    scale_high: Scale = Field(1.0, description="Largest factor F, 0 to 2.")
     wrong_weight: Annotated[float, Field(ge=0)] = Field(
-        10.0, description="How much a failure counts in the fitness, where a correct image counts 1; from 0."
+        10.0, description="Weight of a failure in the fitness, 0 or more; a correct image has weight 1."
     )
     last_layers: Positive | None = Field(
         None,
-        description="Layers that are searched, counted from the last: a candidate is the cheaper the later they are; "
-        "all when not given.",
+        description="Number of layers to search, counted from the last; all by default. Candidates for late layers "
+        "are cheaper to evaluate.",
     )
     max_failures: Positive | None = Field(
-        None, description="Failures that are used, and as many correct images; all when not given."
+        None, description="Number of failures to use, with as many correct images; all by default."
     )
 
 
 def scores(logits_PNK: Tensor, labels_N: Tensor) -> Tensor:
-    """1 for an image that is right, 1 / (loss + 1) for one that is wrong: [P, N], float64."""
+    """Return the score of each image [P, N], float64: 1 if it is classified correctly, else 1 / (loss + 1)."""
     log_p_PNK = logits_PNK.double().log_softmax(-1)
     labels_PN1 = labels_N.expand(len(logits_PNK), -1)[..., None]
     loss_PN = -log_p_PNK.gather(-1, labels_PN1)[..., 0]
@@ -73,9 +83,10 @@ def scores(logits_PNK: Tensor, labels_N: Tensor) -> Tensor:
 
 
 class Fitness:
-    """Fitness of candidates for the weights at `places`; `examples` are failures, then correct images.
+    """Computes the fitness of candidates for the weights at `places`.
 
-    `wrong_weight` is how much a failure counts. Images are counted by the budget once for each candidate.
+    `examples` holds the failures, then the correct images. `wrong_weight` is the weight of a failure. The budget counts
+    every image once per candidate.
     """
 
     def __init__(
@@ -96,38 +107,42 @@ class Fitness:
         self._kept: dict[int, Kept] = {}
 
     def __call__(self, values_PW: Floats) -> Floats:
-        """Fitness [P]; -inf for candidates that the budget was over before."""
-        found_P = np.full(len(values_PW), -np.inf)
+        """Return the fitness [P]; -inf for candidates that the budget did not reach."""
+        fitness_P = np.full(len(values_PW), -np.inf)
         for start in range(0, len(values_PW), self.candidates_at_once):
             some_P = slice(start, start + self.candidates_at_once)
             chunk_PW = torch.from_numpy(values_PW[some_P]).to(self.candidates.before_W)
             total_P = torch.zeros(len(chunk_PW), dtype=torch.float64, device=chunk_PW.device)
             for first in range(0, len(self.examples), self.images_at_once):
                 if self.budget.over:
-                    return found_P
+                    return fitness_P
                 rows = slice(first, min(first + self.images_at_once, len(self.examples)))
                 self.budget.spend(images=(rows.stop - first) * len(chunk_PW))
                 logits_PNK = self.candidates.logits(self._deployed(rows), chunk_PW)
                 total_P += scores(logits_PNK, self.labels_N[rows]) @ self.weights_N[rows]
-            # A candidate that overflows to NaN is as bad as can be.
-            found_P[some_P] = total_P.nan_to_num(nan=-np.inf).cpu().numpy()
-        return found_P
+            # A candidate that overflows to NaN gets the lowest fitness.
+            fitness_P[some_P] = total_P.nan_to_num(nan=-np.inf).cpu().numpy()
+        return fitness_P
 
     def _deployed(self, rows: slice) -> Kept:
-        """What candidates need of the deployed DNN on these images; kept for the next generation if there is room."""
-        found = self._kept.get(rows.start) or self.candidates.keep(self._images(rows))
+        """Return what candidates need from the deployed DNN on these images.
+
+        It is kept for the next generation if there is room.
+        """
+        kept = self._kept.get(rows.start) or self.candidates.keep(self._images(rows))
         if self._keeps:
-            self._kept[rows.start] = found
-        return found
+            self._kept[rows.start] = kept
+        return kept
 
     def _images(self, rows: slice) -> Tensor:
         return self.deployed.normalise(self.examples.images(np.arange(len(self.examples))[rows]))
 
 
 class State(NamedTuple):
-    """Where a search stands: candidates in shares of their bounds [P, W], the best first, their fitness; generations.
+    """The state of a search.
 
-    unchanged: generations since the best last changed.
+    shares_PW: the candidates, the best first; each weight as a share of the range between its bounds, from 0 to 1.
+    fitness_P: their fitness. generation: generations done. unchanged: generations since the best last changed.
     """
 
     shares_PW: Floats
@@ -137,7 +152,7 @@ class State(NamedTuple):
 
 
 def layers_of_weights(module: nn.Module, places: Places) -> Floats:
-    """Lower and upper bound, mean and standard deviation [4, W] of each weight's layer."""
+    """Return lower bound, upper bound, mean and standard deviation [4, W] of each weight's layer."""
     of: dict[str, tuple[float, ...]] = {}
     for name in dict.fromkeys(places.layers):
         weight = weight_of(module, name).detach().double()
@@ -148,7 +163,7 @@ def layers_of_weights(module: nn.Module, places: Places) -> Floats:
 
 
 def start(layers_4W: Floats, *, population: int, seed: int) -> State:
-    """Candidates that are drawn from the layers' weights, with no fitness yet."""
+    """Return candidates drawn from the distribution of their layers' weights; their fitness is not known yet."""
     low_W, high_W, mean_W, sd_W = layers_4W
     drawn_PW = keyed_generator("arachne-start", seed).normal(mean_W, sd_W, (population, len(low_W)))
     shares_PW = np.clip((drawn_PW - low_W) / np.where(high_W > low_W, high_W - low_W, 1.0), 0, 1)
@@ -157,10 +172,11 @@ def start(layers_4W: Floats, *, population: int, seed: int) -> State:
 
 @dataclass
 class Search:
-    """Differential evolution of weights within their layers' bounds.
+    """Differential evolution of weights within the bounds of their layers.
 
-    fitness: of candidates [P, W]; after: called with the state after each generation, and ends the search by True.
-    All chance is keyed by seed and generation, so one that goes on from a state is the one that was not interrupted.
+    fitness: returns the fitness [P] of candidates [P, W]. after: is called with the state after each generation, and
+    ends the search if it returns True. All random draws are keyed by seed and generation, so a search that resumes from
+    a state gives the same result as one that was never interrupted.
     """
 
     fitness: Callable[[Floats], Floats]
@@ -172,15 +188,15 @@ class Search:
     state: State
 
     def values(self, shares_PW: Floats) -> Floats:
-        """Weights of candidates that are given in shares of the bounds."""
+        """Return the weights of candidates that are given as shares of the range between their bounds."""
         low_W, high_W, _, _ = self.layers_4W
         return np.asarray(low_W + shares_PW * (high_W - low_W))
 
     def run(self) -> State:
-        """The state at the end; its first candidate is the best."""
+        """Return the state at the end; its first candidate is the best."""
         ended = False
         if self.state.generation == 0:
-            self._go_on(self.state.shares_PW, self.fitness(self.values(self.state.shares_PW)), 0)
+            self._advance(self.state.shares_PW, self.fitness(self.values(self.state.shares_PW)), 0)
         while not ended and self.state.generation < self.settings.generations:
             before = self.state
             trials_PW = np.stack([self._trial(p, before.shares_PW) for p in range(len(before.shares_PW))])
@@ -188,12 +204,12 @@ class Search:
             taken_P = fitness_P >= before.fitness_P
             shares_PW = np.where(taken_P[:, None], trials_PW, before.shares_PW)
             fitness_P = np.where(taken_P, fitness_P, before.fitness_P)
-            self._go_on(shares_PW, fitness_P, before.generation + 1)
+            self._advance(shares_PW, fitness_P, before.generation + 1)
             equal = bool(np.isfinite(fitness_P).all()) and fitness_P.std() == 0
             ended = self.after(self.state) or self.state.unchanged > self.settings.patience or equal
         return self.state
 
-    def _go_on(self, shares_PW: Floats, fitness_P: Floats, generation: int) -> None:
+    def _advance(self, shares_PW: Floats, fitness_P: Floats, generation: int) -> None:
         best, order = int(fitness_P.argmax()), np.arange(len(fitness_P))
         order[[0, best]] = best, 0
         same = generation > 1 and fitness_P[best] == self.state.fitness_P[0]
@@ -201,7 +217,7 @@ class Search:
         self.state = State(shares_PW[order], fitness_P[order], generation, unchanged)
 
     def _trial(self, candidate: int, shares_PW: Floats) -> Floats:
-        """A trial in place of `candidate`."""
+        """Return the trial that may replace `candidate`."""
         settings, draw = self.settings, (self.seed, self.state.generation)
         scale = keyed_generator("arachne-scale", *draw).uniform(settings.scale_low, settings.scale_high)
         chance = keyed_generator("arachne-trial", *draw, candidate)
@@ -209,5 +225,5 @@ class Search:
         a_W, b_W, c_W = shares_PW[chance.choice(others, 3, replace=False)]
         taken_W = chance.random(len(a_W)) < settings.crossover
         taken_W[chance.integers(len(a_W))] = True
-        found: Floats = np.where(taken_W, np.clip(a_W + scale * (b_W - c_W), 0, 1), shares_PW[candidate])
-        return found
+        trial_W: Floats = np.where(taken_W, np.clip(a_W + scale * (b_W - c_W), 0, 1), shares_PW[candidate])
+        return trial_W
