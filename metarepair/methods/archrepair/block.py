@@ -1,9 +1,9 @@
-"""A block of a DNN in, the block with further operations beside it out: all of them for the search, then the one kept.
+"""Add operations in parallel to a block of a DNN: all candidates during the search, then only the chosen one.
 
-Source: Qi et al. 2023 (ArchRepair) relaxes the vulnerable block to a continuous search space and publishes no formula;
-this is our reconstruction with the mixed operation of Liu et al. 2019 (DARTS, Eq. 2):
-y = block(x) + Σ softmax(α)ₒ·o(x). Every o ends in a norm whose scale starts at 0, so that y starts as block(x) to the
-bit.
+Source: Qi et al. 2023 (ArchRepair) relaxes the vulnerable block to a continuous search space and publishes no formula.
+This is our reconstruction with the mixed operation of Liu et al. 2019 (DARTS, Eq. 2):
+y = block(x) + Σ softmax(α)ₒ·o(x). Every o ends in a norm whose scale starts at 0, so at the start y is bit-identical to
+block(x).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from metarepair.engine.stateless import seeded
 Operation = Literal[
     "zero", "skip", "separable_3x3", "separable_5x5", "dilated_3x3", "max_pool", "average_pool"
 ]
-OPERATIONS: tuple[Operation, ...] = get_args(Operation)  # zero first: it is kept where nothing was learned
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)  # zero first: it wins if all α are equal
 NormKind = Literal["batch", "group"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShape:
-    """What an operation beside a block must map: channels in and out, and pixels of its input to one of its output."""
+    """The shape of a block's map: its input and output channels, and its stride (input pixels per output pixel)."""
 
     in_channels: int
     out_channels: int
@@ -41,7 +41,10 @@ class BlockShape:
 
     @classmethod
     def of(cls, x_BCHW: Tensor, y_BCHW: Tensor, module: nn.Module) -> BlockShape:
-        """Of a block's input and output; `group` norms for a DNN that has no batch norm with statistics."""
+        """Return the shape of a block from its input and output.
+
+        The norm is `batch` if the DNN has batch norms that store statistics, else `group`.
+        """
         (_, before, *size), (_, after, *small) = x_BCHW.shape, y_BCHW.shape
         batch = any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
         height, width = (max(1, round(large / less)) for large, less in zip(size, small, strict=True))
@@ -54,10 +57,11 @@ class BlockShape:
 
 
 def build_operation(name: Operation, shape: BlockShape) -> nn.Module:
-    """The operation, with a last norm whose scale is 0.
+    """Build the operation, with a last norm whose scale is 0.
 
-    The convolutions are those of DARTS: the separable ones twice, ReLU first. What keeps channels (skip, pools) is
-    followed by a 1 × 1 convolution where the block changes them; skip is average pooling where the block has a stride.
+    The convolutions are those of DARTS: ReLU first, and the separable ones applied twice. Operations that keep the
+    channels (skip, pools) are followed by a 1 × 1 convolution if the block changes the channels. If the block has a
+    stride, skip is average pooling.
     """
     before, after = shape.in_channels, shape.out_channels
     layers: list[nn.Module]
@@ -99,13 +103,13 @@ def _norm(channels: int, kind: NormKind) -> nn.BatchNorm2d | nn.GroupNorm:
 
 
 def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-    """The map that a block was called with; a dense layer's list of maps as one."""
+    """Return the feature map that a block was called with. A dense layer's list of maps is concatenated."""
     first = arguments[0] if arguments else next(iter(named.values()))
     return torch.cat(list(first), 1) if isinstance(first, list | tuple) else first
 
 
-def _fitted(added_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
-    """Of the size of the block's output, where padding and stride left another."""
+def _resized(added_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
+    """Pool the operation's output to the size of the block's output, if padding and stride gave another size."""
     height, width = like_BCHW.shape[2:]
     if added_BCHW.shape[2:] == like_BCHW.shape[2:]:
         return added_BCHW
@@ -113,7 +117,7 @@ def _fitted(added_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
 
 
 class RelaxedBlock(nn.Module):
-    """The block + Σ softmax(α)ₒ·o(x); zero has a share of the softmax, and adds nothing."""
+    """The block + Σ softmax(α)ₒ·o(x). The operation `zero` has a share of the softmax but adds nothing."""
 
     def __init__(self, block: nn.Module, shape: BlockShape) -> None:
         super().__init__()
@@ -122,21 +126,21 @@ class RelaxedBlock(nn.Module):
         self.alpha_O = nn.Parameter(torch.zeros(len(OPERATIONS)))
 
     def shares(self) -> dict[Operation, float]:
-        """softmax(α), by operation."""
-        found: list[float] = self.alpha_O.detach().double().softmax(0).tolist()
-        return dict(zip(OPERATIONS, found, strict=True))
+        """Return softmax(α) by operation."""
+        shares: list[float] = self.alpha_O.detach().double().softmax(0).tolist()
+        return dict(zip(OPERATIONS, shares, strict=True))
 
     def forward(self, *arguments: Any, **named: Any) -> Tensor:
         x_BCHW = input_of(arguments, named)
         y_BCHW: Tensor = self.block(*arguments, **named)
         shares_O = self.alpha_O.softmax(0)
         for share, operation in zip(shares_O[1:], self.operations.values(), strict=True):
-            y_BCHW = y_BCHW + share * _fitted(operation(x_BCHW), y_BCHW)
+            y_BCHW = y_BCHW + share * _resized(operation(x_BCHW), y_BCHW)
         return y_BCHW
 
 
 class ExtendedBlock(nn.Module):
-    """The block + one operation of its input."""
+    """The block + one operation on the same input."""
 
     def __init__(self, block: nn.Module, operation: nn.Module) -> None:
         super().__init__()
@@ -145,11 +149,14 @@ class ExtendedBlock(nn.Module):
     def forward(self, *arguments: Any, **named: Any) -> Tensor:
         x_BCHW = input_of(arguments, named)
         y_BCHW: Tensor = self.block(*arguments, **named)
-        return y_BCHW + _fitted(self.operation(x_BCHW), y_BCHW)
+        return y_BCHW + _resized(self.operation(x_BCHW), y_BCHW)
 
 
 def relax(module: nn.Module, name: str, shape: BlockShape, *, seed: int) -> RelaxedBlock:
-    """Puts the relaxed block in place of the block `name` of `module`; the same weights for the same seed anywhere."""
+    """Replace the block `name` of `module` with its relaxed block.
+
+    The new weights depend on the seed alone: they are drawn on the CPU, whatever the device.
+    """
     block = module.get_submodule(name)
     with seeded(torch.device("cpu"), seed):
         relaxed = RelaxedBlock(block, shape)
@@ -161,8 +168,7 @@ def relax(module: nn.Module, name: str, shape: BlockShape, *, seed: int) -> Rela
 
 
 def extend(module: nn.Module, name: str, shape: BlockShape, operation: Operation) -> ExtendedBlock:
-    """Puts the block with one operation beside it in place of the block `name` of `module`; its weights are loaded
-    after."""
+    """Replace the block `name` of `module` with the block and one operation; the caller loads the weights."""
     block = module.get_submodule(name)
     with seeded(torch.device("cpu"), 0):
         added = build_operation(operation, shape)
@@ -172,25 +178,27 @@ def extend(module: nn.Module, name: str, shape: BlockShape, operation: Operation
 
 
 def _like(operations: nn.Module, parameter: Tensor) -> nn.Module:
-    """The operations where and as the DNN is; the block itself keeps its memory layout, and so its rounding."""
+    """Move the operations to the device and type of the DNN, in channels-last layout.
+
+    The block itself keeps its memory layout, and so its rounding.
+    """
     operations.to(device=parameter.device, dtype=parameter.dtype)
     return operations.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def keep(module: nn.Module, name: str, *, zero: bool = True) -> tuple[Operation, nn.Module]:
-    """Leaves of the relaxed block `name` the operation of the largest α; the operation, and what takes its place.
+    """Replace the relaxed block `name` with the block and the operation of the largest α.
 
-    zero: whether it may be that one.
-
-    The operation's share goes into the scale of its last norm: the block goes on from where the search left it. The
-    block alone takes the place where zero is kept.
+    The operation's softmax share is multiplied into its last norm, so its contribution stays as it was at the end of
+    the search. If `zero` is chosen, the block alone takes the place; the argument `zero` says whether it may be.
+    Returns the chosen operation and the new module.
     """
     relaxed = module.get_submodule(name)
     assert isinstance(relaxed, RelaxedBlock)
     shares = relaxed.shares()
     allowed = OPERATIONS if zero else OPERATIONS[1:]
-    chosen = max(allowed, key=lambda operation: shares[operation])  # the first of equals
+    chosen = max(allowed, key=lambda operation: shares[operation])  # the first, if several are equal
     if chosen == "zero":
         module.set_submodule(name, relaxed.block)
         return chosen, relaxed.block
@@ -204,18 +212,21 @@ def keep(module: nn.Module, name: str, *, zero: bool = True) -> tuple[Operation,
 
 
 def as_json(name: str, operation: Operation, shape: BlockShape) -> dict[str, Any]:
-    """What `from_json` makes the architecture of again."""
+    """Return the architecture as plain JSON values, which `from_json` reads."""
     return {"block": name, "operation": operation, **asdict(shape), "stride": list(shape.stride)}
 
 
 def from_json(module: nn.Module, architecture: Mapping[str, Any]) -> None:
-    """Gives `module` the architecture. Raises ValueError, KeyError, TypeError or AttributeError for a damaged one."""
+    """Change `module` to the architecture.
+
+    Raises ValueError, KeyError, TypeError or AttributeError if the architecture is damaged.
+    """
     operation, norm = architecture["operation"], architecture["norm"]
     numbers = [architecture["in_channels"], architecture["out_channels"], *architecture["stride"]]
     if operation not in OPERATIONS[1:] or norm not in get_args(NormKind):
-        raise ValueError(f"operation {operation!r} with norm {norm!r} is not one of ours")
+        raise ValueError(f"operation {operation!r} with norm {norm!r} is not known here")
     if len(numbers) != 4 or not all(isinstance(n, int) and 1 <= n < math.inf for n in numbers):
-        raise ValueError(f"channels and stride {numbers} are not four whole numbers from 1")
+        raise ValueError(f"channels and stride {numbers} are not four whole numbers of 1 or more")
     before, after, height, width = numbers
     shape = BlockShape(in_channels=before, out_channels=after, stride=(height, width), norm=norm)
     extend(module, architecture["block"], shape, operation)

@@ -1,6 +1,6 @@
-"""Any DNN in, the names of its blocks out, and what each maps.
+"""Find the blocks of any DNN, and the shape of each.
 
-What ArchRepair (Qi et al. 2023) calls a block in the DNNs that it repairs, as a rule for all.
+ArchRepair (Qi et al. 2023) names the blocks of the DNNs that it repairs; this is a rule that applies to any DNN.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ WEIGHED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def find_blocks(module: nn.Module, patterns: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the blocks of any DNN, or those that match `patterns`.
+    """Return the names of the blocks of a DNN, or of the modules that match `patterns`.
 
-    A block is a module of a class of its own (no container of torch's) with two layers of weights or more: a residual
-    block, a dense block, one of ConvNeXt or VAN. A module whose containers hold blocks with most of its weights is a
-    stage, and its blocks count. A DNN with fewer than two such blocks is taken by its plain convolutions.
+    A block is a module with two or more layers with weights whose class is not one of torch's containers: a residual
+    block, a dense block, a block of ConvNeXt or VAN. If the containers in a module hold blocks with most of its
+    weights, the module is a stage, and these blocks count instead of it. In a DNN with fewer than two blocks, each
+    plain convolution is a block. Raises ConfigError if there is nothing to choose from.
     """
     named = {name: m for name, m in module.named_modules() if name}
     if patterns:
         return tuple(dict.fromkeys(name for pattern in patterns for name in _matching(pattern, named)))
     names = {id(m): name for name, m in named.items()}
     found = _blocks_inside(module)
-    while len(found) == 1:  # a wrapper around the DNN itself
+    while len(found) == 1:  # the DNN is inside a wrapper
         found = _blocks_inside(found[0])
     if len(found) < 2:
         found = [m for m in named.values() if isinstance(m, nn.Conv2d)]
     if not found:
         raise ConfigError(
-            f"archrepair puts convolutions beside a block of a DNN, and {type(module).__name__} has neither blocks of "
-            "layers nor nn.Conv2d. Leave archrepair out, or name its blocks (modules that map [B, C, H, W] to the "
-            "same) in methods.archrepair.blocks."
+            f"archrepair adds an operation beside a block of a DNN, and {type(module).__name__} has neither blocks of "
+            "layers nor nn.Conv2d. Leave archrepair out, or name its blocks (modules from [B, C, H, W] to "
+            "[B, C, H, W]) in methods.archrepair.blocks."
         )
     return tuple(dict.fromkeys(names[id(m)] for m in found))
 
@@ -57,7 +58,10 @@ def _matching(pattern: str, named: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """A chain of layers, or a list: not the ModuleDict of a class that says itself what it does (a dense block)."""
+    """Whether the module is a plain chain or collection of layers.
+
+    A subclass of ModuleDict with its own forward (a dense block) is not.
+    """
     return isinstance(module, nn.Sequential) or type(module) in CONTAINERS
 
 
@@ -76,14 +80,14 @@ def _blocks_of(module: nn.Module) -> list[nn.Module]:
 
 
 def number_of_weights(module: nn.Module) -> int:
-    """Of all parameters."""
+    """Return the number of values in all parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
 def usable_blocks(module: nn.Module, patterns: Sequence[str], x_BCHW: Tensor) -> dict[str, BlockShape]:
-    """The blocks that operations can stand beside, and their shapes; plain convolutions where no block is usable.
+    """Return the blocks that an operation can be added to, with their shapes.
 
-    Raises ConfigError where there is none.
+    If no block is usable, these are plain convolutions. Raises ConfigError if none of these is usable either.
     """
     found = block_shapes(module, find_blocks(module, patterns), x_BCHW)
     if not found and not patterns:
@@ -92,16 +96,19 @@ def usable_blocks(module: nn.Module, patterns: Sequence[str], x_BCHW: Tensor) ->
     if not found:
         looked = "methods.archrepair.blocks" if patterns else "its blocks and convolutions"
         raise ConfigError(
-            f"archrepair needs a block that a forward pass of {type(module).__name__} calls once with a map "
-            f"[B, C, H, W] and that returns one; {looked} were looked at, and none is. Name such modules in "
-            "methods.archrepair.blocks, or leave archrepair out."
+            f"archrepair needs a block that a forward pass of {type(module).__name__} calls once, with a feature map "
+            f"[B, C, H, W], and that returns one; {looked} were looked at, and none is such a block. Name such modules "
+            "in methods.archrepair.blocks, or leave archrepair out."
         )
     return found
 
 
 @torch.no_grad()
 def block_shapes(module: nn.Module, names: Sequence[str], x_BCHW: Tensor) -> dict[str, BlockShape]:
-    """Shapes of those blocks that a forward pass calls once, on a map, and that return one and have weights."""
+    """Return the shapes of the usable blocks among `names`.
+
+    A block is usable if a forward pass calls it once, it maps a feature map to a feature map, and it has weights.
+    """
     calls: dict[str, list[BlockShape | None]] = {name: [] for name in names}
 
     def hook_of(name: str) -> Any:

@@ -1,10 +1,13 @@
-"""Failures and clean images in, the DNN with its most vulnerable block changed in architecture and weights out.
+"""ArchRepair: change the architecture and the weights of the block that is most to blame for the failures.
 
-Source: Qi et al. 2023 (ArchRepair: Block-Level Architecture-Oriented Repairing, arXiv 2111.13330), of which neither
-code nor exact formulas are to be had: this is our reconstruction, and is called so. Localisation is in
-archrepair_localise.py, what counts as a block in archrepair_find.py, the relaxed block in archrepair_block.py and its
-search, by DARTS' numbers, in archrepair_search.py. The operation of the largest α is kept and the block fine-tuned; the
-rest of the DNN, its statistics included, stays as it is deployed.
+First it finds the most vulnerable block of the DNN, from its failures and clean images. It then adds candidate
+operations (convolutions, pooling, skip) in parallel to this block, and searches how much weight α each should have
+while it trains the block. The operation with the largest α is kept, and the block is fine-tuned with it. The rest of
+the DNN, including its batch-norm statistics, does not change.
+Source: Qi et al. 2023 (ArchRepair: Block-Level Architecture-Oriented Repairing, arXiv 2111.13330). The authors publish
+neither code nor exact formulas; this is our reconstruction, and its name in tables says so. Localisation is in
+localise.py, the definition of a block in find.py, the relaxed block in block.py, and the search, with the numbers of
+DARTS, in search.py.
 """
 
 from __future__ import annotations
@@ -50,38 +53,43 @@ from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 from tasks.storage.paths import write_text
 
-LOCALISED, SEARCHED = "localised.json", "searched.safetensors"  # of a repair that may be interrupted
-PROBED = 2  # images that tell a block's shape
+LOCALISED, SEARCHED = (
+    "localised.json",
+    "searched.safetensors",
+)  # for a repair that resumes after an interruption
+PROBED = 2  # images that are run to find the shapes of blocks
 
 
 class TuningSettings(TrainingSettings):
-    """Ours: the fine-tuning goes on at the rate that the search began with."""
+    """Settings of the fine-tuning, ours: its rate starts where the rate of the search started."""
 
-    epochs: Positive = Field(50, description="Passes over all examples; the budget may end it before.")
-    batch_size: Positive = Field(64, description="Examples of a step.")
+    epochs: Positive = Field(50, description="Passes over all examples; the budget may end it earlier.")
+    batch_size: Positive = Field(64, description="Examples per step.")
     rate: Rate = Field(0.025, description="Learning rate, the largest of the schedule.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(3e-4, description="L2 decay, as in torch.optim.")
     collected_share: Fraction | None = Field(
-        0.5, description="Share of failures in a batch; null: that of the union with clean images."
+        0.5, description="Share of failures in a batch; null: their share in the union with the clean images."
     )
 
 
 class ArchRepairSettings(Section):
-    """Of our reconstruction; the search has DARTS' numbers.
+    """Settings of our reconstruction; the search has the numbers of DARTS.
 
-    These are of 50 epochs. For a budget of half a minute on one core: search.alpha_rate 0.01, as α takes a hundred
-    steps rather than ten thousand; search_share 0.3; localise_share 0.05; correct 300; collected_share 0.25 of both.
+    The defaults are for 50 epochs. For a budget of half a minute on one core, use search.alpha_rate 0.01 (because α
+    takes a hundred steps, not ten thousand), search_share 0.3, localise_share 0.05, correct 300, and collected_share
+    0.25 in both search and tuning.
     """
 
     blocks: tuple[str, ...] = Field(
-        (), description="Names or patterns of the modules to choose from; empty: found by a rule for any DNN."
+        (),
+        description="Names or patterns of the modules to choose from; empty: blocks are found by a general rule.",
     )
     correct: Positive = Field(
-        1000, description="Clean images, classified rightly, that localisation compares with."
+        1000, description="Number of correctly classified clean images for localisation."
     )
-    epsilon: Fraction = Field(2 / 255, description="Strength of FGSM, of pixels in [0, 1].")
+    epsilon: Fraction = Field(2 / 255, description="Strength of FGSM, for pixels in [0, 1].")
     top_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="Share of a block's channels whose mean suspiciousness counts: the largest."
+        0.1, description="Share of a block's channels, the most suspicious ones, whose mean counts."
     )
     gradient: GradientScore = Field(
         "weighted",
@@ -89,11 +97,11 @@ class ArchRepairSettings(Section):
     )
     keep_zero: bool = Field(
         True,
-        description="Whether `zero`, the deployed architecture, may be kept; DARTS keeps the largest of the others.",
+        description="Whether `zero` (the deployed architecture) may be chosen; DARTS chooses among the others only.",
     )
-    localise_share: Fraction = Field(0.1, description="Largest share of the budget that localisation takes.")
+    localise_share: Fraction = Field(0.1, description="Largest share of the budget for localisation.")
     search_share: Fraction = Field(
-        0.5, description="Share of the rest that the search takes; fine-tuning has the others."
+        0.5, description="Share of the remaining budget for the search; fine-tuning has the rest."
     )
     search: SearchSettings = Field(
         default_factory=SearchSettings, description="Search of operation and weights."
@@ -103,7 +111,7 @@ class ArchRepairSettings(Section):
 
 @register
 class ArchRepair(Method):
-    """Localise a block, search an operation beside it, fine-tune the two."""
+    """Localises a block, searches an operation to add to it, and fine-tunes both."""
 
     name = "archrepair"
     words = "ArchRepair (our reconstruction)"
@@ -118,7 +126,7 @@ class ArchRepair(Method):
         if settings.search.least_rate > settings.search.rate:
             raise ConfigError(
                 f"methods.archrepair.search.least_rate={settings.search.least_rate:g} is above search.rate="
-                f"{settings.search.rate:g}, which falls to it. Give a least_rate of at most the rate."
+                f"{settings.search.rate:g}, the rate that falls to it. Set least_rate to at most rate."
             )
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
@@ -126,15 +134,17 @@ class ArchRepair(Method):
         assert isinstance(settings, ArchRepairSettings)
         self.check(deployed.module, settings)
         clean_beside_failures(self.name, data)
-        # By what they are, not by name: a block that is extended has other names.
+        # By identity, not by name: parameters have other names in an extended block.
         frozen = {id(p) for p in deployed.module.parameters() if not p.requires_grad}
-        found = _localised(deployed, data, context)
+        localised = _localised(deployed, data, context)
         seed = int(keyed_generator("archrepair-operations", context.seed).integers(2**63))
-        relaxed = relax(deployed.module, found.block, found.shape, seed=seed)
+        relaxed = relax(deployed.module, localised.block, localised.shape, seed=seed)
         _search(relaxed, deployed, data, context, frozen)
         shares = relaxed.shares()
-        operation, block = keep(deployed.module, found.block, zero=settings.keep_zero)
-        context.say(f"{self.name}: beside {found.block} stays {operation} (softmax {shares[operation]:.3f})")
+        operation, block = keep(deployed.module, localised.block, zero=settings.keep_zero)
+        context.say(
+            f"{self.name}: kept the operation {operation} beside {localised.block} (softmax {shares[operation]:.3f})"
+        )
         _tune(block, deployed, data, context, frozen)
         for parameter in deployed.module.parameters():
             parameter.requires_grad_(id(parameter) not in frozen)
@@ -142,11 +152,11 @@ class ArchRepair(Method):
             self.name,
             deployed.module,
             context.budget,
-            notes=(f"block {found.block} (one of {len(found.scores)}), operation {operation}",),
+            notes=(f"block {localised.block} (one of {len(localised.scores)}), operation {operation}",),
         )
         if operation == "zero":  # the deployed architecture
             return repaired
-        architecture = as_json(found.block, operation, found.shape)
+        architecture = as_json(localised.block, operation, localised.shape)
         return replace(repaired, module=deployed.module, architecture=architecture)
 
     def rebuild(self, module: nn.Module, architecture: Mapping[str, Any]) -> nn.Module:
@@ -156,7 +166,7 @@ class ArchRepair(Method):
 
 
 def _localised(deployed: DeployedModel, data: RepairData, context: MethodContext) -> Localised:
-    """The block of a repair that was interrupted, or the one that is found now."""
+    """Return the most vulnerable block: from the file of an interrupted repair, or found now."""
     path = None if context.folder is None else context.folder / LOCALISED
     if path is not None and path.is_file():
         return _read_localised(json.loads(path.read_text(encoding="utf-8")), context)
@@ -194,10 +204,10 @@ def _search(
     context: MethodContext,
     frozen: Collection[int],
 ) -> None:
-    """Searches in place; takes the end of a search that was done before."""
+    """Search in place, or load the end of a search that is already finished."""
     settings, folder = context.settings, context.folder
     assert isinstance(settings, ArchRepairSettings)
-    assert data.clean is not None  # checked
+    assert data.clean is not None  # checked in `repair`
     if folder is not None and (folder / SEARCHED).is_file():
         tensors = read_tensors(folder / SEARCHED)
         deployed.module.load_state_dict(_under(tensors, "model"))
@@ -226,10 +236,10 @@ def _tune(
     context: MethodContext,
     frozen: Collection[int],
 ) -> None:
-    """Trains the block in place; what is best on the held-out collected examples stays."""
+    """Train the block in place, and keep the state that is best on validation."""
     settings = context.settings
     assert isinstance(settings, ArchRepairSettings)
-    assert data.clean is not None  # checked
+    assert data.clean is not None  # checked in `repair`
     Training(
         deployed.module,
         deployed,

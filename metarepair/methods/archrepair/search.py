@@ -1,7 +1,7 @@
-"""A DNN with a relaxed block and examples in, the same with its weights and its α searched out.
+"""Search the weights and the α of a relaxed block.
 
-Source: Liu et al. 2019 (DARTS), Algorithm 1, first order: a step of the weights on one half of the examples, a step of
-α on the other, in turns. The weights go first, so that a budget of one step is theirs.
+Source: Liu et al. 2019 (DARTS), Algorithm 1, first order: a step of the weights on one half of the examples alternates
+with a step of α on the other half. The weights go first, so a budget of one step goes to them.
 """
 
 from __future__ import annotations
@@ -44,26 +44,32 @@ from tasks.records import Failures, Ints, Pixels
 
 
 class SearchSettings(TrainingSettings):
-    """DARTS' numbers: 50 epochs, batch 64, SGD 0.025 to 0.001, Adam 3e-4 with weight decay 1e-3 for α."""
+    """Settings of the search, with the numbers of DARTS.
+
+    50 epochs, batch 64, SGD from 0.025 to 0.001; for α, Adam at 3e-4 with weight decay 1e-3.
+    """
 
     epochs: Positive = Field(
-        50, description="Passes over one half of the examples; the budget may end it before."
+        50, description="Passes over one half of the examples; the budget may end it earlier."
     )
-    batch_size: Positive = Field(64, description="Examples of a step, of the weights and of α each.")
-    rate: Rate = Field(0.025, description="Rate of the weights, the largest of the schedule.")
+    batch_size: Positive = Field(64, description="Examples per step, for the weights and for α each.")
+    rate: Rate = Field(0.025, description="Learning rate of the weights, the largest of the schedule.")
     least_rate: Annotated[float, Field(ge=0, le=10)] = Field(
-        0.001, description="Rate of the weights that cosine falls to; at most `rate`."
+        0.001, description="Learning rate of the weights that cosine falls to; at most `rate`."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(3e-4, description="L2 decay of the weights.")
     collected_share: Fraction | None = Field(
-        0.5, description="Share of failures in a batch; null: that of the union with clean images."
+        0.5, description="Share of failures in a batch; null: their share in the union with the clean images."
     )
-    alpha_rate: Rate = Field(3e-4, description="Rate of Adam for α.")
+    alpha_rate: Rate = Field(3e-4, description="Learning rate of Adam for α.")
     alpha_weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="L2 decay of α.")
 
 
 class BudgetPart(Budget):
-    """A budget from one of its shares to another, as a budget of its own; what is spent is spent in the whole too."""
+    """A part of a budget, from what is spent now to `end` (a share of the rest), as a budget of its own.
+
+    What is spent here is also spent in the whole budget.
+    """
 
     def __init__(self, whole: Budget, *, end: float = 1.0) -> None:
         super().__init__(whole.limit)
@@ -76,7 +82,7 @@ class BudgetPart(Budget):
 
     @property
     def share(self) -> float:
-        """The used share of the part."""
+        """The share of this part that is spent, from 0 to 1; 0 without a limit."""
         if self.limit is None:
             return 0.0
         room, used = self._end - self._begin, self._whole.share - self._begin
@@ -88,7 +94,7 @@ class BudgetPart(Budget):
 
 
 def block_loss(deployed: DeployedModel, block: nn.Module) -> Loss:
-    """Cross entropy with the block in training mode, and the rest of the DNN, its statistics too, as it is deployed."""
+    """Return the cross-entropy loss, with the block in training mode and the rest of the DNN in evaluation mode."""
 
     def loss(module: nn.Module, batch: MethodBatch) -> Tensor:
         module.eval()
@@ -99,7 +105,7 @@ def block_loss(deployed: DeployedModel, block: nn.Module) -> Loss:
 
 
 class Half(Examples):
-    """Some rows of examples, source by source, as examples of their own; no pixel is copied before it is asked for."""
+    """Some rows of each source of other examples, as examples of their own. Pixels are copied only on request."""
 
     def __init__(self, whole: Examples, rows_of_sources: tuple[Ints, ...]) -> None:
         self._whole, self._rows_N = whole, np.concatenate(rows_of_sources)
@@ -112,22 +118,26 @@ class Half(Examples):
 
 @dataclass(frozen=True, kw_only=True)
 class Halves:
-    """What the weights learn from, and what α is chosen by."""
+    """The examples that the weights learn from, and those that α learns from."""
 
     weights: Examples
     alpha: Examples
 
 
 def halves(failures: Failures, clean: CleanImages, seed: int) -> Halves:
-    """D_collect ∪ clean in two halves: D_collect by image, as an image that fails at two severities is one image."""
+    """Split D_collect ∪ clean into two halves.
+
+    D_collect is split by image: an image that fails at two severities is in one half only. Raises DataError if there
+    are fewer than two images of either kind.
+    """
     generator = keyed_generator("archrepair-halves", seed)
     images = generator.permutation(np.unique(failures.image_ids_N))
     order = generator.permutation(len(clean)) + len(failures)
     if len(images) < 2 or len(order) < 2:
         raise DataError(
             f"archrepair searches on two halves of D_collect and of the clean images, and there are {len(images)} "
-            f"image(s) in D_collect and {len(order)} clean one(s). Collect failures of two images at least, and give "
-            "two clean images."
+            f"image(s) in D_collect and {len(order)} clean one(s). Collect failures of at least two images, and give "
+            "at least two clean images."
         )
     second_N = np.isin(failures.image_ids_N, images[len(images) // 2 :])
     whole, middle = Examples(failures, clean), len(order) // 2
@@ -138,7 +148,7 @@ def halves(failures: Failures, clean: CleanImages, seed: int) -> Halves:
 
 
 class AlphaSteps:
-    """Adam on α, one step at a time, on examples that the weights do not learn from."""
+    """Takes single Adam steps on α, on examples that the weights do not learn from."""
 
     def __init__(
         self,
@@ -159,7 +169,7 @@ class AlphaSteps:
         )
 
     def take(self, module: nn.Module, step: int) -> None:
-        """Step `step`, from 0."""
+        """Take step number `step`, from 0."""
         generator = keyed_generator("archrepair-alpha", self.context.seed, step)
         batch = method_batch(self.examples, self.order.rows(step), generator, device=self.deployed.device)
         with seeded(self.deployed.device, int(generator.integers(2**63))):
@@ -176,7 +186,7 @@ class AlphaSteps:
 
 
 class Search(Training):
-    """The training of the relaxed block's weights, with a step of α after each of theirs."""
+    """Trains the weights of the relaxed block, with a step of α after each step of the weights."""
 
     def __init__(
         self,
@@ -218,12 +228,12 @@ class Search(Training):
         return loss
 
     def _check(self, share: float) -> None:
-        """Validation is for the line of progress: α is what the search has come to, not what it once was."""
+        """Evaluate on validation for the log only: the search keeps its last state, which α has converged to."""
         super()._check(share)
         self.best = copied_parameters(self.module) | copied_buffers(self.module)
 
 
 def names_in(module: nn.Module, block: nn.Module, *, without: Collection[int]) -> list[str]:
-    """Names in `module` of the parameters of `block`, but for those whose id() is in `without`."""
-    mine = {id(p) for p in block.parameters()} - set(without)
-    return [name for name, p in module.named_parameters() if id(p) in mine]
+    """Return the names in `module` of the parameters of `block`, except those whose id() is in `without`."""
+    in_block = {id(p) for p in block.parameters()} - set(without)
+    return [name for name, p in module.named_parameters() if id(p) in in_block]
