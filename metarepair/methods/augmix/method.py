@@ -1,8 +1,12 @@
-"""D_collect and clean images in, the DNN trained on them to predict alike on mixtures of their augmented versions out.
+"""AugMix: train the DNN to predict the same for an image and for mixtures of its augmented versions.
 
+A mixture is a weighted mean of the image and of several copies, each changed by a chain of random operations such as
+rotation, shear or posterize. The loss is the cross entropy on the image itself, plus a term that is 0 if the
+predictions for the image and for two mixtures of it agree. This makes predictions stable under small changes of an
+image. The examples are failures of D_collect and clean images.
 Source: Hendrycks et al. 2020 (AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty), Sec. 3,
-with the numbers of its CIFAR-10 training. Theirs trains from nothing on clean images; as a repair it fine-tunes the
-deployed DNN on D_collect ∪ clean.
+with the numbers of its CIFAR-10 training. The paper trains from scratch on clean images; as a repair, it fine-tunes
+the deployed DNN on D_collect ∪ clean.
 """
 
 from __future__ import annotations
@@ -28,34 +32,35 @@ from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
 from tasks.records import Ints, Pixels
 
-# V views: the image and two mixtures, B images, C channels, H W pixels, K classes
+# V views (the image and two mixtures), B images, C channels, H W pixels, K classes
 
 VIEWS = 3
-SMALLEST = 1e-7  # probability in the mean prediction, so that its logarithm stays finite
+SMALLEST = 1e-7  # least probability in the mean prediction, so that its logarithm is finite
 
 
 class AugMixSettings(TrainingSettings):
-    """Published: severity 3, 3 chains of 1 to 3 operations, consistency 12; SGD 0.1, batch 128, 100 epochs."""
+    """Settings of AugMix.
+
+    Published: severity 3, 3 chains of 1 to 3 operations, consistency 12; SGD 0.1, batch 128, 100 epochs.
+    """
 
     severity: Annotated[float, Field(gt=0.1, le=10)] = Field(
-        3.0, description="Largest level of an operation, of 10."
+        3.0, description="Largest level of an operation; 10 is full strength."
     )
-    width: Positive = Field(3, description="Chains of operations that a mixture is made of.")
-    depth: Positive | None = Field(
-        None, description="Operations of a chain; when not given, 1, 2 or 3 by chance."
-    )
+    width: Positive = Field(3, description="Number of chains of operations in a mixture.")
+    depth: Positive | None = Field(None, description="Operations in a chain; by default 1, 2 or 3 at random.")
     consistency: Annotated[float, Field(gt=0)] = Field(
-        12.0, description="Weight of the Jensen-Shannon divergence beside the cross entropy."
+        12.0, description="Weight of the Jensen-Shannon divergence; the cross entropy has weight 1."
     )
     flip: bool = Field(True, description="Flip half of the images left to right.")
     shift: Annotated[int, Field(ge=0, le=64)] = Field(
-        4, description="Largest shift of an image, pixels; what comes in is black."
+        4, description="Largest shift of an image, in pixels; uncovered pixels are black."
     )
 
 
 @register
 class AugMix(Method):
-    """Fine-tuning by cross entropy on the image and agreement with two mixtures of it."""
+    """Fine-tunes by cross entropy on an image, and agreement of the predictions for it and two mixtures of it."""
 
     name = "augmix"
     words = "AugMix"
@@ -85,9 +90,9 @@ class AugMix(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class AugMixLoss:
-    """A batch in, its loss out (Hendrycks et al. 2020, Sec. 3 "Jensen-Shannon Divergence Consistency Loss").
+    """Computes the loss of a batch (Hendrycks et al. 2020, Sec. 3 "Jensen-Shannon Divergence Consistency Loss").
 
-    stylise: gives the rows' images in another style, for a tenth operation; none when not given.
+    stylise: returns the images of given rows in another style, for a tenth operation; None for no such operation.
     """
 
     deployed: DeployedModel
@@ -103,7 +108,7 @@ class AugMixLoss:
         )
 
     def views(self, batch: MethodBatch) -> Tensor:
-        """Pixels from 0 to 255 [V, B, H, W, C] of each image, flipped and shifted, and of two mixtures of it."""
+        """Return pixels from 0 to 255 [V, B, H, W, C]: each image, flipped and shifted, and two mixtures of it."""
         settings, generator = self.settings, batch.generator
         images_BCHW = self._to_device(batch.images_BHWC_u8)
         size, width = len(images_BCHW), images_BCHW.shape[3]
@@ -124,7 +129,7 @@ class AugMixLoss:
             rows = np.flatnonzero(draws.styled_BW.any(1).reshape(VIEWS - 1, size).any(0))
             styled_BCHW = images_BCHW.clone()
             other = self._to_device(self.stylise(batch.rows_B[rows]))
-            # Shifted after the transfer: the black edge of a crop is not of the image whose statistics are taken.
+            # Shifted after the transfer, so that the statistics of an image do not include the black edge.
             styled_BCHW[torch.from_numpy(rows).to(other.device)] = move(other, matrices[rows])
         mixed = mixture(
             images_BCHW.repeat(VIEWS - 1, 1, 1, 1),
@@ -140,9 +145,10 @@ class AugMixLoss:
 
 
 def divergence(logits_VBK: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of the views' predictions: their mean divergence from their mean, in nats.
+    """Return the Jensen-Shannon divergence of the views' predictions, in nats, averaged over images.
 
-    0 for views that are predicted alike, log V at most; the mean over images.
+    It is the mean Kullback-Leibler divergence of the predictions from their mean: 0 if all views are predicted the
+    same, and log V at most.
     """
     log_p_VBK = logits_VBK.log_softmax(2)
     p_VBK = log_p_VBK.exp()

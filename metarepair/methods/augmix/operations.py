@@ -1,10 +1,11 @@
-"""Images and the draws of AugMix in, their mixtures out: whole batches at a time.
+"""Mix augmented versions of images as AugMix does, a whole batch at a time.
 
-Source: Hendrycks et al. 2020 (AugMix), Algorithm 1 and the operations of their code for CIFAR-10: each scaled by
-level / 10 with level ~ U(0.1, severity), geometric ones bilinear with black outside, as Pillow does them.
-torchvision's AugMix differs: levels are whole, from 0 to severity − 1 of ten steps; posterize and solarize begin at 4
-bits and at 255; depth and operations are one draw for a whole batch; shears are about the centre, edges fade into
-black; four more operations that corruptions are made of are on by default; the mixture is cut to whole numbers.
+Source: Hendrycks et al. 2020 (AugMix), Algorithm 1 and the operations of their code for CIFAR-10. Each operation is
+scaled by level / 10 with level ~ U(0.1, severity). Geometric operations are bilinear with black outside, as in Pillow.
+torchvision's AugMix differs: levels are whole, from 0 to severity − 1 of ten steps; posterize and solarize start at 4
+bits and at 255; depth and operations are drawn once for a whole batch; shears are about the centre; edges fade into
+black; four more operations, which also occur in corruptions, are on by default; the mixture is truncated to whole
+numbers.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from torchvision.transforms.v2 import functional as V
 
 from tasks.records import Ints
 
-# B images, W chains of an image, D operations of a chain, C channels, H W pixels
+# B images, W chains per image (or width), D operations per chain, C channels, H W pixels
 
 Floats = NDArray[np.float64]
 
 TONES = ("autocontrast", "equalize", "posterize", "solarize")
 MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 OPERATIONS = (*TONES, *MOVES)
-STYLE = len(OPERATIONS)  # the number of a tenth operation, the images' other version
-NOTHING = -1  # past the end of a chain
+STYLE = len(OPERATIONS)  # the number of a tenth operation: the image in another style
+NOTHING = -1  # no operation: past the end of a chain
 DEEPEST = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixDraws:
-    """What chance decides about each image.
+    """The random draws for each image.
 
-    operations: numbers in OPERATIONS, STYLE or NOTHING; levels: from 0.1 to the severity, with a sign; weights: of the
-    chains, they sum to 1; share: of the chains in the mixture (m).
+    operations: indices into OPERATIONS, STYLE or NOTHING. levels: from 0.1 to the severity, with a sign. weights: of
+    the chains, summing to 1. share: the share m of the chains in the mixture.
     """
 
     operations_BWD: Ints
@@ -48,7 +49,7 @@ class MixDraws:
 
     @property
     def styled_BW(self) -> NDArray[np.bool_]:
-        """Which chains begin with the other version of their image."""
+        """Which chains start from their image in another style."""
         styled: NDArray[np.bool_] = (self.operations_BWD == STYLE).any(2)
         return styled
 
@@ -62,7 +63,7 @@ def sample_mix(
     depth: int | None = None,
     style: bool = False,
 ) -> MixDraws:
-    """The draws of `images` images: `width` chains of `depth` operations, of 1 to 3 where it is not given."""
+    """Draw for `images` images: `width` chains of `depth` operations each, or of 1 to 3 if `depth` is None."""
     deepest = depth or DEEPEST
     shape = (images, width, deepest)
     operations_BWD = generator.integers(len(OPERATIONS) + style, size=shape)
@@ -79,9 +80,9 @@ def sample_mix(
 
 
 def mixture(images_BCHW_u8: Tensor, draws: MixDraws, *, styled_BCHW_u8: Tensor | None = None) -> Tensor:
-    """(1 − m) x + m Σ wᵢ chainᵢ(x), float32 from 0 to 255, for each image x.
+    """Return (1 − m) x + m Σ wᵢ chainᵢ(x) for each image x, float32 from 0 to 255.
 
-    A chain with STYLE among its operations begins with the image's version of `styled`, and goes on with the others.
+    A chain with STYLE among its operations starts from the image in `styled_BCHW_u8`, and then applies the others.
     """
     device, (_, width, deepest) = images_BCHW_u8.device, draws.operations_BWD.shape
     chains_BWCHW = images_BCHW_u8[:, None].repeat(1, width, 1, 1, 1)
@@ -98,7 +99,7 @@ def mixture(images_BCHW_u8: Tensor, draws: MixDraws, *, styled_BCHW_u8: Tensor |
 
 
 def operate(images_BCHW_u8: Tensor, operations_B: Ints, levels_B: Floats) -> None:
-    """One operation on each image, in place; the images with the same operation go through it together."""
+    """Apply one operation to each image, in place. Images with the same operation are processed together."""
     device = images_BCHW_u8.device
     for number, name in enumerate(TONES):
         rows = np.flatnonzero(operations_B == number)
@@ -115,7 +116,7 @@ def operate(images_BCHW_u8: Tensor, operations_B: Ints, levels_B: Floats) -> Non
 
 
 def move_matrices(operations_B: Ints, levels_B: Floats, *, height: int, width: int) -> Floats:
-    """Matrices [B, 2, 3] of MOVES: from a place in the new image to the place that it is taken from, in pixels."""
+    """Return matrices [B, 2, 3] of MOVES, from coordinates in the new image to those in the old one, in pixels."""
     names = np.array(OPERATIONS)[operations_B]
     matrices = np.tile(np.eye(2, 3), (len(names), 1, 1))
     turned = names == "rotate"
@@ -138,7 +139,7 @@ def move_matrices(operations_B: Ints, levels_B: Floats, *, height: int, width: i
 def flip_and_crop_matrices(
     generator: np.random.Generator, images: int, *, width: int, flip: bool, shift: int
 ) -> Floats:
-    """Matrices of half of the images flipped left to right, and of crops from images with black edges of `shift`."""
+    """Return matrices that flip half of the images left to right, and shift each by up to `shift` pixels."""
     matrices = np.tile(np.eye(2, 3), (images, 1, 1))
     matrices[:, :, 2] = generator.integers(-shift, shift + 1, size=(images, 2))
     flipped_B = generator.random(images) < 0.5
@@ -149,7 +150,7 @@ def flip_and_crop_matrices(
 
 
 def move(images_BCHW_u8: Tensor, matrices_B23: Floats) -> Tensor:
-    """Images moved by their matrices, bilinear; what comes from outside is black."""
+    """Return the images moved by their matrices, bilinear; pixels from outside the image are black."""
     _, _, height, width = images_BCHW_u8.shape
     device = images_BCHW_u8.device
     matrices = torch.from_numpy(matrices_B23).to(device, torch.float32)
@@ -160,11 +161,11 @@ def move(images_BCHW_u8: Tensor, matrices_B23: Floats) -> Tensor:
     from_BHW2 = torch.einsum("hwi,bji->bhwj", places_HW3, matrices)
     size = torch.tensor([width, height], device=device)
     inside_BHW = ((from_BHW2 >= 0) & (from_BHW2 < size)).all(3)
-    # The edge's own colour up to the edge, then black: what Pillow does, and what zeros around would blur.
-    found = F.grid_sample(
+    # As Pillow does: edge colours up to the edge, then black. Padding with zeros would blur the edge.
+    moved = F.grid_sample(
         images_BCHW_u8.float(), 2 * from_BHW2 / size - 1, padding_mode="border", align_corners=False
     )
-    return (found.round() * inside_BHW[:, None]).to(torch.uint8)
+    return (moved.round() * inside_BHW[:, None]).to(torch.uint8)
 
 
 def _posterize(images_BCHW_u8: Tensor, levels_B: Floats) -> Tensor:

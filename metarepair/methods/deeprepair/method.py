@@ -1,11 +1,14 @@
-"""D_collect's styles and clean images in, the DNN trained by AugMix with style as a tenth operation out.
+"""DeepRepair: train on clean images that are given the style of the collected failures.
 
+It clusters the failures of each class, and takes one failure of each cluster as a style image. A style transfer gives
+clean images the look of these failures, while their content and labels stay. The DNN is then trained by AugMix on
+clean images, with the styled image as a tenth operation.
+Failures give styles only and are never training examples. Their labels are used to cluster by class, and the validation
+part selects the state that is kept, as for every method.
 Source: Yu et al. 2021 (DeepRepair: Style-Guided Repairing for DNNs in the Real-World Operational Environment, IEEE
-Transactions on Reliability; arXiv 2011.09884), and its code for the numbers and for what is drawn: a chain that draws
-style begins with it, once. Failures give style only, and are never examples; beyond that their labels part them into
-classes for the clusters, and the validation part selects the state that is kept, as for every method.
-Training ends after `patience` of its 20 checks without gain, where theirs ends after 5 of 100 epochs: a check here may
-be the tenth part of an epoch.
+Transactions on Reliability; arXiv 2011.09884). The numbers and the random draws follow its code: a chain that draws
+style starts with it, and has it once. Here training ends after `patience` of its 20 evaluations on validation without
+improvement; theirs ends after 5 of 100 epochs. With few epochs, an evaluation here may come every tenth of an epoch.
 This is not the project of the same name that repairs confused classes (Tian et al.).
 """
 
@@ -36,21 +39,28 @@ NOTES = {
 
 
 class DeepRepairSettings(AugMixSettings):
-    """Published: 5 clusters a class, WCT²; SGD 0.1, batch 64, 100 epochs, patience 5 epochs."""
+    """Settings of DeepRepair.
 
-    batch_size: Positive = Field(64, description="Examples of a step.")
-    collected_share: None = Field(None, description="Has no value here: failures are never in a batch.")
-    clusters: Positive = Field(5, description="Clusters of a class's failures; each gives one style image.")
+    Published: 5 clusters per class, WCT²; SGD 0.1, batch 64, 100 epochs, patience 5 epochs.
+    """
+
+    batch_size: Positive = Field(64, description="Examples per step.")
+    collected_share: None = Field(None, description="Must stay empty: failures are never in a batch.")
+    clusters: Positive = Field(
+        5, description="Clusters of the failures of a class; each gives one style image."
+    )
     style: Literal["wavelet_statistics", "wct2"] = Field(
-        "wavelet_statistics", description="wct2: the published network, whose `weights` are needed."
+        "wavelet_statistics",
+        description="Style transfer. wavelet_statistics needs no network; wct2 is the published network and needs "
+        "`weights`.",
     )
     weights: str | None = Field(
         None, description="Folder with wave_encoder_cat5_l4 and wave_decoder_cat5_l4, .pth or .safetensors."
     )
     patience: Positive | None = Field(
         5,
-        description="Checks without gain, of the 20 of a training, after which it ends; null: it goes on, which a "
-        "short budget needs, whose gain comes when the rate has fallen.",
+        description="Of a training's 20 evaluations on validation, the number without improvement after which it ends. "
+        "null: it never ends early; use this for a short budget, which improves only once the rate has fallen.",
     )
 
     @model_validator(mode="after")
@@ -59,18 +69,18 @@ class DeepRepairSettings(AugMixSettings):
             raise ValueError(
                 "style: wct2 needs the WCT² network's weights: set weights to the folder with "
                 "wave_encoder_cat5_l4.pth and wave_decoder_cat5_l4.pth (github.com/clovaai/WCT2, model_checkpoints), "
-                "or take style: wavelet_statistics, which needs none"
+                "or set style: wavelet_statistics, which needs no weights"
             )
         if self.style != "wct2" and self.weights is not None:
             raise ValueError(
-                f"weights={self.weights!r} is of no use to style: {self.style}; set style: wct2, or leave it out"
+                f"weights={self.weights!r} is not used by style: {self.style}; set style: wct2, or leave weights out"
             )
         return self
 
 
 @register
 class DeepRepair(Method):
-    """AugMix on clean images, some of whose chains begin with the image in the style of a failure."""
+    """Trains by AugMix on clean images; some chains start from the image in the style of a failure."""
 
     name = "deeprepair"
     words = "DeepRepair"
@@ -107,7 +117,9 @@ class DeepRepair(Method):
         module = training.run()
         notes = [f"{NOTES[settings.style]}; {len(rows)} style images"]
         if training.ended_early:
-            notes.append(f"ended early: no gain in {settings.patience} checks")
+            notes.append(
+                f"training ended early: no improvement in {settings.patience} evaluations on validation"
+            )
         return repaired_from(self.name, module, context.budget, notes=tuple(notes))
 
 

@@ -1,7 +1,8 @@
-"""Collected failures in, clean images in their style out; what a style is, is either of two things.
+"""Choose style images among the failures, and give clean images their style.
 
 Source: Yu et al. 2021 (DeepRepair: Style-Guided Repairing for DNNs in the Real-World Operational Environment): clusters
-of failures, and style transfer of clean images. Of a cluster's failures one is drawn by chance, as in their code.
+of failures, and style transfer of clean images. As in their code, the style image of a cluster is drawn at random.
+The style transfer here uses statistics of wavelet bands; that of the paper, WCT², is in wct2.py.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from tasks.records import Failures, Ints, PixelRows, Pixels
 Floats = NDArray[np.float64]
 Transfer = Callable[[Pixels, Ints], Pixels]  # images [B, H, W, C] and numbers [B] of style images to images
 
-ROUNDS = 100  # of k-means, which ends before where nothing moves any more
-KEPT_BYTES = 2**31
-FLAT = 1e-6  # standard deviation of a band, below which nothing is there to scale
+ROUNDS = 100  # of k-means at most; it ends earlier if no point changes its cluster
+KEPT_BYTES = 2**31  # of styled images
+FLAT = 1e-6  # least standard deviation of a band to divide by
 
 
 def style_rows(failures: Failures, *, clusters: int, seed: int) -> Ints:
-    """Rows of the style images: of each class, one failure of each of its `clusters` clusters."""
-    found = list[int]()
+    """Return the rows of the style images: for each class, one failure from each of its `clusters` clusters."""
+    chosen = list[int]()
     for label in np.unique(failures.labels_N).tolist():
         generator = keyed_generator("deeprepair-clusters", seed, label)
         rows = np.flatnonzero(failures.labels_N == label)
         pixels_NP = failures.images_NHWC_u8[rows].reshape(len(rows), -1)
         groups_N = k_means(standardised(pixels_NP), clusters, generator)
-        found += [int(generator.choice(rows[groups_N == group])) for group in np.unique(groups_N)]
-    return np.array(found)
+        chosen += [int(generator.choice(rows[groups_N == group])) for group in np.unique(groups_N)]
+    return np.array(chosen)
 
 
 def standardised(pixels_NP: NDArray[np.generic]) -> Floats:
-    """Each pixel with mean 0 and variance 1 over the images; 0 where all are alike."""
+    """Scale each pixel to mean 0 and variance 1 over the images; a pixel that is equal in all images becomes 0."""
     x_NP = pixels_NP.astype(np.float64)
     x_NP -= x_NP.mean(0)
     deviation_P = x_NP.std(0)
@@ -49,15 +50,16 @@ def standardised(pixels_NP: NDArray[np.generic]) -> Floats:
 
 
 def k_means(points_NP: Floats, clusters: int, generator: np.random.Generator) -> Ints:
-    """Each point's cluster [N]: Lloyd 1982, from centres that are drawn far apart (Arthur & Vassilvitskii 2007).
+    """Return the cluster of each point [N]: Lloyd 1982, with k-means++ centres (Arthur & Vassilvitskii 2007).
 
-    Fewer clusters where fewer points differ. SciPy's warns of an empty cluster; here such a one keeps its centre.
+    There are fewer clusters if there are fewer distinct points. An empty cluster keeps its centre; SciPy's k-means
+    would warn about it.
     """
     first = int(generator.integers(len(points_NP)))
     centres_GP = points_NP[first : first + 1]
     while len(centres_GP) < clusters:
         nearest_N = squared_distances(points_NP, centres_GP).min(1)
-        nearest_N[nearest_N < 1e-9 * points_NP.shape[1]] = 0  # rounding, of a point that is a centre
+        nearest_N[nearest_N < 1e-9 * points_NP.shape[1]] = 0  # rounding error of a point that is a centre
         if not nearest_N.any():
             break
         chosen = generator.choice(len(points_NP), p=nearest_N / nearest_N.sum())
@@ -73,17 +75,17 @@ def k_means(points_NP: Floats, clusters: int, generator: np.random.Generator) ->
 
 
 def squared_distances(points_NP: Floats, centres_GP: Floats) -> Floats:
-    """[N, G]."""
+    """Return the squared distance [N, G] of each point from each centre."""
     products_NG = points_NP @ centres_GP.T
-    found: Floats = (points_NP**2).sum(1)[:, None] - 2 * products_NG + (centres_GP**2).sum(1)
-    return found.clip(0)
+    distances_NG: Floats = (points_NP**2).sum(1)[:, None] - 2 * products_NG + (centres_GP**2).sum(1)
+    return distances_NG.clip(0)
 
 
 class WaveletStatistics:
-    """Images with the mean and standard deviation that a style image has in each channel and band of Haar wavelets.
+    """Gives images the mean and standard deviation of a style image, in each channel and band of Haar wavelets.
 
-    This is no WCT²: no network, so no textures or colours that go together; each band keeps its own pattern, the
-    content's edges, and takes over how strong that is.
+    This is not WCT². Without a network it transfers no textures and no colours that belong together: each band keeps
+    the pattern of the content, such as its edges, and takes over its strength from the style.
     """
 
     def __init__(self, styles_SHWC_u8: Pixels, device: torch.device) -> None:
@@ -100,28 +102,28 @@ class WaveletStatistics:
         return to_pixels(styled[:, :, :height, :width])
 
     def _even(self, images_BHWC_u8: Pixels) -> Tensor:
-        """Float images [B, C, H, W]; an odd last row or column is there twice."""
+        """Return float images [B, C, H, W] of even height and width: an odd last row or column is repeated."""
         x_BCHW = torch.from_numpy(images_BHWC_u8).to(self.device).permute(0, 3, 1, 2).float()
         bottom, right = (size % 2 for size in x_BCHW.shape[2:])
         return torch.nn.functional.pad(x_BCHW, (0, right, 0, bottom), mode="replicate")
 
 
 def band_statistics(bands_FBChw: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [F, B, C, 1, 1] of each image's channels and bands."""
+    """Return mean and standard deviation [F, B, C, 1, 1] of each image's channels and bands."""
     deviation, mean = torch.std_mean(bands_FBChw, dim=(3, 4), correction=0, keepdim=True)
     return mean, deviation
 
 
 def to_pixels(images_BCHW: Tensor) -> Pixels:
-    """Images from 0 to 255 as uint8 [B, H, W, C]."""
-    found: Pixels = images_BCHW.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return found
+    """Return images from 0 to 255 as uint8 [B, H, W, C]."""
+    pixels: Pixels = images_BCHW.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
 
 
 class StyledImages:
-    """Rows of clean images in, each in the style of one failure out; made when first asked for, then kept.
+    """Returns clean images by their rows, each in the style of one failure. An image is made on first use, then kept.
 
-    Which failure gives the style of a row is drawn once, as the published one makes its images before training.
+    The style of each row is drawn once, because the published code makes all styled images before training.
     """
 
     def __init__(self, images_NHWC_u8: PixelRows, transfer: Transfer, *, styles: int, seed: int) -> None:
@@ -129,7 +131,7 @@ class StyledImages:
         generator = keyed_generator("deeprepair-style", seed)
         self.style_N = generator.integers(styles, size=len(images_NHWC_u8))
         self._kept = dict[int, Pixels]()
-        self._room = KEPT_BYTES // int(np.prod(images_NHWC_u8.shape[1:]))  # images
+        self._room = KEPT_BYTES // int(np.prod(images_NHWC_u8.shape[1:]))  # number of images
 
     def __call__(self, rows_B: Ints) -> Pixels:
         made = dict[int, Pixels]()

@@ -1,10 +1,10 @@
-"""Images and style images in, the images in these styles out, by the WCT² network with published weights.
+"""Give images the style of other images with the WCT² network and its published weights.
 
 Source: Yoo et al. 2019 (Photorealistic Style Transfer via Wavelet Transforms), Sec. 3, with the layout of its published
-weights (github.com/clovaai/WCT2, MIT): VGG-19 up to relu4_1 with wavelet pooling; a decoder that puts the four bands
-and the encoder's features beside each other (`cat5`). Whitening and colouring: Li et al. 2017 (Universal Style Transfer
-via Feature Transforms), Sec. 3.2, at every level of the encoder, the high bands and the decoder; 1 is added to
-variances, and results are cut to the content's range, as in the published program.
+weights (github.com/clovaai/WCT2, MIT): VGG-19 up to relu4_1 with wavelet pooling, and a decoder that concatenates the
+four bands and the encoder's features (`cat5`). Whitening and colouring: Li et al. 2017 (Universal Style Transfer via
+Feature Transforms), Sec. 3.2, at every level of the encoder, the high bands and the decoder. As in the published
+program, 1 is added to variances, and results are clamped to the range of the content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from metarepair.models.weights_file import read_weights
 from tasks.errors import WeightsError
 from tasks.records import Ints, Pixels
 
-# C D channels, n = H·W places, R rank, H W pixels, S style images
+# C channels, n = H·W places, R rank, H W pixels, S style images
 
 ENCODER = {
     "conv0": (3, 3, 1),
@@ -50,8 +50,7 @@ DECODER = {
     "conv1_2_2": (64, 5 * 64, 3),
     "conv1_1": (3, 64, 3),
 }
-# Layers of each level, in the order that an image meets them. Pooling parts two layers of the encoder, unpooling two
-# of the decoder.
+# Layers of each level, in the order of the forward pass. `pool` is pooling in the encoder, unpooling in the decoder.
 DOWN = (
     ("conv0", "conv1_1"),
     ("conv1_2", "pool1", "conv2_1"),
@@ -66,13 +65,13 @@ UP = (
 )
 FILES = {"encoder": "wave_encoder_cat5_l4", "decoder": "wave_decoder_cat5_l4"}
 SUFFIXES = (".safetensors", ".pth")
-MULTIPLE, SMALLEST = 8, 16  # pixels: three halvings, and two places left to reflect
-Touch = Callable[[str, Tensor], Tensor]  # a place in the network by name, and its features [1, C, H, W]
+MULTIPLE, SMALLEST = 8, 16  # pixels: three halvings must leave two places or more to reflect
+Touch = Callable[[str, Tensor], Tensor]  # the name of a place in the network, and its features [1, C, H, W]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaveletNet:
-    """The weights of the encoder and of the decoder, by layer."""
+    """The WCT² network: the weights of its encoder and decoder, by layer."""
 
     encoder: State
     decoder: State
@@ -84,7 +83,7 @@ class WaveletNet:
         return WaveletNet(encoder=encoder, decoder=decoder)
 
     def through(self, x: Tensor, touch: Touch) -> Tensor:
-        """The image [1, 3, H, W] encoded and decoded; `touch` may change the features on the way."""
+        """Encode and decode the image [1, 3, H, W]; `touch` may change the features in between."""
         bands, whole = dict[str, Tensor](), dict[str, Tensor]()
         for level, layers in enumerate(DOWN, start=1):
             for layer in layers:
@@ -106,7 +105,7 @@ class WaveletNet:
 
 
 def _convolved(x: Tensor, state: State, layer: str, *, plain: bool) -> Tensor:
-    """A layer of 3 × 3 on the reflected image (or of 1 × 1), and max(0, ·) after all but the `plain` ones."""
+    """Apply a 3 × 3 convolution with reflected edges, or a 1 × 1 one; ReLU follows unless the layer is `plain`."""
     weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
     edge = weight.shape[2] // 2
     x = F.conv2d(F.pad(x, (edge,) * 4, mode="reflect") if edge else x, weight, bias)
@@ -115,20 +114,23 @@ def _convolved(x: Tensor, state: State, layer: str, *, plain: bool) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Mean and covariance of features: (Σ + 1) = 1 + U diag(λ) Uᵀ."""
+    """Mean and covariance Σ of features, with Σ = U diag(λ) Uᵀ."""
 
     mean_C1: Tensor
     directions_CR: Tensor
     variances_R: Tensor
 
     def power(self, x_Cn: Tensor, exponent: float) -> Tensor:
-        """(Σ + 1) to the exponent, times x."""
+        """Return (Σ + 1)^exponent · x, where 1 is the identity."""
         gains_R = (self.variances_R + 1) ** exponent - 1
         return x_Cn + self.directions_CR @ (gains_R[:, None] * (self.directions_CR.T @ x_Cn))
 
 
 def spread_of(features_Cn: Tensor) -> Spread:
-    """Of features at n places. By singular values, as small images have fewer places than channels."""
+    """Return mean and covariance of features at n places.
+
+    It uses the singular values of the features, because small images have fewer places than channels.
+    """
     mean_C1 = features_Cn.mean(1, keepdim=True)
     directions_CR, values_R, _ = torch.linalg.svd(features_Cn - mean_C1, full_matrices=False)
     variances_R = values_R**2 / max(features_Cn.shape[1] - 1, 1)
@@ -136,7 +138,7 @@ def spread_of(features_Cn: Tensor) -> Spread:
 
 
 def recoloured(features_Cn: Tensor, style: Spread) -> Tensor:
-    """Content features whitened, then with the style's covariance and mean."""
+    """Whiten content features, then give them the covariance and mean of the style."""
     content = spread_of(features_Cn)
     white_Cn = content.power(features_Cn - content.mean_C1, -0.5)
     coloured_Cn = style.power(white_Cn, 0.5) + style.mean_C1
@@ -144,7 +146,7 @@ def recoloured(features_Cn: Tensor, style: Spread) -> Tensor:
 
 
 class WhiteningColouring:
-    """Images in the styles of given ones, one by one: so an image's bits do not depend on its batch."""
+    """Gives images the style of style images, one at a time, so that the result does not depend on the batch."""
 
     def __init__(self, net: WaveletNet, styles_SHWC_u8: Pixels, device: torch.device) -> None:
         self.net, self.device = net.to(device), device
@@ -153,11 +155,11 @@ class WhiteningColouring:
     @torch.inference_mode()
     def __call__(self, images_BHWC_u8: Pixels, style_B: Ints) -> Pixels:
         height, width = images_BHWC_u8.shape[1:3]
-        found = [
+        styled = [
             to_pixels(255 * self._transferred(image, self.styles[style])[:, :, :height, :width])
             for image, style in zip(images_BHWC_u8, style_B.tolist(), strict=True)
         ]
-        return np.concatenate(found)
+        return np.concatenate(styled)
 
     def _transferred(self, image_HWC_u8: Pixels, style: dict[str, Spread]) -> Tensor:
         def touch(place: str, features: Tensor) -> Tensor:
@@ -167,24 +169,27 @@ class WhiteningColouring:
 
     @torch.inference_mode()
     def _style(self, image_HWC_u8: Pixels) -> dict[str, Spread]:
-        found = dict[str, Spread]()
+        spreads = dict[str, Spread]()
 
         def touch(place: str, features: Tensor) -> Tensor:
-            found[place] = spread_of(features[0].flatten(1))
+            spreads[place] = spread_of(features[0].flatten(1))
             return features
 
         self.net.through(self._input(image_HWC_u8), touch)
-        return found
+        return spreads
 
     def _input(self, image_HWC_u8: Pixels) -> Tensor:
-        """From 0 to 1, [1, 3, H, W]; below and at the right the edge goes on to a size that can be halved thrice."""
+        """Return the image from 0 to 1 as [1, 3, H, W].
+
+        The edge is repeated at the bottom and at the right, up to a size that can be halved three times.
+        """
         x = torch.from_numpy(image_HWC_u8).to(self.device).permute(2, 0, 1)[None].float() / 255
         bottom, right = (max(SMALLEST, -(-size // MULTIPLE) * MULTIPLE) - size for size in x.shape[2:])
         return F.pad(x, (0, right, 0, bottom), mode="replicate")
 
 
 def load_wct2(folder: Path) -> WaveletNet:
-    """The published weights. Raises WeightsError that says which file or tensor is missing or of another layout."""
+    """Load the published weights. Raises WeightsError that names a missing file, or a tensor of another layout."""
     folder = folder.expanduser()
     return WaveletNet(
         encoder=_load(folder, FILES["encoder"], ENCODER), decoder=_load(folder, FILES["decoder"], DECODER)
@@ -195,8 +200,8 @@ def _load(folder: Path, name: str, layers: dict[str, tuple[int, int, int]]) -> S
     path = next((p for p in (folder / f"{name}{s}" for s in SUFFIXES) if p.is_file()), None)
     if path is None:
         raise WeightsError(
-            f"methods.deeprepair.weights: no {name}.pth or {name}.safetensors in {folder}. Get both files of "
-            "github.com/clovaai/WCT2 (model_checkpoints) into one folder and give that."
+            f"methods.deeprepair.weights: no {name}.pth or {name}.safetensors in {folder}. Put both files of "
+            "github.com/clovaai/WCT2 (model_checkpoints) into one folder, and give that folder."
         )
     tensors = read_weights(path).tensors
     wanted: dict[str, tuple[int, ...]] = {}
@@ -204,15 +209,15 @@ def _load(folder: Path, name: str, layers: dict[str, tuple[int, int, int]]) -> S
         wanted |= {f"{layer}.weight": (out, into, side, side), f"{layer}.bias": (out,)}
     for key, shape in wanted.items():
         if key not in tensors or tuple(tensors[key].shape) != shape:
-            came = f"has the shape {list(tensors[key].shape)}" if key in tensors else "is missing"
+            problem = f"has the shape {list(tensors[key].shape)}" if key in tensors else "is missing"
             raise WeightsError(
-                f"{path} is not the WCT² network with `cat5`: its {key} {came}, not {list(shape)}. Give the "
-                f"published {name}.pth."
+                f"{path} is not the WCT² network with `cat5`: its {key} {problem}; it must have the shape "
+                f"{list(shape)}. Give the published {name}.pth."
             )
     for key, tensor in tensors.items():
         band = key.removesuffix(".weight").rpartition(".")[2]
         if band in BANDS and not torch.allclose(tensor, kernels(tensor)[BANDS.index(band)].expand_as(tensor)):
             raise WeightsError(
-                f"{path} has another wavelet than Haar's in {key}; give the published {name}.pth."
+                f"{path} has a wavelet in {key} that is not Haar's. Give the published {name}.pth."
             )
     return {key: tensors[key].float() for key in wanted}

@@ -1,9 +1,14 @@
-"""D_collect and clean images in, a DNN trained on the worst variant of each out: SENSEI's genetic search.
+"""SENSEI: train the DNN on the transformed variant of each image that it finds hardest.
 
+A variant is the image after a rotation, a shift and a shear. For each training image, a genetic search keeps a
+population of variants; one generation runs whenever the image is in a batch, and prefers variants with a large loss.
+The DNN is then trained on the variant with the largest loss. Images that are already classified well in their worst
+variant can be skipped by the search (SENSEI-SA). The examples are failures of D_collect and clean images.
 Source: Gao et al., ICSE 2020 (Fuzz Testing based Data Augmentation to Improve Robustness of Deep Neural Networks);
-numbers of the authors' code for CIFAR-10. As there, fitness is the loss of the current DNN in evaluation mode: a
-variant's loss then depends on no other variant, and statistics are of the images that are trained on alone. Theirs
-lowers the rate in two steps, ours by cosine; theirs also flips and mixes images, which is no part of the search.
+numbers of the authors' code for CIFAR-10. As there, fitness is the loss of the current DNN in evaluation mode, so the
+loss of a variant does not depend on other variants, and batch-norm statistics come only from the images that are
+trained on. Their code lowers the rate in two steps, this one by cosine. Theirs also flips and mixes images, which is
+not part of the search.
 """
 
 from __future__ import annotations
@@ -30,26 +35,33 @@ from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
 from tasks.records import Ints, Pixels
 
-# B images of a batch, V variants of an image, G genes, C H W pixels
+# B images in a batch, V variants of an image, G genes, C H W pixels
 
-AT_ONCE = {"cpu": 200, "cuda": 2000}  # variants that are judged together: more take memory, and no less time
+AT_ONCE = {"cpu": 200, "cuda": 2000}  # variants in a forward pass: more need more memory and are not faster
 
 
 class SenseiSettings(TrainingSettings):
-    """Published: 10 variants of which 4 stay, 200 epochs, batch 512, SGD 0.1. `skip_below` > 0 is SENSEI-SA."""
+    """Settings of SENSEI; `skip_below` > 0 is SENSEI-SA.
 
-    epochs: Positive = Field(200, description="Passes over all examples; the budget may end training before.")
-    batch_size: Positive = Field(512, description="Examples of a step.")
+    Published: 10 variants of which 4 are kept, 200 epochs, batch 512, SGD 0.1.
+    """
+
+    epochs: Positive = Field(
+        200, description="Passes over all examples; the budget may end training earlier."
+    )
+    batch_size: Positive = Field(512, description="Examples per step.")
     rate: Rate = Field(0.1, description="Learning rate, the largest of the schedule.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="L2 decay, as in torch.optim.")
-    variants: int = Field(10, ge=3, le=100, description="Variants of an image that are tried in a step.")
-    keep: int = Field(4, ge=2, le=50, description="Fittest variants of an image that stay; below `variants`.")
+    variants: int = Field(10, ge=3, le=100, description="Variants of an image that are evaluated in a step.")
+    keep: int = Field(
+        4, ge=2, le=50, description="Fittest variants of an image that are kept; below `variants`."
+    )
     mutate: Fraction = Field(
-        0.6, description="Probability that a batch mutates its best variants; else it crosses."
+        0.6, description="Probability that a batch mutates its best variants; otherwise it crosses variants."
     )
     skip_below: Annotated[float, Field(ge=0)] = Field(
         1e-3,
-        description="Loss, in nats, of an image's worst variant under which it is not searched; 0: all are.",
+        description="An image is not searched if the loss of its worst variant, in nats, is below this; 0: all are.",
     )
     rotation: Annotated[float, Field(gt=0, le=180)] = Field(30.0, description="Largest rotation, in degrees.")
     translation: Annotated[float, Field(gt=0)] = Field(3.0, description="Largest shift, in pixels.")
@@ -70,14 +82,14 @@ class SenseiSettings(TrainingSettings):
 
     @property
     def genes(self) -> tuple[Gene, ...]:
-        """What a transformation vector is made of."""
+        """The genes of a transformation vector."""
         spatial = spatial_genes(rotation=self.rotation, translation=self.translation, shear=self.shear)
         return spatial + FILTER_GENES if self.filters else spatial
 
 
 @register
 class Sensei(Method):
-    """Adversarial training by natural transformations, found by search."""
+    """Trains on natural transformations of the images that a genetic search finds hardest."""
 
     name = "sensei"
     words = "SENSEI"
@@ -106,7 +118,7 @@ class Sensei(Method):
 
 
 class WorstVariantLoss:
-    """Cross entropy of each image's variant of the largest loss, after a generation of the search for it."""
+    """Runs one generation of the search, then returns the cross entropy of each image's worst variant."""
 
     def __init__(
         self, deployed: DeployedModel, populations: Populations, settings: SenseiSettings, budget: Budget
@@ -124,7 +136,7 @@ class WorstVariantLoss:
         return F.cross_entropy(module(x_BCHW), batch.labels_B)
 
     def _search(self, module: nn.Module, batch: MethodBatch) -> None:
-        """One generation; of an image that was robust when it was last tried, the best variant alone is tried again."""
+        """Run one generation. Of an image that was robust at its last evaluation, evaluate only the worst variant."""
         robust_B = self.populations.losses_NP[batch.rows_B, 0] < self.settings.skip_below
         for places, search in (
             ((~robust_B).nonzero()[0], self._generation),
@@ -134,7 +146,7 @@ class WorstVariantLoss:
                 search(module, batch, places)
 
     def _generation(self, module: nn.Module, batch: MethodBatch, places: Ints) -> None:
-        """Tries the populations of these places of the batch with as many children as there is room for."""
+        """Evaluate the populations of the images at these places of the batch, with their new children."""
         rows, settings = batch.rows_B[places], self.settings
         children_BKG = self.populations.children(
             rows,
@@ -143,15 +155,15 @@ class WorstVariantLoss:
             generator=batch.generator,
         )
         vectors_BVG = np.concatenate([self.populations.vectors_NPG[rows], children_BKG], axis=1)
-        self.populations.keep_fittest(rows, vectors_BVG, self._try(module, batch, places, vectors_BVG))
+        self.populations.keep_fittest(rows, vectors_BVG, self._evaluate(module, batch, places, vectors_BVG))
 
     def _best_again(self, module: nn.Module, batch: MethodBatch, places: Ints) -> None:
         rows = batch.rows_B[places]
         best_B1G = self.populations.vectors_NPG[rows, :1]
-        self.populations.losses_NP[rows, :1] = self._try(module, batch, places, best_B1G)
+        self.populations.losses_NP[rows, :1] = self._evaluate(module, batch, places, best_B1G)
 
-    def _try(self, module: nn.Module, batch: MethodBatch, places: Ints, vectors_BVG: Genes) -> Losses:
-        """The losses [B, V] of variants of the images at these places."""
+    def _evaluate(self, module: nn.Module, batch: MethodBatch, places: Ints, vectors_BVG: Genes) -> Losses:
+        """Return the losses [B, V] of variants of the images at these places of the batch."""
         images_BHWC_u8, labels_B = batch.images_BHWC_u8[places], batch.labels_B[torch.from_numpy(places)]
         losses_BV = variant_losses(
             self.deployed, module, images_BHWC_u8, labels_B, vectors_BVG, genes=self.settings.genes
@@ -163,7 +175,7 @@ class WorstVariantLoss:
 def normalised_variants(
     deployed: DeployedModel, images_BHWC_u8: Pixels, vectors_BVG: Genes, *, genes: Sequence[Gene]
 ) -> Tensor:
-    """What the DNN takes: all variants of the first image, then of the next, [B * V, C, H, W]."""
+    """Return normalised variants [B * V, C, H, W]: all of the first image, then all of the next."""
     images_BCHW = torch.from_numpy(images_BHWC_u8).to(deployed.device, deployed.dtype).permute(0, 3, 1, 2)
     given_BVG = torch.from_numpy(vectors_BVG).to(deployed.device, deployed.dtype)
     return deployed.normalise(variants(images_BCHW, given_BVG, genes).flatten(0, 1))
@@ -179,7 +191,7 @@ def variant_losses(
     *,
     genes: Sequence[Gene],
 ) -> Tensor:
-    """The loss [B, V] of each variant, float32; `module` is in evaluation mode."""
+    """Return the loss [B, V] of each variant, float32; `module` must be in evaluation mode."""
     number = vectors_BVG.shape[1]
     step = max(1, AT_ONCE.get(deployed.device.type, AT_ONCE["cpu"]) // number)
     parts = []

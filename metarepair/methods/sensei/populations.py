@@ -1,8 +1,9 @@
-"""Losses of variants in, the next variants to try out: the genetic search, one population for each training image.
+"""SENSEI's genetic search: one population of transformation vectors for each training image.
 
-Source: Gao et al., ICSE 2020 (SENSEI); operators of the authors' code. Theirs draws a child that is there already up to
-ten times anew; here it counts once when the fittest are kept. The most different vector is the one at the largest
-distance, each gene by its range; theirs counts the genes that differ.
+Source: Gao et al., ICSE 2020 (SENSEI); operators of the authors' code, with two differences. Theirs draws a child again
+up to ten times if it exists already; here a duplicate counts once when the fittest are kept. For a crossing, the most
+different vector is here the one at the largest distance, with each gene scaled by its range; theirs counts the genes
+that differ.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ Losses = NDArray[np.float32]
 
 
 class Populations:
-    """The fittest vectors of each image, the fittest first, with the losses that they had when they were last tried.
+    """The fittest vectors of each image, the fittest first, with their losses at the last evaluation.
 
-    An image begins with the identity and random vectors, of unknown (infinite) loss.
+    An image starts with the identity and random vectors, whose loss is not known yet and set to infinity.
     """
 
     def __init__(self, genes: Sequence[Gene], *, images: int, keep: int, seed: int) -> None:
@@ -43,28 +44,28 @@ class Populations:
     def children(
         self, rows_B: Ints, number: int, *, mutate_probability: float, generator: np.random.Generator
     ) -> Genes:
-        """New vectors [B, K, G]: with this probability mutations of each image's best, else its crossings."""
+        """Return new vectors [B, K, G]: with `mutate_probability`, mutations of each image's best, else crossings."""
         if generator.random() < mutate_probability:
             return self._mutated(self.vectors_NPG[rows_B, 0], number, generator)
         return self._crossed(self.vectors_NPG[rows_B], number, generator)
 
     def keep_fittest(self, rows_B: Ints, vectors_BVG: Genes, losses_BV: Losses) -> None:
-        """The vectors of the largest losses are the images' populations from now on."""
+        """Replace the images' populations with the vectors of the largest losses."""
         order_BP = np.argsort(-_without_copies(vectors_BVG, losses_BV), axis=1, kind="stable")
         order_BP = order_BP[:, : self.losses_NP.shape[1]]
         self.vectors_NPG[rows_B] = np.take_along_axis(vectors_BVG, order_BP[:, :, None], axis=1)
         self.losses_NP[rows_B] = np.take_along_axis(losses_BV, order_BP, axis=1)
 
     def state(self) -> State:
-        """For a checkpoint."""
+        """Return the populations for a checkpoint."""
         return {"vectors": torch.from_numpy(self.vectors_NPG), "losses": torch.from_numpy(self.losses_NP)}
 
     def load(self, state: State) -> None:
-        """Goes on from a checkpoint."""
+        """Resume from a checkpoint."""
         self.vectors_NPG, self.losses_NP = (state[key].numpy().copy() for key in ("vectors", "losses"))
 
     def _mutated(self, best_BG: Genes, number: int, generator: np.random.Generator) -> Genes:
-        """Half of the genes go a step up, a step down, or to the other side of what changes nothing."""
+        """Mutate half of the genes: a step up, a step down, or mirrored at the neutral value."""
         shape = (len(best_BG), number, len(self.genes))
         chosen_BKG = generator.random(shape).argsort(-1) < (len(self.genes) + 1) // 2
         move_BKG = generator.integers(3, size=shape)
@@ -74,7 +75,10 @@ class Populations:
         return np.where(chosen_BKG, np.clip(moved_BKG, self.low_G, self.high_G), best_B1G)
 
     def _crossed(self, vectors_BPG: Genes, number: int, generator: np.random.Generator) -> Genes:
-        """Some genes, never all or none, of the vector that is farthest from the best; each child others."""
+        """Cross the best vector with the one farthest from it.
+
+        A child takes some of its genes from the other, never all or none. The children of an image take different ones.
+        """
         best_B1G, rest_BPG = vectors_BPG[:, :1], vectors_BPG[:, 1:]
         distance_BP = (np.abs(rest_BPG - best_B1G) / (self.high_G - self.low_G)).sum(-1)
         other_B1G = np.take_along_axis(rest_BPG, distance_BP.argmax(1)[:, None, None], axis=1)
@@ -85,6 +89,6 @@ class Populations:
 
 
 def _without_copies(vectors_BVG: Genes, losses_BV: Losses) -> Losses:
-    """The losses, that of a vector which is there before at minus infinity."""
+    """Return the losses, with minus infinity for a vector that is equal to an earlier one."""
     same_BVV = (vectors_BVG[:, :, None] == vectors_BVG[:, None]).all(-1)
     return np.where(np.tril(same_BVV, -1).any(-1), -np.inf, losses_BV)

@@ -1,8 +1,8 @@
-"""Images and transformation vectors in, all variants of all images out, by one resampling.
+"""Transform images by transformation vectors: all variants of all images in one resampling.
 
 Source: Gao et al., ICSE 2020 (SENSEI); ranges and steps of the authors' code. A variant is one affine map about the
-image's centre, bilinear, black outside, in the order of torchvision's `affine`: shear, zoom, rotation (clockwise),
-translation. Then contrast and brightness, cut to 0..255. Theirs applies one transformation after the other.
+centre of the image, bilinear, black outside, in the order of torchvision's `affine`: shear, zoom, rotation (clockwise),
+translation. Contrast and brightness follow, clamped to 0..255. Their code resamples for each transformation in turn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Gene:
 
 
 def spatial_genes(*, rotation: float, translation: float, shear: float) -> tuple[Gene, ...]:
-    """Rotation (degrees), translations (pixels) and horizontal shear, each from minus to plus its largest value."""
+    """Return rotation (degrees), translations (pixels) and horizontal shear, each from minus to plus its argument."""
     sizes = {"rotation": rotation, "translation_x": translation, "translation_y": translation, "shear": shear}
     steps = {"rotation": 1 / 5, "translation_x": 1 / 3, "translation_y": 1 / 3, "shear": 1 / 5}
     return tuple(
@@ -49,28 +49,28 @@ FILTER_GENES = (
 
 
 def variants(images_BCHW: Tensor, genes_BVG: Tensor, genes: Sequence[Gene]) -> Tensor:
-    """Each image under each of its vectors: [B, V, H, W, C], of pixels from 0 to 255.
+    """Return each image transformed by each of its vectors [B, V, H, W, C], with pixels from 0 to 255.
 
-    Each variant is what it would be alone: all are sampled at once, from an image that is there once.
+    All variants are sampled at once from a single copy of the image; each is the same as if it were sampled alone.
     """
     batch, channels, height, width = images_BCHW.shape
     number = genes_BVG.shape[1]
     value = {gene.name: genes_BVG[:, :, place] for place, gene in enumerate(genes)}
     theta = _inverse_maps(value, height=height, width=width).flatten(0, 1)
     grid = F.affine_grid(theta, [len(theta), 1, height, width], align_corners=False)
-    # The variants of an image are one tall image to the sampler, so that the image need not be copied for each.
+    # The sampler sees the variants of an image as one tall image, so that the image need not be copied for each.
     tall_BCHW = F.grid_sample(
         images_BCHW, grid.view(batch, number * height, width, 2), mode="bilinear", align_corners=False
     )
-    found = tall_BCHW.reshape(batch, channels, number, height, width).permute(0, 2, 3, 4, 1)
+    variants_BVHWC = tall_BCHW.reshape(batch, channels, number, height, width).permute(0, 2, 3, 4, 1)
     if "contrast" in value:
         contrast, brightness = (value[name][:, :, None, None, None] for name in ("contrast", "brightness"))
-        found = (found * contrast + brightness).clamp(0, 255)
-    return found.contiguous()
+        variants_BVHWC = (variants_BVHWC * contrast + brightness).clamp(0, 255)
+    return variants_BVHWC.contiguous()
 
 
 def _inverse_maps(value: dict[str, Tensor], *, height: int, width: int) -> Tensor:
-    """From each place of a variant to its place in the image, in the sampler's coordinates of -1 to 1: [B, V, 2, 3]."""
+    """Return maps [B, V, 2, 3] from a variant's coordinates to the image's, in the sampler's range of -1 to 1."""
     radians, slope = value["rotation"].deg2rad(), value["shear"]
     zoom = value.get("zoom", torch.ones_like(radians))
     cos, sin = radians.cos() / zoom, radians.sin() / zoom
