@@ -18,7 +18,7 @@ from metarepair.cli import main
         (["features.extractor=timm:"], "give one word"),
         (["features.extractor=timm:resnet1B", "features.weights=here.pth"], "did you mean"),
         (["features.extractor=timm:resnet18"], "timm:resnet18 needs a weights file"),
-        (["features.extractor=timm:resnet18", "features.weights=nowhere.pth"], "nowhere.pth is no file"),
+        (["features.extractor=timm:resnet18", "features.weights=nowhere.pth"], "nowhere.pth is not a file"),
         (["features.extractor=inception", "features.weights=nowhere.pth"], "no FID Inception weights"),
         (["features.weights=here.pth"], "features.weights=here.pth would not be read"),
     ],

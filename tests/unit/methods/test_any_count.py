@@ -171,7 +171,7 @@ def test_a_walk_with_clean_images_takes_any_number_of_them(number: int, num_clea
 @pytest.mark.parametrize("name", ["bn_adapt", "tent"])
 def test_one_image_without_a_variance_is_refused_with_what_would_do(name: str) -> None:
     data = RepairData(target="snow", learn=failures(1), validation=failures(1))
-    says = rf"{name} came to a batch of one image.*1 examples to learn from\. Collect more failures"
+    says = rf"{name} used a batch of one image.*1 examples to learn from\. Collect more failures"
     with pytest.raises(DataError, match=says):
         repaired(name, data, config(4), flat=True)
 

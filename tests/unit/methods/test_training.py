@@ -322,7 +322,7 @@ def test_a_resumed_training_equals_an_undisturbed_one_to_the_bit(
     context = replace(around(folder=tmp_path), say=lines.append)
     resumed = made(again, settings=settings, remembers=again, context=context)
     resumed.run()
-    assert lines == ([f"sensei: goes on from step {after - 1}"] if after > 1 else [])
+    assert lines == ([f"sensei: resumes from step {after - 1}"] if after > 1 else [])
     assert digest(resumed.module) == digest(whole.module)
     assert resumed.best_accuracy == whole.best_accuracy
     assert len(again.batches) == 15 - (after - 1)
@@ -372,5 +372,5 @@ def test_progress_says_share_loss_validation_and_time_left(monkeypatch: pytest.M
     lines: list[str] = []
     made(context=replace(around(), say=lines.append)).run()
     assert len(lines) == 15
-    assert lines[0].startswith("sensei: 7% of its training, loss ")
+    assert lines[0].startswith("sensei: 7% of the training, loss ")
     assert all("validation " in line and line.endswith(" s left") for line in lines)

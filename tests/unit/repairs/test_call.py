@@ -211,7 +211,7 @@ def test_a_start_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="missing there or have another shape"):
         call(start=other)
     write_manifest(other, stage="mine fog", config={}, inputs={}, files=[])
-    with pytest.raises(ConfigError, match="is no meta/<target>/ folder"):
+    with pytest.raises(ConfigError, match="is not a meta/<target>/ folder"):
         call(start=other, config=None)
 
 

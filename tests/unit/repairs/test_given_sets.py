@@ -161,7 +161,8 @@ def test_few_failures_are_told_with_what_each_counts() -> None:
     found = call((IMAGES[:6], WRONG[:6]), **NORMALISATION)
     assert found.notes[0] == "validation has only 1 of the 6 images: its accuracy moves in steps of 100%"
     assert found.notes[1] == (
-        "3 of the 4 classes to learn from have fewer than task.shots=2 images (the fewest 1): a support repeats them"
+        "3 of the 4 classes to learn from have fewer than task.shots=2 images (the smallest has 1): a support repeats "
+        "them"
     )
     adapted = call((IMAGES[:6], WRONG[:6]), method="tent", model=Normed(), **NORMALISATION)
     assert not any("task.shots" in note for note in adapted.notes)  # tent has no supports
@@ -179,7 +180,8 @@ class Normed(nn.Module):
 
 def test_a_doubt_about_the_clean_images_is_a_note_of_the_repair() -> None:
     found = call(clean=(CLEAN[:9], (CLEAN_LABELS[:9] + 1) % 4), **NORMALISATION)
-    assert any("of clean are right; on fewer than 32 images, no other way" in note for note in found.notes)
+    says = "of the clean images are classified correctly; on fewer than 32 images, no other way"
+    assert any(says in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

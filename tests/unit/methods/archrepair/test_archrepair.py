@@ -391,7 +391,7 @@ def test_a_dnn_that_is_right_on_no_clean_image_is_said() -> None:
     assert given.clean is not None
     predicted = net.logits(given.clean.images_NHWC_u8).argmax(1).numpy()
     wrong = replace(given, clean=replace(given.clean, labels_N=(predicted + 1) % 3))
-    with pytest.raises(DataError, match="right on none of 40"):
+    with pytest.raises(DataError, match="classifies none of the 40 clean images correctly"):
         localised(net, wrong)
 
 
@@ -522,7 +522,7 @@ def test_a_resumed_repair_equals_one_that_was_not_interrupted(
             repaired(context(Interrupted(after), tmp_path, keep_zero=False))
     lines: list[str] = []
     resumed = repaired(replace(context(folder=tmp_path, keep_zero=False), say=lines.append))
-    assert any(line.startswith("archrepair.tuning: goes on from step") for line in lines)
+    assert any(line.startswith("archrepair.tuning: resumes from step") for line in lines)
     assert not any("most vulnerable" in line for line in lines)
     assert resumed.architecture == undisturbed.architecture
     assert state_hash(resumed.state()) == state_hash(undisturbed.state())

@@ -304,7 +304,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
         method_settings("deeprepair", {"cluster": 4})
     with pytest.raises(ConfigError, match="wave_encoder_cat5_l4"):
         method_settings("deeprepair", {"style": "wct2"})
-    with pytest.raises(ConfigError, match="of no use"):
+    with pytest.raises(ConfigError, match="is not used by style"):
         method_settings("deeprepair", {"weights": "somewhere"})
     with pytest.raises(ConfigError, match="collected_share"):
         method_settings("deeprepair", {"collected_share": 0.5})

@@ -198,7 +198,7 @@ def test_wrong_weights_are_refused_before_anything_begins(weights: Path) -> None
     with pytest.raises(WeightsError, match=r"conv2_1\.weight has the shape"):
         get_method("deeprepair").check(deployed().module, settings)
     torch.save(state | {"pool1.LH.weight": torch.zeros(4, 1, 2, 2)}, path)
-    with pytest.raises(WeightsError, match="another wavelet"):
+    with pytest.raises(WeightsError, match=r"a wavelet in pool1\.LH\.weight that is not Haar"):
         load_wct2(weights)
     path.unlink()
     with pytest.raises(WeightsError, match=r"no wave_encoder_cat5_l4\.pth"):

@@ -359,7 +359,7 @@ def test_a_resumed_repair_equals_one_that_was_not_interrupted(
     lines: list[str] = []
     resumed = repaired(replace(context(folder=tmp_path), say=lines.append))
     assert state_hash(undisturbed.state()) != state_hash(deployed().module.state_dict())
-    assert lines[0] == "sensei: goes on from step 4"
+    assert lines[0] == "sensei: resumes from step 4"
     assert state_hash(resumed.state()) == state_hash(undisturbed.state())
     assert (resumed.images_seen, resumed.gradient_steps) == (
         undisturbed.images_seen,
