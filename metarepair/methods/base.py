@@ -89,7 +89,7 @@ class Method(ABC):
         uses: The data that it may see: `failures` is D_collect with labels, `unlabelled` only the images of D_collect
             (labels are -1), `clean` the clean training split, `experiences` θ_meta.
         changes: What it changes in the DNN: `weights`, `statistics` (of batch norms), `architecture`.
-        cost: What a repair costs, as a phrase for tables.
+        cost: The cost of a repair, as a phrase for tables.
         Settings: The class of its own settings.
         prepares: Whether it does work in `prepare`.
         prepared_by: Names of its own settings that `prepare` depends on; None if it depends on all of them.

@@ -28,7 +28,7 @@ class MetaRepair(Method):
     words = "MetaRepair"
     uses = ("failures", "experiences")
     changes = ("weights", "statistics")
-    cost = "as finetune; before it, once for a target, train.episodes of meta-training"
+    cost = "the same as finetune; before it, once per target, train.episodes episodes of meta-training"
     walks = True
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:

@@ -70,8 +70,8 @@ class Apricot(Method):
     uses = ("failures", "clean")
     changes = ("weights", "statistics")
     cost = (
-        "D_collect through reduced.models DNNs, a validation per adjustment, epochs over D_collect and clean; before "
-        "it, once, reduced.models × reduced.epochs over reduced.per_class images of each class"
+        "one pass of D_collect through reduced.models DNNs, one validation per adjustment, epochs over D_collect and "
+        "clean; before it, once, reduced.models × reduced.epochs over reduced.per_class images of each class"
     )
     Settings = ApricotSettings
     prepares = True

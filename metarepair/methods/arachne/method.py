@@ -53,7 +53,7 @@ class Arachne(Method):
     words = "Arachne"
     uses = ("failures", "clean")
     changes = ("weights",)
-    cost = "six passes over D_collect and as many correct images, then population × generations of them"
+    cost = "six passes over D_collect and as many correct images, then population × generations passes"
     Settings = ArachneSettings
 
     def check(self, module: nn.Module, settings: Any) -> None:

@@ -117,7 +117,7 @@ class ArchRepair(Method):
     words = "ArchRepair (our reconstruction)"
     uses = ("failures", "clean")
     changes = ("weights", "statistics", "architecture")
-    cost = "three passes to localise, search.epochs of weights and α in turns, tuning.epochs on one block"
+    cost = "three passes to localise, search.epochs of steps of weights and α in turn, tuning.epochs on one block"
     Settings = ArchRepairSettings
 
     def check(self, module: nn.Module, settings: Any) -> None:

@@ -66,7 +66,7 @@ class AugMix(Method):
     words = "AugMix"
     uses = ("failures", "clean")
     changes = ("weights", "statistics")
-    cost = "epochs × (D_collect ∪ clean) / batch_size steps of three forward passes an example"
+    cost = "epochs × (D_collect ∪ clean) / batch_size steps with three forward passes per example"
     Settings = AugMixSettings
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:

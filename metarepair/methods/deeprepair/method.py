@@ -86,9 +86,7 @@ class DeepRepair(Method):
     words = "DeepRepair"
     uses = ("failures", "clean")
     changes = ("weights", "statistics")
-    cost = (
-        "a style transfer of each clean image, epochs × clean / batch_size steps of three passes an example"
-    )
+    cost = "a style transfer of each clean image, epochs × clean / batch_size steps with three passes per example"
     Settings = DeepRepairSettings
 
     def check(self, module: nn.Module, settings: Any) -> None:

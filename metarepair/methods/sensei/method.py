@@ -95,7 +95,9 @@ class Sensei(Method):
     words = "SENSEI"
     uses = ("failures", "clean")
     changes = ("weights", "statistics")
-    cost = "epochs × (D_collect ∪ clean / batch_size) steps, each with `variants` more forward passes of its images"
+    cost = (
+        "epochs × (D_collect ∪ clean / batch_size) steps, each with `variants` more forward passes per image"
+    )
     Settings = SenseiSettings
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
