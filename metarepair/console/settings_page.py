@@ -62,12 +62,16 @@ def _rows(section: type[Section], prefix: str, keys: Sequence[str]) -> Iterator[
         inner = _section_of(annotation)
         kind = _type(field, schema) if inner is None else "group"
         default = "" if inner is not None else _default(section, key)
-        text = field.get("description") or inspect.cleandoc(getattr(inner, "__doc__", "")).partition("\n")[0]
+        text = field.get("description") or _first_line(inner)
         cells = (f"`{prefix}{key}`", kind, default, text)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         if inner is not None:
             name = "KEY." if get_origin(annotation) is dict else ""
             yield from _rows(inner, f"{prefix}{key}.{name}", [*inner.model_fields])
+
+
+def _first_line(section: type[Section] | None) -> str:
+    return "" if section is None else inspect.cleandoc(section.__doc__ or "").partition("\n")[0]
 
 
 def _default(section: type[Section], key: str) -> str:
