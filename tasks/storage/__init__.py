@@ -1,1 +1,1 @@
-"""Files that are whole or absent, on a local disk or in an object store; manifests, locks and leases."""
+"""Storage on a local disk or in an object store: atomic files, manifests, locks and leases."""

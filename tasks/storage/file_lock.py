@@ -1,4 +1,4 @@
-"""A local file in, its exclusive lock by flock out, where the file system has such locks: who dies frees it at once."""
+"""Lock a local file with flock, on file systems that support it; a process that dies frees its lock at once."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# Who looks whether a file is locked holds the lock for an instant; an owner holds it longer than these attempts.
+# `is_locked` holds the lock for an instant; a real owner holds it for longer than all these attempts together.
 ATTEMPTS, ATTEMPT_S = 5, 0.1
 NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def lock_file(path: Path) -> int | None:
-    """The descriptor that holds the lock; None where there are no such locks. Raises BlockingIOError when held."""
+    """The descriptor that holds the lock, `None` without flock support. Raises BlockingIOError if it is held."""
     for attempt in range(ATTEMPTS):
         try:
-            return _lock_what_stays(path)
+            return _open_and_lock(path)
         except BlockingIOError:
             if attempt == ATTEMPTS - 1:
                 raise
@@ -27,14 +27,14 @@ def lock_file(path: Path) -> int | None:
 
 
 def unlock_file(path: Path, descriptor: int) -> None:
-    """Deletes the file while it is locked, so that whoever opened it meanwhile sees that it is none now."""
+    """Delete the file while it is still locked, so that a process that has just opened it notices that it is gone."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
     os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a process holds the lock; None where that cannot be known. Changes nothing."""
+    """Whether a process holds the lock; `None` if that cannot be determined. Changes nothing."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -50,8 +50,8 @@ def is_locked(path: Path) -> bool | None:
     return False
 
 
-def _lock_what_stays(path: Path) -> int | None:
-    """Once more where the last owner deleted the file, or the empty folder, between our looks at them."""
+def _open_and_lock(path: Path) -> int | None:
+    """Lock the file. Retries if the last owner deleted it, or its empty folder, between opening and locking."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

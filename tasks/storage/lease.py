@@ -1,7 +1,8 @@
-"""A run's folder in, `lock.json` there and back out: who writes in the run, with a beat that shows that it still does.
+"""Write and read a run's lease: `lock.json`, which names the process that writes in the run and its last heartbeat.
 
-The only hold there can be on an object store. A lease whose process is gone from this machine is dead at once. Any
-other is watched: it is dead when its beat is a minute old and stays as it is. Clocks that differ cost time, not a run.
+On an object store, which has no file locks, the lease is the only protection. A lease of this machine is dead as soon
+as its process is gone. Any other lease is watched, and is dead once its heartbeat is a minute old and does not change.
+Clocks that disagree cost waiting time, never a run.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ LEASE = "lock.json"
 BEAT_S = 5.0
 DEAD_S = 60.0
 READS, READ_S = 3, 0.1
-SETTLE_S = 0.2  # at least, between writing a lease and reading whose came last
+SETTLE_S = 0.2  # least wait between writing a lease and reading which one was written last
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who writes in a run. Times are ISO 8601; `machine` tells hosts and containers of one name apart."""
+    """The process that writes in a run. Times are ISO 8601; `machine` tells apart hosts and containers of one name."""
 
     token: str
     host: str
@@ -43,18 +44,18 @@ class Owner:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.pid, int) and self.pid > 0):
-            raise ValueError(f"{self.pid!r} is no process")
+            raise ValueError(f"{self.pid!r} is not a process id")
         if any(datetime.fromisoformat(moment).tzinfo is None for moment in (self.since, self.beat)):
-            raise ValueError("a time without a zone")
+            raise ValueError("a time has no time zone")
 
     @property
     def age_s(self) -> float:
-        """Seconds since its last sign of life, by its clock and ours."""
+        """Seconds since the last heartbeat: our clock minus the owner's, at least 0."""
         return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(self.beat)).total_seconds())
 
     @property
     def is_of_here(self) -> bool:
-        """Whether its process id is one of this machine's."""
+        """Whether the process id belongs to this machine."""
         return self.machine == _machine()
 
     @property
@@ -65,7 +66,7 @@ class Owner:
 
 
 def new_owner(verb: str) -> Owner:
-    """This process, from now on."""
+    """An `Owner` for this process, starting now."""
     now = _now()
     return Owner(
         token=uuid.uuid4().hex,
@@ -79,7 +80,7 @@ def new_owner(verb: str) -> Owner:
 
 
 def read_lease(root: Place) -> Owner | None:
-    """The lease's owner, None where there is no lease. Raises ValueError for a damaged one, StorageError."""
+    """The lease's owner, `None` if there is no lease. Raises ValueError if it is damaged, StorageError."""
     try:
         return Owner(**json.loads(_content(root / LEASE)))
     except FileNotFoundError:
@@ -89,7 +90,7 @@ def read_lease(root: Place) -> Owner | None:
 
 
 def _content(path: Place) -> bytes:
-    """Asked for again where that fails: not every store answers for an object while it is being replaced."""
+    """Read a file, with retries: some stores fail to return an object while it is being replaced."""
     for _ in range(READS - 1):
         with suppress(StorageError):
             return path.read_bytes()
@@ -98,7 +99,7 @@ def _content(path: Place) -> bytes:
 
 
 def known_owner(root: Place) -> Owner | None:
-    """As `read_lease`; a damaged lease, which its owner writes anew at the next beat, tells of nobody."""
+    """`read_lease`, but a damaged lease gives `None`: its owner, if any, rewrites it at the next heartbeat."""
     try:
         return read_lease(root)
     except ValueError:
@@ -106,9 +107,10 @@ def known_owner(root: Place) -> Owner | None:
 
 
 def take_lease(root: Place, owner: Owner, *, alone: bool) -> Owner | None:
-    """Writes the lease; returns whose it is. `alone`: nobody else can be doing the same now.
+    """Write the lease and return its owner. With `alone`, no other process can be taking it now.
 
-    Of two who come at once both write before either has waited, so both read the one that came last.
+    If two processes take it at the same time, both have written before either has finished waiting, so both read the
+    lease that was written last.
     """
     started = time.monotonic()
     write_text(root / LEASE, json.dumps(asdict(owner)))
@@ -119,28 +121,28 @@ def take_lease(root: Place, owner: Owner, *, alone: bool) -> Owner | None:
 
 
 def renew_lease(root: Place, owner: Owner) -> bool:
-    """Beats once; False when the lease is another's, or gone. Raises OSError, StorageError when out of reach."""
+    """Write one heartbeat; False if the lease is gone or has another owner. Raises OSError or StorageError."""
     try:
-        found = read_lease(root)
-        if found is None or found.token != owner.token:
+        lease = read_lease(root)
+        if lease is None or lease.token != owner.token:
             return False
     except ValueError:
-        pass  # damaged: it is written anew
+        pass  # damaged: rewrite it
     write_text(root / LEASE, json.dumps(asdict(replace(owner, beat=_now()))))
     return True
 
 
 def end_lease(root: Place, owner: Owner) -> bool:
-    """Deletes the lease if it is the owner's; False when it is another's, or gone."""
-    found = known_owner(root)
-    if found is None or found.token != owner.token:
+    """Delete the lease if `owner` holds it; False if it has another owner or is gone."""
+    lease = known_owner(root)
+    if lease is None or lease.token != owner.token:
         return False
     (root / LEASE).unlink(missing_ok=True)
     return True
 
 
 def lives(root: Place, other: Owner, *, beat_s: float, dead_s: float) -> bool:
-    """Whether the owner of a lease still works. Watches it for as long as that takes, with a log line."""
+    """Whether the owner of a lease is still running. Watches the lease as long as needed, with a log line."""
     if other.is_of_here and not runs(other.pid):
         return False
     started, logged = time.monotonic(), False
@@ -151,22 +153,22 @@ def lives(root: Place, other: Owner, *, beat_s: float, dead_s: float) -> bool:
             return False
         if not logged:
             logger.info(
-                f"{root} was held by {other.words}; looking for up to {left:.0f} s whether that still works."
+                f"{root} was held by {other.words}; waiting up to {left:.0f} s to see whether it is still running."
             )
             logged = True
         time.sleep(min(left, beat_s / 4))
         try:
-            found = known_owner(root)
+            lease = known_owner(root)
         except (OSError, StorageError):
-            continue  # no news; a store that stays away will be seen by who writes there next
-        if found is None:
+            continue  # no news; if the store stays unreachable, the next write fails
+        if lease is None:
             return False
-        if (found.token, found.beat) != (other.token, other.beat):
+        if (lease.token, lease.beat) != (other.token, other.beat):
             return True
 
 
 def runs(pid: int) -> bool:
-    """Whether this machine has the process."""
+    """Whether the process runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -182,7 +184,7 @@ def _now() -> str:
 
 @cache
 def _machine() -> str:
-    """Host, boot and space of process ids: where one of these differs, a process id says nothing."""
+    """Host name, boot id and process id namespace. Process ids can only be compared if all three agree."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())

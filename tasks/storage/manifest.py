@@ -1,8 +1,9 @@
-"""A finished stage's files in, `manifest.json` out, last: a folder without one is unfinished, whatever it holds.
+"""Write, read and check `manifest.json`, which marks a stage as finished.
 
-A manifest keeps the settings the stage ran with, its inputs' hashes, row counts, file sizes and checksums, and
-the package versions. A stage whose manifest matches is skipped; one whose settings differ is refused with the
-difference. A key that an older manifest lacks counts as its default.
+The manifest is the last file that a stage writes: a folder without one is unfinished, whatever else it holds. It
+records the stage's settings, the hashes of its inputs, row counts, file sizes, checksums and package versions. A
+stage whose manifest matches is skipped; a stage with other settings is refused, and the error shows the difference.
+A key that an older manifest lacks counts as its default.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
 PARTS = "parts"
 DAMAGED = (
-    "Run the stage that made it again: `mine`, `score` and `hypothesis` make what is damaged again, and nothing else; "
-    "other stages take --restart."
+    "Run its stage again: `mine`, `score` and `hypothesis` regenerate only what is damaged; other stages need "
+    "--restart."
 )
 _PACKAGES = (
     "metarepair",
@@ -44,7 +45,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a finished stage promises. `files` maps names to [size in bytes, blake2b digest]."""
+    """The record of a finished stage. `files` maps each name to (size in bytes, BLAKE2b digest)."""
 
     stage: str
     config: dict[str, Any]
@@ -56,7 +57,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identifies the stage's result for the stages that build on it; versions do not count."""
+        """Identifies the stage's result for the stages that build on it; package versions are not part of it."""
         content = [self.stage, self.config, self.inputs, self.rows, sorted(self.files.items())]
         return content_hash(content)
 
@@ -78,13 +79,13 @@ def file_hash(path: Place) -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that results depend on."""
-    found = {}
+    installed = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def write_manifest(
@@ -97,7 +98,7 @@ def write_manifest(
     rows: Mapping[str, int] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Checksums `files` of `folder` and writes the manifest by one rename: the stage is done now."""
+    """Checksum `files` in `folder`, then write the manifest atomically. This marks the stage as finished."""
     manifest = Manifest(
         stage=stage,
         config=plain(config),
@@ -118,26 +119,26 @@ def _size_and_hash(path: Place) -> tuple[int, str]:
 
 
 def read_manifest(folder: Place) -> Manifest | None:
-    """The manifest of `folder`, None when the stage is unfinished. Raises DataError when it is damaged."""
+    """The manifest of `folder`, `None` if the stage is unfinished. Raises DataError if it is damaged."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop(CHECKSUM) != content_hash(content):
-            raise ValueError("it is not as it was written")
+            raise ValueError("it does not match its checksum")
         content["files"] = {name: (int(size), digest) for name, (size, digest) in content["files"].items()}
         return Manifest(**content)
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged (it is no JSON text). {DAMAGED}") from error
+        raise DataError(f"{path} is damaged (it is not valid JSON). {DAMAGED}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged (it lacks what a manifest has). {DAMAGED}") from error
+        raise DataError(f"{path} is damaged (it lacks fields of a manifest). {DAMAGED}") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{unreadable(path, error)}. {DAMAGED}") from error
 
 
 def require_manifest(folder: Place, remedy: str) -> Manifest:
-    """The manifest of a stage that must be done. Raises StageError with the remedy when it is not."""
+    """The manifest of a stage that must be finished. Raises StageError with `remedy` if it is not."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise StageError(f"{folder} is not finished (it has no {MANIFEST}). {remedy}")
@@ -151,10 +152,10 @@ def check_done(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
 ) -> Manifest | None:
-    """The manifest when this very stage is done, None when it is to be done (or gone on with).
+    """The manifest if exactly this stage is finished, `None` if it has to be run or resumed.
 
-    Raises StageError with the difference when the folder holds the stage with other settings or inputs, DataError when
-    a file has another size than promised.
+    Raises StageError with the difference if the folder holds the stage with other settings or inputs, and DataError
+    if a file is missing or its size differs from the manifest.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -171,23 +172,23 @@ def check_whole(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
 ) -> Manifest | None:
-    """As `check_done`, for a stage that mends itself: every file is read, and one that is not as promised is named.
+    """As `check_done`, for a stage that repairs its own files: reads every file and logs those that are damaged.
 
-    It is deleted, and the manifest with it (or the manifest alone, where that is damaged), so None says that the stage
-    is to be gone on with. Raises StageError as `check_done` does.
+    Damaged files are deleted together with the manifest (only the manifest, if that is what is damaged), and the
+    result is `None`: the stage has to be resumed. Raises StageError as `check_done` does.
     """
     try:
         manifest = read_manifest(folder)
     except DataError as error:
         damaged, manifest = [MANIFEST], None
-        logger.warning(f"{str(error).removesuffix(DAMAGED)}What it stands for is made again now.")
+        logger.warning(f"{str(error).removesuffix(DAMAGED)}Regenerating it now.")
     else:
         if manifest is None:
             return None
         _refuse_others(folder, manifest, stage, config, inputs)
         damaged = damaged_files(folder, manifest)
         for name in damaged:
-            logger.warning(f"{folder / name} is damaged. What it holds is made again now.")
+            logger.warning(f"{folder / name} is damaged. Regenerating it now.")
     if damaged:
         for name in (MANIFEST, *damaged):
             remove(folder / name)
@@ -210,7 +211,7 @@ def _refuse_others(
         more = f"; and {len(lines) - 6} more" if len(lines) > 6 else ""
         raise StageError(
             f"{folder} holds the stage {stage!r} with other settings: {shown}{more}. Give this run another name, "
-            "set the settings back, or begin anew with --restart (which deletes the stage and those after it)."
+            "set the settings back, or start over with --restart (which deletes the stage and those after it)."
         )
 
 
@@ -222,12 +223,13 @@ def begin(
     sealed: bool = False,
     parts: int | None = None,
 ) -> None:
-    """Marks an unfinished stage with what it depends on, so that a killed one goes on with the same alone.
+    """Record what an unfinished stage depends on, so that it resumes only with the same settings and inputs.
 
-    parts: how many it will have, for those who look on.
+    sealed: whether the stage's parts carry seals that identify them; a damaged record is then rewritten.
+    parts: the number of parts that the stage will have, for progress displays.
 
-    Raises StageError with the difference when `folder` was begun with other settings or inputs, DataError when the mark
-    is damaged. With `sealed` parts, which tell themselves what they are of, a damaged mark is written anew.
+    Raises StageError with the difference if `folder` was started with other settings or inputs, and DataError if the
+    record is damaged.
     """
     path = folder / BEGUN
     content = plain({"config": config, "inputs": inputs})
@@ -243,8 +245,8 @@ def begin(
     if lines:
         shown = "; ".join(lines)
         raise StageError(
-            f"{folder} is unfinished, and was begun with other settings: {shown}. Set them back to go on, give this "
-            "run another name, or begin anew with --restart."
+            f"{folder} is unfinished and was started with other settings: {shown}. Set them back to resume, give this "
+            "run another name, or start over with --restart."
         )
     write_text(path, json.dumps(before | ({} if parts is None else {PARTS: parts})))
 
@@ -252,15 +254,15 @@ def begin(
 def _read_mark(path: Place) -> dict[str, Any]:
     mark = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(mark, dict) or not isinstance(mark.get("config"), dict):
-        raise ValueError("it names no settings")
+        raise ValueError("it records no settings")
     return {key: value for key, value in mark.items() if key != PARTS}
 
 
 def as_recorded(folder: Place, config: dict[str, Any]) -> dict[str, Any]:
-    """`config` in the form in which `folder` records the same settings; as it is where it records none, or others.
+    """The settings of `config` as `folder` recorded them; `config` itself if it recorded none, or different ones.
 
-    What an older version finished or began lacks the keys that came later. Seals and later stages know it by a digest
-    of that form, so whoever makes a part of it anew records the same.
+    A stage that an older version started or finished lacks the keys that were added later. Seals and later stages
+    identify it by a digest of that older form, so regenerated parts have to record the same form.
     """
     try:
         manifest = read_manifest(folder)
@@ -271,18 +273,18 @@ def as_recorded(folder: Place, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def verify_sizes(folder: Place, manifest: Manifest) -> None:
-    """Raises DataError naming the first file that is missing or of another size than promised."""
+    """Raise DataError naming the first file that is missing or whose size differs from the manifest."""
     for name, (size, _) in manifest.files.items():
-        found = size_of(folder / name)
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes"
+        actual = size_of(folder / name)
+        if actual != size:
+            problem = "is missing" if actual is None else f"has {actual} bytes"
             raise DataError(
-                f"{folder / name} {state}; its manifest promises {size} bytes. {_remedy(manifest)}"
+                f"{folder / name} {problem}; its manifest promises {size} bytes. {_remedy(manifest)}"
             )
 
 
 def verify_checksums(folder: Place, manifest: Manifest) -> None:
-    """Reads every file. Raises DataError naming the first whose bytes are not the promised ones."""
+    """Read every file. Raises DataError naming the first that differs from its checksum in the manifest."""
     verify_sizes(folder, manifest)
     for name, (_, digest) in manifest.files.items():
         if not has_digest(folder / name, digest):
@@ -293,14 +295,14 @@ def _remedy(manifest: Manifest) -> str:
     name = manifest.stage.partition(" ")[0]
     stage = next((stage for stage in STAGES if stage.name == name), None)
     if stage in (COMPARED, PREPARED):
-        return "Delete its folder, and run `metarepair compare` again: it makes that anew, and nothing else."
+        return "Delete its folder and run `metarepair compare` again; it regenerates only that folder."
     if stage is None or not stage.mends:
         return "Run the stage again with --restart."
-    return f"Run `metarepair {stage.verb}` again: it makes what is damaged again, and nothing else."
+    return f"Run `metarepair {stage.verb}` again; it regenerates only what is damaged."
 
 
 def has_digest(path: Place, digest: str) -> bool:
-    """Whether a file has these bytes. A remote one whose copy on this node has others is fetched once more."""
+    """Whether a file has this digest. A remote file whose copy on this node differs is fetched once more."""
     try:
         if file_hash(path) == digest:
             return True
@@ -313,12 +315,12 @@ def has_digest(path: Place, digest: str) -> bool:
 
 
 def damaged_files(folder: Place, manifest: Manifest) -> list[str]:
-    """Names of the files that are missing, or whose bytes are not the promised ones. Reads every file."""
+    """Names of the files that are missing or differ from their checksums in the manifest. Reads every file."""
     promised = manifest.files.items()
     return [n for n, (size, d) in promised if size_of(folder / n) != size or not has_digest(folder / n, d)]
 
 
 def discard(folder: Place) -> None:
-    """Deletes a stage: its manifest first, so that a half-deleted stage is unfinished."""
+    """Delete a stage, its manifest first, so that a half-deleted stage counts as unfinished."""
     (folder / MANIFEST).unlink(missing_ok=True)
     remove_tree(folder)

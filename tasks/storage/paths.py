@@ -1,13 +1,13 @@
-"""A storage path in, files that are there whole or not at all out: a folder here, or s3:// and gs:// through pyarrow.
+"""Read and write files atomically, in a local folder or in s3:// and gs:// storage through pyarrow.
 
     place("runs")             a pathlib.Path
     place("s3://bucket/runs") a RemotePath: the part of pathlib.Path's interface that the stages use
     local(path)               a file for readers that need one (memory maps, Parquet, safetensors): the path itself, or
                               its copy in the node's cache
-    writing(path)             a file to fill; it takes its place when the block ends, by a rename or a single upload
+    writing(path)             a file to fill; when the block ends, it becomes `path` by a rename or a single upload
 
-Credentials, region and endpoint of S3 come from where AWS' own tools take them (AWS_ACCESS_KEY_ID, AWS_PROFILE,
-AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, …), those of GCS from Google's; none of them is written anywhere.
+Credentials, region and endpoint of S3 come from the places that AWS' own tools use (AWS_ACCESS_KEY_ID, AWS_PROFILE,
+AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, …), those of GCS from the places that Google's use; none is written anywhere.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Place = Path | RemotePath
 
 
 def place(text: str) -> Place:
-    """Where `text` points: a RemotePath for s3:// and gs://, else a local path. ConfigError for another scheme."""
+    """The path that `text` names: a RemotePath for s3:// and gs://, else a local path. Raises ConfigError."""
     scheme, separator, key = text.partition("://")
     if not separator:
         return Path(text).expanduser().absolute()
@@ -59,14 +59,14 @@ def place(text: str) -> Place:
 def local(path: Place) -> Path:
     """A local file with the content of `path`. Raises FileNotFoundError, StorageError.
 
-    A remote file is copied once a node: its copy is named by address, size and time of writing, so a file that was
-    replaced is copied anew.
+    A remote file is copied once per node. The copy is named by address, size and modification time, so a file that
+    was replaced is copied again.
     """
     if isinstance(path, Path):
         return path
     info = path.info()
     if info.type != pa.fs.FileType.File:
-        raise FileNotFoundError(f"{path} is not there")
+        raise FileNotFoundError(f"{path} does not exist")
     copy = copy_of(path, info)
     if size_of(copy) != info.size:
         _make_cache(copy.parent)
@@ -76,7 +76,7 @@ def local(path: Place) -> Path:
             arrived = part.stat().st_size
             if arrived != info.size:
                 raise StorageError(
-                    f"{path} has {info.size} bytes, and {arrived} arrived here. Run the same command again to go on."
+                    f"{path} has {info.size} bytes, but {arrived} were received. Run the same command again to resume."
                 )
         forget_copies(path, but=copy)
     return copy
@@ -84,7 +84,7 @@ def local(path: Place) -> Path:
 
 @contextmanager
 def writing(path: Place) -> Iterator[Path]:
-    """A new local file to fill, which becomes `path` when the block ends and is gone when it raises."""
+    """A new local file to fill. It becomes `path` when the block ends, and is deleted if the block raises."""
     if isinstance(path, Path):
         part = _unique(path)
         with _right_kinds(path):
@@ -94,7 +94,7 @@ def writing(path: Place) -> Iterator[Path]:
         _make_cache(part.parent)
     try:
         yield part
-        part.chmod(0o644)  # some writers make it private; all workers must be able to read a shared path
+        part.chmod(0o644)  # some writers make it private, but all workers must be able to read it
         if isinstance(path, Path):
             with _right_kinds(path):
                 part.replace(path)
@@ -106,24 +106,24 @@ def writing(path: Place) -> Iterator[Path]:
 
 @contextmanager
 def _right_kinds(path: Path) -> Iterator[None]:
-    """A folder where a file belongs, or a file where a folder does, is the user's to move."""
+    """Raise DataError if a folder is in the place of a file, or a file in the place of a folder."""
     try:
         yield
     except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         raise DataError(
-            f"{path} cannot be written: {error.strerror}, {error.filename}. Something else stands there; move it away, "
+            f"{path} cannot be written: {error.strerror}, {error.filename}. Something else is there; move it away, "
             "then run the same command again."
         ) from error
 
 
 def _make_folder(folder: Path) -> None:
-    """With those above it. Another writer may clear it away between pathlib's two looks at it: then once more."""
+    """Make a folder and its parents. Retries if another writer deletes it between pathlib's two checks."""
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            with suppress(FileNotFoundError):  # gone at this look, as at pathlib's second
-                if not stat.S_ISDIR(folder.lstat().st_mode):  # something else stands there
+            with suppress(FileNotFoundError):  # gone again, as at pathlib's second check
+                if not stat.S_ISDIR(folder.lstat().st_mode):  # something else is there
                     raise
         else:
             return
@@ -134,26 +134,27 @@ def _make_cache(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"The cache for remote files cannot be written ({error}). Set {CACHE_VARIABLE} to a folder that can."
+            f"The cache for remote files cannot be written ({error}). Set {CACHE_VARIABLE} to a writable folder."
         ) from error
 
 
 def _upload(part: Path, path: RemotePath) -> None:
     with reaching(path), part.open("rb") as stream, path.system().open_output_stream(path.key) as sink:
         shutil.copyfileobj(stream, sink, CHUNK_BYTES)
-    # It need not be fetched again, and an older copy of the same size and second would be wrong.
+    # The uploaded file becomes the node's copy: it need not be fetched again, and an older copy of the same size and
+    # second would be wrong.
     copy = copy_of(path, path.info())
     part.replace(copy)
     forget_copies(path, but=copy)
 
 
 def _unique(path: Path) -> Path:
-    """A name of this writer's own: two writers of one file must not meet in one temporary file."""
+    """A temporary name for this writer alone: two writers of one file must not share a temporary file."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def write_text(path: Place, text: str) -> None:
-    """Replaces a small text file as a whole."""
+    """Write a small text file atomically."""
     if isinstance(path, RemotePath):
         path.write_bytes(text.encode())
         return
@@ -162,7 +163,7 @@ def write_text(path: Place, text: str) -> None:
 
 
 def write_table(path: Place, table: pa.Table) -> None:
-    """A table as Parquet or CSV, by the path's suffix."""
+    """Write a table as CSV if the path ends in .csv, else as Parquet."""
     with writing(path) as part:
         if path.suffix == ".csv":
             pa.csv.write_csv(table, part)
@@ -171,19 +172,19 @@ def write_table(path: Place, table: pa.Table) -> None:
 
 
 def read_table(path: Place, remedy: str, **options: Any) -> pa.Table:
-    """A Parquet file; `options` are pyarrow's. Raises DataError, which ends with the remedy, when it is damaged."""
+    """Read a Parquet file; `options` are pyarrow's. Raises DataError with `remedy` if it is missing or damaged."""
     try:
         return pa.parquet.read_table(local(path), **options)
     except FileNotFoundError as error:
-        raise DataError(f"{path} is not there. {remedy}") from error
+        raise DataError(f"{path} does not exist. {remedy}") from error
     except (OSError, pa.ArrowException) as error:
-        # pyarrow's OSError for a torn file has no number of the system's.
-        why = getattr(error, "strerror", None) or "it is no whole Parquet file with these columns"
+        # pyarrow's OSError for a truncated file has no system error number.
+        why = getattr(error, "strerror", None) or "it is not a whole Parquet file with these columns"
         raise DataError(f"{path} cannot be read: {why}. {remedy}") from error
 
 
 def append_line(path: Place, line: str) -> None:
-    """Adds a line to a small log. An object store cannot append, so there the log is read and put again."""
+    """Append a line to a small log. An object store cannot append, so there the log is read and rewritten."""
     if isinstance(path, Path):
         with path.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
@@ -193,25 +194,25 @@ def append_line(path: Place, line: str) -> None:
 
 
 def find(folder: Place, pattern: str, *, deep: bool = False) -> list[Place]:
-    """Files and folders of `folder` (deep: and of all below it) whose names match, in order."""
-    found: list[Place] = [*(folder.rglob(pattern) if deep else folder.glob(pattern))]
-    return sorted(found, key=str)
+    """Sorted files and folders in `folder` (deep: and in all folders below it) whose names match `pattern`."""
+    matches: list[Place] = [*(folder.rglob(pattern) if deep else folder.glob(pattern))]
+    return sorted(matches, key=str)
 
 
 def inside(path: Place, folder: Place) -> str:
-    """The path of something in `folder`, from there on."""
+    """The path of something in `folder`, relative to `folder`."""
     return str(path).removeprefix(str(folder)).lstrip("/")
 
 
 def size_of(path: Place) -> int | None:
-    """Bytes of a file, None where there is none."""
+    """Size of a file in bytes, `None` if there is no such file."""
     if isinstance(path, RemotePath):
         return path.size()
     return path.stat().st_size if path.is_file() else None
 
 
 def remove(path: Place) -> None:
-    """Deletes what stands at `path`, be it a file or a folder; nothing where there is nothing."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir():
         remove_tree(path)
     else:
@@ -219,7 +220,7 @@ def remove(path: Place) -> None:
 
 
 def remove_tree(path: Place) -> None:
-    """Deletes a folder and all in it; nothing where there is none."""
+    """Delete a folder with its content, if it exists."""
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -228,6 +229,6 @@ def remove_tree(path: Place) -> None:
 
 
 def copy_file(source: Place, target: Place) -> None:
-    """Copies one file; it appears whole."""
+    """Copy one file atomically."""
     with writing(target) as part:
         shutil.copyfile(local(source), part)

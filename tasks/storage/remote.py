@@ -1,6 +1,6 @@
-"""An object's address in, what pathlib would do with it out; and the node's copies of objects.
+"""Paths in an object store, with the interface of pathlib, and the node's copies of objects.
 
-Source of credentials, region and endpoint: tasks.storage.paths.
+For credentials, region and endpoint see tasks.storage.paths.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ CACHE_VARIABLE = "METAREPAIR_CACHE"
 
 @dataclass(frozen=True, order=True)
 class RemotePath:
-    """An object, or all objects whose names begin alike: `scheme://key`, the bucket being the key's first part.
+    """An object, or all objects whose names share a prefix: `scheme://key`, where the key begins with the bucket.
 
-    Methods are named and behave as pathlib's. Small files are read anew each time; nothing here is cached. Raises
-    StorageError, which says what to look at, for all that is no missing file.
+    Methods have the names and the behaviour of pathlib's. Nothing is cached here: files are read again each time.
+    Raises FileNotFoundError for a missing file, and StorageError, with what to check, for every other failure.
     """
 
     scheme: str
@@ -69,7 +69,7 @@ class RemotePath:
         return bool(self.info().type == pa.fs.FileType.Directory)
 
     def mkdir(self, *, parents: bool = True, exist_ok: bool = True) -> None:
-        """Nothing: an object store has no folders."""
+        """Does nothing: an object store has no folders."""
 
     def touch(self) -> None:
         self.write_bytes(b"")
@@ -99,24 +99,24 @@ class RemotePath:
         return self._listed(recursive=False)
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """Of this folder, names alone: a pattern with a slash is refused."""
+        """Match names in this folder only; the pattern must not contain a slash."""
         assert "/" not in pattern, pattern
         return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
     def rglob(self, pattern: str) -> Iterator[RemotePath]:
-        """Of this folder and all below it, by the last part of the name."""
+        """Match names in this folder and in all folders below it."""
         return (path for path in self._listed(recursive=True) if fnmatchcase(path.name, pattern))
 
     def size(self) -> int | None:
-        """Bytes of an object, None where there is none."""
+        """Size of an object in bytes, `None` if there is no such object."""
         info = self.info()
         return int(info.size) if info.type == pa.fs.FileType.File else None
 
     def objects(self) -> Iterator[tuple[RemotePath, Any]]:
-        """All objects below this one, each with pyarrow's FileInfo: one listing, however many there are."""
-        found = self._infos(recursive=True)
+        """All objects below this path, each with pyarrow's FileInfo, from a single listing."""
+        infos = self._infos(recursive=True)
         return (
-            (RemotePath(self.scheme, info.path), info) for info in found if info.type == pa.fs.FileType.File
+            (RemotePath(self.scheme, info.path), info) for info in infos if info.type == pa.fs.FileType.File
         )
 
     def _listed(self, *, recursive: bool) -> Iterator[RemotePath]:
@@ -125,8 +125,8 @@ class RemotePath:
     def _infos(self, *, recursive: bool) -> list[Any]:
         selector = pa.fs.FileSelector(self.key, allow_not_found=True, recursive=recursive)
         with reaching(self):
-            found: list[Any] = self.system().get_file_info(selector)
-        return found
+            infos: list[Any] = self.system().get_file_info(selector)
+        return infos
 
     def info(self) -> Any:
         """pyarrow's FileInfo."""
@@ -148,7 +148,7 @@ def _file_system(scheme: str, bucket: str) -> Any:
 
 @contextmanager
 def reaching(path: RemotePath) -> Iterator[None]:
-    """Missing files are FileNotFoundError as ever; all else that a store answers becomes a StorageError."""
+    """Let FileNotFoundError pass; turn every other error of the store into a StorageError."""
     try:
         yield
     except FileNotFoundError:
@@ -159,13 +159,13 @@ def reaching(path: RemotePath) -> Iterator[None]:
 
 def _unreachable(where: str, error: Exception) -> str:
     return (
-        f"{where} cannot be read or written: {' '.join(str(error).split())}. Look at the bucket's name, the "
-        "credentials and the endpoint (AWS_ENDPOINT_URL for S3); then run the same command again to go on."
+        f"{where} cannot be read or written: {' '.join(str(error).split())}. Check the bucket's name, the "
+        "credentials and the endpoint (AWS_ENDPOINT_URL for S3); then run the same command again to resume."
     )
 
 
 def cache_folder() -> Path:
-    """Where copies of remote files are kept: METAREPAIR_CACHE, else `metarepair` in the user's cache folder."""
+    """The folder for copies of remote files: METAREPAIR_CACHE, else `metarepair` in the user's cache folder."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given).expanduser()
@@ -173,7 +173,7 @@ def cache_folder() -> Path:
 
 
 def copy_of(path: RemotePath, info: Any) -> Path:
-    """Where the node's copy of an object belongs: named by address, size and time of writing."""
+    """The path of the node's copy of an object, named by address, size and modification time."""
     return copies_of(path) / f"{info.size}-{info.mtime_ns}{path.suffix}"
 
 
@@ -184,7 +184,7 @@ def copies_of(path: RemotePath) -> Path:
 
 
 def forget_copies(path: RemotePath, *, but: Path | None = None) -> None:
-    """Deletes the node's copies of an object."""
+    """Delete the node's copies of an object, except `but`."""
     for old in copies_of(path).glob("*"):
         if old != but and old.suffix != ".tmp":
-            old.unlink(missing_ok=True)  # mapped by a reader, it lives on until that one ends
+            old.unlink(missing_ok=True)  # a reader that has mapped it keeps it until it closes it

@@ -1,10 +1,10 @@
-"""A run's folder in, the right to write there out: one driver at a time, on this machine or on any other.
+"""Lock a run, so that only one driver at a time writes in it, on this machine or any other.
 
 While a driver works, its run has
-    lock.json   the lease (tasks.storage.lease): who works there, and a beat that is renewed every few seconds
+    lock.json   the lease (tasks.storage.lease): its owner, and a heartbeat that is renewed every few seconds
     lock        on a local path, a file that is locked by flock: a driver that dies frees it at once
-Only drivers take it; workers and actors write what their driver asks for. A driver that finds another's lease in place
-of its own stops.
+Only drivers take the lock; workers and actors write what their driver asks for. A driver stops if it finds another
+driver's lease in place of its own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOCK = "lock"
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Whom storage names as a run's writer (None where it has only begun); `alive` as far as can be seen from here."""
+    """A run's writer: its lease's owner (`None` if not yet written), and whether it is alive, as seen from here."""
 
     owner: Owner | None
     alive: bool
@@ -46,10 +46,10 @@ class Holder:
 
 @contextmanager
 def locked(root: Place, verb: str, *, beat_s: float = BEAT_S, dead_s: float = DEAD_S) -> Iterator[None]:
-    """Nobody else writes in the run at `root`, a folder that is there, while the block runs.
+    """Hold the lock of the run at `root`, an existing folder, while the block runs.
 
-    Raises LockError when another does; also when another took it over meanwhile, because this process was suspended or
-    cut off: the block is then ended as by Ctrl-C.
+    Raises LockError if another process holds it, or takes it over because this process was suspended or cut off from
+    its storage; in the latter case the block is ended as by Ctrl-C.
     """
     owner = new_owner(verb)
     descriptor = _take(root, owner, beat_s, dead_s)
@@ -70,7 +70,7 @@ def locked(root: Place, verb: str, *, beat_s: float = BEAT_S, dead_s: float = DE
 
 
 def holder(root: Place, *, dead_s: float = DEAD_S) -> Holder | None:
-    """Who writes in the run at `root`, or died there without an end; None for nobody. Changes nothing."""
+    """The process that writes in the run at `root`, or died while writing; `None` if there is none. Changes nothing."""
     owner = known_owner(root)
     held = is_locked(root / LOCK) if isinstance(root, Path) else None
     if held:
@@ -82,41 +82,41 @@ def holder(root: Place, *, dead_s: float = DEAD_S) -> Holder | None:
 
 
 class _Beat(threading.Thread):
-    """Renews a lease until it ends, or until the lease is another's: then `lost`, and the main thread is stopped."""
+    """Renews a lease until `end` is called. If another owner takes the lease, sets `lost` and stops the main thread."""
 
     def __init__(self, root: Place, owner: Owner, beat_s: float) -> None:
         super().__init__(name="lease", daemon=True)
         self.lost = False
         self._root, self._owner, self._beat_s = root, owner, beat_s
         self._over = threading.Event()
-        self._of_main = threading.current_thread() is threading.main_thread()
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
 
     def run(self) -> None:
         while not self._over.wait(self._beat_s):
             try:
                 self.lost = not renew_lease(self._root, self._owner)
             except (OSError, StorageError):
-                continue  # out of reach for now: whose lease it is will be seen when it is back
+                continue  # unreachable for now: the lease is checked again once the storage is back
             if self.lost:
-                if self._of_main and not self._over.is_set():
+                if self._in_main_thread and not self._over.is_set():
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
 
     def end(self) -> None:
-        """A beat that hangs on a storage which does not answer is not waited for: the lease dies by itself."""
+        """Stop renewing. Does not wait for a heartbeat that hangs on unresponsive storage: its lease expires anyway."""
         self._over.set()
         self.join(timeout=2 * self._beat_s)
 
 
 def _take(root: Place, owner: Owner, beat_s: float, dead_s: float) -> int | None:
-    """Makes `owner` the run's; returns the descriptor of the locked file where there is one. Raises LockError."""
+    """Lock the run for `owner`; return the descriptor of the locked file, if there is one. Raises LockError."""
     try:
         descriptor = lock_file(root / LOCK) if isinstance(root, Path) else None
     except BlockingIOError as error:
         raise LockError(_refusal(root, known_owner(root))) from error
     try:
         other = known_owner(root)
-        # This machine's flock is the truth about its own processes; it may not see those of another machine.
+        # flock is reliable for processes of this machine; it may not see those of another machine.
         freed = other is not None and other.is_of_here and descriptor is not None
         if other is not None and not freed and lives(root, other, beat_s=beat_s, dead_s=dead_s):
             raise LockError(_refusal(root, other))
@@ -130,7 +130,7 @@ def _take(root: Place, owner: Owner, beat_s: float, dead_s: float) -> int | None
 
 
 def _release(root: Place, owner: Owner, descriptor: int | None) -> bool:
-    """Whether it was the owner's to the end. A storage that fails now says nothing of it: the lease dies by itself."""
+    """Release the run; False if `owner` had lost it. If storage fails now, assume not: the lease expires by itself."""
     try:
         return end_lease(root, owner)
     except (OSError, StorageError):
@@ -141,11 +141,11 @@ def _release(root: Place, owner: Owner, descriptor: int | None) -> bool:
 
 
 def _refusal(root: Place, other: Owner | None) -> str:
-    who = "another process, which has only begun" if other is None else other.words
+    who = "another process, which has only just started" if other is None else other.words
     return (
-        f"{root} is written to by {who}; two at once would mix what they write. Wait until it ends, or stop it, then "
-        "run the same command again, which goes on from there; or give this run another name. "
-        f"`metarepair status {root}` tells how far it is."
+        f"{root} is in use by {who}; two processes would mix their files. Wait until it ends, or stop it, then run the "
+        "same command again to resume from there; or give this run another name. "
+        f"`metarepair status {root}` shows its progress."
     )
 
 
@@ -156,7 +156,7 @@ def _lost(root: Place) -> str:
         other = None
     how = f"was deleted ({root / LEASE})" if other is None else f"was taken over by {other.words}"
     return (
-        f"This process' hold on {root} {how} while it was suspended or cut off from its storage, or by hand. It "
-        "stopped, so that two do not mix what they write; what it wrote is kept. Run the same command again, once "
-        "nobody else works there, to go on."
+        f"This process' lock on {root} {how} while it was suspended or cut off from its storage, or by hand. It "
+        "stopped, so that two processes do not mix their files; what it wrote is kept. Once no other process works "
+        "there, run the same command again to resume."
     )

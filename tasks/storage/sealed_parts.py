@@ -1,7 +1,7 @@
-"""A finished part of an unfinished stage in, a seal beside it out: which part it is, and the digest of its bytes.
+"""Seal the finished parts of an unfinished stage: a file beside each part identifies it and has its digest.
 
-A manifest is written when a stage is done; until then each part vouches for itself. A part that was damaged, exchanged
-with another, or made with other settings is not taken for the one that is asked for.
+A manifest is written only when a stage is done; until then each part carries its own proof. A part that was damaged,
+swapped with another, or made with other settings is not accepted as the part that is needed.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ AnyPart = TypeVar("AnyPart", bound="Part")
 
 
 def seal(path: Place, identity: Mapping[str, Any]) -> None:
-    """Writes `path`.seal, last: a part without one is not there. `identity` is plain JSON content."""
+    """Write `path`.seal, after the part: a part without a seal does not count. `identity` is plain JSON content."""
     content = {"identity": content_hash(dict(identity)), "digest": file_hash(path)}
     write_text(seal_of(path), json.dumps(content))
 
 
 def is_sealed(path: Place, identity: Mapping[str, Any]) -> bool:
-    """Whether `path` is there, is what `identity` says, and has the very bytes that were sealed."""
+    """Whether `path` exists, was sealed with this `identity`, and still has the bytes that were sealed."""
     return has_identity(path, identity) and is_untouched(path)
 
 
 def has_identity(path: Place, identity: Mapping[str, Any]) -> bool:
-    """Whether `path` was sealed as what `identity` says. Its bytes are not read."""
-    return _sealed(path).get("identity") == content_hash(dict(identity))
+    """Whether `path` was sealed with this `identity`. Its bytes are not read."""
+    return _read_seal(path).get("identity") == content_hash(dict(identity))
 
 
 def is_untouched(path: Place) -> bool:
-    """Whether `path` has the bytes that were sealed, whatever it is."""
+    """Whether `path` still has the bytes that were sealed, whatever its identity."""
     try:
-        return _sealed(path).get("digest") == file_hash(path)
+        return _read_seal(path).get("digest") == file_hash(path)
     except OSError:
         return False
 
 
-def _sealed(path: Place) -> dict[str, Any]:
-    """What the seal of a part says; nothing where there is none, or a damaged one."""
+def _read_seal(path: Place) -> dict[str, Any]:
+    """The content of a part's seal; empty if the seal is missing or damaged."""
     try:
-        found = json.loads(seal_of(path).read_text(encoding="utf-8"))
+        content = json.loads(seal_of(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 class Part(Protocol):
-    """A piece of work with its file."""
+    """A piece of work and the file that it makes."""
 
     @property
     def path(self) -> Place: ...
@@ -62,19 +62,19 @@ class Part(Protocol):
 
 
 def missing_parts(parts: Sequence[AnyPart]) -> list[AnyPart]:
-    """The parts that are still to be made. One that is there and damaged is among them, with a warning."""
+    """The parts that have yet to be made. A part that exists but is damaged is one of them, with a warning."""
     missing = []
     for part in parts:
         if is_sealed(part.path, part.identity):
             continue
         if part.path.exists() and seal_of(part.path).exists():
             logger.warning(
-                f"{part.path} is damaged, or not what belongs there. What it stands for is made again now."
+                f"{part.path} is damaged, or is not the part that belongs there. Regenerating it now."
             )
         missing.append(part)
     return missing
 
 
 def seal_of(path: Place) -> Place:
-    """Where the seal of a part is."""
+    """The path of a part's seal."""
     return path.with_name(path.name + SUFFIX)

@@ -1,6 +1,6 @@
-"""The settings that a stage records, and how those of an older run are compared with them.
+"""The settings that a stage records, and their comparison with those of an older run.
 
-Settings are recorded in full. One rule holds for runs of older versions: a key that their record lacks counts as its
+Settings are recorded in full. One rule serves runs of older versions: a key that their record lacks counts as its
 default.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Settings(dict[str, Any]):
-    """A group of settings as plain values, which may hold further groups; `defaults` of the keys that have one."""
+    """A group of settings as plain values, possibly with nested groups; `defaults` of the keys that have one."""
 
     def __init__(self, values: Mapping[str, Any], *, defaults: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -23,23 +23,23 @@ class Settings(dict[str, Any]):
 
 
 def changes(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """`train.episodes: 20 -> 60` for every setting that differs from what an older run may have recorded in part."""
+    """`train.episodes: 20 -> 60` for every setting that differs from a record, which may lack newer keys."""
     return difference(_filled(recorded, settings), plain(settings))
 
 
 def _filled(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What was recorded, with the defaults of the keys that it lacks and `settings` has; lists are left as they are."""
+    """The record, completed by the defaults of keys that only `settings` has; lists are left as they are."""
     defaults = settings.defaults if isinstance(settings, Settings) else {}
-    found = dict(recorded)
+    filled = dict(recorded)
     for key, value in settings.items():
         held = recorded.get(
             key, {} if isinstance(value, Settings) else None
-        )  # of a whole group, each key is lacking
+        )  # a missing group lacks each of its keys
         if isinstance(value, Mapping) and isinstance(held, Mapping):
-            found[key] = _filled(held, value)
+            filled[key] = _filled(held, value)
         elif key not in recorded and key in defaults:
-            found[key] = defaults[key]
-    return found
+            filled[key] = defaults[key]
+    return filled
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -55,6 +55,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 
 def plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    """As it will read back from JSON (tuples become lists)."""
-    found: dict[str, Any] = json.loads(json.dumps(content))
-    return found
+    """The content as it reads back from JSON (tuples become lists)."""
+    read_back: dict[str, Any] = json.loads(json.dumps(content))
+    return read_back

@@ -1,7 +1,7 @@
-"""All stages of a run in one table: what each is called, where it lies, what makes it and what it builds on.
+"""The table of all stages of a run: names, folders, the commands that make them, and their inputs.
 
-Manifests, the pipeline, `--restart`, `inspect` and `status` read this table. To add a stage, add an entry here and the
-function that makes it (`metarepair.runs.run_stage.run_stage` does the rest).
+Manifests, the pipeline, `--restart`, `inspect` and `status` read this table. To add a stage, add an entry here and
+write the function that makes it (`metarepair.runs.run_stage.run_stage` does the rest).
 """
 
 from __future__ import annotations
@@ -23,18 +23,25 @@ Kind = Literal[
     "search",
 ]
 Role = Literal["experience", "target"]
-BEGUN = "begun.json"  # marks an unfinished stage with what it depends on
+BEGUN = "begun.json"  # records what an unfinished stage depends on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage, or all stages of a kind.
+    """One stage, or all stages of one kind.
 
-    kind: what `inspect --json` calls it. name: the first word of its manifest's `stage`; the other words are the role,
-    where it has one, and those that stand in capitals in `folder`. verb: what makes it on the command line. settings:
-    the keys that its manifest's `config` may have. needs: the kinds whose results it reads. traces: patterns of the
-    files that an unfinished one may have. parts: the pattern of those that are sealed one by one. unit: what its
-    progress counts. mends: whether its verb makes again what is damaged, and nothing else.
+    kind: its name in `inspect --json`.
+    name: the first word of `stage` in its manifest; the role, if any, and the names for the words in capitals in
+        `folder` follow.
+    verb: the command that makes it.
+    folder: its folder in the run; words in capitals stand for names.
+    missing: what to do first if the stage is not finished, as a phrase.
+    settings: the keys that `config` in its manifest may have.
+    needs: the kinds whose results it reads.
+    traces: glob patterns of the files that an unfinished stage may have.
+    parts: glob pattern of the parts that are sealed one by one; `None` if there are none.
+    unit: the unit of its progress.
+    mends: whether its command regenerates damaged files, and only those.
     """
 
     kind: Kind
@@ -52,22 +59,22 @@ class Stage:
 
     @property
     def group(self) -> str:
-        """The folder in a run that holds it, or all of its kind."""
+        """The top folder in a run: its own, or that of all stages of its kind."""
         return self.folder.partition("/")[0]
 
     @property
     def depth(self) -> int:
-        """How many folders below `group` the stages of this kind lie; 0 for the only one of its kind."""
+        """Number of folder levels below `group`; 0 if the stage is the only one of its kind."""
         return self.folder.count("/")
 
     @property
     def marked(self) -> bool:
-        """Whether a file in its own folder says what an unfinished one depends on."""
+        """Whether an unfinished stage records what it depends on in a file in its own folder."""
         return BEGUN in self.traces
 
     @property
     def remedy(self) -> str:
-        """What to do where the stage is not finished."""
+        """What to do if the stage is not finished, with the command."""
         return f"{self.missing}: metarepair {self.verb} --config …"
 
     def title(self, *names: str) -> str:
@@ -201,24 +208,24 @@ STAGES = (
     HYPOTHESIS,
     SEARCH,
 )
-# Those that `inspect` and `status` tell of by their files; a search is told of by its trials.
+# The stages that `inspect` and `status` describe by their files. They describe a search by its trials.
 LISTED = tuple(stage for stage in STAGES if stage is not SEARCH)
 
 
 def stage_of_kind(kind: str) -> Stage:
-    """The entry of a kind; for environments, that of experiences."""
+    """The entry of a kind; the experiences' entry for `environment`."""
     return next(stage for stage in STAGES if stage.kind == kind)
 
 
 def stage_of_group(group: str) -> Stage | None:
-    """The entry whose folder in a run is called `group`, None where there is none."""
+    """The entry whose top folder in a run is `group`, or `None`."""
     return next((stage for stage in LISTED if stage.group == group), None)
 
 
 def stage_of_title(title: str) -> tuple[Stage, Sequence[str]] | None:
-    """The entry and the names that the `stage` of a manifest is made of, None for any other text.
+    """Split the `stage` of a manifest into its entry and names; `None` for any other text.
 
-    Features have a role among their names: `features experience fog`.
+    The names of features include a role: `features experience fog`.
     """
     words = title.split()
     for stage in LISTED:

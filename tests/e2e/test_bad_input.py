@@ -291,7 +291,7 @@ def test_mining_again_mends_what_is_damaged_and_nothing_else(done: Cli) -> None:
     code, out, _ = done.answer("mine")
     assert code == 0
     assert "shot_noise/collect.arrow" in out
-    assert out.count("is made again now") == 1
+    assert out.count("Regenerating it now") == 1
     assert pixels_and_index() == before
 
 
@@ -457,7 +457,7 @@ def test_half_mined_with_other_settings_is_refused_with_the_difference(
     with monkeypatch.context() as patch:
         interrupt(patch, "metarepair.stages.mining.write_part", 1)
         assert fresh.run("mine")[0] == 1
-    says = ["begun with other settings", "mining.collect: 20 -> 10", "--restart"]
+    says = ["started with other settings", "mining.collect: 20 -> 10", "--restart"]
     fresh.refused("mine", "--set", "mining.collect=10", says=says)
     code, stderr = fresh.run("mine", "--restart", "--set", "mining.collect=10")
     assert code == 0, stderr

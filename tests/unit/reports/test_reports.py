@@ -416,6 +416,6 @@ def test_a_torn_table_is_named_without_pyarrows_words(tmp_path: Path) -> None:
     samples.write_bytes(samples.read_bytes()[:-20])
     with pytest.raises(DataError, match="samples") as refused:
         write_report(run, [made_result()])
-    assert "no whole Parquet file" in str(refused.value)
+    assert "not a whole Parquet file" in str(refused.value)
     assert str(refused.value).endswith("Repair again: metarepair repair --config FILE --restart.")
     assert "magic" not in str(refused.value)

@@ -61,7 +61,7 @@ def test_other_settings_are_refused_whether_the_stage_is_done_or_begun(worker: W
     with pytest.raises(StageError, match=r"with other settings: seed: 0 -> 1"):
         worker.run(seed=1)
     (worker.folder / MANIFEST).unlink()
-    with pytest.raises(StageError, match=r"begun with other settings: seed: 0 -> 1"):
+    with pytest.raises(StageError, match=r"started with other settings: seed: 0 -> 1"):
         worker.run(seed=1)
     assert worker.made == 1
 
@@ -89,7 +89,7 @@ def test_damage_is_made_again_by_the_stages_that_mend_and_refused_by_others(
     worker.run(SCORE, names=())
     assert (worker.folder / "model.safetensors").read_text() == "weights 2"
     assert caplog.messages == [
-        f"{worker.folder / 'model.safetensors'} is damaged. What it holds is made again now."
+        f"{worker.folder / 'model.safetensors'} is damaged. Regenerating it now."
     ]
     (worker.folder / MANIFEST).unlink()
     worker.run(replace(SCORE, mends=False), names=())

@@ -116,7 +116,7 @@ def test_a_truncated_file_is_refused_by_name(root: Place, share: float) -> None:
 
 
 def test_a_missing_file_is_refused_by_name(root: Place) -> None:
-    with pytest.raises(DataError, match=r"absent\.arrow cannot be read .*(is not there|No such file)"):
+    with pytest.raises(DataError, match=r"absent\.arrow cannot be read .*(does not exist|No such file)"):
         read_failures(root / "absent.arrow")
 
 
@@ -176,7 +176,7 @@ def test_labels_outside_the_classes_leave_no_finished_environment(root: Place) -
 def test_half_mined_with_other_settings_is_refused_with_the_difference(root: Place) -> None:
     begin(root, config=SETTINGS, inputs={})
     begin(root, config=SETTINGS, inputs={})  # the same: gone on with
-    with pytest.raises(StageError, match=r"begun with other settings: mining\.collect: 20 -> 30"):
+    with pytest.raises(StageError, match=r"started with other settings: mining\.collect: 20 -> 30"):
         begin(root, config={"seed": 0, "mining": {"collect": 30, "severities": (3, 5)}}, inputs={})
     assert json.loads((root / "begun.json").read_text(encoding="utf-8"))["config"]["mining"]["collect"] == 20
 

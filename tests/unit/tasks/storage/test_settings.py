@@ -147,10 +147,10 @@ def test_an_older_stage_that_was_begun_is_gone_on_with_as_it_was_recorded(tmp_pa
     other = Whole.model_validate({"name": "a", "inner": {"rate": 0.5}}).settings(include={"inner"})
     assert as_recorded(tmp_path, other) == other
     with pytest.raises(
-        StageError, match=r"begun with other settings: inner.rate: 0.1 -> 0.5\. Set them back"
+        StageError, match=r"started with other settings: inner.rate: 0.1 -> 0.5\. Set them back"
     ):
         begin(tmp_path, config=other, inputs={"train": "1"})
-    with pytest.raises(StageError, match=r"begun with other settings: inputs.train: 1 -> 2"):
+    with pytest.raises(StageError, match=r"started with other settings: inputs.train: 1 -> 2"):
         begin(tmp_path, config=WHOLE.settings(include={"inner"}), inputs={"train": "2"})
 
 

@@ -159,7 +159,7 @@ def test_what_stands_where_a_folder_belongs_is_named(tmp_path: Path, other: str)
         (tmp_path / "parts").write_text(other)
     else:
         (tmp_path / "parts").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"cannot be written: .*parts\. Something else stands there"):
+    with pytest.raises(DataError, match=r"cannot be written: .*parts\. Something else is there"):
         write_text(tmp_path / "parts" / "x", "content")
 
 
@@ -209,7 +209,7 @@ def test_an_upload_that_fails_leaves_nothing_to_be_taken_for_it(s3: str) -> None
 
 def test_a_table_is_read_back_and_a_torn_or_absent_one_is_named(root: Place) -> None:
     path = root / "table.parquet"
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         read_table(path, "Make it again.")
     write_table(path, pa.table({"a": [1, 2]}))
     assert read_table(path, "Make it again.", columns=["a"]).to_pydict() == {"a": [1, 2]}
