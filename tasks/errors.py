@@ -1,14 +1,14 @@
-"""What can go wrong because of what the user gave; each message says what came, what is allowed, what to do.
+"""Errors in what the user gave. Each message says what came, what is allowed, and what to do.
 
     UserError                 the input is wrong (exit code 2)
     ├── ConfigError           a setting: unknown, of the wrong type, out of range
     ├── DataError             images, labels, stores: missing, truncated, of another layout
     ├── WeightsError          weights: missing, of another DNN, not safetensors
     ├── TooFewFailuresError   fewer failures than asked to collect
-    ├── StageError            a stage's directory holds something else, or is unfinished where it must be done
-    ├── LockError             another process writes in the same run, or took it over
+    ├── StageError            a stage's folder holds something else, or is unfinished when it must be finished
+    ├── LockError             another process is writing in the run, or took it over
     ├── StorageError          an object store: unreachable, no such bucket, not permitted
-    ├── WorkerError           a worker was lost again and again, or Ray itself failed
+    ├── WorkerError           a worker was lost repeatedly, or Ray itself failed
     └── DivergedError         a loss became NaN or infinite
 
 All are built from one string, so they pickle and leave an actor unharmed.
@@ -41,19 +41,19 @@ class TooFewFailuresError(UserError):
 
 
 class StorageError(UserError):
-    """An object store cannot be reached, or refuses."""
+    """An object store cannot be reached, or refuses access."""
 
 
 class StageError(UserError):
-    """A stage's directory holds another configuration, or is unfinished where it must be done."""
+    """A stage's folder holds something else, or is unfinished when it must be finished."""
 
 
 class LockError(UserError):
-    """Another process writes in the same run, or took it over."""
+    """Another process is writing in the run, or took it over."""
 
 
 class WorkerError(UserError):
-    """A worker was lost again and again at one piece of work, or Ray itself failed."""
+    """A worker was lost repeatedly during one piece of work, or Ray itself failed."""
 
 
 class DivergedError(UserError):
@@ -74,7 +74,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def unreadable(path: object, error: Exception) -> str:
-    """`PATH cannot be read (…)` where the system refuses it, `PATH is damaged (…)` where its content is at fault."""
+    """`PATH cannot be read (…)` for an error of the system, `PATH is damaged (…)` for an error in the content."""
     if isinstance(error, OSError):
         return f"{path} cannot be read ({error.strerror or error})"
     return f"{path} is damaged ({f'it lacks {error}' if isinstance(error, KeyError) else error})"

@@ -1,6 +1,6 @@
-"""Purpose and counters in, a random generator out: the same key draws the same numbers anywhere.
+"""Random generators keyed by a purpose and counters: the same key draws the same numbers anywhere.
 
-No global seed exists. A corrupted image is keyed by (seed, image_id, corruption, severity), a task by
+There is no global seed. A corrupted image is keyed by (seed, image_id, corruption, severity), a task by
 (seed, episode, slot), so neither depends on batch, worker, order or restart.
 """
 
@@ -23,9 +23,9 @@ def keyed_generator(purpose: str, *counters: int | str) -> np.random.Generator:
 def iter_keyed_generators(
     purpose: str, *counters: int | str, last: Iterable[int]
 ) -> Iterator[np.random.Generator]:
-    """`keyed_generator(purpose, *counters, n)` for one `n` of `last` after the other, ten times as fast.
+    """Yield `keyed_generator(purpose, *counters, n)` for each `n` in `last`, ten times as fast.
 
-    One generator is turned to the next key, so draw from each before asking for the next.
+    The same generator object is reset to the next key each time, so draw from it before asking for the next.
     """
     shared = hashlib.blake2b(_text(purpose, counters).encode(), digest_size=16)
     philox = np.random.Philox(key=0)

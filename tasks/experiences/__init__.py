@@ -1,1 +1,1 @@
-"""Experiences: the failures of a deployed DNN under a corruption, mined, stored and read again."""
+"""Experiences: mining, storing and reading the failures of a deployed DNN under a corruption."""

@@ -1,7 +1,7 @@
-"""Failures in, one Arrow file out, and back as a memory map.
+"""Write failures to one Arrow file, and read them back as a memory map.
 
-Uncompressed, in one record batch, so that any row is found by its number without reading the others. The file has the
-index columns, and either the pixels or (`pixels: recomputed`) their digests.
+The file is uncompressed and has one record batch, so any row can be read by its number without reading the others. It
+has the index columns, and either the pixels or (`pixels: recomputed`) their digests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tasks.storage.paths import Place, local, writing
 
 # N failures
 
-CHUNK = 4096  # rows of pixels at a time on the way to the file
+CHUNK = 4096  # rows of pixels that are copied at a time
 
 
 def write_failures(
@@ -32,9 +32,9 @@ def write_failures(
     rows: Ints | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """The given rows (all when None) as one file, which appears complete or not at all.
+    """Write the given rows (all if `None`) to one file, atomically.
 
-    Pixels go through a scratch file where they are more than a chunk, so memory does not grow with the rows.
+    More than `CHUNK` rows of pixels go through a scratch file, so that memory does not grow with the number of rows.
     """
     rows_N = np.arange(len(failures)) if rows is None else rows
     images = failures.images_NHWC_u8
@@ -69,7 +69,7 @@ def _write(path: Place, failures: Failures, rows_N: Ints, pixels: pa.Array, fact
 
 @contextmanager
 def _gathered(images: PixelRows, rows: Ints | None) -> Iterator[Pixels]:
-    """The rows' pixels as one array: in memory if they are few, else in a scratch file that is mapped."""
+    """The rows' pixels as one array: in memory if there are few rows, else in a memory-mapped scratch file."""
     if rows is None and isinstance(images, np.ndarray):
         yield np.ascontiguousarray(images)
         return
@@ -91,7 +91,7 @@ def read_failures(path: Place) -> Failures:
 
 
 def read_with_facts(path: Place) -> tuple[Failures, dict[str, Any]]:
-    """The failures, and the metadata that they were written with."""
+    """The failures of one file, and the metadata that was written with them."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(local(path))))
         texts = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
@@ -99,7 +99,7 @@ def read_with_facts(path: Place) -> tuple[Failures, dict[str, Any]]:
         facts: dict[str, Any] = json.loads(texts["facts"])
         if reader.num_record_batches != 1:
             raise DataError(
-                f"{path} has {reader.num_record_batches} record batches; a store's file has one. Mine it again with "
+                f"{path} has {reader.num_record_batches} record batches; it must have one. Mine it again with "
                 "--restart."
             )
         batch = reader.get_batch(0)

@@ -1,4 +1,4 @@
-"""A deployed DNN and clean images in, its failures under a corruption out, split into D_collect and D_fail.
+"""Mine the failures of a deployed DNN under a corruption, and split them into D_collect and D_fail.
 
 Source: paper Sec. 5.1.3. The examples of a corruption pool all severities; by default the split is by image, so
 that no image is on both sides at different severities.
@@ -29,7 +29,7 @@ Predict = Callable[[Pixels], Ints]
 
 @dataclass(frozen=True, kw_only=True)
 class Mined:
-    """Failures of one shard, how many examples each severity had, how many were right, and what took how long."""
+    """The failures of one shard; examples examined and classified correctly per severity; seconds per kind of work."""
 
     failures: Failures
     examined: dict[int, int]
@@ -48,10 +48,10 @@ def mine(
     batch_size: int,
     keep: Literal["stored", "recomputed"] = "stored",
 ) -> Mined:
-    """Corrupts the images of `rows` at every severity and keeps those that `predict` gets wrong.
+    """Corrupt the images of `rows` at every severity and keep those that `predict` gets wrong.
 
-    Rows come out ordered by severity, then by the order of `rows`: independent of `batch_size`. keep: the failures'
-    pixels, or their digests alone.
+    The failures are ordered by severity, then as in `rows`, whatever `batch_size` is. keep: `stored` keeps the
+    failures' pixels, `recomputed` only their digests.
     """
     rows_B = np.asarray(rows, dtype=np.int64)
     parts: list[Failures] = []
@@ -70,7 +70,7 @@ def mine(
             wrong = np.flatnonzero(predicted != labels)
             examined[severity] += len(batch)
             correct[severity] += len(batch) - len(wrong)
-            found = Failures(
+            failures = Failures(
                 corruption=corruption,
                 image_ids_N=ids[wrong],
                 severities_N=np.full(len(wrong), severity),
@@ -78,12 +78,12 @@ def mine(
                 predicted_N=predicted[wrong],
                 images_NHWC_u8=images[wrong],
             )
-            parts.append(found if keep == "stored" else without_pixels(found, data, seed=seed))
+            parts.append(failures if keep == "stored" else without_pixels(failures, data, seed=seed))
     return Mined(failures=concatenate(parts), examined=examined, correct=correct, seconds=seconds)
 
 
 def without_pixels(failures: Failures, data: Dataset, *, seed: int) -> Failures:
-    """The same failures, whose pixels are made again from `data` when they are asked for."""
+    """The same failures, with pixels that are recomputed from `data` when they are read."""
     height, width, channels = failures.images_NHWC_u8.shape[1:]
     pixels = RecomputedPixels(
         corruption=failures.corruption,
@@ -98,7 +98,7 @@ def without_pixels(failures: Failures, data: Dataset, *, seed: int) -> Failures:
 
 
 def concatenate(parts: Sequence[Failures], *, copy: bool = True) -> Failures:
-    """The rows of all parts, in order; all must be of one corruption. Without `copy`, pixels stay where they are."""
+    """The rows of all parts, in order; all must be of one corruption. Without `copy`, the pixels are not copied."""
     pixels = [p.images_NHWC_u8 for p in parts]
     recomputed = [p for p in pixels if isinstance(p, RecomputedPixels)]
     images: PixelRows = joined(recomputed) if recomputed else StackedPixels(pixels)
@@ -124,9 +124,9 @@ def split_failures(
 ) -> NDArray[np.int8]:
     """Each failure's side: COLLECT (exactly `collect` of them), FAIL, or UNUSED.
 
-    By image, whole images go to D_collect until it is full; what is over of the last image is UNUSED, since its
-    other failures are on the collect side. Raises TooFewFailuresError when there are not `collect` failures, or
-    none are left for D_fail.
+    By image, whole images go to D_collect until it is full. Failures of the last image that no longer fit are UNUSED,
+    since its other failures are in D_collect. Raises TooFewFailuresError if there are fewer than `collect` failures,
+    or if none is left for D_fail.
     """
     if len(labels_N) <= collect:
         raise TooFewFailuresError(
@@ -154,7 +154,7 @@ def split_failures(
 
 
 def _stratified(order: Ints, labels_N: Ints, collect: int) -> Ints:
-    """Equally many of each class, in `order`; classes with too few leave their places to the next rounds."""
+    """Equally many of each class, in `order`; if a class runs out, the other classes fill its places."""
     labels = labels_N[order]
     place_in_class = np.empty(len(order), dtype=np.int64)
     for label in np.unique(labels):

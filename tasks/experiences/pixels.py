@@ -1,8 +1,8 @@
-"""Index columns of failures in, the pixels of any of their rows out, made again from the clean images.
+"""Recompute the pixels of failures from the clean images.
 
-A corrupted image is a function of (seed, image, corruption, severity), so a store may keep the index alone
-(`pixels: recomputed`): 19 × 5 × 1.28 M images of ImageNet are a few GB. Each row keeps a digest of its pixels, and what
-is made again is held to it, since other versions of a library may round differently.
+A corrupted image is a function of (seed, image, corruption, severity), so a store may keep only the index
+(`pixels: recomputed`): 19 × 5 × 1.28 M images of ImageNet then take a few GB. Each row keeps a digest of its pixels,
+and recomputed pixels are checked against it, since other versions of a library may round differently.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Digests = NDArray[np.uint64]
 
 
 def pixel_digests(images_BHWC_u8: Pixels) -> Digests:
-    """64 bits of BLAKE2b of every image's bytes, [B]."""
+    """The 64-bit BLAKE2b digest of each image's bytes, [B]."""
     images = np.ascontiguousarray(images_BHWC_u8)
-    found = [hashlib.blake2b(image.data, digest_size=8).digest() for image in images]
-    return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
+    digests = [hashlib.blake2b(image.data, digest_size=8).digest() for image in images]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
 def digests_of(images_NHWC_u8: PixelRows, *, batch_size: int = 500) -> Digests:
-    """As pixel_digests, of many: those that are kept where pixels are recomputed, else of the stored pixels."""
+    """The digests [N] of many images: the recorded ones if pixels are recomputed, else those of the stored pixels."""
     if isinstance(images_NHWC_u8, RecomputedPixels):
         return images_NHWC_u8.digests_N
     starts = range(0, len(images_NHWC_u8), batch_size)
@@ -43,19 +43,19 @@ def digests_of(images_NHWC_u8: PixelRows, *, batch_size: int = 500) -> Digests:
 
 
 def rows_of_images(ids_N: Ints, order_N: Ints, image_ids_B: Ints) -> Ints:
-    """Where images stand in a split of these ids, -1 where they do not; `order_N` sorts the split's ids."""
+    """The rows [B] of images in a split with ids `ids_N`, -1 for images it lacks; `order_N` sorts the split's ids."""
     places = np.minimum(np.searchsorted(ids_N, image_ids_B, sorter=order_N), len(order_N) - 1)
     rows_B = order_N[places]
-    found: Ints = np.where(ids_N[rows_B] == image_ids_B, rows_B, -1)
-    return found
+    rows: Ints = np.where(ids_N[rows_B] == image_ids_B, rows_B, -1)
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecomputedPixels:
-    """Pixels [N, H, W, C] that are made when they are asked for, by a row number, an array of them, or a slice.
+    """Pixels [N, H, W, C] uint8 that are recomputed when indexed with a row number, an array of them, or a slice.
 
-    `data` is the split whose images were corrupted, with its table of constants or archive; without it, asking is
-    a DataError.
+    `data` is the split whose images were corrupted, with its table of constants or archive. Indexing without it, or
+    pixels that differ from their digests, raises DataError.
     """
 
     corruption: str
@@ -74,11 +74,11 @@ class RecomputedPixels:
         return (len(self), *self.image_shape)
 
     def with_data(self, data: Dataset) -> RecomputedPixels:
-        """The same pixels, of these clean images."""
+        """The same pixels, recomputed from these clean images."""
         return replace(self, data=data)
 
     def select(self, rows: Ints) -> RecomputedPixels:
-        """The index of some rows; no pixel is made."""
+        """The given rows; no pixels are computed."""
         return replace(
             self,
             image_ids_N=self.image_ids_N[rows],
@@ -89,19 +89,19 @@ class RecomputedPixels:
     def __getitem__(self, rows: Any) -> Pixels:
         wanted = np.arange(len(self))[rows]
         if wanted.ndim == 0:
-            one: Pixels = self._made(wanted[None])[0]
+            one: Pixels = self._computed(wanted[None])[0]
             return one
-        return self._made(wanted)
+        return self._computed(wanted)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Pixels:
         """All pixels, as numpy asks for them."""
         return self[:] if dtype is None else self[:].astype(dtype)
 
-    def _made(self, rows_B: Ints) -> Pixels:
+    def _computed(self, rows_B: Ints) -> Pixels:
         if self.data is None:
             raise DataError(
                 f"The store of {self.corruption} keeps no pixels (mining.pixels: recomputed), and the clean images "
-                "that they are made from were not given. Open it with its data set."
+                "from which to recompute them were not given. Open it with its data set."
             )
         images = np.empty((len(rows_B), *self.image_shape), dtype=np.uint8)
         severities = self.severities_N[rows_B]
@@ -118,14 +118,14 @@ class RecomputedPixels:
         return images
 
     def _rows_of(self, image_ids_B: Ints) -> Ints:
-        """Where the images stand in the split."""
+        """The rows of the images in the split."""
         assert self.data is not None
         rows = rows_of_images(self.data.image_ids_N, self._order, image_ids_B)
         missing = image_ids_B[rows < 0]
         if len(missing):
             raise DataError(
-                f"The store of {self.corruption} has failures of image {missing[0]}, and the data set that was given "
-                f"has no such image among its {len(self._order)}. Give the split that it was mined from."
+                f"The store of {self.corruption} has failures of image {missing[0]}, but the given data set has no "
+                f"such image among its {len(self._order)}. Give the split that it was mined from."
             )
         return rows
 
@@ -140,9 +140,9 @@ class RecomputedPixels:
         if len(other):
             row = rows_B[other[0]]
             raise DataError(
-                f"Image {self.image_ids_N[row]} under {self.corruption} of severity {self.severities_N[row]} came out "
-                f"with other pixels than were mined ({len(other)} of {len(rows_B)} did). Use the clean images "
-                "and the versions of numpy, opencv and pillow that the store's manifest.json names, or mine again with "
+                f"Image {self.image_ids_N[row]} under {self.corruption} of severity {self.severities_N[row]} has other "
+                f"pixels than were mined ({len(other)} of {len(rows_B)} images do). Use the clean images and the "
+                "versions of numpy, opencv and pillow that the store's manifest.json names, or mine again with "
                 "--restart."
             )
 
@@ -158,7 +158,7 @@ def joined(parts: Sequence[RecomputedPixels]) -> RecomputedPixels:
 
 
 class StackedPixels:
-    """The rows of several arrays or memory maps [N, H, W, C], one after the other, without copying them."""
+    """Several arrays or memory maps [N, H, W, C], stacked without copying them; indexing copies the given rows."""
 
     def __init__(self, parts: Sequence[PixelRows]) -> None:
         self._parts = parts

@@ -1,11 +1,11 @@
-"""Mined shards in, an environment's D_collect and D_fail out, and back as memory maps: the experience store.
+"""The experience store: join the mined shards of an environment, and read its D_collect and D_fail as memory maps.
 
-An environment is a folder, here or on an object store:
-    collect.arrow    D_collect, one row a failure
-    fail.arrow       D_fail, in a file of its own: who may not read it is not given its path
-    manifest.json    last, with counts, checksums and versions
-While it is mined, `parts/` holds one Arrow file per shard; a part exists whole or not at all. Several writers may mine
-one environment: a shard's bytes are the same whoever writes them, and who comes second finds it finished.
+An environment is a folder, on a local disk or in an object store:
+    collect.arrow    D_collect, one row per failure
+    fail.arrow       D_fail, in its own file: code that must not read it is not given its path
+    manifest.json    written last, with counts, checksums and versions
+While an environment is mined, `parts/` holds one Arrow file per shard; parts are written atomically. Several processes
+may mine one environment: a shard's bytes do not depend on the writer, and a later writer finds the shard finished.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ Side = Literal["collect", "fail"]
 
 
 def write_part(path: Place, mined: Mined) -> None:
-    """One shard's failures with its counts."""
+    """Write one shard's failures with its counts and seconds."""
     facts = {"examined": mined.examined, "correct": mined.correct, "seconds": mined.seconds}
     write_failures(path, mined.failures, metadata=facts)
 
 
 def read_part(path: Place) -> Mined:
-    """What `write_part` wrote. Raises DataError for a damaged one."""
+    """Read what `write_part` wrote. Raises DataError if it is damaged."""
     failures, facts = read_with_facts(path)
     try:
         by_severity = {key: {int(s): n for s, n in facts[key].items()} for key in ("examined", "correct")}
     except (KeyError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{path} does not say how many examples each severity had, as a part of a mined environment does. Mine it "
-            "again with --restart."
+            f"{path} lacks the number of examples per severity that a part of a mined environment has. Mine it again "
+            "with --restart."
         ) from error
     return Mined(failures=failures, seconds=facts.get("seconds", {}), **by_severity)
 
@@ -58,10 +58,10 @@ def finish_environment(
     num_classes: int,
     class_names: Sequence[str] = (),
 ) -> Manifest:
-    """Joins the parts in shard order, splits them, writes both sides and the manifest, drops the parts.
+    """Join the parts in shard order, split them, write both sides and the manifest, and delete the parts.
 
-    class_names: recorded for those who look at the store without its data set.
-    Where another writer has finished the same environment meanwhile, its manifest is returned.
+    class_names: recorded for readers who do not have the data set.
+    If another process has finished the same environment in the meantime, returns that manifest.
     """
     try:
         mined = [read_part(path) for path in parts]
@@ -107,7 +107,7 @@ def _finish(
         facts={
             "examined": _sum([m.examined for m in mined]),
             "correct": _sum([m.correct for m in mined]),
-            # Of all workers together: what corrupting and what classifying cost.
+            # Summed over all workers: seconds spent corrupting and classifying.
             "seconds": {k: round(sum(m.seconds[k] for m in mined), 3) for k in mined[0].seconds},
             "collected_per_class": counts.tolist(),
             "classes_without_failures": np.flatnonzero(counts == 0).tolist(),
@@ -121,9 +121,9 @@ def _sum(counts: Sequence[Mapping[int, int]]) -> dict[str, int]:
 
 
 def open_side(folder: Place, side: Side, manifest: Manifest, data: Dataset | None = None) -> Failures:
-    """One side of a finished environment. Raises DataError when it is not as promised.
+    """Open one side of a finished environment. Raises DataError if it does not match its manifest.
 
-    Pixels are a memory map, or are made again from `data`, the split that was mined, as the store has them.
+    Pixels are a memory map. If the store keeps only digests, they are recomputed from `data`, the split that was mined.
     """
     name = f"{side}.arrow"
     failures = read_failures(folder / name)

@@ -142,10 +142,10 @@ def test_a_chosen_table_changes_what_is_generated():
 @pytest.mark.parametrize(
     ("data", "needed", "message"),
     [
-        (dataset(), ("fog", "frost"), r"has no frost; it has fog, snow\. Name those in targets"),
-        (dataset(size=64), (), r"images of \[64, 64, 3\]\. Give the archive of that data set"),
+        (dataset(), ("fog", "frost"), r"has no frost; it has fog, snow\. Name only these in targets"),
+        (dataset(size=64), (), r"images of shape \[64, 64, 3\]\. Give the archive of that data set"),
         (dataset(labels=np.arange(13) % 4), (), "has ids up to 12"),
-        (dataset(labels=(LABELS + 1) % 4), (), "other labels .* for 12 of 12 images"),
+        (dataset(labels=(LABELS + 1) % 4), (), "The labels of .* differ .* for 12 of 12 images"),
     ],
 )
 def test_an_archive_that_is_not_of_the_data_set_is_refused(tmp_path, data, needed, message):
