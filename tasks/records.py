@@ -1,8 +1,8 @@
-"""The records that the stages hand on, with their Arrow schemas. Page one of the code.
+"""The records that pass from stage to stage, with their Arrow schemas. Start reading the code here.
 
-    images -> Failure rows -> Experience (collect, fail) -> FidScore -> Task -> RepairResult
+    images -> Failures -> Experience (collect, fail) -> FidScore -> Task -> RepairResult
 
-Shape letters everywhere: N examples, B images in a batch, H W C pixels, D features, S tasks.
+Shape letters throughout the code: N examples, B images in a batch, H W C pixels, D features, S tasks.
 Source: paper Sec. 3 and 4.2.
 """
 
@@ -20,22 +20,32 @@ Pixels = NDArray[np.uint8]
 
 
 class PixelRows(Protocol):
-    """Pixels [N, H, W, C] uint8 by rows: an array, a memory map, or images that are made when asked for."""
+    """Pixels [N, H, W, C] uint8 that are read by row: an array, a memory map, or images computed on demand."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, rows: Any, /) -> Any:
-        """A copy, or a view, of the given rows."""
+        """The pixels of the given rows, as a copy or a view."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failures:
-    """Corrupted examples of one environment that the deployed DNN classifies wrongly, as columns.
+    """Corrupted examples of one environment that the deployed DNN misclassifies, as columns.
 
-    `images_NHWC_u8` may be a memory map, or be made again from the clean images row by row. One row is one failure;
-    the same image may fail at several severities.
+    One row is one failure; the same image may fail at several severities. `len(failures)` is N.
+
+    Attributes:
+        corruption: published name of the corruption.
+        image_ids_N: int64 [N], the position of each image in its published split.
+        severities_N: int64 [N], 1 to 5.
+        labels_N: int64 [N], true classes.
+        predicted_N: int64 [N], the classes that the deployed DNN predicted.
+        images_NHWC_u8: the corrupted pixels, uint8 [N, H, W, C]: an array, a memory map, or pixels that are
+            recomputed from the clean images when they are read.
+
+    Source: paper Sec. 4.1.
     """
 
     corruption: str
@@ -49,7 +59,14 @@ class Failures:
         return len(self.labels_N)
 
     def take(self, rows: Ints) -> Failures:
-        """The given rows, in the given order (pixels are copied)."""
+        """The given rows, in the given order.
+
+        Args:
+            rows: int64 [B], row numbers; a row may occur more than once.
+
+        Returns:
+            New failures with B rows. Their pixels are a copy in memory.
+        """
         return Failures(
             corruption=self.corruption,
             image_ids_N=self.image_ids_N[rows],
@@ -61,7 +78,16 @@ class Failures:
 
 
 def failure_schema(image_shape: tuple[int, ...], *, stored: bool) -> pa.Schema:
-    """Arrow schema of a failure: index columns, and its raw pixels [H, W, C] uint8, row-major, or their digest."""
+    """The Arrow schema of a file of failures.
+
+    Args:
+        image_shape: (H, W, C) in pixels.
+        stored: whether the file has the pixels; if not, it has their digests.
+
+    Returns:
+        The index columns `image_id` int64, `severity` int8, `label` int32 and `predicted` int32; then `pixels`, H·W·C
+        bytes in row-major order, or `pixels_digest` uint64. The metadata has `image_shape` as "H,W,C".
+    """
     height, width, channels = image_shape
     pixels = pa.field("pixels", pa.binary(height * width * channels), nullable=False)
     digest = pa.field("pixels_digest", pa.uint64(), nullable=False)
@@ -79,7 +105,15 @@ def failure_schema(image_shape: tuple[int, ...], *, stored: bool) -> pa.Schema:
 
 @dataclass(frozen=True, kw_only=True)
 class Experience:
-    """One repairing experience: a corruption with its D_collect and D_fail (paper Sec. 4.1)."""
+    """One repairing experience: a corruption with its D_collect and D_fail.
+
+    Attributes:
+        corruption: published name of the corruption.
+        collect: D_collect, the failures that supports are drawn from.
+        fail: D_fail, the failures that queries are drawn from.
+
+    Source: paper Sec. 4.1.
+    """
 
     corruption: str
     collect: Failures
@@ -88,10 +122,21 @@ class Experience:
 
 @dataclass(frozen=True, kw_only=True)
 class FidScore:
-    """Fréchet distance q of an experience's and a target's collected examples (paper Eq. 7).
+    """The Fréchet distance q between the collected examples of an experience and of a target.
 
-    low, high: ends of its 95 % bootstrap interval. limit, limit_error: FID∞, the distance extrapolated to
-    infinitely many examples, and its standard error. None where they were not asked for.
+    Attributes:
+        experience: name of the experience.
+        target: name of the target.
+        distance: q ≥ 0, in squared feature units of the extractor.
+        extractor: name of the feature extractor.
+        num_experience: number of the experience's examples.
+        num_target: number of the target's examples.
+        low: lower end of the 95 % bootstrap interval; `None` if not requested.
+        high: upper end of the 95 % bootstrap interval; `None` if not requested.
+        limit: FID∞, the distance extrapolated to infinitely many examples; `None` if not requested.
+        limit_error: standard error of `limit`; `None` if not requested.
+
+    Source: paper Eq. 7.
     """
 
     experience: str
@@ -124,10 +169,17 @@ FID_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A corruption-level, semantic-cover, confidence-aware task (paper Sec. 4.2, "Task Distribution").
+    """A corruption-level, semantic-cover, confidence-aware task. It has row numbers, not pixels.
 
-    Row numbers, not pixels: `support_rows` into the experience's D_collect, `query_rows` into its D_fail.
-    `probability` is the confidence with which the experience was drawn.
+    Attributes:
+        experience: name of the experience.
+        episode: number of the episode, from 0.
+        slot: position of the task in its episode, from 0.
+        support_rows: int64, rows of the experience's D_collect.
+        query_rows: int64, rows of the experience's D_fail, ascending.
+        probability: the probability with which the experience was drawn (its confidence).
+
+    Source: paper Sec. 4.2, "Task Distribution".
     """
 
     experience: str
@@ -140,11 +192,34 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class RepairResult:
-    """How one repaired DNN does. Accuracies and rates are fractions (reading: Sec. 5 and supplements).
+    """The evaluation of one repaired DNN. Accuracies and rates are fractions in 0..1.
 
-    `d_fail_paper` is the paper's mean acc_s over M × S tasks (Algorithm 1, line 23), None for a method
-    that has no tasks; `d_fail` the accuracy of the saved model on all of D_fail. `memory_bytes` is the most that the
-    repair's process held, None where it was not measured.
+    Attributes:
+        method: name of the repair method.
+        target: name of the target.
+        seed: seed of the repair.
+        d_fail: accuracy of the saved model on all of the target's D_fail.
+        d_fail_paper: the paper's mean acc_s over M × S tasks (Algorithm 1, line 23); `None` for a method without tasks.
+        d_fail_episodes_mean: mean over episodes of the accuracy on all of D_fail at an episode's end; `None` for a
+            method without tasks.
+        d_fail_episodes_sd: standard deviation of these accuracies (n − 1); `None` for fewer than two episodes.
+        validation: accuracy on the validation part of D_collect.
+        corrupted: mean over severities of the accuracy on the test split under the target's corruption.
+        corrupted_by_severity: these accuracies by severity ("1" to "5").
+        clean: accuracy on the clean test split.
+        clean_before: the deployed DNN's accuracy on the clean test split.
+        other_corruptions: accuracy under other corruptions by name, pooled over severities.
+        repair_rate: fraction of D_fail that is now classified correctly; equals `d_fail`.
+        break_rate: fraction of the clean test images classified correctly before that are now misclassified.
+        break_rate_corrupted: the same for the test images under the target's corruption, pooled over severities.
+        calibration_error: expected calibration error on the corrupted test images, pooled over severities.
+        seconds: duration of the repair in seconds.
+        images_seen: number of images that went through the DNN to learn from.
+        gradient_steps: number of optimizer steps that the repair took.
+        memory_bytes: peak memory of the repair's process in bytes; `None` if not measured.
+        notes: remarks of the method, one sentence each.
+
+    Source: paper Sec. 5 and supplements.
     """
 
     method: str

@@ -1,1 +1,1 @@
-"""How tasks are drawn: confidence in each experience, and semantic-cover tasks."""
+"""Sampling of tasks: the confidence in each experience, and semantic-cover tasks."""

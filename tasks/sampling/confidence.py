@@ -1,15 +1,15 @@
-"""Distances of experiences to a target in, probabilities to draw them out.
+"""Turn the distances between experiences and a target into the probabilities with which experiences are drawn.
 
     softmax   p ∝ exp(−α (q − β))            Eq. 8 as printed; β cancels
-    hinge     p ∝ exp(−α max(q − β, 0))      below β all count alike, beyond it confidence decays
+    hinge     p ∝ exp(−α max(q − β, 0))      equal confidence up to β, decaying beyond it
     cutoff    p ∝ exp(−α q) for q ≤ β, else 0
     uniform   p = 1/K                        the paper's "w/o Confidence"
 
 The scale of q depends on the feature extractor, so α and β may be left out: they are then chosen relative
-to the distances themselves. Everything is reckoned in float64 on logarithms.
+to the distances themselves. All arithmetic is in float64, on logarithms.
 
-Shape letter: K experiences. Source: paper Eq. 8 and Sec. 4.2 (which experiences: Sec. 5, "Empirical
-Selection" and Fig. 5). The rules beyond `softmax`, and all relative defaults, are ours.
+Shape letter: K experiences. Source: paper Eq. 8 and Sec. 4.2 (choice of experiences: Sec. 5, "Empirical
+Selection" and Fig. 5). The rules other than `softmax`, and all relative defaults, are ours.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Rule = Literal["softmax", "hinge", "cutoff", "uniform"]
 Choice = Literal["all", "top_k", "category", "list"]
 Doubles = NDArray[np.float64]
 
-EFFECTIVE_NUMBER = 3.0  # of experiences, when α is left out
+EFFECTIVE_NUMBER = 3.0  # of experiences, if α is left out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Confidence:
-    """Probability of each experience, with the α ≥ 0 (per unit of distance) and β (a distance) used."""
+    """The probability of each experience, and the α ≥ 0 (per unit of distance) and β (a distance) that gave it."""
 
     names: tuple[str, ...]
     probabilities_K: Doubles
@@ -45,33 +45,34 @@ class Confidence:
 
     @property
     def effective_number(self) -> float:
-        """exp(entropy): K when all are alike, 1 when one takes all."""
+        """exp(entropy): K if all experiences are equally likely, 1 if one has all the probability."""
         return _effective_number(self.probabilities_K)
 
     @property
     def digest(self) -> str:
-        """Of all that tasks are drawn by."""
+        """A digest of everything that the drawing of tasks depends on."""
         return content_hash([self.names, self.probabilities_K.tolist(), self.rule, self.alpha, self.beta])
 
     def as_dict(self) -> dict[str, float]:
-        """Name to probability, in the given order."""
+        """Probabilities by name, in the given order."""
         return dict(zip(self.names, self.probabilities_K.tolist(), strict=True))
 
 
 def confidence(
     distances: Mapping[str, float], *, rule: Rule, alpha: float | None, beta: float | None
 ) -> Confidence:
-    """Probability of each experience from its distance to the target (paper Eq. 8 and the rules above).
+    """The probability of each experience, from its distance to the target (paper Eq. 8 and the rules above).
 
-    distances: name to q ≥ 0. `softmax` is Eq. 8 as printed: β has no effect there, because exp(αβ) is a
-    common factor that normalisation cancels. `uniform` uses neither and reports α = 0.
+    distances: q ≥ 0 by name. `softmax` is Eq. 8 as printed: β has no effect there, because exp(αβ) is a
+    common factor that normalisation cancels. `uniform` uses neither α nor β and reports α = 0.
 
-    None is a relative default. β: the smallest q; under `cutoff`, where that would leave one experience, the
-    median of q (ours). α: such that the effective number of experiences is 3; where that cannot be, because
-    3 or fewer are left by β or 3 or more share the smallest penalty, α = 0: all that are left count alike.
+    `None` selects a relative default. For β this is the smallest q; under `cutoff`, where that would leave only
+    one experience, it is the median of q (ours). α is chosen so that the effective number of experiences is 3.
+    If that is impossible, because β leaves 3 or fewer or because 3 or more share the smallest penalty, α is 0
+    and all remaining experiences are equally likely.
 
-    Raises DataError for no distances or for a q that is negative, NaN or infinite; ConfigError for an
-    unknown rule, a negative or not finite α, a not finite β, and a β under `cutoff` that leaves nothing.
+    Raises DataError if there are no distances or a q is negative, NaN or infinite; ConfigError for an unknown
+    rule, a negative or non-finite α, a non-finite β, and a β that leaves no experience under `cutoff`.
     """
     if rule not in get_args(Rule):
         raise ConfigError(unknown_name("confidence rule", rule, get_args(Rule)))
@@ -97,10 +98,10 @@ def confidence(
 def alpha_for_effective_number(
     distances: Mapping[str, float], number: float, beta: float | None = None
 ) -> float:
-    """α under which `number` experiences count, exp(entropy) = number, by the hinge rule.
+    """The α that gives an effective number of `number` experiences, exp(entropy) = number, under the hinge rule.
 
-    With beta None (the smallest q) `hinge` and `softmax` are the same, so it serves both. Raises
-    ConfigError when no α gives that number, and says which numbers can be had; DataError as `confidence`.
+    If beta is `None` (the smallest q), `hinge` and `softmax` agree, so the α serves both. Raises ConfigError
+    with the possible numbers if no α gives `number`; DataError as `confidence` does.
     """
     q_K = _checked(distances)
     _check_number("beta", beta)
@@ -109,7 +110,7 @@ def alpha_for_effective_number(
     if alpha is None:
         alike = int((penalty_K == penalty_K.min()).sum())
         raise ConfigError(
-            f"no alpha gives an effective number of {number:g}: of {len(q_K)} experiences {alike} share the "
+            f"no alpha gives an effective number of {number:g}: {alike} of {len(q_K)} experiences share the "
             f"smallest penalty, so it lies between {alike} (large alpha) and {len(q_K)} (alpha = 0)"
         )
     return alpha
@@ -124,13 +125,12 @@ def choose_experiences(
     target: str,
     category_of: Callable[[str], str],
 ) -> tuple[str, ...]:
-    """Names of the experiences that a target may learn from; the target itself is never one of them.
+    """The names of the experiences that a target may learn from; the target itself is never one of them.
 
-    all: every one, in the order of `distances`. top_k: the `top_k` nearest, nearest first (ties by name).
-    category: those of the target's category ("Empirical Selection"). list: `names`, in their order; the
-    target is left out of it, so that one list serves many targets. `top_k` and `names` play no part in the
-    other choices. Raises ConfigError for an unknown choice or name, a name twice, a top_k that is missing or
-    cannot be met, and when nothing is left.
+    all: every experience, in the order of `distances`. top_k: the `top_k` nearest, nearest first (ties by name).
+    category: those of the target's category ("Empirical Selection"). list: `names`, in their order, without the
+    target, so that one list serves many targets. The other choices ignore `top_k` and `names`. Raises ConfigError
+    for an unknown choice or name, a repeated name, a missing or impossible top_k, and if no experience is left.
     """
     others = [name for name in distances if name != target]
     match choice:
@@ -155,8 +155,8 @@ def choose_experiences(
 def _nearest(distances: Mapping[str, float], top_k: int | None) -> list[str]:
     if top_k is None or not 1 <= top_k <= len(distances):
         raise ConfigError(
-            f"experiences.top_k={top_k} cannot be met: give a number in 1..{len(distances)}, "
-            "the experiences that there are besides the target"
+            f"experiences.top_k={top_k} is impossible: give a number in 1..{len(distances)}, the number of "
+            "experiences besides the target"
         )
     _checked(distances)
     return sorted(distances, key=lambda name: (distances[name], name))[:top_k]
@@ -172,11 +172,11 @@ def _listed(names: Sequence[str], *, mined: Sequence[str], target: str) -> list[
 
 
 def _penalty(q_K: Doubles, rule: Rule, beta: float) -> Doubles:
-    """What α multiplies: ≥ 0 with a 0 among them; infinite where the experience is cut off."""
+    """The factor of α for each experience: ≥ 0, at least one is 0; infinite if the experience is cut off."""
     if rule == "uniform":
         return np.zeros_like(q_K)
     if rule == "softmax":
-        beta = float(q_K.min())  # β cancels, so any will do: the smallest q keeps exp() in range
+        beta = float(q_K.min())  # β cancels, so its value is free: the smallest q keeps exp() in range
     if rule in ("softmax", "hinge"):
         beyond_K: Doubles = np.maximum(q_K - beta, 0.0)
         shifted_K: Doubles = beyond_K - beyond_K.min()
@@ -194,7 +194,7 @@ def _probabilities(penalty_K: Doubles, alpha: float) -> Doubles:
     kept_K = np.isfinite(penalty_K)
     with np.errstate(over="ignore"):  # a product beyond float64 is a probability of 0
         logits_K = np.where(kept_K, -alpha * np.where(kept_K, penalty_K, 0.0), -np.inf)
-    weights_K = np.exp(logits_K)  # the largest is 1: some penalty is 0
+    weights_K = np.exp(logits_K)  # the largest is 1, since some penalty is 0
     probabilities_K: Doubles = weights_K / weights_K.sum()
     return probabilities_K
 
@@ -205,14 +205,14 @@ def _effective_number(probabilities_K: Doubles) -> float:
 
 
 def _alpha_for(penalty_K: Doubles, number: float) -> float | None:
-    """α with exp(entropy) = number, by bisection in log α; 0 for all of them; None where there is none."""
+    """The α with exp(entropy) = number, by bisection in log α; 0 if all count equally; `None` if there is none."""
     kept = int(np.isfinite(penalty_K).sum())
     if number == kept:
         return 0.0
     if not int((penalty_K == 0).sum()) < number < kept:
         return None
     apart = penalty_K[np.isfinite(penalty_K) & (penalty_K > 0)]
-    # At the first α all weights are 1 to rounding, at the last every weight but the nearest's is 0.
+    # At `low` all weights are 1 to rounding; at `high` all weights but those of the nearest are 0.
     low = math.log(1e-9) - math.log(apart.max())
     high = min(math.log(1e3) - math.log(apart.min()), math.log(np.finfo(np.float64).max))
     for _ in range(100):

@@ -1,6 +1,6 @@
-"""Confidence and experiences in, episodes of semantic-cover tasks out.
+"""Sample semantic-cover tasks from experiences, according to the confidence in each experience.
 
-Every task is drawn by a generator keyed by (seed, episode, slot): it does not depend on the number of workers,
+Each task is drawn by a generator keyed by (seed, episode, slot), so it does not depend on the number of workers,
 on restarts, or on which worker draws it. Source: paper Sec. 4.2 and Algorithm 1, lines 4-5 and 14-15.
 """
 
@@ -19,9 +19,10 @@ from tasks.sampling.confidence import Confidence
 
 
 def semantic_cover(labels_N: Ints, *, shots: int, generator: np.random.Generator) -> Ints:
-    """Rows of a support with `shots` examples of every class that `labels_N` has, shuffled: [shots × classes].
+    """Rows [shots × classes] of a support with `shots` examples of every class in `labels_N`, shuffled.
 
-    A class with fewer than `shots` examples gives all of them and is drawn with replacement beyond that.
+    A class with fewer than `shots` examples gives all of them, plus draws with replacement. Raises DataError if
+    `labels_N` is empty.
     """
     if len(labels_N) == 0:
         raise DataError("a support cannot be drawn from an empty D_collect. Collect more failures.")
@@ -43,8 +44,11 @@ def sample_task(
     shots: int,
     query_size: int,
 ) -> Task:
-    """The task of one slot of an episode: an experience by its confidence, support from its D_collect, query from
-    its D_fail (without replacement; all of D_fail when it is smaller than `query_size`)."""
+    """Sample the task of one slot of an episode.
+
+    An experience is drawn by its confidence, the support from its D_collect, and the query from its D_fail without
+    replacement (all of D_fail if it is smaller than `query_size`).
+    """
     generator = keyed_generator("task", seed, episode, slot)
     index = int(generator.choice(len(confidence.names), p=confidence.probabilities_K))
     experience = experiences[confidence.names[index]]
@@ -62,14 +66,15 @@ def sample_task(
 
 
 def split_validation(image_ids_N: Ints, *, fraction: float, seed: int, target: str) -> tuple[Ints, Ints]:
-    """Rows of D_collect for learning and rows for selection, apart by image.
+    """Split D_collect by image into rows for learning and rows for validation (model selection), in this order.
 
-    `fraction` of the images (at least one, never all) select; their failures are learned from by no method.
+    `fraction` of the images (at least one, never all) go to validation; no method learns from their failures. Raises
+    DataError for fewer than two images.
     """
     images = np.unique(image_ids_N)
     if len(images) < 2:
         raise DataError(
-            f"{target}: D_collect has failures of {len(images)} image; a validation part needs two images at least. "
+            f"{target}: D_collect has failures of {len(images)} image; a validation part needs at least two images. "
             "Collect more failures (mining.collect)."
         )
     held_out = min(max(round(len(images) * fraction), 1), len(images) - 1)
