@@ -1,19 +1,18 @@
-"""Features of two environments in, what their Fréchet distance is worth out: intervals, and the limit N → ∞.
+"""Quantify the uncertainty of a Fréchet distance: bootstrap intervals, and the limit N → ∞.
 
-The distance of N examples is biased upwards, about as 1/N: Heusel's formula takes the noise of two covariances
-for a difference. Two answers: an interval by the bootstrap, and an extrapolation of the bias to 1/N → 0.
+The distance of N examples is biased upwards, roughly as 1/N: Heusel's formula counts the noise of two covariances
+as a difference. There are two remedies: a bootstrap interval, and an extrapolation of the bias to 1/N → 0.
 
-Both ask for the distance under many re-weightings of the rows. Where one side has no more than D rows, the
-product of all rows of x with all rows of y is formed once, and a re-weighting selects, weights and centres
-a part of it: O(N M min(N, M)) for the nuclear norm and one pass over the features for the means, no product
-over D. At N = M = 1,000 and D = 2,048 that is 0.03 s, where a distance from the features is 0.3 s (one
-thread). Where both sides have more rows than features, each re-weighting takes two QR decompositions,
-O((N + M) D²).
+Both need the distance under many re-weightings of the rows. If one side has at most D rows, the product of all
+rows of x with all rows of y is formed once, and a re-weighting selects, weights and centres a part of it. This
+costs O(N M min(N, M)) for the nuclear norm and one pass over the features for the means, with no product over D.
+At N = M = 1,000 and D = 2,048 it takes 0.03 s; a distance from the features takes 0.3 s (one thread). If both
+sides have more rows than features, each re-weighting takes two QR decompositions, O((N + M) D²).
 
-Shape letters: N rows of x, M rows of y, D features, R S rows that have a weight, P points of a line.
+Shape letters: N rows of x, M rows of y, D features, R S rows with a nonzero weight, P points of a line.
 Sources: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", Ch. 12-13 (basic and percentile
 intervals). Chong and Forsyth 2020, "Effectively Unbiased FID and Inception Score and where to find them"
-(FID∞); that both sides are drawn in proportion is ours, because both have few rows here.
+(FID∞). Sampling both sides in the same proportion is ours, because both have few rows here.
 """
 
 from __future__ import annotations
@@ -42,19 +41,27 @@ Doubles = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Method = Literal["centred", "basic", "percentile"]
 
-FEWEST_ROWS = 20  # of a sample whose distance is a point of FID∞'s line
-POINTS = 15  # of that line, as in the paper
-LEVEL = 0.95  # of an interval, where none is given
-LARGEST = 1e70  # the scatter of distances squares them: features beyond it have fourth powers that overflow
+FEWEST_ROWS = 20  # per side, for an extrapolation
+POINTS = 15  # of the line that is extrapolated, as in Chong and Forsyth's paper
+LEVEL = 0.95  # default level of an interval
+# The spread of the distances is squared, so the fourth powers of larger features would overflow.
+LARGEST = 1e70
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceInterval:
-    """A distance with its bootstrap interval [low, high] at `level`; all but counts in squared feature units.
+    """A Fréchet distance with its bootstrap interval. Distances are in squared feature units.
 
-    bias: mean of the resampled distances less the distance: how far the distance itself is likely to be too
-    high where N is well above D. Below D the real bias is larger, about twice.
-    standard_error: standard deviation of the resampled distances.
+    Attributes:
+        distance: the distance of the given examples.
+        low: lower end of the interval, ≥ 0.
+        high: upper end of the interval, ≥ 0.
+        level: the nominal coverage, in 0..1.
+        method: how the interval is made: centred, basic or percentile.
+        resamples: number of bootstrap resamples.
+        bias: mean of the resampled distances minus `distance`. It estimates how much too high `distance` is if N is
+            well above D; below D the real bias is larger, about twice.
+        standard_error: standard deviation of the resampled distances.
     """
 
     distance: float
@@ -71,9 +78,16 @@ class DistanceInterval:
 class Extrapolation:
     """FID∞: the line distance = limit + slope / N through samples of N rows (of the smaller side).
 
-    distance: of all rows, for comparison. limit may be negative: it is an estimate, not a distance.
-    standard_error: of the limit, from the scatter of the points around the line. The samples share their rows,
-    so it is too small for what new images would change: about 0.6 of that in simulations with N ≥ 3 D.
+    Distances are in squared feature units.
+
+    Attributes:
+        distance: the distance of all rows, for comparison.
+        limit: FID∞, the line's value at 1/N = 0. It is an estimate and may be negative.
+        slope: the line's slope over 1/N.
+        standard_error: standard error of `limit`, from the spread of the points around the line. The samples share
+            rows, so it underestimates the effect of new images: it was about 0.6 of that in simulations with N ≥ 3 D.
+        sizes_P: int64 [P], rows of the smaller side in each sample.
+        distances_P: float64 [P], the distance of each sample.
     """
 
     distance: float
@@ -95,23 +109,39 @@ def bootstrap_interval(
     names_x: Names | None = None,
     names_y: Names | None = None,
 ) -> DistanceInterval:
-    """Interval of the Fréchet distance, by resampling the rows of both sides; draws are keyed by `seed`.
+    """Compute a bootstrap interval of the Fréchet distance, by resampling the rows of both sides.
 
-    A resample has fewer different rows than the sample, so its distance is higher, as the sample's own is
-    higher than the truth. The methods differ in what they make of that:
+    A resample has fewer distinct rows than the sample, so its distance is higher, just as the sample's distance
+    is higher than the true one. The methods differ in how they correct for this:
 
-        centred     quantiles less the bias: covers the distance that N and M examples have on average, at any
-                    N. The one to compare environments of equal N by.
-        basic       2 × distance − quantiles: covers the distance of the distributions themselves, where N and
-                    M are well above D (three times). With N < D the bootstrap sees only a part of the bias
-                    and the interval lies too high.
-        percentile  the quantiles as they are: twice too high, and covers neither. For comparison only.
+        centred     the quantiles minus the bias. Covers the distance that N and M examples have on average, at
+                    any N. Use it to compare environments of equal N.
+        basic       2 × distance − quantiles. Covers the distance of the distributions themselves if N and M are
+                    well above D (three times). With N < D the bootstrap sees only part of the bias, and the
+                    interval is too high.
+        percentile  the quantiles themselves: biased twice, and covers neither. For comparison only.
 
-    In simulations with Gaussians, at level 0.95: basic covered 91 to 97 % for N ≥ 3 D, centred 96 to 100 %
-    from N = D/2 to 50 D, percentile 0 to 81 % of the true distance.
+    In simulations with Gaussians at level 0.95, basic covered the true distance in 91 to 97 % of cases for N ≥ 3 D,
+    centred in 96 to 100 % from N = D/2 to 50 D, and percentile in 0 to 81 %.
 
-    Raises ConfigError for a level, a number or a method out of range, DataError as `moments` does, and for
-    features beyond 1e70.
+    Args:
+        features_x: [N, D] of any real type, one row per example.
+        features_y: [M, D] of any real type, one row per example.
+        seed: key of the draws; equal seeds give equal intervals.
+        level: the nominal coverage, between 0 and 1.
+        resamples: number of resamples, at least `fewest_resamples(level)`.
+        method: centred, basic or percentile.
+        names_x: names or ids of the N images, for error messages.
+        names_y: names or ids of the M images, for error messages.
+
+    Returns:
+        The distance with its interval, in squared feature units.
+
+    Raises:
+        ConfigError: `level`, `resamples` or `method` is out of range.
+        DataError: the features cannot be used, as in `moments`; they have different D; or one is beyond 1e70.
+
+    Source: Efron and Tibshirani 1993, Ch. 12-13.
     """
     _check_settings(level, resamples, method)
     x_ND, y_MD = _checked_pair(features_x, features_y, names_x, names_y)
@@ -150,20 +180,37 @@ def fid_infinity(
     names_x: Names | None = None,
     names_y: Names | None = None,
 ) -> Extrapolation:
-    """FID∞: distances of samples of half to all rows, drawn without replacement and keyed by `seed`, on a line.
+    """Extrapolate the Fréchet distance to infinitely many examples, by a line through distances of samples.
 
-    Sizes are evenly spaced, as in the paper, and both sides are drawn in the same proportion, so that the bias
-    of each falls on one line in 1/N. That it is a line holds for N and M well above D, where simulations show
-    no bias at N ≥ 3 D; below D the curve bends, and the limit is nearer to the truth than the distance, and
-    still too high. Raises ConfigError for fewer than 3 points, DataError for fewer than 20 rows on a side,
-    features beyond 1e70, and as `moments` does.
+    The samples have half to all of the rows, drawn without replacement. Their sizes are evenly spaced, as in the
+    paper, and both sides are sampled in the same proportion, so that the bias of both falls on one line in 1/N. The
+    line is a good model for N and M well above D; simulations show no bias at N ≥ 3 D. Below D the curve bends, and
+    the limit is closer to the truth than the distance is, but still too high.
+
+    Args:
+        features_x: [N, D] of any real type, one row per example, N ≥ 20.
+        features_y: [M, D] of any real type, one row per example, M ≥ 20.
+        seed: key of the draws; equal seeds give equal results.
+        points: number of samples, at least 3.
+        names_x: names or ids of the N images, for error messages.
+        names_y: names or ids of the M images, for error messages.
+
+    Returns:
+        The line and its limit, in squared feature units.
+
+    Raises:
+        ConfigError: there are fewer than 3 points.
+        DataError: a side has fewer than 20 rows; the features cannot be used, as in `moments`; they have different D;
+            or one is beyond 1e70.
+
+    Source: Chong and Forsyth 2020.
     """
     if points < 3:
-        raise ConfigError(f"points={points}; a line and its error take at least 3")
+        raise ConfigError(f"points={points}; a line and its error need at least 3")
     x_ND, y_MD = _checked_pair(features_x, features_y, names_x, names_y)
     fewest = min(len(x_ND), len(y_MD))
     if fewest < FEWEST_ROWS:
-        raise DataError(f"{fewest} rows are too few to extrapolate from; give at least {FEWEST_ROWS} a side")
+        raise DataError(f"{fewest} rows are too few to extrapolate; give at least {FEWEST_ROWS} per side")
     of_counts = _distance_of_counts(x_ND, y_MD)
     sizes_P = np.linspace(fewest // 2, fewest, points).round().astype(np.int64)
     distances_P = np.empty(points)
@@ -185,7 +232,7 @@ def fid_infinity(
 
 
 def _line(inverse_P: Doubles, distances_P: Doubles) -> tuple[float, float, float]:
-    """Least squares: value at 0, slope, and the standard error of the value at 0."""
+    """Fit a line by least squares: its value at 0, its slope, and the standard error of the value at 0."""
     centre = inverse_P.mean()
     offsets_P = inverse_P - centre
     spread = offsets_P @ offsets_P
@@ -208,7 +255,14 @@ def _check_settings(level: float, resamples: int, method: str) -> None:
 
 
 def fewest_resamples(level: float = LEVEL) -> int:
-    """The least number that an interval at `level` takes: one resample beyond either end."""
+    """The smallest number of resamples for an interval at `level`: one beyond either end.
+
+    Args:
+        level: the nominal coverage, between 0 and 1.
+
+    Returns:
+        The number of resamples, 40 for the default level of 0.95.
+    """
     return math.ceil(2.0 / (1.0 - level) - 1e-9)
 
 
@@ -222,19 +276,19 @@ def _checked_pair(
 
 
 def _subset(generator: np.random.Generator, total: int, size: int) -> Counts:
-    """1 for `size` of `total` rows, 0 for the others."""
+    """1 for `size` random rows of `total`, 0 for the others."""
     counts = np.zeros(total, np.int64)
     counts[generator.permutation(total)[:size]] = 1
     return counts
 
 
 def _resample(generator: np.random.Generator, count: int) -> Counts:
-    """How often each of `count` rows is drawn when `count` are drawn with replacement."""
+    """How often each of `count` rows occurs in `count` draws with replacement."""
     return np.bincount(generator.integers(count, size=count), minlength=count)
 
 
 def _distance_of_counts(x_ND: Doubles, y_MD: Doubles) -> Callable[[Counts, Counts], float]:
-    """The distance as a function of how often each row of x and of y counts."""
+    """A function that gives the distance, from how many times each row of x and of y counts."""
     if min(len(x_ND), len(y_MD)) > x_ND.shape[1]:
         return lambda counts_N, counts_M: frechet_distance(
             moments(np.repeat(x_ND, counts_N, axis=0)), moments(np.repeat(y_MD, counts_M, axis=0))
@@ -258,7 +312,7 @@ def _distance_of_counts(x_ND: Doubles, y_MD: Doubles) -> Callable[[Counts, Count
 
 
 def _mean_and_trace(x_ND: Doubles, norms_N: Doubles, counts_N: Counts) -> tuple[Doubles, float]:
-    """Mean and trace of the covariance of re-weighted rows whose plain mean is zero."""
+    """The mean, and the trace of the covariance, of re-weighted rows whose unweighted mean is zero."""
     total = int(counts_N.sum())
     mean_D = counts_N @ x_ND / total
     spread = float(counts_N @ norms_N) - total * float(mean_D @ mean_D)
@@ -266,17 +320,17 @@ def _mean_and_trace(x_ND: Doubles, norms_N: Doubles, counts_N: Counts) -> tuple[
 
 
 def _covariance_cross(cross_NM: Doubles, counts_N: Counts, counts_M: Counts) -> Doubles:
-    """A Bᵀ of the covariance factors of re-weighted rows, [R − 1, S − 1]."""
+    """A Bᵀ [R − 1, S − 1] of the covariance factors of re-weighted rows."""
     rows_R, columns_S = np.flatnonzero(counts_N), np.flatnonzero(counts_M)
     half_RS = _without_mean(cross_NM[np.ix_(rows_R, columns_S)], counts_N[rows_R])
     return _without_mean(half_RS.T, counts_M[columns_S]).T
 
 
 def _without_mean(rows_RX: Doubles, counts_R: Counts) -> Doubles:
-    """Factor [R − 1, X] of the covariance of rows that count `counts_R` times, as `moments` makes one.
+    """The covariance factor [R − 1, X] of rows that count `counts_R` times, as in `moments`.
 
-    Rows weighted with √count have their mean along the vector of these weights: the Householder reflection
-    that takes it to the first axis leaves the mean in the first row, which is dropped.
+    If rows are weighted by √count, their mean lies along the vector of these weights. The Householder reflection
+    that maps this vector to the first axis leaves the mean in the first row, which is dropped.
     """
     total = counts_R.sum()
     unit_R = np.sqrt(counts_R / total)

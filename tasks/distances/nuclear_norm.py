@@ -1,17 +1,17 @@
-"""A matrix in, the sum of its singular values out: by the SVD, or twice as fast with a bound on the error.
+"""Compute the sum of a matrix's singular values: by the SVD, or twice as fast with a bound on the error.
 
-The eigenvalues λ̂ of the computed Gram matrix C Cᵀ are those of an exact Gram matrix that is off by some E,
+The eigenvalues λ̂ of the computed Gram matrix C Cᵀ are those of the exact Gram matrix plus some error E,
 ‖E‖_F ≤ δ = (S + 16) ε ‖C‖_F²: half of S covers the rounding of the inner products (S u ‖C‖_F² with u = ε/2),
-the rest the backward error of the symmetric eigensolver, which is a few ε ‖C‖_F². By Hoffman and Wielandt
+the rest covers the backward error of the symmetric eigensolver, a few ε ‖C‖_F². By Hoffman and Wielandt
 Σ (λ − λ̂)² ≤ δ². With σ = √λ and |σ − σ̂| = |λ − λ̂| / (σ + σ̂), the values fall into two sets:
 
     λ̂ > δ    σ + σ̂ ≥ √(λ̂ − δ) + √λ̂ by Weyl, so Σ |σ − σ̂| ≤ δ √(Σ (√(λ̂ − δ) + √λ̂)⁻²) by Cauchy–Schwarz
     λ̂ ≤ δ    |σ − σ̂| ≤ √|λ − λ̂|, so K such values are off by at most K^¾ √δ together (Hölder)
 
 to which 16 ε Σ σ̂ is added for the roots and their sum. Squaring costs accuracy only in directions that hardly
-count, unless there are many of them or the sum is about to be cancelled: the bound says how much.
+count, unless there are many of them or the sum is about to cancel; the bound says how much.
 
-Shape letters: R and S sides of a matrix, R ≤ S once it is turned. Sources: Golub and Van Loan, "Matrix
+Shape letters: R and S sides of a matrix, R ≤ S once it is transposed. Sources: Golub and Van Loan, "Matrix
 Computations", 4th ed., Sec. 2.7 (inner products) and 8.1 (both theorems).
 """
 
@@ -30,19 +30,19 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True, kw_only=True)
 class NuclearNorm:
-    """The sum of a matrix's singular values, and the most that it is off by."""
+    """The sum of a matrix's singular values, and a bound on its error."""
 
     value: float
     error: float
 
 
 def nuclear_norm_by_svd(matrix_RS: Doubles) -> float:
-    """Sum of the singular values, right to rounding of the largest for any finite matrix."""
+    """The sum of the singular values of any finite matrix, accurate to rounding of the largest."""
     return float(np.linalg.svd(matrix_RS, compute_uv=False).sum())
 
 
 def nuclear_norm_by_gram(matrix_RS: Doubles) -> NuclearNorm:
-    """Sum of the singular values from the eigenvalues of the smaller Gram matrix, with a bound on its error.
+    """The sum of the singular values, from the eigenvalues of the smaller Gram matrix, with a bound on its error.
 
     The matrix is scaled to unit norm by a power of two first, so that no square overflows or underflows.
     """

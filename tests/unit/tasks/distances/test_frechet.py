@@ -336,8 +336,8 @@ def test_different_dimensions_are_refused() -> None:
         (np.ones((4, 2)) + 1j, "features are complex128; give real numbers"),
         (np.full((4, 2), "1.0"), "features are <U3; give real numbers"),
         (np.full((4, 2), None), "features are object; give real numbers"),
-        (np.ma.masked_less(np.arange(8.0).reshape(4, 2), 3), "masked array; leave the masked rows out"),
-        ([[1.0, 2.0], [3.0]], "features are no array .*one row per example"),
+        (np.ma.masked_less(np.arange(8.0).reshape(4, 2), 3), "masked array; drop the masked rows"),
+        ([[1.0, 2.0], [3.0]], "features are not an array .*one row per example"),
     ],
 )
 @pytest.mark.parametrize("reckon", [moments, scatter])
