@@ -1,8 +1,8 @@
-"""Images, their ids, a corruption, a severity and a seed in; corrupted images out.
+"""Corrupt images with the 19 published corruptions at severities 1 to 5.
 
-An image's corruption is a pure function of (seed, image_id, corruption, severity) and its pixels: its
-randomness is drawn from a generator of its own, and the arithmetic that is shared by a batch never mixes
-images. So batches, order, processes and restarts do not show in a single byte.
+A corrupted image is a pure function of (seed, image_id, corruption, severity) and the clean pixels: each image has
+its own random generator, and the arithmetic that a batch shares never mixes images. So batches, order, processes
+and restarts do not change a single byte.
 
     noise            gaussian_noise GN, shot_noise SN, impulse_noise IN, speckle_noise SKN
     blur             defocus_blur DB, glass_blur GB, motion_blur MB, zoom_blur ZM, gaussian_blur GAB
@@ -38,16 +38,22 @@ __all__ = ["CORRUPTIONS", "Category", "Corruption", "category_of", "corrupt", "r
 Category = Literal["noise", "blur", "weather", "image_property", "digital"]
 Apply = Callable[[Pixels, Dose], Pixels | Levels]
 
-# Values worked on at once, so that a step's arrays stay in the processor's cache; shows in no result.
+# Values processed at once, so that the arrays of a step stay in the processor's cache. Results do not depend on it.
 CHUNK_VALUES = 2**18
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One corruption: its published name, the paper's short name and category, and what it does.
+    """One corruption.
 
-    `apply` takes uint8 images and a `Dose`; it returns grey levels 0..255 that `corrupt` clips and
-    truncates.
+    Attributes:
+        name: the published name, such as `gaussian_noise`.
+        short: the paper's short name, such as `GN`.
+        category: the paper's category: noise, blur, weather, image_property or digital.
+        apply: a function of uint8 images [B, H, W, C] and a `Dose`. It returns, in the same shape, uint8 pixels, or
+            float32 grey levels on the scale 0..255 that `corrupt` clips and truncates.
+
+    Source: Hendrycks & Dietterich, ICLR 2019 (names); the reproduced paper (short names and categories).
     """
 
     name: str
@@ -56,6 +62,7 @@ class Corruption:
     apply: Apply
 
 
+# All corruptions by published name, grouped by category.
 CORRUPTIONS: dict[str, Corruption] = {
     c.name: c
     for c in (
@@ -85,15 +92,43 @@ _BY_LOWER_NAME = {key.lower(): c for c in CORRUPTIONS.values() for key in (c.nam
 
 
 def resolve(name: str) -> str:
-    """The published name for a published or short name, in any case; unknown is a ConfigError."""
-    found = _BY_LOWER_NAME.get(str(name).lower())
-    if found is None:
+    """Find the published name of a corruption.
+
+    Args:
+        name: a published or short name, in upper or lower case.
+
+    Returns:
+        The published name, a key of `CORRUPTIONS`.
+
+    Raises:
+        ConfigError: there is no such corruption; the message suggests similar names.
+
+    Example:
+        >>> resolve("GN")
+        'gaussian_noise'
+    """
+    match = _BY_LOWER_NAME.get(str(name).lower())
+    if match is None:
         raise ConfigError(unknown_name("corruption", str(name), CORRUPTIONS))
-    return found.name
+    return match.name
 
 
 def category_of(name: str) -> Category:
-    """The paper's category of a corruption, by either name."""
+    """Find the paper's category of a corruption.
+
+    Args:
+        name: a published or short name, in upper or lower case.
+
+    Returns:
+        noise, blur, weather, image_property or digital.
+
+    Raises:
+        ConfigError: there is no such corruption.
+
+    Example:
+        >>> category_of("fog")
+        'weather'
+    """
     return CORRUPTIONS[resolve(name)].category
 
 
@@ -106,20 +141,44 @@ def corrupt(
     seed: int,
     table: str = "cifar",
 ) -> Pixels:
-    """Corrupted copies of the images; equal ids, pixels and settings give equal bytes anywhere.
+    """Corrupt copies of the images.
 
-    images: uint8 [B, H, W, 3] (RGB), [B, H, W, 1] or [B, H, W] (grey), H and W at least 8, any memory layout
-    image_ids_B: one integer for each image, the key of its randomness
-    corruption, severity: a published or short name, and 1..5
-    table: the constants, by the size they were made for: cifar (32 px), tinyimagenet (64), imagenet (224)
+    Equal ids, pixels and settings give equal bytes in any batch, order and process; only other versions of NumPy, SciPy
+    or OpenCV may change them.
 
-    Returns uint8 of the same shape. Raises ConfigError for an unknown name or severity, DataError for images
-    or ids of another kind.
+    Args:
+        images: uint8 [B, H, W, 3] (RGB), [B, H, W, 1] or [B, H, W] (grey), with H and W at least 8 px, in any memory
+            layout. They are not changed.
+        image_ids_B: B integers, one per image. An image's random numbers depend on its id, not on its row.
+        corruption: a published or short name, in upper or lower case.
+        severity: 1 to 5.
+        seed: an integer, the same for all images.
+        table: the table of constants, named after the images that it was made for: cifar (32 px), tinyimagenet (64 px)
+            or imagenet (224 px).
+
+    Returns:
+        Corrupted images, uint8, of the same shape.
+
+    Raises:
+        ConfigError: the corruption, severity, seed or table is unknown or out of range.
+        DataError: the images or ids have another type or shape, or the images are too small or too large.
+
+    Example:
+        >>> import numpy as np
+        >>> images = np.full((2, 32, 32, 3), 128, np.uint8)
+        >>> foggy = corrupt(images, image_ids_B=[7, 8], corruption="fog", severity=3, seed=0)
+        >>> foggy.shape, foggy.dtype
+        ((2, 32, 32, 3), dtype('uint8'))
+        >>> alone = corrupt(images[1:], image_ids_B=[8], corruption="fog", severity=3, seed=0)
+        >>> bool((alone[0] == foggy[1]).all())
+        True
+
+    Source: Hendrycks & Dietterich, ICLR 2019; docs/corruptions.md lists the differences.
     """
     chosen = CORRUPTIONS[resolve(corruption)]
     dose_for(
         [], corruption=chosen.name, severity=severity, seed=seed, table=table
-    )  # settings first: no images yet
+    )  # no ids: checks the settings before the images
     ids = checked_ids(images, image_ids_B)
     images_BHWC = images if images.ndim == 4 else images[..., None]
     corrupted_BHWC = np.empty(images_BHWC.shape, np.uint8)
@@ -132,9 +191,9 @@ def corrupt(
 
 
 def dose_for(ids: Sequence[int], *, corruption: str, severity: int, seed: int, table: str) -> Dose:
-    """What the images of these ids get of a corruption (its published name). Raises ConfigError."""
+    """The `Dose` of a corruption (by published name) for the images with these ids. Raises ConfigError."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise ConfigError(f"seed={seed!r} is no whole number; give an integer")
+        raise ConfigError(f"seed={seed!r} is not an integer; give one")
     made_for = load_table(table)
     return Dose(
         constants=constants_at(table, corruption=corruption, severity=severity),
@@ -145,7 +204,7 @@ def dose_for(ids: Sequence[int], *, corruption: str, severity: int, seed: int, t
 
 
 def _truncate(levels: Pixels | Levels) -> Pixels:
-    """Clip to 0..255 and cut the fraction off; overwrites `levels`."""
+    """Clip to 0..255 and drop the fraction; overwrites `levels`."""
     if levels.dtype == np.uint8:
         return np.asarray(levels, np.uint8)
     levels += np.float32(NUDGE)
@@ -153,13 +212,15 @@ def _truncate(levels: Pixels | Levels) -> Pixels:
 
 
 def checked_ids(images: Pixels, image_ids: Ints | Sequence[int]) -> list[int]:
-    """The ids as plain integers, after all that can be wrong with images and ids has been ruled out."""
+    """Check the images and ids; return the ids as plain integers. Raises DataError."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         raise DataError(_not_uint8(images))
     if isinstance(images, np.ma.MaskedArray):
-        raise DataError("images are a masked array, and no corruption knows masks; images.filled(0) fills it")
+        raise DataError(
+            "images are a masked array, which corruptions do not support; images.filled(0) fills it"
+        )
     check_shape(images.shape)
-    # Of a list as it is: as an array, whole numbers beyond 64 bits would become floats.
+    # dtype=object, since NumPy would turn integers beyond 64 bits into floats.
     ids = image_ids if isinstance(image_ids, np.ndarray) else np.array(image_ids, dtype=object)
     if ids.shape != images.shape[:1]:
         raise DataError(
@@ -174,18 +235,20 @@ def checked_ids(images: Pixels, image_ids: Ints | Sequence[int]) -> list[int]:
 def _whole(image_id: object) -> int:
     try:
         if not isinstance(image_id, bool):
-            return operator.index(image_id)  # type: ignore[arg-type]  # what is no integer, it refuses
+            return operator.index(image_id)  # type: ignore[arg-type]  # it refuses anything but integers
     except TypeError:
         pass
-    raise DataError(f"the image id {image_id!r} is no integer but {type(image_id).__name__}; give integers")
+    raise DataError(
+        f"the image id {image_id!r} is not an integer but {type(image_id).__name__}; give integers"
+    )
 
 
 def _not_uint8(images: object) -> str:
     if not isinstance(images, np.ndarray):
         remedy = (
-            "numpy.stack(images) makes one of images of one size"
+            "numpy.stack(images) makes one from images of equal size"
             if isinstance(images, list | tuple)
-            else "images.numpy(force=True) makes one of a torch tensor"
+            else "images.numpy(force=True) makes one from a torch tensor"
         )
         return (
             f"images are {type(images).__name__}; corruptions take uint8 arrays [B, H, W, 3] with values 0..255. "
@@ -198,5 +261,5 @@ def _not_uint8(images: object) -> str:
     if strange:
         return f"{text}, and {strange} of these values are NaN or infinite. Find out why, then convert"
     if np.issubdtype(images.dtype, np.floating):
-        return f"{text}. From 0..1, (255 * images).round().astype(numpy.uint8) makes them"
-    return f"{text}. From 0..255, images.astype(numpy.uint8) makes them"
+        return f"{text}. Convert from 0..1 with (255 * images).round().astype(numpy.uint8)"
+    return f"{text}. Convert from 0..255 with images.astype(numpy.uint8)"

@@ -1,4 +1,4 @@
-"""Pixels in, blurred grey levels out: Gaussian, defocus, glass, motion and zoom blur.
+"""The blur corruptions: Gaussian, defocus, glass, motion and zoom blur.
 
 Source: definitions of Hendrycks & Dietterich, ICLR 2019, Appendix A, and of their published generator
 (github.com/hendrycks/robustness); the streak of motion blur as ImageMagick defines it.
@@ -22,22 +22,22 @@ from tasks.corruptions.draws import NUM_WORDS, WORD_BITS, Words, draw_words
 from tasks.corruptions.severity import NUDGE, Dose, Levels
 from tasks.records import Ints, Pixels
 
-# Beyond the edge: the outermost pixel repeated, or the image mirrored.
+# How the image continues beyond its edge: outermost pixel repeated, or image mirrored.
 Edge = Literal["nearest", "reflect"]
 _BORDERS = {"nearest": cv2.BORDER_REPLICATE, "reflect": cv2.BORDER_REFLECT}
 # Sparse types differ between releases of SciPy.
 Sparse = Any
-# OpenCV filters with a larger kernel through Fourier transforms, which is slower and less exact here.
+# With larger kernels (in pixels), OpenCV filters by Fourier transform, which is slower and less exact here.
 DIRECT_AREA = 120
 NUM_ANGLES = 1024
-# Up to so many pixels per image a filter is applied as a whole: zoom blur's matrix, elastic's full kernel. Above,
-# time and memory are kept in proportion to the pixels, and a result differs by less than a grey level.
+# Up to this many pixels per image, a filter is applied as a whole: zoom blur's matrix, elastic's full kernel. Above it,
+# time and memory stay in proportion to the pixels, and results differ by less than a grey level.
 WHOLE_PIXELS = 2**16
 STRIP_VALUES = 2**18
 
 
 def smooth(layers: Pixels | Levels, sigma: float, *, mode: Edge = "nearest", truncate: float = 4.0) -> Levels:
-    """Gaussian smoothing of [B, H, W] or [B, H, W, C] over H and W only."""
+    """Smooth [B, H, W] or [B, H, W, C] with a Gaussian, over H and W only."""
     taps = gaussian_taps(sigma, truncate=truncate)
     smoothed: Levels = np.empty(layers.shape, np.float32)
     for layer, into in zip(layers, smoothed, strict=True):
@@ -48,20 +48,20 @@ def smooth(layers: Pixels | Levels, sigma: float, *, mode: Edge = "nearest", tru
 
 @functools.lru_cache(maxsize=32)
 def gaussian_taps(sigma: float, *, truncate: float) -> Levels:
-    """exp(-i² / 2σ²), normalised, for |i| up to `truncate` · σ rounded (SciPy's convention)."""
+    """exp(-i² / 2σ²), normalised, for |i| up to `truncate` · σ, rounded (SciPy's convention)."""
     reach = int(truncate * sigma + 0.5)
     weights = np.exp(-0.5 / max(sigma, 1e-6) ** 2 * np.arange(-reach, reach + 1) ** 2)
     return np.asarray(weights / weights.sum(), np.float32)
 
 
 def gaussian_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """Gaussian of σ pixels, the edge repeated."""
+    """Blur by a Gaussian of σ pixels; the edge is repeated."""
     (sigma,) = dose.constants
     return smooth(images_BHWC, sigma)
 
 
 def defocus_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """A disk of radius r, softened at its rim; reflected at the image's edge."""
+    """Blur by a disk of radius r with a softened rim; the image is mirrored at its edge."""
     radius, alias_sigma = dose.constants
     kernel = disk_kernel(radius, alias_sigma)
     blurred: Levels = np.empty(images_BHWC.shape, np.float32)
@@ -72,22 +72,22 @@ def defocus_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
 
 @functools.cache
 def disk_kernel(radius: float, alias_sigma: float) -> Levels:
-    """A normalised disk on a 17x17 grid (2r+1 where r > 8), smoothed by a 3x3 (5x5) Gaussian; trimmed.
+    """A normalised disk on a 17x17 grid (2r+1 if r > 8), smoothed by a 3x3 Gaussian (5x5 if r > 8) and trimmed.
 
-    Smoothing mirrors at the grid's edge, so a disk that touches it (radius 8 and more) brightens by 1 %,
-    as in the published images.
+    Smoothing mirrors at the grid's edge, so a disk that touches the edge (radius 8 and more) brightens the
+    image by 1 %, as in the published images.
     """
     reach, side = (8, 3) if radius <= 8 else (int(radius), 5)
     offsets = np.arange(-reach, reach + 1)
     disk = (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.float32)
     kernel = cv2.GaussianBlur(disk / disk.sum(), ksize=(side, side), sigmaX=alias_sigma)
-    # Without its empty rim the kernel is the same filter, several times faster.
+    # Trimming the empty rim gives the same filter, several times faster.
     used = int(np.abs(offsets[kernel.any(axis=0)]).max())
     return np.asarray(kernel[reach - used : reach + used + 1, reach - used : reach + used + 1], np.float32)
 
 
 def glass_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """Smooth, let pixels take the colour of a near one, smooth again."""
+    """Smooth, let each pixel take the colour of a nearby one, and smooth again."""
     sigma, max_delta, passes = dose.constants
     batch, height, width, channels = images_BHWC.shape
     smoothed_BHWC = (smooth(images_BHWC, sigma) + NUDGE).astype(np.uint8)
@@ -98,11 +98,11 @@ def glass_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
 
 
 def glass_sources(batch: int, height: int, width: int, *, dose: Dose, max_delta: int, passes: int) -> Ints:
-    """For each image and position [B, P], the position its colour comes from after all passes.
+    """For each image and position [B, P], the position that its colour comes from after all passes.
 
-    One pass visits the inner positions from the lower right to the upper left, and each copies (the
-    published "swap" is a copy) from an offset drawn from [-max_delta, max_delta). A source visited
-    earlier has itself been overwritten, so its own source counts, and so on. Those chains are followed
+    A pass visits the inner positions from the lower right to the upper left. Each position copies (the
+    published "swap" is a copy) from an offset drawn from [-max_delta, max_delta). A source that was visited
+    earlier has itself been overwritten, so its own source counts, and so on. These chains are followed
     for all positions at once, by doubling; for max_delta = 1 no source is visited earlier.
     """
     here = np.arange(height * width).reshape(height, width)
@@ -122,16 +122,16 @@ def glass_sources(batch: int, height: int, width: int, *, dose: Dose, max_delta:
 
 
 def _offsets(words: Words, max_delta: int) -> Ints:
-    """Uniform integers of [-max_delta, max_delta)."""
+    """Uniform integers in [-max_delta, max_delta)."""
     return ((words.astype(np.int64) * (2 * max_delta)) >> WORD_BITS) - max_delta
 
 
 def _follow(source_BP: Ints, inner: Ints) -> Ints:
-    """Sources whose own source was visited earlier are replaced by it, to the end of each chain."""
+    """Follow each chain of sources that were visited earlier to its end; return the final sources [B, P]."""
     here = np.arange(source_BP.shape[1])
     visited = np.zeros(source_BP.shape[1], dtype=bool)
     visited[inner] = True
-    # The visit is in descending order.
+    # Positions are visited in descending order.
     link = np.where(visited[source_BP] & (source_BP > here), source_BP, here)
     while not np.array_equal(link, further := np.take_along_axis(link, link, axis=1)):
         link = further
@@ -139,7 +139,7 @@ def _follow(source_BP: Ints, inner: Ints) -> Ints:
 
 
 def motion_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """A one-sided streak at an angle from U(-45°, 45°)."""
+    """Blur along a one-sided streak at an angle from U(-45°, 45°)."""
     radius, sigma = dose.constants
     blurred: Levels = np.empty(images_BHWC.shape, np.float32)
     angles_B = angles(draw_words((len(images_BHWC),), dose), low=-45, high=45)
@@ -149,15 +149,18 @@ def motion_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
 
 
 def angles(words_B: Words, *, low: float, high: float) -> list[float]:
-    """One of 1,024 angles between two, in degrees; half a step moves a streak's end by a fraction of a pixel."""
+    """For each word, one of 1,024 angles between `low` and `high`, in degrees.
+
+    Half a step moves the end of a streak by a fraction of a pixel.
+    """
     step = (high - low) / NUM_ANGLES
     return [low + step * (word + 0.5) for word in (words_B // (NUM_WORDS // NUM_ANGLES)).tolist()]
 
 
 def streak(layer: Pixels | Levels, *, radius: int, sigma: float, degrees: float) -> Levels:
-    """[H, W] or [H, W, C] averaged along a line of 2r+1 whole-pixel shifts, the edge repeated.
+    """Average [H, W] or [H, W, C] along a line of 2r+1 whole-pixel shifts; the edge is repeated.
 
-    Shift i has weight exp(-i² / 2σ²), normalised, and lies at i·(cos, sin) rounded half down.
+    Shift i has weight exp(-i² / 2σ²), normalised, and lies at i·(cos, sin), rounded half down.
     """
     layer = layer.astype(np.float32)
     kernels = streak_kernels(radius, sigma=sigma, degrees=degrees)
@@ -178,9 +181,9 @@ def streak(layer: Pixels | Levels, *, radius: int, sigma: float, degrees: float)
 
 @functools.lru_cache(maxsize=5 * NUM_ANGLES)
 def streak_kernels(radius: int, *, sigma: float, degrees: float) -> list[tuple[Levels, int, int]]:
-    """The streak cut into kernels that are filtered directly, each with the shift of its first corner.
+    """The streak, cut into kernels small enough for direct filtering, each with the shift of its first corner.
 
-    Shifts too light to move a grey level are left out.
+    Shifts whose weight is too small to change a grey level are left out.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
@@ -191,7 +194,7 @@ def streak_kernels(radius: int, *, sigma: float, degrees: float) -> list[tuple[L
     columns = np.ceil(steps[:used] * math.cos(angle) - 0.5).astype(int)
     kernels, first = [], 0
     for end in range(1, used + 1):
-        last = min(end, used - 1)  # the two shifts go one way each, so their ends span the box
+        last = min(end, used - 1)  # rows and columns are monotone, so the two ends span the box
         height, width = abs(rows[last] - rows[first]) + 1, abs(columns[last] - columns[first]) + 1
         if end < used and height * width <= DIRECT_AREA:
             continue
@@ -205,21 +208,21 @@ def streak_kernels(radius: int, *, sigma: float, degrees: float) -> list[tuple[L
 
 
 def zoom_blur(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """The mean of the image and of its zooms into the centre."""
+    """Average the image and its zooms into the centre."""
     start, stop, step = dose.constants
     batch, height, width, channels = images_BHWC.shape
     if height * width > WHOLE_PIXELS:
         return zoom_by_zoom(images_BHWC, start=start, stop=stop, step=step)
     matrix_PP = zoom_blur_matrix(height, width, start=start, stop=stop, step=step)
     columns = images_BHWC.reshape(batch, height * width, channels).transpose(1, 0, 2)
-    # Row by row, each nonzero adds one multiple of a row: no column's sum depends on the others.
+    # Each nonzero adds one multiple of a row, so no column's sum depends on the other columns.
     blurred = np.asarray(matrix_PP @ columns.astype(np.float32).reshape(height * width, -1))
     blurred = blurred.reshape(height * width, batch, channels).transpose(1, 0, 2)
     return np.ascontiguousarray(blurred, dtype=np.float32).reshape(images_BHWC.shape)
 
 
 def zoom_by_zoom(images_BHWC: Pixels, *, start: float, stop: float, step: float) -> Levels:
-    """`zoom_blur` without its matrix, some rows at a time: nothing is as large as the result but the result."""
+    """`zoom_blur` without its matrix, some rows at a time, so that no intermediate array is as large as the result."""
     height, width, channels = images_BHWC.shape[1:]
     factors = np.arange(start, stop, step).tolist()
     zooms = [(zoom_taps(height, factor), zoom_taps(width, factor)) for factor in factors]
@@ -236,8 +239,8 @@ def zoom_by_zoom(images_BHWC: Pixels, *, start: float, stop: float, step: float)
 
 @functools.lru_cache(maxsize=8)
 def zoom_blur_matrix(height: int, width: int, *, start: float, stop: float, step: float) -> Sparse:
-    """The whole of zoom blur as one sparse matrix over pixel positions: most zooms share their pixels."""
-    # arange in float64 decides whether `stop` itself is a level, as in the published arrays.
+    """Zoom blur as one sparse matrix over pixel positions; most zooms read the same pixels."""
+    # As in the published code, float64 rounding in arange decides whether `stop` itself is a factor.
     factors = np.arange(start, stop, step).tolist()
     total: Sparse = sparse.eye_array(height * width, format="csr")
     for factor in factors:
@@ -249,18 +252,18 @@ def zoom_blur_matrix(height: int, width: int, *, start: float, stop: float, step
 
 @dataclass(frozen=True)
 class ZoomTaps:
-    """Along one axis, output position i is lower[i] · (1 - fraction[i]) + upper[i] · fraction[i]."""
+    """Linear resampling of an axis: output i is (1 - fraction[i]) · input[lower[i]] + fraction[i] · input[upper[i]]."""
 
     lower: Ints
     upper: Ints
     fraction: NDArray[np.float64]
 
     def part(self, outputs: slice) -> ZoomTaps:
-        """The taps of some output positions alone."""
+        """The taps of some output positions."""
         return ZoomTaps(self.lower[outputs], self.upper[outputs], self.fraction[outputs])
 
     def matrix(self) -> Sparse:
-        """The same as a sparse matrix, output by input."""
+        """The same resampling as a sparse matrix, output by input."""
         size = len(self.lower)
         rows = np.tile(np.arange(size), 2)
         weights = np.concatenate([1 - self.fraction, self.fraction])
@@ -269,7 +272,7 @@ class ZoomTaps:
 
 
 def stretched(layers: Pixels | Levels, taps: ZoomTaps, *, axis: int) -> Levels:
-    """The layers with one axis resampled at the taps."""
+    """Resample one axis of the layers at the taps."""
     shape = [1] * layers.ndim
     shape[axis] = -1
     upper = layers.take(taps.upper, axis=axis).astype(np.float32, copy=False)
@@ -282,7 +285,7 @@ def stretched(layers: Pixels | Levels, taps: ZoomTaps, *, axis: int) -> Levels:
 
 @functools.lru_cache(maxsize=256)
 def zoom_taps(size: int, factor: float) -> ZoomTaps:
-    """Cut ceil(size / factor) from the centre, stretch it linearly end to end, cut `size` from the centre."""
+    """Taps that crop ceil(size / factor) from the centre, stretch it linearly end to end, and crop `size` of that."""
     cut = math.ceil(size / factor)
     stretched = round(cut * factor)
     position = (np.arange(size) + (stretched - size) // 2) * ((cut - 1) / (stretched - 1))

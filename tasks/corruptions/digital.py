@@ -1,4 +1,4 @@
-"""Pixels in, pixels out as digital processing spoils them: elastic, pixelate, JPEG.
+"""The digital corruptions: elastic transform, pixelate and JPEG compression.
 
 Source: definitions of Hendrycks & Dietterich, ICLR 2019, Appendix A, and of their published generator
 (github.com/hendrycks/robustness).
@@ -25,17 +25,17 @@ from tasks.records import Ints, Pixels
 
 BOX_BITS = 22
 CELLS_PER_SIGMA = 64
-# Pixels of a side: OpenCV resamples by 16-bit places; libjpeg ends here.
+# Longest sides in pixels: OpenCV resamples with 16-bit positions; libjpeg's own limit.
 LONGEST_BENT, LONGEST_JPEG = 2**15 - 2, 65_500
-NO_SECOND_MAP: Any = None  # x and y stand in the first; the stubs know no None here
+NO_SECOND_MAP: Any = None  # the first map has x and y; the type stubs do not allow None
 
 
 def pixelate(images_BHWC: Pixels, dose: Dose) -> Pixels:
-    """Box filter down to int(size · c), box filter up again: Pillow's, to the byte, for a whole batch."""
+    """Shrink to int(size · c) and enlarge again with box filters; equal to Pillow to the byte, for a whole batch."""
     (scale,) = dose.constants
     batch, height, width, channels = images_BHWC.shape
     across, down = (box_taps(size, int(size * scale)) for size in (width, height))
-    # Rows are mixed with their channels side by side; entry i of a row is channel i % C of pixel i // C.
+    # Channels lie side by side in a row: entry i of a row is channel i % C of pixel i // C.
     places_T = across.places * channels
     columns = (places_T[:, :, None] + np.arange(channels)).reshape(len(places_T), -1)
     rows_BHX = images_BHWC.reshape(batch, height, -1)
@@ -49,9 +49,9 @@ def pixelate(images_BHWC: Pixels, dose: Dose) -> Pixels:
 
 @dataclass(frozen=True)
 class BoxTaps:
-    """Shrinking an axis to S: output s is the sum over taps t of weights[t, s] · input[places[t, s]], / 2²².
+    """Shrinking an axis to S: output s is the sum over taps t of weights[t, s] · input[places[t, s]], divided by 2²².
 
-    nearest: growing again, the place among S that each input place gets its value from.
+    nearest: for enlarging again, the position among S from which each input position gets its value.
     """
 
     places: Ints
@@ -61,7 +61,7 @@ class BoxTaps:
 
 @functools.lru_cache(maxsize=32)
 def box_taps(size: int, small: int) -> BoxTaps:
-    """Pillow's box filter: whole weights in units of 2⁻²², an input counts where its centre is covered."""
+    """Pillow's box filter: integer weights in units of 2⁻²²; an input counts if its centre is covered."""
     ratio = size / small
     centres = (np.arange(small) + 0.5) * ratio
     first = np.floor(centres - ratio / 2 + 0.5).astype(np.int64)
@@ -76,7 +76,7 @@ def box_taps(size: int, small: int) -> BoxTaps:
 
 
 def _weighted(taps: list[Pixels], weights: NDArray[np.int32]) -> Pixels:
-    """The weighted sum of the taps, rounded to whole levels."""
+    """The weighted sum of the taps, rounded to whole grey levels."""
     if len(taps) == 1:
         return taps[0]
     total = np.full(taps[0].shape, 1 << (BOX_BITS - 1), np.int32)
@@ -87,7 +87,7 @@ def _weighted(taps: list[Pixels], weights: NDArray[np.int32]) -> Pixels:
 
 
 def jpeg_compression(images_BHWC: Pixels, dose: Dose) -> Pixels:
-    """Through JPEG at quality c. OpenCV's encoder is Pillow's (libjpeg-turbo), called with less ado."""
+    """Encode as JPEG at quality c and decode. OpenCV uses Pillow's encoder (libjpeg-turbo), with less overhead."""
     (quality,) = dose.constants
     check_sides(*images_BHWC.shape[1:3], corruption="jpeg_compression", longest=LONGEST_JPEG)
     options = [cv2.IMWRITE_JPEG_QUALITY, int(quality)]
@@ -101,18 +101,18 @@ def jpeg_compression(images_BHWC: Pixels, dose: Dose) -> Pixels:
 
 
 def check_sides(height: int, width: int, *, corruption: str, longest: int) -> None:
-    """A side that the libraries below have no numbers for is a DataError."""
+    """Raise DataError if a side is longer than the underlying libraries support."""
     if max(height, width) > longest:
         raise DataError(
-            f"images are {height}x{width}; {corruption} takes sides of up to {longest:,} pixels. Cut or shrink them"
+            f"images are {height}x{width}; {corruption} takes sides of up to {longest:,} pixels. Crop or shrink them"
         )
 
 
 def elastic_transform(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """A random affine map, then a smooth random displacement of every pixel.
+    """Apply a random affine map, then a smooth random displacement of every pixel.
 
-    The published constants are fractions of the image's size, so they grow with images that are not of
-    the table's size.
+    The published constants are fractions of the image's size, so they are scaled for images of another size
+    than the table's.
     """
     batch, height, width = images_BHWC.shape[:3]
     check_sides(height, width, corruption="elastic_transform", longest=LONGEST_BENT)
@@ -129,7 +129,7 @@ def elastic_transform(images_BHWC: Pixels, dose: Dose) -> Levels:
         positions_BHW2 += np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=2)
     bent: Levels = np.empty(images_BHWC.shape, np.float32)
     for i, image_HWC in enumerate(images_BHWC.astype(np.float32)):
-        # The map from where a pixel lies to where its colour is read.
+        # The map from a pixel's position to the position where its colour is read.
         inverse_23 = affine_map(moved_B32[i], points_32)
         turned = cv2.warpAffine(
             image_HWC,
@@ -147,9 +147,9 @@ def elastic_transform(images_BHWC: Pixels, dose: Dose) -> Levels:
 
 
 def smooth_shifts(shifts_BHW2: Levels, sigma: float) -> Levels:
-    """Gaussian smoothing, cut at 3 σ and mirrored at the edge; of large images by way of a coarser grid.
+    """Smooth with a Gaussian, cut at 3 σ and mirrored at the edge; large images are smoothed on a coarser grid.
 
-    Its cells are 1/64 σ wide, so a smoothed value differs by at most some 2 % of the values' spread.
+    The grid's cells are σ/64 wide, so a smoothed value differs by at most about 2 % of the values' spread.
     """
     height, width = shifts_BHW2.shape[1:3]
     if not is_wide(height, width, sigma=sigma):
@@ -167,20 +167,20 @@ def smooth_shifts(shifts_BHW2: Levels, sigma: float) -> Levels:
 
 
 def is_wide(height: int, width: int, *, sigma: float) -> bool:
-    """Whether a Gaussian is so wide on so large an image that a coarser grid must do."""
+    """Whether the Gaussian is so wide, and the image so large, that a coarser grid is used."""
     return height * width > WHOLE_PIXELS and sigma > CELLS_PER_SIGMA
 
 
 def anchor_points(height: int, width: int) -> NDArray[np.float64]:
-    """Three points (x, y) about the centre [3, 2] that the affine map moves."""
+    """The three points (x, y) [3, 2] around the centre that the affine map moves."""
     centre, side = np.array([width // 2, height // 2], float), min(height, width) // 3
     return np.asarray(centre + side * np.array([[1, 1], [1, -1], [-1, -1]]), np.float64)
 
 
 def affine_map(origin_32: NDArray[np.float64], image_32: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The affine map [2, 3] that takes three points (x, y) to three others.
+    """The affine map [2, 3] that maps three points (x, y) to three others.
 
-    Points that lie on one line, which no published constant makes likely, are taken apart by 10⁻⁶ pixels².
+    If the points lie on a line, which is unlikely with the published constants, an area of 10⁻⁶ pixels² is used.
     """
     ((ax, ay), (bx, by)), ((ux, uy), (vx, vy)) = (
         (points[1:] - points[0]).tolist() for points in (image_32, origin_32)

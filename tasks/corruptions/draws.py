@@ -1,8 +1,8 @@
-"""A batch's generators in, its random numbers out: 16-bit words, and what is looked up by them.
+"""Draw the random numbers of a batch, as 16-bit words that index tables of quantiles.
 
-A word is a uniform draw of 1 in 65,536. Looked up in a table of quantiles it is a draw of any other
+A word is one of 65,536 equally likely values. Looked up in a table of quantiles, it is a draw from any other
 distribution, exact to 2⁻¹⁶ in probability: finer than a grey level can show, and several times faster than
-drawing from the distribution itself. The normal's tails end at 4.3 σ.
+drawing from the distribution itself. The tails of the normal distribution end at 4.3 σ.
 """
 
 # B images in a batch
@@ -20,7 +20,7 @@ from scipy.special import ndtri
 
 from tasks.corruptions.severity import Dose, Levels
 
-# Raised when the same key comes to draw other numbers, so that pixels of both are never mixed in a run.
+# Increase this if the same key draws other numbers than before, so that a run never mixes pixels of both.
 DRAWS_VERSION = 2
 WORD_BITS = 16
 NUM_WORDS = 2**WORD_BITS
@@ -39,9 +39,9 @@ def draw_words(shape: tuple[int, ...], dose: Dose) -> Words:
 
 
 def lookup(table: NDArray[Value], words: Words) -> NDArray[Value]:
-    """table[words], by a table of one value for each word; several times faster for a batch."""
-    found = cv2.LUT(words.reshape(len(words), -1), table.reshape(1, NUM_WORDS))
-    return np.asarray(found, table.dtype).reshape(words.shape)
+    """table[words], for a table with one value for each word; several times faster than indexing."""
+    values = cv2.LUT(words.reshape(len(words), -1), table.reshape(1, NUM_WORDS))
+    return np.asarray(values, table.dtype).reshape(words.shape)
 
 
 def spread(layers: NDArray[Value], channels: int) -> NDArray[Value]:
@@ -58,7 +58,7 @@ def normals(shape: tuple[int, ...], dose: Dose) -> Levels:
 
 
 def uniforms(shape: tuple[int, ...], dose: Dose) -> Levels:
-    """Uniforms from (0, 1) [B, ...]."""
+    """Uniform numbers in (0, 1) [B, ...]."""
     drawn: Levels = draw_words(shape, dose).astype(np.float32)
     drawn += np.float32(0.5)
     drawn *= np.float32(1 / NUM_WORDS)
@@ -67,7 +67,7 @@ def uniforms(shape: tuple[int, ...], dose: Dose) -> Levels:
 
 @functools.cache
 def normal_quantiles() -> Levels:
-    """By word: the quantile of the standard normal in the middle of the word's interval. Read-only."""
+    """For each word, the standard normal quantile at the middle of the word's interval. Read-only."""
     quantiles: Levels = ndtri((np.arange(NUM_WORDS) + 0.5) / NUM_WORDS).astype(np.float32)
     quantiles.setflags(write=False)
     return quantiles

@@ -1,8 +1,8 @@
-"""Pixels in, pixels of another brightness, contrast or saturation out; nothing is drawn.
+"""The image-property corruptions: brightness, contrast and saturation. They draw no random numbers.
 
-HSV is never formed: with M the largest and m the smallest channel, V = M and S = (M - m) / M, and at a
-fixed hue a channel is V · (1 - S · g), g = (M - x) / (M - m). So a change of V scales the channels and a
-change of S scales their distance from M; both factors are looked up by grey levels.
+Images are not converted to HSV. With M the largest and m the smallest channel, V = M and S = (M - m) / M, and at a
+fixed hue a channel is V · (1 - S · g), g = (M - x) / (M - m). So a change of V scales the channels, and a
+change of S scales their distances from M; both factors are looked up by grey level.
 Source: definitions of Hendrycks & Dietterich, ICLR 2019, Appendix A.
 """
 
@@ -23,7 +23,7 @@ LEVELS = np.arange(256)
 
 
 def brightness(images_BHWC: Pixels, dose: Dose) -> Pixels:
-    """HSV V + c, hue and saturation kept. Black has no hue and becomes grey."""
+    """Add c to V of HSV, keeping hue and saturation. Black has no hue and becomes grey."""
     (added,) = dose.constants
     places_BHWC = spread(largest_channel(images_BHWC), images_BHWC.shape[3]).astype(np.uint16)
     places_BHWC <<= 8
@@ -38,7 +38,7 @@ def largest_channel(images_BHWC: Pixels) -> Pixels:
 
 @functools.lru_cache(maxsize=8)
 def brighter_levels(added: float) -> Pixels:
-    """By V, then a channel's level: that channel's level at V + `added`."""
+    """For each V and each level of a channel, the channel's level at V + `added`; flattened."""
     value = LEVELS[:, None].astype(float)
     brighter = np.minimum(value + 255 * added, 255)
     levels = np.where(value > 0, LEVELS * brighter / np.maximum(value, 1), brighter)
@@ -46,9 +46,9 @@ def brighter_levels(added: float) -> Pixels:
 
 
 def saturate(images_BHWC: Pixels, dose: Dose) -> Pixels | Levels:
-    """HSV S · c0 + c1, hue and value kept. Grey has hue 0 by convention, so c1 > 0 turns it red.
+    """Change S of HSV to S · c0 + c1, keeping hue and value. Grey has hue 0 by convention, so c1 > 0 turns it red.
 
-    Images of one channel have no saturation to change and come out as they are.
+    Images of one channel have no saturation and are returned unchanged.
     """
     if images_BHWC.shape[3] == 1:
         return images_BHWC
@@ -70,7 +70,7 @@ def saturate(images_BHWC: Pixels, dose: Dose) -> Pixels | Levels:
 
 @functools.lru_cache(maxsize=8)
 def stretch(factor: float, added: float) -> Levels:
-    """By V, then V - m: how many times as far from V a channel lies after S · factor + added; 0 for grey."""
+    """For each V and V - m, the factor that scales distances from V if S becomes S · factor + added; 0 for grey."""
     value, spread = LEVELS[:, None].astype(float), LEVELS.astype(float)
     saturation = np.minimum(spread / np.maximum(value, 1) * factor + added, 1)
     return np.asarray(value * saturation / np.maximum(spread, 1), np.float32).ravel()

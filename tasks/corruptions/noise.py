@@ -1,4 +1,4 @@
-"""Pixels in, noisy grey levels out: Gaussian, shot, impulse and speckle noise.
+"""The noise corruptions: Gaussian, shot, impulse and speckle noise.
 
 Source: definitions of Hendrycks & Dietterich, ICLR 2019, Appendix A.
 """
@@ -22,7 +22,7 @@ from tasks.records import Pixels
 def gaussian_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
     """x + N(0, σ)."""
     (sigma,) = dose.constants
-    # x is a whole level, so the sum's whole part needs the noise's alone.
+    # x is a whole level, so truncating the sum is the same as adding the truncated noise.
     noisy_BHWC = lookup(whole_levels(sigma), draw_words(images_BHWC.shape, dose))
     noisy_BHWC += images_BHWC
     return np.clip(noisy_BHWC, 0, 255, out=noisy_BHWC).astype(np.uint8)
@@ -30,7 +30,7 @@ def gaussian_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
 
 @functools.lru_cache(maxsize=8)
 def whole_levels(sigma: float) -> NDArray[np.int16]:
-    """By word: N(0, σ) in grey levels, rounded down."""
+    """For each 16-bit word, Gaussian noise N(0, σ) in grey levels, rounded down."""
     return np.asarray(np.floor(255 * sigma * normal_quantiles() + NUDGE), np.int16)
 
 
@@ -44,7 +44,7 @@ def speckle_noise(images_BHWC: Pixels, dose: Dose) -> Levels:
 
 
 def shot_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
-    """Poisson(x · λ) / λ: the fewer photons λ, the noisier."""
+    """Poisson(x · λ) / λ. Fewer photons λ give more noise."""
     (photons,) = dose.constants
     places_BHWC = images_BHWC.astype(np.int32)
     places_BHWC <<= WORD_BITS
@@ -54,7 +54,7 @@ def shot_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
 
 @functools.lru_cache(maxsize=2)  # 16 MB each
 def shot_levels(photons: float) -> Pixels:
-    """By clean grey level, then word: the grey level after Poisson noise."""
+    """For each clean grey level and each word, the grey level after Poisson noise; flattened."""
     counts = np.arange(int(photons + 10 * math.sqrt(photons) + 20))
     noisy = np.minimum(counts * (255 / photons) + NUDGE, 255).astype(np.uint8)
     rates = np.arange(1, 256)[:, None] * (photons / 255)
@@ -69,12 +69,12 @@ def shot_levels(photons: float) -> Pixels:
 
 
 def impulse_noise(images_BHWC: Pixels, dose: Dose) -> Pixels:
-    """Salt and pepper on a fraction of the channel values, half each."""
+    """Replace a fraction of the channel values by 255 (salt) or 0 (pepper), half each."""
     (amount,) = dose.constants
     words_BHWC = draw_words(images_BHWC.shape, dose)
     salt_or_pepper = words_BHWC < round(amount * NUM_WORDS)
     pepper = words_BHWC < round(amount / 2 * NUM_WORDS)
-    # 255 where true: set all bits of what is hit, then clear those of pepper.
+    # -True is 255 in uint8: set all bits of the values that are hit, then clear those of pepper.
     noisy_BHWC: Pixels = images_BHWC | -salt_or_pepper.view(np.uint8)
     noisy_BHWC &= ~-pepper.view(np.uint8)
     return noisy_BHWC

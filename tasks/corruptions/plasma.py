@@ -1,9 +1,9 @@
-"""A batch's generators and sizes in, clouds out: the diamond-square plasma of fog.
+"""The diamond-square plasma that makes the clouds of fog.
 
 Source: the published generator of Hendrycks & Dietterich, ICLR 2019 (github.com/hendrycks/robustness).
 """
 
-# B images in a batch, H W pixels, M N places of a grid
+# B images in a batch, H W pixels, M N points of a grid
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import numpy as np
 from tasks.corruptions.draws import uniforms
 from tasks.corruptions.severity import Dose, Levels
 
-# A plasma that exceeds its image by more than this factor is made in full only to so many cells a side.
+# A plasma that is larger than its image by more than this factor is made in full only up to this many cells per side.
 PLASMA_EXCESS, FULL_CELLS = 4, 512
 
 
 def haze(shape: tuple[int, ...], dose: Dose, *, decay: float) -> Levels:
-    """The upper left [B, H, W] of a plasma of the next power of two of the longer side."""
+    """The upper left part [B, H, W] of a plasma; its side is the longer side rounded up to a power of two."""
     batch, height, width = shape
     size = next_power_of_two(max(height, width))
     if size > FULL_CELLS and size**2 > PLASMA_EXCESS * height * width:
@@ -29,7 +29,7 @@ def haze(shape: tuple[int, ...], dose: Dose, *, decay: float) -> Levels:
 
 
 def next_power_of_two(size: int) -> int:
-    """The least power of two that is not below `size`."""
+    """The smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()
 
 
@@ -37,7 +37,7 @@ def plasma(batch: int, dose: Dose, *, size: int, decay: float) -> Levels:
     """Diamond-square clouds [B, size, size] in 0..1 on a torus; `size` is a power of two.
 
     From the coarsest grid to the finest, the centre of each square and then of each diamond is the mean
-    of its four corners plus U(-w², w²), and w shrinks by `decay` (so the shock by its square).
+    of its four corners plus a shock from U(-w², w²). After each grid, w is divided by `decay`.
     """
     shocks = uniforms((batch, size * size - 1), dose) * 2 - 1
     clouds, _ = _plasma(shocks, size=size, decay=decay)
@@ -47,7 +47,7 @@ def plasma(batch: int, dose: Dose, *, size: int, decay: float) -> Levels:
 
 
 def _plasma(shocks: Levels, *, size: int, decay: float) -> tuple[Levels, float]:
-    """`plasma` of given uniforms of (-1, 1) before it is brought to 0..1, and the next w."""
+    """The clouds for given uniforms in (-1, 1), before they are scaled to 0..1, and the next w."""
     batch = len(shocks)
     clouds: Levels = np.zeros((batch, size, size), np.float32)
     step, wibble, used = size, 100.0, 0
@@ -66,10 +66,11 @@ def _plasma(shocks: Levels, *, size: int, decay: float) -> tuple[Levels, float]:
 
 
 def plasma_window(batch: int, dose: Dose, *, size: int, height: int, width: int, decay: float) -> Levels:
-    """The upper left [B, height, width] of a plasma of `size`, of which no more is made.
+    """The upper left part [B, height, width] of a plasma of `size`, without making the rest of its fine grids.
 
-    The coarse grids are made in full, so that the least and the greatest value are the whole plasma's but for the
-    fine grids' small shocks. Of the fine grids only the window is: with one cell more before, and two after.
+    The coarse grids are made in full, so that the smallest and the largest value are those of the whole plasma, up
+    to the small shocks of the fine grids. Of the fine grids only the window is made, with one more cell before it
+    and two after it.
     """
     steps = [size // FULL_CELLS // 2**k for k in range((size // FULL_CELLS).bit_length())]
     grids = [(-(-height // step) + 3, -(-width // step) + 3) for step in steps]
@@ -94,9 +95,9 @@ def plasma_window(batch: int, dose: Dose, *, size: int, height: int, width: int,
 
 
 def _refined(corner: Levels, shock: Levels) -> Levels:
-    """A window of a grid [B, M, N] and shocks [B, 3, M, N] in, half the step out [B, 2M - 3, 2N - 3].
+    """Refine a window [B, M, N] of a grid with shocks [B, 3, M, N] to half the step, [B, 2M - 3, 2N - 3].
 
-    Its outermost values, which lack a neighbour, are left out; the first left is the first square's centre.
+    The outermost values, which lack a neighbour, are left out; the first value is the centre of the first square.
     """
     batch, rows, columns = corner.shape
     fine: Levels = np.empty((batch, 2 * rows - 3, 2 * columns - 3), np.float32)

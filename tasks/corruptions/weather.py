@@ -1,4 +1,4 @@
-"""Pixels in, grey levels seen through weather out: snow, frost, fog, spatter.
+"""The weather corruptions: snow, frost, fog and spatter.
 
 Source: definitions of Hendrycks & Dietterich, ICLR 2019, Appendix A, and of their published generator
 (github.com/hendrycks/robustness). The frost textures are theirs (Apache-2.0), see frost/README.md.
@@ -30,7 +30,7 @@ from tasks.corruptions.severity import Dose, Levels
 from tasks.records import Pixels
 
 NUM_TEXTURES = 5
-# Pixels of a frost texture that is kept for the next image; of larger ones only the window is made.
+# Frost textures up to this many pixels are cached; of larger ones only the window is made.
 KEPT_TEXTURE = 2**20
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma of R, G, B
 WATER = np.array([175, 238, 238], np.float32)  # pale turquoise
@@ -39,7 +39,7 @@ EMBOSS = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
 
 
 def fog(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """x + c0 · plasma, then darkened so that the brightest value stays."""
+    """x + c0 · plasma, then darkened to keep the brightest value."""
     strength, decay = dose.constants
     haze_BHW = haze(images_BHWC.shape[:3], dose, decay=decay)
     brightest_B111 = images_BHWC.max(axis=(1, 2, 3), keepdims=True).astype(np.float32)
@@ -50,7 +50,7 @@ def fog(images_BHWC: Pixels, dose: Dose) -> Levels:
 
 
 def frost(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """c0 · x + c1 · a random crop of one of five photographed textures."""
+    """c0 · x + c1 · (a random crop of one of five photographed textures)."""
     image_weight, frost_weight = dose.constants
     levels_BHWC: Levels = images_BHWC * np.float32(image_weight)
     levels_BHWC += frost_crops(images_BHWC.shape, dose) * np.float32(frost_weight)
@@ -58,7 +58,7 @@ def frost(images_BHWC: Pixels, dose: Dose) -> Levels:
 
 
 def frost_crops(shape: tuple[int, ...], dose: Dose) -> Pixels:
-    """A random crop of a random texture for each image, of the images' shape; luma for one channel."""
+    """For each image a random crop of a random texture, in the images' shape; its luma for one channel."""
     batch, height, width, channels = shape
     crops_BHWC = np.empty(shape, np.uint8)
     for words, into in zip(draw_words((batch, 3), dose).tolist(), crops_BHWC, strict=True):
@@ -76,7 +76,7 @@ def frost_crops(shape: tuple[int, ...], dose: Dose) -> Pixels:
 
 
 def texture_size(number: int, scale: float, *, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of texture 1..5 shrunk by `scale`, but never below a pixel more than the crop."""
+    """Rows and columns of texture 1..5 shrunk by `scale`, but at least one pixel more than the crop."""
     rows, columns = photograph(number).shape[:2]
     scale = max(scale, (height + 1) / rows, (width + 1) / columns)
     return max(height + 1, round(rows * scale)), max(width + 1, round(columns * scale))
@@ -84,7 +84,7 @@ def texture_size(number: int, scale: float, *, height: int, width: int) -> tuple
 
 @functools.cache
 def photograph(number: int) -> Pixels:
-    """Texture 1..5 as it is shipped. Read-only."""
+    """Texture 1..5 as shipped. Read-only."""
     with resources.files("tasks.corruptions").joinpath(f"frost/frost{number}.jpg").open("rb") as file:
         texture = np.array(Image.open(file).convert("RGB"))
     texture.setflags(write=False)
@@ -93,21 +93,21 @@ def photograph(number: int) -> Pixels:
 
 @functools.lru_cache(maxsize=16)
 def frost_texture(number: int, rows: int, columns: int) -> Pixels:
-    """Texture 1..5 at that size. Read-only."""
+    """Texture 1..5, resized. Read-only."""
     resized = np.asarray(cv2.resize(photograph(number), (columns, rows)), np.uint8)
     resized.setflags(write=False)
     return resized
 
 
 def frost_window(texture_HWC: Pixels, size: tuple[int, int], window: tuple[slice, slice]) -> Pixels:
-    """Of the texture at a size, one window alone: as OpenCV's bilinear resize has it, within a level."""
+    """One window of the texture at a size; equals OpenCV's bilinear resize within one grey level."""
     for axis in (0, 1):
         texture_HWC = _window(texture_HWC, size[axis], window[axis], axis=axis)
     return texture_HWC
 
 
 def _window(texture_HWC: Pixels, size: int, window: slice, *, axis: int) -> Pixels:
-    """Some rows or columns of those that one axis has at a size."""
+    """A window of rows or columns of the texture with one axis resized to `size`."""
     given = texture_HWC.shape[axis]
     position = (np.arange(window.start, window.stop) + 0.5) * (given / size) - 0.5
     position = np.clip(position, 0, given - 1)
@@ -117,7 +117,7 @@ def _window(texture_HWC: Pixels, size: int, window: slice, *, axis: int) -> Pixe
 
 
 def snow(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """A whitened image under flakes falling at an angle from U(-135°, -45°) and the same turned by 180°."""
+    """Whiten the image, and add flakes that fall at an angle from U(-135°, -45°) and the same flakes turned by 180°."""
     _, _, _, _, radius, sigma, keep = dose.constants
     batch, height, width, channels = images_BHWC.shape
     words = draw_words((batch, 1 + height * width), dose)
@@ -138,7 +138,7 @@ def snow(images_BHWC: Pixels, dose: Dose) -> Levels:
 
 
 def snow_layers(words_BHW: Words, dose: Dose) -> Pixels:
-    """Random words [B, H, W] in, still flakes out: zoomed, and black below the threshold."""
+    """Flakes before they fall, from random words [B, H, W]: zoomed, and black below the threshold."""
     mean, std, zoom, threshold = dose.constants[:4]
     layers = lookup(normal_quantiles() * np.float32(std) + np.float32(mean), words_BHW)
     rows, columns = (zoom_taps(size, zoom) for size in words_BHW.shape[1:])
@@ -161,11 +161,11 @@ def luma(images_BHWC: Pixels) -> Levels:
 
 
 def spatter(images_BHWC: Pixels, dose: Dose) -> Levels:
-    """Drops of water or splashes of mud where a smooth random layer is high."""
+    """Add drops of water or splashes of mud where a smooth random layer is high."""
     mean, std, smooth_sigma, threshold, strength, is_mud = dose.constants
     channels = images_BHWC.shape[3]
     liquid_BHW = smooth(normals(images_BHWC.shape[:3], dose), smooth_sigma)
-    # Smoothing keeps means, so mean and spread can be given to the smoothed layer.
+    # Smoothing is linear and keeps constants, so mean and deviation can be applied after it.
     liquid_BHW *= np.float32(std)
     liquid_BHW += np.float32(mean)
     if is_mud:
@@ -185,7 +185,7 @@ def spatter(images_BHWC: Pixels, dose: Dose) -> Levels:
 
 
 def _tinted(layers_BHWC: Levels, rgb: Levels) -> Levels:
-    """The layers times the colour, or its luma for images of one channel; in place."""
+    """Multiply the layers by the colour, or by its luma for images of one channel; in place."""
     width, channels = layers_BHWC.shape[2:]
     colour = rgb if channels == 3 else np.array([rgb @ GREY_WEIGHTS], np.float32)
     rows_BHX = layers_BHWC.reshape(*layers_BHWC.shape[:2], -1)  # whole rows multiply faster than pixels
@@ -194,13 +194,13 @@ def _tinted(layers_BHWC: Levels, rgb: Levels) -> Levels:
 
 
 def water_mask(liquid_HW: Pixels) -> Levels:
-    """How much light each pixel of a water layer adds, 0..1: its body times an embossed rim."""
+    """The light that each pixel of a water layer adds, 0..1: the layer times an embossed rim."""
     edges = cv2.Canny(liquid_HW, 50, 150)
     distance = cv2.distanceTransform(255 - edges, cv2.DIST_L2, 5)
     near = cv2.blur(np.minimum(distance, 20, out=distance), (3, 3)).astype(np.uint8)
     rim = cv2.blur(cv2.filter2D(cv2.equalizeHist(near), cv2.CV_8U, EMBOSS), (3, 3))
     mask: Levels = np.multiply(liquid_HW, rim, dtype=np.float32)
     peak = float(mask.max())
-    if peak:  # 0 where the layer has no edge at all
+    if peak:  # 0 if the layer has no edges
         mask *= 1 / peak
     return mask

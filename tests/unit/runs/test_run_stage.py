@@ -88,9 +88,7 @@ def test_damage_is_made_again_by_the_stages_that_mend_and_refused_by_others(
     (worker.folder / "model.safetensors").write_text("weights x")
     worker.run(SCORE, names=())
     assert (worker.folder / "model.safetensors").read_text() == "weights 2"
-    assert caplog.messages == [
-        f"{worker.folder / 'model.safetensors'} is damaged. Regenerating it now."
-    ]
+    assert caplog.messages == [f"{worker.folder / 'model.safetensors'} is damaged. Regenerating it now."]
     (worker.folder / MANIFEST).unlink()
     worker.run(replace(SCORE, mends=False), names=())
     (worker.folder / "model.safetensors").write_text("longer than before")

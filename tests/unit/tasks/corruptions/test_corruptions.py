@@ -484,13 +484,13 @@ def test_an_unknown_name_is_answered_with_the_near_ones():
 
 @pytest.mark.parametrize("severity", [1.0, True, "1", None])
 def test_a_severity_that_is_no_whole_number_is_refused(severity):
-    with pytest.raises(ConfigError, match="no whole number"):
+    with pytest.raises(ConfigError, match="is not an integer"):
         corrupted(scenes(1), "fog", severity=severity)
 
 
 @pytest.mark.parametrize("seed", [1.5, True, "1", None])
 def test_a_seed_that_is_no_whole_number_is_refused(seed):
-    with pytest.raises(ConfigError, match=r"seed=.* is no whole number"):
+    with pytest.raises(ConfigError, match=r"seed=.* is not an integer"):
         corrupted(scenes(1), "fog", seed=seed)
 
 
@@ -550,12 +550,12 @@ def test_a_severity_outside_one_to_five_is_refused(severity):
         (
             np.zeros((2, 32, 32, 3), np.uint8),
             [0.0, 1.0],
-            "image id 0.0 is no integer but float; give integers",
+            "image id 0.0 is not an integer but float; give integers",
         ),
         (np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2), "image ids are float64; give integers"),
-        (np.zeros((2, 32, 32, 3), np.uint8), [0, None], "image id None is no integer"),
-        (np.zeros((2, 32, 32, 3), np.uint8), [0, True], "image id True is no integer but bool"),
-        (np.zeros((2, 32, 32, 3), np.uint8), ["0", "1"], "image id '0' is no integer"),
+        (np.zeros((2, 32, 32, 3), np.uint8), [0, None], "image id None is not an integer"),
+        (np.zeros((2, 32, 32, 3), np.uint8), [0, True], "image id True is not an integer but bool"),
+        (np.zeros((2, 32, 32, 3), np.uint8), ["0", "1"], "image id '0' is not an integer"),
         (np.zeros((2, 32, 32, 3), np.uint8), [[0], [1]], r"image ids have shape \[2, 1\]"),
         (np.ma.masked_less(np.zeros((2, 32, 32, 3), np.uint8), 5), [0, 1], "masked array"),
     ],

@@ -21,18 +21,18 @@ def noise(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("shape", "batch"),
     [
-        ((224, 224, 3), "[1, 224, 224, 3], which images[None]"),
-        ((32, 40, 1), "[1, 32, 40, 1], which images[None]"),
-        ((32, 40), "[1, 32, 40], which images[None]"),
-        ((2, 3, 32, 40), "[2, 32, 40, 3], which numpy.moveaxis(images, 1, -1)"),
-        ((2, 1, 32, 40), "[2, 32, 40, 1], which numpy.moveaxis(images, 1, -1)"),
-        ((2, 32, 40, 4), "[2, 32, 40, 3], which images[..., :3]"),
-        ((3, 32, 40), "[1, 32, 40, 3], which numpy.moveaxis(images, 0, -1)[None]"),
+        ((224, 224, 3), "[1, 224, 224, 3]: images[None]"),
+        ((32, 40, 1), "[1, 32, 40, 1]: images[None]"),
+        ((32, 40), "[1, 32, 40]: images[None]"),
+        ((2, 3, 32, 40), "[2, 32, 40, 3]: numpy.moveaxis(images, 1, -1)"),
+        ((2, 1, 32, 40), "[2, 32, 40, 1]: numpy.moveaxis(images, 1, -1)"),
+        ((2, 32, 40, 4), "[2, 32, 40, 3]: images[..., :3]"),
+        ((3, 32, 40), "[1, 32, 40, 3]: numpy.moveaxis(images, 0, -1)[None]"),
     ],
 )
 def test_another_layout_is_refused_with_the_batch_to_give(shape: tuple[int, ...], batch: str) -> None:
     images = noise(*shape)
-    with pytest.raises(DataError, match=re.escape(f"give a batch {batch} is")):
+    with pytest.raises(DataError, match=re.escape(f"give a batch {batch}")):
         corrupt(images, **OPTIONS)
 
 
@@ -54,9 +54,9 @@ def test_the_batch_that_a_refusal_names_is_taken() -> None:
         ),
         (
             np.zeros((1, 32, 32, 3), np.int64),
-            r"images are int64; .*From 0\.\.255, images\.astype\(numpy\.uint8\)",
+            r"images are int64; .*Convert from 0\.\.255 with images\.astype\(numpy\.uint8\)",
         ),
-        (np.zeros((1, 32, 32, 3)), r"images are float64; .*From 0\.\.1, \(255 \* images\)"),
+        (np.zeros((1, 32, 32, 3)), r"images are float64; .*Convert from 0\.\.1 with \(255 \* images\)"),
         (np.zeros((1, 32, 32, 3), bool), r"images are bool; .*0\.\.255$"),
         (noise(1, 4, 32, 3), r"images are 4x32 in a batch \[1, 4, 32, 3\]; at least 8x8"),
     ],
