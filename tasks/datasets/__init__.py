@@ -1,4 +1,4 @@
-"""A name, a split and a folder in, labelled images out: the published data sets, and the user's own."""
+"""Load labelled images: the published data sets, and users' own images."""
 
 from tasks.datasets.base import ArrayDataset, Dataset, Split
 from tasks.datasets.cifar import SAMPLE

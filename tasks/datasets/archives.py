@@ -1,11 +1,11 @@
-"""A folder of a published archive in, its corrupted labelled images out, in place of generated ones.
+"""Read the corrupted images of a published archive, to use them instead of generated ones.
 
-    CIFAR-10-C        <corruption>.npy uint8 [5·N, 32, 32, 3], severity after severity, each in the order of the
-                      test split; labels.npy [5·N]
+    CIFAR-10-C        <corruption>.npy uint8 [5·N, 32, 32, 3], one severity after another, each in the order of
+                      the test split; labels.npy [5·N]
     Tiny-ImageNet-C   <corruption>/<severity>/<class>/<file>.JPEG, RGB
 
-Source: Hendrycks & Dietterich, ICLR 2019, the archives of that name (Tiny-ImageNet-C and ImageNet-C were saved as
-JPEG of quality 85, so their images carry its traces besides the corruption). Nothing is unpickled.
+Source: Hendrycks & Dietterich, ICLR 2019, the archives of these names. Tiny-ImageNet-C and ImageNet-C were saved as
+JPEG of quality 85, so their images have its artefacts besides the corruption. Nothing is unpickled.
 """
 
 # N images of the split, B images of a batch, H W C pixels
@@ -34,13 +34,13 @@ OTHER_NAME = "not named after a corruption"
 
 
 class Archive(Protocol):
-    """Corrupted images of one split under every corruption that is there, at severities 1 to 5."""
+    """Corrupted images of one split, under each corruption that the archive has, at severities 1 to 5."""
 
     @property
     def root(self) -> Path: ...
     @property
     def corruptions(self) -> tuple[str, ...]:
-        """Published names."""
+        """Published names of the corruptions that it has."""
         ...
 
     @property
@@ -52,21 +52,21 @@ class Archive(Protocol):
     def image_shape(self) -> tuple[int, int, int]: ...
     @property
     def digest(self) -> str:
-        """Of file names, file sizes and labels: another archive has another."""
+        """A digest of file names, file sizes and labels, which identifies the archive."""
         ...
 
     @property
     def passed_over(self) -> tuple[str, ...]:
-        """What lies in the folder and is not read, in sentences."""
+        """Sentences about files in the folder that are not read."""
         ...
 
     def images(self, rows: Ints | Sequence[int], *, corruption: str, severity: int) -> Pixels:
-        """Pixels [B, H, W, 3] uint8 of these rows of the split. Raises ConfigError, DataError."""
+        """Read pixels [B, H, W, 3] uint8 of these rows of the split. Raises ConfigError, DataError."""
         ...
 
 
 def archive_folder(root: Path) -> Path:
-    """`root` itself. Raises DataError when it is no folder."""
+    """`root` itself. Raises DataError if it is not a folder."""
     if not root.is_dir():
         raise DataError(
             f"data.archive {root} is not a folder. Give the one that the archive was unpacked to."
@@ -75,20 +75,20 @@ def archive_folder(root: Path) -> Path:
 
 
 def load_archive(root: Path) -> Archive:
-    """The archive in a folder. Raises DataError when it has neither layout, or is damaged."""
+    """Open the archive in a folder. Raises DataError if it has neither layout, or is damaged."""
     there = entries(archive_folder(root))
     if (root / "labels.npy").exists():
         return _open_arrays(root, there)
     if any(path.is_dir() for path in root.glob("*/1/*")):
         return _open_folders(root, there)
     raise DataError(
-        f"data.archive {root} is no published archive: it holds neither labels.npy (CIFAR-10-C) nor folders "
+        f"data.archive {root} is not a published archive: it holds neither labels.npy (CIFAR-10-C) nor folders "
         "<corruption>/<severity>/<class>/ (Tiny-ImageNet-C). Give the folder that holds them."
     )
 
 
 def _own(there: Sequence[Path], suffix: str, passed: PassedOver) -> tuple[str, ...]:
-    """Corruptions that files with this suffix, or folders if it is empty, are named after; others are passed over."""
+    """The corruptions that files with this suffix (folders if it is empty) are named after. Notes all other entries."""
     names = []
     for path in there:
         name = path.name.removesuffix(suffix)
@@ -115,8 +115,8 @@ def _checked(
     wanted = np.asarray(rows, dtype=np.int64)
     if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(archive.labels_N):
         raise DataError(
-            f"{archive.root} has {len(archive.labels_N)} images a severity, so its rows are 0 to "
-            f"{len(archive.labels_N) - 1}; rows {wanted.min()} to {wanted.max()} are asked for. Give the archive of "
+            f"{archive.root} has {len(archive.labels_N)} images per severity, so its rows are 0 to "
+            f"{len(archive.labels_N) - 1}; rows {wanted.min()} to {wanted.max()} were requested. Give the archive of "
             "this data set's test split."
         )
     return name, wanted
@@ -124,7 +124,7 @@ def _checked(
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayArchive:
-    """CIFAR-10-C: one array for each corruption, read as a memory map."""
+    """CIFAR-10-C: one array per corruption, read as a memory map."""
 
     root: Path
     corruptions: tuple[str, ...]
@@ -156,7 +156,7 @@ def _open_arrays(root: Path, there: Sequence[Path]) -> ArrayArchive:
     if not whole or (labels.reshape(len(SEVERITIES), -1) != labels[:count]).any():
         raise DataError(
             f"{root / 'labels.npy'} is {labels.dtype} {list(labels.shape)}; it must hold the labels of the test "
-            f"split five times over, once for each severity. {REMEDY}"
+            f"split five times, once per severity. {REMEDY}"
         )
     passed = PassedOver(root)
     names = _own(there, ".npy", passed)
@@ -181,7 +181,7 @@ def _load(path: Path, *, mapped: bool) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderArchive:
-    """Tiny-ImageNet-C: an image file for each image, severity and corruption. Labels are ranks of class folders."""
+    """Tiny-ImageNet-C: one file per image, severity and corruption. Labels are the ranks of the class folders."""
 
     root: Path
     corruptions: tuple[str, ...]
@@ -208,7 +208,7 @@ class FolderArchive:
             image = _decode(folder / self.files_N[row])
             if image.shape != self.image_shape:
                 raise DataError(
-                    f"{folder / self.files_N[row]} is {list(image.shape)}, the first image of the archive "
+                    f"{folder / self.files_N[row]} is {list(image.shape)}, but the first image of the archive is "
                     f"{list(self.image_shape)}; all must have one size. {REMEDY}"
                 )
             into[:] = image
@@ -219,7 +219,7 @@ def _open_folders(root: Path, there: Sequence[Path]) -> FolderArchive:
     passed = PassedOver(root)
     names = _own(there, "", passed)
     if not names:
-        raise DataError(f"{root} holds no folder that is named as a published corruption. {REMEDY}")
+        raise DataError(f"{root} holds no folder named after a published corruption. {REMEDY}")
     for path in (path for name in names for path in entries(root / name)):
         if path.name not in map(str, SEVERITIES):
             passed.add(HIDDEN if is_hidden(path.name) else "not named after a severity", path)
@@ -233,11 +233,11 @@ def _open_folders(root: Path, there: Sequence[Path]) -> FolderArchive:
         raise DataError(
             f"{root / names[0] / '1'} holds no images <class>/<file> ({', '.join(SUFFIXES)}). {REMEDY}"
         )
-    for (name, severity), found in listed.items():
-        if found != files:
-            odd = sorted(set(found) ^ set(files))[:1]
+    for (name, severity), others in listed.items():
+        if others != files:
+            odd = sorted(set(others) ^ set(files))[:1]
             raise DataError(
-                f"{root / name / str(severity)} has {len(found)} images, {names[0]}/1 has {len(files)}"
+                f"{root / name / str(severity)} has {len(others)} images, {names[0]}/1 has {len(files)}"
                 + (f" (only one of them has {odd[0]})" if odd else "")
                 + f"; every severity of every corruption must have the same files. {REMEDY}"
             )
@@ -254,7 +254,7 @@ def _open_folders(root: Path, there: Sequence[Path]) -> FolderArchive:
 
 
 def _image_files(folder: Path, passed: PassedOver) -> tuple[str, ...]:
-    """<class>/<file> of the images of one severity of a corruption, sorted."""
+    """The images of one severity of a corruption, as sorted <class>/<file>."""
     files = []
     for path in iter_files(folder, SUFFIXES, passed) if folder.is_dir() else ():
         if path.parent.parent == folder:

@@ -1,4 +1,4 @@
-"""Pixels and labels in, one split of a data set behind one interface out."""
+"""The interface of one split of a data set, and its implementation by an array."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ Colour = tuple[float, float, float]
 
 
 class Dataset(Protocol):
-    """Labelled images of one split. Ids are stable: the row in the published order."""
+    """Labelled images of one split.
+
+    An image's id is its position in the published order, so ids do not change if rows are dropped or reordered.
+    """
 
     @property
     def name(self) -> str: ...
@@ -38,25 +41,39 @@ class Dataset(Protocol):
     def image_shape(self) -> tuple[int, int, int]: ...
     @property
     def corruption_table(self) -> str | None:
-        """Constants for its corrupted images, where they are not those for its size."""
+        """The table of corruption constants, `None` for the table that suits the image size."""
         ...
 
     @property
     def archive(self) -> Archive | None:
-        """A published archive that its corrupted images come from, in place of generated ones."""
+        """A published archive of corrupted images to use instead of generated ones, or `None`."""
         ...
 
     def images(self, rows: Ints | slice) -> Pixels:
-        """Pixels [B, H, W, C] uint8 of the given rows."""
+        """Read the pixels [B, H, W, C] uint8 of the given rows."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayDataset:
-    """A split as one array, in memory or mapped from a file.
+    """One split of a data set as an array, in memory or memory-mapped.
 
-    `known_digest` is the digest of a mapped array, taken when it was written: it need not be read for it again.
-    `passed_over` says in sentences what lies beside the images and was not read; it is part of no digest.
+    Attributes:
+        name: name of the data set.
+        split: `train` or `test`.
+        classes: names of the classes, in the order of the labels.
+        image_ids_N: int64 [N], the position of each image in the published order.
+        labels_N: int64 [N], in 0..len(classes) - 1.
+        images_NHWC_u8: uint8 [N, H, W, 3], RGB.
+        corruption_table: table of corruption constants; `None` for the table that suits the image size.
+        archive: published corrupted images to use instead of generated ones; `None` for generated ones.
+        known_digest: digest of a memory-mapped array, computed when it was written, so that `digest` need not read the
+            array; `None` if unknown.
+        passed_over: sentences about files that lie beside the images and were not read. No digest includes them.
+
+    Raises:
+        DataError: the images are not uint8 [N, H, W, 3], the numbers of images, labels and ids differ, or a label is
+            not the number of a class.
     """
 
     name: str
@@ -75,18 +92,34 @@ class ArrayDataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3) in pixels."""
         height, width, channels = self.images_NHWC_u8.shape[1:]
         return height, width, channels
 
     def images(self, rows: Ints | slice) -> Pixels:
+        """Read the pixels of some rows.
+
+        Args:
+            rows: int64 [B] row numbers, or a slice.
+
+        Returns:
+            uint8 [B, H, W, 3], RGB; a view for a slice, else a copy.
+        """
         return self.images_NHWC_u8[rows]
 
     def digest(self) -> str:
-        """A digest of pixels and labels."""
+        """Compute a digest of pixels and labels: 24 hexadecimal digits."""
         return self.known_digest or digest_of(self.images_NHWC_u8, self.labels_N)
 
     def head(self, num_images: int) -> ArrayDataset:
-        """The first `num_images` rows (all of them when there are fewer)."""
+        """Take the first rows.
+
+        Args:
+            num_images: number of rows.
+
+        Returns:
+            A data set with the first `num_images` rows, or with all rows if there are fewer.
+        """
         whole = num_images >= len(self.labels_N)
         return dataclasses.replace(
             self,
@@ -98,7 +131,7 @@ class ArrayDataset:
 
 
 def digest_of(images_NHWC_u8: Pixels, labels_N: Ints) -> str:
-    """A digest of pixels and labels."""
+    """A digest of pixels and labels: 24 hexadecimal digits."""
     digest = hashlib.blake2b(np.ascontiguousarray(images_NHWC_u8).data, digest_size=12)
     digest.update(labels_N.tobytes())
     return digest.hexdigest()
@@ -113,7 +146,7 @@ def _check_arrays(data: ArrayDataset) -> None:
         )
     if not len(images) == len(labels) == len(data.image_ids_N):
         raise DataError(
-            f"{where}: {len(images)} images but {len(labels)} labels; there must be one for each."
+            f"{where}: {len(images)} images but {len(labels)} labels; there must be one per image."
         )
     outside = np.flatnonzero((labels < 0) | (labels >= len(data.classes)))
     if len(outside):

@@ -1,10 +1,10 @@
-"""A folder in, CIFAR-10 or CIFAR-100 out, and the shipped sample.
+"""Load CIFAR-10, CIFAR-100 and the shipped sample of CIFAR-10.
 
-Layouts (Krizhevsky 2009), looked for under the data root in this order, NAME being cifar10 or cifar100:
+The data root is searched for these layouts (Krizhevsky 2009), in this order; NAME is cifar10 or cifar100:
     cifar-10-batches-py/, cifar-100-python/   the published Python batches (as torchvision unpacks them)
     NAME/{train,test}.npz                     arrays images [N,32,32,3] uint8, labels [N]
     NAME/NAME_{split}_webp.zip                lossless WebP strips with labels_u1.npy
-The published batches are pickles: they are read by an unpickler that can build arrays and nothing else.
+The published batches are pickles. They are read by an unpickler that can build only arrays and plain containers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from tasks.errors import DataError
 from tasks.records import Ints, Pixels
 
 SAMPLE = Path(__file__).parents[1] / "sample"
-# What reading an array, an image or a zip raises when its bytes are not what they should be.
+# The errors that damaged bytes of an array, an image or a zip raise.
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """The published Python batches of a data set: their folder, their files, the key of the labels.
+    """The published Python batches of a data set: their folder, their files, and the key of the labels.
 
-    beside: files of the published archive that are not needed.
+    beside: other files of the published archive, which are not needed.
     """
 
     title: str
@@ -68,7 +68,7 @@ BATCHES = {
 
 
 def load_cifar(source: DataSource, split: Split) -> ArrayDataset:
-    """One split of cifar10, cifar100 or cifar10_sample. Raises DataError when nothing readable is found."""
+    """Load one split of cifar10, cifar100 or cifar10_sample. Raises DataError if nothing readable is found."""
     name = source.name
     if name == "cifar10_sample":
         return _read_strips(SAMPLE / f"{split}.zip", name, split)
@@ -88,9 +88,9 @@ def load_cifar(source: DataSource, split: Split) -> ArrayDataset:
         return replace(data, passed_over=(*data.passed_over, *passed.notes()))
     downloader = f"torchvision.datasets.{published.title.replace('-', '')}(root, download=True)"
     raise DataError(
-        f"No {published.title} under {folder}: none of {', '.join(str(p.relative_to(folder)) for p in readers)} is "
-        f"there. Set data.root (or {DATA_VARIABLE}) to the folder that holds one of them; torchvision's downloader "
-        f"(`{downloader}`) makes the first. Without any, `--set data.name=cifar10_sample` uses the shipped sample."
+        f"No {published.title} under {folder}: none of {', '.join(str(p.relative_to(folder)) for p in readers)} "
+        f"exists. Set data.root (or {DATA_VARIABLE}) to the folder that holds one of them; torchvision's downloader "
+        f"(`{downloader}`) makes the first. Without them, `--set data.name=cifar10_sample` uses the shipped sample."
     )
 
 
@@ -121,7 +121,7 @@ def _read_npz(path: Path, name: str, split: Split) -> ArrayDataset:
             images, labels = arrays["images"], arrays["labels"].astype(np.int64)
             for other in sorted(set(arrays) - {"images", "labels"}):
                 passed.add("not named images or labels", Path(other))
-    except (*_DAMAGED, TypeError) as error:  # TypeError: a lone array is no archive
+    except (*_DAMAGED, TypeError) as error:  # TypeError: a single array is not an archive
         raise DataError(
             f"{path} cannot be read as a NumPy archive of arrays `images` [N, 32, 32, 3] and `labels` [N] ({error}). "
             "Write one with numpy.savez."
@@ -130,7 +130,7 @@ def _read_npz(path: Path, name: str, split: Split) -> ArrayDataset:
 
 
 def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
-    """A zip of lossless WebP strips (32 px wide, images one below the other), labels_u1.npy, maybe ids.npy."""
+    """Read a zip of lossless WebP strips (32 px wide, images stacked vertically), labels_u1.npy and perhaps ids.npy."""
     strips = []
     member = "the archive"
     passed = PassedOver(path)
@@ -159,7 +159,7 @@ def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds NumPy arrays and plain containers, nothing else: a pickle cannot run code through it."""
+    """Builds only NumPy arrays and plain containers, so that a pickle cannot run code."""
 
     _ALLOWED = frozenset(
         {
@@ -173,7 +173,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a CIFAR batch never does")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR batch needs")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 

@@ -1,4 +1,4 @@
-"""Names of the classes of CIFAR-10 and CIFAR-100, in the order of their labels (Krizhevsky 2009)."""
+"""The class names of CIFAR-10 and CIFAR-100, in the order of their labels (Krizhevsky 2009)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which Arrow types hold encoded images, which hold labels, and their values as Python objects.
+"""Recognise the Arrow types that can hold encoded images or labels, and read their values as Python objects.
 
-A type may be dictionary-encoded, run-end encoded, or an extension of another one: what counts is the type of the
+A type may be dictionary-encoded, run-end encoded, or an extension of another type; what counts is the type of its
 values.
 """
 
@@ -29,15 +29,15 @@ def holds_bytes(kind: pa.DataType) -> bool:
 
 
 def image_candidates(schema: pa.Schema) -> list[str]:
-    """The columns that hold images where no setting names one.
+    """The columns that may hold images if no setting names one.
 
-    Views are looked at where no column has the usual types. Bytes of a fixed size are never taken unasked: a hash or an
-    identifier is one.
+    Binary views are considered only if no column has one of the usual types. Bytes of a fixed size have to be named in
+    the settings, since they may be hashes or identifiers.
     """
     for tests in (_USUAL, _VARIABLE):
-        found = [field.name for field in schema if _holds(field.type, tests)]
-        if found:
-            return found
+        names = [field.name for field in schema if _holds(field.type, tests)]
+        if names:
+            return names
     return []
 
 
@@ -52,7 +52,7 @@ def is_whole(kind: pa.DataType) -> bool:
 
 
 def values_of(column: pa.Array) -> list[Any]:
-    """The values as Python objects: bytes, dicts, strings or integers, None for what is missing."""
+    """The values as Python objects: bytes, dicts, strings or integers, `None` for missing values."""
     while isinstance(column, pa.ExtensionArray):
         column = column.storage
     values: list[Any] = column.to_pylist()
@@ -67,7 +67,7 @@ def _holds(kind: pa.DataType, tests: Sequence[Test]) -> bool:
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values, below extensions, dictionaries and runs."""
+    """The type of the values, without extensions, dictionaries and run-end encoding."""
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type

@@ -1,11 +1,11 @@
-"""A listing of encoded images in, one uint8 array out: decoded by threads, mapped from a file where it is large.
+"""Decode a listing of encoded images into one uint8 array, with threads; large arrays are memory-mapped.
 
-The encoded images of a batch are all that is in memory besides the array. An array of more than MAPPED_BYTES is written
-to tasks.storage.remote.cache_folder() once, whole or not at all, and mapped from there by all processes of a node. Its
-name is a digest of the files' names, sizes and times of writing, of the labels and of the image size.
+Besides the array, memory holds only the encoded images of one batch. An array of more than MAPPED_BYTES is written once
+and atomically to tasks.storage.remote.cache_folder(), and all processes of a node map it from there. Its name is a
+digest of the files' names, sizes and modification times, of the labels and of the image size.
 
-Rows go round the classes (the first image of each, the second of each, …), so that a head of a data set has all of
-them; ids are the places in the listing, whatever the order of the rows.
+Rows cycle through the classes (the first image of each, the second of each, …), so that the first rows of a data set
+have all of them. Ids are positions in the listing, whatever the order of the rows.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from tasks.storage.remote import cache_folder
 # N images, H W C pixels
 
 MAPPED_BYTES = 1 << 30
-BATCH = 256  # encoded images that are held at a time
-_SHOWN, _ENOUGH = 3, 100  # unreadable images that are named, and after how many decoding stops
-_DECODER = 1  # another number for another rule of decoding: arrays that were kept are of no use then
+BATCH = 256  # encoded images in memory at a time
+_SHOWN, _ENOUGH = 3, 100  # how many unreadable images are named, and after how many decoding stops
+_DECODER = 1  # change it whenever decoding changes, so that cached arrays are not reused
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """An image before it is decoded: what a person would call it, and its bytes or its file."""
+    """An image before it is decoded: its name for messages, and its bytes or its file."""
 
     name: str
     content: bytes | Path
@@ -46,11 +46,12 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The encoded images of a split in a stable order, with their labels; none is decoded.
+    """The encoded images of a split in a stable order, with their labels.
 
-    `files` are read for them; `batches` starts from the first image each time it is called. image_size: side of the
-    square that each is resized and cropped to; None where all have one size. passed_over: what was not read, in
-    sentences.
+    image_size: side in pixels of the square that images are resized and cropped to; `None` if all have one size.
+    files: the files that hold the images.
+    batches: iterates over the images, from the first one each time it is called.
+    passed_over: sentences about files that are not read.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Listing:
 
 
 def decode_listing(listing: Listing) -> ArrayDataset:
-    """The split that is listed. Raises DataError naming the images that cannot be used, or that differ in size."""
+    """Decode the listed split. Raises DataError naming images that cannot be used or that differ in size."""
     order_N = rows_by_class(listing.labels_N)
     side = listing.image_size or native_size(next(listing.batches())[0])
     shape = (len(order_N), side, side, 3)
@@ -87,7 +88,7 @@ def decode_listing(listing: Listing) -> ArrayDataset:
 
 
 def rows_by_class(labels_N: Ints) -> Ints:
-    """Places of the listing in the order of the rows: round the classes, each in its own order."""
+    """The listing position of each row: rows cycle through the classes, each in its own order."""
     by_class = np.argsort(labels_N, kind="stable")
     counts = np.bincount(labels_N)
     rank_N = np.empty(len(labels_N), np.int64)
@@ -97,7 +98,7 @@ def rows_by_class(labels_N: Ints) -> Ints:
 
 
 def native_size(first: Encoded) -> int:
-    """Side of a data set's images, by its first. Raises DataError where that is not square."""
+    """The side in pixels of a data set's images, from its first image. Raises DataError if that is not square."""
     try:
         height, width = map(int, decode_image(first.content).shape[:2])
     except UnreadableImageError as error:
@@ -106,8 +107,8 @@ def native_size(first: Encoded) -> int:
         ) from error
     if height != width:
         raise DataError(
-            f"{first.name} is {width} x {height} px, and a DNN takes squares of one size. Set data.image_size to their "
-            "side: the shorter side is resized to it and the centre is kept."
+            f"{first.name} is {width} x {height} px, but a DNN takes squares of one size. Set data.image_size to their "
+            "side: the shorter side is resized to it, and the centre is kept."
         )
     return height
 
@@ -121,11 +122,11 @@ def _fill(images_NHWC_u8: Pixels, listing: Listing, order_N: Ints) -> None:
     done = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in listing.batches():
-            for found in pool.map(decode, batch):
-                if isinstance(found, str):
-                    unreadable.append(found)
+            for decoded in pool.map(decode, batch):
+                if isinstance(decoded, str):
+                    unreadable.append(decoded)
                 elif done < len(order_N):
-                    images_NHWC_u8[row_of[done]] = found
+                    images_NHWC_u8[row_of[done]] = decoded
                 done += 1
             if len(unreadable) >= _ENOUGH:
                 break
@@ -137,13 +138,13 @@ def _fill(images_NHWC_u8: Pixels, listing: Listing, order_N: Ints) -> None:
         )
     if done != len(order_N):
         raise DataError(
-            f"{listing.files[0].parent}: {len(order_N)} images of the {listing.split} split were listed, and then "
-            f"{done} were read. Run the command again while nothing writes there."
+            f"{listing.files[0].parent}: {len(order_N)} images of the {listing.split} split were listed, but {done} "
+            "were read. Run the command again while nothing writes there."
         )
 
 
 def _decode(encoded: Encoded, *, side: int, resize: bool) -> Pixels | str:
-    """Pixels [side, side, 3], or a phrase that names the image and says what is wrong with it."""
+    """The pixels [side, side, 3], or a phrase with the image's name and what is wrong with it."""
     try:
         image = decode_image(encoded.content, side if resize else None)
     except UnreadableImageError as error:
@@ -158,7 +159,7 @@ def _decode(encoded: Encoded, *, side: int, resize: bool) -> Pixels | str:
 
 
 def _kept(listing: Listing, order_N: Ints, shape: tuple[int, ...]) -> tuple[Pixels, str]:
-    """The array from its file in the cache, which is made where it is not there, and its digest."""
+    """The array, from its file in the cache, which is made if missing; and the array's digest."""
     path = cache_folder() / "decoded" / f"{listing.name}-{listing.split}-{_key(listing, shape)}.npy"
     note = path.with_suffix(".json")
     if not (path.is_file() and note.is_file()):
@@ -168,33 +169,33 @@ def _kept(listing: Listing, order_N: Ints, shape: tuple[int, ...]) -> tuple[Pixe
             new.flush()
             digest = digest_of(new, listing.labels_N[order_N])
             del new
-        # Last, so that it stands for a whole array; whoever writes it too writes the same.
+        # Written last, to mark the array as whole; another process would write the same.
         write_text(note, json.dumps({"digest": digest, "files": len(listing.files)}))
     try:
         images: Pixels = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
         digest = str(json.loads(note.read_text(encoding="utf-8"))["digest"])
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(
-            f"{path}, or {note.name} beside it, cannot be read ({error}). Delete both; the next run makes them."
+            f"{path}, or {note.name} beside it, cannot be read ({error}). Delete both; the next run makes them again."
         ) from error
     if images.shape != shape or images.dtype != np.uint8:
         raise DataError(
             f"{path} is {images.dtype} {list(images.shape)}; it must be uint8 {list(shape)}. Delete it; the next run "
-            "makes it."
+            "makes it again."
         )
     return images, digest
 
 
 def _key(listing: Listing, shape: tuple[int, ...]) -> str:
-    """Of all that the array depends on."""
+    """A digest of everything that the array depends on."""
     digest = hashlib.blake2b(repr((_DECODER, shape, listing.image_size)).encode(), digest_size=12)
     digest.update(listing.labels_N.astype("<i8").tobytes())
     for file in listing.files:
         try:
-            found = file.stat()
+            status = file.stat()
         except OSError as error:
             raise DataError(
                 f"{file} cannot be read ({error.strerror}). Put a whole image there, or remove it."
             ) from error
-        digest.update(repr((str(file), found.st_size, found.st_mtime_ns)).encode())
+        digest.update(repr((str(file), status.st_size, status.st_mtime_ns)).encode())
     return digest.hexdigest()

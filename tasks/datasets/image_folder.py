@@ -1,10 +1,10 @@
-"""Folders of image files in, a listing of a split out: a folder for each class, whose name is the class' name.
+"""List the images of a split that is a folder of image files, with one folder per class, named after the class.
 
-    ROOT/train/CLASS/…/FILE    and    ROOT/test/CLASS/…/FILE    (or val, valid, validation in place of test)
+    ROOT/train/CLASS/…/FILE    and    ROOT/test/CLASS/…/FILE    (or val, valid, validation instead of test)
     data.train/CLASS/…/FILE    and    data.test/CLASS/…/FILE
 
-Classes are in the order of their sorted names (torchvision.datasets.ImageFolder's), or that of data.classes, which may
-name classes that have no folder. Hidden files and folders, and files with other suffixes, are passed over.
+Classes are in the order of their sorted names (as in torchvision.datasets.ImageFolder) or in that of data.classes,
+which may name classes without a folder. Hidden files and folders, and files with other suffixes, are passed over.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "test": TE
 
 
 def describe_folder(source: DataSource) -> DatasetInfo:
-    """The classes and the image size, by the training split's class folders and its first image.
+    """The classes and the image size, from the training split's class folders and its first image.
 
-    Raises DataError for a class folder that is empty or that the other split lacks, so that it is named before the
-    number of classes is compared with the DNN's.
+    Raises DataError for a class folder that is empty or that the other split lacks, so that this error comes before
+    the number of classes is compared with the DNN's.
     """
     train = split_folder(source, "train")
     passed = PassedOver(train)
@@ -78,7 +78,7 @@ def describe_folder(source: DataSource) -> DatasetInfo:
 
 
 def list_folder(source: DataSource, split: Split) -> Listing:
-    """The images of a split, sorted by class folder and path. Raises DataError for what is missing or empty."""
+    """List the images of a split, sorted by class folder and path. Raises DataError for missing or empty folders."""
     folder = split_folder(source, split)
     passed = PassedOver(folder)
     there = _class_folders(folder, passed)
@@ -87,11 +87,11 @@ def list_folder(source: DataSource, split: Split) -> Listing:
     files: list[Path] = []
     labels: list[int] = []
     for name in there:
-        found = list(iter_files(folder / name, SUFFIXES, passed))
-        if not found:
+        images = list(iter_files(folder / name, SUFFIXES, passed))
+        if not images:
             raise _empty(folder / name, passed)
-        files += found
-        labels += [classes.index(name)] * len(found)
+        files += images
+        labels += [classes.index(name)] * len(images)
     unused = _unused_splits(source) if split == "test" else ()
     return files_listing(source, split, classes, files, labels, passed_over=(*passed.notes(), *unused))
 
@@ -105,7 +105,7 @@ def files_listing(
     *,
     passed_over: tuple[str, ...],
 ) -> Listing:
-    """A listing whose images are files."""
+    """A listing of image files."""
 
     def batches() -> Iterator[Sequence[Encoded]]:
         for start in range(0, len(files), BATCH):
@@ -124,10 +124,10 @@ def files_listing(
 
 
 def split_folder(source: DataSource, split: Split) -> Path:
-    """Where a split's class folders are. Raises DataError where there is none."""
-    found = _find_split(source, split)
-    if found is not None:
-        return found
+    """The folder that holds a split's class folders. Raises DataError if there is none."""
+    folder = _find_split(source, split)
+    if folder is not None:
+        return folder
     given = source.train if split == "train" else source.test
     if given is not None:
         raise DataError(
@@ -141,14 +141,14 @@ def split_folder(source: DataSource, split: Split) -> Path:
 
 
 def _find_split(source: DataSource, split: Split) -> Path | None:
-    """Where a split's class folders are; None where they are not there. Raises DataError for a dead link."""
+    """The folder that holds a split's class folders, or `None`. Raises DataError for a dead link."""
     given = source.train if split == "train" else source.test
     if given is not None:
         folder = Path(given).expanduser()
         return folder if folder.is_dir() else None
     root = source.folder("the image folder")
     for name in _SPLIT_NAMES[split]:
-        # Otherwise val/ would be read in place of a test/ that leads nowhere.
+        # Otherwise val/ would be read instead of a test/ that is a dead link.
         refuse_dead_link(root / name)
         if (root / name).is_dir():
             return root / name
@@ -156,7 +156,7 @@ def _find_split(source: DataSource, split: Split) -> Path | None:
 
 
 def _unused_splits(source: DataSource) -> tuple[str, ...]:
-    """A sentence about folders of the root that would have been the test split had another one not been there."""
+    """A sentence about other folders of the root that could have been the test split; none if there are none."""
     if source.test is not None:
         return ()
     used = split_folder(source, "test")
@@ -174,7 +174,7 @@ def _training_classes(source: DataSource) -> tuple[str, ...]:
 
 
 def _class_folders(folder: Path, passed: PassedOver) -> tuple[str, ...]:
-    """Names of the class folders, sorted; links to folders are among them."""
+    """The sorted names of the class folders, including links to folders."""
     names = []
     for path in entries(folder):
         if is_hidden(path.name):
@@ -191,7 +191,7 @@ def _class_folders(folder: Path, passed: PassedOver) -> tuple[str, ...]:
 
 
 def _check_folders(folder: Path, there: Sequence[str], classes: Sequence[str], *, given: bool) -> None:
-    """Raise DataError for class folders that are empty or are not the classes; files below them are not listed."""
+    """Raise DataError for class folders that are empty or do not match the classes, without listing their files."""
     for name in there:
         if is_empty(folder / name):
             raise _empty(folder / name, PassedOver(folder))
@@ -210,7 +210,8 @@ def _check_classes(folder: Path, there: Sequence[str], classes: Sequence[str], *
     if missing and not given:
         raise DataError(
             f"{folder} lacks the class folder {missing[0]!r} that the training split has ({len(missing)} such "
-            "classes). Add it, remove it there, or name all the classes in data.classes, which may lack images."
+            "classes). Add it, remove it there, or name all classes in data.classes, which may include classes without "
+            "images."
         )
 
 

@@ -1,9 +1,9 @@
-"""Parquet or Arrow tables in, a listing of a split out: a column of encoded images, and a column of labels.
+"""List the images of a split that is stored in Parquet or Arrow tables, with a column of encoded images and of labels.
 
-The image column holds bytes of image files, or Hugging Face's struct {bytes, path}. Labels are integers or strings.
-Either may be of any Arrow type that holds such values (tasks.datasets.column_kinds). Names of the classes, in this
-order of precedence: data.classes; the ClassLabel that Hugging Face keeps in the schema's metadata; for strings, the
-sorted ones of the training split.
+The image column holds the bytes of image files, or Hugging Face's struct {bytes, path}. Labels are integers or strings.
+Both columns may have any Arrow type that holds such values (tasks.datasets.column_kinds). The names of the classes come
+from the first of: data.classes; the ClassLabel that Hugging Face keeps in the schema's metadata; for strings, the
+sorted labels of the training split.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from tasks.datasets.table_files import iter_rows, read_schema, split_files
 from tasks.errors import DataError, near_names
 from tasks.records import Ints
 
-LABEL_ROWS = 65536  # labels that are read at a time
+LABEL_ROWS = 65536  # labels in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns hold images and labels, and the names that the schema gives the labels."""
+    """The columns that hold images and labels, and the class names in the schema, if any."""
 
     image: str
     label: str
@@ -46,7 +46,7 @@ class Columns:
 
 
 def describe_table(source: DataSource) -> DatasetInfo:
-    """Classes and image size, by the training split's schema and its first image."""
+    """The classes and the image size, from the training split's schema and its first image."""
     files = split_files(source, "train").files
     columns = find_columns(source, files[0])
     first = next(_batches(files, columns), None)
@@ -63,7 +63,7 @@ def describe_table(source: DataSource) -> DatasetInfo:
 
 
 def list_table(source: DataSource, split: Split) -> Listing:
-    """The images of a split in the order of files and rows. Raises DataError for what cannot be used."""
+    """List the images of a split in the order of files and rows. Raises DataError for data that cannot be used."""
     train = split_files(source, "train")
     first = find_columns(source, train.files[0])
     classes = _classes(source, train.files, first)
@@ -90,12 +90,12 @@ def list_table(source: DataSource, split: Split) -> Listing:
 
 def _no_rows(files: Sequence[Path], split: Split) -> DataError:
     return DataError(
-        f"{', '.join(map(str, files[:3]))}: no rows in the {split} split. Give files that have some."
+        f"{', '.join(map(str, files[:3]))}: no rows in the {split} split. Give files that have rows."
     )
 
 
 def find_columns(source: DataSource, path: Path) -> Columns:
-    """The columns that the settings name, or the only ones that can be meant. Raises DataError."""
+    """The columns that the settings name, or else the only possible ones. Raises DataError."""
     schema = read_schema(path)
     features = _features(schema)
     image = source.image_column or _only(
@@ -119,7 +119,7 @@ def find_columns(source: DataSource, path: Path) -> Columns:
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
-    """What Hugging Face's metadata says of the columns; nothing where there is none."""
+    """Hugging Face's metadata of the columns; empty if there is none."""
     text = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(text)["info"]["features"] if text else {}
@@ -134,19 +134,19 @@ def _kind(features: dict[str, Any], column: str) -> object:
 
 def _only(path: Path, what: str, candidates: Sequence[str], schema: pa.Schema) -> str:
     if len(candidates) != 1:
-        found = (
+        problem = (
             f"{len(candidates)} columns could hold the {what}s"
             if candidates
             else f"no column holds the {what}s"
         )
         raise DataError(
-            f"{path}: {found}; there are {', '.join(f'{f.name} ({f.type})' for f in schema)}. Set data.{what}_column."
+            f"{path}: {problem}; there are {', '.join(f'{f.name} ({f.type})' for f in schema)}. Set data.{what}_column."
         )
     return candidates[0]
 
 
 def _check_columns(path: Path, *, image: str, label: str) -> None:
-    """Both are there, and of types that are read."""
+    """Raise DataError unless both columns exist and have supported types."""
     schema = read_schema(path)
     for name, what in ((image, "image"), (label, "label")):
         if name not in schema.names:
@@ -158,13 +158,13 @@ def _check_columns(path: Path, *, image: str, label: str) -> None:
     if not holds_bytes(kind):
         raise DataError(
             f"{path}: the column {image!r} is {kind}; it must hold the bytes of image files, as {IMAGE_TYPES}. Set "
-            "data.image_column to one that does."
+            "data.image_column to such a column."
         )
     kind = schema.field(label).type
     if not is_text(kind) and not is_whole(kind):
         raise DataError(
             f"{path}: the labels in column {label!r} are {kind}; they must be {LABEL_TYPES}. Set data.label_column to "
-            "a column that has such."
+            "such a column."
         )
 
 
@@ -172,24 +172,24 @@ def _classes(source: DataSource, train: Sequence[Path], columns: Columns) -> tup
     names = source.classes or columns.names
     if names is not None:
         return names
-    found: set[str | None] = set()
+    labels: set[str | None] = set()
     for path in train:
         _check_text(path, columns)
         row = 0
         for values in _iter_values(path, columns, columns.label, LABEL_ROWS):
-            found.update(values)
-            blank = next((name for name in found if name is not None and not name.strip()), None)
+            labels.update(values)
+            blank = next((name for name in labels if name is not None and not name.strip()), None)
             if blank is not None:
                 raise DataError(
                     f"{path}, row {row + values.index(blank)}: the label is {blank!r}, which names no class. Correct "
                     "the label, leave the row out, or set data.classes."
                 )
             row += len(values)
-    return tuple(sorted(name for name in found if name is not None))
+    return tuple(sorted(name for name in labels if name is not None))
 
 
 def _check_text(path: Path, columns: Columns) -> None:
-    """Where nothing names the classes, labels must be the names."""
+    """Raise DataError unless the labels are strings, which then name the classes."""
     _check_columns(path, image=columns.image, label=columns.label)
     if not is_text(read_schema(path).field(columns.label).type):
         raise DataError(
@@ -199,7 +199,7 @@ def _check_text(path: Path, columns: Columns) -> None:
 
 
 def _iter_values(path: Path, columns: Columns, name: str, batch_rows: int) -> Iterator[list[Any]]:
-    """Values of one of the columns of a file. Raises DataError where the file has other columns."""
+    """Yield the values of one column of a file, in batches. Raises DataError if the file has other columns."""
     _check_columns(path, image=columns.image, label=columns.label)
     for batch in iter_rows(path, [name], batch_rows):
         yield values_of(batch.column(0))
@@ -220,17 +220,17 @@ def _check_names(path: Path, names: tuple[str, ...] | None, classes: tuple[str, 
 
 
 def _labels(path: Path, columns: Columns, classes: tuple[str, ...]) -> Ints:
-    """Labels of a file as numbers of classes. Raises DataError naming the first row that has none."""
+    """The labels of a file as class numbers. Raises DataError naming the first row without a valid label."""
     _check_columns(path, image=columns.image, label=columns.label)
     text = is_text(read_schema(path).field(columns.label).type)
     number = {name: label for label, name in enumerate(classes)}
-    found: list[int] = []
+    labels: list[int] = []
     for values in _iter_values(path, columns, columns.label, LABEL_ROWS):
         for value in values:
             label = number.get(value) if text else value
             if label is None or not 0 <= label < len(classes):
                 raise DataError(
-                    f"{path}, row {len(found)}: the label is {value!r}; there are {len(classes)} classes"
+                    f"{path}, row {len(labels)}: the label is {value!r}; there are {len(classes)} classes"
                     + (
                         f": {', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
                         if text
@@ -238,8 +238,8 @@ def _labels(path: Path, columns: Columns, classes: tuple[str, ...]) -> Ints:
                     )
                     + ". Correct the label, leave the row out, or set data.classes."
                 )
-            found.append(label)
-    return np.array(found, np.int64)
+            labels.append(label)
+    return np.array(labels, np.int64)
 
 
 def _batches(files: Sequence[Path], columns: Columns) -> Iterator[Sequence[Encoded]]:

@@ -1,9 +1,9 @@
-"""Decodes and converts images to uint8 pixels [H, W, 3], of the size that is asked for.
+"""Decode and convert images to uint8 pixels [H, W, 3] of a given size.
 
-Every image passes here, whether it comes from a file, from a table, or from Python as a PIL image. What comes is
-converted: grey, palette, CMYK, YCbCr and one-bit images to RGB; 16-bit grey to 8 bits by its whole range; transparency
-is dropped, as torchvision's loader does; an EXIF orientation is applied; of an animation the first frame counts. What
-cannot be decoded is an UnreadableImageError, whatever it is that the decoder trips over.
+All images are read here, whether they come from a file, a table, or Python as a PIL image. Grey, palette, CMYK, YCbCr
+and one-bit images are converted to RGB, and 16-bit grey to 8 bits over its whole range. Transparency is dropped, as in
+torchvision's loader; an EXIF orientation is applied; of an animation the first frame is used. An image that cannot be
+decoded raises UnreadableImageError, whatever error the decoder raises.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _U16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class UnreadableImageError(Exception):
-    """Bytes that are no whole image, or one with no 8-bit meaning. The message is a phrase."""
+    """The bytes are not a whole image, or its values have no 8-bit meaning. The message is a phrase."""
 
 
 def decode_image(content: bytes | Path, image_size: int | None = None) -> Pixels:
-    """Pixels of the image in these bytes, or in this file; resized and cropped to a square of `image_size` if given.
+    """Decode an image from bytes or a file to pixels [H, W, 3].
 
-    Raises UnreadableImageError.
+    If `image_size` is given, the image is resized and cropped to a square of that side. Raises UnreadableImageError.
     """
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
@@ -42,25 +42,25 @@ def decode_image(content: bytes | Path, image_size: int | None = None) -> Pixels
 
 
 def opened_pixels(image: Image.Image) -> Pixels:
-    """Pixels [H, W, 3] of an image that Pillow has opened or made, converted as those of a file are.
+    """Pixels [H, W, 3] of an image that Pillow has opened or made, converted like those of a file.
 
     Raises UnreadableImageError.
     """
     try:
-        image.load()  # an opened file is read here
+        image.load()  # reads an opened file
     except Exception as error:
         raise _undecodable(error) from error
     return np.array(to_rgb(_upright(image)))
 
 
 def _undecodable(error: Exception) -> UnreadableImageError:
-    """Pillow's decoders raise whatever damaged bytes lead them to: OSError, SyntaxError, struct.error, IndexError, …"""
+    """Wrap an error of Pillow. On damaged bytes it raises OSError, SyntaxError, struct.error, IndexError and others."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return UnreadableImageError(f"truncated or not an image: {reason}")
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says. Damaged EXIF says nothing: the pixels are whole."""
+    """Rotate the image as its EXIF orientation says. Damaged EXIF data is ignored, since the pixels are whole."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -68,7 +68,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB, 8 bits. Raises UnreadableImageError for numbers without a known range."""
+    """Convert to 8-bit RGB. Raises UnreadableImageError for values without a known range."""
     if image.mode in _U16_MODES or image.mode == "I":
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -77,16 +77,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UnreadableImageError("its pixels are floating-point numbers; save it with 8 or 16 bits")
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # Pillow warns of a transparent palette otherwise
+        image = image.convert("RGBA")  # otherwise Pillow warns about transparent palettes
     if image.mode == "La":
-        image = image.convert("LA")  # Pillow has no direct way to RGB
+        image = image.convert("LA")  # Pillow cannot convert La to RGB directly
     return image.convert("RGB")
 
 
 def fit(image: Image.Image, image_size: int | None) -> Image.Image:
-    """Shorter side to `image_size` (bilinear, antialiased), then the centre square; as it is for None.
+    """Resize the shorter side to `image_size` (bilinear, antialiased) and crop the centre; `None` changes nothing.
 
-    The sizes and offsets are torchvision's: Resize(image_size), then CenterCrop(image_size).
+    The sizes and offsets are those of torchvision's Resize(image_size) and CenterCrop(image_size).
     """
     if image_size is None or image.size == (image_size, image_size):
         return image

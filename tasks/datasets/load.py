@@ -1,4 +1,4 @@
-"""A data set's name, or a source with its settings, in; what is known of it, and its splits, out."""
+"""Load a data set, or the facts about it, by its name or its `DataSource`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,25 @@ _ON_DISK: Mapping[str, tuple[Callable[[DataSource], DatasetInfo], Callable[[Data
 
 
 def dataset_info(source: str | DataSource) -> DatasetInfo:
-    """What is known of a data set: of CIFAR without reading anything, of others by names of files and one image.
+    """Find the classes, the image size and the normalisation of a data set.
 
-    Raises ConfigError (near names) for an unknown name, DataError when nothing readable is found.
+    For CIFAR nothing is read; for other data sets, the names of files and one image.
+
+    Args:
+        source: name of the data set, or its source with settings.
+
+    Returns:
+        The facts, with the mean and deviation of `source` if it has them.
+
+    Raises:
+        ConfigError: the name is unknown; the message suggests similar names.
+        DataError: nothing readable is found.
+
+    Example:
+        >>> from tasks.datasets import dataset_info
+        >>> info = dataset_info("cifar10")
+        >>> info.image_size, info.classes[:2]
+        (32, ('airplane', 'automobile'))
     """
     source = DataSource(name=source) if isinstance(source, str) else source
     if source.name in _ON_DISK:
@@ -39,19 +55,43 @@ def dataset_info(source: str | DataSource) -> DatasetInfo:
 
 
 def load_dataset(source: str | DataSource, split: Split, *, root: str | None = None) -> ArrayDataset:
-    """One split of a data set, from its `root` or METAREPAIR_DATA (the sample needs neither).
+    """Load one split of a data set.
 
-    Raises ConfigError for an unknown name, DataError when nothing readable is found there.
+    Args:
+        source: name of the data set, or its source with settings.
+        split: `train` or `test`.
+        root: folder that holds the data set, if `source` is a name; `None` for the folder in METAREPAIR_DATA. The
+            shipped sample, `cifar10_sample`, needs neither.
+
+    Returns:
+        The split, with pixels uint8 [N, H, W, 3] in RGB. Large data sets are memory-mapped.
+
+    Raises:
+        ConfigError: the name is unknown; the message suggests similar names.
+        DataError: nothing readable is found, or images or labels cannot be used.
+
+    Example:
+        >>> from tasks.datasets import load_dataset
+        >>> data = load_dataset("cifar10_sample", "test")
+        >>> data.image_shape, len(data.classes)
+        ((32, 32, 3), 10)
     """
     source = DataSource(name=source, root=root) if isinstance(source, str) else source
     if source.name in _ON_DISK:
-        _, listed = _ON_DISK[source.name]
-        return decode_listing(listed(source, split))
+        _, list_images = _ON_DISK[source.name]
+        return decode_listing(list_images(source, split))
     return load_cifar(source, split)
 
 
 def check_folders(source: DataSource) -> None:
-    """Raise DataError when a folder or file that holds a split is missing. No image is read."""
+    """Check that the folders or files of both splits exist, without reading an image.
+
+    Args:
+        source: the data set with its settings.
+
+    Raises:
+        DataError: a folder or file is missing.
+    """
     if source.name == "imagefolder":
         split_folder(source, "train"), split_folder(source, "test")
     elif source.name == "parquet":
@@ -63,11 +103,23 @@ def check_folders(source: DataSource) -> None:
 
 
 def count_images(source: str | DataSource, split: Split) -> tuple[int, int]:
-    """Images and classes of a split, without decoding image files. Raises as `load_dataset` does."""
+    """Count the images and classes of a split, without decoding image files.
+
+    Args:
+        source: name of the data set, or its source with settings.
+        split: `train` or `test`.
+
+    Returns:
+        The number of images and the number of classes.
+
+    Raises:
+        ConfigError: the name is unknown.
+        DataError: nothing readable is found.
+    """
     source = DataSource(name=source) if isinstance(source, str) else source
     if source.name in _ON_DISK:
-        _, listed = _ON_DISK[source.name]
-        listing = listed(source, split)
+        _, list_images = _ON_DISK[source.name]
+        listing = list_images(source, split)
         return len(listing.labels_N), len(listing.classes)
     data = load_cifar(source, split)
     return len(data.labels_N), len(data.classes)

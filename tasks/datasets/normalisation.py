@@ -1,6 +1,6 @@
-"""Checks the mean and deviation of pixels in [0, 1] that a user states, wherever they are stated.
+"""Check the mean and standard deviation that a user gives for pixels in [0, 1].
 
-Numbers of pixels in 0..255 are the usual slip: the DNN then fails on everything, and nothing else says so.
+The usual mistake is to give them for pixels in 0..255: the DNN then fails on every image, without any other error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SMALLEST_STD = 0.99 / 255  # 1/255 feeds pixels in 0..255; users write it as 0.0
 
 
 def check_mean(name: str, values: Sequence[float]) -> None:
-    """Raises ConfigError unless these may be means by channel of pixels in [0, 1]; `name` is the setting's."""
+    """Raise ConfigError unless these can be channel means of pixels in [0, 1]; `name` is the setting's name."""
     if all(0 <= value <= 1 for value in values):
         return
     scaled = _scaled(values) if all(0 <= value <= 255 for value in values) else ""
@@ -24,11 +24,13 @@ def check_mean(name: str, values: Sequence[float]) -> None:
 
 
 def check_std(name: str, values: Sequence[float]) -> None:
-    """Raises ConfigError unless these may be deviations by channel of pixels in [0, 1]; `name` is the setting's."""
+    """Raise ConfigError unless these can be channel deviations of pixels in [0, 1]; `name` is the setting's name."""
     if all(SMALLEST_STD <= value <= 1 for value in values):
         return
     if not all(value > 0 for value in values):
-        raise ConfigError(f"{name}={_listed(values)} must be above 0: the deviation of pixels in [0, 1].")
+        raise ConfigError(
+            f"{name}={_listed(values)} must be above 0: it is the deviation of pixels in [0, 1]."
+        )
     scaled = _scaled(values) if all(1 <= value <= 255 for value in values) else ""
     raise ConfigError(
         f"{name}={_listed(values)} is outside 1/255..1: mean and std are of pixels in [0, 1], where 1/255 feeds "

@@ -1,9 +1,9 @@
-"""Which files below a folder belong to a data set, and a record of those that were passed over.
+"""Find the files below a folder that belong to a data set, and record those that are passed over.
 
-Linked folders are followed, as torchvision's ImageFolder follows them. A link to a folder above it would never end, so
-it is passed over. Hidden files and folders are passed over, which torchvision does not do: notebooks, file managers and
-archivers leave copies of images there. Pipes, sockets and devices are passed over: reading a pipe would wait for ever.
-A link that leads nowhere is refused, because it may have led to a folder of images.
+Linked folders are followed, as in torchvision's ImageFolder; a link to a folder above itself is passed over, since
+following it would never end. Unlike in torchvision, hidden files and folders are passed over, because notebooks, file
+managers and archivers leave copies of images there. Pipes, sockets and devices are passed over, because reading a pipe
+could wait forever. A dead link is refused, because it may have led to a folder of images.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 
 from tasks.errors import DataError
 
-# Folders that a system makes beside a user's files: macOS' archiver, Synology's thumbnails, Windows' bin, Linux's fsck.
+# Folders that systems add to users' files: macOS' archiver, Synology's thumbnails, Windows' recycle bin, Linux's fsck.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
 HIDDEN = "hidden"
 OTHER_SUFFIX = "with another suffix"
 LOOP = "linked to a folder above"
 SPECIAL = "neither a file nor a folder"
-_SHOWN = 3  # names that are given of each kind
+_SHOWN = 3  # names that are listed for each kind
 
 
 class PassedOver:
-    """What lies below a folder and is not read: how many of each kind, and the first few names."""
+    """A record of files and folders that are not read: how many of each kind, and the first few names."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,7 +32,7 @@ class PassedOver:
         self._names: dict[str, list[str]] = {}
 
     def add(self, kind: str, path: Path) -> None:
-        """Notes one file or folder; `kind` is a phrase that says why it is passed over."""
+        """Record one file or folder; `kind` is a phrase that says why it is passed over."""
         self._counts[kind] = self._counts.get(kind, 0) + 1
         names = self._names.setdefault(kind, [])
         if len(names) < _SHOWN:
@@ -40,7 +40,7 @@ class PassedOver:
             names.append((path.relative_to(self._folder) if inside else path).as_posix())
 
     def notes(self) -> tuple[str, ...]:
-        """One sentence, or nothing where all was read."""
+        """One sentence, or none if everything was read."""
         if not self._counts:
             return ()
         parts = [
@@ -51,54 +51,54 @@ class PassedOver:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is left alone wherever it lies."""
+    """Whether a file or folder with this name is always passed over."""
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 def entries(folder: Path) -> list[Path]:
-    """Files and folders of a folder, sorted by name. Raises DataError where it cannot be listed, or for a dead link."""
+    """Files and folders in a folder, sorted by name. Raises DataError if it cannot be listed, or for a dead link."""
     try:
-        found = sorted(folder.iterdir(), key=lambda path: path.name)
+        paths = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
         raise _unlisted(folder, error) from error
-    for path in found:
+    for path in paths:
         if not is_hidden(path.name):
             refuse_dead_link(path)
-    return found
+    return paths
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing lies in a folder. Only its first entries are read, however many there are."""
+    """Whether a folder is empty. Reads only its first entries, however many there are."""
     try:
-        with os.scandir(folder) as found:
-            return next(found, None) is None
+        with os.scandir(folder) as contents:
+            return next(contents, None) is None
     except OSError as error:
         raise _unlisted(folder, error) from error
 
 
 def refuse_dead_link(path: Path) -> None:
-    """Raise DataError when the path is a link whose target cannot be reached."""
+    """Raise DataError if the path is a link whose target cannot be reached."""
     if not path.is_symlink():
         return
     try:
         path.stat()
     except OSError as error:
         raise DataError(
-            f"{path} is a link to {path.readlink()}, which cannot be reached ({error.strerror or error}). Let it lead "
-            "to a file or a folder that is there, or remove it."
+            f"{path} is a link to {path.readlink()}, which cannot be reached ({error.strerror or error}). Make it "
+            "point to an existing file or folder, or remove it."
         ) from error
 
 
 def iter_files(
     folder: Path, suffixes: tuple[str, ...], passed: PassedOver, *, underscores: bool = True
 ) -> Iterator[Path]:
-    """Files with these suffixes in a folder and below it: each folder's own files first, all sorted by name.
+    """Yield the files with these suffixes in and below a folder: each folder's own files first, all sorted by name.
 
-    underscores: whether names that begin with `_` are read. Raises DataError for a folder that cannot be listed, and
-    for a dead link. A dead link with one of the suffixes is among the files, for the reader to name and count.
+    underscores: whether to read names that begin with `_`. Raises DataError for a folder that cannot be listed, and for
+    a dead link. A dead link with one of the suffixes is yielded, so that the reader can name and count it.
     """
     try:
-        # Every folder that contains this one, both as it was named and with its links resolved.
+        # Every folder that contains this one, by its given path and by its path with links resolved.
         around = {_identity(p) for p in (*folder.absolute().parents, *folder.resolve().parents)}
         if _identity(folder) in around:
             passed.add(LOOP, folder)
@@ -128,24 +128,24 @@ def iter_files(
 
 def _visible(parent: str, names: list[str], passed: PassedOver, underscores: bool) -> list[Path]:
     """The entries of a folder that are not hidden, sorted by name."""
-    found = []
+    visible = []
     for name in sorted(names):
         if is_hidden(name) or (name.startswith("_") and not underscores):
             passed.add(HIDDEN, Path(parent, name))
         else:
-            found.append(Path(parent, name))
-    return found
+            visible.append(Path(parent, name))
+    return visible
 
 
 def _is_special(path: Path) -> bool:
-    """Whether this is there and is no regular file, for what is no folder: a pipe, a socket or a device."""
+    """Whether a path that is not a folder exists and is a pipe, a socket or a device."""
     return not path.is_file() and path.exists()
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """The folder itself, whatever links lead to it."""
-    found = path.stat()
-    return found.st_dev, found.st_ino
+    """Device and inode of a folder, which are the same through any link."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _raise(error: OSError) -> None:
@@ -154,5 +154,5 @@ def _raise(error: OSError) -> None:
 
 def _unlisted(folder: Path, error: OSError) -> DataError:
     return DataError(
-        f"{folder} cannot be listed ({error.strerror or error}). Make it a folder that can be read, or remove it."
+        f"{folder} cannot be listed ({error.strerror or error}). Make it a readable folder, or remove it."
     )

@@ -1,4 +1,4 @@
-"""Settings in, where a data set comes from and what is known of it out; nothing is read here."""
+"""Describe data sets and where they come from. This module reads no files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before its pixels are read. mean and std are of the pixels in [0, 1]."""
+    """The facts about a data set that are known before its pixels are read.
+
+    Attributes:
+        classes: names of the classes, in the order of the labels.
+        image_size: side of the square images in pixels.
+        corruption_table: name of the table of corruption constants: cifar, tinyimagenet or imagenet.
+        mean: mean of each channel (R, G, B), for pixels in [0, 1].
+        std: standard deviation of each channel (R, G, B), for pixels in [0, 1].
+    """
 
     classes: tuple[str, ...]
     image_size: int
@@ -44,7 +52,7 @@ _CIFAR100 = DatasetInfo(
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
 )
-# Those whose classes are known without reading anything.
+# Data sets whose classes are known without reading anything.
 DATASETS: Mapping[str, DatasetInfo] = {
     "cifar10": _CIFAR10,
     "cifar10_sample": _CIFAR10,
@@ -56,11 +64,22 @@ NAMES = (*DATASETS, "tinyimagenet", *USERS)
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """A data set's name and place, and how it is to be read. None everywhere: as the data set is.
+    """The name and the location of a data set, and how to read it. `None` keeps the data set's own value.
 
-    root: the folder that holds it, METAREPAIR_DATA when not given. train, test: a split's own place, in place of root.
-    image_size: side of the square that images are resized and cropped to. classes: names in the order of the labels.
-    mean, std: of the pixels in [0, 1]. Raises ConfigError for what does not go together.
+    Attributes:
+        name: one of `NAMES`.
+        root: folder that holds the data set; `None` for the folder in METAREPAIR_DATA.
+        train: folder or file of the training split, instead of `root`; for a user's own images.
+        test: folder or file of the test split, instead of `root`; for a user's own images.
+        image_size: side in pixels of the square that images are resized and cropped to; not for CIFAR.
+        image_column: column of a table that holds the encoded images.
+        label_column: column of a table that holds the labels.
+        classes: names of the classes, in the order of the labels; for a user's own images.
+        mean: mean of each channel (R, G, B), for pixels in [0, 1].
+        std: standard deviation of each channel (R, G, B), for pixels in [0, 1].
+
+    Raises:
+        ConfigError: the name is unknown, settings contradict each other, or a value is out of range.
     """
 
     name: str
@@ -89,7 +108,7 @@ class DataSource:
             if getattr(self, setting) is not None and self.name not in names:
                 raise ConfigError(
                     f"data.{setting} is given, but {self.name} has its own; it is for {', '.join(names)}. "
-                    "Leave it out, or name one of them in data.name."
+                    "Leave it out, or name one of these in data.name."
                 )
         for one, other in (("train", "test"), ("mean", "std")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
@@ -97,10 +116,20 @@ class DataSource:
         check_mean("data.mean", self.mean or ())
         check_std("data.std", self.std or ())
         if self.classes is not None and len(set(self.classes)) < max(len(self.classes), 1):
-            raise ConfigError("data.classes must name at least one class, and each of them once.")
+            raise ConfigError("data.classes must name at least one class, and each class once.")
 
     def folder(self, title: str) -> Path:
-        """The root, which must be a folder. Raises DataError that calls the data set `title`."""
+        """Find the root folder of the data set.
+
+        Args:
+            title: what to call the data set in an error message.
+
+        Returns:
+            The folder: `root`, or the folder in METAREPAIR_DATA.
+
+        Raises:
+            DataError: neither is given, or it is not a folder.
+        """
         given = self.root or os.environ.get(DATA_VARIABLE)
         remedy = (
             "" if self.name in USERS else " `--set data.name=cifar10_sample` uses the shipped sample instead."
@@ -112,15 +141,23 @@ class DataSource:
         folder = Path(given).expanduser()
         if not folder.is_dir():
             raise DataError(
-                f"The data root {folder} is not a folder. Set data.root or {DATA_VARIABLE} to one that is."
+                f"The data root {folder} is not a folder. Set data.root or {DATA_VARIABLE} to one."
             )
         return folder
 
 
 def source_from(settings: Mapping[str, Any]) -> DataSource:
-    """The source that recorded `data` settings name; places are not recorded, so it is looked for in METAREPAIR_DATA.
+    """Rebuild the source of recorded `data` settings.
 
-    Raises ConfigError.
+    Args:
+        settings: the `data` settings that a stage recorded, as plain values. They have no locations, so the data set
+            is looked for in METAREPAIR_DATA.
+
+    Returns:
+        The source.
+
+    Raises:
+        ConfigError: the settings name no known data set, or contradict each other.
     """
     kept = ("image_size", "image_column", "label_column", "classes", "mean", "std")
     values: dict[str, Any] = {key: settings.get(key) for key in kept}
@@ -129,12 +166,26 @@ def source_from(settings: Mapping[str, Any]) -> DataSource:
 
 
 def table_for(image_size: int) -> Table:
-    """The published table of corruption constants that was made for images of about this size in pixels."""
+    """Choose the published table of corruption constants for an image size.
+
+    Args:
+        image_size: side of the images in pixels.
+
+    Returns:
+        cifar (up to 48 px), tinyimagenet (up to 112 px) or imagenet.
+    """
     if image_size <= 48:
         return "cifar"
     return "tinyimagenet" if image_size <= 112 else "imagenet"
 
 
 def corruption_table_of(data: Dataset) -> str:
-    """The table that the data set asks for, or the one for its size."""
+    """Choose the table of corruption constants for a data set.
+
+    Args:
+        data: one split of the data set.
+
+    Returns:
+        The table that the data set names, else the one for its longer side.
+    """
     return data.corruption_table or table_for(max(data.image_shape[:2]))

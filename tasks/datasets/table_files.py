@@ -1,8 +1,8 @@
-"""Parquet and Arrow files in, record batches of some columns out; and which files are a split's.
+"""Find the Parquet and Arrow files of a split, and read record batches from them.
 
-Read are .parquet, and .arrow or .feather in Arrow's file or stream format (the latter is what Hugging Face's `datasets`
-keeps on disk). Splits are told apart as on the Hugging Face hub: by `train`, `test` or `validation` as the beginning of
-a file's or a folder's name. In folders, names that begin with `.` or `_` are passed over, as pyarrow.dataset does.
+Supported are .parquet, and .arrow or .feather in Arrow's file or stream format (Hugging Face's `datasets` stores the
+stream format). Splits are recognised as on the Hugging Face hub: by `train`, `test` or `validation` at the start of a
+file's or folder's name. In folders, names that begin with `.` or `_` are passed over, as in pyarrow.dataset.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ TEST_NAMES = ("test", "validation", "valid", "val")
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFiles:
-    """The tables of a split in the order of their names, and what else was there, in sentences."""
+    """The tables of a split in the order of their names, and sentences about files that are not read."""
 
     files: list[Path]
     passed_over: tuple[str, ...] = ()
 
 
 def split_files(source: DataSource, split: Split) -> SplitFiles:
-    """The files of a split. Raises DataError where there are none."""
+    """The files of a split. Raises DataError if there are none."""
     given = source.train if split == "train" else source.test
     if given is not None:
         return _given_files(Path(given).expanduser(), split)
@@ -57,12 +57,12 @@ def split_files(source: DataSource, split: Split) -> SplitFiles:
 
 
 def _named(there: Sequence[Path], root: Path, names: Sequence[str]) -> list[Path]:
-    """The tables that go by the first of the names that any table goes by."""
+    """The tables whose name begins with the first of `names` that matches any table."""
     for name in names:
         begins = re.compile(rf"(^|/){name}([-_./0-9]|$)")
-        found = [path for path in there if begins.search(path.relative_to(root).as_posix())]
-        if found:
-            return found
+        tables = [path for path in there if begins.search(path.relative_to(root).as_posix())]
+        if tables:
+            return tables
     return []
 
 
@@ -70,13 +70,13 @@ def _given_files(path: Path, split: Split) -> SplitFiles:
     if path.is_file():
         return SplitFiles(files=[path])
     passed = PassedOver(path)
-    found = _table_files(path, passed) if path.is_dir() else []
-    if not found:
+    tables = _table_files(path, passed) if path.is_dir() else []
+    if not tables:
         raise DataError(
-            f"data.{split} {path} is neither a file nor a folder that holds some ({', '.join(SUFFIXES)}). Correct it."
+            f"data.{split} {path} is neither a file nor a folder that holds tables ({', '.join(SUFFIXES)}). Correct it."
             f"{''.join(f' {note}' for note in passed.notes())}"
         )
-    return SplitFiles(files=found, passed_over=passed.notes())
+    return SplitFiles(files=tables, passed_over=passed.notes())
 
 
 def _table_files(folder: Path, passed: PassedOver) -> list[Path]:
@@ -84,7 +84,7 @@ def _table_files(folder: Path, passed: PassedOver) -> list[Path]:
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """Columns and metadata. Raises DataError for a damaged file."""
+    """The columns and metadata of a file. Raises DataError if it is damaged."""
     with _reading(path):
         if path.suffix.lower() == ".parquet":
             return pa.parquet.read_schema(path)
@@ -93,7 +93,7 @@ def read_schema(path: Path) -> pa.Schema:
 
 
 def iter_rows(path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Batches of at most `batch_rows` rows, in order. Raises DataError for a damaged file."""
+    """Yield batches of at most `batch_rows` rows, in order. Raises DataError if the file is damaged."""
     with _reading(path):
         if path.suffix.lower() == ".parquet":
             with pa.parquet.ParquetFile(path) as file:
@@ -108,7 +108,7 @@ def iter_rows(path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[p
 
 
 def _open_arrow(stream: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Schema and batches, of either format."""
+    """The schema and the batches, for Arrow's file and stream formats."""
     try:
         file = pa.ipc.open_file(stream)
     except pa.ArrowInvalid:

@@ -1,12 +1,12 @@
-"""The published folder of tiny-ImageNet-200 in, a listing of a split out.
+"""List the images of a split of the published tiny-ImageNet-200.
 
     tiny-imagenet-200/wnids.txt, words.txt    the 200 WordNet ids, and their English names
     tiny-imagenet-200/train/WNID/images/*.JPEG
     tiny-imagenet-200/val/images/*.JPEG, val/val_annotations.txt
 
-Source: Le & Yang 2015. The published test split has no labels, so the validation split is the test split here. Labels
-are ranks of the sorted ids (as of torchvision's ImageFolder, and of Tiny-ImageNet-C); an image of the validation split
-has as its id the rank of WNID/FILE, which is its place in Tiny-ImageNet-C.
+Source: Le & Yang 2015. The published test split has no labels, so the validation split serves as the test split.
+Labels are the ranks of the sorted WordNet ids (as in torchvision's ImageFolder and in Tiny-ImageNet-C). The id of an
+image of the validation split is the rank of WNID/FILE, which is its position in Tiny-ImageNet-C.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tasks.errors import DataError
 FOLDER = "tiny-imagenet-200"
 REMEDY = "Give the folder as the published archive holds it."
 SIZE = 64
-# Of the whole training split, as published with many checkpoints. A fifth of it, 100 images a class, has
+# Of the whole training split, as published with many checkpoints. For a fifth of it, 100 images per class, they are
 # 0.4814, 0.4491, 0.3986 and 0.2764, 0.2686, 0.2818.
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
 
 
 def describe_tiny_imagenet(source: DataSource) -> DatasetInfo:
-    """Classes by their English names."""
+    """The classes, with their English names, and the image size."""
     size = source.image_size or SIZE
     return DatasetInfo(
         classes=class_names(tiny_imagenet_folder(source)),
@@ -41,7 +41,7 @@ def describe_tiny_imagenet(source: DataSource) -> DatasetInfo:
 
 
 def list_tiny_imagenet(source: DataSource, split: Split) -> Listing:
-    """The images of a split, sorted by id and file name. Raises DataError for what is missing."""
+    """List the images of a split, sorted by WordNet id and file name. Raises DataError for missing files."""
     folder = tiny_imagenet_folder(source)
     wnids = read_wnids(folder)
     passed = PassedOver(folder)
@@ -55,18 +55,18 @@ def read_wnids(folder: Path) -> tuple[str, ...]:
     """The WordNet ids of the classes, sorted."""
     wnids = tuple(sorted(_lines(folder / "wnids.txt")))
     if not wnids:
-        raise DataError(f"{folder / 'wnids.txt'} is empty; it must name the classes, one a line. {REMEDY}")
+        raise DataError(f"{folder / 'wnids.txt'} is empty; it must name the classes, one per line. {REMEDY}")
     return wnids
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """The first English name of each id; the id is added where two share one."""
+    """The first English name of each class, with its WordNet id if two classes share a name."""
     words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt") if "\t" in line)
     wnids = read_wnids(folder)
     missing = [wnid for wnid in wnids if wnid not in words]
     if missing:
         raise DataError(
-            f"{folder / 'words.txt'} has no name of {missing[0]}, which wnids.txt names. {REMEDY}"
+            f"{folder / 'words.txt'} has no name for {missing[0]}, which is in wnids.txt. {REMEDY}"
         )
     names = [words[wnid].partition(",")[0].strip() for wnid in wnids]
     return tuple(n if names.count(n) == 1 else f"{n} ({wnid})" for n, wnid in zip(names, wnids, strict=True))
@@ -76,12 +76,12 @@ def _training(folder: Path, wnids: tuple[str, ...], passed: PassedOver) -> list[
     pairs = []
     for wnid in wnids:
         images = folder / "train" / wnid / "images"
-        found = list(iter_files(images, SUFFIXES, passed)) if images.is_dir() else []
-        if not found:
+        files = list(iter_files(images, SUFFIXES, passed)) if images.is_dir() else []
+        if not files:
             raise DataError(
                 f"{images} holds no images; wnids.txt names this class, so it must have some. {REMEDY}"
             )
-        pairs += [(wnid, path) for path in found]
+        pairs += [(wnid, path) for path in files]
     _pass_over_others(folder / "train", set(wnids), "not in wnids.txt", passed)
     return pairs
 
@@ -104,7 +104,7 @@ def _validation(folder: Path, wnids: tuple[str, ...], passed: PassedOver) -> lis
 
 
 def _pass_over_others(folder: Path, own: set[str], kind: str, passed: PassedOver) -> None:
-    """Notes what lies in a folder besides the names of its manifest."""
+    """Record the entries of a folder that are not among its own names."""
     for path in entries(folder):
         if path.name not in own:
             passed.add(HIDDEN if is_hidden(path.name) else kind, path)
@@ -118,12 +118,12 @@ def _lines(path: Path) -> list[str]:
 
 
 def tiny_imagenet_folder(source: DataSource) -> Path:
-    """The folder that holds wnids.txt. Raises DataError when there is none."""
+    """The folder that holds wnids.txt. Raises DataError if there is none."""
     root = source.folder("tiny-ImageNet")
     for folder in (root / FOLDER, root):
         if (folder / "wnids.txt").is_file():
             return folder
     raise DataError(
-        f"No tiny-ImageNet under {root}: {FOLDER}/wnids.txt is not there. Set data.root (or {DATA_VARIABLE}) to the "
+        f"No tiny-ImageNet under {root}: {FOLDER}/wnids.txt does not exist. Set data.root (or {DATA_VARIABLE}) to the "
         f"folder that holds {FOLDER}/, as the published zip unpacks it."
     )

@@ -113,7 +113,7 @@ def test_fewer_or_more_images_than_were_listed_are_both_counts(there: int, tmp_p
         files=[tmp_path / "train.parquet"],
         batches=batches,
     )
-    with pytest.raises(DataError, match=rf"3 images of the train split were listed, and then {there} were"):
+    with pytest.raises(DataError, match=rf"3 images of the train split were listed, but {there} were"):
         decode_listing(listing)
 
 

@@ -161,7 +161,7 @@ def test_an_archive_that_is_not_of_the_data_set_is_refused(tmp_path, data, neede
         ({"corruption": "frost"}, DataError, r"no corruption 'frost'.*There are: fog, snow"),
         ({"corruption": "frst"}, ConfigError, "did you mean 'frost'"),
         ({"severity": 6}, ConfigError, r"severity=6 is outside 1\.\.5"),
-        ({"rows": [3, 12]}, DataError, "has 12 images a severity, so its rows are 0 to 11; rows 3 to 12"),
+        ({"rows": [3, 12]}, DataError, "has 12 images per severity, so its rows are 0 to 11; rows 3 to 12"),
         ({"rows": [-1]}, DataError, "rows -1 to -1"),
     ],
 )
@@ -186,10 +186,10 @@ def saved(array, **options):
         ("fog.npy", saved(np.zeros((60, 32, 32, 3), np.float32)), "fog.npy is float32"),
         ("fog.npy", saved(np.zeros((55, 32, 32, 3), np.uint8)), r"is uint8 \[55, 32, 32, 3\]"),
         ("fog.npy", saved(np.array([{}]), allow_pickle=True), "fog.npy cannot be read as an array"),
-        ("labels.npy", saved(np.arange(60)), "five times over"),
-        ("labels.npy", saved(np.zeros(61, int)), "five times over"),
+        ("labels.npy", saved(np.arange(60)), "five times, once per severity"),
+        ("labels.npy", saved(np.zeros(61, int)), "five times, once per severity"),
         ("labels.npy", saved(np.zeros(60)), "labels.npy is float64"),
-        ("labels.npy", saved(np.zeros(0, int)), "five times over"),
+        ("labels.npy", saved(np.zeros(0, int)), "five times, once per severity"),
         ("labels.npy", saved(np.array([{}]), allow_pickle=True), "labels.npy cannot be read as an array"),
     ],
 )
@@ -217,7 +217,7 @@ def test_damaged_folders_are_refused_by_name(tmp_path):
 
 
 def test_a_folder_that_is_no_archive_is_refused_with_the_layouts(tmp_path):
-    with pytest.raises(DataError, match=r"no published archive: .*labels\.npy .*<corruption>/<severity>"):
+    with pytest.raises(DataError, match=r"not a published archive: .*labels\.npy .*<corruption>/<severity>"):
         load_archive(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
         load_archive(tmp_path / "nowhere")
@@ -226,5 +226,5 @@ def test_a_folder_that_is_no_archive_is_refused_with_the_layouts(tmp_path):
         load_archive(tmp_path)
     (tmp_path / "labels.npy").unlink()
     (tmp_path / "holidays" / "1" / "beach").mkdir(parents=True)
-    with pytest.raises(DataError, match="no folder that is named as a published corruption"):
+    with pytest.raises(DataError, match="no folder named after a published corruption"):
         load_archive(tmp_path)

@@ -100,7 +100,7 @@ def test_it_can_be_resized(source: DataSource) -> None:
         ("val/val_annotations.txt", "", r"val_annotations\.txt is empty"),
         ("val/val_annotations.txt", None, r"val_annotations\.txt cannot be read"),
         ("val/images/val_3.JPEG", None, r"1 of 12 images .*val_3\.JPEG \(no such file\)"),
-        ("words.txt", "n01\tgoldfish\n", r"words\.txt has no name of n02"),
+        ("words.txt", "n01\tgoldfish\n", r"words\.txt has no name for n02"),
         ("wnids.txt", "\n", r"wnids\.txt is empty"),
         ("wnids.txt", None, r"No tiny-ImageNet under .*Set data\.root"),
     ],
