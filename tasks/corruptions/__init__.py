@@ -143,8 +143,8 @@ def corrupt(
 ) -> Pixels:
     """Corrupt copies of the images.
 
-    Equal ids, pixels and settings give equal bytes in any batch, order and process; only other versions of NumPy, SciPy
-    or OpenCV may change them.
+    Equal ids, pixels and settings give equal bytes in any batch, order and process. Only other versions of NumPy, SciPy
+    or OpenCV may give other bytes.
 
     Args:
         images: uint8 [B, H, W, 3] (RGB), [B, H, W, 1] or [B, H, W] (grey), with H and W at least 8 px, in any memory

@@ -28,7 +28,7 @@ from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden, ite
 from tasks.errors import DataError, unknown_name
 from tasks.records import Ints, Pixels
 
-REMEDY = "Give the folder as the published archive holds it."
+REMEDY = "Give the folder as it is in the published archive."
 SUFFIXES = (".jpeg", ".jpg", ".png")
 OTHER_NAME = "not named after a corruption"
 

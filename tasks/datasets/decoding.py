@@ -114,7 +114,7 @@ def native_size(first: Encoded) -> int:
 
 
 def _fill(images_NHWC_u8: Pixels, listing: Listing, order_N: Ints) -> None:
-    """Decodes all images into their rows."""
+    """Decode all images into their rows."""
     row_of = np.empty(len(order_N), np.int64)
     row_of[order_N] = np.arange(len(order_N))
     decode = partial(_decode, side=images_NHWC_u8.shape[1], resize=listing.image_size is not None)

@@ -185,7 +185,7 @@ def _class_folders(folder: Path, passed: PassedOver) -> tuple[str, ...]:
             passed.add("outside the class folders", path)
     if not names:
         raise DataError(
-            f"{folder} holds no class folders. Put the images of each class into a folder with the class' name."
+            f"{folder} holds no class folders. Put the images of each class into a folder named after the class."
         )
     return tuple(names)
 

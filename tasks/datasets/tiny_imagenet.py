@@ -21,7 +21,7 @@ from tasks.datasets.source import DATA_VARIABLE, DatasetInfo, DataSource, table_
 from tasks.errors import DataError
 
 FOLDER = "tiny-imagenet-200"
-REMEDY = "Give the folder as the published archive holds it."
+REMEDY = "Give the folder as it is in the published archive."
 SIZE = 64
 # Of the whole training split, as published with many checkpoints. For a fifth of it, 100 images per class, they are
 # 0.4814, 0.4491, 0.3986 and 0.2764, 0.2686, 0.2818.

@@ -103,8 +103,8 @@ def moments(features_ND: ArrayLike, *, names: Names | None = None) -> Moments:
     """Compute the mean and a covariance factor of features, in float64.
 
     For N − 1 ≤ D the factor is the centred features over √(n−1), after a reflection that moves the direction
-    in which all rows are equal, where nothing is left, to the first row, which is dropped. The remaining n − 1
-    rows have the same covariance, and no singular value is zero by construction. For N − 1 > D the factor is the
+    in which all rows are equal, which centring has set to zero, to the first row. That row is dropped: the other
+    n − 1 rows have the same covariance, and no singular value is zero by construction. For N − 1 > D the factor is the
     triangular R of their QR decomposition: RᵀR is the same, and the condition number is not squared, as it would
     be in an eigendecomposition of the covariance.
 

@@ -121,8 +121,8 @@ def bootstrap_interval(
                     interval is too high.
         percentile  the quantiles themselves: biased twice, and covers neither. For comparison only.
 
-    In simulations with Gaussians at level 0.95, basic covered the true distance in 91 to 97 % of cases for N ≥ 3 D,
-    centred in 96 to 100 % from N = D/2 to 50 D, and percentile in 0 to 81 %.
+    In simulations with Gaussians at level 0.95, basic covered its distance in 91 to 97 % of the cases for N ≥ 3 D,
+    centred covered its own in 96 to 100 % from N = D/2 to 50 D, and percentile covered the true distance in 0 to 81 %.
 
     Args:
         features_x: [N, D] of any real type, one row per example.

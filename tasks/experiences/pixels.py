@@ -94,7 +94,7 @@ class RecomputedPixels:
         return self._computed(wanted)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Pixels:
-        """All pixels, as numpy asks for them."""
+        """All pixels, for conversion by NumPy."""
         return self[:] if dtype is None else self[:].astype(dtype)
 
     def _computed(self, rows_B: Ints) -> Pixels:
@@ -182,5 +182,5 @@ class StackedPixels:
         return images
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Pixels:
-        """All pixels, as numpy asks for them."""
+        """All pixels, for conversion by NumPy."""
         return self[:] if dtype is None else self[:].astype(dtype)
