@@ -188,8 +188,8 @@ def _read_python_batches(folder: Path, name: str, split: Split) -> ArrayDataset:
             labels.append(np.asarray(batch[published.labels], dtype=np.int64))
         except (*_DAMAGED, pickle.UnpicklingError, TypeError, AttributeError, IndexError) as error:
             raise DataError(
-                f"{path} cannot be read as a {published.title} batch ({error}). Give the file as it is in the published "
-                "archive."
+                f"{path} cannot be read as a {published.title} batch ({error}). Give the file as it is in the "
+                "published archive."
             ) from error
     passed = PassedOver(folder)
     for path in entries(folder):
