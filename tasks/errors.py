@@ -19,6 +19,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "LockError",
+    "StageError",
+    "StorageError",
+    "TooFewFailuresError",
+    "UserError",
+    "WeightsError",
+    "WorkerError",
+]
+
 
 class UserError(Exception):
     """The user's input is wrong. The message is one paragraph and needs no traceback."""
