@@ -1,4 +1,4 @@
-"""Compare a stage's files with their checksums. A checksum is of bytes; nothing else of them is kept."""
+"""Compare a stage's files with their checksums. File contents are only hashed, not parsed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tasks.storage.manifest import has_digest
 from tasks.storage.paths import Place, size_of
 from tasks.storage.sealed_parts import is_untouched, seal_of
 
-SHOWN_FROM_BYTES = 1 << 28  # less is read in about a second, and needs no progress
+SHOWN_FROM_BYTES = 1 << 28  # less than this is read in about a second and needs no progress bar
 
 
 class Checksums:
-    """Digests of files, with progress over the bytes of all of them."""
+    """Check digests of files, with progress over the total number of bytes."""
 
     def __init__(self, total_bytes: int) -> None:
         shown = total_bytes >= SHOWN_FROM_BYTES
@@ -26,7 +26,7 @@ class Checksums:
         self._read = 0
 
     def state(self, path: Place, promised: tuple[int, str]) -> FileState:
-        """The state of a file by its promised size and digest; the size is compared first, which costs nothing."""
+        """Return a file's state given its promised size and digest. The size, which is free, is compared first."""
         try:
             size = size_of(path)
             if size != promised[0]:
@@ -38,7 +38,7 @@ class Checksums:
         return "ok" if same else "differs"
 
     def sealed_state(self, path: Place) -> FileState:
-        """The state of a file by its seal. One without a seal is unchecked: it may be about to be replaced."""
+        """Return a file's state given its seal. A file without a seal is unchecked: it may be about to be replaced."""
         mark = seal_of(path)
         same = mark.exists() and is_untouched(path)
         self._advance(size_of(path) or 0, path.name)
@@ -47,7 +47,7 @@ class Checksums:
         return "differs" if mark.exists() and path.exists() else "unchecked"
 
     def part_state(self, path: Place) -> tuple[FileState, dict[str, Any]]:
-        """The state of a part of an environment, by its seal; and its counts."""
+        """Return the state of an environment's shard, given its seal, and the counts stored in the shard."""
         state = self.sealed_state(path)
         try:
             return state, read_with_facts(path)[1] if state != "differs" else {}
@@ -61,7 +61,7 @@ class Checksums:
 
 
 def bytes_to_read(stages: Iterable[StoredStage]) -> int:
-    """How much there is to read for the checksums of the stages."""
+    """Return the number of bytes to read to check the stages."""
     total = 0
     for stage in stages:
         sizes = {name: file.size_bytes for name, file in stage.files.items()}
@@ -71,18 +71,18 @@ def bytes_to_read(stages: Iterable[StoredStage]) -> int:
 
 
 def promised_states(stage: StoredStage, checksums: Checksums) -> dict[str, FileState]:
-    """The state of every file that the manifest names, also where it came after the listing."""
+    """Return the state of every file in the manifest, including files written after the listing."""
     return {n: checksums.state(stage.folder / n, promise) for n, promise in sorted(stage.promised.items())}
 
 
 def parts_of(stage: StoredStage) -> list[str]:
-    """The shards of an environment that is not finished."""
+    """Return the shards of an unfinished environment."""
     shards = stage.kind == "environment" and stage.manifest is None
     return stage.matching("parts/*.arrow") if shards else []
 
 
 def sealed_of(stage: StoredStage) -> list[str]:
-    """Files that only a seal vouches for: pieces of an unfinished preparation, judgements of a comparison."""
+    """Return the files protected only by a seal: parts of an unfinished preparation, judgements of a comparison."""
     if stage.kind == "compared":
         return [name for name in JUDGED if name in stage.files and name not in stage.promised]
     return sealed_parts(stage) if stage.kind == "prepared" and stage.manifest is None else []

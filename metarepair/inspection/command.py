@@ -1,4 +1,4 @@
-"""`metarepair inspect` and `metarepair status`: print a record as text or JSON, and fail where it tells of damage."""
+"""Run `metarepair inspect` and `metarepair status`: print text or JSON, and fail if there is damage."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from tasks.errors import DataError, UserError
 
 
 def show_inspection(path: str, *, sheet: Path | None, as_json: bool) -> None:
-    """Print what is at `path` and draw the sheet; then raise DataError for damage, or for what cannot be drawn."""
+    """Print what is at `path` and draw the sheet; then raise DataError if there is damage or no sheet can be drawn."""
     if sheet is not None:
         from metarepair.reports.contact_sheet import check_ending
 
         check_ending(sheet, "--sheet")
-    found = inspect(path)
-    print(json.dumps(found.plain(), indent=1) if as_json else describe(found))
-    wrong = [complaint(found.damaged)] if found.damaged else []
+    inspection = inspect(path)
+    print(json.dumps(inspection.plain(), indent=1) if as_json else describe(inspection))
+    problems = [complaint(inspection.damaged)] if inspection.damaged else []
     if sheet is not None:
         from metarepair.inspection.sheet import write_sheet
 
         try:
-            write_sheet(found, sheet)
+            write_sheet(inspection, sheet)
         except UserError as error:
-            wrong.append(str(error))
+            problems.append(str(error))
         else:
             if not as_json:
                 print(f"\nCollected failures: {sheet}")
-    if wrong:
-        raise DataError(" ".join(wrong))
+    if problems:
+        raise DataError(" ".join(problems))
 
 
 def show_status(path: str, *, as_json: bool) -> None:
-    """Print how far the run at `path` is; then raise DataError for damage."""
-    found = status_of(path)
-    print(json.dumps(found.plain(), indent=1) if as_json else describe_status(found))
-    if found.damaged:
-        raise DataError(complaint(found.damaged))
+    """Print the progress of the run at `path`; then raise DataError if there is damage."""
+    status = status_of(path)
+    print(json.dumps(status.plain(), indent=1) if as_json else describe_status(status))
+    if status.damaged:
+        raise DataError(complaint(status.damaged))

@@ -1,4 +1,4 @@
-"""Tell how far a comparison is, target by target, by its plan and its repairs."""
+"""Report the progress of a comparison for each target, from its plan and its repairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOLDER = "compare"
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonProgress:
-    """A comparison: its plan, its targets, and when each repair was done, in seconds since 1970."""
+    """Progress of a comparison: its plan, its targets, and when each repair finished, in seconds since 1970."""
 
     plan: Plan | None
     members: tuple[Member, ...]
@@ -29,9 +29,10 @@ class ComparisonProgress:
 
 
 def comparison_of(root: Place, stages: Sequence[StoredStage]) -> ComparisonProgress:
-    """The comparison of the run at `root`, whose stages of all kinds are `stages`.
+    """Return the progress of the comparison in the run at `root`. `stages` holds the run's stages of all kinds.
 
-    Where the plan has a target, repairs of it that the plan lacks belong to an earlier comparison and are left out.
+    If the plan includes a target, its repairs that are not in the plan come from an earlier comparison and are
+    left out.
     """
     plan, damaged = _plan(root)
     cells = {str(one.name): one for one in stages if one.kind == "compared"}
@@ -79,9 +80,9 @@ def _member(target: str, cells: dict[str, StoredStage], plan: Plan | None) -> Me
 
 
 def _is_judged(one: StoredStage, plan: Plan | None) -> bool:
-    """Whether both files are sealed, with the plan's settings of judging where the plan has them.
+    """Whether both judgement files are sealed, with the plan's judging settings if the plan has any.
 
-    The row is sealed last, so that its seal speaks for both.
+    The row file is sealed last, so checking its seal's identity is enough for both.
     """
     if not all(name in one.files and f"{name}{SUFFIX}" in one.files for name in JUDGED):
         return False

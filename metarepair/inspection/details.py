@@ -1,6 +1,7 @@
-"""Read what only one kind of stage has: severities and classes, confidence, episodes, methods.
+"""Read the facts specific to one kind of stage: severities, classes, confidence, episodes, methods.
 
-A file that differs from its checksum is not opened; the manifest's figure stands for it. D_fail's rows are never read.
+A file that differs from its checksum is not opened; the manifest's figure is used instead. The rows of D_fail are
+never read.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ Settings = Mapping[str, Any]
 
 
 def details_of(stage: StoredStage, states: States, counts: Sequence[Settings]) -> Details | None:
-    """The details of a stage; `counts` are those of the whole shards of an unfinished environment."""
+    """Return a stage's details. `counts`: the counts of an unfinished environment's intact shards."""
     match stage.kind:
         case "environment":
             return _environment(stage, states, counts)
@@ -76,7 +77,7 @@ def details_of(stage: StoredStage, states: States, counts: Sequence[Settings]) -
 
 
 def load_collect(folder: Place) -> Failures | None:
-    """D_collect of an environment, its pixels mapped or not made yet; None when it cannot be read."""
+    """Load an environment's D_collect, with pixels memory-mapped or not yet computed; None if it cannot be read."""
     try:
         return read_failures(folder / "collect.arrow")
     except DataError:
@@ -84,7 +85,7 @@ def load_collect(folder: Place) -> Failures | None:
 
 
 def _environment(stage: StoredStage, states: States, counts: Sequence[Settings]) -> EnvironmentFacts:
-    """Failures as the manifest counts them, or the shards of an unfinished environment, which has no D_collect."""
+    """Return failure counts from the manifest, or from the shards of an unfinished environment (no D_collect yet)."""
     done = stage.manifest is not None
     collect = load_collect(stage.folder) if done and states.get("collect.arrow") == "ok" else None
     counted = [stage.facts] if done else counts
@@ -103,12 +104,12 @@ def _environment(stage: StoredStage, states: States, counts: Sequence[Settings])
 
 
 def pixels_of(collect: Failures) -> str:
-    """Whether a store keeps its pixels or makes them again."""
+    """Return whether the pixels are stored or recomputed."""
     return "recomputed" if isinstance(collect.images_NHWC_u8, RecomputedPixels) else "stored"
 
 
 def by_severity(facts: Iterable[Settings], key: str) -> dict[str, int]:
-    """Sum counts by severity, `{"1": 400}`, over manifests or parts; values that are no counts are left out."""
+    """Sum counts by severity, as `{"1": 400}`, over manifests or shards. Values that are not counts are ignored."""
     total: dict[str, int] = {}
     for one in facts:
         for severity, count in section(one, key).items():
@@ -118,7 +119,7 @@ def by_severity(facts: Iterable[Settings], key: str) -> dict[str, int]:
 
 
 def count_severities(collect: Failures) -> dict[str, int]:
-    """The number of rows of each severity."""
+    """Return the number of rows at each severity."""
     levels, counts = np.unique(collect.severities_N, return_counts=True)
     return {str(s): int(n) for s, n in zip(levels, counts, strict=True)}
 
@@ -140,7 +141,7 @@ def _severities(
 
 
 def class_names(config: Settings, facts: Settings) -> tuple[str, ...]:
-    """The names of the data set's classes, as recorded or by the data set's name; empty where they are not known."""
+    """Return the data set's class names, as recorded or by the data set's name; empty if unknown."""
     recorded = facts.get("class_names")
     if isinstance(recorded, list) and recorded:
         return tuple(map(str, recorded))
@@ -149,7 +150,7 @@ def class_names(config: Settings, facts: Settings) -> tuple[str, ...]:
 
 
 def per_class(collect: Failures | None, recorded: Any, names: Sequence[str]) -> dict[str, int]:
-    """Rows of every class of the data set: counted where D_collect is whole, else as recorded."""
+    """Return the number of rows of each class: counted if D_collect is intact, else as recorded."""
     counts = [n for n in recorded if whole(n) is not None] if isinstance(recorded, list) else []
     if collect is not None:
         classes, found = np.unique(collect.labels_N, return_counts=True)
@@ -170,7 +171,7 @@ def _score(stage: StoredStage, states: States) -> ScoreFacts:
     for target in targets if isinstance(targets, list) and readable else ():
         try:
             found = read_confidence(Run(stage.folder.parent), target)
-        except (UserError, KeyError):  # KeyError: written by another version, with other columns
+        except (UserError, KeyError):  # KeyError: another version wrote it with other columns
             continue
         probabilities[target] = {n: float(p) for n, p in zip(found.names, found.probabilities_K, strict=True)}
         effective[target] = found.effective_number
@@ -191,7 +192,7 @@ def _training(stage: StoredStage, states: States) -> TrainingFacts:
 
 
 def _checkpoints(stage: StoredStage) -> tuple[CheckpointFacts, ...]:
-    """Every checkpoint that was begun. Its state is written last, and holds the digests of its tensors."""
+    """Return every checkpoint that was started. Its state is written last and holds its tensors' digests."""
     files = stage.matching(f"*/{STATE}", "*/optimizer.safetensors")
     found = []
     for path in sorted({name.rpartition("/")[0] for name in files}):
@@ -202,7 +203,7 @@ def _checkpoints(stage: StoredStage) -> tuple[CheckpointFacts, ...]:
 
 
 def _compared(stage: StoredStage, states: States) -> MethodFacts:
-    """A repair of a comparison. Its accuracies are not known where its judgement is missing or damaged."""
+    """Return one repair of a comparison. Its accuracies are None if its judgement is missing or damaged."""
     target, method, seed = str(stage.name).split("/")
     found = as_object(_read(stage, "judged.json", states)) if states.get("judged.json") == "ok" else {}
     return _method(found | {"method": method, "seed": int(seed) if seed.isdecimal() else None}, target)
@@ -225,5 +226,5 @@ def _repair(methods: Iterable[MethodFacts], states: States) -> RepairFacts:
 
 
 def _read(stage: StoredStage, name: str, states: States) -> Any:
-    """The content of a small JSON file; None where it differs from its checksum."""
+    """Return the content of a small JSON file; None if the file differs from its checksum."""
     return read_json(stage.folder / name) if states.get(name) in ("ok", "unchecked") else None

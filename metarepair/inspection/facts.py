@@ -1,4 +1,4 @@
-"""The records that `inspect` and `status` print: as text, or in their plain form as JSON."""
+"""Define the records that `inspect` and `status` print as text or JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BAD: tuple[FileState, ...] = ("differs", "missing", "unreadable")
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """A file of a stage. `promised_bytes` is the manifest's, `size_bytes` what is there."""
+    """A file of a stage. `promised_bytes`: size in the manifest. `size_bytes`: actual size."""
 
     name: str
     size_bytes: int | None
@@ -26,7 +26,7 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SeverityFacts:
-    """One severity of an environment. `failures` are of both sides, `collected` are those in D_collect."""
+    """One severity of an environment. `failures`: all failures. `collected`: those in D_collect."""
 
     examined: int | None
     correct: int | None
@@ -37,7 +37,7 @@ class SeverityFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentFacts:
-    """Failures of one corruption: by severity, and D_collect by class. `parts` are the shards of an unfinished one."""
+    """Failures of one environment, by severity, and D_collect by class. `parts`: intact shards, if unfinished."""
 
     pixels: str | None
     parts: int | None
@@ -64,7 +64,7 @@ class ScoreFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """A checkpoint of meta-training. One that is not whole is passed over when training goes on."""
+    """A checkpoint of meta-training. A checkpoint that is not whole is ignored when training resumes."""
 
     path: str
     episode: int | None
@@ -85,7 +85,7 @@ class TrainingFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodFacts:
-    """A method's row of result.json or judged.json. Accuracies are fractions."""
+    """A method's row in result.json or judged.json. Accuracies are fractions."""
 
     method: str
     target: str | None
@@ -116,7 +116,7 @@ Details = EnvironmentFacts | FeatureFacts | ScoreFacts | TrainingFacts | RepairF
 
 @dataclass(frozen=True, kw_only=True)
 class StageFacts:
-    """A stage's folder. `path` is relative to what is inspected; `result` is what later stages depend on."""
+    """A stage's folder. `path`: relative to the inspected path. `result`: digest that later stages depend on."""
 
     path: str
     kind: Kind
@@ -138,7 +138,7 @@ class StageFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LoneFile:
-    """One file that was asked for by its own path."""
+    """A file that was inspected by its own path."""
 
     name: str
     format: Literal["failures", "parquet", "safetensors"]
@@ -153,7 +153,7 @@ class LoneFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """A file that is not as promised, and what to do."""
+    """A damaged file and its remedy."""
 
     path: str
     state: str
@@ -174,7 +174,7 @@ class Inspection:
 
     @property
     def finished(self) -> bool | None:
-        """Each stage has its manifest; None for a file."""
+        """Whether every stage has its manifest; None for a file."""
         return all(stage.finished for stage in self.stages) if self.stages else None
 
     def plain(self) -> dict[str, Any]:
@@ -184,9 +184,10 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True)
 class HolderFacts:
-    """Who writes in the run, or died there without an end; all but `alive` is None for one that has only begun.
+    """The process that writes to the run, or that died without releasing it.
 
-    last_sign_s: seconds since its last sign of life.
+    All fields but `alive` are None if the process has only just started. last_sign_s: seconds since its last
+    sign of life.
     """
 
     host: str | None = None
@@ -199,9 +200,9 @@ class HolderFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A stage of one environment or target, or a stage that is one. `done` of `total` are its units.
+    """A stage of one environment or target, or a stage without such parts. `done` and `total` count its units.
 
-    judged: of the repairs of a comparison.
+    judged: number of judged repairs, for a comparison.
     """
 
     path: str
@@ -220,7 +221,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """All members of a stage; `seconds_left` at the pace of those who work on it now."""
+    """All members of a stage. `seconds_left` assumes the current pace of work."""
 
     name: str
     members: tuple[Member, ...]
@@ -233,13 +234,13 @@ class StageStatus:
     @property
     def state(self) -> StageState:
         if all(member.state == "not begun" for member in self.members):
-            return "not begun"  # also where the members are not known yet
+            return "not begun"  # also if the members are not known yet
         return "done" if self.done == len(self.members) else "begun"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTrial:
-    """A trial that is not over: `rounds` of `of` are done. `objective`: after these."""
+    """A trial that has not ended: `rounds` of `of` are done. `objective`: its value after these rounds."""
 
     name: str
     rounds: int | None
@@ -250,7 +251,7 @@ class RunningTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class BestTrial:
-    """The best of the trials so far."""
+    """The best trial so far."""
 
     name: str
     state: str
@@ -259,7 +260,7 @@ class BestTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchStatus:
-    """A search: how many trials are in each state, out of how many."""
+    """A search: the number of trials in each state, and in total."""
 
     state: StageState
     trials: dict[str, int]

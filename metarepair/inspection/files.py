@@ -1,4 +1,4 @@
-"""Tell what one .arrow, .parquet or .safetensors file is, and whether its checksum holds."""
+"""Describe one .arrow, .parquet or .safetensors file, and check its checksum."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ DEPTH = 3  # folders between a file and its stage's manifest, at most: repaired/
 
 
 def inspect_file(path: Place) -> Inspection:
-    """One file of a run. Raises DataError for a file of another kind."""
+    """Inspect one file of a run. Raises DataError for a file of another kind."""
     form = FORMATS.get(path.suffix)
     if form is None:
-        raise DataError(f"{path} is no file that can be inspected. {PARTS}.")
+        raise DataError(f"{path} is not a file that can be inspected. {PARTS}.")
     size = size_of(path) or 0
     owner, names = _owner(path), tuple[str, ...]()
     if owner is None:
@@ -63,7 +63,7 @@ def inspect_file(path: Place) -> Inspection:
 
 
 def _owner(path: Place) -> tuple[Place, str, Manifest] | None:
-    """The folder of the stage whose manifest promises the file, and the file's name there."""
+    """Return the folder of the stage whose manifest lists the file, the file's name in it, and the manifest."""
     for folder in _parents(path):
         manifest, _ = read_promise(folder)
         name = inside(path, folder)
@@ -79,7 +79,7 @@ def _parents(path: Place) -> Iterator[Place]:
 
 
 def _own_state(path: Place, form: Format, size: int) -> FileState:
-    """The state of a file that no manifest names: by its seal, or by the state of its checkpoint."""
+    """Return the state of a file that is in no manifest, given its seal or its checkpoint's state."""
     if form == "failures":
         return Checksums(size).part_state(path)[0]
     if seal_of(path).exists():
@@ -91,4 +91,4 @@ def _own_state(path: Place, form: Format, size: int) -> FileState:
 
 def _remedy(promised_by: Place | None) -> str:
     gone = "it" if promised_by is None else f"it and {promised_by}"
-    return f"Delete {gone}, and run again what made it."
+    return f"Delete {gone}, and run the command that made it again."

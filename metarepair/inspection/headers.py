@@ -1,6 +1,6 @@
 """Read the header of an .arrow, .parquet or .safetensors file. Rows are not read.
 
-None for a file that is truncated, unreadable, or of another kind than its name says.
+Each function returns None if the file is truncated, unreadable, or not of the kind that its name says.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 
 from tasks.storage.paths import Place, local
 
-# What the libraries raise for damaged bytes.
+# Exceptions that the libraries raise for damaged bytes.
 _DAMAGED = (OSError, pa.ArrowException, KeyError, ValueError)
 Header = dict[str, Any]
 
 
 def failures_header(path: Place) -> Header | None:
-    """Corruption, shape and number of rows; the rows themselves stay unread."""
+    """Return the corruption, the image shape, the number of rows, and whether pixels are stored."""
     try:
         with pa.memory_map(str(local(path))) as source:
             reader = pa.ipc.open_file(source)
@@ -35,7 +35,7 @@ def failures_header(path: Place) -> Header | None:
 
 
 def parquet_header(path: Place) -> Header | None:
-    """The columns, the number of rows, and the length of a feature vector."""
+    """Return the columns, the number of rows, and the length of a feature vector."""
     try:
         with pq.ParquetFile(local(path)) as table:
             schema, notes = table.schema_arrow, _notes(table.schema_arrow.metadata)
@@ -51,12 +51,12 @@ def parquet_header(path: Place) -> Header | None:
 
 
 def safetensors_header(path: Place) -> Header | None:
-    """The numbers of tensors and values, and their types."""
+    """Return the number of tensors, the number of values, and their types."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(local(path), framework="np") as tensors:
-            slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118  it is no mapping
+            slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118  not a mapping
             return {
                 "tensors": len(slices),
                 "values": sum(prod(s.get_shape()) for s in slices),

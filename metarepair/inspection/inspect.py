@@ -1,40 +1,41 @@
-"""Tell what a run, a stage or one of its files holds, and whether its checksums hold. Nothing is changed.
+"""Describe what a run, a stage or one of its files holds, and check its checksums. Nothing is changed.
 
-D_fail stays closed: its checksum is taken of bytes, its counts are the manifest's, and its pixels, labels and
-predictions are not looked at; nor are those of samples.parquet, or of parts that are not split yet.
+D_fail is not opened: its bytes are hashed, and its counts come from the manifest, but its pixels, labels and
+predictions are not read. The same holds for samples.parquet, and for shards that are not split yet.
 
-`metarepair inspect PATH --json` prints one object. Its keys, which stay:
+`metarepair inspect PATH --json` prints one object. Its keys are stable:
 
     schema_version   1
     path             the inspected path, absolute
     kind             run | folder (experiences, features, …) | file | environment | features | score | meta | repaired |
                      deployed | hypothesis | prepared | compared
-    finished         true when there are stages, and each has its manifest; null for a file
+    finished         true if every stage has its manifest; null for a file
     size_bytes       of everything under the path
-    d_fail_reads     how often the run's evaluator opened a D_fail; null but for a run that has the log
-    damaged          list of {path, state, remedy}; empty when all is well, else the exit code is 2
+    d_fail_reads     how often the run's evaluator opened a D_fail; null unless PATH is a run that has the log
+    damaged          list of {path, state, remedy}; the exit code is 2 unless it is empty
     stages           list of: path (relative), kind, role (experience | target | null), name (corruption, target,
                      method, TARGET/METHOD/SEED of a comparison, or null), finished, manifest (ok | missing | damaged),
                      written (ISO 8601, the manifest file's time), size_bytes, settings (digest of config), result
                      (digest that later stages depend on), config, inputs, rows, versions,
                      files: list of {name, size_bytes, promised_bytes, state}, state being
-                         ok | differs | missing | unreadable | unchecked (nothing promises a checksum),
+                         ok | differs | missing | unreadable | unchecked (no checksum is recorded),
                      details: null, or by kind
                          environment  pixels (stored | recomputed | null), parts (null when finished), severities
                                       ({"1": {examined, correct, accuracy, failures, collected}}),
                                       collected_per_class ({class: count}), classes_named
-                         features     extractor, dim (numbers an image)
+                         features     extractor, dim (length of an image's feature vector)
                          score        confidence ({target: {experience: p}}), effective_number ({target: number})
                          meta         episodes, episodes_wanted, skipped_episodes, seconds, validation_accuracy,
                                       checkpoints (list of {path, episode, whole})
-                         repaired, compared  methods (list of {method, target, seed, d_fail, corrupted, clean}; one
-                                      for a repair of a comparison, null in it what is not judged), weights (list)
+                         repaired, compared  methods (list of {method, target, seed, d_fail, corrupted, clean}; a
+                                      repair of a comparison has one entry, with null for what is not judged),
+                                      weights (list)
                          deployed     clean_test_accuracy, epochs
     file             null, or {name, format (failures | parquet | safetensors), size_bytes, promised_bytes, state,
                      promised_by (a manifest or null), header ({key: value}), collected_per_severity,
-                     collected_per_class} (counts for a collect.arrow alone)
+                     collected_per_class} (counts only for a collect.arrow)
 
-What is not known is null.
+Unknown values are null.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ from tasks.storage.stages import BEGUN
 
 
 def inspect(path: str) -> Inspection:
-    """What is at `path`, here or on an object store. Raises DataError where nothing of a run is.
+    """Inspect `path`, which is local or on an object store. Raises DataError if it holds no part of a run.
 
-    Damage raises nothing: it is in what comes back.
+    Damage raises nothing: the returned record lists it.
     """
     root = open_part(path)
     if root.is_file():
@@ -70,7 +71,7 @@ def inspect(path: str) -> Inspection:
     stages: list[StageFacts] = []
     damaged: list[Damage] = []
     for folder in found.stages:
-        stage = read_stage(folder)  # again, as the stages before it may have taken minutes
+        stage = read_stage(folder)  # read again, since checking the earlier stages may have taken minutes
         stages.append(facts := _facts(stage, checksums))
         damaged += damage_of(stage, {file.name: file.state for file in facts.files})
     return Inspection(
@@ -131,7 +132,7 @@ def _facts(stage: StoredStage, checksums: Checksums) -> StageFacts:
 
 
 def _written(path: Place) -> str | None:
-    """When the file was written, by the file system; None on an object store, which knows the upload alone."""
+    """Return the file's modification time; None on an object store, which records only the upload time."""
     if not isinstance(path, Path):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Write an inspection as text: what it is, whether it is finished and whole, then stage by stage."""
+"""Format an inspection as text: a summary line, then each stage."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from metarepair.inspection.tables import (
 )
 from metarepair.runs.progress import duration
 
-FILES_SHOWN = 20  # of more, only the damaged ones
+FILES_SHOWN = 20  # if there are more, only the damaged files are shown
 
 
 def describe(found: Inspection) -> str:
-    """Everything, in lines."""
+    """Return the whole inspection as text."""
     if found.file is not None:
         return "\n".join([f"{found.path}: {size(found.size_bytes)}", *_file(found.file)])
     lines = [f"{found.path}: {_headline(found)}"]
@@ -78,7 +78,7 @@ def _headline(found: Inspection) -> str:
 
 
 def _span(stages: Sequence[StageFacts]) -> str:
-    """The first and the last time at which a stage was finished."""
+    """Return the times at which the first and the last stage finished."""
     moments = sorted(_moment(stage.written) for stage in stages if stage.written)
     return f", written {moments[0]} to {moments[-1]}" if moments else ""
 
@@ -88,7 +88,7 @@ def _moment(written: str) -> str:
 
 
 def title(stage: StageFacts) -> str:
-    """What a stage is, in words."""
+    """Return a stage's title."""
     named = f" {stage.name}" if stage.name else ""
     words = {
         "environment": f"{stage.role or 'environment'}{named}",
@@ -98,7 +98,7 @@ def title(stage: StageFacts) -> str:
         "repaired": f"repairs for{named}",
         "deployed": "a pretrained DNN",
         "hypothesis": "the study of the hypothesis",
-        "prepared": f"what{named} prepares for all targets",
+        "prepared": f"preparation of{named} for all targets",
         "compared": f"a repair of a comparison,{named}",
     }
     return words[stage.kind]
@@ -114,7 +114,7 @@ def _state(stage: StageFacts) -> str:
 
 
 def _stage(stage: StageFacts) -> list[str]:
-    """One stage in full."""
+    """Describe one stage in full."""
     lines = [*_common([stage]), *_details(stage)]
     if isinstance(stage.details, EnvironmentFacts):
         lines += ["", *severity_table(stage.details)]
@@ -128,7 +128,7 @@ def _stage(stage: StageFacts) -> list[str]:
 
 
 def _common(stages: Sequence[StageFacts]) -> list[str]:
-    """Settings and versions that the stages have; where they do not agree, that is said."""
+    """Describe the stages' settings and versions, with a line for each different set of versions."""
     lines = [f"Settings: {line}" for line in _settings(stages)]
     having: dict[str, list[str]] = {}
     for stage in stages:
@@ -178,7 +178,7 @@ def _details(stage: StageFacts) -> list[str]:
 
 def _environment(stage: StageFacts, facts: EnvironmentFacts) -> list[str]:
     if facts.parts is not None:
-        return [f"  {facts.parts} whole parts are mined; D_collect is split off when all are."]
+        return [f"  {facts.parts} shards are mined; D_collect is split off when all are mined."]
     rows = [f"{count(stage.rows.get(key))} {words}" for key, words in ROWS.items()]
     return [f"  Failures: {', '.join(rows)}; pixels {facts.pixels or 'unknown'}"]
 
@@ -186,7 +186,7 @@ def _environment(stage: StageFacts, facts: EnvironmentFacts) -> list[str]:
 ROWS = {
     "collect": "in D_collect",
     "fail": "in D_fail",
-    "unused": "unused (their image is in D_collect)",
+    "unused": "unused (D_collect has the same image)",
 }
 
 
@@ -205,20 +205,18 @@ def _training(facts: TrainingFacts) -> list[str]:
     took = f", took {duration(facts.seconds)}" if facts.seconds is not None else ""
     lines = [f"  {facts.episodes or 0}{wanted} episodes{skipped}{took}"]
     if facts.validation_accuracy is not None:
-        lines.append(f"  validation accuracy at the last {percent(facts.validation_accuracy)}")
+        lines.append(f"  last validation accuracy {percent(facts.validation_accuracy)}")
     good = [str(c.episode) for c in facts.checkpoints if c.whole]
     lines.append(
-        f"  checkpoints: {', of episodes '.join([str(len(good)), ', '.join(good)]) if good else 'none'}"
+        f"  checkpoints: {', at episodes '.join([str(len(good)), ', '.join(good)]) if good else 'none'}"
     )
-    lines += [
-        f"  checkpoint {c.path} is not whole: it is passed over" for c in facts.checkpoints if not c.whole
-    ]
+    lines += [f"  checkpoint {c.path} is incomplete: it is ignored" for c in facts.checkpoints if not c.whole]
     return lines
 
 
 def _repair(facts: RepairFacts) -> list[str]:
     if not facts.methods:
-        return [f"  weights: {', '.join(facts.weights) or 'none yet'}; not judged, or not readable"]
+        return [f"  weights: {', '.join(facts.weights) or 'none yet'}; not evaluated yet, or unreadable"]
     return [f"  {line}" for line in table(METHOD_HEAD, [method_cells(m) for m in facts.methods])]
 
 
@@ -230,7 +228,7 @@ def _broken(stage: StageFacts) -> list[str]:
 
 
 def _file(file: LoneFile) -> list[str]:
-    promise = f", as {file.promised_by} promises" if file.state == "ok" and file.promised_by else ""
+    promise = f", matches {file.promised_by}" if file.state == "ok" and file.promised_by else ""
     lines = [f"  {file.format}: {WORDS[file.state]}{promise}"]
     for key, value in file.header.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
@@ -239,6 +237,6 @@ def _file(file: LoneFile) -> list[str]:
         lines.append(f"  {key.replace('_', ' ')}: {shown}")
     for label, counts in (("severity", file.collected_per_severity), ("class", file.collected_per_class)):
         if counts:
-            shown = ", ".join(f"{number} of {label} {key}" for key, number in counts.items() if number)
+            shown = ", ".join(f"{label} {key}: {number}" for key, number in counts.items() if number)
             lines.append(f"  collected: {shown}")
     return lines

@@ -1,6 +1,6 @@
-"""Tell how far one stage of one environment or target is, from its folder's listing and its small JSON files.
+"""Report the progress of one stage of one environment or target, from its file listing and small JSON files.
 
-A unit counts when it would be kept if its writer died now.
+A unit counts only if it would be kept if its writer died now.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from metarepair.runs.checkpoint import STATE
 
 
 def member_of(stage: StoredStage) -> Member:
-    """How far a begun stage is. A total that only other stages tell is left None."""
+    """Return the progress of a started stage. A total that only other stages can give is left None."""
     member = Member(
         path=stage.path,
         name=stage.name,
@@ -42,7 +42,7 @@ def member_of(stage: StoredStage) -> Member:
 
 
 def moment(seconds: float) -> str:
-    """Seconds since 1970 as ISO 8601."""
+    """Return a time, in seconds since 1970, as ISO 8601."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
@@ -67,7 +67,7 @@ def _unfinished(member: Member, stage: StoredStage) -> Member:
 
 
 def _training(member: Member, stage: StoredStage) -> Member:
-    """Progress by the newest checkpoint whose tensors are there. They are not read."""
+    """Return the progress at the newest checkpoint whose tensor files exist. Tensors are not read."""
     member = replace(member, done=0, total=episodes_of(stage.config))
     for name in sorted(stage.matching(f"*/{STATE}"), reverse=True):
         checkpoint = name.removesuffix(f"/{STATE}")
@@ -77,7 +77,7 @@ def _training(member: Member, stage: StoredStage) -> Member:
             if whole(state["episode"]) is not None and all(tensor in stage.files for tensor in tensors):
                 return _trained(replace(member, written=moment(stage.files[name].written_s)), state)
         except FileNotFoundError:
-            continue  # an older one, which its writer has just deleted
+            continue  # an older checkpoint, which its writer has just deleted
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         member = replace(member, passed_over=(*member.passed_over, checkpoint))
@@ -85,7 +85,7 @@ def _training(member: Member, stage: StoredStage) -> Member:
 
 
 def _trained(member: Member, state: Mapping[str, Any]) -> Member:
-    """Add what the state of a checkpoint says."""
+    """Add the progress and metrics recorded in a checkpoint's state."""
     done, seconds = state["episode"], real(state.get("seconds"))
     total = episodes_of(state.get("config")) or member.total
     known = done and seconds is not None and total is not None
@@ -94,7 +94,7 @@ def _trained(member: Member, state: Mapping[str, Any]) -> Member:
 
 
 def _training_metrics(state: Mapping[str, Any]) -> dict[str, float]:
-    """The newest figures in a checkpoint's history."""
+    """Return the newest metrics in a checkpoint's history."""
     rows, skipped = rows_of(state.get("history")), whole(state.get("skipped"))
     keys = ("query_loss", "query_accuracy", "validation_accuracy")
     found = {key: value for key in keys if (value := newest(rows, key)) is not None}

@@ -1,4 +1,4 @@
-"""What a path on the command line names: a run, a part of one, or nothing, with an error that says what is near."""
+"""Resolve a command-line path to a run or a part of one; errors suggest near names."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ READS = "d_fail_reads.jsonl"
 PARTS = (
     "Name a run's folder (STORAGE/NAME), a folder in it (experiences/CORRUPTION, targets/CORRUPTION, "
     "features/ENVIRONMENT, score, meta/TARGET, repaired/TARGET, prepared/METHOD, compare/TARGET/METHOD/SEED), "
-    "or an .arrow, .parquet or .safetensors file in one"
+    "or an .arrow, .parquet or .safetensors file in such a folder"
 )
-RUNS = "Name a run's folder, STORAGE/NAME of its configuration: metarepair status runs/sample"
+RUNS = "Name a run's folder (STORAGE/NAME in its configuration), for example: metarepair status runs/sample"
 
 
 def open_part(path: str) -> Place:
-    """The file or folder at `path`. Raises DataError when there is neither, ConfigError for an unknown scheme."""
+    """Return the file or folder at `path`. Raises DataError if there is neither, ConfigError for an unknown scheme."""
     with _readable(path, PARTS):
         root = place(path)
         if root.is_file() or root.is_dir():
             return root
         there = root.exists()
-    raise DataError(f"{root} is {'neither a file nor a folder' if there else 'not there'}. {PARTS}.")
+    raise DataError(f"{root} {'is neither a file nor a folder' if there else 'does not exist'}. {PARTS}.")
 
 
 def open_run(path: str) -> Place:
-    """The folder of the run at `path`. Raises DataError when none is there, ConfigError for an unknown scheme."""
+    """Return the folder of the run at `path`. Raises DataError if there is none, ConfigError for an unknown scheme."""
     with _readable(path, RUNS):
         root = place(path)
         if root.is_dir():
@@ -39,12 +39,12 @@ def open_run(path: str) -> Place:
             return root
         there = root.exists()
     if there:
-        raise DataError(f"{root} is a file. {RUNS}, or look at it with: metarepair inspect {root}")
-    raise DataError(f"{root} is not there{_near(root)} {RUNS}.")
+        raise DataError(f"{root} is a file. {RUNS}. To inspect the file: metarepair inspect {root}")
+    raise DataError(f"{root} does not exist{_near(root)} {RUNS}.")
 
 
 def folders_in(folder: Place) -> list[Place]:
-    """Its folders by name, without hidden ones. Raises DataError when it cannot be read."""
+    """Return the subfolders of `folder`, sorted, without hidden ones. Raises DataError if it cannot be read."""
     try:
         found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except OSError as error:
@@ -53,12 +53,12 @@ def folders_in(folder: Place) -> list[Place]:
 
 
 def unreadable_folder(folder: Place | str, error: OSError) -> DataError:
-    """The error for a folder that may not be read."""
-    return DataError(f"{folder} cannot be read ({error.strerror}). Permit it, or name another.")
+    """Return the error for a folder that cannot be read."""
+    return DataError(f"{folder} cannot be read ({error.strerror}). Check its permissions, or name another.")
 
 
 def not_a_part(root: Place, folders: list[Place]) -> DataError:
-    """The error for a folder, which has these `folders`, that is neither a run nor a part of one."""
+    """Return the error for a folder that is neither a run nor a part of one. `folders`: its subfolders."""
     runs = [path for path in folders if any((path / name).is_dir() for name in GROUPS)]
     if runs:
         return DataError(
@@ -66,30 +66,29 @@ def not_a_part(root: Place, folders: list[Place]) -> DataError:
         )
     if root.name == "report" and (root / "index.html").exists():
         return DataError(
-            f"{root} is a report. Open {root / 'index.html'} in a browser, or inspect the run: {root.parent}"
+            f"{root} is a report. Open {root / 'index.html'} in a browser, or inspect the run: "
+            f"metarepair inspect {root.parent}"
         )
     if next(iter(root.iterdir()), None) is None:
-        return DataError(f"{root} is empty: nothing was written there yet. {PARTS}.")
-    return DataError(f"{root} is no run, and no folder of one. {PARTS}.")
+        return DataError(f"{root} is empty. {PARTS}.")
+    return DataError(f"{root} is neither a run nor a folder of a run. {PARTS}.")
 
 
 @contextmanager
 def _readable(path: str, allowed: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a zero, of no user
-        raise DataError(f"{path!r} is no path that can be read ({error}). {allowed}.") from error
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, ~ of an unknown user
+        raise DataError(f"{path!r} cannot be read ({error}). {allowed}.") from error
 
 
 def _check_run(root: Place) -> None:
-    """Raises DataError for a folder that is no run."""
+    """Raise DataError for a folder that is not a run."""
     if root.name in (*GROUPS, "search", "report") and _is_run(root.parent):
-        raise DataError(f"{root} is a part of a run. Ask for the whole: metarepair status {root.parent}")
+        raise DataError(f"{root} is a part of a run. Name the run: metarepair status {root.parent}")
     for group in (root.parent, root.parent.parent, root.parent.parent.parent):
         if group.name in GROUPS and _is_run(group.parent):
-            raise DataError(
-                f"{root} is one stage of a run. Ask for the whole: metarepair status {group.parent}"
-            )
+            raise DataError(f"{root} is one stage of a run. Name the run: metarepair status {group.parent}")
     if _is_run(root):
         return
     runs = [path for path in folders_in(root) if _is_run(path)]
@@ -98,26 +97,26 @@ def _check_run(root: Place) -> None:
             f"{root} is a folder of runs ({_some(runs)}). Name one of them: metarepair status {runs[0]}"
         )
     if next(iter(root.iterdir()), None) is None:
-        raise DataError(f"{root} is empty: no run was begun there. {RUNS}.")
-    raise DataError(f"{root} is no run. {RUNS}.")
+        raise DataError(f"{root} is empty: no run was started there. {RUNS}.")
+    raise DataError(f"{root} is not a run. {RUNS}.")
 
 
 def _is_run(root: Place) -> bool:
-    """Whether anything is there that a run's driver makes first; a run may be called `compare` itself."""
+    """Whether the folder holds anything that a run's driver makes first. A run may itself be called `compare`."""
     names = {path.name for path in root.iterdir()} - {"prepared", "compare"}
     return LEASE in names or READS in names or any(n in names and (root / n).is_dir() for n in GROUPS)
 
 
 def _near(root: Place) -> str:
-    """`; did you mean 'sample'?`, of what stands beside it; a full stop when there is nothing like it."""
+    """Return `; did you mean 'sample'?` from the neighbouring folders, or a full stop if there are none."""
     try:
         beside = folders_in(root.parent) if root.parent.is_dir() else []
     except (DataError, StorageError):
         beside = []
     near = near_names(root.name, [path.name for path in beside])
-    return near or (f"; beside it there are: {_some(beside)}." if beside else ".")
+    return near or (f"; its parent folder has: {_some(beside)}." if beside else ".")
 
 
 def _some(paths: list[Place]) -> str:
-    """The names of the first ten."""
+    """Return the names of the first ten."""
     return ", ".join(path.name for path in paths[:10]) + (", …" if len(paths) > 10 else "")

@@ -1,8 +1,8 @@
-"""Tell how far each stage of a run is, also those that are not begun, and the time that is left.
+"""Report the progress of each stage of a run, including stages not started, and estimate the time left.
 
-Nothing on storage says what a run is going to do, so that follows from what it has: every environment gets features,
-every target is trained for and repaired. What a run of another kind (a study of the hypothesis, a search, a
-pretraining) does not do is not expected of it.
+The storage does not record what a run will do, so that is inferred from what exists: every environment gets
+features, and every target gets meta-training and a repair. Other kinds of run (a study of the hypothesis, a search,
+a pretraining) are not expected to have the stages that they do not run.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tasks.storage.paths import Place
 from tasks.storage.stages import LISTED, REPAIRED
 
 _NAMES = list(dict.fromkeys(stage.name for stage in LISTED))
-# A report has no manifest, so it is not in the table; it is made of repairs.
+# A report has no manifest, so it is not in the table of stages. It is made from repairs.
 ORDER = (*_NAMES[: (after := _NAMES.index(REPAIRED.name) + 1)], "report", *_NAMES[after:])
-FEWEST_PARTS = 3  # written by the present owner, for a pace
+FEWEST_PARTS = 3  # parts that the current owner must have written before its pace is estimated
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """All stages of a run, their damage, and the environments that are not counted."""
+    """All stages of a run, their damage, and the environments that the run no longer uses."""
 
     stages: tuple[StageStatus, ...]
     damaged: tuple[Damage, ...]
@@ -38,11 +38,14 @@ class Progress:
 
 
 def progress_of(root: Place, files: Listing, owner: Owner | None) -> Progress:
-    """How far the run at `root` is. `owner`: the process that writes in it now, whose pace gives the time left."""
+    """Return the progress of the run at `root`.
+
+    owner: the process that is writing to it now; the time left is estimated from its pace.
+    """
     everything = [read_stage(folder) for folder in stages_of_run(root, files)]
     damaged = [damage for stage in everything for damage in damage_by_size(stage)]
     comparison = comparison_of(root, everything)
-    # Whoever writes in the run now may be about to go on with any of them.
+    # A process that is writing to the run may be about to use any environment.
     unused = unused_paths(everything, comparison.plan, files) if owner is None else frozenset()
     used = [stage for stage in everything if stage.path not in unused]
     totals = _totals(everything)
@@ -80,7 +83,7 @@ def progress_of(root: Place, files: Listing, owner: Owner | None) -> Progress:
 
 
 def _expected(stages: Sequence[StoredStage], files: Listing) -> dict[str, list[str]]:
-    """The paths that a run with these environments will have, by stage."""
+    """Return, for each stage, the paths that a run with these environments will have."""
     environments = [stage for stage in stages if stage.kind == "environment"]
     targets = [stage.name for stage in environments if stage.role == "target"]
     without = {stage.name for stage in stages if stage.kind == "repaired" and _needs_no_training(stage)}
@@ -94,20 +97,20 @@ def _expected(stages: Sequence[StoredStage], files: Listing) -> dict[str, list[s
 
 
 def _needs_no_training(repaired: StoredStage) -> bool:
-    """Whether a target was repaired by other methods alone."""
+    """Whether a target was repaired only by methods other than MetaRepair."""
     methods = section(repaired.config, "repair").get("methods")
     return repaired.manifest is not None and isinstance(methods, list) and "metarepair" not in methods
 
 
 def _kept(members: Mapping[str, Sequence[Member]], *, searched: bool, compares: bool) -> list[str]:
-    """The stages to show: those of a whole run, or those of a run of another kind."""
+    """Return the stages to show: those of a whole run, or of another kind of run."""
     begun = {name for name, found in members.items() if any(member.state != "not begun" for member in found)}
     planned = {"compare"} if members["compare"] else set()
     of_a_run = [
         name for name in ORDER if name not in {"pretrain", "prepare", "compare", "hypothesis"} - planned
     ]
     if not begun & {"repair", "report"} and (compares or planned or "prepare" in begun):
-        of_a_run = ["mine", "compare"]  # and what its methods need, which comes before it
+        of_a_run = ["mine", "compare"]  # and the stages that its methods need, which precede it
     elif not begun & {"train", "repair", "report"}:
         if "hypothesis" in begun:
             of_a_run = ["mine", "features", "score"]
@@ -115,7 +118,7 @@ def _kept(members: Mapping[str, Sequence[Member]], *, searched: bool, compares: 
             of_a_run = ["mine", "features"]
         elif begun == {"pretrain"}:
             of_a_run = []
-    known = "mine" in begun  # then a stage without members has nothing to do
+    known = "mine" in begun  # if so, a stage without members has nothing to do
     return [name for name in ORDER if name in begun or (name in of_a_run and (members[name] or not known))]
 
 
@@ -133,7 +136,7 @@ def _report(files: Listing) -> Member:
 
 
 def _totals(stages: Sequence[StoredStage]) -> dict[str, int]:
-    """How many units each unfinished stage has, by path, where other stages tell."""
+    """Return the number of units of each unfinished stage, by path, where other stages determine it."""
     mined = {stage.path: stage for stage in stages if stage.kind == "environment"}
     targets = sum(stage.role == "target" for stage in mined.values())
     found: dict[str, int | None] = {}
@@ -153,7 +156,7 @@ def _totals(stages: Sequence[StoredStage]) -> dict[str, int]:
 
 
 def _images(stage: StoredStage, environments: Iterable[StoredStage]) -> int | None:
-    """How many images an environment has: as many as a finished one of the same split has counted."""
+    """Return an environment's number of images, taken from a finished environment of the same split."""
     for other in environments:
         same = other.manifest is not None and other.manifest.inputs == stage.begun_with.get("inputs")
         if same and other.role == stage.role:
@@ -167,13 +170,13 @@ def _parts(rows: int | None, size: object) -> int | None:
 
 
 def _parts_at(members: Sequence[Member], stages: Sequence[StoredStage]) -> list[float]:
-    """When the sealed parts of unfinished stages were written, in seconds since 1970."""
+    """Return the times at which unfinished stages' sealed parts were written, in seconds since 1970."""
     paths = {member.path for member in members if member.state != "done"}
     return [stage.files[n].written_s for stage in stages if stage.path in paths for n in sealed_parts(stage)]
 
 
 def _left(members: Sequence[Member], written: Sequence[float], owner: Owner | None) -> float | None:
-    """Seconds left at the pace at which the present owner wrote its parts; None where there are too few."""
+    """Return the seconds left at the current owner's pace; None if it has written too few parts."""
     missing = [member for member in members if member.state != "done"]
     units = [
         member.total - member.done

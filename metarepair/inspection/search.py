@@ -1,9 +1,9 @@
-"""Tell how far a search is, by those of these files that are there:
+"""Report the progress of a search from these files, if they exist:
 
-search/begun.json                   its settings: how many trials
-search/trials/<name>/record.json    a trial: its rounds, its objective, whether it is over
-search/trials.parquet               name, state and objective of all trials, when they are over
-search/manifest.json                last
+search/begun.json                   the settings, including the number of trials
+search/trials/<name>/record.json    one trial: its rounds, its objective, whether it has ended
+search/trials.parquet               name, state and objective of all trials, once all have ended
+search/manifest.json                written last
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OVER = ("finished", "stopped early", "failed")
 
 @dataclass(frozen=True, kw_only=True)
 class SearchProgress:
-    """A search, None where none was begun, and its damage."""
+    """A search's status, None if no search was started, and its damage."""
 
     status: SearchStatus | None
     damaged: tuple[Damage, ...]
@@ -38,7 +38,7 @@ class SearchProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownTrial:
-    """A trial by its record, or by its row in the table."""
+    """A trial, read from its record or from its row in the table."""
 
     name: str
     state: str
@@ -48,7 +48,10 @@ class KnownTrial:
 
 
 def search_of(root: Place, files: Listing, *, alive: bool) -> SearchProgress:
-    """The search of the run at `root`. `alive`: a process writes in the run, so unfinished trials may be running."""
+    """Return the progress of the search in the run at `root`.
+
+    alive: a process is writing to the run, so unfinished trials may be running.
+    """
     folder, own = root / SEARCH.folder, under(files, f"{SEARCH.folder}/")
     if not own:
         return SearchProgress(status=None, damaged=())
@@ -66,7 +69,7 @@ def search_of(root: Place, files: Listing, *, alive: bool) -> SearchProgress:
 
 
 def _trials(folder: Place, files: Listing, *, going_on: str) -> list[KnownTrial]:
-    """All trials in the order of their names: by the table, or else by their records."""
+    """Return all trials sorted by name, from the table or else from their records."""
     found = _rows(folder / TABLE) if TABLE in files else {}
     begun = {name.split("/")[1] for name in files if name.startswith(f"{TRIALS}/") and name.count("/") > 1}
     for name in begun - found.keys():
@@ -77,7 +80,7 @@ def _trials(folder: Place, files: Listing, *, going_on: str) -> list[KnownTrial]
 
 
 def _rows(path: Place) -> dict[str, KnownTrial]:
-    """The table's trials that are over; none where it cannot be read."""
+    """Return the trials in the table that have ended; none if it cannot be read."""
     try:
         rows = pq.read_table(local(path)).to_pylist()
     except (OSError, pa.ArrowException):
@@ -103,13 +106,13 @@ def _recorded(name: str, record: Mapping[str, Any], going_on: str) -> KnownTrial
 
 
 def _total(folder: Place) -> int | None:
-    """How many trials there will be; None for a grid, whose settings alone do not say."""
+    """Return how many trials there will be; None for a grid, whose settings alone do not determine it."""
     search = section(section(read_json(folder / BEGUN), "config"), "search")
     return None if search.get("searcher") == "grid" else whole(search.get("trials"))
 
 
 def _best(trials: list[KnownTrial]) -> BestTrial | None:
-    """The best finished trial; where none is finished, the best of those that were stopped early."""
+    """Return the best finished trial; if none is finished, the best trial that was stopped early."""
     for state in ("finished", "stopped early"):
         judged = [(t.objective, t) for t in trials if t.state == state and t.objective is not None]
         if judged:

@@ -1,7 +1,7 @@
-"""Draw failures that environments collected: what was seen, and what the DNN took it for.
+"""Draw a contact sheet of collected failures, each with its label and the DNN's prediction.
 
-A row for each environment of a run, or for each severity of one environment. Images are evenly spaced in D_collect,
-not picked. D_fail is not opened.
+The sheet has a row for each environment of a run, or for each severity of one environment. Its images are evenly
+spaced in D_collect, not hand-picked. D_fail is not opened.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tasks.records import Failures, Ints, Pixels
 from tasks.storage.paths import Place, place
 
 COLUMNS = 10
-LABEL_WIDTH, CAPTION = 200, 32  # pixels: the row's name, the lines under an image
+LABEL_WIDTH, CAPTION = 200, 32  # pixels: width of a row's name, height of the lines under an image
 
 
 @dataclass(frozen=True, kw_only=True)
 class SheetRow:
-    """A row's name, a fainter line under it, and its images with two lines each under them."""
+    """A row's name, a fainter note under it, and its images, each with a two-line caption."""
 
     name: str
     note: str
@@ -37,21 +37,21 @@ class SheetRow:
 
 
 def write_sheet(found: Inspection, out: Path) -> None:
-    """Draws what `found` collected. Raises DataError where nothing is collected, or its pixels cannot be made."""
+    """Draw the failures that `found` collected. Raises DataError if there are none or their pixels cannot be made."""
     check_ending(out, "--sheet")
     if out.resolve() in _own_files(found):
-        raise ConfigError(f"--sheet {out} is a file of what is inspected; name another file for the sheet")
+        raise ConfigError(f"--sheet {out} is one of the inspected files; name another file for the sheet")
     rows = sheet_rows(found)
     if not any(row.images for row in rows):
         raise DataError(
             f"{found.path} has no collected failures to draw: --sheet needs a run, an environment "
-            "(experiences/CORRUPTION, targets/CORRUPTION) or its collect.arrow, mined to the end and whole."
+            "(experiences/CORRUPTION, targets/CORRUPTION) or its collect.arrow, fully mined and undamaged."
         )
     save_sheet(draw(rows), out, "--sheet")
 
 
 def sheet_rows(found: Inspection) -> list[SheetRow]:
-    """A row an environment, or a row a severity where there is one environment."""
+    """Return a row for each environment, or for each severity if there is only one environment."""
     root = place(found.path)
     if found.file is not None:
         return _lone_rows(found.file, root)
@@ -68,14 +68,14 @@ def _lone_rows(file: LoneFile, path: Place) -> list[SheetRow]:
     failures = read_failures(path)
     if isinstance(failures.images_NHWC_u8, RecomputedPixels):
         raise DataError(
-            f"{path} keeps no pixels (mining.pixels: recomputed); the data set that they are made from is named in the "
-            f"manifest beside it. Inspect the folder: metarepair inspect {path.parent} --sheet FILE"
+            f"{path} stores no pixels (mining.pixels: recomputed); the manifest in its folder names the data set that "
+            f"they are made from. Inspect the folder: metarepair inspect {path.parent} --sheet FILE"
         )
     return _by_severity(failures, tuple(file.collected_per_class))
 
 
 def _collected(stage: StageFacts, root: Place) -> Failures | None:
-    """D_collect with its pixels; None where it is not whole."""
+    """Return D_collect with its pixels; None if it is missing or damaged."""
     if not any(file.name == "collect.arrow" and file.state == "ok" for file in stage.files):
         return None
     folder = root if stage.path == "." else root / stage.path
@@ -87,11 +87,11 @@ def _collected(stage: StageFacts, root: Place) -> Failures | None:
 
 
 def _clean_images(stage: StageFacts) -> Dataset:
-    """The split that an environment was mined from: of METAREPAIR_DATA, or the shipped sample."""
+    """Load the split that an environment was mined from, from METAREPAIR_DATA or the shipped sample."""
     data = stage.config.get("data")
     if not isinstance(data, dict) or (stage.role == "target" and "archive" in stage.inputs):
         raise DataError(
-            f"{stage.path} keeps no pixels (mining.pixels: recomputed), and they cannot be made for --sheet: its "
+            f"{stage.path} stores no pixels (mining.pixels: recomputed), and they cannot be made for --sheet: its "
             "images came from a published archive, or its manifest names no data set. Inspect another environment."
         )
     clean = load_dataset(source_from(data), "train" if stage.role == "experience" else "test")
@@ -141,7 +141,7 @@ def _by_severity(failures: Failures, classes: Sequence[str]) -> list[SheetRow]:
 
 
 def evenly_spaced(rows_N: Ints) -> Ints:
-    """At most as many of the rows as the sheet has columns, from the first to the last."""
+    """Return evenly spaced rows, from the first to the last, at most as many as the sheet has columns."""
     if not len(rows_N):
         return rows_N
     places = np.linspace(0, len(rows_N) - 1, min(COLUMNS, len(rows_N))).round().astype(np.int64)
@@ -150,7 +150,7 @@ def evenly_spaced(rows_N: Ints) -> Ints:
 
 
 def _captions(failures: Failures, rows: Ints, classes: Sequence[str]) -> list[tuple[str, str]]:
-    """The label, and what it was taken for; the font has no arrow of its own."""
+    """Return the label and the prediction of each row. The font has no arrow character."""
 
     def name(index: int) -> str:
         return classes[index] if 0 <= index < len(classes) else f"class {index}"
@@ -159,7 +159,7 @@ def _captions(failures: Failures, rows: Ints, classes: Sequence[str]) -> list[tu
 
 
 def draw(rows: Sequence[SheetRow]) -> Image.Image:
-    """The picture. Small images are enlarged by a whole factor, so that their pixels stay squares."""
+    """Return the sheet. Small images are enlarged by an integer factor, so that their pixels stay square."""
     height, width = tile_size(next(row.images[0] for row in rows if row.images))
     columns = max(len(row.images) for row in rows)
     step_x, step_y = max(width, TILE) + GAP, height + CAPTION + GAP
@@ -181,7 +181,7 @@ def draw(rows: Sequence[SheetRow]) -> Image.Image:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """As much of the text as is not wider than `width` pixels."""
+    """Return the text, cut to at most `width` pixels."""
     while font.getlength(text) > width:
         text = text[:-1]
     return text

@@ -1,31 +1,31 @@
-"""Tell how far a run is from its storage alone: no Ray, no model, nothing changed, nothing hashed.
+"""Report a run's progress from its storage alone: no Ray, no model, nothing changed, nothing hashed.
 
-What is counted is what would be kept if the run were killed now: manifests, sealed parts, checkpoints. Sizes are
-compared with what manifests promise; `metarepair inspect` compares checksums, too.
+Only work that would survive if the run were killed now is counted: manifests, sealed parts, checkpoints. File sizes
+are compared with the manifests; `metarepair inspect` also compares checksums.
 
-`metarepair status RUN --json` prints one object. Its keys, which stay:
+`metarepair status RUN --json` prints one object. Its keys are stable:
 
     schema_version   1
     path             the run's folder
-    state            finished | under way (somebody writes there) | unfinished (nobody does) | not begun
-    holder           null, or {host, pid, verb, since (ISO 8601), last_sign_s (seconds ago), alive}: who writes there,
-                     or died there without an end
-    d_fail_reads     how often the run's evaluator opened a D_fail; null where it has no log
-    damaged          list of {path, state, remedy}; empty when all is well, else the exit code is 2
+    state            finished | under way (a process is writing to the run) | unfinished (no process is) | not begun
+    holder           null, or {host, pid, verb, since (ISO 8601), last_sign_s (seconds ago), alive}: the process that
+                     writes to the run, or that died without releasing it
+    d_fail_reads     how often the run's evaluator opened a D_fail; null if the run has no log of it
+    damaged          list of {path, state, remedy}; the exit code is 2 unless it is empty
     stages           list of {name (pretrain | mine | features | score | train | repair | report | prepare | compare |
                      hypothesis), state (done | begun | not begun), done, total (of members), seconds_left, members},
                      members being a list of {path (relative), name (of the environment, target or prepared method, or
                      null), role (experience | target | null), state, done, total (of its units), unit (shards |
                      episodes | repairs | epochs | fine-tunes | pieces | null), judged (repairs of a comparison, else
                      null), written (ISO 8601, of its newest file), metrics ({name: number}, of its newest checkpoint),
-                     seconds_left, passed_over (checkpoints that are not whole)}
+                     seconds_left, passed_over (incomplete checkpoints)}
     search           null, or {state, trials ({finished | stopped early | failed | running | unfinished: count}), total,
-                     best, running}, best being null or {name, state, objective}, running (also of the unfinished) a
-                     list of {name, rounds, of (so many), objective (after these), written}
+                     best, running}, best being null or {name, state, objective}, running (including unfinished
+                     trials) a list of {name, rounds, of (total rounds), objective (after these rounds), written}
     unused           list of paths (relative) of environments that are not counted: neither the score nor the plan of a
-                     comparison, both written after them, names them
+                     comparison, if written after them, names them
 
-What is not known is null.
+Unknown values are null.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tasks.storage.run_lock import Holder, holder
 
 
 def status_of(path: str) -> RunStatus:
-    """The run at `path`, here or on an object store. Raises DataError where no run is."""
+    """Return the status of the run at `path`, local or on an object store. Raises DataError if it is not a run."""
     root = open_run(path)
     held, files = holder(root), stat_files(root)
     alive = held is not None and held.alive

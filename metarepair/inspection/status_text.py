@@ -1,4 +1,4 @@
-"""Write a status as text that fits on one screen: long lists are cut short."""
+"""Format a status as text that fits on one screen; long lists are cut."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from metarepair.inspection.facts import (
 from metarepair.inspection.tables import count, d_fail_reads, percent
 from metarepair.runs.progress import duration
 
-SHOWN = 8  # members that are begun, trials, damaged files
-NAMED = 6  # members not begun
+SHOWN = 8  # lines shown of started members, trials, damaged files
+NAMED = 6  # names shown of members that are not started
 
 
 def describe_status(found: RunStatus) -> str:
-    """Everything, in lines."""
+    """Return the whole status as text."""
     lines = [_headline(found), *_holder(found.holder), *d_fail_reads(found.d_fail_reads), ""]
-    begun = "under way" if found.state == "under way" else "begun"
+    begun = "under way" if found.state == "under way" else "started"
     for stage in found.stages:
         lines += _stage(stage, begun)
     if found.search is not None:
         lines += _search(found.search, begun)
     if found.unused:
         shown = [f"  {path}" for path in found.unused]
-        lines += ["", "Not counted, as what was scored or compared later does not name it:"]
+        lines += ["", "Not counted, because a later score or comparison does not use them:"]
         lines += _cut(shown)
     if found.damaged:
         shown = [f"  {damage.path} {WORDS[damage.state]}" for damage in found.damaged]
-        lines += ["", "Damaged, by their sizes:", *_cut(shown)]
+        lines += ["", "Damaged, judging by file sizes:", *_cut(shown)]
     return "\n".join(lines)
 
 
@@ -45,7 +45,7 @@ def _headline(found: RunStatus) -> str:
     words = {
         "finished": "finished",
         "under way": "under way",
-        "unfinished": "unfinished, and nobody works on it: the command that began it goes on from here",
+        "unfinished": "unfinished, and no process is working on it; the command that started it resumes it",
         "not begun": "nothing is done yet",
     }
     counted = (
@@ -58,17 +58,17 @@ def _holder(holder: HolderFacts | None) -> list[str]:
     if holder is None:
         return []
     if holder.host is None or holder.since is None:
-        return ["Held by a process that has only begun."]
+        return ["Held by a process that has just started."]
     since = _ago(holder.since)
-    who = f"`metarepair {holder.verb}`, process {holder.pid} on host {holder.host}, begun {since}"
+    process = f"`metarepair {holder.verb}`, process {holder.pid} on host {holder.host}, started {since}"
     sign = f"last sign of life {duration(holder.last_sign_s or 0.0)} ago"
     if holder.alive:
-        return [f"Held by {who}, {sign}."]
-    return [f"{who} ended without an end of its own, {sign}; the next command takes its place."]
+        return [f"Held by {process}, {sign}."]
+    return [f"{process}, ended without releasing the run; {sign}. The next command takes over."]
 
 
 def _stage(stage: StageStatus, begun: str) -> list[str]:
-    """A stage in a line; those of its members that are begun below it."""
+    """Return a line for the stage, and below it one for each started member."""
     left = f", about {duration(stage.seconds_left)} left" if stage.seconds_left is not None else ""
     if stage.state == "done" and len(stage.members) == 1:
         return [_titled(stage.name, f"done{_of(stage.members[0])}")]
@@ -77,13 +77,13 @@ def _stage(stage: StageStatus, begun: str) -> list[str]:
         return [_titled(stage.name, f"done: {len(stage.members)} {_kinds(stage)}")]
     if stage.state == "not begun":
         names = _names(stage.members)
-        return [_titled(stage.name, f"not begun{f': {names}' if names else ''}")]
+        return [_titled(stage.name, f"not started{f': {names}' if names else ''}")]
     running = [member for member in stage.members if member.state == "begun"]
     waiting = [member for member in stage.members if member.state == "not begun"]
     counted = f": {done}" if len(stage.members) > 1 else ""
     lines = [_titled(stage.name, f"{begun}{counted}{left}")]
     lines += _cut([f"  {_member(member)}" for member in running])
-    return lines + ([f"  not begun: {_names(waiting)}"] if waiting else [])
+    return lines + ([f"  not started: {_names(waiting)}"] if waiting else [])
 
 
 def _titled(name: str, words: str) -> str:
@@ -95,7 +95,7 @@ def _of(member: Member) -> str:
 
 
 def _kinds(stage: StageStatus) -> str:
-    """`targets`, `environments`, …: what the members of a stage are."""
+    """Return what a stage's members are: `targets`, `environments`, …"""
     if stage.name == "prepare":
         return "methods"
     roles = {member.role for member in stage.members}
@@ -115,7 +115,7 @@ def _label(member: Member) -> str:
 
 
 def _member(member: Member) -> str:
-    """`snow (target): 7 of 20 shards, last 3 s ago`; of a training also its newest figures."""
+    """Return `snow (target): 7 of 20 shards, last file 3 s ago`, and the newest metrics of a training."""
     parts = []
     if member.unit is not None:
         total = f" of {count(member.total)}" if member.total is not None else ""
@@ -128,8 +128,8 @@ def _member(member: Member) -> str:
     parts += [_metric(name, value) for name, value in member.metrics.items()]
     if member.seconds_left:
         parts.append(f"about {duration(member.seconds_left)} of work left")
-    parts += [f"{path} is not whole and will be passed over" for path in member.passed_over]
-    return f"{_label(member) if member.name else member.path}: {', '.join(parts) or 'begun'}"
+    parts += [f"{path} is incomplete and will be ignored" for path in member.passed_over]
+    return f"{_label(member) if member.name else member.path}: {', '.join(parts) or 'started'}"
 
 
 def _metric(name: str, value: float) -> str:
@@ -154,7 +154,7 @@ def _search(search: SearchStatus, begun: str) -> list[str]:
 
 def _trial(trial: RunningTrial) -> str:
     if not trial.rounds:
-        return f"{trial.name}: no round yet"
+        return f"{trial.name}: no rounds yet"
     total = f" of {count(trial.of)}" if trial.of is not None else ""
     parts = [f"{count(trial.rounds)}{total} rounds"]
     if trial.objective is not None:

@@ -1,7 +1,7 @@
-"""Read what a stage's folder says of itself without opening its results: the manifest, or the mark of its beginning.
+"""Read a stage's manifest, or its start mark if it is unfinished, without opening its results.
 
-What another version or a damaged disk may have written is never trusted to have its type: `as_object`,
-`section`, `rows_of`, `whole` and `real` give nothing for a value of another type.
+Another version or a damaged disk may have written values of any type, so types are always checked: `as_object`,
+`section`, `rows_of`, `whole` and `real` return an empty value or None for a value of another type.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tasks.storage.manifest import Manifest, read_manifest
 from tasks.storage.paths import Place
 from tasks.storage.sealed_parts import SUFFIX
 
-JUDGED = ("judged.json", "samples.parquet")  # a comparison's judgement of a repair, each with a seal
+JUDGED = ("judged.json", "samples.parquet")  # a comparison's judgement of one repair; each file has a seal
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredStage(StageFolder):
-    """A stage's folder and its manifest; `begun_with` is what the mark of an unfinished one says, else empty."""
+    """A stage's folder and its manifest. `begun_with`: content of an unfinished stage's start mark, else empty."""
 
     manifest: Manifest | None
     manifest_state: Literal["ok", "missing", "damaged"]
@@ -32,22 +32,22 @@ class StoredStage(StageFolder):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings that it was made with, or begun with; empty where they are not known."""
+        """The settings that the stage was made or started with; empty if unknown."""
         return self.manifest.config if self.manifest is not None else section(self.begun_with, "config")
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The facts of its manifest; empty where it has none."""
+        """The facts in the manifest; empty if there is no manifest."""
         return self.manifest.facts if self.manifest is not None else {}
 
     @property
     def promised(self) -> Mapping[str, tuple[int, str]]:
-        """Bytes and digest of each file that its manifest names."""
+        """Size in bytes and digest of each file in the manifest."""
         return self.manifest.files if self.manifest is not None else {}
 
 
 def read_stage(folder: StageFolder) -> StoredStage:
-    """The stage with its manifest, or else with its mark."""
+    """Read a stage's manifest, or else its start mark."""
     manifest, state = read_promise(folder.folder)
     mark = folder.mark if manifest is None else None
     found = as_object(read_json(folder.folder / mark)) if mark is not None else {}
@@ -56,7 +56,7 @@ def read_stage(folder: StageFolder) -> StoredStage:
 
 
 def read_promise(folder: Place) -> tuple[Manifest | None, Literal["ok", "missing", "damaged"]]:
-    """The manifest, and whether it can be used: one whose parts are of another type than they must be cannot."""
+    """Read the manifest, and return it with its state. A manifest with a part of the wrong type is damaged."""
     try:
         manifest = read_manifest(folder)
     except (DataError, RecursionError):
@@ -70,13 +70,13 @@ def read_promise(folder: Place) -> tuple[Manifest | None, Literal["ok", "missing
 
 
 def sealed_parts(stage: StageFolder) -> list[str]:
-    """The parts of an unfinished stage that will not be made again."""
+    """Return the parts of an unfinished stage that will not be made again."""
     names = stage.matching(stage.stage.parts) if stage.stage.parts is not None else []
     return [name for name in names if f"{name}{SUFFIX}" in stage.files]
 
 
 def read_json(path: Place) -> Any:
-    """The content of a small JSON file; None where it cannot be read."""
+    """Return the content of a small JSON file; None if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -84,7 +84,7 @@ def read_json(path: Place) -> Any:
 
 
 def checkpoint_state(folder: Place) -> dict[str, Any] | None:
-    """The state of a complete checkpoint; None where anything of it is missing or damaged."""
+    """Return the state of a complete checkpoint; None if any of its files is missing or damaged."""
     try:
         return read_state(folder)
     except (TypeError, AttributeError, RecursionError):  # JSON of another shape
@@ -92,7 +92,7 @@ def checkpoint_state(folder: Place) -> dict[str, Any] | None:
 
 
 def count_lines(path: Place) -> int | None:
-    """Lines of a small log, None where it cannot be read."""
+    """Return the number of lines of a small log; None if it cannot be read."""
     try:
         return len(path.read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):
@@ -100,42 +100,42 @@ def count_lines(path: Place) -> int | None:
 
 
 def as_object(content: Any) -> dict[str, Any]:
-    """The content when it is a JSON object; empty otherwise."""
+    """Return the content if it is a JSON object, else an empty one."""
     return content if isinstance(content, dict) else {}
 
 
 def section(content: Any, key: str) -> dict[str, Any]:
-    """The object that `content` has at `key`; empty where it has none."""
+    """Return the object at `key` in `content`, or an empty one."""
     return as_object(as_object(content).get(key))
 
 
 def rows_of(content: Any) -> list[dict[str, Any]]:
-    """The objects in a list; empty for what is no list."""
+    """Return the objects in a list; empty if `content` is not a list."""
     return [row for row in content if isinstance(row, dict)] if isinstance(content, list) else []
 
 
 def whole(value: Any) -> int | None:
-    """The value when it is a count."""
+    """Return the value if it is a non-negative integer, else None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def real(value: Any) -> float | None:
-    """The value when it is a finite number."""
+    """Return the value if it is a finite number, else None."""
     ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if ok else None
 
 
 def reals(row: Mapping[str, Any], keys: Iterable[str]) -> dict[str, float]:
-    """Those of the values that are finite numbers."""
+    """Return the values at `keys` that are finite numbers."""
     return {key: value for key in keys if (value := real(row.get(key))) is not None}
 
 
 def newest(rows: Iterable[Mapping[str, Any]], key: str) -> float | None:
-    """The last finite number that the rows have at `key`."""
+    """Return the last finite number at `key` in the rows."""
     found = [value for row in rows if (value := real(row.get(key))) is not None]
     return found[-1] if found else None
 
 
 def episodes_of(config: Any) -> int | None:
-    """How many episodes the settings of a training ask for."""
+    """Return the number of episodes in a training's settings."""
     return whole(section(config, "train").get("episodes"))

@@ -1,4 +1,4 @@
-"""Tables of plain text: environments by severity and class, features, repairs of a comparison."""
+"""Format plain-text tables: environments by severity and class, features, repairs of a comparison."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from metarepair.inspection.facts import (
 from metarepair.inspection.stored import JUDGED
 from metarepair.runs.progress import times
 
-NAMED_CLASSES = 12  # of more classes the extremes are shown
+NAMED_CLASSES = 12  # if there are more classes, only the extremes are shown
 WORST = 5
 METHOD_HEAD = ("method", "seed", "D_fail", "corrupted", "clean")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns under their heads: the first to the left, the others to the right."""
+    """Return an aligned table: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     return [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -31,7 +31,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def severity_table(facts: EnvironmentFacts) -> list[str]:
-    """One environment, severity by severity."""
+    """Return one environment's table, with a row for each severity."""
     rows = [
         [severity, count(s.examined), percent(s.accuracy), count(s.failures), count(s.collected)]
         for severity, s in facts.severities.items()
@@ -40,7 +40,7 @@ def severity_table(facts: EnvironmentFacts) -> list[str]:
 
 
 def environments_table(stages: Sequence[StageFacts]) -> list[str]:
-    """One row an environment; accuracy and rows of D_collect by severity."""
+    """Return a table with a row for each environment: accuracy and rows of D_collect by severity."""
     found = [(stage, facts) for stage in stages if isinstance(facts := stage.details, EnvironmentFacts)]
     severities = sorted({s for _, facts in found for s in facts.severities}, key=int)
     head = [
@@ -60,12 +60,12 @@ def environments_table(stages: Sequence[StageFacts]) -> list[str]:
         cells.append(count(stage.rows.get("collect")))
         cells += [count(by[s].collected) if s in by else "?" for s in severities]
         cells += [count(stage.rows.get("fail")), count(stage.rows.get("unused")), size(stage.size_bytes)]
-        rows.append([*cells, _state(stage, f"{facts.parts} whole parts")])
+        rows.append([*cells, _state(stage, f"{facts.parts} shards")])
     return table(head, rows)
 
 
 def features_table(stages: Sequence[StageFacts]) -> list[str]:
-    """One row for the features of each environment."""
+    """Return a table with a row for the features of each environment."""
     rows = []
     for stage in stages:
         facts = stage.details if isinstance(stage.details, FeatureFacts) else None
@@ -76,12 +76,12 @@ def features_table(stages: Sequence[StageFacts]) -> list[str]:
 
 
 def feature_parts(stage: StageFacts) -> int:
-    """How many of its files of features are there."""
+    """Return how many of the stage's feature files exist."""
     return sum(file.name.endswith(".parquet") and file.state != "missing" for file in stage.files)
 
 
 def compared_table(stages: Sequence[StageFacts]) -> list[str]:
-    """One row for each repair of a comparison; what is not known of it is said at its end."""
+    """Return a table with a row for each repair of a comparison; the last column says what is missing."""
     rows = []
     for stage in stages:
         for m in stage.details.methods if isinstance(stage.details, RepairFacts) else ():
@@ -90,7 +90,7 @@ def compared_table(stages: Sequence[StageFacts]) -> list[str]:
 
 
 def method_cells(m: MethodFacts) -> list[str]:
-    """The cells of a method's row, under METHOD_HEAD."""
+    """Return the cells of a method's row, in the order of METHOD_HEAD."""
     seed = "?" if m.seed is None else str(m.seed)
     return [m.method, seed, *map(percent, (m.d_fail, m.corrupted, m.clean))]
 
@@ -110,11 +110,11 @@ def _state(stage: StageFacts, there: str) -> str:
 
 
 def classes_table(stages: Sequence[StageFacts]) -> list[str]:
-    """D_collect by class: a row an environment; of many classes the fewest and the most."""
+    """Return D_collect by class, a row for each environment; if there are many classes, only the extremes."""
     found = [(stage, facts) for stage in stages if isinstance(facts := stage.details, EnvironmentFacts)]
     found = [(stage, facts) for stage, facts in found if facts.collected_per_class]
     if not found:
-        return ["D_collect by class is not known."]
+        return ["D_collect by class is unknown."]
     names = list(dict.fromkeys(name for _, facts in found for name in facts.collected_per_class))
     title = "D_collect by class" + ("" if all(facts.classes_named for _, facts in found) else " (by number)")
     if len(names) <= NAMED_CLASSES:
@@ -136,28 +136,26 @@ def _extremes(counts: dict[str, int]) -> str:
     without = [name for name, number in ranked if not number]
     most = ", ".join(f"{name} {number}" for name, number in ranked[:WORST])
     least = ", ".join(f"{name} {number}" for name, number in ranked[-WORST:])
-    return f"most {most}; fewest {least}; {len(without)} classes without any"
+    return f"most {most}; fewest {least}; {len(without)} classes have none"
 
 
 def d_fail_reads(number: int | None) -> list[str]:
-    """The line about D_fail; none where its log is not there."""
-    return (
-        [] if number is None else [f"D_fail of a target was opened {times(number)} so far, to judge repairs."]
-    )
+    """Return the line about reads of D_fail; empty if there is no log of them."""
+    return [] if number is None else [f"D_fail was opened {times(number)} so far, to judge repairs."]
 
 
 def count(number: object) -> str:
-    """`12,345`, or `?` for what is not known."""
+    """Return `12,345`, or `?` if unknown."""
     return f"{number:,}" if isinstance(number, int) else "?"
 
 
 def percent(fraction: float | None) -> str:
-    """`12.3%`, or `?` for what is not known."""
+    """Return `12.3%`, or `?` if unknown."""
     return "?" if fraction is None else f"{fraction:.1%}"
 
 
 def size(size_bytes: int | None) -> str:
-    """`1.5 MiB`, or `-` for what is not there."""
+    """Return `1.5 MiB`, or `-` if the size is None."""
     if size_bytes is None:
         return "-"
     value, unit = float(size_bytes), "B"
@@ -169,7 +167,7 @@ def size(size_bytes: int | None) -> str:
 
 
 def tally(states: Iterable[str]) -> str:
-    """`5 ok, 1 missing`, the bad ones last."""
+    """Return `5 ok, 1 missing`, with bad states last."""
     counts = Counter(states)
     order = ("ok", "unchecked", "differs", "missing", "unreadable")
     return ", ".join(f"{counts[state]} {state}" for state in order if counts[state]) or "no files"

@@ -1,8 +1,8 @@
 """Find the environments that a run no longer uses, so that its status does not wait for them.
 
 The manifest of `score`, and the plan of a comparison, name the environments that they were made from. An environment
-that neither names, and that was last written before them, belongs to settings that are no longer the run's. One that
-was written later may be new, and is counted.
+that neither names, and that was last written before them, belongs to earlier settings of the run. An environment
+that was written later may be new, and is counted.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SCORE, REPORT = f"score/{MANIFEST}", "report/index.html"
 
 
 def unused_paths(stages: Sequence[StoredStage], plan: Plan | None, files: Listing) -> frozenset[str]:
-    """Paths of the stages of unused environments: what was mined, and what is made from it.
+    """Return the paths of unused environments and of the stages made from them.
 
-    A target that is repaired is used, though a later score may be of other targets.
+    A repaired target counts as used, even if a later score is for other targets.
     """
     named = dict(_named(stages, plan))
     if not named:
@@ -43,7 +43,7 @@ def _made_from(role: str, name: str) -> frozenset[str]:
 
 
 def _named(stages: Sequence[StoredStage], plan: Plan | None) -> Iterator[tuple[str, frozenset[str]]]:
-    """Each file that names environments, with their paths."""
+    """Yield each file that names environments, with the paths of those environments."""
     score = next((one.manifest for one in stages if one.kind == "score"), None)
     if score is not None:
         mined, targets = score.config.get("mined"), score.config.get("targets")

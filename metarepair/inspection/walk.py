@@ -1,4 +1,4 @@
-"""Find the stages under a folder: by where they lie in the layout of a run, else by their manifests."""
+"""Find the stages under a folder, by their position in a run's layout or else by their manifests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tasks.storage.stages import (
 
 @dataclass(frozen=True)
 class FileStat:
-    """The size of a file, and when it was written: seconds since 1970, by the clock of its storage."""
+    """A file's size and modification time, in seconds since 1970 by the clock of its storage."""
 
     size_bytes: int
     written_s: float
@@ -41,7 +41,7 @@ Listing = Mapping[str, FileStat]  # every file under a folder, by its relative p
 
 @dataclass(frozen=True, kw_only=True)
 class StageFolder:
-    """The folder of one stage. `path` is relative to what is inspected; role and name are None where it has none."""
+    """The folder of one stage. `path`: relative to the inspected path. Role and name are None if it has none."""
 
     folder: Place
     path: str
@@ -55,27 +55,27 @@ class StageFolder:
         return self.stage.kind
 
     def matching(self, *patterns: str) -> list[str]:
-        """Its files that fit one of the patterns. Half-written files never do."""
+        """Return the files that match one of the patterns, without half-written files."""
         return [f for f in self.files if ".tmp" not in f and any(fnmatchcase(f, p) for p in patterns)]
 
     def path_of(self, file: str) -> str:
-        """The path of one of its files, relative to what is inspected."""
+        """Return a file's path, relative to the inspected path."""
         return file if self.path == "." else f"{self.path}/{file}"
 
     @property
     def mark(self) -> str | None:
-        """The file that such a stage is marked with when it begins, None where there is none."""
+        """The file that marks the stage as started, None if there is none."""
         return next(iter(self.matching(*(p for p in self.stage.traces if p.endswith(BEGUN)))), None)
 
     @property
     def begun(self) -> bool:
-        """Whether any file is there that such a stage writes."""
+        """Whether any file exists that such a stage writes."""
         return MANIFEST in self.files or bool(self.matching(*self.stage.traces))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What kind of folder was inspected, its stages, and all its files."""
+    """The kind of the inspected folder, its stages, and all its files."""
 
     kind: Literal["run", "folder", "stage"]
     stages: tuple[StageFolder, ...]
@@ -83,11 +83,11 @@ class Found:
 
 
 def find_stages(root: Place) -> Found:
-    """The stages under `root`. Raises DataError, saying what is allowed, when it has none."""
+    """Return the stages under `root`. Raises DataError, which says what is allowed, if there are none."""
     folders = folders_in(root)
     by_place = _by_place(root)
     if by_place is None and root.name not in GROUPS and not {path.name for path in folders} & set(GROUPS):
-        raise not_a_part(root, folders)  # before anything is walked through: it may be a whole disk
+        raise not_a_part(root, folders)  # before the walk: `root` may be a whole disk
     files = stat_files(root)
     if by_place is not None:
         own = stage_folder(*by_place, folder=root, path=".", files=files)
@@ -105,14 +105,14 @@ def find_stages(root: Place) -> Found:
 
 
 def stages_of_run(root: Place, files: Listing) -> tuple[StageFolder, ...]:
-    """The stages that were begun in a run's folder, in their order."""
+    """Return the stages that were started in a run's folder, in the order of the run."""
     return tuple(
         one for stage in LISTED for one in _stages_in(root / stage.group, stage, f"{stage.group}/", files)
     )
 
 
 def stat_files(folder: Place) -> dict[str, FileStat]:
-    """Every file under `folder`, by its relative path; links are followed, each folder is visited once."""
+    """Return every file under `folder`, by relative path. Links are followed; each folder is visited once."""
     if not isinstance(folder, Path):
         stats = {
             inside(path, folder): FileStat(int(info.size), info.mtime_ns / 1e9)
@@ -130,14 +130,14 @@ def stat_files(folder: Place) -> dict[str, FileStat]:
         seen.update(real.values())
         for name in names:
             path = Path(parent) / name
-            with suppress(FileNotFoundError):  # a writer is at work, or a link leads nowhere
+            with suppress(FileNotFoundError):  # a writer just deleted it, or a link is broken
                 if S_ISREG((stat := path.stat()).st_mode):
                     found[inside(path, folder)] = FileStat(stat.st_size, stat.st_mtime)
     return dict(sorted(found.items()))
 
 
 def _by_place(folder: Place) -> tuple[Stage, str | None] | None:
-    """The kind and name of a stage by where it lies, or by its manifest where it was copied elsewhere."""
+    """Return a stage's kind and name from its position, or from its manifest if it was copied elsewhere."""
     for stage in sorted(LISTED, key=lambda stage: not stage.depth):  # a method may be called `score`
         names: list[str] = []
         above = folder
@@ -156,7 +156,7 @@ def _by_place(folder: Place) -> tuple[Stage, str | None] | None:
 
 
 def stage_folder(stage: Stage, name: str | None, *, folder: Place, path: str, files: Listing) -> StageFolder:
-    """The folder of a stage; features have the role in their folder's name."""
+    """Return the folder of a stage. Folders of features have the role in their name."""
     role, (first, _, rest) = stage.role, (name or "").partition("-")
     if stage is FEATURES and first in ("experience", "target") and rest:
         role, name = "experience" if first == "experience" else "target", rest
@@ -164,7 +164,7 @@ def stage_folder(stage: Stage, name: str | None, *, folder: Place, path: str, fi
 
 
 def _stages_in(folder: Place, stage: Stage, prefix: str, files: Listing) -> tuple[StageFolder, ...]:
-    """The stages of a kind that lie in `folder`, whose files begin with `prefix`: the folder itself at depth 0."""
+    """Return the stages of one kind in `folder`, whose files start with `prefix`; at depth 0, the folder itself."""
     members: dict[str, dict[str, FileStat]] = {}
     for path, stat in under(files, prefix).items():
         parts = path.split("/", stage.depth)
@@ -184,5 +184,5 @@ def _stages_in(folder: Place, stage: Stage, prefix: str, files: Listing) -> tupl
 
 
 def under(files: Listing, prefix: str) -> Listing:
-    """Those files whose paths begin with `prefix`, by the rest of their paths."""
+    """Return the files whose paths start with `prefix`, by the rest of their paths."""
     return {f.removeprefix(prefix): stat for f, stat in files.items() if f.startswith(prefix)}

@@ -140,7 +140,7 @@ def test_a_comparison_is_counted_by_target_and_nothing_else_is_expected(run: Pat
     assert counts(found, "snow") == ("begun", 1, 4, 0)
     text = words(describe_status(found))
     assert (
-        "prepare done: apricot compare begun: 1 of 2 done snow: 1 of 4 repairs, 0 judged, last file" in text
+        "prepare done: apricot compare started: 1 of 2 done snow: 1 of 4 repairs, 0 judged, last file" in text
     )
     for name in ("none/0", "none/1", "tent/0", "tent/1"):
         repair(run, f"snow/{name}", judged=name != "tent/1")
@@ -162,7 +162,7 @@ def test_a_target_that_is_only_planned_is_not_begun(run: Path) -> None:
     plan(run, ("fog", "rain", "snow"))
     found = status_of(str(run))
     assert counts(found, "rain") == ("not begun", 0, 4, 0)
-    assert "not begun: rain" in words(describe_status(found))
+    assert "not started: rain" in words(describe_status(found))
 
 
 def test_a_plan_that_has_just_been_written_is_no_run_of_the_other_kind(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_an_unfinished_preparation_tells_its_sealed_pieces(tmp_path: Path) -> No
     found = inspect(str(folder))
     assert (found.kind, found.finished) == ("prepared", False)
     assert damaged(found) == [("reduced-001.safetensors", "differs")]
-    assert "makes anew what is damaged" in found.damaged[0].remedy
+    assert "recreates damaged files" in found.damaged[0].remedy
 
 
 def test_an_inspection_has_a_row_for_every_repair_of_a_comparison(root: Place) -> None:
@@ -348,7 +348,7 @@ def test_a_repair_that_was_copied_elsewhere_is_known_by_its_manifest(run: Path) 
 )
 def test_a_part_of_a_comparison_is_no_run(run: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(run / place)]) == 2
-    assert f"of a run. Ask for the whole: metarepair status {run}\n" in capsys.readouterr().err
+    assert f"of a run. Name the run: metarepair status {run}\n" in capsys.readouterr().err
 
 
 def test_a_run_may_be_called_as_its_parts_are(run: Path) -> None:
@@ -403,7 +403,7 @@ def test_the_samples_of_a_judgement_are_not_read(run: Path) -> None:
     path.write_bytes(b"no table")
     seal(path, {})
     assert inspect(str(run)).damaged == ()
-    assert "D_fail of a target was opened" not in describe(inspect(str(run)))
+    assert "D_fail was opened" not in describe(inspect(str(run)))
 
 
 def test_json_has_the_counts_of_a_comparison(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

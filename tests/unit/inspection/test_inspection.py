@@ -213,7 +213,7 @@ def test_an_unfinished_environment_tells_its_parts_and_names_a_damaged_one(run: 
     facts = stage(found, "targets/rain").details
     assert (facts.parts, facts.severities["5"].examined) == (2, 80)
     assert [(d.path, d.state) for d in found.damaged] == [("targets/rain/parts/part-00001.arrow", "differs")]
-    assert "unfinished, 2 whole parts" in describe(found)
+    assert "unfinished, 2 shards" in describe(found)
 
 
 @pytest.mark.parametrize(
@@ -277,21 +277,21 @@ def test_training_tells_its_checkpoints_and_passes_over_half_a_one(here: Path) -
     found = inspect(str(folder))
     assert (found.kind, found.damaged) == ("meta", ())
     text = describe(found)
-    for words in ("9 of 9 episodes, 1 skipped, took 1 min 1 s", "25.0%", "of episodes 3", "passed over"):
+    for words in ("9 of 9 episodes, 1 skipped, took 1 min 1 s", "25.0%", "at episodes 3", "is ignored"):
         assert words in text
 
 
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("nowhere", "is not there"),
+        ("nowhere", "does not exist"),
         ("", "folder of runs (sample)"),
         ("empty", "is empty"),
-        ("others", "is no run"),
-        ("others/a.txt", "is no file that can be inspected"),
-        ("sample/experiences/fog/manifest.json", "is no file that can be inspected"),
-        ("x" * 5000, "no path that can be read"),
-        ("zero\0byte", "is not there"),
+        ("others", "is neither a run"),
+        ("others/a.txt", "is not a file that can be inspected"),
+        ("sample/experiences/fog/manifest.json", "is not a file that can be inspected"),
+        ("x" * 5000, "cannot be read"),
+        ("zero\0byte", "does not exist"),
         ("report", "is a report"),
         ("experiences", "is empty"),
     ],
@@ -429,7 +429,7 @@ def test_names_of_many_classes_are_summed_up(tmp_path: Path) -> None:
     )
     text = describe(inspect(str(folder)))
     assert "200 classes" in text
-    assert "161 classes without any" in text
+    assert "161 classes have none" in text
 
 
 def test_long_checks_show_progress(

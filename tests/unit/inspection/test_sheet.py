@@ -123,7 +123,7 @@ def test_pixels_that_are_not_kept_are_made_again_for_the_sheet(tmp_path: Path) -
     assert np.array_equal(tile(sheet, 1, 2, 32), whole.images_NHWC_u8[rows[2]])
     facts: Any = inspect(str(folder)).stages[0].details
     assert facts.pixels == "recomputed"
-    with pytest.raises(DataError, match=r"keeps no pixels.*Inspect the folder"):
+    with pytest.raises(DataError, match=r"stores no pixels.*Inspect the folder"):
         write_sheet(inspect(str(folder / "collect.arrow")), tmp_path / "sheet.png")
     finish(folder, found.failures, inputs=["archive"])
     with pytest.raises(DataError, match="published archive"):
@@ -136,7 +136,7 @@ def test_a_sheet_that_cannot_be_is_refused(here: Path, tmp_path: Path) -> None:
     (here / "score").mkdir()
     (here / "score" / "heatmap.png").write_bytes(b"a")
     write_manifest(here / "score", stage="score", config={}, inputs={}, files=["heatmap.png"])
-    with pytest.raises(DataError, match="is a file of what is inspected"):
+    with pytest.raises(DataError, match="is one of the inspected files"):
         show(str(here), sheet=here / "score" / "heatmap.png", as_json=True)
     assert (here / "score" / "heatmap.png").read_bytes() == b"a"
     with pytest.raises(DataError, match="no collected failures to draw"):

@@ -123,7 +123,7 @@ def test_a_finished_run_is_finished(tmp_path: Path) -> None:
         ("report", "done", 1),
     ]
     assert done_of(found, "meta/snow") == (60, 60, "episodes")
-    assert "sample: finished D_fail of a target was opened 2 times" in words(found)
+    assert "sample: finished D_fail was opened 2 times" in words(found)
 
 
 def test_a_run_killed_while_it_mined_has_the_parts_that_are_sealed(root: Place) -> None:
@@ -145,7 +145,7 @@ def test_a_run_killed_while_it_mined_has_the_parts_that_are_sealed(root: Place) 
     assert [m.path for m in stage(found, "train").members] == ["meta/frost"]
     assert "snow (experience): 2 of 10 shards, last file " in words(found)
     assert "frost (target): 3 shards, last file" in words(found)
-    assert "repair not begun: frost report not begun" in words(found)
+    assert "repair not started: frost report not started" in words(found)
 
 
 def test_the_mark_of_a_stage_may_tell_how_many_parts_it_has(tmp_path: Path) -> None:
@@ -191,10 +191,10 @@ def test_training_is_told_by_its_newest_checkpoint(tmp_path: Path) -> None:
     assert one.seconds_left == pytest.approx(25 * 4.0)
     assert one.passed_over == ()
     text = words(found)
-    assert "train begun: 0 of 2 done snow: 35 of 60 episodes, last checkpoint 2 min " in text
+    assert "train started: 0 of 2 done snow: 35 of 60 episodes, last checkpoint 2 min " in text
     assert (
         "ago, query loss 0.029, validation accuracy 30.0%, 2 episodes skipped, about 1 min 40 s of work left "
-        "not begun: frost repair not begun"
+        "not started: frost repair not started"
     ) in text
 
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_and_named(tmp_path: Path,
     found = status_of(str(tmp_path))
     assert done_of(found, "meta/snow") == (20, 60, "episodes")
     assert member(found, "meta/snow").passed_over == ("checkpoints/checkpoint-000035",)
-    assert "checkpoints/checkpoint-000035 is not whole" in describe(found)
+    assert "checkpoints/checkpoint-000035 is incomplete" in describe(found)
 
 
 def test_repairs_that_are_written_are_counted(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_who_died_without_an_end_is_told(tmp_path: Path) -> None:
     assert (found.state, found.holder.alive, found.holder.host) == ("unfinished", False, "node-7")
     assert found.holder.last_sign_s == pytest.approx(7200, abs=60)
     assert "on host node-7" in words(found)
-    assert "ended without an end of its own, last sign of life 2 h 0 min ago" in words(found)
+    assert "ended without releasing the run; last sign of life 2 h 0 min ago" in words(found)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_damage_that_sizes_show_is_named_and_all_else_is_told(
     output = capsys.readouterr()
     assert path in output.out
     assert "train " in output.out
-    assert f"metarepair: 1 damaged: {path} " in output.err
+    assert f"metarepair: 1 damaged file: {path} " in output.err
     assert output.err.count("\n") == 1
     assert [(d.path, d.state) for d in status_of(str(tmp_path)).damaged] == [(path, state)]
 
@@ -365,9 +365,9 @@ def test_a_search_counts_its_trials_and_names_the_best(root: Place) -> None:
         ("trial-04", None, None),
     ]
     text = words(found)
-    assert "search begun: 2 finished, 1 failed, 2 unfinished of 9 trials best so far: trial-01" in text
+    assert "search started: 2 finished, 1 failed, 2 unfinished of 9 trials best so far: trial-01" in text
     assert "trial-03: 4 of 6 rounds, objective 0.9000, last " in text
-    assert "trial-04: no round yet" in text
+    assert "trial-04: no rounds yet" in text
 
 
 def test_a_finished_search_is_told_by_its_table(tmp_path: Path) -> None:
@@ -418,19 +418,19 @@ def test_many_of_a_kind_fit_on_a_screen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("runs/simple", "is not there; did you mean 'sample'?"),
-        ("runs/xyz", "beside it there are: notes, sample, second"),
-        ("nowhere/run", "is not there. Name a run's folder"),
+        ("runs/simple", "does not exist; did you mean 'sample'?"),
+        ("runs/xyz", "its parent folder has: notes, sample, second"),
+        ("nowhere/run", "does not exist. Name a run's folder"),
         (
             "runs",
             r"is a folder of runs \(sample, second\). Name one of them: metarepair status \S+/runs/sample$",
         ),
-        ("runs/sample/score", r"is a part of a run. Ask for the whole: metarepair status \S+/runs/sample$"),
-        ("runs/sample/meta/snow", r"is one stage of a run. Ask for the whole: metarepair status \S+/sample$"),
-        ("runs/notes", "is empty: no run was begun there. Name a run's folder"),
+        ("runs/sample/score", r"is a part of a run. Name the run: metarepair status \S+/runs/sample$"),
+        ("runs/sample/meta/snow", r"is one stage of a run. Name the run: metarepair status \S+/sample$"),
+        ("runs/notes", "is empty: no run was started there. Name a run's folder"),
         ("runs/sample/score/result.bin", "is a file. Name a run's folder"),
-        ("other", "is no run. Name a run's folder"),
-        ("x" * 5000, "is no path that can be read|is not there"),
+        ("other", "is not a run. Name a run's folder"),
+        ("x" * 5000, "cannot be read|does not exist"),
         ("ftp://host/run", "has the scheme 'ftp'. Give a local path"),
     ],
 )
@@ -457,7 +457,7 @@ def test_json_and_its_description_have_the_same_keys(
     with locked(tmp_path, "run"):
         assert status_cli(tmp_path, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    described = str(metarepair.inspection.status.__doc__).partition("Its keys, which stay:")[2]
+    described = str(metarepair.inspection.status.__doc__).partition("Its keys are stable:")[2]
     assert list(found) == re.findall(r"^    (\w+)  ", described, flags=re.MULTILINE)
     nested = [found["holder"], found["stages"][0], found["stages"][0]["members"][0], found["search"]]
     nested += [found["search"]["best"], found["search"]["running"][0]]
