@@ -1,9 +1,9 @@
-"""Results on disk in, what people look at out. Nothing here learns or chooses anything.
+"""Turn the results on disk into tables, figures and an HTML report. Nothing here learns or selects anything.
 
-table.py     result.json -> a table, its legend, a verdict in sentences; all rows as CSV and Parquet
-figures.py   numbers and images -> PNG bytes
-paper.py     the paper's own numbers, to stand beside ours
-html.py      all of it -> report/index.html, one file that opens offline
+table.py     a table, its legend and a verdict from result.json; all rows as CSV and Parquet
+figures.py   figures as PNG bytes
+paper.py     the paper's numbers, for comparison
+html.py      the whole report in report/index.html, one file that opens offline
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 
 
 def load_results(run: Run, targets: Iterable[str]) -> list[dict[str, Any]]:
-    """result.json of each target. Raises StageError with the remedy where a target is not repaired yet."""
+    """Load result.json of each target. Raises StageError with the remedy if a target is not repaired yet."""
     results = []
     for target in targets:
         path = run.repaired(target) / "result.json"

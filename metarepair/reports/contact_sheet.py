@@ -1,6 +1,6 @@
-"""One image in, one picture of it under every corruption at every severity out.
+"""Draw a contact sheet of one image under every corruption at every severity.
 
-Rows are the 19 corruptions by category; columns are the image as it came and severities 1 to 5.
+Rows are the 19 corruptions, grouped by category; columns are the unchanged image and severities 1 to 5.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tasks.datasets.images import UnreadableImageError, to_rgb
 from tasks.errors import ConfigError, DataError
 from tasks.records import Pixels
 
-# Pixels of a tile: small images are enlarged to the first, large ones shrunk to the second.
+# Pixels of a tile's longer side: small images are enlarged to TILE, large ones shrunk to LARGEST_TILE.
 TILE, LARGEST_TILE = 128, 224
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-SHEET_SIDE = 500  # pixels of the longer side that are corrupted; a tile shows no more than the half of them
+SHEET_SIDE = 500  # pixels of the corrupted image's longer side; a tile shows it at less than half that size
 GAP, LABEL_WIDTH, HEADER = 3, 170, 24
 INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 
 def describe_corruptions(table: str = "cifar") -> str:
-    """A line for each corruption: name, short name, category, and the constants of severities 1 to 5."""
+    """Return a line for each corruption: name, short name, category, and the constants of severities 1 to 5."""
     constants = severity_table(table)
     lines = [f"{'corruption':18s} {'short':5s} {'category':15s} severities 1 to 5 (table {table})"]
     for c in CORRUPTIONS.values():
@@ -39,15 +39,15 @@ def describe_corruptions(table: str = "cifar") -> str:
 
 
 def table_for(height: int, width: int) -> str:
-    """The table whose image size is nearest, as a ratio, to the shorter side."""
+    """Return the name of the table whose image size is nearest, as a ratio, to the shorter side."""
     return min(TABLES, key=lambda table: abs(np.log(min(height, width) / load_table(table).native_size)))
 
 
 def write_contact_sheet(image_path: Path, out: Path, *, table: str | None = None, seed: int = 0) -> str:
-    """Writes the sheet as PNG or JPEG (by `out`'s ending); returns what there is to say about it.
+    """Write the sheet as PNG or JPEG, by the ending of `out`; return a message about it.
 
     A large image is shrunk first. Progress goes to stderr.
-    Raises DataError for what is no readable image, ConfigError for an ending that is neither.
+    Raises DataError if the image cannot be read, ConfigError for any other ending.
     """
     check_ending(out, "--out")
     if _same_file(out, image_path):
@@ -58,7 +58,7 @@ def write_contact_sheet(image_path: Path, out: Path, *, table: str | None = None
     progress = Progress("corruptions", len(CORRUPTIONS) * len(SEVERITIES), "pictures")
     sheet = contact_sheet(image_HWC, table=table, seed=seed, progress=progress)
     save_sheet(sheet, out, "--out", quality=92)
-    text = f"Constants of the table {table}. Written to {out}"
+    text = f"Severity constants: table {table}. Written to {out}"
     if image_HWC.shape == given_HWC.shape:
         return text
     sizes = [f"{width}x{height}" for height, width in (given_HWC.shape[:2], image_HWC.shape[:2])]
@@ -68,14 +68,14 @@ def write_contact_sheet(image_path: Path, out: Path, *, table: str | None = None
 def _same_file(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:  # one of them is not there, or cannot be
+    except OSError:  # one of the paths does not exist or cannot exist
         return False
 
 
 def shrunk(image_HWC: Pixels) -> Pixels:
-    """The image at `SHEET_SIDE` pixels on its longer side, or as it is where it has no more.
+    """Return the image shrunk to `SHEET_SIDE` pixels on its longer side, or unchanged if it is no larger.
 
-    Where the shorter side would then be too short for corruptions, the longer one is kept longer.
+    If the shorter side would become too short for the corruptions, the image is shrunk less.
     """
     height, width = image_HWC.shape[:2]
     scale = max(SHEET_SIDE / max(height, width), MIN_SIZE / min(height, width))
@@ -86,15 +86,15 @@ def shrunk(image_HWC: Pixels) -> Pixels:
 
 
 def check_ending(out: Path, option: str) -> None:
-    """Refuses, before anything is read, what cannot be written. Raises ConfigError that names the option."""
+    """Check that the sheet's format is supported, before anything is read. Raises ConfigError naming the option."""
     if out.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"{option} {out} ends in neither .png nor .jpg; name the picture with one of them")
+        raise ConfigError(f"{option} {out} ends in neither .png nor .jpg; use one of these endings")
 
 
 def save_sheet(sheet: Image.Image, out: Path, option: str, *, quality: int = 75) -> None:
-    """Under a name of its own first, so that a sheet that was there is replaced by a whole one.
+    """Save the sheet under a temporary name first, so that an existing sheet is only replaced by a complete one.
 
-    quality: JPEG's. Raises DataError that names the option.
+    quality: JPEG quality. Raises DataError naming the option.
     """
     part = out.with_name(out.name + ".tmp")
     try:
@@ -105,12 +105,12 @@ def save_sheet(sheet: Image.Image, out: Path, option: str, *, quality: int = 75)
         with contextlib.suppress(OSError):
             part.unlink()
         raise DataError(
-            f"{option} {out} cannot be written ({error}). Name a file in a folder of yours."
+            f"{option} {out} cannot be written ({error}). Name a file in a folder that you can write to."
         ) from error
 
 
 def load_rgb(path: Path) -> Pixels:
-    """An image file as RGB [H, W, 3] uint8, upright, transparency on white."""
+    """Load an image file as RGB [H, W, 3] uint8, upright, with transparency on white."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -118,28 +118,28 @@ def load_rgb(path: Path) -> Pixels:
                 upright = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
     except FileNotFoundError as error:
         raise DataError(
-            f"--image {path} is not there. Give the path of a PNG, JPEG or WebP image."
+            f"--image {path} does not exist. Give the path of a PNG, JPEG or WebP image."
         ) from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, UnreadableImageError) as error:
         raise DataError(
             f"--image {path} cannot be read as an image ({error}). Give a PNG, JPEG or WebP image."
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"--image {path} is too large for a contact sheet ({error}). Shrink it") from error
+        raise DataError(f"--image {path} is too large for a contact sheet ({error}). Shrink it.") from error
     paper = Image.new("RGBA", upright.size, (255, 255, 255, 255))
     paper.alpha_composite(upright)
     return np.asarray(paper.convert("RGB"))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Deep grey is converted, or refused, as in a data set; other images are left as they are."""
+    """Convert or refuse grey images of more than 8 bits, as data sets do; return other images unchanged."""
     return to_rgb(image) if image.mode == "F" or image.mode.startswith("I") else image
 
 
 def contact_sheet(
     image_HWC: Pixels, *, table: str, seed: int = 0, progress: Progress | None = None
 ) -> Image.Image:
-    """The picture: a row for each corruption, a column for the clean image and each severity."""
+    """Return the sheet: a row for each corruption, a column for the clean image and each severity."""
     height, width = tile_size(image_HWC)
     columns = 1 + len(SEVERITIES)
     font, small = ImageFont.load_default(16), ImageFont.load_default(12)
@@ -177,9 +177,9 @@ def contact_sheet(
 
 
 def tile_size(image_HWC: Pixels) -> tuple[int, int]:
-    """Height and width of an image on a sheet."""
+    """Return the height and width of an image on a sheet."""
     height, width = image_HWC.shape[:2]
     longer = max(height, width)
-    # A whole factor, so that enlarged pixels stay squares.
+    # An integer factor, so that enlarged pixels stay square.
     scale = max(1, TILE // longer) if longer <= LARGEST_TILE else LARGEST_TILE / longer
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -1,6 +1,6 @@
-"""A repaired target in, a picture of some of its D_fail examples before and after out.
+"""Draw some D_fail examples of a repaired target, with predictions before and after the repair.
 
-D_fail was read for its numbers by the evaluator before; here only for pictures.
+The evaluator has already computed the accuracies on D_fail; D_fail is read here only for pictures.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Picture:
 def example_figure(
     run: Run, result: Result, target: str, classes: Sequence[str], test: Callable[[], Dataset] | None
 ) -> Picture | str:
-    """Examples of MetaRepair's first seed (of the last method, where it is not there); or why there are none.
+    """Return examples for MetaRepair's first seed (or the last method's, without MetaRepair), or why there are none.
 
-    `test` gives the test split, which is asked for where the store keeps no pixels.
+    `test` loads the test split; it is called only if the store holds no pixels.
     """
     samples, store = run.repaired(target) / "samples.parquet", run.target(target) / "fail.arrow"
     missing = [inside(path, run.root) for path in (samples, store) if not path.is_file()]
@@ -46,18 +46,18 @@ def example_figure(
     fail, seed = read_failures(store), int(groups[method][0]["seed"])
     if isinstance(fail.images_NHWC_u8, RecomputedPixels):
         if test is None:
-            return "the store keeps no pixels, and the test split was not given"
+            return "the store holds no pixels, and the test split was not given"
         fail = replace(fail, images_NHWC_u8=fail.images_NHWC_u8.with_data(test()))
     after_N = _after(samples, fail, method, seed)
     if not np.any(after_N >= 0):
-        return f"{samples.name} has none of {method}"
+        return f"{samples.name} has no examples of {method}"
     words = f"{method_words(method)}, seed {seed}"
     png = figures.examples(fail, after_N, classes, f"D_fail examples: {words}")
-    return Picture(png=png, caption=f"Examples of D_fail, evenly spaced and not picked; {words}.")
+    return Picture(png=png, caption=f"Examples from D_fail, evenly spaced rather than hand-picked; {words}.")
 
 
 def _after(samples: Place, fail: Failures, method: str, seed: int) -> Ints:
-    """The repaired DNN's answer to each failure, −1 where it was not asked."""
+    """Return the repaired DNN's prediction for each failure, −1 if there is none."""
     wanted = [("method", "=", method), ("seed", "=", seed)]
     table = read_table(samples, REPAIR_AGAIN, filters=wanted).to_pydict()
     after = dict(zip(zip(table["image_id"], table["severity"], strict=True), table["after"], strict=True))

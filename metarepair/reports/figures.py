@@ -1,6 +1,6 @@
-"""Numbers and images in, PNG bytes out. Figures are objects of their own: no display, no global state.
+"""Draw the figures of a report as PNG bytes, without a display or global state.
 
-Colours are Okabe and Ito's, which the colour-blind tell apart; marks and order say the same without colour.
+The colours are Okabe and Ito's colour-blind-safe palette; marks and order carry the same information without colour.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from tasks.storage.paths import Place, writing
 
 COLOURS = ("#999999", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#000000")
 MARKS = "osD^vPX*"
-ANNOTATED = 20  # at most so many environments have their distances written into the heat map
+ANNOTATED = 20  # distances are written into the heat map for at most this many environments
 
 
 def save(path: Place, png: bytes) -> None:
-    """Replaces a picture as a whole."""
+    """Save a picture; an existing file is only replaced by a complete one."""
     with writing(path) as part:
         part.write_bytes(png)
 
 
 def blank(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that belongs to no display."""
+    """Return an empty figure, with its size in inches, that needs no display."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def to_png(figure: Figure) -> bytes:
-    """What the figure looks like."""
+    """Return the figure as PNG bytes."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
 
 
 def plain(text: str) -> str:
-    """Text of others is no formula."""
+    """Escape `$`, so that matplotlib does not read text from outside as a formula."""
     return text.replace("$", r"\$")
 
 
@@ -59,7 +59,7 @@ def _style_of(result: Result) -> dict[str, tuple[str, str]]:
 
 
 def quiet(axes: Axes) -> None:
-    """Two spines, and lines to read values by."""
+    """Keep two spines only, and add horizontal grid lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -72,9 +72,9 @@ def heat_map(
     title: str,
     label: str,
 ) -> bytes:
-    """Distances of environments, grouped by category (paper Fig. 4).
+    """Draw the distances between environments, grouped by category (paper Fig. 4).
 
-    A distance is symmetric: a pair that is given one way counts for both. What is not given stays grey.
+    Distances are symmetric: a pair given in one order counts for both. Missing pairs are grey.
     """
     categories = list(dict.fromkeys(category_of(name) for name in names))
     ordered = sorted(names, key=lambda name: categories.index(category_of(name)))
@@ -98,7 +98,7 @@ def heat_map(
 
 
 def _mark_categories(axes: Axes, categories: Sequence[str]) -> None:
-    """Lines between the categories, their names above and to the right."""
+    """Draw lines between the categories, and write their names above and to the right."""
     for category in dict.fromkeys(categories):
         first, last = categories.index(category), len(categories) - 1 - categories[::-1].index(category)
         if first:
@@ -134,7 +134,7 @@ def _annotate(axes: Axes, values: np.ndarray) -> None:
 
 
 def method_bars(result: Result, title: str) -> bytes:
-    """D_fail, whole corrupted set and clean accuracy by method, error bars over seeds (as Figs. 2, 3)."""
+    """Draw D_fail, whole corrupted set and clean accuracy by method, with error bars over seeds (as Figs. 2, 3)."""
     groups, styles = by_method(result), _style_of(result)
     keys = {"d_fail": "D_fail", "corrupted": "whole corrupted set", "clean": "clean"}
     figure = blank(9, 4.6)
@@ -166,7 +166,7 @@ def method_bars(result: Result, title: str) -> bytes:
 
 
 def training_curve(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """Query loss above; accuracy on the experiences' queries and on the target's validation part below."""
+    """Draw the query loss above, and below it the accuracies on the experiences' queries and target validation part."""
     figure = blank(8, 5.6)
     upper, lower = figure.subplots(2, 1, sharex=True)
     curves = (
@@ -193,7 +193,7 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
 
 
 def severity_curve(result: Result, title: str) -> bytes:
-    """Accuracy on the corrupted set by severity, per method, error bars over seeds."""
+    """Draw each method's accuracy on the corrupted set by severity, with error bars over seeds."""
     styles = _style_of(result)
     figure = blank(8, 4.4)
     axes = figure.add_subplot()
@@ -225,9 +225,9 @@ def _at(row: Row, severity: int) -> float | None:
 
 
 def examples(fail: Failures, after_N: Ints, classes: Sequence[str], title: str, each: int = 8) -> bytes:
-    """D_fail images evenly spaced (not picked): those repaired above, those still wrong below.
+    """Draw evenly spaced (not hand-picked) D_fail images: repaired ones above, those still wrong below.
 
-    An `after_N` below 0 was not asked, and is not shown.
+    Images whose `after_N` is below 0 have no prediction and are not shown.
     """
     repaired_N = after_N == fail.labels_N
     blocks = ((True, "repaired"), (False, "still wrong"))
@@ -260,7 +260,7 @@ def _class(classes: Sequence[str], index: int) -> str:
 
 
 def confidence_bars(experiences: Sequence[Mapping[str, Any]], title: str, label: str) -> bytes:
-    """Probability of each experience, nearest on top, with its distance written at the bar."""
+    """Draw each experience's probability, nearest on top, with its distance written at the bar."""
     nearest = sorted(experiences, key=lambda e: float(e["fid"]))
     figure = blank(8, 1.6 + 0.3 * len(nearest))
     axes = figure.add_subplot()

@@ -1,6 +1,6 @@
-"""A run with its results in, report/index.html out: one file that opens offline; tables, figures beside it.
+"""Write report/index.html, one file that opens offline, with tables and figures as separate files beside it.
 
-Pictures are inside the page as base64; there is no script. What came from settings or data is escaped.
+Pictures are embedded in the page as base64; there is no script. Text from settings or data is escaped.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ BUDGET = ("seed", "images_seen", "gradient_steps")
 def write_report(
     run: Run, results: Sequence[Mapping[str, Any]], test: Callable[[], Dataset] | None = None
 ) -> Place:
-    """Everything about the results under report/; the page last. Raises StageError when there are none.
+    """Write the whole report under report/, the page last, and return the page. Raises StageError without results.
 
-    `test` gives the test split, which is asked for where the store keeps no pixels.
+    `test` loads the test split; it is called only if the store holds no pixels.
     """
     if not results:
         raise StageError(
@@ -75,7 +75,7 @@ def _overview(run: Run, results: Sequence[Result]) -> str:
         f"{escaped(verdict(result)[0])}</li>\n"
         for target, result in ((target_of(r), r) for r in results)
     )
-    files = "<p>Tables for programs: results.csv, results.parquet; for people: table.md.</p>"
+    files = "<p>All numbers: results.csv, results.parquet. The tables as plain text: table.md.</p>"
     return f"<ul>{links}</ul>\n{files}\n{_heat_map(run)}"
 
 
@@ -89,7 +89,9 @@ def _heat_map(run: Run) -> str:
     names = [n for n in CORRUPTIONS if n in found] + sorted(found - CORRUPTIONS.keys())
     label = distance_name(str(rows[0]["extractor"]))
     png = figures.heat_map(scores, names, _category, "Distance between environments", label)
-    caption = f"{label} between environments, by category; small is alike (as the paper's Fig. 4)."
+    caption = (
+        f"{label} between environments, by category; smaller means more alike (as in the paper's Fig. 4)."
+    )
     return picture(run.report, "heatmap.png", png, caption)
 
 
@@ -104,15 +106,15 @@ def _target_section(run: Run, result: Result, test: Callable[[], Dataset] | None
         bullets(verdict(result), "verdict"),
         html_table(*table_cells(result)),
         bullets(paper_measure(result)),
-        f"<p>{escaped(preparation(result))}</p>\n<details open><summary>What the columns say</summary>",
+        f"<p>{escaped(preparation(result))}</p>\n<details open><summary>What the columns mean</summary>",
         bullets(LEGEND, "small"),
         "</details>\n",
         _pictures(run, result, target, test),
         "<h3>Experiences and their confidence</h3>\n",
         _experiences(run, result, target),
-        "<h3>How it was obtained</h3>\n",
+        "<h3>How the results were obtained</h3>\n",
         _obtained(run, result, target),
-        "<h3>Beside the paper</h3>\n",
+        "<h3>Comparison with the paper</h3>\n",
         _beside_paper(result, target),
         "<h3>Files</h3>\n",
         _files(run, result, target),
@@ -125,7 +127,7 @@ def _pictures(run: Run, result: Result, target: str, test: Callable[[], Dataset]
     name, words = _file_name(target), plain_words(target)
     bars = figures.method_bars(result, f"Accuracy by method: {words}")
     several = any(len(rows) > 1 for rows in by_method(result).values())
-    spreads = "; error bars: sd over seeds" if several else ""
+    spreads = "; error bars: standard deviation over seeds" if several else ""
     page = picture(run.report, f"{name}_methods.png", bars, f"Accuracy by method{spreads}.")
     if any(row["corrupted_by_severity"] for row in result["methods"]):
         png = figures.severity_curve(result, f"Accuracy by severity: {words}")
@@ -154,7 +156,7 @@ def _data(result: Result) -> str:
 
 
 def _classes(run: Run, result: Result, target: str) -> tuple[str, ...]:
-    """As known here, or as mining recorded them."""
+    """Return the class names: built in for a known data set, else as mining recorded them."""
     name = _data(result)
     if name in DATASETS:
         return DATASETS[name].classes
@@ -173,11 +175,11 @@ def _experiences(run: Run, result: Result, target: str) -> str:
     order = nearest_experiences(_data(result), target)
     if order:
         ours = [str(e["name"]) for e in experiences[: len(order)]]
-        same = "the same" if tuple(ours) == order else "another"
+        same = "the same" if tuple(ours) == order else "different"
         shared = len(set(ours) & set(order))
         page += (
-            f"<p>The paper's nearest (Fig. 5): {escaped(', '.join(order))}. Here: {escaped(', '.join(ours))}; {same} "
-            f"order, {shared} of {len(order)} in common.</p>\n"
+            f"<p>Nearest experiences in the paper (Fig. 5): {escaped(', '.join(order))}. Here: "
+            f"{escaped(', '.join(ours))}. The order is {same}; {shared} of {len(order)} are in both.</p>\n"
         )
     png = figures.confidence_bars(experiences, f"Confidence of experiences for {plain_words(target)}", label)
     return page + picture(
@@ -190,18 +192,18 @@ def _number(value: object) -> str:
 
 
 def _protocol(result: Result) -> str:
-    """What was learned from and what chose: of the deployed DNN alone, nothing."""
+    """Describe which data methods learned from, and which data selected settings."""
     sizes = result.get("d_collect") or {}
     collect, fail = sizes.get("collect", "?"), sizes.get("fail", "?")
     if set(by_method(result)) == {"none"}:
         return (
-            f"Protocol: the deployed DNN was judged as it is. Nothing was learned from the {collect} examples of "
-            f"D_collect, and nothing of D_fail ({fail} examples) chooses anything."
+            f"Protocol: the deployed DNN was evaluated without repair. Nothing was learned from the {collect} examples "
+            f"of D_collect, and D_fail ({fail} examples) was not used to choose anything."
         )
     return (
-        f"Protocol: {sizes.get('validation', '?')} of the {collect} examples of D_collect "
-        "only select (settings, episodes, checkpoints), the same for every method; the rest may be learned "
-        f"from. Nothing of D_fail ({fail} examples) chooses anything; the paper is laxer."
+        f"Protocol: {sizes.get('validation', '?')} of the {collect} examples of D_collect are used only to choose "
+        "settings, episodes and checkpoints. They are the same for every method, and methods may learn from the "
+        f"rest. D_fail ({fail} examples) is not used to choose anything; the paper is less strict."
     )
 
 
@@ -211,11 +213,11 @@ def _obtained(run: Run, result: Result, target: str) -> str:
     seeds = sorted({int(row["seed"]) for row in result["methods"]})
     log = run.d_fail_log.read_text(encoding="utf-8") if run.d_fail_log.is_file() else ""
     opened = sum(json.loads(line)["target"] == target for line in log.splitlines())
-    # Without experiences no distance came into the repairs.
+    # Without experiences the repairs used no distance.
     extractor = f" Feature extractor of the distance: {result['features']}." if result["experiences"] else ""
     lines = [
         _protocol(result),
-        f"By its log, the evaluator opened D_fail {times(opened)}. This report reads it for pictures.",
+        f"The log shows that the evaluator opened D_fail {times(opened)}. This report reads it only for pictures.",
         f"Classes without a collected failure: {', '.join(map(str, without)) or 'none'}.",
         f"Seeds: {', '.join(map(str, seeds))}.{extractor}",
         f"Versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}.",
@@ -228,7 +230,7 @@ def _obtained(run: Run, result: Result, target: str) -> str:
         cells += [f"{row['seconds']:.1f}", "; ".join(row.get("notes") or ())]
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     return (
-        f"{bullets(lines)}<p>Budget of every repair:</p>\n"
+        f"{bullets(lines)}<p>Budget that each repair used:</p>\n"
         f"{html_table(['method', *map(plain_words, BUDGET), 'seconds', 'notes'], budget)}"
         f"<details><summary>Settings</summary><pre>{escaped(text)}</pre></details>\n"
     )
@@ -258,4 +260,4 @@ def _files(run: Run, result: Result, target: str) -> str:
     others = [f"{folder}/result.json", f"{folder}/samples.parquet", "report/results.csv"]
     pictures = [p.name for p in find(run.report, f"{_file_name(target)}_*.png")]
     everything = [*weights, *others, *(f"report/{name}" for name in pictures)]
-    return "<p>Relative to the run's folder:</p>\n" + bullets(everything, "small")
+    return "<p>Paths are relative to the run's folder:</p>\n" + bullets(everything, "small")

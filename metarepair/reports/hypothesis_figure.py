@@ -1,4 +1,4 @@
-"""A study of the hypothesis in, a scatter plot of gain against distance out, as PNG bytes."""
+"""Draw a scatter plot of gain against distance for a study of the hypothesis, as PNG bytes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tasks.corruptions import category_of
 # C corruptions (rows are experiences, columns targets), N pairs
 
 PANELS = 5  # targets in a row
-LOG_FROM = 10.0  # distances that span this factor read better on a logarithmic axis
+LOG_FROM = 10.0  # distances that span at least this factor get a logarithmic axis
 PERCENT = 100
 
 
 def scatter(study: Study, summary: dict[str, Any]) -> bytes:
-    """All pairs above, by gain and by gain less the target's mean; a small panel for every target below."""
+    """Draw all pairs above, by gain and by gain minus the target's mean, and a small panel for each target below."""
     rows = math.ceil(len(study.names) / PANELS)
     figure = Figure(figsize=(12, 4.6 + 2.1 * rows), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -38,16 +38,16 @@ def scatter(study: Study, summary: dict[str, Any]) -> bytes:
         right,
         study,
         PERCENT * relative_gains(gains_CC),
-        f"less each target's mean, {_rho(found['less_target_means'])}",
+        f"minus each target's mean, {_rho(found['less_target_means'])}",
     )
     left.set_ylabel("gain, % of the target's failures")
-    right.set_ylabel("gain less the target's mean, points")
+    right.set_ylabel("gain minus the target's mean, points")
     upper.supxlabel(summary["distance_name"], fontsize=9)
     upper.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     _target_panels(lower.subplots(rows, PANELS, squeeze=False, sharex=True, sharey=True), study, summary)
     lower.supylabel("gain, %", fontsize=9)
     lower.supxlabel(
-        f"{summary['distance_name']}; star: the same corruption's training split, in no correlation",
+        f"{summary['distance_name']}; star: training split of the same corruption, not in the correlations",
         fontsize=9,
     )
     stream = io.BytesIO()
@@ -65,7 +65,7 @@ def _panel(axes: Axes, study: Study, values_CC: Floats, title: str) -> None:
 
 
 def _target_panels(grid: np.ndarray, study: Study, summary: dict[str, Any]) -> None:
-    """One panel for each target; those left over are blank."""
+    """Draw a panel for each target; leave the remaining panels blank."""
     same_CC = _same_category(study)
     for index, axes in enumerate(grid.flat):
         if index >= len(study.names):
@@ -92,7 +92,7 @@ def _points(axes: Axes, x_N: Floats, y_N: Floats, *, same: bool, label: str | No
 
 
 def _axes(axes: Axes, study: Study) -> None:
-    """The same kind of axis in every panel."""
+    """Set up the same kind of axes in every panel."""
     low, high = study.distances_CC.min(), study.distances_CC.max()
     if low > 0 and high / low >= LOG_FROM:
         axes.set_xscale("log")

@@ -1,6 +1,6 @@
-"""A study of the hypothesis in, its pairs as a table and its summary in lines for a person out.
+"""Write the pairs of a study of the hypothesis as a table, and format its summary as text.
 
-What gain, distance and the correlations are: metarepair.evaluation.hypothesis.
+Gain, distance and the correlations are defined in metarepair.evaluation.hypothesis.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tasks.storage.paths import Place, writing
 
 
 def pairs_table(study: Study) -> pa.Table:
-    """One row for every ordered pair of different corruptions, targets together, nearest experience first."""
+    """Return a row for every ordered pair of different corruptions, grouped by target, nearest experience first."""
     relative_CC = relative_gains(different(study.gains_CC))
     sd_CC = study.gains_SCC.std(axis=0, ddof=1) if len(study.seeds) > 1 else None
     rows = [
@@ -55,7 +55,7 @@ def _pair_schema(seeds: Sequence[int]) -> pa.Schema:
 
 
 def write_pairs(folder: Place, table: pa.Table) -> list[str]:
-    """pairs.parquet and pairs.csv; returns their names."""
+    """Write pairs.parquet and pairs.csv; return their names."""
     with writing(folder / "pairs.parquet") as part:
         pq.write_table(table, part)
     with writing(folder / "pairs.csv") as part:
@@ -65,22 +65,22 @@ def write_pairs(folder: Place, table: pa.Table) -> list[str]:
 
 WORDS = {
     "all_pairs": "over all pairs",
-    "less_target_means": "less each target's mean gain",
-    "within_targets": "within targets, their mean",
+    "less_target_means": "minus each target's mean gain",
+    "within_targets": "mean of those within targets",
 }
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary in lines for a person; gains in percent."""
+    """Return the summary as text, with gains in percent."""
     means, count = summary["mean_gain"], len(summary["seeds"])
     lines = [
-        f"Gain: accuracy on a target's collected failures after a fine-tune on an experience's, mean over "
-        f"{count} seed{'s' * (count > 1)}. Gains in percent.",
-        f"Mean gain by the same corruption {_percent(means['same_corruption'])}, another of its category "
-        f"{_percent(means['same_category'])}, of another category {_percent(means['other_category'])}.",
-        f"Spearman's correlation with the {summary['distance_name']}, {summary['pairs']} pairs of "
-        f"{len(summary['corruptions'])} corruptions; below 0: nearer experiences gain more. "
-        f"{summary['level']:.0%} intervals of {summary['resamples']} resamples, p of as many permutations.",
+        f"Gain: accuracy on a target's collected failures after fine-tuning on an experience's, mean over "
+        f"{count} seed{'s' * (count > 1)}. Gains are in percent.",
+        f"Mean gain from the same corruption {_percent(means['same_corruption'])}, from another corruption of its "
+        f"category {_percent(means['same_category'])}, from another category {_percent(means['other_category'])}.",
+        f"Spearman's correlation of the gain with the {summary['distance_name']}, over {summary['pairs']} pairs of "
+        f"{len(summary['corruptions'])} corruptions; below 0 means that nearer experiences gain more. "
+        f"{summary['level']:.0%} intervals from {summary['resamples']} resamples, p from as many permutations.",
     ]
     lines += [f"  {WORDS[name]:30s} {_numbers(found)}" for name, found in summary["correlations"].items()]
     lines.append(

@@ -1,4 +1,4 @@
-"""Tables, lists and pictures in, parts of an HTML page that opens offline out; what came from outside is escaped."""
+"""Build tables, lists and pictures of an HTML page that opens offline; all given text is escaped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ summary { cursor: pointer; } a { color: var(--strong); }
 
 
 def html_page(title: str, body: str) -> str:
-    """A whole page."""
+    """Return a whole page. `body` is HTML, and is not escaped."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -41,29 +41,29 @@ def html_page(title: str, body: str) -> str:
 
 
 def escaped(content: object) -> str:
-    """Text that is no HTML."""
+    """Return the content as text, with HTML characters escaped."""
     return html.escape(str(content))
 
 
 def plain_words(name: str) -> str:
-    """`gaussian noise` for `gaussian_noise`."""
+    """Return `gaussian noise` for `gaussian_noise`."""
     return name.replace("_", " ")
 
 
 def bullets(lines: Iterable[object], kind: str = "") -> str:
-    """A list; `kind` is its class."""
+    """Return an HTML list; `kind` is its CSS class."""
     return f'<ul class="{kind}">' + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>\n"
 
 
 def html_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """A table with a head."""
+    """Return an HTML table with a header row."""
     head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
 def picture(folder: Place, name: str, png: bytes, caption: str) -> str:
-    """Saves the picture in `folder` and shows it in the page."""
+    """Save the picture in `folder`, and return an HTML figure with the picture embedded."""
     figures.save(folder / name, png)
     data = base64.b64encode(png).decode()
     return (

@@ -1,4 +1,4 @@
-"""A data set and a target in, the paper's own numbers out, to stand beside ours.
+"""Give the paper's numbers for a data set and a target, for comparison with ours.
 
 Source: paper Tables 1 and 2 (DenseNet-121, accuracy on D_fail in percent) and Fig. 5 (order of experiences).
 """
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from tasks.corruptions import resolve
 
 DIFFERENCES = (
-    "The paper's numbers are not of the same experiment: the deployed DNN (theirs is DenseNet-121), the "
-    "size of the data and the protocol differ. Its number is the mean accuracy on D_fail over the tasks "
-    "of the repair (mean acc_s), and it names no held-out part for choosing settings; here nothing of "
-    "D_fail chooses anything. Read the columns side by side, not as a ranking."
+    "The paper's numbers come from a different experiment: the deployed DNN (DenseNet-121 in the paper), "
+    "the size of the data and the protocol differ. The paper reports the mean accuracy on D_fail over the "
+    "tasks of the repair (mean acc_s), and names no held-out part for choosing settings; here D_fail is not "
+    "used to choose anything. Read the columns side by side, not as a ranking."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """One table: percent by method and corruption (published names)."""
+    """One table of the paper: accuracy in percent by method and corruption (published names)."""
 
     name: str
     data: str
@@ -29,7 +29,7 @@ class PaperTable:
     rows: Mapping[str, Mapping[str, float]]
 
     def column(self, target: str) -> dict[str, float]:
-        """Percent by method for a target; empty when the paper did not repair it."""
+        """Return the accuracy in percent by method for a target; empty if the paper did not repair it."""
         return {method: row[target] for method, row in self.rows.items() if target in row}
 
 
@@ -88,7 +88,7 @@ _NEAREST = {
 
 
 def table_for(data: str) -> PaperTable | None:
-    """The paper's table for a data set of ours; None when the paper has none."""
+    """Return the paper's table for one of our data sets; None if the paper has none."""
     plain = data.lower().replace("-", "").replace("_", "")
     if plain.startswith("cifar10") and not plain.startswith("cifar100"):
         return TABLE_1
@@ -96,5 +96,5 @@ def table_for(data: str) -> PaperTable | None:
 
 
 def nearest_experiences(data: str, target: str) -> tuple[str, ...]:
-    """Fig. 5's order of experiences for a target, empty where the paper gives none."""
+    """Return Fig. 5's order of experiences for a target; empty if the paper gives none."""
     return _NEAREST.get(target, ()) if table_for(data) is TABLE_1 else ()

@@ -1,4 +1,4 @@
-"""A target's result.json in; a table, its legend and a verdict in sentences out; all rows as CSV and Parquet.
+"""Format a target's result.json as a table with a legend and a verdict; write all rows as CSV and Parquet.
 
 Accuracies are fractions in result.json and percent here. Reading: items 9, 10 and 15.
 """
@@ -19,25 +19,25 @@ from tasks.storage.paths import Place, write_table
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]
 
-CLEAN_HELD_POINTS = 1.0  # clean accuracy counts as held when no more than this is lost
+CLEAN_HELD_POINTS = 1.0  # clean accuracy counts as maintained if at most this much is lost
 LEGEND = (
-    "D_fail: accuracy on the failures that nothing has learned from. Only failures are in it, so it is 0 "
-    "before repair by construction, and says nothing without the columns beside it.",
+    "D_fail: accuracy on the failures that no method learned from. D_fail holds only failures, so its accuracy is 0 "
+    "before repair; read it together with the other columns.",
     "corrupted: accuracy on all test images with the target corruption, mean over severities.",
     "clean: accuracy on the test images without corruption.",
-    "others: mean accuracy on the corruptions that were not the target.",
-    "repaired: repair rate, the share of D_fail that the repaired DNN gets right (D_fail once more).",
-    "broken: break rate, the share of clean test images that were right before and are wrong now.",
-    "calibration: expected calibration error on corrupted images, how far the DNN's own confidence is off; "
-    "0 is best.",
-    "seconds, images: time of the repair and images that it read, with those of choosing its settings.",
-    "Accuracies, rates and calibration are percent; ± is the standard deviation over seeds.",
+    "others: mean accuracy on the corruptions other than the target.",
+    "repaired: repair rate, the share of D_fail that the repaired DNN classifies correctly (the same as D_fail).",
+    "broken: break rate, the share of clean test images that were right before the repair and are wrong after it.",
+    "calibration: expected calibration error on corrupted images, the gap between the DNN's confidence and its "
+    "accuracy; 0 is best.",
+    "seconds, images: duration of the repair and number of images read, including the choice of its settings.",
+    "Accuracies, rates and calibration are in percent; ± is the standard deviation over seeds.",
 )
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean over seeds, sample standard deviation (None for one seed)."""
+    """Mean and sample standard deviation over seeds; the deviation is None for one seed."""
 
     mean: float
     sd: float | None
@@ -45,7 +45,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its title, its number in a row, and how it is written."""
+    """A column of the table: its title, how to get its value from a row, and its format."""
 
     title: str
     value: Callable[[Row], float | None]
@@ -71,18 +71,18 @@ COLUMNS = (
 
 
 def target_of(result: Result) -> str:
-    """The corruption that was repaired."""
+    """Return the name of the repaired corruption."""
     return str(result["methods"][0]["target"])
 
 
 def method_words(method: str) -> str:
-    """A method's name as a person would say it."""
+    """Return a method's name in plain words."""
     known = METHODS.get(method) or all_methods().get(method)
     return known.words if known else method
 
 
 def by_method(result: Result) -> dict[str, list[Row]]:
-    """The rows of each method, one per seed, in the order of the file."""
+    """Return the rows of each method, one per seed, in the order of the file."""
     groups: dict[str, list[Row]] = {}
     for row in result["methods"]:
         groups.setdefault(str(row["method"]), []).append(row)
@@ -90,7 +90,7 @@ def by_method(result: Result) -> dict[str, list[Row]]:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and sample standard deviation of what is there and finite; None when nothing is."""
+    """Return the mean and sample standard deviation of the finite values; None if there are none."""
     known = [float(v) for v in values if v is not None and math.isfinite(v)]
     if not known:
         return None
@@ -99,19 +99,19 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def percent(fraction: float) -> str:
-    """`45.3` for 0.453."""
+    """Return `45.3` for 0.453."""
     return f"{100 * fraction:.1f}"
 
 
 def points(difference: float) -> str:
-    """`+3.2 points` for a difference of fractions of 0.032."""
+    """Return `+3.2 points` for a difference of fractions of 0.032."""
     rounded = round(100 * difference, 1)
     sign = "+" if rounded > 0 else "−" if rounded < 0 else "±"
     return f"{sign}{abs(rounded):.1f} points"
 
 
 def table_cells(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Header and one row of text per method."""
+    """Return the header and one row of text per method."""
     rows = [
         [method_words(method), *(cell(spread(c.value(row) for row in rows), c.kind) for c in COLUMNS)]
         for method, rows in by_method(result).items()
@@ -120,7 +120,7 @@ def table_cells(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def cell(found: Spread | None, kind: str) -> str:
-    """A number as a table shows it, `—` where there is none."""
+    """Return a number as a table shows it; `—` if there is none."""
     if found is None:
         return "—"
     if kind == "count":
@@ -131,7 +131,7 @@ def cell(found: Spread | None, kind: str) -> str:
 
 
 def paper_measure(result: Result) -> list[str]:
-    """The paper's own number for methods that repair task by task: mean acc_s, and the ends of episodes."""
+    """Return the paper's measure for methods that repair task by task: mean acc_s, and accuracy after episodes."""
     lines = []
     for method, rows in by_method(result).items():
         tasks, ends, sds = (
@@ -149,29 +149,29 @@ def paper_measure(result: Result) -> list[str]:
 
 
 def preparation(result: Result) -> str:
-    """What was spent before any repair, which the seconds of a row do not hold."""
+    """Describe the cost of preparation before any repair, which a row's seconds do not include."""
     if "metarepair" not in by_method(result):
-        return "MetaRepair was not run for this target, so no meta-training belongs to these rows."
+        return "MetaRepair was not run for this target, so these rows involve no meta-training."
     spent = result.get("preparation") or {}
     if "seconds" not in spent:
         return "No preparation (meta-training) is recorded."
     return (
         f"Preparation, once for the target: meta-training of {spent.get('episodes', '?')} episodes took "
-        f"{float(spent['seconds']):.1f} s. It is not in the seconds of MetaRepair's row."
+        f"{float(spent['seconds']):.1f} s. The seconds of MetaRepair's row do not include it."
     )
 
 
 def results_table(result: Result) -> str:
-    """Verdict, table, the paper's measure and the legend, as Markdown that also reads as plain text."""
+    """Return the verdict, table, paper's measure and legend, as Markdown that also reads as plain text."""
     header, rows = table_cells(result)
     lines = [f"## {_markdown(target_of(result)).replace('_', ' ')}", ""]
     lines += [f"- {_markdown(line)}" for line in verdict(result)]
     lines += ["", *aligned(header, rows), ""]
     measured = paper_measure(result)
     if measured:
-        lines += ["The paper's measure (acc_s: accuracy on a draw of D_fail after a task of the repair):", ""]
+        lines += ["The paper's measure (acc_s: accuracy on a sample of D_fail after a repair task):", ""]
         lines += [*(f"- {_markdown(line)}" for line in measured), ""]
-    lines += [preparation(result), "", "What the columns say:", "", *(f"- {line}" for line in LEGEND)]
+    lines += [preparation(result), "", "What the columns mean:", "", *(f"- {line}" for line in LEGEND)]
     return "\n".join(lines) + "\n"
 
 
@@ -180,7 +180,7 @@ def _markdown(text: str) -> str:
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table that also reads as plain text."""
+    """Return the lines of a Markdown table that also reads as plain text."""
     table = [[_markdown(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(header))]
     written = [
@@ -192,15 +192,15 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def verdict(result: Result) -> list[str]:
-    """What came out, in sentences: for MetaRepair where it is better, against it where it is not."""
+    """Return the outcome in sentences, whether it favours MetaRepair or not."""
     groups = by_method(result)
     meta, tuned = groups.get("metarepair"), groups.get("finetune")
     if meta is None:
         return ["MetaRepair was not run for this target, so there is no verdict on it."]
-    lines = _against_tuned(meta, tuned) if tuned else ["Fine-tuning was not run to compare with."]
+    lines = _against_tuned(meta, tuned) if tuned else ["Fine-tuning was not run, so there is no comparison."]
     lines += _best(groups) + _on_corrupted(groups.get("none"), meta) + _clean(meta, tuned)
     if len(meta) == 1:
-        lines.append("There is one seed only: such differences may be chance.")
+        lines.append("There is only one seed, so these differences may be chance.")
     return lines
 
 
@@ -216,8 +216,8 @@ def _against_tuned(meta: Sequence[Row], tuned: Sequence[Row]) -> list[str]:
     by_seed = {row["seed"]: row["d_fail"] for row in tuned}
     wins = [row["d_fail"] > by_seed[row["seed"]] for row in meta if row["seed"] in by_seed]
     gain = round(100 * (ours - theirs), 1)
-    where = "is above" if gain > 0 else "is not above but below" if gain < 0 else "is level with"
-    seeds = f"; above in {sum(wins)} of {len(wins)} seeds" if len(wins) > 1 else ""
+    where = "is better than" if gain > 0 else "is worse than" if gain < 0 else "is equal to"
+    seeds = f"; better in {sum(wins)} of {len(wins)} seeds" if len(wins) > 1 else ""
     numbers = f"{percent(ours)}% against {percent(theirs)}%, {points(ours - theirs)}"
     return [f"MetaRepair {where} fine-tuned on D_fail: {numbers}{seeds}."]
 
@@ -227,7 +227,7 @@ def _best(groups: Mapping[str, list[Row]]) -> list[str]:
     best = max(means, key=lambda method: means[method], default="metarepair")
     if best in ("metarepair", "finetune"):
         return []
-    return [f"The best on D_fail is another method: {method_words(best)} with {percent(means[best])}%."]
+    return [f"Another method is best on D_fail: {method_words(best)} with {percent(means[best])}%."]
 
 
 def _on_corrupted(before: Sequence[Row] | None, meta: Sequence[Row]) -> list[str]:
@@ -235,9 +235,9 @@ def _on_corrupted(before: Sequence[Row] | None, meta: Sequence[Row]) -> list[str
     if old is None or new is None:
         return []
     change = round(100 * (new - old), 1)
-    verb = "got better" if change > 0 else "got worse" if change < 0 else "did not change"
+    verb = "rose" if change > 0 else "fell" if change < 0 else "did not change"
     return [
-        f"The whole corrupted set {verb}: {percent(old)}% before, {percent(new)}% after MetaRepair, "
+        f"Accuracy on the whole corrupted set {verb}: {percent(old)}% before, {percent(new)}% after MetaRepair, "
         f"{points(new - old)}."
     ]
 
@@ -248,13 +248,13 @@ def _clean(meta: Sequence[Row], tuned: Sequence[Row] | None) -> list[str]:
         return ["Clean accuracy was not measured."]
     held = round(100 * (before - ours), 1) <= CLEAN_HELD_POINTS
     lines = [
-        f"Clean accuracy was {'held' if held else 'lost'}: {percent(before)}% before, {percent(ours)}% after "
-        f"MetaRepair, {points(ours - before)} (held: at most {CLEAN_HELD_POINTS:.1f} points lost)."
+        f"Clean accuracy {'was maintained' if held else 'fell'}: {percent(before)}% before, {percent(ours)}% after "
+        f"MetaRepair, {points(ours - before)} (maintained: at most {CLEAN_HELD_POINTS:.1f} points lost)."
     ]
     if theirs is not None:
         worse = round(100 * (theirs - ours), 1) > CLEAN_HELD_POINTS
         lines.append(
-            f"Against fine-tuned, clean accuracy was {'lost' if worse else 'held'}: {percent(ours)}% for "
+            f"Compared with fine-tuned, clean accuracy is {'lower' if worse else 'maintained'}: {percent(ours)}% for "
             f"MetaRepair, {percent(theirs)}% for fine-tuned, {points(ours - theirs)}."
         )
     return lines
@@ -265,7 +265,7 @@ _WHOLE = ("seed", "images_seen", "gradient_steps")
 
 
 def rows_table(results: Sequence[Result]) -> pa.Table:
-    """All rows of all targets: one column per number, severity and other corruption; null: not measured."""
+    """Return all rows of all targets, with a column per number, severity and other corruption; null: not measured."""
     rows = [_flat(row, result) for result in results for row in result["methods"]]
     names = list(dict.fromkeys(name for row in rows for name in row))
     names.sort(key=lambda name: name.startswith(("corrupted_severity_", "other_")))
@@ -283,7 +283,7 @@ def _flat(row: Row, result: Result) -> dict[str, Any]:
 
 
 def write_tables(folder: Place, results: Sequence[Result]) -> tuple[Place, Place]:
-    """`rows_table` as results.csv and results.parquet; each appears complete or not at all."""
+    """Write `rows_table` as results.csv and results.parquet; each file appears complete or not at all."""
     table, paths = rows_table(results), (folder / "results.csv", folder / "results.parquet")
     for path in paths:
         write_table(path, table)

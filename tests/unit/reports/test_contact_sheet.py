@@ -101,7 +101,7 @@ def test_a_photograph_is_shrunk_first_which_is_said_and_progress_shown(tmp_path,
     assert main(["corruptions", "--image", str(photo), "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert "shrunk from 2000x1500 to 500x375 pixels" in said.out
-    assert "Constants of the table imagenet. Written to" in said.out
+    assert "Severity constants: table imagenet. Written to" in said.out
     assert "corruptions: 95 of 95 pictures" in said.err
     assert set(sizes) == {(1, 375, 500, 3)}
 
@@ -142,7 +142,7 @@ def test_grey_transparent_and_turned_files_are_read_upright_on_white(tmp_path):
     [
         ([], "--image FILE and --out FILE together"),
         (["--image", "{image}"], "--image FILE and --out FILE together"),
-        (["--image", "nowhere.png", "--out", "s.png"], "nowhere.png is not there"),
+        (["--image", "nowhere.png", "--out", "s.png"], "nowhere.png does not exist"),
         (["--image", "{text}", "--out", "s.png"], "cannot be read as an image"),
         (["--image", "{image}", "--out", "s.gif"], "neither .png nor .jpg"),
         (["--image", "{image}", "--out", "s.png", "--table", "cifr"], "did you mean 'cifar'"),

@@ -146,7 +146,7 @@ def test_page_holds_the_numbers_and_needs_nothing_from_outside(tmp_path: Path) -
         "73.51",
         "321.5 s",
         "201 of the 1000",
-        "MetaRepair is above",
+        "MetaRepair is better than",
     ):
         assert text in page, text
     assert page.count("data:image/png;base64,") == 6
@@ -227,28 +227,31 @@ def test_table_of_one_seed_claims_no_spread_and_the_paper_measure_follows() -> N
     assert "±" not in row
     assert "MetaRepair: mean acc_s 40.3%; on all of D_fail at the end of an episode 43.3% ± 1.3" in text
     assert "before repair: mean acc_s" not in text
-    assert "There is one seed only" in text
+    assert "There is only one seed" in text
 
 
 def test_verdict_states_the_gain_and_that_clean_was_held() -> None:
     text = "\n".join(verdict(made_result()))
     assert (
-        "MetaRepair is above fine-tuned on D_fail: 45.3% against 42.1%, +3.2 points; above in 3 of 3" in text
+        "MetaRepair is better than fine-tuned on D_fail: 45.3% against 42.1%, +3.2 points; better in 3 of 3"
+        in text
     )
-    assert "The whole corrupted set got better: 51.2% before, 68.3% after MetaRepair, +17.1 points" in text
-    assert "Clean accuracy was held: 91.5% before, 91.1% after MetaRepair, −0.4 points" in text
-    assert "Against fine-tuned, clean accuracy was held: 91.1% for MetaRepair, 89.0%" in text
+    assert (
+        "Accuracy on the whole corrupted set rose: 51.2% before, 68.3% after MetaRepair, +17.1 points" in text
+    )
+    assert "Clean accuracy was maintained: 91.5% before, 91.1% after MetaRepair, −0.4 points" in text
+    assert "Compared with fine-tuned, clean accuracy is maintained: 91.1% for MetaRepair, 89.0%" in text
 
 
 def test_verdict_flips_when_metarepair_is_worse_and_clean_is_lost() -> None:
     result = made_result()
     change(result, "metarepair", d_fail=0.25, clean=0.80, corrupted=0.45)
     text = "\n".join(verdict(result))
-    assert "MetaRepair is not above but below fine-tuned on D_fail" in text
-    assert "−17.1 points; above in 0 of 3 seeds" in text
-    assert "The whole corrupted set got worse" in text
-    assert "Clean accuracy was lost: 91.5% before, 80.0% after MetaRepair, −11.5 points" in text
-    assert "Against fine-tuned, clean accuracy was lost" in text
+    assert "MetaRepair is worse than fine-tuned on D_fail" in text
+    assert "−17.1 points; better in 0 of 3 seeds" in text
+    assert "Accuracy on the whole corrupted set fell" in text
+    assert "Clean accuracy fell: 91.5% before, 80.0% after MetaRepair, −11.5 points" in text
+    assert "Compared with fine-tuned, clean accuracy is lower" in text
 
 
 def test_verdict_calls_a_tie_a_tie_and_names_a_better_third_method() -> None:
@@ -256,8 +259,8 @@ def test_verdict_calls_a_tie_a_tie_and_names_a_better_third_method() -> None:
     change(result, "metarepair", d_fail=0.4212)
     change(result, "bn_adapt", d_fail=0.6)
     text = "\n".join(verdict(result))
-    assert "MetaRepair is level with fine-tuned on D_fail" in text
-    assert "The best on D_fail is another method: BN-adapted with 60.0%" in text
+    assert "MetaRepair is equal to fine-tuned on D_fail" in text
+    assert "Another method is best on D_fail: BN-adapted with 60.0%" in text
 
 
 def test_verdict_without_metarepair_says_so() -> None:
@@ -385,11 +388,11 @@ def test_without_metarepair_the_page_says_nothing_of_what_it_learns_from(
     assert "Fréchet distance in e features between environments" in page
     assert "Feature extractor of the distance" not in page
     assert "No experiences were used: MetaRepair, which learns from them, was not run." in page
-    assert "no meta-training belongs to these rows" in page
+    assert "these rows involve no meta-training" in page
     assert "Meta-training by episode" not in page
     assert "error bars" not in page, "there is one seed"
     assert ("Nothing was learned from the 1000 examples" in page) == (methods == ("none",))
-    assert ("the rest may be learned from" in page) == ("finetune" in methods)
+    assert ("methods may learn from the rest" in page) == ("finetune" in methods)
 
 
 def test_no_number_of_the_page_has_more_digits_than_it_means(tmp_path: Path) -> None:
