@@ -1,1 +1,1 @@
-"""Speed and memory against peers: each file prints ratios that were taken in one run on one machine."""
+"""Measure speed and memory against peers; each file prints ratios measured in one run on one machine."""

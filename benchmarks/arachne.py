@@ -1,13 +1,13 @@
-"""Candidates for a few weights in, their fitness out: Arachne's generation of 100 against a loop that runs the DNN.
+"""Time Arachne's evaluation of 100 candidates against a loop that runs the DNN once for each candidate.
 
-    ours    metarepair.methods.arachne.search: what no candidate changes is kept from the generation before
-    first   the same with all that a search does once: recording the operations, and computing what is kept
-    loop    sets the weights, runs the whole DNN on all images, takes the fitness; a few candidates, the time scaled
+    ours    metarepair.methods.arachne.search: activations that no candidate changes are kept between generations
+    first   a first generation, including the work done once: recording the operations, computing what is kept
+    loop    sets the weights, runs the whole DNN on all images, computes the fitness; few candidates, the time scaled up
 
-Eight weights of the classifier, or of the last convolution, of the shipped ResNet-8 and of DenseNet-121 (stem for 32
-px, random weights), on the sample. The goals are 50 times the loop for a classifier and 10 for a late convolution. A
-patch of the first layers leaves little to keep: then both do the same arithmetic, which the row `resnet8 stem` shows
-for information.
+Candidates change eight weights of the classifier, or of the last convolution, of the shipped ResNet-8 and of
+DenseNet-121 (stem for 32 px, random weights), on the sample. The goals are 50 times the loop's speed for a classifier
+and 10 times for a late convolution. If a patch is in the first layers, there is little to keep and both do the same
+arithmetic; the row `resnet8 stem` shows this for information.
 Command: python -m benchmarks.arachne [--quick] [--json FILE] [--device cuda]
 """
 
@@ -43,15 +43,15 @@ WEIGHTS, WRONG_WEIGHT = 8, 10.0
 MEANING = {
     "ratio": "time of the loop over ours, the least of the four late cases (more is better; the goal is 10)",
     "ratios": "the same by case (the goal is 50 for a dense layer, 10 for a convolution)",
-    "ratios_first": "time of the loop over that of a first generation, with all that is done once",
-    "candidates_per_s": "candidates that ours evaluates in a second",
+    "ratios_first": "time of the loop over that of a first generation, including the work done once",
+    "candidates_per_s": "candidates that ours evaluates per second",
     "fitness_rel_diff": "largest relative difference of a candidate's fitness between the two (at most 1e-3)",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Candidates of a generation; by DNN the images, and how many candidates the loop does; rounds."""
+    """How much is measured: candidates in a generation, images and looped candidates by DNN, rounds."""
 
     candidates: int
     images: Mapping[str, int]
@@ -60,7 +60,7 @@ class Sizes:
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """The sizes are the same for --quick, which only repeats less."""
+    """Return the sizes. --quick uses the same sizes with fewer rounds."""
     if smoke:
         few = {"resnet8": 4, "densenet121": 2}
         return Sizes(candidates=3, images=few, looped=dict.fromkeys(few, 1), rounds=1)
@@ -74,7 +74,7 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A DNN, the weights to search, images in two halves, and candidates [P, W]."""
+    """A DNN, the weights to search, two halves of the images, and candidates [P, W]."""
 
     deployed: DeployedModel
     places: Places
@@ -82,12 +82,12 @@ class Case:
     values_PW: Floats
 
     def fitness(self) -> Fitness:
-        """Ours, with nothing kept yet."""
+        """Return our fitness function, with nothing kept yet."""
         return Fitness(self.deployed, self.places, Examples(*self.images), WRONG_WEIGHT, Budget())
 
     @torch.no_grad()
     def loop(self, number: int) -> Floats:
-        """The fitness of the first candidates as one writes it down."""
+        """Return the fitness of the first `number` candidates by a straightforward loop."""
         module = copy.deepcopy(self.deployed.module)
         found = []
         for values_W in self.values_PW[:number]:
@@ -102,7 +102,7 @@ class Case:
 
 
 def case_of(deployed: DeployedModel, layer: str, size: Sizes, images: int) -> Case:
-    """Random weights of a layer, with candidates of its spread."""
+    """Choose random weights of a layer, and draw candidates with the layer's mean and spread."""
     weight = weight_of(deployed.module, layer).detach().cpu().double()
     generator = np.random.default_rng(0)
     flat_W = generator.choice(weight.numel(), WEIGHTS, replace=False)
@@ -124,7 +124,7 @@ def case_of(deployed: DeployedModel, layer: str, size: Sizes, images: int) -> Ca
 
 
 def dnns(device: torch.device) -> dict[str, DeployedModel]:
-    """The DNNs by their name in the figures."""
+    """Return the DNNs by their names in the figures."""
     small = load_deployed(*SMALL, dataset_info(DATA), device=device)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -133,14 +133,14 @@ def dnns(device: torch.device) -> dict[str, DeployedModel]:
 
 
 def measure(size: Sizes, device: torch.device) -> tuple[dict[str, Figure], Times]:
-    """All figures, and the seconds they come from."""
+    """Return all figures, and the times they are computed from."""
     found = dnns(device)
     ways: dict[str, Callable[[int], object]] = {}
     apart, more = 0.0, {}
     for name, (dnn, layer) in {**CASES, **FIRST_LAYER}.items():
         case, looped = case_of(found[dnn], layer, size, size.images[dnn]), size.looped[dnn]
         kept = case.fitness()
-        whole, loop = kept(case.values_PW), case.loop(looped)  # warm, too: kernels are chosen
+        whole, loop = kept(case.values_PW), case.loop(looped)  # also warms up: kernels are chosen
         apart = max(apart, float((np.abs(whole[:looped] - loop) / loop).max()))
         more[name] = size.candidates / looped
         ways[f"{name} ours"] = lambda _, kept=kept, case=case: kept(case.values_PW)  # type: ignore[misc]
@@ -161,7 +161,7 @@ def measure(size: Sizes, device: torch.device) -> tuple[dict[str, Figure], Times
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Run the benchmark from the command line."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = options.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""A run mined on CIFAR-10's test split in, its error rates beside published ones on CIFAR-10-C out.
+"""Compare the error rates of a run mined on CIFAR-10's test split with published ones on CIFAR-10-C.
 
-A wrong constant shows here at once: the order of the corruptions and the growth with severity must be those of
-other classifiers trained on clean images. Published: the row "Standard" (WideResNet-28-10) of RobustBench,
-which covers 15 of the 19.
+A wrong constant shows here at once: corruptions must rank, and errors must grow with severity, as for other
+classifiers trained on clean images. The published errors are RobustBench's row "Standard" (WideResNet-28-10),
+which covers 15 of the 19 corruptions.
 Command: python -m benchmarks.cifar10c_errors RUN [--json FILE]; RUN: mined by tune_configs/corruptions_cifar10.yaml
 """
 
@@ -25,16 +25,16 @@ Errors = dict[str, NDArray[np.float64]]  # percent at severities 1 to 5, by corr
 
 
 def mined_manifests(run: Path) -> dict[str, Manifest]:
-    """Of every mined target, in the order of the paper's table. Raises DataError when there are none."""
+    """Return the manifest of every mined target, in the order of the paper's table. Raises DataError if none."""
     found = {name: read_manifest(run / "targets" / name) for name in CORRUPTIONS}
     done = {name: manifest for name, manifest in found.items() if manifest is not None}
     if not done:
-        raise DataError(f"{run} has no mined target. Run `metarepair mine` first, and give its folder")
+        raise DataError(f"{run} has no mined target. Run `metarepair mine` first, and give its folder.")
     return done
 
 
 def mined_errors(manifests: dict[str, Manifest]) -> Errors:
-    """Percent of the examined images that the DNN gets wrong, by severity."""
+    """Return the percentage of examined images that the DNN gets wrong, by corruption and severity."""
     errors = {}
     for name, manifest in manifests.items():
         examined, correct = (
@@ -52,7 +52,7 @@ def published_errors(model: str) -> Errors:
 
 
 def agreement(ours: Errors, published: Errors) -> dict[str, float]:
-    """Spearman's rank correlations: of the corruptions' means, of all cells, and within a corruption."""
+    """Return Spearman's rank correlations: of the corruptions' means, of all cells, and within each corruption."""
     names = [name for name in published if name in ours]
     both = [np.stack([errors[name] for name in names]) for errors in (ours, published)]
     within = [spearmanr(a, b).statistic for a, b in zip(*both, strict=True)]
@@ -65,9 +65,9 @@ def agreement(ours: Errors, published: Errors) -> dict[str, float]:
 
 
 def table(ours: Errors, published: Errors, manifests: dict[str, Manifest]) -> str:
-    """Markdown: ours and the published by severity, and the time that corrupting took."""
+    """Return a Markdown table of our and the published errors by severity, and the time to corrupt an image."""
     lines = [
-        "| corruption | ours, severities 1 to 5 | mean | published | mean | corrupting, µs an image |",
+        "| corruption | ours, severities 1 to 5 | mean | published | mean | corrupting, µs per image |",
         "| --- | --- | ---: | --- | ---: | ---: |",
     ]
     for name, errors in ours.items():
@@ -84,7 +84,7 @@ def _cells(errors: NDArray[np.float64]) -> str:
 
 
 def main() -> None:
-    """Prints the table and the agreement."""
+    """Print the table and the agreement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a mined run")
     parser.add_argument("--model", default="Standard", help="a row of the published errors (Standard)")
@@ -100,8 +100,8 @@ def main() -> None:
     print(table(ours, published, manifests), end="\n\n")
     print("\n".join(f"{key:24s} {value:.3f}" for key, value in figures.items()))
     print(
-        f"{examined:,} images, {examined / seconds['corrupt']:,.0f} corrupted and "
-        f"{examined / seconds['classify']:,.0f} classified a second of a worker"
+        f"{examined:,} images; one worker corrupts {examined / seconds['corrupt']:,.0f} and classifies "
+        f"{examined / seconds['classify']:,.0f} per second"
     )
     if given.json:
         content = {**figures, "ours": {n: e.tolist() for n, e in ours.items()}, "seconds": seconds}

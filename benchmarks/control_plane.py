@@ -1,13 +1,14 @@
-"""A cluster of many small nodes on this machine in, what a work item costs Ray and the driver out: at 100, 300, 1,000.
+"""Measure what each work item costs Ray and the driver, at 100, 300 and 1,000 items on many small nodes.
 
     mine       shards of four clean images under three severities, by metarepair.stages.mining.mine_all
     features   shards of one collected example, by metarepair.stages.features.extract_all, moments included
     pairs      distances of environments with 64 features, by metarepair.stages.distances.all_distances
     trials     trials that do nothing, on Ray Tune (a tenth as many)
 
-The nodes are `ray.cluster_utils.Cluster`'s: a raylet each, one CPU each, so that every actor is on another one; the
-stages are the product's, on ResNet-8 and the shipped sample. What grows faster than its items has an exponent above 1,
-and items that become dearer. Command: python -m benchmarks.control_plane [--quick] [--json FILE]
+`ray.cluster_utils.Cluster` runs all nodes on this machine, each with its own raylet and one CPU, so that every actor
+is on a different node. The stages are MetaRepair's own, on ResNet-8 and the shipped sample. If a cost grows faster
+than the number of items, its exponent is above 1 and each further item costs more.
+Command: python -m benchmarks.control_plane [--quick] [--json FILE]
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from metarepair.stages.mining import mine_all
 from tasks.distances.frechet import moments
 from tasks.storage.manifest import Manifest
 
-# Corruptions that ResNet-8 fails at often enough for a few images to have the failures that are collected.
+# Corruptions at which ResNet-8 fails often enough that a few images yield the failures to collect.
 HARSH = (
     "gaussian_noise",
     "shot_noise",
@@ -59,24 +60,24 @@ IMAGES_OF_SHARD = 4
 FEATURES = 64
 STAGES = ("mine", "pairs", "trials")
 MEANING = {
-    "seconds": "of a stage, the starting of its actors included",
-    "driver_s": "of the driver's CPU",
-    "driver_mib": "growth of the driver's memory over the stage, MiB, at its peak",
-    "start_s": "seconds of a stage without items, from the line through its counts",
-    "items_per_s": "items a second beyond that, from the same line",
-    "driver_ms_per_item": "milliseconds of the driver's CPU by item, from its own line",
-    "exponent": "e of seconds ~ items^e",
-    "exponent_driver": "the same of the driver's CPU",
-    "exponent_memory": "the same of the driver's memory",
-    "dearer": "driver's CPU of an item beyond the middle count over that of one before: linear 1, quadratic 3.25",
-    "nodes": "of the cluster",
-    "cluster_gib": "memory of this machine that the empty cluster took",
+    "seconds": "seconds of a stage, including the start of its actors",
+    "driver_s": "CPU seconds of the driver",
+    "driver_mib": "peak growth of the driver's memory during the stage, MiB",
+    "start_s": "seconds of a stage without items, from a line fitted through its counts",
+    "items_per_s": "items per second after the start, from the same line",
+    "driver_ms_per_item": "CPU milliseconds of the driver per item, from a line of its own",
+    "exponent": "e in seconds ~ items^e",
+    "exponent_driver": "the same for the driver's CPU seconds",
+    "exponent_memory": "the same for the driver's memory",
+    "dearer": "driver's CPU per item above the middle count over that below it: linear 1, quadratic 3.25",
+    "nodes": "number of nodes in the cluster",
+    "cluster_gib": "memory of this machine that the empty cluster uses, GiB",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured. counts: items of a stage, a tenth of them trials."""
+    """How much is measured. counts: items of a stage; of trials, a tenth as many."""
 
     nodes: int
     actors: int
@@ -84,7 +85,7 @@ class Sizes:
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """A quick run has the same counts and half the nodes."""
+    """Return the sizes. --quick uses the same counts and half the nodes."""
     if smoke:
         return Sizes(nodes=3, actors=2, counts=(20, 40))
     return Sizes(nodes=10 if quick else 20, actors=4, counts=(100, 300, 1000))
@@ -92,12 +93,12 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
 
 @contextmanager
 def cluster_of(nodes: int) -> Iterator[None]:
-    """A head without CPUs and so many nodes with one each, on this machine."""
+    """Run a cluster on this machine: a head without CPUs and `nodes` nodes with one CPU each."""
     import ray
     from ray.cluster_utils import Cluster
 
     with folder_for_ray() as folder:
-        # The nodes' own memory is little: what the stages pass round are paths and counts.
+        # The nodes need little object memory: the stages pass only paths and counts.
         little = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": str(folder / "ray"), **little}
@@ -115,7 +116,7 @@ def cluster_of(nodes: int) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a stage took for so many items."""
+    """The cost of a stage with `items` items."""
 
     items: int
     wall_s: float
@@ -124,7 +125,7 @@ class Cost:
 
 
 def cost_of(items: int, work: Callable[[], object]) -> Cost:
-    """Seconds, the driver's CPU seconds and its memory; the look at the memory costs the driver a little, too."""
+    """Measure seconds, the driver's CPU seconds and its memory. Sampling the memory costs the driver a little, too."""
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
     peak = peak_resident_bytes(work)
@@ -137,7 +138,7 @@ def cost_of(items: int, work: Callable[[], object]) -> Cost:
 
 
 def config_of(storage: Path, items: int, actors: int) -> Config:
-    """A run of ten environments with so many shards to mine, and as many to make features of."""
+    """Return a run of ten environments with `items` shards to mine, and as many to extract features from."""
     shards = items // (len(HARSH) + 1)
     images = shards * IMAGES_OF_SHARD
     return parse_config(
@@ -160,10 +161,10 @@ def config_of(storage: Path, items: int, actors: int) -> Config:
 
 
 def stage_costs(storage: Path, items: int, actors: int) -> dict[str, Cost]:
-    """Mining, then features of what was mined."""
+    """Measure mining, then the extraction of features from what was mined."""
     config = config_of(storage, items, actors)
     run, here = open_run(config), load_surroundings(config)
-    here.inputs()  # reading the sample is not the cluster's
+    here.inputs()  # loaded now, since reading the sample is not a cost of the cluster
     mined: dict[Any, Manifest] = {}
     mining = cost_of(items, lambda: mined.update(mine_all(run, config, here, executor_for(config))))
     examined = sum(sum(manifest.facts["examined"].values()) for manifest in mined.values())
@@ -176,7 +177,7 @@ def stage_costs(storage: Path, items: int, actors: int) -> dict[str, Cost]:
 
 
 def pair_costs(storage: Path, pairs: int, actors: int) -> Cost:
-    """Distances of as many environments as have so many pairs."""
+    """Measure the distances of enough environments to form at least `pairs` pairs."""
     count = next(n for n in range(2, pairs + 2) if n * (n - 1) // 2 >= pairs)
     generator, paths = np.random.default_rng(0), []
     executor = executor_for(config_of(storage, len(HARSH) + 1, actors))
@@ -188,7 +189,7 @@ def pair_costs(storage: Path, pairs: int, actors: int) -> Cost:
 
 
 def measure(size: Sizes, folder: Path, stages: Sequence[str]) -> dict[str, list[Cost]]:
-    """The stages at every count; a small one first, so that what is loaded once is not counted to the least."""
+    """Measure the stages at every count. The first small one warms up, so that loading is not counted."""
     found: dict[str, list[Cost]] = defaultdict(list)
     for number, items in enumerate((size.counts[0], *size.counts)):
         storage = folder / str(number)
@@ -214,13 +215,13 @@ def measure(size: Sizes, folder: Path, stages: Sequence[str]) -> dict[str, list[
 
 
 def dearer(costs: Sequence[Cost]) -> float:
-    """What an item costs the driver between the last two counts, over what it costs between the two before."""
+    """Return the driver's cost per item between the last two counts, over that between the two before."""
     marginal = [(b.driver_s - a.driver_s) / (b.items - a.items) for a, b in pairwise(costs)]
     return marginal[-1] / max(marginal[-2], 1e-9) if len(marginal) > 1 else math.nan
 
 
 def figures_of(costs: Mapping[str, Sequence[Cost]]) -> dict[str, Figure]:
-    """Columns by stage and count, then by stage."""
+    """Return the figures: columns by stage and count, then by stage."""
     rows = [(f"{stage} {cost.items}", cost) for stage, found in costs.items() for cost in found]
 
     def by_stage(value: Callable[[Sequence[Cost]], float]) -> dict[str, float | str]:
@@ -253,7 +254,7 @@ def _used_gib() -> float:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark from the command line."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--nodes", type=int, help="nodes of the cluster")
     options.add_argument(

@@ -1,8 +1,8 @@
-"""Ours against the package imagecorruptions at 224 px: how much, how unevenly and at which scales images change.
+"""Compare our corruptions with the package imagecorruptions at 224 px: how much and at which scales images change.
 
-Photographs of the shipped sample, enlarged; severities 1, 3 and 5 of the ImageNet table, which is the package's own,
-but for elastic, which it does in a way of its own. Where the package has been broken by new releases of NumPy and
-scikit-image, the two names it asks for are given back to it.
+The images are photographs of the shipped sample, enlarged, at severities 1, 3 and 5 of the ImageNet table. The package
+uses the same table, except for elastic, which it defines differently. New releases of NumPy and scikit-image removed
+two names that the package needs; they are restored here.
 Command: python -m benchmarks.corruption_agreement [--images N] [--json FILE]; needs `imagecorruptions`
 """
 
@@ -28,14 +28,14 @@ SIZE, BANDS, SEVERITIES = 224, 6, (1, 3, 5)
 
 
 def photographs(count: int) -> NDArray[np.uint8]:
-    """The first images of the sample, enlarged [B, 224, 224, 3]."""
+    """Return the first images of the sample, enlarged [B, 224, 224, 3]."""
     sample = load_dataset("cifar10_sample", "train").images_NHWC_u8[:count]
     grown = [cv2.resize(np.asarray(i), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC) for i in sample]
     return np.stack(grown)
 
 
 def mended_peer() -> Any:
-    """imagecorruptions, with what newer NumPy and scikit-image took away from it."""
+    """Import imagecorruptions, with the names restored that newer NumPy and scikit-image removed."""
     vars(np).setdefault("float_", np.float64)
     package: Any = import_module("imagecorruptions")
     module: Any = import_module("imagecorruptions.corruptions")
@@ -49,7 +49,7 @@ def mended_peer() -> Any:
 
 
 def statistics(changed: NDArray[np.uint8], clean: NDArray[np.uint8]) -> dict[str, float]:
-    """Over all images: mean change, mean size and spread of the change, and its amplitude in six bands of frequency."""
+    """Return, over all images, the change's mean, mean size and spread, and its amplitude in six frequency bands."""
     change = changed.astype(np.float64) - clean
     spectrum = np.sqrt((np.abs(np.fft.fft2(change, axes=(1, 2))) ** 2).mean(axis=(0, 3)))
     frequency = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.fftfreq(SIZE))
@@ -59,7 +59,7 @@ def statistics(changed: NDArray[np.uint8], clean: NDArray[np.uint8]) -> dict[str
 
 
 def compared(name: str, peer: Any, images: NDArray[np.uint8]) -> dict[str, float | str]:
-    """Ours over theirs, geometric mean over the severities; the mean change as a difference in grey levels."""
+    """Return ratios of ours to theirs (geometric means over severities), and the difference of means in grey levels."""
     logs, means = [], []
     for severity in SEVERITIES:
         ids = np.arange(len(images))
@@ -67,7 +67,7 @@ def compared(name: str, peer: Any, images: NDArray[np.uint8]) -> dict[str, float
         np.random.seed(0)  # the package draws from the global generator
         try:
             theirs = np.stack([peer.corrupt(i, severity=severity, corruption_name=name) for i in images])
-        except Exception as error:  # whatever it is, it is the finding
+        except Exception as error:  # any error is reported as the result
             return {"fails": f"{type(error).__name__}: {error}"}
         a, b = statistics(ours, images), statistics(theirs, images)
         means.append(a["mean"] - b["mean"])
@@ -77,7 +77,7 @@ def compared(name: str, peer: Any, images: NDArray[np.uint8]) -> dict[str, float
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=16, help="photographs (16)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")

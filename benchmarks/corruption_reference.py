@@ -1,10 +1,10 @@
-"""One image, constants and a generator in, one corrupted image out: all 19, one image at a time.
+"""Define a reference for all 19 corruptions, which corrupts one image at a time.
 
-This is what `tasks.corruptions` is measured against, in speed (benchmarks/corruptions.py) and in meaning
-(tests/unit/tasks/corruptions/test_reference.py). It is written from the definitions alone and the way the public
-generators are: NumPy in float64, scipy.ndimage, OpenCV, Pillow, loops in Python. Of `tasks.corruptions` it
-takes the tables of constants and the photographs of frost. It draws other numbers, so the random ones agree
-in distribution and not in bytes.
+`tasks.corruptions` is compared with it in speed (benchmarks/corruptions.py) and in results
+(tests/unit/tasks/corruptions/test_reference.py). It is written from the definitions alone, in the style of the public
+generators: NumPy in float64, scipy.ndimage, OpenCV, Pillow, loops in Python. From `tasks.corruptions` it takes only
+the tables of constants and the photographs of frost. It draws different random numbers, so random corruptions agree
+in distribution but not in bytes.
 
     noise, image property, digital   here
     blur                             corruption_reference_blur.py
@@ -57,7 +57,7 @@ def shot_noise(x: Unit, photons: float, *, rng: np.random.Generator) -> Unit:
 
 
 def impulse_noise(x: Unit, amount: float, *, rng: np.random.Generator) -> Unit:
-    """A fraction of the values is struck, and each of those is white or black."""
+    """A fraction of the values turns white or black."""
     struck = rng.random(x.shape) < amount
     white = rng.random(x.shape) < 0.5
     return np.where(struck, white, x).astype(np.float64)
@@ -81,7 +81,7 @@ def saturate(x: Unit, factor: float, added: float) -> Unit:
 
 
 def hsv(x: Unit) -> tuple[Unit, Unit, Unit]:
-    """Hue in sixths of the circle (0 for grey), saturation and value, each [H, W]."""
+    """Return the hue in sixths of the circle (0 for grey), saturation and value, each [H, W]."""
     red, green, blue = x[..., 0], x[..., 1], x[..., 2]
     value = x.max(axis=2)
     spread = value - x.min(axis=2)
@@ -95,7 +95,7 @@ def hsv(x: Unit) -> tuple[Unit, Unit, Unit]:
 
 
 def rgb(hue: Unit, saturation: Unit, value: Unit) -> Unit:
-    """The inverse of `hsv`, by the sixth of the circle that the hue is in."""
+    """Invert `hsv`, by the sixth of the circle that the hue is in."""
     sixth = np.floor(hue)
     within = hue - sixth
     low = value * (1 - saturation)
@@ -119,7 +119,7 @@ def elastic_transform(
 ) -> Unit:
     """An affine map of three jittered points, then a smooth random displacement.
 
-    The constants are pixels of the table's size, and grow with an image that is larger.
+    The constants are in pixels at the table's image size, and scale with the image's size.
     """
     height, width = x.shape[:2]
     growth = min(height, width) / facts.native_size
@@ -137,7 +137,7 @@ def elastic_transform(
 
 
 def pixelate(x: Unit, scale: float) -> Unit:
-    """Box filter down to int(size · c), box filter up again."""
+    """Shrink to int(size · c) by a box filter, and enlarge again by a box filter."""
     height, width = x.shape[:2]
     picture = Image.fromarray(levels(x))
     picture = picture.resize((int(width * scale), int(height * scale)), Image.Resampling.BOX)
@@ -145,7 +145,7 @@ def pixelate(x: Unit, scale: float) -> Unit:
 
 
 def jpeg_compression(x: Unit, quality: float) -> Unit:
-    """Written and read as JPEG."""
+    """Encode as JPEG, and decode."""
     buffer = io.BytesIO()
     Image.fromarray(levels(x)).save(buffer, "JPEG", quality=int(quality))
     return np.asarray(Image.open(buffer)) / 255.0
@@ -153,7 +153,7 @@ def jpeg_compression(x: Unit, quality: float) -> Unit:
 
 @dataclass(frozen=True)
 class Reference:
-    """A definition on [0, 1], made into a corruption of grey levels."""
+    """A definition on [0, 1], wrapped as a corruption of uint8 images."""
 
     define: Callable[..., Unit]
     needs: tuple[Literal["rng", "facts"], ...] = ()
@@ -191,7 +191,7 @@ REFERENCE: Mapping[str, Reference] = {
 
 @functools.cache
 def table_facts(table: str) -> TableFacts:
-    """What the table was made for, from the head of its file."""
+    """Return the image size and frost scale of a table, from the head of its file."""
     text = resources.files("tasks.corruptions").joinpath(f"severity_{table}.json").read_text("utf-8")
     head = json.loads(text)["_meta"]
     return TableFacts(native_size=int(head["image_size"]), frost_scale=float(head["frost_resize"]))

@@ -1,7 +1,7 @@
-"""One image in [0, 1] and constants in, one blurred image out: the blurs, one at a time and in float64.
+"""Define the reference blurs, for one image in [0, 1] at a time and in float64.
 
-The slow half of a comparison: written from the definitions, as public generators do it, and nothing of
-`tasks.corruptions` is used.
+They are the slow side of a comparison: written from the definitions, in the style of the public generators, without
+using `tasks.corruptions`.
 Source: definitions of Hendrycks & Dietterich, ICLR 2019, Appendix A.
 """
 
@@ -23,30 +23,30 @@ Edge = Literal["nearest", "reflect"]
 
 
 def levels(x: Unit) -> Image_u8:
-    """Clipped, x 255, truncated. A millionth keeps float64 from losing a whole level in the cut."""
+    """Clip, multiply by 255 and truncate. The added 1e-6 keeps float64 rounding from losing a whole level."""
     cut: Image_u8 = (np.clip(x, 0, 1) * 255 + 1e-6).astype(np.uint8)
     return cut
 
 
 def smooth(x: Unit, sigma: float, *, mode: Edge = "nearest", truncate: float = 4.0) -> Unit:
-    """Gaussian smoothing over H and W."""
+    """Apply Gaussian smoothing over H and W."""
     sigmas = (sigma, sigma, 0)[: x.ndim]
     return np.asarray(gaussian_filter(x, sigmas, mode=mode, truncate=truncate), np.float64)
 
 
 def gaussian_blur(x: Unit, sigma: float) -> Unit:
-    """Gaussian of σ pixels, the edge repeated, cut at 4 σ."""
+    """Apply a Gaussian of σ pixels, truncated at 4 σ; edge pixels are repeated."""
     return smooth(x, sigma)
 
 
 def defocus_blur(x: Unit, radius: float, alias_sigma: float) -> Unit:
-    """Each channel filtered with a softened disk; mirrored at the image's edge, as cv2.filter2D does."""
+    """Filter each channel with a softened disk; the image is mirrored at its edge, as in cv2.filter2D."""
     kernel = disk(radius, alias_sigma)
     return np.stack([cv2.filter2D(x[..., c], -1, kernel) for c in range(3)], axis=2)
 
 
 def disk(radius: float, alias_sigma: float) -> Unit:
-    """A normalised disk on a 17x17 grid (2r+1 where r > 8), smoothed by a 3x3 (5x5) Gaussian."""
+    """Return a normalised disk on a 17x17 grid (2r+1 if r > 8), smoothed by a 3x3 (5x5 if r > 8) Gaussian."""
     reach, side = (8, 3) if radius <= 8 else (int(radius), 5)
     across, down = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1))
     aliased = (across**2 + down**2 <= radius**2).astype(np.float64)
@@ -55,7 +55,7 @@ def disk(radius: float, alias_sigma: float) -> Unit:
 
 
 def glass_blur(x: Unit, sigma: float, max_delta: float, passes: float, *, rng: np.random.Generator) -> Unit:
-    """Smoothed, to grey levels; pixel after pixel copies a near one; smoothed again."""
+    """Smooth, round to grey levels, replace each pixel in turn by a nearby one, and smooth again."""
     reach = int(max_delta)
     pixels = levels(smooth(x, sigma))
     height, width = pixels.shape[:2]
@@ -68,12 +68,12 @@ def glass_blur(x: Unit, sigma: float, max_delta: float, passes: float, *, rng: n
 
 
 def motion_blur(x: Unit, radius: float, sigma: float, *, rng: np.random.Generator) -> Unit:
-    """A one-sided streak at an angle from U(-45°, 45°)."""
+    """Apply a one-sided streak at an angle from U(-45°, 45°)."""
     return streak(x, radius, sigma, degrees=rng.uniform(-45, 45))
 
 
 def streak(x: Unit, radius: float, sigma: float, *, degrees: float) -> Unit:
-    """The sum of 2r+1 shifted images, weighted by a one-sided Gaussian."""
+    """Return the sum of 2r+1 shifted images, weighted by a one-sided Gaussian."""
     width = 2 * int(radius) + 1
     weights = np.exp(-(np.arange(width) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -86,12 +86,12 @@ def streak(x: Unit, radius: float, sigma: float, *, degrees: float) -> Unit:
 
 
 def shift(x: Unit, dx: int, dy: int) -> Unit:
-    """Moved to the right by dx and down by dy; what comes in repeats the edge."""
+    """Shift right by dx and down by dy; the uncovered pixels repeat the edge."""
     moved = x
     for axis, distance in ((1, dx), (0, dy)):
         distance = max(-x.shape[axis] + 1, min(x.shape[axis] - 1, distance))
         moved = np.roll(moved, distance, axis=axis)
-        turned = moved if axis == 0 else moved.swapaxes(0, 1)  # a view: rows of it are columns of `moved`
+        turned = moved if axis == 0 else moved.swapaxes(0, 1)  # a view: its rows are columns of `moved`
         if distance > 0:
             turned[:distance] = turned[distance : distance + 1]
         elif distance < 0:
@@ -100,7 +100,7 @@ def shift(x: Unit, dx: int, dy: int) -> Unit:
 
 
 def zoom_blur(x: Unit, start: float, stop: float, step: float) -> Unit:
-    """The mean of the image and of its zooms into the centre."""
+    """Return the mean of the image and its zooms into the centre."""
     factors = np.arange(start, stop, step)
     total = x.copy()
     for factor in factors:
@@ -109,7 +109,7 @@ def zoom_blur(x: Unit, start: float, stop: float, step: float) -> Unit:
 
 
 def centre_zoom(x: Unit, factor: float) -> Unit:
-    """The centre of [H, W, C] stretched bilinearly until it fills H x W."""
+    """Return the centre of [H, W, C], enlarged bilinearly to H x W."""
     height, width = x.shape[:2]
     rows, columns = math.ceil(height / factor), math.ceil(width / factor)
     top, left = (height - rows) // 2, (width - columns) // 2

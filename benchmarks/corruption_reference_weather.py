@@ -1,7 +1,7 @@
-"""One image in [0, 1] and constants in, one image seen through weather out: snow, frost, fog, spatter.
+"""Define the reference weather corruptions (snow, frost, fog, spatter), for one image in [0, 1] at a time.
 
-The slow half of a comparison: written from the definitions, as public generators do it, and nothing of
-`tasks.corruptions` is used but its photographs of frost.
+They are the slow side of a comparison: written from the definitions, in the style of the public generators. They use
+nothing from `tasks.corruptions` but its photographs of frost.
 Source: definitions of Hendrycks & Dietterich, ICLR 2019, Appendix A.
 """
 
@@ -25,7 +25,7 @@ MUD = np.array([63, 42, 20]) / 255
 
 @dataclass(frozen=True, kw_only=True)
 class TableFacts:
-    """What a table of constants was made for: images of `native_size` px, frost shrunk by `frost_scale`."""
+    """A table's settings: it is made for images of `native_size` px, with frost scaled by `frost_scale`."""
 
     native_size: int
     frost_scale: float
@@ -43,7 +43,7 @@ def snow(
     *,
     rng: np.random.Generator,
 ) -> Unit:
-    """A whitened image under streaks of flakes, and under the same turned by 180°."""
+    """Return a whitened image under streaks of flakes, and under the same streaks rotated by 180°."""
     layer: Unit = rng.normal(mean, std, size=x.shape[:2])
     layer = centre_zoom(layer[..., None], zoom)[..., 0]
     layer[layer < threshold] = 0
@@ -68,7 +68,7 @@ def frost(
 
 @functools.cache
 def frost_texture(number: int, scale: float, *, height: int, width: int) -> Image_u8:
-    """A shrunk photograph. The public generators read and shrink the file anew for every image; here once."""
+    """Load a shrunk photograph once. The public generators read and shrink the file again for every image."""
     with resources.files("tasks.corruptions").joinpath(f"frost/frost{number}.jpg").open("rb") as file:
         texture = np.asarray(Image.open(file).convert("RGB"))
     scale = max(scale, (height + 1) / texture.shape[0], (width + 1) / texture.shape[1])
@@ -76,7 +76,7 @@ def frost_texture(number: int, scale: float, *, height: int, width: int) -> Imag
 
 
 def fog(x: Unit, strength: float, decay: float, *, rng: np.random.Generator) -> Unit:
-    """x + c0 · plasma, darkened so that the brightest value stays."""
+    """x + c0 · plasma, darkened to keep the brightest value."""
     height, width = x.shape[:2]
     size = 1 << (max(height, width) - 1).bit_length()
     haze = plasma(size, decay, rng=rng)[:height, :width, None]
@@ -86,7 +86,7 @@ def fog(x: Unit, strength: float, decay: float, *, rng: np.random.Generator) -> 
 
 
 def plasma(size: int, decay: float, *, rng: np.random.Generator) -> Unit:
-    """Diamond-square on a torus, in 0..1; level after level, a wobble of U(-w², w²) and w falling by `decay`."""
+    """Diamond-square noise on a torus, in 0..1; each level adds U(-w², w²), and w is divided by `decay` per level."""
     cloud = np.zeros((size, size))
     step, wibble = size, 100.0
 
@@ -132,7 +132,7 @@ def spatter(
 
 
 def drops(liquid: Image_u8) -> Unit:
-    """The light that a layer of water adds, 0..1: its body times an embossed rim."""
+    """Return the light that a layer of water adds, in 0..1: its body times an embossed rim."""
     distance = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
     _, distance = cv2.threshold(distance, 20, 20, cv2.THRESH_TRUNC)
     near = cv2.equalizeHist(cv2.blur(distance, (3, 3)).astype(np.uint8))

@@ -1,10 +1,10 @@
-"""Images and a corruption in, images per second out: ours in batches against a reference, one at a time.
+"""Measure images per second of each corruption: ours in batches against a reference that takes one image at a time.
 
     ours              tasks.corruptions.corrupt, batches of 500
     reference         benchmarks/corruption_reference.py: the same constants, one image at a time
-    imagecorruptions  the peer's package, with its own constants, so for information
+    imagecorruptions  the peer's package, with its own constants, for information
 
-32 px, all five severities together, images of the shipped sample, one core.
+Images of the shipped sample, 32 px, all five severities together, one core.
 Command: python -m benchmarks.corruptions [--quick] [--json FILE] [--without imagecorruptions]
 """
 
@@ -49,19 +49,19 @@ PEER = "imagecorruptions"
 PEERS = (Peer(name=PEER, module=PEER),)
 MEANING = {
     "geomean_ratio": "geometric mean of `ratio` (more is better; the goal is 10)",
-    "min_ratio": "the least `ratio` (the goal is 0.9)",
-    "peak_memory_mib": "the most of `memory_mib`",
+    "min_ratio": "the smallest `ratio` (the goal is 0.9)",
+    "peak_memory_mib": "the largest `memory_mib`",
     "images_per_s": "ours",
     "reference_images_per_s": "the reference",
-    "ratio": "ours over the reference, median over the rounds",
-    "memory_mib": "growth of the resident set over a batch of ours, in a process of its own",
+    "ratio": "speed of ours over that of the reference, median over the rounds",
+    "memory_mib": "growth of the resident set during one of our batches, in a separate process",
     "imagecorruptions_images_per_s": "the package imagecorruptions, with its own constants",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured: images of a batch of ours and of a loop, at each severity."""
+    """How much is measured: images in one of our batches and in a loop, at each severity."""
 
     batch: int
     loop: int
@@ -70,7 +70,7 @@ class Sizes:
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """The sizes are the same for --quick, which only repeats less."""
+    """Return the sizes. --quick uses the same sizes with fewer rounds."""
     if smoke:
         return Sizes(batch=4, loop=1, rounds=1, memory=())
     return Sizes(batch=500, loop=40, rounds=2 if quick else 7, memory=tuple(CORRUPTIONS))
@@ -78,7 +78,7 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """This process, its libraries' threads and its children on one CPU; as before afterwards."""
+    """Keep this process, its libraries' threads and its children on one CPU; restore the settings afterwards."""
     threads = cv2.getNumThreads()
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     cv2.setNumThreads(1)
@@ -93,20 +93,20 @@ def one_core() -> Iterator[None]:
 
 
 def photographs(count: int) -> Images:
-    """The first images of the shipped sample, over again where it has fewer."""
+    """Return the first images of the shipped sample, repeated if it has fewer."""
     sample = np.asarray(load_dataset("cifar10_sample", "train").images_NHWC_u8)
     return sample[np.arange(count) % len(sample)]
 
 
 def ours(name: str, images_BHWC: Images) -> None:
-    """Every severity of one corruption, as a batch."""
+    """Run every severity of one corruption, on the images as a batch."""
     ids = np.arange(len(images_BHWC))
     for severity in SEVERITIES:
         corrupt(images_BHWC, image_ids_B=ids, corruption=name, severity=severity, seed=0, table=TABLE)
 
 
 def reference(name: str, images_BHWC: Images) -> None:
-    """The same by the reference, image after image."""
+    """Run the same with the reference, image by image."""
     rng, facts = np.random.default_rng(0), table_facts(TABLE)
     for constants in severity_table(TABLE)[name]:
         for image_HWC in images_BHWC:
@@ -114,7 +114,7 @@ def reference(name: str, images_BHWC: Images) -> None:
 
 
 def peer(name: str, images_BHWC: Images) -> None:
-    """The same by imagecorruptions."""
+    """Run the same with imagecorruptions."""
     package: Any = import_module(PEER)
     for severity in SEVERITIES:
         for image_HWC in images_BHWC:
@@ -122,32 +122,32 @@ def peer(name: str, images_BHWC: Images) -> None:
 
 
 def peer_failures(image_HWC: Images) -> dict[str, str]:
-    """Why the installed imagecorruptions cannot do a corruption at this size, by name."""
+    """Return, by corruption, why the installed imagecorruptions fails at this size."""
     found = {}
     for name in CORRUPTIONS:
         try:
             peer(name, image_HWC[None])
-        except Exception as error:  # whatever it is, it is the finding
+        except Exception as error:  # any error is reported as the result
             found[name] = f"fails: {type(error).__name__}: {error}"
     return found
 
 
 def peak_bytes(name: str, *, batch: int) -> int:
-    """Peak memory of a batch of ours above what stood before it; tables and photographs are loaded by then."""
+    """Return the peak memory growth during one of our batches; tables and photographs are already loaded."""
     images = photographs(batch)
     ours(name, images[:2])
     return peak_resident_bytes(lambda: ours(name, images))
 
 
 def peak_in_child(name: str, *, batch: int) -> float:
-    """`peak_bytes` in a process of its own, in MiB."""
+    """Return `peak_bytes` of a separate process, in MiB."""
     command = [sys.executable, "-m", "benchmarks.corruptions", "--peak", name, "--batch", str(batch)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1]) / 2**20
 
 
 def competitors(size: Sizes, failures: Mapping[str, str] | None) -> dict[str, Callable[[int], object]]:
-    """Ours, the reference and, where it works, the peer, next to each other for every corruption."""
+    """Return ours, the reference and, where it works, the peer, next to each other for every corruption."""
     many, few = photographs(size.batch), photographs(size.loop)
     found: dict[str, Callable[[int], object]] = {}
     for name in CORRUPTIONS:
@@ -163,7 +163,7 @@ def _round(way: Callable[[str, Images], None], name: str, images_BHWC: Images) -
 
 
 def figures_of(times: Times, size: Sizes) -> dict[str, Figure]:
-    """Rates and ratios from the seconds."""
+    """Compute rates and ratios from the times."""
 
     def rates(way: str, count: int) -> dict[str, float]:
         seconds = {n: times.median(f"{way} {n}") for n in CORRUPTIONS if f"{way} {n}" in times.rounds_s}
@@ -182,9 +182,9 @@ def figures_of(times: Times, size: Sizes) -> dict[str, Figure]:
 
 
 def measured(size: Sizes, *, with_peer: bool) -> tuple[dict[str, Figure], Times]:
-    """All figures, and the seconds they come from."""
+    """Return all figures, and the times they are computed from."""
     failures = peer_failures(photographs(1)[0]) if with_peer else None
-    for name in CORRUPTIONS:  # warm: tables, kernels and photographs of frost are loaded
+    for name in CORRUPTIONS:  # warm up: load tables, kernels and photographs of frost
         ours(name, photographs(2))
         reference(name, photographs(1))
     times = interleave(competitors(size, failures), rounds=size.rounds)
@@ -199,7 +199,7 @@ def measured(size: Sizes, *, with_peer: bool) -> tuple[dict[str, Figure], Times]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints; as a child, prints the peak memory of one corruption in bytes."""
+    """Run the benchmark from the command line; with --peak, print the peak memory of one corruption in bytes."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--peak", choices=list(CORRUPTIONS), help="print one corruption's peak bytes")
     options.add_argument("--batch", type=int, default=500, help="images, for --peak")

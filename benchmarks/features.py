@@ -1,13 +1,13 @@
-"""Images in, feature vectors per second out: our FID Inception against torchmetrics' on the same weights.
+"""Measure feature vectors per second of our FID Inception against torchmetrics' with the same weights.
 
     ours                metarepair.features.extractors' `inception`
     torchmetrics        the extractor of FrechetInceptionDistance: torch-fidelity's network, with TensorFlow 1's resize
     efficientnet_lite0  ours, with the weights of the package that carries them; for information
     deployed            ours, of the shipped ResNet-8; for information
 
-Each in a process of its own, one at work at a time, from the same uint8 images of the shipped sample to a float32
-array. The Inception's weights are random, in the published layout, with batch norms calibrated on the sample; odd
-rounds see its images under fog, and the distance between both kinds is taken from each one's own features.
+Each runs in a separate process, one at a time, from the same uint8 images of the shipped sample to a float32 array.
+The Inception's weights are random, in the published layout, with batch norms calibrated on the sample. Odd rounds use
+images under fog; the distance between clean and foggy images is computed from each extractor's own features.
 Command: python -m benchmarks.features [--quick] [--json FILE] [--device cuda] [--without efficientnet_lite0]
 """
 
@@ -62,14 +62,14 @@ LITE0 = Peer(
 MEANING = {
     "ratio_torchmetrics": "time of torchmetrics' extractor over ours (more is better; the goal is 1.3 on a CPU)",
     "fid_rel_diff": "difference of the two distances, relative to torchmetrics' (at most 1e-3)",
-    "fid": "the distance by our features and our formula; of random weights, so for information",
-    "images_per_s": "of each network in a process of its own",
+    "fid": "distance by our features and our formula; the weights are random, so for information only",
+    "images_per_s": "speed of each network, in a separate process",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured: images of a batch, how many batches the quicker networks do in a round, rounds."""
+    """How much is measured: images in a batch, batches of each network in a round, rounds."""
 
     batch: int
     batches: Mapping[str, int]
@@ -77,7 +77,7 @@ class Sizes:
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """The sizes are the same for --quick, which only repeats less. A batch is pytorch-fid's of 50."""
+    """Return the sizes. --quick uses the same sizes with fewer rounds. A batch has 50 images, as in pytorch-fid."""
     batches = {
         "ours": 1,
         "torchmetrics": 1,
@@ -88,7 +88,7 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
 
 
 def images_of(number: int, size: Sizes) -> Images:
-    """The images of a round: clean in the even ones, under fog in the odd ones."""
+    """Return the images of a round: clean in even rounds, under fog in odd ones."""
     clean = np.asarray(load_dataset(DATA, "train").images_NHWC_u8)
     rows = (np.arange(size.batch) + number * size.batch) % len(clean)
     if number % 2 == 0:
@@ -97,7 +97,10 @@ def images_of(number: int, size: Sizes) -> Images:
 
 
 def write_weights(file: Path, images_BHWC_u8: Images) -> None:
-    """Random weights in the published layout. Uncalibrated, all images would have nearly the same features."""
+    """Write random weights in the published layout, with calibrated batch norms.
+
+    Without calibration all images would have nearly the same features.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build_fid_inception()
@@ -110,7 +113,7 @@ def write_weights(file: Path, images_BHWC_u8: Images) -> None:
 
 
 def torchmetrics_way(weights: Path, device: torch.device) -> Way:
-    """torchmetrics' extractor as its metric calls it. Its default resize is another than TensorFlow 1's."""
+    """Return torchmetrics' extractor as its metric calls it, with TensorFlow 1's resize, which is not its default."""
     metric = FrechetInceptionDistance(
         feature=FEATURES, feature_extractor_weights_path=str(weights), antialias=False
     )
@@ -126,7 +129,7 @@ def torchmetrics_way(weights: Path, device: torch.device) -> Way:
 
 
 def our_way(spec: str, weights: Path | None, device: torch.device) -> Way:
-    """The project's extractor `spec`."""
+    """Return MetaRepair's extractor `spec`."""
     deployed = load_deployed(*DEPLOYED, dataset_info(DATA)) if spec == "deployed" else None
     return build_extractor(
         spec,
@@ -139,7 +142,7 @@ def our_way(spec: str, weights: Path | None, device: torch.device) -> Way:
 
 
 def serve(pipe: Connection, name: str, weights: Path, device: torch.device) -> None:
-    """A process of its own: images in, features out, until None comes."""
+    """Answer each batch of images with its features, in a separate process, until None arrives."""
     extract: Way
     if name == "torchmetrics":
         extract = torchmetrics_way(weights, device)
@@ -153,7 +156,7 @@ def serve(pipe: Connection, name: str, weights: Path, device: torch.device) -> N
 
 @contextmanager
 def processes(names: Sequence[str], weights: Path, device: torch.device) -> Iterator[dict[str, Way]]:
-    """Each network in its process, as a function of a batch."""
+    """Start each network in its own process; yield a function from a batch to its features for each."""
     context = multiprocessing.get_context("spawn")  # a fork would share torch's threads, and fails with CUDA
     pipes: dict[str, Connection] = {}
     children = []
@@ -161,7 +164,7 @@ def processes(names: Sequence[str], weights: Path, device: torch.device) -> Iter
         pipes[name], theirs = context.Pipe()
         child = context.Process(target=serve, args=(theirs, name, weights, device), daemon=True)
         child.start()
-        theirs.close()  # so that a child that dies is an EOFError here, not a wait for ever
+        theirs.close()  # so that a dead child raises EOFError here instead of blocking forever
         children.append(child)
 
     def ask(pipe: Connection, images_BHWC_u8: Images) -> Features:
@@ -181,7 +184,7 @@ def processes(names: Sequence[str], weights: Path, device: torch.device) -> Iter
 
 
 class Given(nn.Module):
-    """An extractor for torchmetrics' metric that takes features for images."""
+    """An extractor for torchmetrics' metric that returns its input, which is features already."""
 
     num_features = FEATURES
 
@@ -190,7 +193,7 @@ class Given(nn.Module):
 
 
 def torchmetrics_fid(clean_BD: Features, foggy_BD: Features) -> float:
-    """torchmetrics' metric of features that are there already."""
+    """Return torchmetrics' distance of given features."""
     metric = FrechetInceptionDistance(feature=Given())
     metric.update(torch.from_numpy(clean_BD), real=True)
     metric.update(torch.from_numpy(foggy_BD), real=False)
@@ -198,7 +201,7 @@ def torchmetrics_fid(clean_BD: Features, foggy_BD: Features) -> float:
 
 
 def measured(size: Sizes, ways: Mapping[str, Way]) -> tuple[dict[str, Figure], Times]:
-    """All figures, and the seconds they come from."""
+    """Return all figures, and the times they are computed from."""
     batches = [images_of(number, size) for number in range(size.rounds)]
     found: dict[str, list[Features]] = {name: [] for name in ways}
 
@@ -206,7 +209,7 @@ def measured(size: Sizes, ways: Mapping[str, Way]) -> tuple[dict[str, Figure], T
         rounds = [np.concatenate([batch] * size.batches[name]) for batch in batches]
         return lambda number: found[name].append(ways[name](rounds[number]))
 
-    for name, way in ways.items():  # warm: the child is ready, kernels are chosen and buffers exist
+    for name, way in ways.items():  # warm up: the child is ready, kernels are chosen and buffers exist
         way(np.concatenate([batches[0]] * size.batches[name])[: 8 * size.batches[name]])
     times = interleave({name: competitor(name) for name in ways}, rounds=size.rounds)
     kinds = {
@@ -224,7 +227,7 @@ def measured(size: Sizes, ways: Mapping[str, Way]) -> tuple[dict[str, Figure], T
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Run the benchmark from the command line."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     add_peers(options, [LITE0])

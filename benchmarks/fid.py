@@ -1,12 +1,12 @@
-"""Moments of two environments in, the time of their Fréchet distance out: ours against two peers' ways.
+"""Time the Fréchet distance of two environments: ours against two peers.
 
     ours          tasks.distances.frechet: nuclear norm of A Bᵀ, from two covariance factors
     torchmetrics  eigenvalues of Σx Σy (torchmetrics.image.fid), from two means and covariances
-    scipy         matrix root of Σx Σy (scipy.linalg.sqrtm, as pytorch-fid takes it), from the same
+    scipy         matrix root of Σx Σy (scipy.linalg.sqrtm, as pytorch-fid computes it), from the same
 
-All describe the same features, 1,000 examples of 2,048 dimensions, and compute in float64. What belongs to one
-environment serves all its pairs, so the pair alone is timed: factors on our side, means and covariances on
-theirs. Their times are figures of their own, and so are the ratios with both sides' included.
+All use the same features, 1,000 examples of 2,048 dimensions, and compute in float64. An environment's moments are
+shared by all its pairs, so only the work for a pair is timed. The moments (factors for ours, means and covariances
+for the peers) are timed separately, and there are also ratios that include them on both sides.
 Command: python -m benchmarks.fid [--quick] [--json FILE]
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
-from torchmetrics.image.fid import _compute_fid  # private, but the very thing to compare with
+from torchmetrics.image.fid import _compute_fid  # private, but exactly what to compare with
 
 from benchmarks.measure import Times, interleave, machine, parser, publish
 from tasks.distances.frechet import Moments, frechet_distance, moments
@@ -37,13 +37,13 @@ MEANING = {
     "ratio_torchmetrics": "time of torchmetrics' eigenvalues over ours (more is better)",
     "max_rel_diff": "largest relative difference between torchmetrics' distance and ours",
     "max_rel_diff_scipy": "the same between SciPy's and ours",
-    "max_rel_diff_svd": "the same between singular values of A Bᵀ, without their fast way, and ours",
-    "matrix19_s": "seconds for all 171 pairs of 19 environments, moments included",
+    "max_rel_diff_svd": "the same between the singular values of A Bᵀ, without the fast path, and ours",
+    "matrix19_s": "seconds for all 171 pairs of 19 environments, including their moments",
     "pair_s": "seconds of ours for one pair",
     "moments_s": "seconds for one environment's factor (ours)",
-    "covariance_s": "seconds for one environment's mean and covariance (theirs)",
-    "ratio_scipy_from_features": "ratio_scipy with two environments' moments on both sides",
-    "ratio_torchmetrics_from_features": "ratio_torchmetrics with the same",
+    "covariance_s": "seconds for one environment's mean and covariance (peers)",
+    "ratio_scipy_from_features": "ratio_scipy, including two environments' moments on both sides",
+    "ratio_torchmetrics_from_features": "ratio_torchmetrics, including the same",
 }
 
 
@@ -58,14 +58,14 @@ class Sizes:
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """The sizes are the same for --quick, which only repeats less."""
+    """Return the sizes. --quick uses the same sizes with fewer rounds."""
     if smoke:
         return Sizes(examples=50, dim=64, environments=19, rounds=1)
     return Sizes(examples=1000, dim=2048, environments=19, rounds=2 if quick else 5)
 
 
 def features_of(environment: int, size: Sizes) -> Features:
-    """Not negative, correlated, with a spectrum that falls as 1/√k: like a network's features after a ReLU."""
+    """Return random features like a network's after a ReLU: non-negative, correlated, with a 1/√k spectrum."""
     generator = np.random.default_rng(environment)
     basis_DD = np.random.default_rng(1000).standard_normal((size.dim, size.dim)) / np.sqrt(size.dim)
     scale_D = (1 + np.arange(size.dim)) ** -0.5 * generator.uniform(0.8, 1.2, size.dim)
@@ -77,7 +77,7 @@ def features_of(environment: int, size: Sizes) -> Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """One environment as ours and as the others describe it."""
+    """One environment's moments, in our form and in the peers'."""
 
     ours: Moments
     mean_D: Doubles
@@ -85,32 +85,32 @@ class Environment:
 
 
 def covariance(features_ND: Features) -> tuple[Doubles, Doubles]:
-    """Mean and covariance, as pytorch-fid takes them."""
+    """Return the mean and covariance, as pytorch-fid computes them."""
     double_ND = features_ND.astype(np.float64)
     return double_ND.mean(axis=0), np.cov(double_ND, rowvar=False)
 
 
 def described(features_ND: Features) -> Environment:
-    """All that belongs to one environment."""
+    """Return all moments of one environment."""
     mean_D, covariance_DD = covariance(features_ND)
     return Environment(ours=moments(features_ND), mean_D=mean_D, covariance_DD=covariance_DD)
 
 
 def ours(x: Environment, y: Environment) -> float:
-    """The project's."""
+    """Return MetaRepair's distance."""
     return frechet_distance(x.ours, y.ours)
 
 
 def torchmetrics_way(x: Environment, y: Environment) -> float:
-    """torchmetrics' own function."""
+    """Return torchmetrics' distance, by its own function."""
     parts = (x.mean_D, x.covariance_DD, y.mean_D, y.covariance_DD)
     return float(_compute_fid(*(torch.from_numpy(part) for part in parts)))
 
 
 def scipy_way(x: Environment, y: Environment) -> float:
-    """What pytorch-fid 0.3.0 does: the root with its residual's norm (disp=False), and its epsilon if need be."""
+    """Return pytorch-fid 0.3.0's distance: the root and its residual's norm (disp=False), with epsilon if needed."""
     with warnings.catch_warnings():
-        # Fewer examples than dimensions: the product is singular; and SciPy 1.17 deprecates `disp`.
+        # With fewer examples than dimensions the product is singular; SciPy 1.17 deprecates `disp`.
         warnings.simplefilter("ignore")
         root_DD, _ = scipy.linalg.sqrtm(x.covariance_DD @ y.covariance_DD, disp=False)
         if not np.isfinite(root_DD).all():
@@ -122,14 +122,14 @@ def scipy_way(x: Environment, y: Environment) -> float:
 
 
 def svd_way(x: Environment, y: Environment) -> float:
-    """The project's slow way: the singular values of A Bᵀ, whatever the bound says."""
+    """Return MetaRepair's distance by its slow path: the singular values of A Bᵀ, regardless of the bound."""
     cross_RS = x.ours.factor_RD @ y.ours.factor_RD.T
     step_D = x.ours.mean_D - y.ours.mean_D
     return float(step_D @ step_D) + x.ours.trace + y.ours.trace - 2 * nuclear_norm_by_svd(cross_RS)
 
 
 def matrix_seconds(parts: Sequence[Features]) -> float:
-    """All pairs, the moments of each environment once."""
+    """Time all pairs, computing each environment's moments once."""
     started = time.perf_counter()
     known = [moments(part) for part in parts]
     for row, first in enumerate(known):
@@ -139,7 +139,7 @@ def matrix_seconds(parts: Sequence[Features]) -> float:
 
 
 def median_seconds(work: Callable[[], object], *, rounds: int) -> float:
-    """Median time of one call, after a first that does not count."""
+    """Return the median time of one call, after a warm-up call."""
     work()
     seconds = []
     for _ in range(rounds):
@@ -150,12 +150,12 @@ def median_seconds(work: Callable[[], object], *, rounds: int) -> float:
 
 
 def largest_difference(found: Sequence[float], reference: Sequence[float]) -> float:
-    """Relative to the reference."""
+    """Return the largest difference, relative to the reference."""
     return max(abs(a - b) / abs(b) for a, b in zip(found, reference, strict=True))
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark from the command line."""
     given = parser(__doc__.splitlines()[0]).parse_args()
     size = sizes(quick=given.quick, smoke=given.smoke)
     around = machine("metarepair", "numpy", "scipy", "torch", "torchmetrics")
@@ -171,7 +171,7 @@ def main() -> None:
     def competitor(name: str) -> Callable[[int], None]:
         return lambda number: values[name].append(ways[name](known[2 * number], known[2 * number + 1]))
 
-    ours(known[0], known[1])  # warm: threads and BLAS buffers exist
+    ours(known[0], known[1])  # warm up: threads and BLAS buffers exist
     torchmetrics_way(known[0], known[1])
     times: Times = interleave({name: competitor(name) for name in ways}, rounds=size.rounds)
     figures = compare(times, values, known) | own_times(times, parts)
@@ -181,7 +181,7 @@ def main() -> None:
 def compare(
     times: Times, values: Mapping[str, Sequence[float]], known: Sequence[Environment]
 ) -> dict[str, float]:
-    """Ratios of times and differences of distances."""
+    """Return ratios of times and differences of distances."""
     pairs = zip(known[::2], known[1::2], strict=True)
     return {
         "ratio_scipy": times.ratio("scipy", "ours"),
@@ -193,7 +193,7 @@ def compare(
 
 
 def own_times(times: Times, parts: Sequence[Features]) -> dict[str, float]:
-    """Seconds of our matrix, of each part, and the ratios with all parts in."""
+    """Return seconds of our full matrix and of each part, and the ratios that include all parts."""
     moments_s = median_seconds(lambda: moments(parts[0]), rounds=5)
     covariance_s = median_seconds(lambda: covariance(parts[0]), rounds=5)
     from_features = times.median("ours") + 2 * moments_s

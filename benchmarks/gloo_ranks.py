@@ -1,7 +1,7 @@
-"""A function and a number of processes in, rank 0's result out: gloo over loopback, a thread each.
+"""Run a function on several gloo processes over loopback, one thread each, and time it.
 
-What is timed on them: an all-reduce of given bytes, episodes of the real MetaTrainer, and an episode whose earlier
-tasks are reduced while the last one is differentiated.
+The functions timed are an all-reduce of given sizes, episodes of the real MetaTrainer, and an episode that reduces its
+earlier tasks while the last one is differentiated.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Result = TypeVar("Result")
 
 
 def on_ranks(work: Callable[..., Result], *arguments: Any, world: int) -> Result:
-    """Calls `work(*arguments)` in `world` processes that are joined by gloo; rank 0's result."""
+    """Call `work(*arguments)` in `world` processes joined by gloo; return rank 0's result."""
     with tempfile.TemporaryDirectory() as folder:
-        # A process is busy in the rendezvous until all are there, so that each takes one rank.
+        # A process stays in the rendezvous until all have arrived, so each takes exactly one rank.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(world, mp_context=context) as pool:
             meeting = Path(folder) / "meeting"
             ranks = [pool.submit(_rank, meeting, rank, world, work, arguments) for rank in range(world)]
-            results = [rank.result() for rank in ranks]  # raises what any of them raised
+            results = [rank.result() for rank in ranks]  # re-raises an error of any rank
             return results[0]
 
 
@@ -58,7 +58,7 @@ def _rank(
 
 
 def timed_together(work: Callable[[], object]) -> float:
-    """Seconds from when all ranks are here to when all are done."""
+    """Return the seconds from when all ranks have arrived to when all are done."""
     dist.barrier()
     started = time.perf_counter()
     work()
@@ -67,7 +67,7 @@ def timed_together(work: Callable[[], object]) -> float:
 
 
 def all_reduce_rounds(sizes_bytes: Sequence[int], rounds: int) -> dict[int, list[float]]:
-    """Seconds of an all-reduce by its bytes, in turn over the sizes; the first round, which connects, is left out."""
+    """Time all-reduces by size, in rounds over all sizes. The first round, which connects, is left out."""
     context = GlooContext(folder=Path())
     vectors = {size: torch.ones(size // 4) for size in sizes_bytes}
     found: dict[int, list[float]] = {size: [] for size in sizes_bytes}
@@ -84,7 +84,7 @@ def all_reduce_rounds(sizes_bytes: Sequence[int], rounds: int) -> dict[int, list
 
 
 class GlooContext(RayContext):
-    """A rank of these processes; it sums as a rank of Ray Train does."""
+    """The context of one of these ranks; it sums as a rank of Ray Train does."""
 
     rank = property(lambda _: dist.get_rank())
     world_size = property(lambda _: dist.get_world_size())
@@ -92,7 +92,7 @@ class GlooContext(RayContext):
 
 
 def episode_rounds(spec: NetTask, tasks: int, rounds: int, warm: bool) -> list[float]:
-    """Seconds of each of so many episodes of the real trainer; warm: after one that is left out."""
+    """Time `rounds` episodes of the real trainer. warm: run one episode first, which is left out."""
     module, batches = build_net(spec), [random_task(spec, seed) for seed in range(tasks)]
     source = SimpleNamespace(
         deployed=SimpleNamespace(module=module),
@@ -102,7 +102,7 @@ def episode_rounds(spec: NetTask, tasks: int, rounds: int, warm: bool) -> list[f
         {
             "name": "scaling",
             "mining": {"experiences": ["fog"]},
-            # Hardly a step: random weights would go to infinity, and an episode that is skipped takes less.
+            # Tiny steps: random weights would diverge, and a skipped episode takes less time.
             "inner": {"steps": spec.steps, "rate": 1e-6},
             "train": {
                 "tasks": tasks,
@@ -120,7 +120,7 @@ def episode_rounds(spec: NetTask, tasks: int, rounds: int, warm: bool) -> list[f
 
 
 def overlap_rounds(spec: NetTask, tasks: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of an episode of so many tasks a rank: reduced once at the end, and the earlier ones in advance."""
+    """Time an episode of `tasks` tasks per rank: reduced once at the end, or the earlier tasks in advance."""
     net, context = spec.functional(build_net(spec)), GlooContext(folder=Path())
     batches = [random_task(spec, seed) for seed in range(tasks)]
 
@@ -148,5 +148,5 @@ def overlap_rounds(spec: NetTask, tasks: int, rounds: int) -> dict[str, list[flo
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Median over the rounds of above/below."""
+    """Return the median over the rounds of above/below."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))

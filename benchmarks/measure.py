@@ -1,4 +1,4 @@
-"""Competitors in, interleaved times, a table and a JSON file out: what all benchmarks share."""
+"""Provide what all benchmarks share: interleaved timing, options, and output as a table and JSON."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of every round, by competitor."""
+    """Seconds of each round, by competitor."""
 
     rounds_s: Mapping[str, list[float]]
 
     def median(self, name: str) -> float:
-        """Median seconds of a competitor."""
+        """Return a competitor's median seconds."""
         return statistics.median(self.rounds_s[name])
 
     def ratio(self, above: str, below: str) -> float:
-        """Median over the rounds of above/below: the two stood next to each other in a round."""
+        """Return the median over the rounds of above/below; within a round the two ran close together."""
         pairs = zip(self.rounds_s[above], self.rounds_s[below], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
@@ -39,9 +39,9 @@ def interleave(
     rounds: int,
     finish: Callable[[], object] | None = None,
 ) -> Times:
-    """Runs A B C, A B C, … so that a slow spell of the machine meets all; each is called with the round's number.
+    """Run A B C, A B C, … so that a slow phase of the machine affects all; each is called with the round's number.
 
-    `finish` is called before a clock is read (a GPU's synchronisation).
+    `finish` is called before each clock reading, for example to synchronise a GPU.
     """
     wait = finish or (lambda: None)
     seconds: dict[str, list[float]] = {name: [] for name in competitors}
@@ -57,12 +57,12 @@ def interleave(
 
 
 def parser(text: str) -> argparse.ArgumentParser:
-    """The options of every benchmark."""
+    """Return a parser with the options of every benchmark."""
     made = argparse.ArgumentParser(description=text)
     made.add_argument(
-        "--quick", action="store_true", help="fewer repetitions, the same sizes; within 3 minutes"
+        "--quick", action="store_true", help="fewer repetitions of the same sizes; within 3 minutes"
     )
-    made.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    made.add_argument("--smoke", action="store_true", help="tiny sizes: only check that it runs")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     return made
 
@@ -72,7 +72,7 @@ BENCH = "pip install --editable '.[bench]'"
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """Something that a benchmark compares with and MetaRepair does not depend on; `install` is the command for it."""
+    """A package that a benchmark compares with and MetaRepair does not depend on. `install`: its install command."""
 
     name: str
     module: str
@@ -80,7 +80,7 @@ class Peer:
 
 
 def add_peers(options: argparse.ArgumentParser, peers: Sequence[Peer]) -> None:
-    """The option that leaves a peer out; without it an absent peer ends the benchmark."""
+    """Add the option --without, which leaves a peer out; otherwise a missing peer ends the benchmark."""
     options.add_argument(
         "--without",
         action="append",
@@ -91,24 +91,24 @@ def add_peers(options: argparse.ArgumentParser, peers: Sequence[Peer]) -> None:
 
 
 def require_peers(peers: Sequence[Peer], *, without: Sequence[str] = ()) -> None:
-    """Ends the program with one paragraph unless every peer that is not left out can be imported."""
+    """Exit with one paragraph unless every peer that is not left out can be imported."""
     for peer in peers:
         if peer.name in without:
-            print(f"Left out by --without: {peer.name}. Nothing is compared with it.", flush=True)
+            print(f"Left out by --without: {peer.name}.", flush=True)
             continue
         try:
             import_module(peer.module)
-        except Exception as error:  # an old package may raise anything when it is imported
+        except Exception as error:  # importing an old package may raise anything
             said = " ".join(str(error).split())
             raise SystemExit(
                 f"This benchmark compares with {peer.name}, and `import {peer.module}` raised {type(error).__name__} "
-                f"({said}). Install it: {peer.install} (benchmarks/README.md has what else it needs). The option "
-                "--without leaves out what the benchmark can do without."
+                f"({said}). Install it: {peer.install} (benchmarks/README.md lists what else it needs). The option "
+                "--without leaves out optional peers."
             ) from error
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Processor, CPUs, threads and versions: what the figures hold for."""
+    """Return the processor, CPUs, threads and versions that the figures were measured with."""
     import torch
 
     found = {"python": platform.python_version()}
@@ -138,9 +138,9 @@ def _processor() -> str:
 
 
 def peak_resident_bytes(work: Callable[[], object]) -> int:
-    """Growth of the resident set while `work` runs, looked at every 2 ms (Linux).
+    """Return the growth of the resident set while `work` runs, sampled every 2 ms (Linux).
 
-    An allocator gives little back, so only a process that has not done the work before shows it all.
+    Allocators return little memory, so the growth is complete only in a process that has not done the work before.
     """
     seen, over = [_resident_bytes()], threading.Event()
 
@@ -175,9 +175,9 @@ def publish(
     path: Path | None,
     smoke: bool,
 ) -> None:
-    """Prints the figures with what they mean; writes them, the times and the machine to `path` if given.
+    """Print the figures with their meanings; write them, the times and the machine to `path` if given.
 
-    Figures that are mappings become the columns of one table, with their keys as its rows.
+    Figures that are mappings become the columns of one table, with their keys as rows.
     """
     columns = {name: value for name, value in figures.items() if isinstance(value, Mapping)}
     print()
@@ -190,7 +190,7 @@ def publish(
     print("\n" + ", ".join(f"{key} {value}" for key, value in around.items() if key != "versions"))
     print(", ".join(f"{key} {value}" for key, value in around["versions"].items()))
     if smoke:
-        print("Tiny sizes: these figures say that the benchmark runs, and nothing about speed.")
+        print("Tiny sizes: these figures only show that the benchmark runs; they say nothing about speed.")
     if path is not None:
         content = {**figures, "smoke": smoke, "rounds_s": dict(times.rounds_s), "machine": dict(around)}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

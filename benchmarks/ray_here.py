@@ -1,4 +1,4 @@
-"""A number of CPUs in, a Ray of this benchmark's own for the time of a block out; its folder is gone afterwards."""
+"""Start a Ray cluster for a benchmark's `with` block; its folder is deleted afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distributed.on_ray.pool import map_items
 
 @contextmanager
 def folder_for_ray() -> Iterator[Path]:
-    """A short one, as sockets have short names; no other cluster of this machine is found from it."""
+    """Make a temporary folder for Ray and hide the machine's other clusters. Its path is short, for socket names."""
     folder = tempfile.mkdtemp(prefix="mr", dir="/tmp")
     before = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_TMPDIR")}
     os.environ["RAY_TMPDIR"] = folder
@@ -29,7 +29,7 @@ def folder_for_ray() -> Iterator[Path]:
 
 @contextmanager
 def small_ray(cpus: int) -> Iterator[None]:
-    """One node on this machine."""
+    """Run one node on this machine."""
     import ray
 
     with folder_for_ray() as folder:
@@ -47,12 +47,12 @@ def small_ray(cpus: int) -> Iterator[None]:
 
 
 def doubled() -> Callable[[int], int]:
-    """A worker whose items cost nothing."""
+    """Return a worker function whose items cost nothing."""
     return lambda item: 2 * item
 
 
 def items_per_s(count: int, *, workers: int) -> float:
-    """Trivial items a second through the project's actor pool, once its actors are there."""
+    """Return trivial items per second through MetaRepair's actor pool, once its actors have started."""
     seen: list[float] = []
     for _ in map_items(doubled, list(range(count)), workers=workers):
         seen.append(time.perf_counter())

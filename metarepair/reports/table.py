@@ -1,6 +1,6 @@
 """Format a target's result.json as a table with a legend and a verdict; write all rows as CSV and Parquet.
 
-Accuracies are fractions in result.json and percent here. Reading: items 9, 10 and 15.
+Accuracies are fractions in result.json and percent here. docs/protocol.md defines the columns.
 """
 
 from __future__ import annotations
