@@ -1,20 +1,20 @@
 """Record what a checkout of MetaRepair computes on small fixed cases, and compare two recordings bit for bit.
 
-A refactoring must change nothing that is computed. Record the commit before it and the commit after it on one machine,
+A refactoring must not change any computed result. Record the commit before it and the commit after it on one machine,
 then compare:
 
     python benchmarks/golden_run.py record --checkout OLD_CHECKOUT --out golden/old
     python benchmarks/golden_run.py record --checkout NEW_CHECKOUT --out golden/new
     python benchmarks/golden_run.py compare golden/old golden/new
 
-`record` runs the command line of the checkout (`python -m metarepair`, one thread) in processes of their own and keeps
-their runs, outputs and exit codes. Nothing of MetaRepair is imported here, so the same file records any commit.
-`compare` exits with 1 and the list of differences if there are any. A recording takes about five minutes on two cores.
+`record` runs the checkout's command line (`python -m metarepair`, one thread) in separate processes and keeps their
+runs, outputs and exit codes. This file imports nothing from MetaRepair, so it can record any commit. `compare` exits
+with 1 and lists the differences if there are any. A recording takes about five minutes on two cores.
 
-What may differ without a report is in the tables at the top: TEXT_RULES, DROPPED_LINES, IGNORED_KEYS, IGNORED_DIGESTS,
-HIDDEN_DEFAULTS, LEFT_OUT and LOOSE. Everything else is compared to the last bit: tensors, failures, arrays and images
-by their bytes; JSON, YAML, Parquet, CSV and TensorBoard events by value; Markdown and HTML by line; standard output
-and error as a multiset of lines.
+The tables at the top list what may differ without being reported: TEXT_RULES, DROPPED_LINES, IGNORED_KEYS,
+IGNORED_DIGESTS, HIDDEN_DEFAULTS, LEFT_OUT and LOOSE. Everything else is compared exactly: tensors, failures, arrays
+and images by their bytes; JSON, YAML, Parquet, CSV and TensorBoard events by value; Markdown and HTML by line;
+standard output and error as a multiset of lines.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ import yaml
 
 # --- What may differ ------------------------------------------------------------------------------------------------
 
-# (pattern, replacement, why), for text and for strings inside JSON, YAML, Parquet and CSV. The folders of the
-# recording and of the checkout are replaced first, then the digests of stages' results (see `Recording.results`).
+# (pattern, replacement, why), for text and for strings inside JSON, YAML, Parquet and CSV. Before these rules, the
+# folders of the recording and the checkout are replaced, then the digests of stages' results (see `Recording.results`).
 TEXT_RULES: tuple[tuple[str, str, str], ...] = (
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:[+-]\d\d:\d\d|Z)?", "<time>", "a point in time"),
     (r"\b(?:\d+ h \d+ min|(?:\d+ min )?\d+(?:\.\d+)? s)\b", "<duration>", "a measured duration"),
@@ -62,9 +62,9 @@ TEXT_RULES: tuple[tuple[str, str, str], ...] = (
     ),
     (r"\bmetarepair \d+\.\d+\.\d+\w*", "metarepair <version>", "the version of the source"),
 )
-# Lines of standard output and error that are dropped: they come from Ray itself, or depend on its timing.
+# Lines of standard output and error that are dropped, because they come from Ray itself or depend on its timing.
 DROPPED_LINES = (r"^\S*\([^)]*(?:pid|ip)=", r"^<time>\s+(?:INFO|WARNING)\b")
-# A progress line appears every ten seconds, so how many there are, and how far each is, depends on the speed.
+# A progress line appears every ten seconds, so the number and content of these lines depend on the speed.
 PROGRESS = re.compile(r"^([^:]+): \d+ of \d+ ([\w-]+), .*<rate> .*$")
 
 # Keys of JSON objects and columns of tables whose values are not compared, with the reason.
@@ -74,14 +74,14 @@ IGNORED_KEYS: dict[str, str] = {
     r"memory_bytes|memory, .*|peak_memory.*": "measured peak memory",
     r"opened|written|since|last_sign_s": "points in time",
     r"host|pid": "the process and the machine",
-    r"size_bytes|promised_bytes": "sizes of files that hold seconds as text; the files are compared themselves",
+    r"size_bytes|promised_bytes": "sizes of files that hold seconds as text; the files themselves are compared",
     r"stack_trace|nn_module_stack": "files, lines and modules of the source, in exported programs",
 }
 
-# Keys of digests that are not compared, for settings with hidden defaults, or seconds, are in what they are of.
+# Keys of digests that are not compared, because what they digest includes settings with hidden defaults, or seconds.
 IGNORED_DIGESTS = r"checksum|identity|settings"
 
-# Settings that old commits left out of their records while at these defaults: present and absent mean the same.
+# Settings that old commits did not record while at these defaults: absent means the same as present.
 _PREPARATION = {"stem": "imagenet", "input_size": None, "normalisation": "dataset", "mean": None, "std": None}
 HIDDEN_DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"entry": None, **_PREPARATION},
@@ -93,18 +93,18 @@ HIDDEN_DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Files that are not compared, with the reason.
 LEFT_OUT: dict[str, str] = {
-    r"recording\.json": "says where, when and how fast it was recorded",
+    r"recording\.json": "the folders, commit and speed of the recording",
     r"runs/[^/]+/search/tune/.*": "Ray Tune's own state: pickles, points in time and process numbers",
     r"runs/[^/]+/.*/ray/.*": "Ray Train's own state",
-    r"runs/[^/]+/search/trials/.*/tensorboard/.*": "a trial that is stopped early may end before its events are copied",
-    r"runs/[^/]+/lock(\.json)?": "who writes in a run",
+    r"runs/[^/]+/search/trials/.*/tensorboard/.*": "a trial stopped early may end before its events are copied",
+    r"runs/[^/]+/lock(\.json)?": "the process that writes to a run",
 }
 
-# Compared only by their accuracies, in points of percent: Arachne's search may be rewritten.
+# Compared only by their accuracies, in percentage points, because Arachne's search may be rewritten.
 LOOSE = r"runs/arachne/compare/.*|said/arachne(-[^/]+)?/std(out|err)\.txt"
 LOOSE_POINTS = 10.0
 
-# A manifest's digest of such a file is compared; files of other kinds hold seconds and are compared by value.
+# A manifest's digests of these files are compared; other files may hold seconds and are compared by value.
 EXACT = (".safetensors", ".arrow", ".npy", ".png")
 
 # --- What is recorded -----------------------------------------------------------------------------------------------
@@ -112,17 +112,17 @@ EXACT = (".safetensors", ".arrow", ".npy", ".png")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One command. In `words`, RUNS and OUT stand for the folders of the runs and of the recording."""
+    """One command. In `words`, RUNS and OUT stand for the folder of runs and the folder of the recording."""
 
     name: str
     words: tuple[str, ...]
     exit_code: int = 0
-    copies: tuple[str, str] | None = None  # a run that is copied before, under another name
-    damages: str | None = None  # a file of the runs in which one bit is flipped before
+    copies: tuple[str, str] | None = None  # (from, to): a run that is copied first, under another name
+    damages: str | None = None  # a file of the runs in which one bit is flipped first
 
 
 def settings(name: str, **changes: Any) -> tuple[str, ...]:
-    """The shipped sample made small; `a__b=1` sets a.b."""
+    """Return options for a small run on the shipped sample; `a__b=1` sets a.b."""
     small = {
         "name": name,
         "workers": 0,
@@ -192,7 +192,7 @@ def compare_words(name: str, methods: Sequence[str], more: Mapping[str, Any]) ->
 
 
 def varied() -> tuple[str, ...]:
-    """Another DNN, two targets, and settings that are not the defaults wherever a stage has some."""
+    """Return options for a run with another DNN, two targets, and non-default settings for every stage."""
     return settings(
         "varied",
         targets=["gaussian_noise", "snow"],
@@ -226,7 +226,7 @@ def varied() -> tuple[str, ...]:
 
 
 def shown(run: str, *verbs: str) -> list[Case]:
-    """What `inspect` and `status` tell of a run, as text and as JSON."""
+    """Return cases that show a run by `inspect` and `status`, as text and as JSON."""
     return [
         Case(name=f"{verb}{'-json' if flags else ''}-{run}", words=(verb, f"RUNS/{run}", *flags))
         for verb in verbs or ("inspect", "status")
@@ -235,7 +235,7 @@ def shown(run: str, *verbs: str) -> list[Case]:
 
 
 def refused(name: str, *words: str) -> Case:
-    """A wrong input."""
+    """Return a case with wrong input, which must exit with code 2."""
     return Case(name=f"refused-{name}", words=words, exit_code=2)
 
 
@@ -308,7 +308,7 @@ CASES: tuple[Case, ...] = (
 
 
 def record(checkout: Path, out: Path, python: str, only: Sequence[str] = ()) -> int:
-    """Run every case and keep what it wrote and said. Returns how many ended with an unexpected exit code."""
+    """Run every case, and keep its files and output. Return how many ended with an unexpected exit code."""
     checkout, out = checkout.resolve(), out.resolve()
     if out.exists() and any(out.iterdir()):
         raise SystemExit(f"{out} is not empty. Name a new folder.")
@@ -323,35 +323,35 @@ def record(checkout: Path, out: Path, python: str, only: Sequence[str] = ()) -> 
         began = time.monotonic()
         code = record_case(case, checkout, out, python, environment)
         seconds[case.name] = round(time.monotonic() - began, 1)
-        wrong = "" if code == case.exit_code else f": exit code {code}, where {case.exit_code} is expected"
+        wrong = "" if code == case.exit_code else f": exit code {code}, expected {case.exit_code}"
         unexpected += bool(wrong)
         print(f"{seconds[case.name]:6.1f} s  {case.name}{wrong}", flush=True)
     facts = {"checkout": str(checkout), "out": str(out), "commit": commit_of(checkout), "seconds": seconds}
     (out / "recording.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(f"{sum(seconds.values()):6.1f} s  in all; commit {facts['commit']}; written to {out}")
+    print(f"{sum(seconds.values()):6.1f} s  in total; commit {facts['commit']}; written to {out}")
     return unexpected
 
 
 def environment_of(checkout: Path) -> dict[str, str]:
-    """The environment of every command: the checkout's code, one thread, and no settings of MetaRepair."""
+    """Return every command's environment: the checkout's code, one thread, no MetaRepair variables."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("METAREPAIR_", "RAY_"))}
     fixed = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "RAY_DEDUP_LOGS": "0"}
     return own | fixed
 
 
 def check_imports(checkout: Path, python: str, environment: Mapping[str, str]) -> None:
-    """Refuse a Python that would import another copy of MetaRepair than the checkout's."""
+    """Refuse a Python that would import MetaRepair from anywhere but the checkout."""
     code = "import metarepair, tasks, distributed as d; print(metarepair.__path__[0], tasks.__path__[0], d.__path__[0])"
     told = subprocess.run(
         [python, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True, check=True
     )
     wrong = [found for found in told.stdout.split() if Path(found).resolve().parent != checkout]
     if wrong:
-        raise SystemExit(f"{python} imports {', '.join(wrong)} in place of the packages of {checkout}.")
+        raise SystemExit(f"{python} imports {', '.join(wrong)} instead of the packages in {checkout}.")
 
 
 def commit_of(checkout: Path) -> str:
-    """The commit of the checkout, with `+changes` if files of it are modified."""
+    """Return the checkout's commit, with `+changes` if tracked files are modified."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -362,7 +362,7 @@ def commit_of(checkout: Path) -> str:
 
 
 def record_case(case: Case, checkout: Path, out: Path, python: str, environment: Mapping[str, str]) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command, and return its exit code."""
     runs, said = out / "runs", out / "said" / case.name
     if case.copies:
         shutil.copytree(runs / case.copies[0], runs / case.copies[1])
@@ -398,19 +398,19 @@ WIDTH = 180  # characters of a difference
 
 
 class Recording:
-    """A recorded folder: its files, and how their content is normalised."""
+    """A recording's folder: its files, and how their content is normalised."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         facts = self.folder / "recording.json"
         if not facts.is_file():
-            raise SystemExit(f"{folder} holds no finished recording: it has no recording.json.")
+            raise SystemExit(f"{folder} has no recording.json, so it holds no finished recording.")
         told = json.loads(facts.read_text(encoding="utf-8"))
         self.folders = {told["out"]: "<recording>", told["checkout"]: "<checkout>"}
 
     @cached_property
     def files(self) -> dict[str, list[Path]]:
-        """Every compared file by its name; names of TensorBoard files lose their time and host."""
+        """All compared files by name. TensorBoard files' names are stripped of their time and host."""
         found: dict[str, list[Path]] = {}
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             name = path.relative_to(self.folder).as_posix()
@@ -420,9 +420,9 @@ class Recording:
 
     @cached_property
     def results(self) -> dict[str, str]:
-        """Digest of a stage's result -> the stage, as `inspect --json` tells it.
+        """Map the digest of each stage's result to the stage, from the output of `inspect --json`.
 
-        These digests are of settings too, hence of the hidden defaults; later stages name them as their inputs.
+        These digests include settings, and so hidden defaults; later stages record them as their inputs.
         """
         found: dict[str, str] = {}
         for path in sorted(self.folder.glob("said/inspect-json-*/stdout.json")):
@@ -437,7 +437,7 @@ class Recording:
         return found
 
     def text(self, text: str) -> str:
-        """`text` without what may differ."""
+        """Return `text` with what may differ replaced."""
         for folder, name in sorted(self.folders.items(), key=lambda item: -len(item[0])):
             text = text.replace(folder, name)
         text = re.sub(r"\b[0-9a-f]{24}\b", lambda match: self.results.get(match[0], match[0]), text)
@@ -446,7 +446,7 @@ class Recording:
         return text
 
     def value(self, value: Any, section: str = "") -> Any:
-        """Plain content of JSON or YAML without what may differ. `section`: the key that it stands under."""
+        """Return JSON or YAML content without what may differ. `section`: the key that it is stored under."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, list):
@@ -469,7 +469,7 @@ class Recording:
 
 
 def is_ignored(key: str, value: Any = None) -> bool:
-    """Whether what stands under a key, or in the column of that name, is not compared."""
+    """Whether the value at a key, or the column of that name, is not compared."""
     if isinstance(value, str) and re.fullmatch(IGNORED_DIGESTS, key):
         return True
     return any(re.fullmatch(pattern, key) for pattern in IGNORED_KEYS)
@@ -488,7 +488,7 @@ def read_json_lines(recording: Recording, paths: Sequence[Path]) -> Any:
 
 
 def read_seal(recording: Recording, paths: Sequence[Path]) -> Any:
-    """The seal of a part: the digest of its file, if nothing in that may differ."""
+    """Read a part's seal, with the file's digest only if nothing in the file may differ."""
     sealed = json.loads(paths[0].read_text(encoding="utf-8"))
     if not paths[0].name.endswith((".safetensors.seal", ".npy.seal")):
         sealed.pop("digest", None)
@@ -496,9 +496,9 @@ def read_seal(recording: Recording, paths: Sequence[Path]) -> Any:
 
 
 def read_safetensors(recording: Recording, paths: Sequence[Path]) -> Any:
-    """Tensors by their bytes, and the metadata, whose order in the file is random.
+    """Read tensors as digests of their bytes, and the metadata, whose order in the file is random.
 
-    The state of an interrupted repair holds the seconds that it took as a tensor of that name.
+    The state of an interrupted repair stores its duration as a tensor named `seconds`, which is ignored.
     """
     content = paths[0].read_bytes()
     (length,) = struct.unpack_from("<Q", content)
@@ -512,7 +512,7 @@ def read_safetensors(recording: Recording, paths: Sequence[Path]) -> Any:
 
 
 def read_part(recording: Recording, paths: Sequence[Path]) -> Any:
-    """A part of an unfinished environment: its columns by their bytes; its metadata holds seconds."""
+    """Read a shard of an unfinished environment: its columns as digests of their bytes; its metadata holds seconds."""
     with pa.ipc.open_file(paths[0]) as reader:
         table = reader.read_all()
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
@@ -544,7 +544,7 @@ def read_csv(recording: Recording, paths: Sequence[Path]) -> Any:
 
 
 def read_events(_: Recording, paths: Sequence[Path]) -> Any:
-    """Scalars of TensorBoard's record files, sorted: [step, tag, value]."""
+    """Read the scalars of TensorBoard's record files, sorted: [step, tag, value]."""
     from tensorboardX.proto import event_pb2
 
     found = []
@@ -559,9 +559,9 @@ def read_events(_: Recording, paths: Sequence[Path]) -> Any:
 
 
 def read_program(recording: Recording, paths: Sequence[Path]) -> Any:
-    """The parts of an exported program: its graph by value, its weights by their bytes.
+    """Read the parts of an exported program: its graph by value, its weights as digests of their bytes.
 
-    Its serialization_id is a digest of all parts, hence of the names of source files in the graph.
+    Its serialization_id is dropped: it digests all parts, including the names of source files in the graph.
     """
     with zipfile.ZipFile(paths[0]) as program:
         parts = {name.partition("/")[2]: program.read(name) for name in program.namelist()}
@@ -577,7 +577,7 @@ def read_markdown(recording: Recording, paths: Sequence[Path]) -> list[str]:
 
 
 def plain_lines(recording: Recording, text: str) -> list[str]:
-    """Lines without what may differ, also in tables of Markdown and of aligned columns; padding does not count."""
+    """Return lines without what may differ, also in tables of Markdown and of aligned columns; padding is ignored."""
     lines: list[str] = []
     headers: list[str] = []
     for line in text.splitlines():
@@ -596,7 +596,7 @@ def plain_lines(recording: Recording, text: str) -> list[str]:
 
 
 def table_row(recording: Recording, headers: Sequence[str], cells: Sequence[str]) -> str:
-    """One row without the columns that are ignored."""
+    """Return one row without the ignored columns."""
     if len(headers) != len(cells):
         return " | ".join(map(recording.text, cells))
     return " | ".join(
@@ -605,7 +605,7 @@ def table_row(recording: Recording, headers: Sequence[str], cells: Sequence[str]
 
 
 def read_html(recording: Recording, paths: Sequence[Path]) -> list[str]:
-    """Lines of a page: tables row by row, its settings by value, its images by their digests."""
+    """Read the lines of a page, with its tables row by row, its settings by value and its images by their digests."""
 
     def rows(table: re.Match[str]) -> str:
         headers = re.findall(r"<th[^>]*>(.*?)</th>", table[0], re.DOTALL)
@@ -629,7 +629,7 @@ def read_html(recording: Recording, paths: Sequence[Path]) -> list[str]:
 
 
 def read_said(recording: Recording, paths: Sequence[Path]) -> Counter[str]:
-    """Lines of an output with how often each was printed; threads may print in another order."""
+    """Count the lines of an output. Their order is ignored, since threads may print in another order."""
     counted: Counter[str] = Counter()
     for line in read_markdown(recording, paths):
         if PROGRESS.match(line):
@@ -667,7 +667,7 @@ READERS: tuple[tuple[str, Reader], ...] = (
 
 
 def compare(old: Path, new: Path) -> list[str]:
-    """Every difference of two recordings, as `FILE: what`."""
+    """Return every difference between two recordings, as `FILE: difference`."""
     before, after = Recording(old), Recording(new)
     found = []
     for name in sorted(before.files.keys() | after.files.keys()):
@@ -709,7 +709,7 @@ def file_differences(name: str, before: Recording, after: Recording) -> Iterator
 
 
 def value_differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
-    """`key.key: old -> new` wherever two plain values differ; 1 and 1.0 differ, NaN and NaN do not."""
+    """Yield `key.key: old -> new` for each difference of two plain values; 1 and 1.0 differ, NaN and NaN do not."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             where = f"{at}.{key}" if at else str(key)
@@ -725,7 +725,7 @@ def value_differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
 
 
 def accuracy_differences(old: Any, new: Any) -> Iterator[str]:
-    """Accuracies, which are shares from 0 to 1, that are further apart than LOOSE_POINTS."""
+    """Yield accuracies (fractions from 0 to 1) that differ by more than LOOSE_POINTS."""
     for line in accuracy_pairs(old, new):
         at, one, other = line
         if abs(one - other) * 100 > LOOSE_POINTS:
@@ -745,14 +745,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Record what a checkout computes, and compare two recordings."
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    recorder = verbs.add_parser("record", help="run all cases with a checkout and keep what they write")
+    recorder = verbs.add_parser("record", help="run all cases with a checkout and keep their output")
     recorder.add_argument("--checkout", type=Path, required=True, metavar="FOLDER")
     recorder.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     recorder.add_argument(
         "--python", default=sys.executable, help="the Python that runs the checkout (this one)"
     )
     recorder.add_argument(
-        "--only", nargs="+", default=[], metavar="CASE", help="these cases alone, to try them"
+        "--only", nargs="+", default=[], metavar="CASE", help="run only these cases, to try them"
     )
     comparer = verbs.add_parser("compare", help="list the differences of two recordings")
     comparer.add_argument("old", type=Path, metavar="OLD")

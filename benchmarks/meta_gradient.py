@@ -1,4 +1,4 @@
-"""A task of a DNN in, time and memory of its exact meta-gradient out: ours against peers and a floor.
+"""Measure time and memory of the exact meta-gradient: ours against peers and a lower bound.
 
     graph      metarepair.engine.meta_gradient, memory: graph
     recompute  the same, memory: recompute
@@ -7,8 +7,8 @@
     torch      torch.func.functional_call in a loop, all steps in one graph
     floor      K × (one support gradient and one Hessian-vector product) + one query gradient, measured alone
 
-DenseNet-121 and ConvNeXt-tiny, 32 px, 50 support and 50 query images, K in {1, 3, 10} inner steps, batch norm by
-the own batch; peak memory at K = 10, each way in a process of its own.
+DenseNet-121 and ConvNeXt-tiny, 32 px, 50 support and 50 query images, K in {1, 3, 10} inner steps; batch norm uses
+each batch's own statistics. Peak memory is measured at K = 10, each way in a separate process.
 Command: python -m benchmarks.meta_gradient [--quick] [--json FILE] [--device cuda] [--without PEER]
 """
 
@@ -55,18 +55,18 @@ MEANING = {
     "time_graph_over_torchopt": "the same over TorchOpt's",
     "time_graph_over_torch": "the same over the plain torch.func loop's",
     "time_recompute_over_graph": "what recomputation costs in time",
-    "time_graph_over_floor": "time of `graph` over the floor (1 is the least that can be)",
+    "time_graph_over_floor": "time of `graph` over the floor (1 is the lower bound)",
     "memory_recompute_over_higher_k10": "peak memory of `recompute` over that of higher, K = 10 (less is better)",
     "memory_recompute_over_graph_k10": "the same over `graph`",
     "grad_rel_norm_diff": "‖graph − higher‖ / ‖higher‖",
     "grad_rel_norm_diff_recompute": "‖recompute − graph‖ / ‖graph‖",
-    "bf16_cosine": "cosine of the gradient under bfloat16 autocast with float32's",
+    "bf16_cosine": "cosine of the gradients with bfloat16 autocast and with float32",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured. The first net and the middle of `steps` give the figures without a net's name."""
+    """How much is measured. The first net, at the middle of `steps`, gives the figures without a net's name."""
 
     nets: tuple[str, ...]
     batch: int
@@ -80,7 +80,7 @@ class Sizes:
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """The sizes are the same for --quick, which measures the first net at K = 3 alone and repeats less."""
+    """Return the sizes. --quick measures only the first net at K = 3, with fewer rounds."""
     if smoke:
         return Sizes(nets=("densenet121",), batch=2, steps=(1,), rounds=1)
     if quick:
@@ -89,7 +89,7 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
 
 
 class Case:
-    """A DNN, a task, and the ways to its meta-gradient."""
+    """A DNN, a task, and the ways to compute its meta-gradient."""
 
     def __init__(self, net: str, *, batch: int, steps: int, device: torch.device, bf16: bool = False) -> None:
         torch.manual_seed(0)
@@ -102,12 +102,12 @@ class Case:
         self.start, self.buffers = self.net.parameters(), self.net.buffers()
 
     def ours(self, memory: Memory) -> Tensor:
-        """The project's gradient, as one vector."""
+        """Return MetaRepair's gradient as one vector."""
         found = task_gradient(self.net, self.start, self.buffers, self.task, memory=memory)
         return flatten(found.gradient)
 
     def floor(self) -> None:
-        """The work that no exact way is spared: each step's Hessian-vector product with the gradient it needs."""
+        """Do the work that every exact way needs: each step's Hessian-vector product and the gradient for it."""
         leaves = self._leaves()
         with self.net.query(leaves, self.buffers, self.task.query) as found:
             v = gradients_of(self.net, found.loss, list(leaves.values()))
@@ -127,7 +127,7 @@ class Case:
         return {k: p.detach().requires_grad_() for k, p in self.start.items()}
 
     def ways(self) -> dict[str, Callable[[], object]]:
-        """Every way by name; a peer is imported when it is called."""
+        """Return every way by name. A peer is imported only when it is called."""
         found: dict[str, Callable[[], object]] = {
             "graph": partial(self.ours, "graph"),
             "recompute": partial(self.ours, "recompute"),
@@ -143,8 +143,8 @@ def _batch(size: int, device: torch.device) -> Batch:
 
 
 def peak_bytes(way: str, net: str, *, batch: int, steps: int, device: torch.device) -> int:
-    """Peak memory of one gradient above what stood before it, in this process."""
-    Case(net, batch=2, steps=1, device=device).ways()[way]()  # kernels are loaded before the count begins
+    """Return the growth of peak memory during one gradient, in this process."""
+    Case(net, batch=2, steps=1, device=device).ways()[way]()  # load kernels before measuring
     case = Case(net, batch=batch, steps=steps, device=device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -155,7 +155,7 @@ def peak_bytes(way: str, net: str, *, batch: int, steps: int, device: torch.devi
 
 
 def peak_in_child(way: str, net: str, *, batch: int, steps: int, device: torch.device) -> float:
-    """`peak_bytes` in MiB, in a process of its own: an allocator gives little back, so a used one shows nothing."""
+    """Return `peak_bytes` in MiB, from a new process: a used allocator returns little memory and would hide it."""
     options = ["--peak", way, "--net", net, "--batch", str(batch), "--steps", str(steps)]
     command = [sys.executable, "-m", "benchmarks.meta_gradient", *options, "--device", device.type]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -165,13 +165,13 @@ def peak_in_child(way: str, net: str, *, batch: int, steps: int, device: torch.d
 
 
 def relative_difference(a_P: Tensor, b_P: Tensor) -> float:
-    """In norm, relative to b."""
+    """Return the norm of the difference, relative to b."""
     return float((a_P - b_P).norm() / b_P.norm())
 
 
 @dataclass
 class Report:
-    """Figures as they are found: scalars of the headline case, columns over the cases."""
+    """The figures collected so far: scalars for the headline case, columns over all cases."""
 
     figures: dict[str, float | dict[str, float | str]]
     rounds_s: dict[str, list[float]]
@@ -185,7 +185,7 @@ class Report:
 def measure_time(
     report: Report, case: Case, row: str, *, rounds: int, headline: bool, without: Sequence[str]
 ) -> None:
-    """Interleaved times of all ways, and how far their gradients are apart."""
+    """Measure interleaved times of all ways, and how much their gradients differ."""
     ways = {name: run for name, run in case.ways().items() if name not in without}
     vectors = {name: run() for name, run in ways.items() if name in ("graph", "recompute", "higher")}
     finish = torch.cuda.synchronize if case.task.query.labels_B.is_cuda else None
@@ -211,7 +211,7 @@ def measure_time(
 
 
 def measure_memory(report: Report, case: Case, net: str, size: Sizes, device: torch.device) -> None:
-    """Peak memory of each way at the largest K."""
+    """Measure each way's peak memory at the largest K."""
     steps = size.steps[-1] if len(size.steps) > 1 else 10 if size.batch > 2 else 2
     peaks = {
         way: peak_in_child(way, net, batch=size.batch, steps=steps, device=device)
@@ -228,7 +228,7 @@ def measure_memory(report: Report, case: Case, net: str, size: Sizes, device: to
 
 
 def bf16_cosine(net: str, size: Sizes, device: torch.device) -> float:
-    """Cosine of the meta-gradients with and without autocast, at random weights and images."""
+    """Return the cosine of the meta-gradients with and without autocast, for random weights and images."""
     low, full = (
         Case(net, batch=size.batch, steps=size.headline[1], device=device, bf16=bf16).ours("recompute")
         for bf16 in (True, False)
@@ -237,7 +237,7 @@ def bf16_cosine(net: str, size: Sizes, device: torch.device) -> float:
 
 
 def trained_bf16_cosine(steps: int, device: torch.device) -> float:
-    """The same for the shipped ResNet-8 on the sample's images under gaussian noise of severity 5."""
+    """Return the same for the shipped ResNet-8 on sample images under gaussian noise of severity 5."""
     info = dataset_info("cifar10_sample")
     deployed = load_deployed("resnet8_cifar", "shipped:resnet8_cifar10", info, device=device)
     sample, rows = load_dataset("cifar10_sample", "train", root=None), np.arange(200)
@@ -254,7 +254,7 @@ def trained_bf16_cosine(steps: int, device: torch.device) -> float:
 
 
 def measure(size: Sizes, device: torch.device, path: Path | None, *, smoke: bool) -> None:
-    """Times, memory and agreement of all ways but those that are left out."""
+    """Measure times, memory and agreement of all ways but those in `size.without`."""
     around = machine("metarepair", "torch", "timm", "higher", "torchopt")
     around |= {"device": device.type, "without": ", ".join(size.without) or "no peer"}
     report = Report(figures={}, rounds_s={})
@@ -281,7 +281,7 @@ def measure(size: Sizes, device: torch.device, path: Path | None, *, smoke: bool
 
 
 def main() -> None:
-    """Measures and prints; as a child, prints the peak memory of one way in bytes."""
+    """Run the benchmark from the command line; with --peak, print the peak memory of one way in bytes."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options.add_argument("--peak", choices=["graph", "recompute", *PEERS], help="print one way's peak bytes")

@@ -1,6 +1,7 @@
-"""The meta-gradient of a task by what people use elsewhere: `higher`, TorchOpt, and a plain torch.func loop.
+"""Compute a task's meta-gradient with common alternatives: `higher`, TorchOpt, and a plain torch.func loop.
 
-Batch norm by the own batch in all of them. Each returns the gradient as one vector in the parameters' order.
+In all of them batch norm uses the batch's own statistics. Each returns the gradient as one vector in the parameters'
+order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def _vector(gradients: tuple[Tensor, ...]) -> Tensor:
 
 
 def higher_gradient(module: nn.Module, task: TaskBatch, *, steps: int, rate: float) -> Tensor:
-    """By unrolling with `higher` (Grefenstette et al. 2019)."""
+    """Return the gradient by unrolling with `higher` (Grefenstette et al. 2019)."""
     higher: Any = import_module("higher")
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=rate)
@@ -35,7 +36,7 @@ def higher_gradient(module: nn.Module, task: TaskBatch, *, steps: int, rate: flo
 
 
 def torchopt_gradient(module: nn.Module, task: TaskBatch, *, steps: int, rate: float) -> Tensor:
-    """By TorchOpt's functional SGD (Ren et al. 2023) on a functional call of the module."""
+    """Return the gradient by TorchOpt's functional SGD (Ren et al. 2023) on a functional call of the module."""
     torchopt: Any = import_module("torchopt")
     module.train()
     start = {k: v.detach().clone().requires_grad_() for k, v in module.named_parameters()}
@@ -54,7 +55,7 @@ def torchopt_gradient(module: nn.Module, task: TaskBatch, *, steps: int, rate: f
 
 
 def torch_func_gradient(module: nn.Module, task: TaskBatch, *, steps: int, rate: float) -> Tensor:
-    """By hand: torch.func.functional_call, autograd.grad with create_graph, a line for the step."""
+    """Return the gradient by a plain loop: torch.func.functional_call, autograd.grad with create_graph, SGD steps."""
     module.train()
     start = {k: v.detach().clone().requires_grad_() for k, v in module.named_parameters()}
     moved = dict(start)

@@ -1,13 +1,13 @@
-"""uint8 images in, logits per second out: our wrappers of a timm model against the same model called plainly.
+"""Measure the overhead of our wrappers of a timm model against calling the model directly.
 
     plain        the module under torch.inference_mode, after (x/255 − mean)/std written in three lines
     deployed     DeployedModel.logits: what mining, evaluation and reports call
-    again        `plain` once more: what of a difference is the machine's
-    module       the module on images that are normalised already
-    functional   FunctionalNet.logits on the same: parameters and buffers from outside, as repaired DNNs are judged
+    again        `plain` once more: shows how much of a difference is noise of the machine
+    module       the module on images that are already normalised
+    functional   FunctionalNet.logits on the same images, with given parameters and buffers, as for repaired DNNs
 
-Each model is one object in all ways, with random weights. Images are 32 × 32; `cifar` is the small stem, whose maps
-have 16 times the pixels. Command: python -m benchmarks.models [--quick] [--json FILE] [--device cuda]
+All ways use the same model object, with random weights. Images are 32 × 32; `cifar` is the small stem, whose feature
+maps have 16 times the pixels. Command: python -m benchmarks.models [--quick] [--json FILE] [--device cuda]
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ STEMS: tuple[Stem, ...] = ("imagenet", "cifar")
 CLASSES, MEAN, STD = 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 MEANING = {
     "overhead": "extra time of DeployedModel.logits over the plain model, as a fraction (the goal is under 0.02)",
-    "overhead_functional": "the same of FunctionalNet.logits over the module",
-    "noise": "the same of the plain model over itself",
-    "images_per_s": "of DeployedModel.logits",
-    "logits_rel_diff": "largest difference of a wrapper's logits to the plain model's, relative in norm",
+    "overhead_functional": "the same for FunctionalNet.logits over the module",
+    "noise": "the same for the plain model over itself",
+    "images_per_s": "speed of DeployedModel.logits",
+    "logits_rel_diff": "largest norm of the difference from the plain model's logits, relative to theirs",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured: images of a forward by stem, rounds."""
+    """How much is measured: images in a forward pass, by stem; rounds."""
 
     batch: Mapping[Stem, int]
     rounds: int
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """The sizes are the same for --quick, which only repeats less."""
+    """Return the sizes. --quick uses the same sizes with fewer rounds."""
     if smoke:
         return Sizes(batch={"imagenet": 2, "cifar": 1}, rounds=2)
     return Sizes(batch={"imagenet": 200, "cifar": 20}, rounds=9 if quick else 41)
 
 
 def ways(name: str, stem: Stem, batch: int, device: torch.device) -> dict[str, Way]:
-    """The ways of one model, all on the same object and images."""
+    """Return the ways to run one model, all with the same object and images."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = build_model(name, CLASSES, stem=stem).to(device).eval()
@@ -87,14 +87,14 @@ def ways(name: str, stem: Stem, batch: int, device: torch.device) -> dict[str, W
 
 
 def plainly(images_BHWC_u8: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """The normalised images [B, C, H, W] as one writes it down."""
+    """Return the normalised images [B, C, H, W], computed in the straightforward way."""
     x_BCHW = torch.from_numpy(images_BHWC_u8).to(device).permute(0, 3, 1, 2).float() / 255
     mean_CHW, std_CHW = (torch.tensor(c, device=device).view(3, 1, 1) for c in (MEAN, STD))
     return (x_BCHW - mean_CHW) / std_CHW
 
 
 def measure(size: Sizes, device: torch.device) -> tuple[dict[str, Figure], Times]:
-    """All figures by model and stem, and the seconds they come from."""
+    """Return all figures by model and stem, and the times they are computed from."""
     columns: dict[str, dict[str, float | str]] = {key: {} for key in MEANING}
     seconds: dict[str, list[float]] = {}
     finish = torch.cuda.synchronize if device.type == "cuda" else None
@@ -103,7 +103,7 @@ def measure(size: Sizes, device: torch.device) -> tuple[dict[str, Figure], Times
         print(row)
         batch = size.batch[stem]
         found = ways(name, stem, batch, device)
-        logits = {way: run().cpu() for way, run in found.items()}  # warm, too: kernels are chosen
+        logits = {way: run().cpu() for way, run in found.items()}  # also warms up: kernels are chosen
         turns = {way: (lambda _, run=run: run()) for way, run in found.items()}
         times = interleave(turns, rounds=size.rounds, finish=finish)
         seconds |= {f"{row} {way}": rounds for way, rounds in times.rounds_s.items()}
@@ -118,7 +118,7 @@ def measure(size: Sizes, device: torch.device) -> tuple[dict[str, Figure], Times
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Run the benchmark from the command line."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = options.parse_args(arguments)

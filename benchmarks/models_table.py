@@ -1,12 +1,12 @@
-"""DNNs and a data set in; parameters, multiply-adds, accuracies by corruption, and training speed out.
+"""Tabulate DNNs' parameters, multiply-adds, accuracies by corruption, and training speed.
 
-    measured   the DNNs whose weights are there, on CIFAR-10's test split (METAREPAIR_DATA): all 10,000 clean images,
-               and 1,000 images a corruption, its severities pooled (an image has the severity of its number in turn)
+    measured   DNNs with weights, on CIFAR-10's test split (METAREPAIR_DATA): all 10,000 clean images, and 1,000 images
+               for each corruption, with severities pooled (image numbers cycle through the severities)
     trained    images/s of `metarepair pretrain`'s own steps, batches of 128 in float32 with flips and shifts
-    counted    parameters and multiply-adds alone, by torch's counter, of the paper's DNNs at 32 and 64 px
+    counted    only parameters and multiply-adds, by torch's counter, of the paper's DNNs at 32 and 64 px
 
 Multiply-adds are those of convolutions and matrix products in the forward pass of one image. With 1,000 images an
-accuracy is good to ±3 points (95 %); all DNNs see the same ones, so differences are better known.
+accuracy is known to ±3 points (95 %). All DNNs see the same images, so differences between DNNs are more precise.
 Command: python -m benchmarks.models_table [--third-party FOLDER] [--quick] [--json FILE]
 """
 
@@ -43,7 +43,7 @@ IMAGENET: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A DNN on a data set; accuracies are fractions, None where it was not run."""
+    """A DNN on a data set. Accuracies are fractions, None if it was not run."""
 
     model: str
     data: str
@@ -89,14 +89,14 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_multiply_adds(module: nn.Module, pixels: int) -> int:
-    """Of convolutions and matrix products, for one image of `pixels` a side."""
+    """Count the multiply-adds of convolutions and matrix products for one image with sides of `pixels`."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module.eval()(torch.zeros(1, 3, pixels, pixels))
     return int(counter.get_total_flops()) // 2
 
 
 def counted(name: str, data: str, classes: int, pixels: int, stem: Stem) -> Row:
-    """A row without weights."""
+    """Return the row of a DNN without weights."""
     module = build_model(name, classes, stem=stem)
     return Row(
         model=name,
@@ -113,7 +113,7 @@ def accuracy(deployed: DeployedModel, images_BHWC_u8: np.ndarray, labels_B: np.n
 
 
 def pooled(data: ArrayDataset, corruption: str, images: int) -> np.ndarray:
-    """The first so many images under a corruption: the first at severity 1, the sixth at severity 1 again."""
+    """Corrupt the first `images` images; severities 1 to 5 alternate, so the sixth has severity 1 again."""
     out_BHWC = data.images(np.arange(images)).copy()
     for number, severity in enumerate(SEVERITIES):
         rows = np.arange(number, images, len(SEVERITIES))
@@ -122,7 +122,7 @@ def pooled(data: ArrayDataset, corruption: str, images: int) -> np.ndarray:
 
 
 def training_speed(known: Known, data: ArrayDataset, source: DataSource, *, steps: int) -> float:
-    """Images per second of pretraining, the median of three measurements of so many steps."""
+    """Return pretraining's images per second: the median of three measurements of `steps` steps."""
     config = PretrainConfig(epochs=1, batch_size=BATCH, keep="last", validation_fraction=0.0)
     part = data.head(BATCH * steps)
     speeds = []
@@ -131,11 +131,11 @@ def training_speed(known: Known, data: ArrayDataset, source: DataSource, *, step
         made = Pretrainer(known.load(source), part, config, context, seed=0)
         speeds.append(made.run_epoch().images_per_s)
         made.close()
-    return statistics.median(speeds[1:])  # in the first, kernels are chosen
+    return statistics.median(speeds[1:])  # the first warms up: kernels are chosen
 
 
 def measured(known: Sequence[Known], source: DataSource, *, images: int, steps: int) -> list[Row]:
-    """Rows with accuracies and speeds; a corruption is made once for all DNNs."""
+    """Return rows with accuracies and speeds. Each corruption is made once for all DNNs."""
     test, train = load_dataset(source, "test"), load_dataset(source, "train")
     images = min(images, len(test.labels_N))
     deployed = {each.name: each.load(source) for each in known}
@@ -171,10 +171,10 @@ def measured(known: Sequence[Known], source: DataSource, *, images: int, steps: 
 
 
 def table_of_models(rows: Sequence[Row]) -> str:
-    """Markdown: a line for each DNN and data set."""
+    """Return a Markdown table with a line for each DNN and data set."""
     lines = [
         "| DNN | data set | px | stem | parameters | multiply-adds | clean % | mean of 19 corruptions % "
-        "| training images/s | s an epoch |",
+        "| training images/s | s per epoch |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
@@ -188,7 +188,7 @@ def table_of_models(rows: Sequence[Row]) -> str:
 
 
 def table_of_corruptions(rows: Sequence[Row]) -> str:
-    """Markdown: a line for each corruption, a column for each DNN that was measured."""
+    """Return a Markdown table with a line for each corruption and a column for each measured DNN."""
     run = [row for row in rows if row.corrupted is not None]
     lines = [f"| corruption | {' | '.join(row.model for row in run)} |", f"| --- |{' ---: |' * len(run)}"]
     for corruption in CORRUPTIONS:
@@ -202,10 +202,10 @@ def _or_dash(value: float | None, scale: float, form: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Run the benchmark from the command line."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument(
-        "--third-party", type=Path, metavar="FOLDER", help=f"has {', '.join(THIRD_PARTY.values())}"
+        "--third-party", type=Path, metavar="FOLDER", help=f"holds {', '.join(THIRD_PARTY.values())}"
     )
     given = options.parse_args(arguments)
     known = list(SHIPPED)
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{table_of_models(rows)}\n\n{table_of_corruptions(rows)}\n")
     print(", ".join(f"{key} {value}" for key, value in around.items()))
     if given.smoke:
-        print("Tiny sizes: these figures say that the benchmark runs, and nothing else.")
+        print("Tiny sizes: these figures only show that the benchmark runs.")
     if given.json is not None:
         content = {"rows": [asdict(row) for row in rows], "smoke": given.smoke, "machine": around}
         given.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

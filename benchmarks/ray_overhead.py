@@ -1,14 +1,14 @@
-"""The same meta-training in a plain process and on Ray Train in, what Ray costs out.
+"""Measure what Ray costs: the same meta-training in a plain process and on Ray Train.
 
     plain     a process without Ray: metarepair.runs.context.LocalContext
     1 worker  Ray Train, one worker of one thread
     2 workers Ray Train, two workers of one thread each
-    2 plain   two processes without Ray at the same time, each for itself: what two cores of this machine give at most
+    2 plain   two independent processes without Ray at the same time: the most that two cores of this machine can give
 
 Net: the shipped ResNet-8 on the shipped sample. Task: 2 × 10 support and 20 query images of 32 px, K = 3 inner steps,
-exact second order, float32; four tasks an episode, so that two workers have two each. The loop is
-metarepair.meta_training.meta_train with its rounds, checkpoints, reports and validation; an episode's seconds are those
-from the end of the first episode to the end of the last, over the number between: starting up is a figure of its own.
+exact second order, float32; four tasks per episode, so two workers have two each. The loop is
+metarepair.meta_training.meta_train with its rounds, checkpoints, reports and validation. Seconds per episode are
+measured from the end of the first episode to the end of the last; startup time is a separate figure.
 Command: python -m benchmarks.ray_overhead [--quick] [--json FILE]
 """
 
@@ -49,18 +49,18 @@ TARGET = "gaussian_noise"
 WAYS = {"plain": 0, "1 worker": 1, "2 workers": 2, "2 plain": 0}
 FIRST_LINE, EPISODES = "first_line.json", "episodes.json"
 MEANING = {
-    "overhead_1_worker": "seconds an episode on one Ray worker over the plain process' (the goal is 1.02 at most)",
-    "efficiency_2_workers": "one worker's seconds over twice those of two (the goal is 0.95 at least)",
-    "efficiency_2_tasks": "the same of the median episode: without what one rank does between rounds (validation)",
-    "ceiling_2_plain": "the plain process' seconds over those of two at once: no training of two workers can have more",
+    "overhead_1_worker": "seconds per episode on one Ray worker over the plain process's (the goal is at most 1.02)",
+    "efficiency_2_workers": "one worker's seconds over twice those of two (the goal is at least 0.95)",
+    "efficiency_2_tasks": "the same for the median episode: without one rank's work between rounds (validation)",
+    "ceiling_2_plain": "one plain process's seconds over those of two at once: an upper bound for two workers",
     "share_of_ceiling": "efficiency_2_tasks over ceiling_2_plain",
-    "startup_s": "from fit() to the loop's first line, one worker",
+    "startup_s": "seconds from fit() to the loop's first line, one worker",
     "startup_2_s": "the same with two workers",
-    "tune_s_per_trial": "seconds of a trial that does nothing, on Ray Tune, over those of the plain call",
-    "tune_start_s": "of a sweep of one such trial",
-    "episode_s": "seconds an episode, by way",
+    "tune_s_per_trial": "extra seconds of a trial that does nothing, on Ray Tune instead of a plain call",
+    "tune_start_s": "seconds of a sweep of one such trial",
+    "episode_s": "mean seconds per episode, by way",
     "median_episode_s": "seconds of the median episode, by way",
-    "noise": "largest over least of the plain process' rounds − 1: what a difference here may be of the machine's",
+    "noise": "largest over smallest of the plain process's rounds − 1: differences this small may be noise",
 }
 
 
@@ -74,14 +74,14 @@ class Sizes:
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """The sizes are the same for --quick, which only repeats less."""
+    """Return the sizes. --quick uses the same sizes with fewer rounds."""
     if smoke:
         return Sizes(episodes=3, rounds=1, trials=2)
     return Sizes(episodes=21, rounds=2 if quick else 7, trials=10 if quick else 30)
 
 
 def config_of(storage: Path, size: Sizes) -> Config:
-    """The run that is trained in all ways."""
+    """Return the configuration of the run that is trained in all ways."""
     return parse_config(
         {
             "name": "overhead",
@@ -105,7 +105,7 @@ def config_of(storage: Path, size: Sizes) -> Config:
 
 
 def timed_training(config: Config, folder: str, context: Context) -> None:
-    """The product's loop; rank 0 leaves when it began and when each episode ended."""
+    """Run MetaRepair's own loop. Rank 0 writes files with the time it started and the times each episode ended."""
     if context.rank == 0:
         _leave(folder, FIRST_LINE, [time.time()])
     run = Run(place(config.storage_path) / config.name)
@@ -117,7 +117,7 @@ def timed_training(config: Config, folder: str, context: Context) -> None:
         ends.append(time.perf_counter())
         return found
 
-    trainer.run_episode = timed  # type: ignore[method-assign]  # to look at the clock, and nothing else
+    trainer.run_episode = timed  # type: ignore[method-assign]  # only adds reading the clock
     meta_train(trainer)
     if context.rank == 0:
         _leave(folder, EPISODES, ends)
@@ -134,20 +134,20 @@ def _left(folder: Path, name: str) -> list[float]:
 
 
 def ray_loop(settings: dict[str, Any]) -> None:
-    """One rank's life, as in distributed.stages.train, with the clock."""
+    """Run one rank, as in distributed.stages.train, and time it."""
     config = parse_config(settings["config"])
     context = RayContext(folder=place(settings["folder"]), kept=config.train.kept_checkpoints)
     timed_training(config, settings["folder"], context)
 
 
 def plain_loop(config: Config, folder: str) -> None:
-    """The same in this process."""
+    """Run the same in this process."""
     timed_training(config, folder, LocalContext(folder=place(folder), device=torch.device("cpu")))
 
 
 @dataclass(frozen=True)
 class Training:
-    """Seconds of one training: by episode on average, of the median episode, and until the loop began."""
+    """Seconds of one training: per episode on average, of the median episode, and until the loop started."""
 
     episode_s: float
     median_s: float
@@ -155,7 +155,7 @@ class Training:
 
 
 def train(way: str, config: Config, folder: Path) -> Training:
-    """One training; of two at once, the first."""
+    """Time one training; of two at once, the first."""
     started = time.time()
     if WAYS[way]:
         fit(ray_loop, {}, config.model_copy(update={"workers": WAYS[way]}), folder)
@@ -173,19 +173,19 @@ def train(way: str, config: Config, folder: Path) -> Training:
 
 
 def trivial(settings: Mapping[str, float]) -> dict[str, float]:
-    """A trial that does nothing."""
+    """Run a trial that does nothing."""
     return {"objective": settings["x"] ** 2}
 
 
 def trial(settings: dict[str, float]) -> None:
-    """The same for Tune."""
+    """Run the same as a trial of Ray Tune."""
     from ray import tune
 
     tune.report(trivial(settings))
 
 
 def sweep(trials: int, at_once: int, name: str, folder: Path) -> float:
-    """Seconds of a sweep of trials that do nothing, as metarepair's own search has it: in processes used again."""
+    """Return the seconds of a sweep of trials that do nothing, in reused processes, as in MetaRepair's search."""
     from ray import tune
 
     tuner = tune.Tuner(
@@ -201,13 +201,13 @@ def sweep(trials: int, at_once: int, name: str, folder: Path) -> float:
         run_config=tune.RunConfig(name=name, storage_path=str(folder), verbose=0),
     )
     started = time.perf_counter()
-    with redirect_stdout(io.StringIO()):  # Tune says where its logs are, also at verbose=0
+    with redirect_stdout(io.StringIO()):  # Tune prints where its logs are even at verbose=0
         tuner.fit()
     return time.perf_counter() - started
 
 
 def tune_seconds(count: int, folder: Path) -> tuple[float, float]:
-    """Seconds of one more trial, and of a sweep of one; two at a time, after a sweep that warms up."""
+    """Return the seconds of one more trial and of a sweep of one; two run at a time, after a warm-up sweep."""
     _, one, more = (sweep(n, 2, f"sweep-{i}", folder) for i, n in enumerate((1, 1, 1 + count)))
     started = time.perf_counter()
     for number in range(count):
@@ -217,7 +217,7 @@ def tune_seconds(count: int, folder: Path) -> tuple[float, float]:
 
 
 def measure(size: Sizes, folder: Path) -> tuple[dict[str, Figure], Times]:
-    """All ways in turn, then Tune's trials."""
+    """Measure all ways in turn, then Tune's trials."""
     config = config_of(folder, size)
     pipeline = Pipeline(config, executor_for)
     pipeline.mine()
@@ -228,8 +228,8 @@ def measure(size: Sizes, folder: Path) -> tuple[dict[str, Figure], Times]:
             one = train(way, config, folder / f"{way.replace(' ', '-')}-{number}")
             found[way].append(one)
             print(
-                f"  round {number + 1} of {size.rounds}  {way:10s} {one.episode_s:.3f} s an episode, "
-                f"{one.median_s:.3f} s the median one, begun after {one.begun_s:.1f} s",
+                f"  round {number + 1} of {size.rounds}  {way:10s} {one.episode_s:.3f} s per episode, "
+                f"median {one.median_s:.3f} s, started after {one.begun_s:.1f} s",
                 flush=True,
             )
     return figures_of(found, *tune_seconds(size.trials, folder)), _times(found, "episode_s")
@@ -240,7 +240,7 @@ def _times(found: Mapping[str, Sequence[Training]], what: str) -> Times:
 
 
 def figures_of(found: Mapping[str, Sequence[Training]], per_trial: float, start: float) -> dict[str, Figure]:
-    """Ratios of what stood next to each other in a round."""
+    """Compute the figures. Ratios compare ways that ran in the same round."""
     times, tasks, begun = (_times(found, what) for what in ("episode_s", "median_s", "begun_s"))
     plain = times.rounds_s["plain"]
     return {
@@ -260,7 +260,7 @@ def figures_of(found: Mapping[str, Sequence[Training]], per_trial: float, start:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark from the command line."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--rounds", type=int, help="how often each way is timed")
     given = options.parse_args()

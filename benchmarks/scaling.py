@@ -1,11 +1,11 @@
-"""Seconds of tasks, all-reduces, actors and reads here in; a model of 1 to 1,024 workers and a plan for ImageNet-C out.
+"""Model training on 1 to 1,024 workers, and plan ImageNet-C, from measurements on this machine.
 
-    measured   on this machine, a thread a worker: tasks (ResNet-8, DenseNet-121; ConvNeXt-B with --full), all-reduces
-               of two gloo ranks, trivial items of two actors, tasks out of a store, an image's way at 224 px
+    measured   here, one thread per worker: tasks (ResNet-8, DenseNet-121; ConvNeXt-B with --full), all-reduces of two
+               gloo ranks, trivial items of two actors, tasks read from a store, steps for one image at 224 px
     modelled   episodes on any number of workers (benchmarks.scaling_model), tasks at 224 px (operations over a rate)
-    assumed    links, and what a GPU sustains (benchmarks.scaling_cases)
+    assumed    links, and the sustained speed of a GPU (benchmarks.scaling_cases)
 
-The model is held against episodes of the real trainer on one and on two ranks.
+The model is compared with episodes of the real trainer on one and on two ranks.
 Command: python -m benchmarks.scaling [--quick] [--full] [--json FILE] [--figure FILE.png]
 """
 
@@ -45,27 +45,27 @@ from metarepair.meta_training.outer import all_finite, build_optimizer, outer_st
 
 SMALL = "densenet121"
 MEANING = {
-    "task_s": "seconds a task (100 + 100 images of 32 px, K = 3); without --full the largest net's by its operations",
+    "task_s": "seconds per task (100 + 100 images of 32 px, K = 3); without --full, modelled for the largest net",
     "task_tflop": "operations of that task, counted",
-    "operators": "operators of a task that compute: what an eager GPU starts one by one",
-    "gradient_mb": "bytes of a gradient, in MB: what is reduced once an episode",
-    "outer_s": "seconds of the outer step (Adam, and the look for what is not finite)",
-    "batch_s": "seconds to make a task's batch from pixels that are read",
+    "operators": "operators that compute in a task: an eager GPU starts each one separately",
+    "gradient_mb": "size of a gradient, in MB: reduced once per episode",
+    "outer_s": "seconds of the outer step (Adam, and the check for non-finite values)",
+    "batch_s": "seconds to make a task's batch from pixels that are already read",
     "add_s": "seconds to add two gradients",
     "graph_mb_at_224": "MB that an inner step's graph holds for each support image of 224 px",
-    "gflop_per_s_at_224": "operations a second in a task of 4 + 4 images of 224 px, K = 1",
-    "all_reduce_start_s": "of two ranks: seconds of an all-reduce of nothing, from the line through all sizes",
-    "all_reduce_gb_per_s": "of two ranks: GB a second, from the same line",
+    "gflop_per_s_at_224": "GFLOP per second in a task of 4 + 4 images of 224 px, K = 1",
+    "all_reduce_start_s": "two ranks: seconds of an empty all-reduce, from a line fitted through all sizes",
+    "all_reduce_gb_per_s": "two ranks: GB per second, from the same line",
     "all_reduce_fit_error": "largest relative distance of a size's median from that line",
-    "actor_items_per_s": "trivial items a second through two actors (distributed.on_ray.pool)",
-    "store_tasks_per_s": "tasks a second out of a store of 32 px in the page cache",
+    "actor_items_per_s": "trivial items per second through two actors (distributed.on_ray.pool)",
+    "store_tasks_per_s": "tasks per second from a store of 32 px images in the page cache",
     "error_1_worker": "model over measurement − 1: an episode of the real trainer on one rank",
     "beside_over_alone": "seconds of a task while another rank differentiates one, over those of a task alone",
-    "error_2_workers": "the same on two ranks, whose tasks take as long as beside each other",
+    "error_2_workers": "the same on two ranks; the model uses the seconds of tasks that run side by side",
     "measured_efficiency_2": "time on one rank over twice the time on two, measured",
     "modelled_efficiency_2": "the same, modelled",
     "advance_over_end": "measured, two ranks: reducing the earlier tasks in advance over reducing once at the end",
-    "operations_error": "a task's operations at the rate of the net's forward pass, over its seconds − 1",
+    "operations_error": "a task's seconds computed from its operations, over its measured seconds, − 1",
 }
 
 
@@ -85,7 +85,7 @@ class Sizes:
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """The sizes are the same for --quick, which only repeats less."""
+    """Return the sizes. --quick repeats less, with fewer tasks per episode."""
     task = NetTask(net=SMALL, pixels=32, classes=10, support=100, query=100, steps=3)
     if smoke:
         task = replace(task, support=2, query=2, steps=1)
@@ -114,7 +114,7 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
 
 
 def outer_seconds(spec: NetTask, rounds: int) -> tuple[float, float]:
-    """Of an outer step, and of adding two gradients."""
+    """Return the seconds of an outer step, and of adding two gradients."""
     parameters = {k: v.detach().clone() for k, v in build_net(spec).named_parameters()}
     optimizer = build_optimizer(TrainConfig(), parameters)
     gradients = {k: torch.ones_like(v) for k, v in parameters.items()}
@@ -128,7 +128,7 @@ def outer_seconds(spec: NetTask, rounds: int) -> tuple[float, float]:
 
 
 def measure_nets(size: Sizes, *, full: bool) -> dict[str, dict[str, Any]]:
-    """Tasks, steps and operations of each net; the largest one by its operations, unless it is measured in full."""
+    """Measure tasks, outer steps and operations of each net; unless `full`, the largest net's task is modelled."""
     found: dict[str, dict[str, Any]] = {}
     for net in ("resnet8_cifar", SMALL, size.large):
         spec = replace(size.task, net=net)
@@ -136,21 +136,21 @@ def measure_nets(size: Sizes, *, full: bool) -> dict[str, dict[str, Any]]:
         operations = count_operations(spec)
         modelled = operations.flops * forward_seconds(spec, size.rounds) / operations.forward_flops
         row: dict[str, Any] = {"operations": operations, "outer_s": outer, "add_s": add, "task_s": modelled}
-        if (
-            net != size.large or full
-        ):  # `graph` would hold three graphs beside copies of 88 million parameters
+        if net != size.large or full:  # `graph` would hold three graphs and copies of 88 million parameters
             memory: Memory = "graph" if net != size.large else "recompute"
             rounds = size.rounds if net != size.large else 1
             once = task_seconds(replace(spec, memory=memory), rounds, size.warm)
             row["task_s"] = statistics.median(once)
             row["error"] = modelled / row["task_s"] - 1
-        print(f"  {net:16s} {row['task_s']:.3g} s a task{'' if 'error' in row else ', modelled'}", flush=True)
+        print(
+            f"  {net:16s} {row['task_s']:.3g} s per task{'' if 'error' in row else ', modelled'}", flush=True
+        )
         found[net] = row
     return found
 
 
 def measure(size: Sizes, *, full: bool) -> tuple[Measured, dict[str, Figure], Times]:
-    """Everything that is measured, as the model takes it and as it is published."""
+    """Measure everything; return it as input of the model, as published figures, and as times."""
     nets = measure_nets(size, full=full)
     byte_sizes = [m * 1_000_000 for m in size.megabytes]
     reduced = on_ranks(all_reduce_rounds, byte_sizes, 8 + 4 * size.rounds, world=2)
@@ -180,7 +180,11 @@ def measure(size: Sizes, *, full: bool) -> tuple[Measured, dict[str, Figure], Ti
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Seconds of episodes of the real trainer by ranks; of a task beside another; in advance over at the end."""
+    """Measurements with the real trainer.
+
+    episodes: seconds of each episode, by number of ranks. beside_s: seconds of a task while another runs.
+    advance: time of reducing in advance over reducing at the end.
+    """
 
     episodes: Mapping[int, list[float]]
     beside_s: float
@@ -188,7 +192,7 @@ class Trained:
 
 
 def measure_episodes(size: Sizes, net: str) -> Trained:
-    """A net on one rank and on two."""
+    """Measure a net on one rank and on two."""
     spec, episodes = replace(size.task, net=net), {}
     for world in (1, 2):
         episodes[world] = on_ranks(
@@ -196,7 +200,7 @@ def measure_episodes(size: Sizes, net: str) -> Trained:
         )
         print(f"  {net:16s} episode on {world}: {statistics.median(episodes[world]):.3g} s", flush=True)
     beside = on_ranks(task_seconds, spec, size.rounds, size.warm, world=2)
-    # Minutes for a large net; what it shows does not depend on the net.
+    # This takes minutes for a large net, and the result does not depend on the net.
     ways = on_ranks(overlap_rounds, spec, 2, size.rounds, world=2) if size.warm or net != SMALL else None
     return Trained(
         episodes=episodes,
@@ -206,7 +210,7 @@ def measure_episodes(size: Sizes, net: str) -> Trained:
 
 
 def figures_of(measured: Measured) -> dict[str, Figure]:
-    """What is measured, by net, and of the all-reduce."""
+    """Return the measured figures, by net, and those of the all-reduce."""
     operations = measured.operations.items()
     return {
         "task_s": dict(measured.task_s),
@@ -225,7 +229,7 @@ def figures_of(measured: Measured) -> dict[str, Figure]:
 
 
 def checked(measured: Measured, size: Sizes, trained: Mapping[str, Trained]) -> dict[str, Figure]:
-    """The model's seconds against the trainer's, on one rank and on two that share this machine."""
+    """Compare the model's seconds with the trainer's, on one rank and on two that share this machine."""
     link = link_of(measured.line, "loopback")
     found: dict[str, dict[str, float | str]] = defaultdict(dict)
     for net, real in trained.items():
@@ -244,7 +248,7 @@ def checked(measured: Measured, size: Sizes, trained: Mapping[str, Trained]) -> 
 
 
 def main() -> None:
-    """Measures, prints what docs/scaling.md shows, draws its figure."""
+    """Measure, print the tables of docs/scaling.md, and draw its figure."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--full", action="store_true", help="also run a task of ConvNeXt-B (minutes, 4 GB)")
     options.add_argument("--figure", metavar="FILE", help="draw efficiency by workers into a PNG file")

@@ -1,4 +1,4 @@
-"""What was measured here in, the cases of the model and of the plan out; and what is assumed of links and GPUs."""
+"""Build the cases of the scaling model and plan from measurements, with assumptions about links and GPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.scaling_nets import NetTask, Operations, count_operations
 from benchmarks.scaling_plan import Campaign, NetCosts
 from benchmarks.scaling_rates import ImageRates
 
-# Ethernet and InfiniBand at nine tenths of what is printed on them; NVLink as H100 has it, in each direction.
+# Ethernet and InfiniBand at 90% of their nominal rate; NVLink at 80% of an H100's rate in each direction.
 LINKS = (
     Link(name="10 Gbit/s", bytes_per_s=0.9 * 10e9 / 8, latency_s=30e-6),
     Link(name="25 Gbit/s", bytes_per_s=0.9 * 25e9 / 8, latency_s=30e-6),
@@ -18,16 +18,16 @@ LINKS = (
     Link(name="400 Gbit/s", bytes_per_s=0.9 * 400e9 / 8, latency_s=5e-6, trees=True),
     Link(name="NVLink", bytes_per_s=0.8 * 450e9, latency_s=3e-6, trees=True),
 )
-# bfloat16 of the data-centre GPUs of 2020 to 2023 is 312 to 989 TFLOP/s at most; eager operators start every 10 µs.
+# Data-centre GPUs of 2020 to 2023 peak at 312 to 989 TFLOP/s in bfloat16; an eager operator starts every 10 µs.
 GPU = Processor(name="GPU", flops_per_s=100e12, operator_s=10e-6)
-# Without them: CUDA graphs, which the project does not have.
+# CUDA graphs, which MetaRepair does not use, would avoid the time to start operators.
 PROCESSORS = {"GPU": GPU, "GPU with graphs": replace(GPU, operator_s=0.0)}
-GPU_BYTES_PER_S = 1.5e12  # of its memory: what adding two gradients takes
+GPU_BYTES_PER_S = 1.5e12  # memory bandwidth, which limits adding two gradients
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """All that the model and the plan start from."""
+    """All inputs of the model and the plan."""
 
     operations: Mapping[str, Operations]
     task_s: Mapping[str, float]
@@ -40,7 +40,7 @@ class Measured:
     rate_at_224: Mapping[str, float]
 
     def training(self, net: str, tasks: int, on: Processor | None = None) -> Training:
-        """A net's training on cores of this machine, or on a processor that is assumed."""
+        """Return a net's training on cores of this machine, or on an assumed processor."""
         operations = self.operations[net]
         here = Training(
             tasks=tasks,
@@ -63,7 +63,7 @@ class Measured:
 
 
 def costs_at_224(measured: Measured, campaign: Campaign) -> list[NetCosts]:
-    """Both nets on ImageNet's tasks: a support example of every class, 100 query examples, K = 3."""
+    """Return both nets' costs on ImageNet tasks: one support example per class, 100 query examples, K = 3."""
     found = []
     for net in measured.graph_bytes:
         spec = NetTask(

@@ -1,10 +1,10 @@
-"""Seconds of an episode's parts in, its time on any number of workers out: pure functions, nothing is measured here.
+"""Model an episode's time on any number of workers from the seconds of its parts (pure functions, no measuring).
 
 Meta-training is data-parallel over the S tasks of an episode (metarepair.meta_training.meta_train):
 
     episode = ceil(S/W) × max(task, batch) + (ceil(S/W) − 1) × add + all-reduce(P, W) + outer step
 
-A batch is made while the task before it is differentiated, so it only shows where it takes longer. Not in the model:
+A batch is made while the task before it is differentiated, so it only matters if it takes longer. Not modelled:
 workers of unequal speed (an episode ends with the slowest), checkpoints (written in the background), other traffic.
 Source of the all-reduce: Patarasuk & Yuan 2009 (ring); Sanders et al. 2009 (two trees).
 """
@@ -22,9 +22,9 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What joins the workers: bytes a second in each direction, and seconds until a message's first byte is there.
+    """A link between workers: bytes per second in each direction, and seconds until a message's first byte arrives.
 
-    trees: whether two trees may be taken where they are faster than the ring (NCCL does, gloo keeps to the ring).
+    trees: whether two trees may be used if they are faster than the ring (NCCL does so, gloo uses only the ring).
     """
 
     name: str
@@ -35,7 +35,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one worker needs for the parts of an episode."""
+    """The seconds and bytes that one worker needs for the parts of an episode."""
 
     tasks: int
     task_s: float
@@ -47,7 +47,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """Seconds of an episode on so many workers, by what they go into."""
+    """Seconds of an episode's parts on `workers` workers."""
 
     workers: int
     compute_s: float
@@ -60,43 +60,43 @@ class Episode:
 
 
 def ring_s(size_bytes: float, workers: int, link: Link) -> float:
-    """All-reduce by a ring: 2(W − 1) messages one after the other, of 1/W of the bytes each."""
+    """Seconds of an all-reduce by a ring: 2(W − 1) messages in sequence, each with 1/W of the bytes."""
     messages = 2 * (workers - 1)
     return messages * (size_bytes / workers / link.bytes_per_s + link.latency_s)
 
 
 def trees_s(size_bytes: float, workers: int, link: Link) -> float:
-    """All-reduce by two trees, up and down: the ring's bytes, or a little more, but log₂ W steps of latency."""
+    """Seconds of an all-reduce by two trees, up and down: slightly more bytes than a ring, but log₂ W latencies."""
     if workers == 1:
         return 0.0
     return 2 * (size_bytes / link.bytes_per_s + math.ceil(math.log2(workers)) * link.latency_s)
 
 
 def all_reduce_s(size_bytes: float, workers: int, link: Link) -> float:
-    """Seconds of an all-reduce over the link, the faster way where there are two."""
+    """Seconds of an all-reduce over the link, by the faster algorithm that it allows."""
     ring = ring_s(size_bytes, workers, link)
     return min(ring, trees_s(size_bytes, workers, link)) if link.trees else ring
 
 
 def episode(training: Training, workers: int, link: Link) -> Episode:
-    """One episode on `workers` workers; those beyond the number of tasks only wait."""
-    mine = math.ceil(training.tasks / workers)
+    """One episode on `workers` workers; workers beyond the number of tasks only wait."""
+    tasks = math.ceil(training.tasks / workers)  # of the worker with the most
     return Episode(
         workers=workers,
-        compute_s=mine * max(training.task_s, training.batch_s) + (mine - 1) * training.add_s,
+        compute_s=tasks * max(training.task_s, training.batch_s) + (tasks - 1) * training.add_s,
         all_reduce_s=all_reduce_s(training.gradient_bytes, workers, link),
         outer_s=training.outer_s,
     )
 
 
 def efficiency(training: Training, workers: int, link: Link) -> float:
-    """Time on one worker over W times the time on W, the same tasks: 1 is perfect."""
+    """Time on one worker over W times the time on W workers, for the same tasks: 1 is perfect."""
     alone = episode(training, 1, link).seconds
     return alone / (workers * episode(training, workers, link).seconds)
 
 
 def takeover(training: Training, link: Link, most: int = 1024) -> int | None:
-    """The least number of workers whose all-reduce takes longer than their tasks; None: none up to `most` does."""
+    """The least number of workers, up to `most`, whose all-reduce takes longer than their tasks; None if none."""
     for workers in range(2, min(most, training.tasks) + 1):
         found = episode(training, workers, link)
         if found.all_reduce_s > found.compute_s:
@@ -107,8 +107,8 @@ def takeover(training: Training, link: Link, most: int = 1024) -> int | None:
 def overlapped(training: Training, workers: int, link: Link) -> float:
     """Seconds of an episode that reduces the sum of its earlier tasks while the last one is differentiated.
 
-    The last gradient has to be reduced, too, and is as long: all bytes go twice. So this is at best as long as
-    `episode`, where the first all-reduce hides behind the last task, and longer by what does not hide.
+    The last gradient must be reduced, too, and is as large, so all bytes are sent twice. At best the first all-reduce
+    hides behind the last task and this takes as long as `episode`; otherwise it takes longer by the rest.
     """
     plain = episode(training, workers, link)
     if math.ceil(training.tasks / workers) == 1:
@@ -117,9 +117,9 @@ def overlapped(training: Training, workers: int, link: Link) -> float:
 
 
 def streamed(training: Training, workers: int, link: Link, share: float) -> float:
-    """Seconds of an episode that reduces the last gradient layer by layer as it becomes final: a bound from below.
+    """A lower bound on the seconds of an episode that reduces the last gradient layer by layer as it becomes final.
 
-    A layer's gradient is final only in the last of the task's Hessian products, which is `share` of the task's time.
+    A layer's gradient is final only in the task's last Hessian product, which takes `share` of the task's time.
     """
     plain = episode(training, workers, link)
     return plain.seconds - min(plain.all_reduce_s, share * training.task_s)
@@ -127,7 +127,7 @@ def streamed(training: Training, workers: int, link: Link, share: float) -> floa
 
 @dataclass(frozen=True)
 class Line:
-    """seconds = start_s + amount / per_s, and the largest relative error of the points that it was laid through."""
+    """The line seconds = start_s + amount / per_s, and the largest relative error of the points it was fitted to."""
 
     start_s: float
     per_s: float
@@ -138,7 +138,7 @@ class Line:
 
 
 def fit_line(amounts: Sequence[float], seconds: Sequence[float]) -> Line:
-    """The line with the least relative squared errors that takes no negative time for nothing."""
+    """Fit the line with the least squared relative errors and a start that is not negative."""
     x, y = np.asarray(amounts, float), np.asarray(seconds, float)
     slope, start = np.polyfit(x, y, 1, w=1 / y)
     if start < 0:  # the best of the lines through the origin
@@ -148,7 +148,7 @@ def fit_line(amounts: Sequence[float], seconds: Sequence[float]) -> Line:
 
 
 def link_of(line: Line, name: str) -> Link:
-    """The link that two ranks' all-reduces went over: a ring of two sends each byte once, in two messages."""
+    """Return the link of two ranks' all-reduces: a ring of two sends each byte once, in two messages."""
     return Link(name=name, bytes_per_s=line.per_s, latency_s=line.start_s / 2)
 
 
@@ -164,14 +164,14 @@ def doubling(until: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """What a task is differentiated by: operations that are sustained a second, and seconds to start an operator."""
+    """A processor for tasks: its sustained operations per second, and the seconds to start an operator."""
 
     name: str
     flops_per_s: float
     operator_s: float = 0.0
 
     def seconds(self, flops: float, operators: float = 0.0) -> float:
-        """Arithmetic and the starting of operators go on at the same time; the longer one counts."""
+        """Seconds of some work. Arithmetic and starting operators overlap, so the longer one counts."""
         return max(flops / self.flops_per_s, operators * self.operator_s)
 
 

@@ -1,9 +1,9 @@
-"""A net's name and a task's size in, its operations, bytes and seconds out: what a model of training is fed with.
+"""Count a task's operations, bytes and seconds for a net, as input of the scaling model.
 
-flops        of a whole task, counted by torch's FlopCounterMode on few images; linear in the images
-operators    that compute (views do not) dispatched for a task, whatever the number of images
-last_share   share of a task's operations that its last Hessian product has
-graph_bytes  that one inner step's graph holds, by image (metarepair.engine.memory)
+flops        operations of a whole task, counted by torch's FlopCounterMode on few images; linear in the images
+operators    operators that compute (views do not) in a task; independent of the number of images
+last_share   share of a task's operations in its last Hessian product
+graph_bytes  bytes that one inner step's graph holds per image (metarepair.engine.memory)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COUNTED, COUNTED_PIXELS = 2, 32  # images whose operations are counted, and thei
 
 @dataclass(frozen=True, kw_only=True)
 class NetTask:
-    """A task of a net: random weights and images, as time does not depend on them."""
+    """A task of a net, with random weights and images, since time does not depend on them."""
 
     net: str
     pixels: int
@@ -43,13 +43,13 @@ class NetTask:
     memory: Memory = "graph"
 
     def functional(self, module: nn.Module) -> FunctionalNet:
-        """As the default inner rule has it."""
+        """Return the module as a FunctionalNet with batch norm as in the default inner rule."""
         return FunctionalNet(module, InnerRule(steps=self.steps, rate=1e-6, batch_norm="adapt"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """What a task costs any processor."""
+    """A task's cost, independent of the processor."""
 
     parameters: int
     forward_flops: float
@@ -63,14 +63,14 @@ class Operations:
 
 
 def build_net(spec: NetTask) -> nn.Module:
-    """The net with the same random weights each time."""
+    """Build the net, with the same random weights each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return build_model(spec.net, spec.classes)
 
 
 def random_task(spec: NetTask, seed: int) -> TaskBatch:
-    """Normal pixels and any labels."""
+    """Return a task with normally distributed pixels and random labels."""
     generator = torch.Generator().manual_seed(seed)
 
     def batch(size: int) -> Batch:
@@ -84,7 +84,7 @@ def random_task(spec: NetTask, seed: int) -> TaskBatch:
 
 
 class _Operators(TorchDispatchMode):
-    """Counts the operators that compute something: those that only make a view start nothing on a GPU."""
+    """Count the operators that compute something; operators that only make a view start nothing on a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,8 +100,11 @@ class _Operators(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class _Counts:
-    """Operations, in forward passes of one image: of an inner step and its Hessian product, by support image; of the
-    query, by image; of the product alone. Operators of a task of one step, and of each step more.
+    """Operations and operators of a task. Operations are in units of one image's forward pass.
+
+    step: an inner step and its Hessian product, per support image. query: the query, per image.
+    product: the Hessian product alone, per support image. operators: those of a task with one step.
+    operators_step: those of each further step.
     """
 
     step: float
@@ -113,7 +116,7 @@ class _Counts:
 
 @cache
 def _counts(net: str) -> _Counts:
-    """Counts tasks of two images of 32 px, of one step and of two; all grow linearly in images and steps."""
+    """Count tasks of two images of 32 px, with one step and with two; all counts are linear in images and steps."""
     spec = NetTask(net=net, pixels=COUNTED_PIXELS, classes=10, support=COUNTED, query=COUNTED, steps=1)
     module, forward = build_net(spec), COUNTED * forward_flops(spec)
     one = _counted(spec, module, "second")
@@ -130,7 +133,7 @@ def _counts(net: str) -> _Counts:
 
 
 def _counted(spec: NetTask, module: nn.Module, order: Order) -> tuple[float, int]:
-    """Operations and operators of one task."""
+    """Count the operations and operators of one task."""
     net = spec.functional(module)
     with FlopCounterMode(display=False) as flops, _Operators() as operators:
         task_gradient(net, net.parameters(), net.buffers(), random_task(spec, 0), order=order)
@@ -138,7 +141,7 @@ def _counted(spec: NetTask, module: nn.Module, order: Order) -> tuple[float, int
 
 
 def count_operations(spec: NetTask) -> Operations:
-    """A task's operations: counted on small ones, and in proportion to a forward pass of its own pixels."""
+    """Return a task's operations, counted on small tasks and scaled by the forward pass at the task's own size."""
     counts, forward = _counts(spec.net), forward_flops(spec)
     whole = spec.steps * spec.support * counts.step + spec.query * counts.query
     return Operations(
@@ -151,7 +154,7 @@ def count_operations(spec: NetTask) -> Operations:
 
 
 def forward_flops(spec: NetTask) -> float:
-    """Of one image, counted without computing."""
+    """Count the operations of one image's forward pass, without computing it."""
     module = build_net(spec).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(torch.empty(1, 3, spec.pixels, spec.pixels, device="meta"))
@@ -159,7 +162,7 @@ def forward_flops(spec: NetTask) -> float:
 
 
 def task_seconds(spec: NetTask, rounds: int, warm: bool = True) -> list[float]:
-    """Seconds of a task's gradient as one vector, by the trainer's own steps."""
+    """Time a task's gradient as one vector, computed as in the trainer."""
     net, task = spec.functional(build_net(spec)), random_task(spec, 0)
 
     def gradient() -> Tensor:
@@ -170,12 +173,12 @@ def task_seconds(spec: NetTask, rounds: int, warm: bool = True) -> list[float]:
 
 
 def flops_per_s(spec: NetTask) -> float:
-    """Operations a second of one such task, the first in this process."""
+    """Return the operations per second of one such task, without a warm-up."""
     return count_operations(spec).flops / task_seconds(spec, 1, warm=False)[0]
 
 
 def forward_seconds(spec: NetTask, rounds: int) -> float:
-    """Seconds of a forward pass by image, in a batch of the support's size."""
+    """Return the seconds of a forward pass per image, in a batch of the support's size."""
     module, images_BCHW = build_net(spec).eval(), random_task(spec, 0).support.images_BCHW
     with torch.inference_mode():
         found = seconds_of(lambda: module(images_BCHW), rounds)
@@ -183,7 +186,7 @@ def forward_seconds(spec: NetTask, rounds: int) -> float:
 
 
 def seconds_of(work: Callable[[], object], rounds: int, warm: bool = True) -> list[float]:
-    """Seconds of each of so many calls, after one that warms up."""
+    """Return the seconds of each of `rounds` calls, after a warm-up call if `warm`."""
     if warm:
         work()
     found = []
@@ -195,7 +198,7 @@ def seconds_of(work: Callable[[], object], rounds: int, warm: bool = True) -> li
 
 
 def graph_bytes_of_image(spec: NetTask) -> float:
-    """Bytes that an inner step's graph holds for each image of the support, from two sizes."""
+    """Return the bytes that an inner step's graph holds per support image, from two batch sizes."""
     net = spec.functional(build_net(spec))
     few, more = (
         graph_bytes(

@@ -1,4 +1,4 @@
-"""A model's cases and a plan in, the tables of docs/scaling.md and its figure out."""
+"""Format the tables and draw the figure of docs/scaling.md from the model's cases and a plan."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from benchmarks.scaling_plan import (
 )
 from benchmarks.scaling_rates import ImageRates
 
-Case = tuple[str, str]  # a net, and what differentiates its tasks: core or GPU
+Case = tuple[str, str]  # a net, and the processor of its tasks: core or GPU
 SHOWN = (16, 128, 1024)
 NODES, CORES_OF_NODE, GPUS_OF_NODE, GPU_MEMORY_BYTES = 64, 16, 1, 80e9  # assumed
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table; the first `left` columns are words, the others numbers."""
+    """Return a Markdown table; the first `left` columns are words, the others numbers."""
     rule = ["---" if i < left else "---:" for i in range(len(heads))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows))
 
 
 def number(value: float) -> str:
-    """Three digits that matter; thousands apart; nothing is said of less than a hundredth."""
+    """Return a number with three significant digits and thousands separators; below 0.01, `< 0.01`."""
     if value >= 100:
         digits = max(len(str(int(value))) - 3, 0)
         return f"{round(value / 10**digits) * 10**digits:,}"
@@ -47,7 +47,7 @@ def number(value: float) -> str:
 
 
 def efficiency_pages(cases: Mapping[Case, Training], links: Sequence[Link]) -> str:
-    """Efficiency by workers and link for every case, then where the all-reduce takes over."""
+    """Return efficiency by workers and link for every case, then where the all-reduce dominates."""
     names = [link.name for link in links]
     rows = [
         [
@@ -60,12 +60,12 @@ def efficiency_pages(cases: Mapping[Case, Training], links: Sequence[Link]) -> s
         for w in SHOWN
     ]
     tasks = next(iter(cases.values())).tasks
-    table = markdown([f"{tasks:,} tasks an episode", "workers", "tasks alone, s", *names], rows)
+    table = markdown([f"{tasks:,} tasks per episode", "workers", "tasks only, s", *names], rows)
     over = [
         [f"{net}, {kind}", *(_workers(takeover(training, link)) for link in links)]
         for (net, kind), training in cases.items()
     ]
-    heads = ["the all-reduce takes longer than the tasks from … workers on", *names]
+    heads = ["number of workers from which the all-reduce takes longer than the tasks", *names]
     return "\n\n".join([table, markdown(heads, over)])
 
 
@@ -74,7 +74,7 @@ def _workers(count: int | None) -> str:
 
 
 def overlap_page(cases: Mapping[Case, Training], links: Sequence[Link], shares: Mapping[str, float]) -> str:
-    """What reducing in advance loses, and what reducing layer by layer could win, at 256 workers."""
+    """Return what reducing in advance loses, and what reducing layer by layer could gain, at 256 workers."""
     workers = 256
     rows = []
     for (net, kind), training in cases.items():
@@ -86,7 +86,7 @@ def overlap_page(cases: Mapping[Case, Training], links: Sequence[Link], shares: 
             ratios = [f"{seconds(training, link) / p:.3f}" for link, p in zip(links, plain, strict=True)]
             rows.append([f"{net}, {kind}", name, *ratios])
     heads = [
-        f"{workers} workers, episode over that with one all-reduce at the end",
+        f"{workers} workers: episode time over that with one all-reduce at the end",
         "",
         *(link.name for link in links),
     ]
@@ -100,15 +100,15 @@ def plan_pages(
     gpu: Processor,
     graph_bytes: Mapping[str, float],
 ) -> str:
-    """Hours, storage and network of each net's campaign, and what does not fit."""
+    """Return the hours of each net's campaign, memory limits, and the storage and network of the last net's."""
     pages = []
     for net in nets:
         pages.append(f"**{net.net}**\n\n{_hours_table(compute_rows(campaign, rates, net, gpu))}")
         room = int(GPU_MEMORY_BYTES / graph_bytes[net.net])
         pages.append(
-            f"In an inner step of {net.net}, the graph of a support of {campaign.classes:,} images takes "
-            f"{campaign.classes * graph_bytes[net.net] / 1e9:,.0f} GB (measured on two and three images); a GPU of "
-            f"{GPU_MEMORY_BYTES / 1e9:.0f} GB has room for {room}."
+            f"In an inner step of {net.net}, the graph of {campaign.classes:,} support images takes "
+            f"{campaign.classes * graph_bytes[net.net] / 1e9:,.0f} GB (measured on two and three images); a GPU with "
+            f"{GPU_MEMORY_BYTES / 1e9:.0f} GB has room for {room} images."
         )
     net = nets[-1]
     pages.append(_bytes_table(f"stored ({net.net})", storage_rows(campaign, rates, net)))
@@ -116,7 +116,7 @@ def plan_pages(
     slowest = sorted(rates.corrupt_s.items(), key=lambda pair: -pair[1])
     shown = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in (*slowest[:4], *slowest[-2:]))
     pages.append(
-        f"Corrupting an image of 224 px, ms of a core: {1e3 * rates.mean_corrupt_s:.1f} on average; {shown}."
+        f"Corrupting an image of 224 px, ms on one core: {1e3 * rates.mean_corrupt_s:.1f} on average; {shown}."
     )
     return "\n\n".join(pages)
 
@@ -147,7 +147,7 @@ def _bytes_table(title: str, rows: Sequence[Bytes]) -> str:
 
 
 def efficiencies(cases: Mapping[Case, Training], links: Sequence[Link]) -> dict[str, dict[str, float]]:
-    """Efficiency by case, link and workers, for programs."""
+    """Return efficiency by case, link and workers, for JSON."""
     return {
         f"{net} {kind} {link.name}": {str(w): efficiency(training, w, link) for w in doubling(1024)}
         for (net, kind), training in cases.items()
@@ -158,7 +158,7 @@ def efficiencies(cases: Mapping[Case, Training], links: Sequence[Link]) -> dict[
 def plan_figures(
     campaign: Campaign, rates: ImageRates, nets: Sequence[NetCosts], gpu: Processor
 ) -> dict[str, dict[str, float | None]]:
-    """Hours by net and stage, for programs."""
+    """Return hours by net and stage, for JSON."""
     found: dict[str, dict[str, float | None]] = {}
     for net in nets:
         for row in compute_rows(campaign, rates, net, gpu):
@@ -167,7 +167,7 @@ def plan_figures(
 
 
 def draw(cases: Mapping[Case, Training], links: Sequence[Link], path: Path) -> None:
-    """Efficiency by workers: a panel for each case, a line for each link."""
+    """Draw efficiency by workers: a panel for each case, a line for each link."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -181,12 +181,12 @@ def draw(cases: Mapping[Case, Training], links: Sequence[Link], path: Path) -> N
             workers = doubling(1024)
             values = [efficiency(training, w, link) for w in workers]
             axes.plot(workers, values, color=colour, marker=mark, markersize=4, label=link.name)
-        axes.set_title(f"{net}, a {kind} a worker")
+        axes.set_title(f"{net}, one {kind} per worker")
         axes.set_xscale("log", base=2)
         axes.set_ylim(0, 1.05)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].legend(frameon=False, loc="lower left")
-    figure.supxlabel("workers (1,024 tasks an episode)")
+    figure.supxlabel("workers (1,024 tasks per episode)")
     figure.supylabel("efficiency, modelled")
     figure.savefig(path)

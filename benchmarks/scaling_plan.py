@@ -1,9 +1,9 @@
-"""What one core needs for an image and a task in, the hours, bytes and traffic of ImageNet-C as experiences out.
+"""Plan ImageNet-C as experiences: hours, bytes and traffic, from one core's costs per image and task.
 
-Pure functions. Each line of a plan says what its figure rests on:
-    measured   a rate that was measured here, times a count
-    modelled   operations that were counted, over a rate
-    assumed    it rests on a number of `Campaign` or of a processor that nobody measured here
+Pure functions. Each line of a plan states its basis:
+    measured   a rate measured here, times a count
+    modelled   counted operations, over a rate
+    assumed    a number of `Campaign` or of a processor that was not measured here
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FEATURES = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """ImageNet-C in full. All but the first five are assumed; they are settings of a run, or what a DNN brings.
+    """ImageNet-C in full. All but the first five fields are assumed; they depend on a run's settings or on a DNN.
 
     failing: share of corrupted images that the deployed DNN gets wrong. methods, seeds: repairs of each target.
     """
@@ -48,7 +48,7 @@ class Campaign:
 
     @property
     def corrupted(self) -> int:
-        """Images that are corrupted and classified, of both splits."""
+        """Number of images that are corrupted and classified, of both splits."""
         return self.environments * (self.images + self.test_images)
 
     @property
@@ -57,27 +57,27 @@ class Campaign:
 
     @property
     def pairs(self) -> int:
-        """Of environments, those of experiences and of targets together."""
+        """Number of pairs of environments, experiences and targets together."""
         both = 2 * self.environments
         return both * (both - 1) // 2
 
     @property
     def meta_tasks(self) -> int:
-        """Of all targets, each with a θ_meta of its own."""
+        """Number of meta-training tasks of all targets; each target has its own θ_meta."""
         return self.environments * self.episodes * self.tasks
 
     @property
     def judged(self) -> int:
-        """Images that repaired DNNs are judged on: clean, of the target, and some of the other environments."""
+        """Number of images for judging repaired DNNs: clean, of the target, and some of the other environments."""
         others = (self.environments - 1) * self.others_images
         return self.environments * self.methods * self.seeds * (2 * self.test_images + others)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a plan: hours of cores, and of GPUs where that is the other way to do it.
+    """One line of a plan: core-hours, and GPU-hours if GPUs can do the work instead.
 
-    at_most: so many cores or GPUs can be busy with it at once.
+    at_most: how many cores or GPUs can work on it at once.
     """
 
     stage: str
@@ -89,7 +89,7 @@ class Row:
     at_most: float = math.inf
 
     def wall_h(self, *, cores: int, gpus: int) -> float:
-        """Hours on a cluster whose cores, or GPUs where there are any for it, do nothing else."""
+        """Hours on a cluster whose cores (or GPUs, if there are any and they can do the work) do nothing else."""
         if self.gpu_h is not None and gpus:
             return self.gpu_h / min(gpus, self.at_most)
         return self.core_h / min(cores, self.at_most)
@@ -99,7 +99,7 @@ class Row:
 class NetCosts:
     """A DNN at 224 px: operations of a task and of its adaptation alone, seconds of a forward pass on one core.
 
-    core: one core, at the rate of a small task of that size.
+    core: one core, at the rate measured on a small task with images of that size.
     """
 
     net: str
@@ -110,7 +110,7 @@ class NetCosts:
 
 
 def compute_rows(campaign: Campaign, rates: ImageRates, net: NetCosts, gpu: Processor) -> list[Row]:
-    """Hours of every stage, on cores and on GPUs."""
+    """Return the hours of every stage, on cores and on GPUs."""
     forward, task, core = net.task.forward_flops, net.task, net.core
     examples = 2 * campaign.environments * campaign.collect
     repairs = campaign.environments * campaign.repair_episodes * campaign.tasks * net.adapt_flops
@@ -202,7 +202,7 @@ def compute_rows(campaign: Campaign, rates: ImageRates, net: NetCosts, gpu: Proc
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
-    """One line of what is stored, or sent."""
+    """One line of stored or sent bytes."""
 
     what: str
     size_bytes: float
@@ -210,8 +210,8 @@ class Bytes:
 
 
 def storage_rows(campaign: Campaign, rates: ImageRates, net: NetCosts) -> list[Bytes]:
-    """What lies in the storage path, and in each node's cache."""
-    rows = FEATURES + 2  # of a file of moments: as many as there are features, the mean, the count
+    """Return the bytes in the storage path, and in each node's cache."""
+    rows = FEATURES + 2  # of a file of moments: one for each feature, the mean, the count
     states = 3 * net.task.gradient_bytes  # θ and Adam's two moments
     stored, recomputed = (rates.failure_bytes[kind] * campaign.failures for kind in ("stored", "recomputed"))
     return [
@@ -237,11 +237,11 @@ def storage_rows(campaign: Campaign, rates: ImageRates, net: NetCosts) -> list[B
 
 
 def network_rows(campaign: Campaign, rates: ImageRates, net: NetCosts, *, nodes: int) -> list[Bytes]:
-    """What goes over the network once, on so many nodes."""
-    ranks = min(nodes, campaign.tasks)  # an episode keeps no more of them busy
-    ring = 2 * (ranks - 1) * net.task.gradient_bytes  # all ranks' sends of one all-reduce together
+    """Return the bytes sent over the network in the whole campaign, on `nodes` nodes."""
+    ranks = min(nodes, campaign.tasks)  # an episode cannot keep more of them busy
+    ring = 2 * (ranks - 1) * net.task.gradient_bytes  # sent by all ranks in one all-reduce
     decoded = (campaign.images + campaign.test_images) * PIXEL_BYTES
-    # A part is written, read by who joins it, and written as a side.
+    # A part is written, read when it is joined, and written again as part of D_collect or D_fail.
     stored, recomputed = (3 * rates.failure_bytes[k] * campaign.failures for k in ("stored", "recomputed"))
     return [
         Bytes(what=f"clean images to {nodes} nodes", size_bytes=nodes * decoded, basis="counted"),

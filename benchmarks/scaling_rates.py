@@ -1,7 +1,7 @@
-"""Photographs of 224 px in, what one core needs for one of each of the mining's and the scoring's steps out.
+"""Measure one core's time for each step of mining and scoring, per photograph of 224 px.
 
-The photographs are the sample's, enlarged: a corruption takes as long for them as for others of that size, except that
-JPEG codes smooth images somewhat sooner. Weights of networks are random.
+The photographs are the sample's, enlarged. Corruptions take as long for them as for any image of that size, except
+that JPEG encodes smooth images somewhat faster. Networks have random weights.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tasks.experiences.pixels import RecomputedPixels, pixel_digests
 from tasks.records import Experience, Failures, Pixels
 from tasks.storage.manifest import file_hash
 
-PHOTOGRAPH = (500, 375)  # pixels of a photograph as ImageNet has them, about
+PHOTOGRAPH = (500, 375)  # pixels of a typical ImageNet photograph
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRates:
-    """Seconds of one core for one image, or for one pair of environments; bytes of one failure on disk."""
+    """Seconds of one core for one image or one pair of environments; bytes of one failure on disk."""
 
     decode_s: float
     corrupt_s: dict[str, float]
@@ -54,30 +54,30 @@ class ImageRates:
 
     @property
     def mean_corrupt_s(self) -> float:
-        """Over all corruptions; each is a mean over the severities."""
+        """Mean seconds over all corruptions; each is a mean over the severities."""
         return statistics.mean(self.corrupt_s.values())
 
 
 def enlarged(count: int, size: tuple[int, int]) -> Pixels:
-    """Photographs of (width, height)."""
+    """Return photographs enlarged to `size`, (width, height)."""
     found = [cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) for image in photographs(count)]
     return np.stack(found)
 
 
 def median_s(work: Callable[[], object], rounds: int) -> float:
-    """Median seconds of a call, after one that warms up."""
+    """Return the median seconds of a call, after a warm-up call."""
     return statistics.median(seconds_of(work, rounds))
 
 
 def decode_seconds(rounds: int) -> float:
-    """Of a JPEG of a photograph's usual size, to a square of 224 px."""
+    """Time decoding a JPEG of a typical photograph's size to a square of 224 px."""
     image = enlarged(1, PHOTOGRAPH)[0]
     content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     return median_s(lambda: decode_image(content, 224), rounds)
 
 
 def corrupt_seconds(images: int, rounds: int) -> dict[str, float]:
-    """Of each corruption, by image, over all severities."""
+    """Time each corruption, per image, averaged over all severities."""
     photos = enlarged(images, (224, 224))
 
     def all_severities(name: str) -> None:
@@ -98,7 +98,7 @@ def corrupt_seconds(images: int, rounds: int) -> dict[str, float]:
 
 
 def classify_seconds(net: str, images: int, rounds: int) -> float:
-    """Of a forward pass as mining makes it, by image."""
+    """Time a forward pass as in mining, per image."""
     spec = NetTask(net=net, pixels=224, classes=1000, support=1, query=1, steps=1)
     deployed = DeployedModel(
         name=net, module=build_net(spec), num_classes=1000, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
@@ -108,27 +108,27 @@ def classify_seconds(net: str, images: int, rounds: int) -> float:
 
 
 def feature_seconds(images: int, rounds: int) -> float:
-    """Of the FID Inception, by image."""
+    """Time the FID Inception, per image."""
     network = fold_fid_inception(build_fid_inception())
     photos_BCHW = torch.from_numpy(enlarged(images, (224, 224))).permute(0, 3, 1, 2)
 
     @torch.inference_mode()
     def extract() -> None:
-        for image_BCHW in photos_BCHW.split(4):  # as metarepair.features.extractors does on a CPU
+        for image_BCHW in photos_BCHW.split(4):  # batches as in metarepair.features.extractors on a CPU
             network(image_BCHW)
 
     return median_s(extract, rounds) / images
 
 
 def feature_flops() -> float:
-    """Of the FID Inception, for an image."""
+    """Count the FID Inception's operations for one image."""
     with torch.inference_mode(False), FlopCounterMode(display=False) as counter:
         build_fid_inception()(torch.from_numpy(enlarged(1, (224, 224))).permute(0, 3, 1, 2))
     return float(counter.get_total_flops())
 
 
 def pair_seconds(rounds: int, *, smoke: bool) -> float:
-    """Of a distance between two environments whose factors have as many rows as features."""
+    """Time a distance between two environments whose factors have as many rows as features."""
     size = fid_sizes(quick=True, smoke=smoke)
     sides = [features_of(environment, size) for environment in (0, 1)]
     x, y = (moments(np.concatenate([side] * 3)[: size.dim + 1]) for side in sides)
@@ -136,7 +136,7 @@ def pair_seconds(rounds: int, *, smoke: bool) -> float:
 
 
 def failures_of(count: int) -> Failures:
-    """Failures with pixels of 224 px."""
+    """Return failures with images of 224 px."""
     rows = np.arange(count)
     few = enlarged(min(count, 64), (224, 224))
     return Failures(
@@ -150,7 +150,7 @@ def failures_of(count: int) -> Failures:
 
 
 def without_pixels(failures: Failures) -> Failures:
-    """The same with digests in the pixels' place."""
+    """Return the same failures with digests instead of pixels."""
     digests = pixel_digests(failures.images_NHWC_u8[:64])
     lazy = RecomputedPixels(
         corruption=failures.corruption,
@@ -165,7 +165,7 @@ def without_pixels(failures: Failures) -> Failures:
 
 @dataclass(frozen=True, kw_only=True)
 class FileRates:
-    """Of a failure with its pixels stored and recomputed: seconds to write, bytes; seconds to check a byte."""
+    """Seconds to write a failure and its bytes, with pixels stored and recomputed; seconds to check a byte."""
 
     join_s: dict[str, float]
     failure_bytes: dict[str, float]
@@ -173,7 +173,7 @@ class FileRates:
 
 
 def file_rates(folder: Path, count: int, rounds: int) -> FileRates:
-    """From a file of so many failures in the page cache."""
+    """Measure the rates on a file of `count` failures in the page cache."""
     stored = failures_of(count)
     seconds, sizes, hashed = {}, {}, math.nan
     for kind, failures in (("recomputed", without_pixels(stored)), ("stored", stored)):
@@ -188,7 +188,7 @@ def file_rates(folder: Path, count: int, rounds: int) -> FileRates:
 
 
 def measure_rates(nets: tuple[str, ...], *, images: int, rounds: int, smoke: bool) -> ImageRates:
-    """All of them, one after the other, on one core."""
+    """Measure all rates, one after the other, on one core."""
     with one_core(), tempfile.TemporaryDirectory() as folder:
         files = file_rates(Path(folder), 16 if smoke else 2000, rounds)
         return ImageRates(
@@ -203,7 +203,10 @@ def measure_rates(nets: tuple[str, ...], *, images: int, rounds: int, smoke: boo
 
 
 def store_tasks_per_s(rows: int, tasks: int, rounds: int) -> float:
-    """Tasks a second out of a store of so many rows of 32 px in the page cache (benchmarks.store: cold ones, too)."""
+    """Measure tasks per second from a store of `rows` images of 32 px in the page cache.
+
+    benchmarks.store also measures cold tasks.
+    """
     with tempfile.TemporaryDirectory() as folder:
         collect, fail = Path(folder) / "collect.arrow", Path(folder) / "fail.arrow"
         write_store(collect, min(rows, 1000), seed=1)
@@ -213,7 +216,7 @@ def store_tasks_per_s(rows: int, tasks: int, rounds: int) -> float:
 
 
 def batch_seconds(spec: NetTask, rounds: int) -> float:
-    """Of the tensors of a task's images, once they are read."""
+    """Time making the tensors of a task's images, once they are read."""
     photos = photographs(spec.support + spec.query)
     labels = np.zeros(len(photos), np.int64)
     deployed = DeployedModel(

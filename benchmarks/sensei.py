@@ -1,13 +1,13 @@
-"""Images and transformation vectors in, losses of variants per second out: SENSEI's search batched against one by one.
+"""Measure how many variants per second SENSEI's search evaluates, batched against one by one.
 
     batched      metarepair.methods.sensei.method: all variants of a batch by one resampling, then through the DNN
-    one_by_one   each variant of each image by torchvision's `affine`, and the DNN on it alone
-    resampled    the resampling of `batched` alone, for information
-    affine       torchvision's of `one_by_one` alone, for information
+    one_by_one   each variant of each image by torchvision's `affine`, then through the DNN alone
+    resampled    only the resampling of `batched`, for information
+    affine       only torchvision's `affine` of `one_by_one`, for information
 
 DenseNet-121 (the paper's, random weights, 32 px) and the shipped ResNet-8, on the sample, with the published 10
-variants of an image; fewer images go one by one, for a like time. A DNN of few large layers is bound by arithmetic
-either way, one of many small layers by the calls that a batch saves.
+variants per image; `one_by_one` gets fewer images, so that the times are similar. A DNN of few large layers is limited
+by arithmetic in both ways; one of many small layers is limited by the calls that batching saves.
 Command: python -m benchmarks.sensei [--quick] [--json FILE] [--device cuda]
 """
 
@@ -37,17 +37,17 @@ from tasks.datasets import dataset_info, load_dataset
 
 DATA, SMALL, GENES = "cifar10_sample", ("resnet8_cifar", "shipped:resnet8_cifar10"), SenseiSettings().genes
 MEANING = {
-    "ratio": "variants/s batched over one by one, of DenseNet-121 (more is better; the goal is 10)",
-    "ratio_resnet8": "the same of ResNet-8",
-    "ratio_resampling": "the same of the transformations alone",
-    "variants_per_s": "variants transformed, and judged where a DNN takes part, in a second",
+    "ratio": "variants/s batched over one by one, for DenseNet-121 (more is better; the goal is 10)",
+    "ratio_resnet8": "the same for ResNet-8",
+    "ratio_resampling": "the same for the transformations alone",
+    "variants_per_s": "variants transformed (and evaluated, where a DNN is used) per second",
     "loss_diff": "largest difference of a variant's loss between the two ways (at most 1e-3)",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured: images by whether they are batched, variants of each, rounds."""
+    """How much is measured: images in a batch and one by one, variants of each, rounds."""
 
     batched: int
     alone: int
@@ -56,7 +56,7 @@ class Sizes:
 
 
 def sizes(*, quick: bool, smoke: bool) -> Sizes:
-    """The sizes are the same for --quick, which only repeats less."""
+    """Return the sizes. --quick uses the same sizes with fewer rounds."""
     if smoke:
         return Sizes(batched=4, alone=2, variants=3, rounds=2)
     return Sizes(batched=200, alone=10, variants=SenseiSettings().variants, rounds=5 if quick else 21)
@@ -64,14 +64,14 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Images with labels, and their variants' vectors."""
+    """Images with labels, and the transformation vectors of their variants."""
 
     images_BHWC_u8: NDArray[np.uint8]
     labels_B: Tensor
     vectors_BVG: NDArray[np.float32]
 
     def head(self, number: int) -> Work:
-        """The first images alone."""
+        """Return only the first `number` images."""
         return Work(
             images_BHWC_u8=self.images_BHWC_u8[:number],
             labels_B=self.labels_B[:number],
@@ -80,7 +80,7 @@ class Work:
 
 
 def work_of(size: Sizes, device: torch.device) -> Work:
-    """The first images of the sample, with random populations."""
+    """Return the first images of the sample, with random populations."""
     data = load_dataset(DATA, "train").head(size.batched)
     populations = Populations(GENES, images=size.batched, keep=size.variants, seed=0)
     return Work(
@@ -91,7 +91,7 @@ def work_of(size: Sizes, device: torch.device) -> Work:
 
 
 def batched(deployed: DeployedModel, work: Work) -> Tensor:
-    """The loss of each variant [B, V], as the method takes it."""
+    """Return the loss of each variant [B, V], as the method computes it."""
     return variant_losses(
         deployed, deployed.module, work.images_BHWC_u8, work.labels_B, work.vectors_BVG, genes=GENES
     )
@@ -99,7 +99,7 @@ def batched(deployed: DeployedModel, work: Work) -> Tensor:
 
 @torch.no_grad()
 def one_by_one(deployed: DeployedModel, work: Work) -> Tensor:
-    """The same by a loop over images and variants."""
+    """Return the same, computed by a loop over images and variants."""
     losses_BV = torch.empty(work.vectors_BVG.shape[:2])
     for row, vectors_VG in enumerate(work.vectors_BVG.tolist()):
         image_CHW = _image(deployed, work, row)
@@ -111,7 +111,7 @@ def one_by_one(deployed: DeployedModel, work: Work) -> Tensor:
 
 
 def affine(image_CHW: Tensor, vector: Sequence[float]) -> Tensor:
-    """A variant as one writes it with torchvision."""
+    """Return a variant, made with torchvision in the straightforward way."""
     rotation, x, y, shear = vector
     made: Tensor = V.affine(
         image_CHW,
@@ -144,7 +144,7 @@ def _affine_of_all(deployed: DeployedModel, work: Work) -> None:
 
 
 def dnns(device: torch.device) -> dict[str, DeployedModel]:
-    """The DNNs by their name in the figures."""
+    """Return the DNNs by their names in the figures."""
     small = load_deployed(*SMALL, dataset_info(DATA), device=device)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -153,7 +153,7 @@ def dnns(device: torch.device) -> dict[str, DeployedModel]:
 
 
 def measure(size: Sizes, device: torch.device) -> tuple[dict[str, Figure], Times]:
-    """All figures, and the seconds they come from."""
+    """Return all figures, and the times they are computed from."""
     found = dnns(device)
     many = work_of(size, device)
     few = many.head(size.alone)
@@ -163,7 +163,7 @@ def measure(size: Sizes, device: torch.device) -> tuple[dict[str, Figure], Times
     }
     apart = 0.0
     for name, net in found.items():
-        whole, alone = batched(net, few), one_by_one(net, few)  # warm, too: kernels are chosen
+        whole, alone = batched(net, few), one_by_one(net, few)  # also warms up: kernels are chosen
         apart = max(apart, float((whole.cpu() - alone).abs().max()))
         ways[f"{name} batched"] = partial(_ignoring_round, batched, net, many)
         ways[f"{name} one_by_one"] = partial(_ignoring_round, one_by_one, net, few)
@@ -188,7 +188,7 @@ def _ignoring_round(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Run the benchmark from the command line."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = options.parse_args(arguments)

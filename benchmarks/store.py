@@ -1,9 +1,9 @@
-"""An experience store of a million failures in, tasks a second out: cold from the disk, and warm from the page cache.
+"""Measure tasks per second from an experience store of a million failures: cold from disk, warm from the page cache.
 
     cold        the file's pages are dropped first (posix_fadvise), so every example is read from the disk
     warm        the same tasks again
-    recomputed  tasks of a store without pixels, which makes them again (gaussian noise on the sample's images)
-    copy        one array copied over another of the same size: the memory's own speed, for comparison
+    recomputed  tasks from a store without pixels, which are computed again (gaussian noise on the sample's images)
+    copy        one array copied over another of the same size: the memory's speed, for comparison
 
 A task is 10 × 10 support examples of D_collect (1,000 rows) and 100 query examples of D_fail, 32 px: 0.6 MB of pixels.
 Command: python -m benchmarks.store [--quick] [--json FILE]
@@ -30,20 +30,20 @@ from tasks.sampling.sampler import sample_task
 
 NAME, CLASSES, SHAPE = "gaussian_noise", 10, (32, 32, 3)
 MEANING = {
-    "tasks_per_s_cold": "tasks a second, every page from the disk",
-    "tasks_per_s_warm": "tasks a second from the page cache",
-    "tasks_per_s_recomputed": "tasks a second whose pixels are made again",
-    "gb_per_s_warm": "pixels of warm tasks, GB a second",
-    "gb_per_s_copy": "an array copied (bytes read and written counted once), GB a second",
+    "tasks_per_s_cold": "tasks per second, with every page read from the disk",
+    "tasks_per_s_warm": "tasks per second from the page cache",
+    "tasks_per_s_recomputed": "tasks per second with recomputed pixels",
+    "gb_per_s_warm": "pixels of warm tasks, GB per second",
+    "gb_per_s_copy": "an array copied (bytes read and written counted once), GB per second",
     "share_of_copy": "gb_per_s_warm over gb_per_s_copy",
-    "open_s": "opening the store, index columns read",
-    "memory_mib": "growth of the resident set over opening and cold tasks; mapped pages count",
+    "open_s": "seconds to open the store and read its index columns",
+    "memory_mib": "growth of the resident set during opening, cold and warm tasks; includes mapped pages",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured; a quick run repeats less and has the same store."""
+    """How much is measured. --quick uses the same store with fewer rounds."""
 
     rows: int
     tasks: int
@@ -57,7 +57,7 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
 
 
 def write_store(path: Path, rows: int, seed: int) -> None:
-    """Failures with random pixels: what they show does not matter to a store."""
+    """Write failures with random pixels; their content does not matter here."""
     generator = np.random.default_rng(seed)
     with tempfile.TemporaryFile(dir=path.parent) as scratch:
         images = np.memmap(scratch, np.uint8, mode="w+", shape=(rows, *SHAPE))
@@ -79,7 +79,7 @@ def write_store(path: Path, rows: int, seed: int) -> None:
 
 
 def write_index(path: Path, rows: int) -> Failures:
-    """A store without pixels, of the sample, where every image counts as a failure; with its data set."""
+    """Write a store of the sample without pixels, where every image counts as a failure; return the failures."""
     data = load_dataset("cifar10_sample", "train")
     found = mine(
         lambda images: np.full(len(images), -1),
@@ -96,14 +96,14 @@ def write_index(path: Path, rows: int) -> Failures:
 
 
 def drop_pages(path: Path) -> None:
-    """Asks the kernel to forget a file's pages, which it does for those that nobody maps."""
+    """Ask the kernel to drop a file's cached pages; it drops those that no process maps."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def draw(experience: Experience, tasks: int, episode: int) -> int:
-    """Pixels and labels of so many tasks; the bytes of the pixels."""
+    """Draw `tasks` tasks and read their pixels; return the number of bytes read."""
     one = Confidence(names=(NAME,), probabilities_K=np.ones(1), rule="uniform", alpha=0.0, beta=0.0)
     size = 0
     for slot in range(tasks):
@@ -117,14 +117,14 @@ def draw(experience: Experience, tasks: int, episode: int) -> int:
 
 
 def timed(work: Callable[[], int]) -> tuple[float, int]:
-    """Seconds, and what `work` gave."""
+    """Return the seconds, and the result of `work`."""
     started = time.perf_counter()
     found = work()
     return time.perf_counter() - started, found
 
 
 def copy_speed(nbytes: int = 1 << 28) -> float:
-    """Bytes a second of copying one array over another."""
+    """Return the bytes per second of copying one array over another."""
     source, target = np.ones(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
     seconds = []
     for _ in range(5):
@@ -135,7 +135,7 @@ def copy_speed(nbytes: int = 1 << 28) -> float:
 
 
 def measure(size: Sizes, folder: Path) -> tuple[dict[str, float], Times, int]:
-    """Rounds of cold, warm and recomputed tasks, in turn."""
+    """Measure rounds of cold, warm and recomputed tasks, in turn."""
     collect, fail = folder / "collect.arrow", folder / "fail.arrow"
     write_store(collect, 1000, seed=1)
     write_store(fail, size.rows, seed=2)
@@ -173,10 +173,10 @@ def measure(size: Sizes, folder: Path) -> tuple[dict[str, float], Times, int]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark from the command line."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument(
-        "--folder", type=Path, help="where the store is written (7 GB; the temporary folder)"
+        "--folder", type=Path, help="where to write the store (7 GB; default: the temporary folder)"
     )
     given = options.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
