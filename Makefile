@@ -1,9 +1,9 @@
-# make run      an environment, the install, and the whole way on the shipped sample
-# make test     the same environment, and the quick tests; nothing but this repository is needed
-# make test-slow  the tests marked slow: most of what starts a Ray, benchmarks, large images
-# make check    format, lint, types, make docs, make test
-# make docs     the documentation as a site: site/index.html opens without a network
-# make accept   what needs the full CIFAR-10 (METAREPAIR_DATA), and the long runs
+# make run        create a virtual environment, install, and run all stages on the shipped sample
+# make test       run the quick tests in the same environment; no other data is needed
+# make test-slow  run the tests marked slow: most tests that start Ray, benchmarks, large images
+# make check      check format, lint, types and documentation, then make test
+# make docs       build the documentation as a site: site/index.html opens without a network
+# make accept     run the tests that need the full CIFAR-10 (METAREPAIR_DATA), and the long runs
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV ?= .venv
@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)
 	$(BIN)/metarepair run --config tune_configs/sample.yaml
 
-# Two processes; a file of tests on Ray runs in one of them (tests/support/scheduling.py).
+# Two processes; each file of tests on Ray stays in one of them (tests/support/scheduling.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test: $(READY)

@@ -1,7 +1,7 @@
-"""pyproject.toml and names of extras in, the packages that they ask for out, one a line.
+"""Print the packages that pyproject.toml and the given extras require, one per line.
 
-An environment without the code: an image's layer that outlives changes of the code, or a node whose code comes with
-each job. Needs the standard library alone.
+Use it to install an environment without the code: for an image layer that survives code changes, or for a node that
+gets the code with each job. It needs only the standard library.
 
     python cluster/dependencies.py pyproject.toml efficientnet-lite0 > requirements.txt
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def dependencies(pyproject: Path, extras: list[str]) -> list[str]:
-    """Requirements of the project and of `extras`, as pip reads them. Exits where an extra is not one."""
+    """Return the requirements of the project and of `extras`, as pip reads them. Exits if an extra is unknown."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     optional: dict[str, list[str]] = project["optional-dependencies"]
     unknown = [extra for extra in extras if extra not in optional]
@@ -25,5 +25,5 @@ def dependencies(pyproject: Path, extras: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("Which pyproject.toml? python cluster/dependencies.py pyproject.toml [EXTRA …]")
+        sys.exit("No pyproject.toml is given. Usage: python cluster/dependencies.py pyproject.toml [EXTRA …]")
     print("\n".join(dependencies(Path(sys.argv[1]), sys.argv[2:])))

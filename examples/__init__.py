@@ -1,1 +1,1 @@
-"""DNNs of others, as a user would bring them: a factory each, named by its import path."""
+"""Define example DNNs from outside the project, each with a factory that is named by its import path."""

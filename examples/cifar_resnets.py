@@ -1,12 +1,12 @@
 """The CIFAR-10 residual networks of He et al. 2016 (Sec. 4.2), with parameter-free shortcuts (option A).
 
-Three stages of n blocks at 16, 32 and 64 channels on images of 32, 16 and 8 pixels: 6n + 2 layers. The names of the
-layers are those of a widely used set of checkpoints, so its files load as they are:
+Three stages of n blocks at 16, 32 and 64 channels on images of 32, 16 and 8 pixels: 6n + 2 layers. The layers have the
+same names as in a widely used set of checkpoints, so its files load without changes:
 
     metarepair run --config tune_configs/third_party_resnet20.yaml \\
         --model examples.cifar_resnets:resnet20 --weights resnet20-12fca82f.th
 
-Written anew from the paper. The weights are not part of this project.
+Written from the paper. The weights are not part of this project.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """Two 3 × 3 convolutions beside the identity; the identity is subsampled and padded where the shape changes."""
+    """Two 3 × 3 convolutions plus the identity, which is subsampled and padded if the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class Block(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         y_BCHW = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x_BCHW)))))
         identity = x_BCHW[:, :, :: self.stride, :: self.stride]
-        before = self.added // 2  # zeros on both sides of the channels, as the published nets have them
+        before = self.added // 2  # zeros before and after the channels, as in the published nets
         return torch.relu(y_BCHW + F.pad(identity, (0, 0, 0, 0, before, self.added - before)))
 
 
 class CifarResNet(nn.Module):
-    """Stem, three stages, global average, linear head."""
+    """A stem, three stages, a global average and a linear head."""
 
     def __init__(self, blocks: int, num_classes: int = 10) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An S3-compatible server on loopback, and storage roots here and there for the same tests."""
+"""Provide an S3-compatible server on loopback, and local and S3 storage roots for the same tests."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from tasks.storage.remote import CACHE_VARIABLE
 BUCKET = "metarepair-tests"
 
 
-@pytest.hookimpl(optionalhook=True)  # there is none without pytest-xdist
+@pytest.hookimpl(optionalhook=True)  # the hook exists only with pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """See tests/support/scheduling.py."""
+    """Use the scheduler of tests/support/scheduling.py."""
     from scheduling import RayFilesFirst
 
     return RayFilesFirst(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray before the others, which are short and fill up at the end; both in their random order."""
+    """Run tests on Ray before the others, which are short and fill the gaps at the end; keep both in random order."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/distributed/"))
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """A server of this process' own, with an empty bucket."""
+    """A server for this process only, with an empty bucket."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -53,7 +53,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """A storage path of one's own in the bucket, with the environment that it takes to reach it."""
+    """A separate storage path in the bucket for each test, with the environment variables to reach it."""
     for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.setenv(variable, s3_endpoint)
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -65,7 +65,7 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str
 
 @pytest.fixture(params=["local", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """A folder, here and on the object store: what holds for one must hold for the other."""
+    """A folder, once local and once on the object store: tests must pass on both."""
     if request.param == "local":
         (tmp_path / "storage").mkdir()
         return tmp_path / "storage"

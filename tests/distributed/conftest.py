@@ -1,4 +1,4 @@
-"""One small local Ray cluster for the session, and a mined and scored run to copy."""
+"""Provide a small local Ray cluster for the session, and a mined and scored run to copy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.stages.pipeline import Pipeline
 
-# Ray starts its workers with a low priority; what waits for them here would only wait longer.
+# By default Ray starts its workers with low priority, and the tests would wait longer for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def tiny(storage: Path, **changes: Any) -> Config:
-    """A configuration whose stages take seconds; `changes` are sections to merge in."""
+    """Return a configuration whose stages take seconds; `changes` are sections to merge in."""
     values: dict[str, Any] = {
         "name": "tiny",
         "storage_path": str(storage),
@@ -48,13 +48,13 @@ def tiny(storage: Path, **changes: Any) -> Config:
 
 @pytest.fixture(scope="session", name="tiny")
 def tiny_fixture() -> Callable[..., Config]:
-    """`tiny(storage, **changes)`, for tests."""
+    """The function `tiny(storage, **changes)`, as a fixture."""
     return tiny
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """Two CPUs' worth of Ray in a temporary directory of its own (short: sockets have short names)."""
+    """A Ray cluster with two CPUs and its own temporary folder. Its path is short, for socket names."""
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     import ray
 
@@ -79,7 +79,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def storage_of(scored: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """Copies the scored run to a storage path of the given name."""
+    """A function that copies the scored run to a storage path with the given name."""
 
     def copy(name: str) -> Path:
         return Path(shutil.copytree(scored, tmp_path / name))

@@ -1,4 +1,4 @@
-"""A tiny run, finished once a session, that each case gets a copy of."""
+"""Provide a tiny run, finished once per session; each test gets a copy."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ evaluate: {others: [], others_images: 20}
 
 @pytest.fixture(scope="session")
 def tiny_settings() -> str:
-    """The YAML of a run of seconds."""
+    """The YAML settings of a run that takes seconds."""
     return TINY
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `tiny.yaml` and the finished run `runs/tiny`; not to be written to."""
+    """A folder with `tiny.yaml` and the finished run `runs/tiny`; tests must not write to it."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
     assert main(["run", "--config", str(folder / "tiny.yaml"), "--storage", str(folder / "runs")]) == 0
@@ -42,5 +42,5 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_run(finished_run: Path, tmp_path: Path) -> Path:
-    """A copy of `finished_run` of one's own."""
+    """A copy of `finished_run` that the test may change."""
     return Path(shutil.copytree(finished_run, tmp_path / "finished"))

@@ -1,7 +1,8 @@
-"""Share the tests out between processes: a file of tests on Ray goes to one process, other tests one by one.
+"""Distribute tests over processes: a file of tests on Ray goes to one process, other tests go one by one.
 
-The files on Ray come first, since they are the longest; a file's module fixtures (a head node, a search) are then made
-once. pytest-xdist's own groups cannot do it: version 3.8 writes a group into a place that pytest 9.2 no longer reads.
+Files on Ray come first, since they take longest. Keeping a file in one process creates its module fixtures (a head
+node, a search) only once. pytest-xdist's own groups cannot do this: version 3.8 stores the group where pytest 9.2 no
+longer reads it.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ ON_RAY = "tests/distributed/"
 
 
 def scope_of(nodeid: str) -> str:
-    """Tests with an equal scope run in one process."""
+    """Return a test's scope; tests with an equal scope run in one process."""
     return nodeid.partition("::")[0] if nodeid.startswith(ON_RAY) else nodeid
 
 
 class RayFilesFirst(LoadScopeScheduling):
-    """The scheduling of `pytest -n 2 --dist loadgroup` here."""
+    """The scheduler that `pytest -n 2 --dist loadgroup` uses here."""
 
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid)
 
     def schedule(self) -> None:
         self.config.option.loadscopereorder = (
-            False  # else files with many tests come first, which are the short ones
+            False  # otherwise files with many tests, which are short, come first
         )
         super().schedule()

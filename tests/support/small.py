@@ -1,4 +1,4 @@
-"""Small DNNs of few classes, failures and clean images that the tests of repairs share."""
+"""Provide the small DNNs, failures and clean images that tests of repairs share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tasks.records import Failures, Ints
 
 
 def deployed_of(module: nn.Module, *, num_classes: int = 3, name: str = "small") -> DeployedModel:
-    """A module as the deployed DNN, with grey for the mean of its images."""
+    """Return a module as the deployed DNN, with grey as the mean of its images."""
     return DeployedModel(name=name, module=module, num_classes=num_classes, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def pixels(number: int, seed: int = 0, *, size: int = 8) -> Any:
-    """Noise."""
+    """Return images of random noise, [N, size, size, 3] uint8."""
     return np.random.default_rng(seed).integers(256, size=(number, size, size, 3), dtype=np.uint8)
 
 
@@ -31,7 +31,7 @@ def failures_of(
     severities_N: Ints | None = None,
     corruption: str = "snow",
 ) -> Failures:
-    """Failures with the first image ids, taken for the next of three classes, at severity 1."""
+    """Return failures with image ids from 0; by default predicted as the next of three classes, at severity 1."""
     number = len(labels_N)
     return Failures(
         corruption=corruption,
@@ -44,7 +44,7 @@ def failures_of(
 
 
 def bright_failures(number: int, seed: int, *, noise: int) -> Failures:
-    """Images whose brightness says which of three classes they are of, so that they can be learned."""
+    """Return failures whose brightness gives their class out of three, so that they can be learned."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(3, size=number)
     light = labels[:, None, None, None] * 90 + generator.integers(noise, size=(number, 8, 8, 3))
@@ -52,12 +52,12 @@ def bright_failures(number: int, seed: int, *, noise: int) -> Failures:
 
 
 def clean_of(known: Failures) -> CleanImages:
-    """The same images and labels as clean ones."""
+    """Return the same images and labels as clean images."""
     return CleanImages(images_NHWC_u8=known.images_NHWC_u8, labels_N=known.labels_N)
 
 
 def small_net(*, norm: bool = True, dropout: float | None = None, flat: bool = False) -> nn.Module:
-    """Three classes of 8 × 8 pixels; `flat` has a batch norm with one value per channel beside."""
+    """Return a net for three classes of 8 × 8 pixels. flat: adds a batch norm with one value per channel."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         norms, drops = [nn.BatchNorm2d(4)] if norm else [], [] if dropout is None else [nn.Dropout(dropout)]
@@ -66,7 +66,7 @@ def small_net(*, norm: bool = True, dropout: float | None = None, flat: bool = F
 
 
 class MeanNet(nn.Module):
-    """Three classes by the mean of what one convolution sees, for images of any size."""
+    """A net for three classes and images of any size: a convolution, a global mean, a linear layer."""
 
     def __init__(self, *, norm: bool = False) -> None:
         super().__init__()
@@ -78,14 +78,14 @@ class MeanNet(nn.Module):
 
 
 def mean_dnn(*, norm: bool = False) -> DeployedModel:
-    """A `MeanNet` of double precision, deployed."""
+    """Return a deployed `MeanNet` in double precision."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return deployed_of(MeanNet(norm=norm).double().eval(), name="net")
 
 
 class Small(nn.Module):
-    """A batch norm, a convolution, ten classes."""
+    """A net for ten classes: a convolution, a batch norm, a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,5 +99,5 @@ class Small(nn.Module):
 
 
 def deployed_channels_last(module: nn.Module) -> DeployedModel:
-    """A module of ten classes in the memory layout of repairs, deployed."""
+    """Return a module of ten classes as the deployed DNN, in the memory layout of repairs."""
     return deployed_of(module.to(memory_format=torch.channels_last).eval(), num_classes=10, name="net")

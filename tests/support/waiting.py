@@ -1,6 +1,6 @@
-"""Wait in a test for what it needs: a file, a line of output, a state, the end of a process.
+"""Let a test wait for a condition: a file, a line of output, a state, the end of a process.
 
-The limit is far above what a busy machine takes, so that only a fault reaches it. A failure says what was waited for
+The limit is far above what a busy machine needs, so only a fault reaches it. A failure says what the test waited for
 and what had been printed by then.
 """
 
@@ -30,15 +30,15 @@ def wait_until(
     limit_s: float = LIMIT_S,
     every_s: float = 0.05,
 ) -> Found:
-    """The first true result of `look`.
+    """Call `look` until its result is true, and return the result.
 
-    what: the thing waited for, as the end of "waited ... for". process: fails at once when it ends before.
-    output: a file, or a function, that gives what was printed so far.
+    what: what the test waits for, as a noun phrase. process: fail at once if this process ends first.
+    output: a file, or a function, with what was printed so far.
     """
     until = time.monotonic() + limit_s
     while True:
         code = None if process is None else process.poll()
-        found = look()  # after the poll: a process may do it just before its end
+        found = look()  # after the poll, since a process may meet the condition just before it ends
         if found:
             return found
         if code is not None:
@@ -54,7 +54,7 @@ def wait_for_end(
     output: Path | Callable[[], str] | None = None,
     limit_s: float = LIMIT_S,
 ) -> int:
-    """The exit code, once the process has ended; one that does not end is killed with its process group."""
+    """Wait for the process to end, and return its exit code; kill it with its process group if it does not end."""
     try:
         return process.wait(timeout=limit_s)
     except subprocess.TimeoutExpired:
@@ -64,7 +64,7 @@ def wait_for_end(
 
 
 def output_at_end(process: subprocess.Popen[str], *, limit_s: float = LIMIT_S) -> str:
-    """What the process wrote to its pipe, once it has ended; one that does not end is killed with its process group."""
+    """Wait for the process to end, and return its output; kill it with its process group if it does not end."""
     try:
         return process.communicate(timeout=limit_s)[0]
     except subprocess.TimeoutExpired:
@@ -76,7 +76,7 @@ def output_at_end(process: subprocess.Popen[str], *, limit_s: float = LIMIT_S) -
 
 
 def _kill(process: subprocess.Popen[Any]) -> None:
-    """The process, and its group where it leads one."""
+    """Kill the process, and its group if it leads one."""
     process.kill()
     with suppress(ProcessLookupError):
         if os.getpgid(process.pid) == process.pid:
