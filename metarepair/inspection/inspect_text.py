@@ -38,42 +38,42 @@ from metarepair.runs.progress import duration
 FILES_SHOWN = 20  # if there are more, only the damaged files are shown
 
 
-def describe(found: Inspection) -> str:
+def describe(inspection: Inspection) -> str:
     """Return the whole inspection as text."""
-    if found.file is not None:
-        return "\n".join([f"{found.path}: {size(found.size_bytes)}", *_file(found.file)])
-    lines = [f"{found.path}: {_headline(found)}"]
-    if len(found.stages) == 1:
-        return "\n".join([*lines, *_stage(found.stages[0])])
-    lines += _common(found.stages)
-    lines += d_fail_reads(found.d_fail_reads)
-    environments = [stage for stage in found.stages if stage.kind == "environment"]
+    if inspection.file is not None:
+        return "\n".join([f"{inspection.path}: {size(inspection.size_bytes)}", *_file(inspection.file)])
+    lines = [f"{inspection.path}: {_headline(inspection)}"]
+    if len(inspection.stages) == 1:
+        return "\n".join([*lines, *_stage(inspection.stages[0])])
+    lines += _common(inspection.stages)
+    lines += d_fail_reads(inspection.d_fail_reads)
+    environments = [stage for stage in inspection.stages if stage.kind == "environment"]
     if environments:
         lines += ["", *environments_table(environments), "", *classes_table(environments)]
-    features = [stage for stage in found.stages if stage.kind == "features"]
+    features = [stage for stage in inspection.stages if stage.kind == "features"]
     if features:
         lines += ["", *features_table(features)]
-    for stage in found.stages:
+    for stage in inspection.stages:
         if stage.kind not in ("environment", "features", "compared"):
             lines += ["", f"{stage.path}: {_state(stage)}", *_details(stage)]
-    compared = [stage for stage in found.stages if stage.kind == "compared"]
+    compared = [stage for stage in inspection.stages if stage.kind == "compared"]
     if compared:
         lines += ["", *compared_table(compared)]
-    broken = [line for stage in found.stages for line in _broken(stage)]
+    broken = [line for stage in inspection.stages for line in _broken(stage)]
     return "\n".join([*lines, *(["", "Damaged:", *broken] if broken else [])])
 
 
-def _headline(found: Inspection) -> str:
-    done = sum(stage.finished for stage in found.stages)
-    if len(found.stages) == 1:
-        stage = found.stages[0]
+def _headline(inspection: Inspection) -> str:
+    done = sum(stage.finished for stage in inspection.stages)
+    if len(inspection.stages) == 1:
+        stage = inspection.stages[0]
         return f"{title(stage)}, {_state(stage)}"
-    kind = "a run" if found.kind == "run" else "a folder of a run"
-    unfinished = f", {len(found.stages) - done} not" if done < len(found.stages) else ""
-    files = [file for stage in found.stages for file in stage.files]
+    kind = "a run" if inspection.kind == "run" else "a folder of a run"
+    unfinished = f", {len(inspection.stages) - done} not" if done < len(inspection.stages) else ""
+    files = [file for stage in inspection.stages for file in stage.files]
     return (
-        f"{kind} with {len(found.stages)} stages, {done} finished{unfinished}{_span(found.stages)}; "
-        f"{size(found.size_bytes)}; checksums: {tally(file.state for file in files)}"
+        f"{kind} with {len(inspection.stages)} stages, {done} finished{unfinished}{_span(inspection.stages)}; "
+        f"{size(inspection.size_bytes)}; checksums: {tally(file.state for file in files)}"
     )
 
 

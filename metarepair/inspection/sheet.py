@@ -36,27 +36,27 @@ class SheetRow:
     captions: Sequence[tuple[str, str]]
 
 
-def write_sheet(found: Inspection, out: Path) -> None:
-    """Draw the failures that `found` collected. Raises DataError if there are none or their pixels cannot be made."""
+def write_sheet(inspection: Inspection, out: Path) -> None:
+    """Draw the collected failures. Raises DataError if there are none or their pixels cannot be made."""
     check_ending(out, "--sheet")
-    if out.resolve() in _own_files(found):
+    if out.resolve() in _own_files(inspection):
         raise ConfigError(f"--sheet {out} is one of the inspected files; name another file for the sheet")
-    rows = sheet_rows(found)
+    rows = sheet_rows(inspection)
     if not any(row.images for row in rows):
         raise DataError(
-            f"{found.path} has no collected failures to draw: --sheet needs a run, an environment "
+            f"{inspection.path} has no collected failures to draw: --sheet needs a run, an environment "
             "(experiences/CORRUPTION, targets/CORRUPTION) or its collect.arrow, fully mined and undamaged."
         )
     save_sheet(draw(rows), out, "--sheet")
 
 
-def sheet_rows(found: Inspection) -> list[SheetRow]:
+def sheet_rows(inspection: Inspection) -> list[SheetRow]:
     """Return a row for each environment, or for each severity if there is only one environment."""
-    root = place(found.path)
-    if found.file is not None:
-        return _lone_rows(found.file, root)
-    stages = [stage for stage in found.stages if stage.kind == "environment" and stage.finished]
-    if len(found.stages) == 1 and stages:
+    root = place(inspection.path)
+    if inspection.file is not None:
+        return _lone_rows(inspection.file, root)
+    stages = [stage for stage in inspection.stages if stage.kind == "environment" and stage.finished]
+    if len(inspection.stages) == 1 and stages:
         failures = _collected(stages[0], root)
         return [] if failures is None else _by_severity(failures, _class_names(stages[0]))
     return [_environment_row(stage, _collected(stage, root)) for stage in stages]
@@ -125,11 +125,11 @@ def _class_names(stage: StageFacts) -> tuple[str, ...]:
 
 
 def _by_severity(failures: Failures, classes: Sequence[str]) -> list[SheetRow]:
-    found = []
+    result = []
     for severity in np.unique(failures.severities_N):
         members = np.flatnonzero(failures.severities_N == severity)
         rows = evenly_spaced(members)
-        found.append(
+        result.append(
             SheetRow(
                 name=f"severity {severity}",
                 note=f"{failures.corruption}, {len(members)} collected",
@@ -137,7 +137,7 @@ def _by_severity(failures: Failures, classes: Sequence[str]) -> list[SheetRow]:
                 captions=_captions(failures, rows, classes),
             )
         )
-    return found
+    return result
 
 
 def evenly_spaced(rows_N: Ints) -> Ints:
@@ -187,6 +187,6 @@ def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
     return text
 
 
-def _own_files(found: Inspection) -> set[Path]:
-    root = Path(found.path)
-    return {(root / stage.path / file.name).resolve() for stage in found.stages for file in stage.files}
+def _own_files(inspection: Inspection) -> set[Path]:
+    root = Path(inspection.path)
+    return {(root / stage.path / file.name).resolve() for stage in inspection.stages for file in stage.files}

@@ -21,26 +21,26 @@ SHOWN = 8  # lines shown of started members, trials, damaged files
 NAMED = 6  # names shown of members that are not started
 
 
-def describe_status(found: RunStatus) -> str:
+def describe_status(status: RunStatus) -> str:
     """Return the whole status as text."""
-    lines = [_headline(found), *_holder(found.holder), *d_fail_reads(found.d_fail_reads), ""]
-    begun = "under way" if found.state == "under way" else "started"
-    for stage in found.stages:
-        lines += _stage(stage, begun)
-    if found.search is not None:
-        lines += _search(found.search, begun)
-    if found.unused:
-        shown = [f"  {path}" for path in found.unused]
+    lines = [_headline(status), *_holder(status.holder), *d_fail_reads(status.d_fail_reads), ""]
+    started = "under way" if status.state == "under way" else "started"
+    for stage in status.stages:
+        lines += _stage(stage, started)
+    if status.search is not None:
+        lines += _search(status.search, started)
+    if status.unused:
+        shown = [f"  {path}" for path in status.unused]
         lines += ["", "Not counted, because a later score or comparison does not use them:"]
         lines += _cut(shown)
-    if found.damaged:
-        shown = [f"  {damage.path} {WORDS[damage.state]}" for damage in found.damaged]
+    if status.damaged:
+        shown = [f"  {damage.path} {WORDS[damage.state]}" for damage in status.damaged]
         lines += ["", "Damaged, judging by file sizes:", *_cut(shown)]
     return "\n".join(lines)
 
 
-def _headline(found: RunStatus) -> str:
-    known = [stage for stage in found.stages if stage.members]
+def _headline(status: RunStatus) -> str:
+    known = [stage for stage in status.stages if stage.members]
     done = sum(stage.state == "done" for stage in known)
     words = {
         "finished": "finished",
@@ -49,9 +49,9 @@ def _headline(found: RunStatus) -> str:
         "not begun": "nothing is done yet",
     }
     counted = (
-        f"; {done} of {len(found.stages)} stages done" if found.state in ("under way", "unfinished") else ""
+        f"; {done} of {len(status.stages)} stages done" if status.state in ("under way", "unfinished") else ""
     )
-    return f"{found.path}: {words[found.state]}{counted}"
+    return f"{status.path}: {words[status.state]}{counted}"
 
 
 def _holder(holder: HolderFacts | None) -> list[str]:
@@ -67,7 +67,7 @@ def _holder(holder: HolderFacts | None) -> list[str]:
     return [f"{process}, ended without releasing the run; {sign}. The next command takes over."]
 
 
-def _stage(stage: StageStatus, begun: str) -> list[str]:
+def _stage(stage: StageStatus, started: str) -> list[str]:
     """Return a line for the stage, and below it one for each started member."""
     left = f", about {duration(stage.seconds_left)} left" if stage.seconds_left is not None else ""
     if stage.state == "done" and len(stage.members) == 1:
@@ -81,7 +81,7 @@ def _stage(stage: StageStatus, begun: str) -> list[str]:
     running = [member for member in stage.members if member.state == "begun"]
     waiting = [member for member in stage.members if member.state == "not begun"]
     counted = f": {done}" if len(stage.members) > 1 else ""
-    lines = [_titled(stage.name, f"{begun}{counted}{left}")]
+    lines = [_titled(stage.name, f"{started}{counted}{left}")]
     lines += _cut([f"  {_member(member)}" for member in running])
     return lines + ([f"  not started: {_names(waiting)}"] if waiting else [])
 
@@ -139,11 +139,11 @@ def _metric(name: str, value: float) -> str:
     return f"{name.replace('_', ' ')} {shown}"
 
 
-def _search(search: SearchStatus, begun: str) -> list[str]:
+def _search(search: SearchStatus, started: str) -> list[str]:
     counts = [f"{number} {state}" for state, number in search.trials.items()]
     total = f" of {search.total} trials" if search.total is not None else " (trials)"
     told = f": {', '.join(counts)}{total}" if counts else (f": 0{total}" if search.total is not None else "")
-    lines = [_titled("search", f"{'done' if search.state == 'done' else begun}{told}")]
+    lines = [_titled("search", f"{'done' if search.state == 'done' else started}{told}")]
     if search.best is not None:
         so_far = "" if search.state == "done" else " so far"
         lines.append(
