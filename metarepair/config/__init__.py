@@ -1,1 +1,1 @@
-"""The settings of a run: frozen, strict, each with its unit and range."""
+"""The settings of a run: frozen, strict, each described with its unit and range."""

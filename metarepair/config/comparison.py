@@ -8,7 +8,7 @@ from metarepair.config.section import Count, Section, each_once
 
 
 class CompareConfig(Section):
-    """`metarepair compare`: which methods stand side by side, and what each repair may take."""
+    """`metarepair compare`: which repair methods to compare, and the budget of each repair."""
 
     methods: tuple[str, ...] = Field(
         (
@@ -25,14 +25,21 @@ class CompareConfig(Section):
             "metarepair",
         ),
         min_length=1,
-        description="Repair methods, in the order of the table.",
+        description="Repair methods to compare, in the order of the table; at least one, each once.",
     )
-    seeds: tuple[Count, ...] = Field((0, 1, 2), min_length=1, description="One repair per method and seed.")
+    seeds: tuple[Count, ...] = Field(
+        (0, 1, 2),
+        min_length=1,
+        description="Seeds of the repairs, one repair per method and seed; whole numbers, 0 or more, each once.",
+    )
     budget: str | None = Field(
         None,
-        description="What a repair may take: 60s, 500steps or 100000images; its method's own settings when not given.",
+        description="Limit of each repair: seconds (`60s`), gradient steps (`500steps`) or images learned from "
+        "(`100000images`). If not set, the method's own settings decide.",
     )
-    budgets: dict[str, str] = Field({}, description="Another budget for some of the methods, by name.")
+    budgets: dict[str, str] = Field(
+        {}, description="Budgets of single methods, by name, in the form of `budget`, which they replace."
+    )
 
     @field_validator("methods", "seeds")
     @classmethod

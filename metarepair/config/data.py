@@ -1,4 +1,4 @@
-"""Settings of the data set: which images, from where, and what is made of them. Read by `metarepair.config.load`."""
+"""The settings of the data set: which images, where they are, and how they are prepared."""
 
 from __future__ import annotations
 
@@ -13,53 +13,69 @@ Colour = tuple[float, float, float]
 
 
 class DataConfig(Section):
-    """Which clean images."""
+    """The data set of clean images."""
 
     name: str = Field(
         "cifar10_sample",
-        description="Data set: cifar10, cifar10_sample, cifar100, tinyimagenet, imagefolder or parquet.",
+        description="Data set: `cifar10`, `cifar10_sample`, `cifar100`, `tinyimagenet`, `imagefolder` or `parquet`.",
     )
-    root: str | None = Field(None, description="Folder of the data set; METAREPAIR_DATA when not given.")
+    root: str | None = Field(
+        None,
+        description="Folder of the data set. If not set, the environment variable `METAREPAIR_DATA` names it.",
+    )
     train: str | None = Field(
         None,
         min_length=1,
-        description="Training split, in place of root: a folder of class folders, or Parquet files.",
+        description="The training split itself, in place of `root`: a folder of class folders, or Parquet files.",
     )
     test: str | None = Field(
-        None, min_length=1, description="As train: the split that targets are mined from."
+        None,
+        min_length=1,
+        description="The test split itself, from which targets are mined; in the form of `train`.",
     )
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
         None,
-        description="Pixels that the shorter side is resized to, the centre square kept; not resized if not given.",
+        description="Side in pixels, 8 to 1024: the shorter side is resized to it and the centre square is kept. "
+        "If not set, images are not resized.",
     )
     image_column: str | None = Field(
-        None, description="parquet: the column of encoded images, where unclear."
+        None, description="Column of the encoded images, for `parquet` files with more than one candidate."
     )
     label_column: str | None = Field(
-        None, description="parquet: the column of labels, where it is not clear."
+        None, description="Column of the labels, for `parquet` files with more than one candidate."
     )
     classes: tuple[str, ...] | None = Field(
-        None, description="Names in the order of the labels; the folders' or the schema's when not given."
+        None,
+        description="Class names in the order of the labels. If not set, the names of the folders or of the schema.",
     )
     mean: Colour | None = Field(
         None,
-        description="Of pixels in [0, 1], red, green, blue; the data set's, or ImageNet's, when not given.",
+        description="Mean of the pixels as [red, green, blue], 0 to 1 each. If not set, the data set's, or ImageNet's "
+        "for your own images.",
     )
-    std: Colour | None = Field(None, description="As mean: the deviation of pixels in [0, 1].")
+    std: Colour | None = Field(
+        None,
+        description="Standard deviation of the pixels, in the form of `mean`; 1/255 to 1 each.",
+    )
     archive: str | None = Field(
         None,
         min_length=1,
-        description="Folder of a published archive (CIFAR-10-C) that the test split's corrupted images come from.",
+        description="Folder of a published archive, such as CIFAR-10-C, with the corrupted images of the test split. "
+        "If not set, they are computed.",
     )
     corruption_table: Literal["cifar", "tinyimagenet", "imagenet"] | None = Field(
         None,
-        description="Constants made for 32, 64 or 224 pixels; those for the images' size when not given.",
+        description="Constants of the corruptions, made for images of 32 (`cifar`), 64 (`tinyimagenet`) or 224 pixels "
+        "(`imagenet`). If not set, those that suit the size of the images.",
     )
     max_train_images: Positive | None = Field(
-        None, description="Experiences are mined from the first so many training images (all when not given)."
+        None,
+        description="Number of training images, from the first, to mine experiences from; at least 1. If not set, all.",
     )
     max_test_images: Positive | None = Field(
-        None, description="Targets and clean accuracy use the first so many test images (all when not given)."
+        None,
+        description="Number of test images, from the first, for targets and clean accuracy; at least 1. If not set, "
+        "all.",
     )
 
     @model_validator(mode="after")
@@ -68,7 +84,7 @@ class DataConfig(Section):
         return self
 
     def source(self) -> DataSource:
-        """What the settings say to read. Raises ConfigError for what does not go together."""
+        """Return the data source that these settings describe. Raises ConfigError if they contradict each other."""
         return DataSource(
             name=self.name,
             root=self.root,

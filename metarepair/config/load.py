@@ -1,6 +1,6 @@
-"""A YAML file and `key=value` overrides in, one checked Config out.
+"""Load a run's settings from a YAML file and `key=value` overrides, and check them.
 
-Unknown keys, wrong types and values out of range are one-paragraph ConfigErrors that list near names.
+Unknown keys, wrong types and values out of range raise a ConfigError of one paragraph that lists near names.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from tasks.errors import ConfigError, UserError, near_names
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct: Any) -> Config:
-    """The YAML file at `path` (none: no settings), then `a.b=value` overrides, then `direct` settings.
+    """Load the YAML file at `path` (None: start from no settings), then apply `overrides` (a.b=value), then `direct`.
 
-    Direct settings are values, or some of a group's; None is a setting that is not given.
+    A direct setting is a value, or a dict with some settings of a group; None stands for a setting that is not given.
+    Raises ConfigError for a file that cannot be read, and for an unknown or wrong setting.
     """
     values = {} if path is None else _read_yaml(Path(path))
     for override in overrides:
@@ -38,7 +39,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct
 
 
 def parse_config(values: dict[str, Any], *, where: str = "the configuration") -> Config:
-    """Checked settings from plain values. Raises ConfigError naming the first wrong setting."""
+    """Build checked settings from plain values. Raises ConfigError that names the first wrong setting."""
     try:
         return Config.model_validate(values)
     except UserError as error:
@@ -48,21 +49,21 @@ def parse_config(values: dict[str, Any], *, where: str = "the configuration") ->
 
 
 def config_text(config: Config) -> str:
-    """The settings as YAML that `load_config` reads as the same again; without those of a search where none is."""
+    """Return the settings as YAML that `load_config` reads back as the same; without `search` if there is none."""
     values = config.model_dump(mode="json", exclude={"search"} if config.search is None else set())
     return yaml.dump(
         values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
     )
 
 
-# pydantic's kinds of errors in the words of who writes YAML.
+# pydantic's types of errors, in words for the author of a YAML file.
 WORDS = {
-    "tuple_type": "it must be a list, as [a, b]",
-    "dict_type": "it must be a group of settings, as {{key: value}}",
-    "model_type": "it must be a group of settings, as {{key: value}}",
-    "string_type": "it must be text; quotes make any value that",
+    "tuple_type": "it must be a list, such as [a, b]",
+    "dict_type": "it must be a group of settings, such as {{key: value}}",
+    "model_type": "it must be a group of settings, such as {{key: value}}",
+    "string_type": "it must be text; put it in quotes",
     "string_unicode": "it must be text in UTF-8; rename the file or folder that it names",
-    "string_pattern_mismatch": "it may have letters, digits, _, - and, not at its start, .",  # of a name
+    "string_pattern_mismatch": "it may contain letters, digits, _, - and, except at the start, .",  # a run's name
     "literal_error": "it must be {expected}",
     "int_type": "it must be a whole number",
     "int_from_float": "it must be a whole number",
@@ -78,9 +79,9 @@ WORDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as the number that it is meant to be, and refuses a key that is given twice.
+    """Reads 1e-3 as a number, and rejects a key that occurs twice.
 
-    YAML 1.1 reads the one as a string; PyYAML keeps the last of the others in silence.
+    YAML 1.1 reads 1e-3 as a string, and PyYAML silently keeps the last of two equal keys.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -88,13 +89,13 @@ class _Loader(yaml.SafeLoader):
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             raise yaml.constructor.ConstructorError(
-                problem=f"{twice[0]!r} twice", problem_mark=node.start_mark
+                problem=f"the key {twice[0]!r} occurs twice", problem_mark=node.start_mark
             )
         return super().construct_mapping(node, deep=deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the words that _Loader would read as numbers."""
+    """Quotes text that _Loader would read as a number."""
 
 
 for _reader_or_writer in (_Loader, _Dumper):
@@ -115,13 +116,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         near = [str(p) for p in sorted(Path("tune_configs").glob("*.yaml"))]
         raise ConfigError(
-            f"--config {path} cannot be read ({error}). Shipped are: {', '.join(near) or 'tune_configs/*.yaml'}"
+            f"--config {path} cannot be read ({error}). Shipped configurations: "
+            f"{', '.join(near) or 'tune_configs/*.yaml'}"
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path} holds {type(values).__name__}, not settings. Write `name: …`, `mining: …`."
+            f"{path} holds {type(values).__name__}, not a group of settings. Write `name: …`, `mining: …`."
         )
     return values
 
@@ -129,7 +131,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {override!r} is not key=value, as in --set train.episodes=20.")
+        raise ConfigError(f"--set {override!r} is not key=value, such as --set train.episodes=20.")
     *sections, last = _steps(key)
     for section in sections:
         values = values.setdefault(section, {})
@@ -142,7 +144,7 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def _steps(key: str) -> list[str]:
-    """`a.b.c` as a, b, c; in `search.space` the name of a setting, which has a dot, is one step."""
+    """Split `a.b.c` into a, b, c; in `search.space`, the dotted name of a setting is one step."""
     before, space, name = key.partition("search.space.")
     if before or not space:
         return key.split(".")
@@ -152,14 +154,17 @@ def _steps(key: str) -> list[str]:
 
 
 def explain(error: ValidationError, where: str, *, root: type[BaseModel] = Config, above: str = "") -> str:
-    """The first wrong setting as a paragraph; `root` is the group that was read, `above` its dotted place."""
+    """Describe the first wrong setting in one paragraph.
+
+    root: the group of settings that was read. above: its dotted name with a dot at the end, empty for a whole Config.
+    """
     first = error.errors()[0]
     key = (above + ".".join(str(part) for part in first["loc"])).rstrip(".")
     if first["type"] == "extra_forbidden":
         return f"{_unknown(key, _group_at(first['loc'][:-1], root), known_keys(root, above))} (in {where})"
     if first["type"] == "missing" and isinstance(first["loc"][-1], int):
         name, _, number = key.rpartition(".")
-        return f"{name}: it has no entry {int(number) + 1} and needs one (in {where})"
+        return f"{name}: entry {int(number) + 1} is missing (in {where})"
     if first["type"] == "missing":
         return f"the setting {key!r} is missing in {where}. Add it, or `--set {key}=…`."
     came = "" if first["type"] in {"value_error", "model_type"} else f"={in_yaml(first['input'])}"
@@ -167,7 +172,7 @@ def explain(error: ValidationError, where: str, *, root: type[BaseModel] = Confi
     message = message.removeprefix("Value error, ")
     if first["type"] == "literal_error":
         message += near_names(str(first["input"]), re.findall(r"'([^']*)'", first["ctx"]["expected"]))
-    named = f"{key}{came}: " if key else ""  # a rule of the whole names its settings itself
+    named = f"{key}{came}: " if key else ""  # a rule across groups names its settings itself
     return f"{named}{message[:1].lower()}{message[1:]} (in {where})"
 
 
@@ -180,7 +185,7 @@ def _unknown(key: str, group: type[BaseModel], known: list[str]) -> str:
 
 
 def _group_at(steps: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel]:
-    """The innermost group of settings on the way to a setting."""
+    """Return the innermost group of settings on the path `steps`."""
     group = root
     for name in steps:
         field = group.model_fields.get(str(name))
@@ -189,14 +194,14 @@ def _group_at(steps: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseM
 
 
 def _group(annotation: Any) -> type[BaseModel] | None:
-    """The group of settings in an annotation: itself, where it may be None, or each value of a mapping."""
+    """Return the group of settings in an annotation (the type itself, its optional form, or a mapping's values)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _group(part))), None)
 
 
 def known_keys(group: type[BaseModel] = Config, above: str = "") -> list[str]:
-    """All dotted setting names."""
+    """Return the dotted names of all settings."""
     keys = []
     for name, field in group.model_fields.items():
         inner = None if get_origin(field.annotation) is dict else _group(field.annotation)

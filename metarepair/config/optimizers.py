@@ -1,4 +1,4 @@
-"""A name of torch.optim and its options in, the optimizer out. torch is loaded when one is asked for."""
+"""Build and check the outer optimizer, one of torch.optim. torch is imported only when one is used."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ OPTIMIZERS = (
     "Rprop",
     "SGD",
 )
-# The rate is a setting of its own, and these would change how states are kept or what is differentiated.
+# The rate has its own setting; the others would change how states are kept or what is differentiated.
 RESERVED = {"self", "params", "lr", "capturable", "differentiable", "fused"}
 LENGTHS = {"betas": 2, "etas": 2, "step_sizes": 2}
-BELOW_ONE = {"momentum"}  # of any optimizer
+BELOW_ONE = {"momentum"}  # in every optimizer
 BELOW_ONE_OF = {("RMSprop", "alpha"), ("ASGD", "alpha"), ("Adadelta", "rho")}
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raises ValueError for an option that torch.optim's `name` does not take, or a value that it refuses."""
+    """Raise ValueError for an option that optimizer `name` does not take, or a value that it cannot use."""
     import torch
 
     known = sorted(set(inspect.signature(getattr(torch.optim, name)).parameters) - RESERVED)
@@ -50,13 +50,16 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f"outer_options of {name}: {' '.join(str(error).split())}") from error
     if not all(map(math.isfinite, after)):
         raise ValueError(
-            f"outer_options of {name}: {in_yaml(dict(options))} takes a parameter of 1 to {after[1]}, and one without "
-            f"gradient to {after[0]}, in one step. Leave out what was changed, or take a value nearer to torch's own."
+            f"outer_options of {name}: {in_yaml(dict(options))} moves a parameter from 1 to {after[1]} in two steps, "
+            f"and one whose gradient is 0 to {after[0]}. Leave out an option, or set it nearer to torch's default."
         )
 
 
 def _trial_step(name: str, options: Mapping[str, Any]) -> list[float]:
-    """Where two steps take a parameter without gradient and one with: some options fail in a step only."""
+    """Return two parameters, one with gradient 0 and one with 0.5, after two steps from 1.
+
+    Some options raise an error only in a step.
+    """
     import torch
 
     tensor = torch.ones(2)
@@ -69,7 +72,7 @@ def _trial_step(name: str, options: Mapping[str, Any]) -> list[float]:
 
 
 def _check_meant(name: str, key: str, value: Any) -> None:
-    """Raises ValueError for a number that torch takes and nobody can mean."""
+    """Raise ValueError for a value that torch accepts although it makes no sense."""
     length, below_one = LENGTHS.get(key), key in BELOW_ONE or (name, key) in BELOW_ONE_OF
     if length is not None and (not isinstance(value, list | tuple) or len(value) != length):
         raise ValueError(
@@ -83,7 +86,7 @@ def _check_meant(name: str, key: str, value: Any) -> None:
 
 
 def make_optimizer(name: str, tensors: list[Tensor], options: Mapping[str, Any], *, lr: float) -> Optimizer:
-    """torch.optim's `name` over `tensors`."""
+    """Build torch.optim's optimizer `name` for `tensors`, with learning rate `lr`."""
     import torch
 
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

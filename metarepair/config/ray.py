@@ -1,4 +1,4 @@
-"""How a run is spread over Ray: workers' resources, elasticity, failures, waiting."""
+"""The settings of Ray: resources of a worker, elasticity, restarts, waiting times."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ Amount = Annotated[float, Field(gt=0, le=128)]
 
 
 class RayConfig(Section):
-    """What Ray is asked for. No result depends on it, but for the order of summation in float32."""
+    """Ray's resources and failure handling. They change no result, except by the order of float32 summation."""
 
     min_workers: Positive | None = Field(
         None,
-        description="Meta-training goes on with so few workers where nodes were lost; workers when not given.",
+        description="Smallest number of workers with which meta-training continues after nodes are lost; 1 to "
+        "`workers`. If not set, `workers`.",
     )
-    cpus_per_worker: Amount = Field(1.0, description="CPUs that each training worker reserves.")
+    cpus_per_worker: Amount = Field(
+        1.0, description="CPUs that each training worker reserves; above 0, at most 128."
+    )
     gpus_per_worker: Amount = Field(
         1.0,
-        description="GPUs that each worker reserves with device: cuda; a part of one lets workers share it.",
+        description="GPUs that each worker reserves with `device: cuda`; above 0, at most 128. Below 1, workers share "
+        "a GPU.",
     )
     max_failures: Annotated[int, Field(ge=-1)] = Field(
-        3, description="Deaths of the worker group that a training goes on after, -1: any number."
+        3,
+        description="Number of times that a training restarts after its worker group failed; 0 or more, -1: no limit.",
     )
     wait_s: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="Seconds to wait for an autoscaling cluster to have what was asked for."
+        0.0,
+        description="Seconds to wait until an autoscaling cluster has the resources that the run needs; 0 or more.",
     )
     timeout_s: Positive = Field(
-        600, description="Seconds after which a collective operation whose partner is gone fails."
+        600,
+        description="Whole seconds after which a collective operation fails if a worker does not answer; at least 1.",
     )

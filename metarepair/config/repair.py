@@ -1,4 +1,4 @@
-"""The settings of a single repair, under the names that they have in a run's YAML."""
+"""The settings of a single repair, under the same names as in a run's YAML file."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class RepairConfig(Section):
         ((0.01, 0.03), 5)
     """
 
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Key of every draw.")
-    task: TaskConfig = TaskConfig()
-    inner: InnerConfig = InnerConfig()
-    repair: RepairSettings = RepairSettings()
-    methods: MethodSettings = Field({}, description="Settings of the methods themselves, by method.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of every random draw; 0 or more.")
+    task: TaskConfig = Field(TaskConfig(), description="The tasks of a repair.")
+    inner: InnerConfig = Field(InnerConfig(), description="The inner loop.")
+    repair: RepairSettings = Field(RepairSettings(), description="The repair itself.")
+    methods: MethodSettings = Field({}, description="Settings of single methods, by method name.")
 
     @model_validator(mode="wrap")
     @classmethod

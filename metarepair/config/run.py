@@ -1,4 +1,4 @@
-"""What a run depends on, as frozen, strict settings: every field says what it is, with its unit and range.
+"""The settings of a run: frozen, strict, every field described with its unit and range.
 
 `metarepair.config.load` reads them from a YAML file.
 """
@@ -31,35 +31,44 @@ class ModelConfig(Section):
     name: str = Field(
         "resnet8_cifar",
         min_length=1,
-        description="NAME or timm:NAME of timm's, or module:FACTORY, the import path of what returns an nn.Module.",
+        description="The DNN: `NAME` or `timm:NAME` for a model of timm, or `module:FACTORY`, the import path of a "
+        "function or class that returns an `nn.Module`.",
     )
     weights: str = Field(
         "shipped:resnet8_cifar10",
-        description="A .safetensors or torch.save file, or shipped:NAME for the project's own.",
+        description="Weights file, safetensors or torch.save; `shipped:NAME` for one that the project ships.",
     )
     entry: str | None = Field(
         None,
         min_length=1,
-        description="Entry of a torch.save file that the weights are under, where it has several; with a dot at its "
-        "end, the prefix of the names to take.",
+        description="Entry of a torch.save file that holds the weights; with a dot at its end, the prefix of the "
+        "tensor names to take, of any file. If not set, both are found automatically.",
     )
     stem: Literal["imagenet", "cifar"] = Field(
         "imagenet",
-        description="imagenet: the model as timm builds it; cifar: 3 × 3 at stride 1, no pooling, for small images.",
+        description="`imagenet`: the stem as timm builds it; `cifar`: a 3 × 3 convolution at stride 1 without pooling, "
+        "for small images.",
     )
     input_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
         None,
-        description="Images are resized to so many pixels a side for the DNN; as they are when not given.",
+        description="Side in pixels, 8 to 1024, that images are resized to for the DNN. If not set, they keep their "
+        "size.",
     )
     normalisation: Literal["dataset", "checkpoint"] = Field(
         "dataset",
-        description="Mean and deviation of the pixels: the data set's, or those timm states for the model.",
+        description="Mean and standard deviation of the pixels: the data set's (`dataset`), or those that timm states "
+        "for the model (`checkpoint`).",
     )
 
     mean: Colour | None = Field(
-        None, description="Of pixels in [0, 1], red, green, blue: in place of the normalisation's."
+        None,
+        description="Mean of the pixels as [red, green, blue], 0 to 1 each; replaces that of `normalisation`.",
     )
-    std: Colour | None = Field(None, description="As mean: the deviation of pixels in [0, 1].")
+    std: Colour | None = Field(
+        None,
+        description="Standard deviation of the pixels, in the form of `mean`, 1/255 to 1 each; replaces that of "
+        "`normalisation`.",
+    )
 
     @model_validator(mode="after")
     def _of_pixels_in_0_to_1(self) -> ModelConfig:
@@ -69,27 +78,38 @@ class ModelConfig(Section):
 
 
 class MiningConfig(Section):
-    """Corrupt, classify, keep the failures (paper Sec. 5.1.3)."""
+    """Mining: corrupt images, classify them, keep the failures (paper Sec. 5.1.3)."""
 
     experiences: tuple[Corruption, ...] = Field(
-        min_length=1, description="Corruptions to collect experiences of."
+        min_length=1, description="Corruptions to mine experiences from; at least one, each once."
     )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(
-        (1, 2, 3, 4, 5), min_length=1, description="Severities, pooled (reading: each example keeps its own)."
+        (1, 2, 3, 4, 5),
+        min_length=1,
+        description="Severities of a corruption, pooled into one environment; 1 to 5, at least one, each once.",
     )
-    collect: Positive = Field(1000, description="Failures in D_collect, of experiences and targets.")
+    collect: Positive = Field(
+        1000, description="Failures in D_collect of each experience and target; at least 1."
+    )
     collect_rule: Literal["random", "stratified"] = Field(
-        "random", description="random: the paper's; stratified: equally many of each class."
+        "random",
+        description="How failures are drawn into D_collect: at random, as in the paper, or equally many of each class "
+        "(`stratified`).",
     )
     split_by: Literal["image", "example"] = Field(
-        "image", description="image: no image on both sides of collect and fail; example: the paper's letter."
+        "image",
+        description="`image`: D_collect and D_fail share no image; `example`: they share no example, as the paper "
+        "says literally.",
     )
     pixels: Literal["stored", "recomputed"] = Field(
         "stored",
-        description="stored: failures keep their pixels. recomputed: digests alone; pixels are made again when needed.",
+        description="`stored`: failures are written with their pixels; `recomputed`: with digests of the pixels, which "
+        "are computed again when needed.",
     )
-    batch_size: Positive = Field(500, description="Images per forward pass.")
-    shard_images: Positive = Field(2500, description="Clean images per work item of a mining actor.")
+    batch_size: Positive = Field(500, description="Images per forward pass; at least 1.")
+    shard_images: Positive = Field(
+        2500, description="Clean images per work item of a mining actor; at least 1."
+    )
 
     @field_validator("severities")
     @classmethod
@@ -106,25 +126,33 @@ class FeatureConfig(Section):
     """Features for the distance between environments (paper Eq. 7)."""
 
     extractor: str = Field(
-        "inception", description="inception, deployed, efficientnet_lite0, or timm:NAME with weights."
+        "inception",
+        description="Network that computes the features: `inception`, `deployed` (the DNN itself), "
+        "`efficientnet_lite0`, or `timm:NAME` with `weights`.",
     )
-    weights: str | None = Field(None, description="The extractor's weights file, where it needs one.")
-    batch_size: Positive = Field(100, description="Images per forward pass.")
-    shard_images: Positive = Field(250, description="Collected examples per work item of a feature actor.")
+    weights: str | None = Field(None, description="Weights file of the extractor, if it needs one.")
+    batch_size: Positive = Field(100, description="Images per forward pass; at least 1.")
+    shard_images: Positive = Field(
+        250, description="Collected examples per work item of a feature actor; at least 1."
+    )
     bootstrap: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Resamples, at least 40, of the 95 % interval of each experience's distance to a target; 0: none.",
+        description="Bootstrap resamples for the 95 % interval of each experience's distance to a target, 40 or more; "
+        "0: no interval.",
     )
     extrapolate: bool = Field(
         False,
-        description="Also FID∞, the distance extrapolated to infinitely many examples; takes 20 collected.",
+        description="Whether to compute FID∞ too, the distance extrapolated to infinitely many examples; needs "
+        "`mining.collect` of at least 20.",
     )
 
     @field_validator("extractor", mode="before")
     @classmethod
     def _one_word(cls, extractor: object) -> object:
-        if isinstance(extractor, dict):  # what YAML makes of `timm: resnet18`, and of `timm:`
-            raise ValueError("give one word, as inception or timm:resnet18: a name after timm:, and no space")
+        if isinstance(extractor, dict):  # YAML reads `timm: resnet18` and `timm:` as a mapping
+            raise ValueError(
+                "give one word, such as inception or timm:resnet18, with the name after timm: and no space"
+            )
         return extractor
 
     @field_validator("bootstrap")
@@ -139,17 +167,33 @@ class FeatureConfig(Section):
 
 
 class ExperienceConfig(Section):
-    """Which experiences a target learns from, and with which confidence (paper Eq. 8)."""
+    """The experiences that a target learns from, and the confidence in each (paper Eq. 8)."""
 
-    choice: Literal["all", "top_k", "category", "list"] = Field("all", description="Which experiences count.")
-    top_k: Positive | None = Field(None, description="How many of the nearest, for choice: top_k.")
-    names: tuple[Corruption, ...] = Field((), description="The experiences, for choice: list.")
-    rule: Literal["softmax", "hinge", "cutoff", "uniform"] = Field("hinge", description="Form of Eq. 8.")
+    choice: Literal["all", "top_k", "category", "list"] = Field(
+        "all",
+        description="Experiences that a target learns from: `all`, the nearest (`top_k`), those of the target's "
+        "`category`, or a `list`.",
+    )
+    top_k: Positive | None = Field(
+        None, description="Number of nearest experiences, with `choice: top_k`; at least 1."
+    )
+    names: tuple[Corruption, ...] = Field(
+        (), description="The experiences, with `choice: list`; corruptions, each once."
+    )
+    rule: Literal["softmax", "hinge", "cutoff", "uniform"] = Field(
+        "hinge",
+        description="Confidence from the distance q: `softmax` (Eq. 8 as printed), `hinge` (alike up to β, then "
+        "decaying), `cutoff` (decaying, 0 beyond β) or `uniform`.",
+    )
     alpha: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Decay per unit of distance; when not given, such that 3 experiences are effective."
+        None,
+        description="Decay α of the confidence per unit of distance; 0 or more. If not set, the α that makes the "
+        "effective number of experiences 3.",
     )
     beta: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Threshold of the distance; when not given, the rule's default."
+        None,
+        description="Threshold β of the distance; 0 or more. If not set, the smallest distance; with `cutoff`, the "
+        "median.",
     )
 
     @field_validator("names")
@@ -169,44 +213,60 @@ class ExperienceConfig(Section):
 class TaskConfig(Section):
     """Semantic-cover tasks (paper Sec. 4.2)."""
 
-    shots: Positive = Field(10, description="Support examples per class.")
+    shots: Positive = Field(10, description="Support examples per class; at least 1.")
     clean_support: Count = Field(
-        0, description="Clean training images in each support beside its failures (0: the paper's)."
+        0,
+        description="Clean training images added to the failures of each support; 0 (as in the paper) or more.",
     )
-    query_size: Positive = Field(100, description="Query examples of a task.")
+    query_size: Positive = Field(100, description="Query examples of a task; at least 1.")
 
 
 class RepairSettings(Section):
-    """Repair, the meta-test (Algorithm 1, lines 13-23)."""
+    """The repair, which is the meta-test (Algorithm 1, lines 13-23)."""
 
-    episodes: Positive = Field(10, description="Episodes M.")
-    tasks: Positive = Field(4, description="Tasks S of an episode.")
+    episodes: Positive = Field(10, description="Episodes M; at least 1.")
+    tasks: Positive = Field(4, description="Tasks S of an episode; at least 1.")
     rates: tuple[Rate, ...] = Field(
-        (0.03,), min_length=1, description="Inner rates tried; validation chooses, the same for every method."
+        (0.03,),
+        min_length=1,
+        description="Inner learning rates to try, the same for every method, from which validation chooses; at least "
+        "one, each above 0, at most 10.",
     )
     update: Literal["accumulated", "separate"] = Field(
-        "accumulated", description="Lines 17-21, or the ablation."
+        "accumulated",
+        description="`accumulated`: the updates of an episode's tasks add up (lines 17-21); `separate`: each task "
+        "starts anew (the paper's ablation).",
     )
     interpolate: tuple[Fraction, ...] = Field(
         (1.0,),
         min_length=1,
-        description="Weights tried of the repaired parameters in their mean with the deployed ones; 1: as repaired.",
+        description="Weights to try for the repaired parameters in their average with the deployed ones, from which "
+        "validation chooses; at least one, each 0 to 1 (1: the repaired parameters alone).",
     )
     clean_weight: Fraction = Field(
         0.0,
-        description="Weight of held-out clean training images beside those of D_collect in every choice of a repair.",
+        description="Weight of accuracy on held-out clean training images, beside that on D_collect's validation "
+        "part, in every choice of a repair; 0 to 1.",
     )
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Share of D_collect's images that only select."
+        0.2,
+        description="Share of D_collect's images that are held out for validation; above 0, below 1.",
     )
     methods: tuple[str, ...] = Field(
-        ("none", "finetune", "bn_adapt", "metarepair"), min_length=1, description="Repair methods, compared."
+        ("none", "finetune", "bn_adapt", "metarepair"),
+        min_length=1,
+        description="Repair methods to run and report; at least one, each once.",
     )
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="One repair per method and seed.")
+    seeds: tuple[int, ...] = Field(
+        (0,),
+        min_length=1,
+        description="Seeds of the repairs, one repair per method and seed; whole numbers, at least one, each once.",
+    )
     export: tuple[Literal["torch", "onnx"], ...] | None = Field(
         None,
         min_length=1,
-        description="Programs made of each repaired DNN beside its weights: torch (model.pt2), onnx (model.onnx).",
+        description="Programs to write beside the weights of each repaired DNN: `torch` (model.pt2) or `onnx` "
+        "(model.onnx). If not set, none.",
     )
 
     @field_validator("methods", "seeds")
@@ -216,12 +276,15 @@ class RepairSettings(Section):
 
 
 class EvaluateConfig(Section):
-    """What a repaired DNN is judged on."""
+    """The evaluation of repaired DNNs."""
 
     others: tuple[Corruption, ...] | None = Field(
-        None, description="The other corruptions; all that are not the target when not given."
+        None,
+        description="Other corruptions to evaluate on, each once; the target itself is left out. If not set, all.",
     )
-    others_images: Positive = Field(500, description="Test images per severity of another corruption.")
+    others_images: Positive = Field(
+        500, description="Test images per severity of each other corruption; at least 1."
+    )
 
     @field_validator("others")
     @classmethod
@@ -236,33 +299,46 @@ class Config(Section):
         min_length=1,
         max_length=200,
         pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
-        description="The run's folder under storage.",
+        description="Name of the run and of its folder under `storage_path`: 1 to 200 letters, digits, `_`, `-` or "
+        "`.`, with no `.` at the start.",
     )
-    storage_path: str = Field("runs", min_length=1, description="Folder that holds the runs.")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Key of every draw.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
+    storage_path: str = Field(
+        "runs", min_length=1, description="Folder that holds the runs: a path, `s3://…` or `gs://…`."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of every random draw; 0 or more.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device of the DNN; `auto`: `cuda` if there is a GPU, else `cpu`."
+    )
     workers: Annotated[int, Field(ge=0)] = Field(
-        0, description="Ray workers; 0: in this process, without Ray."
+        0, description="Number of Ray workers; 0: everything runs in this process, without Ray."
     )
-    targets: tuple[Corruption, ...] = Field(("gaussian_noise",), min_length=1, description="What to repair.")
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    mining: MiningConfig
-    features: FeatureConfig = FeatureConfig()
-    experiences: ExperienceConfig = ExperienceConfig()
-    task: TaskConfig = TaskConfig()
-    inner: InnerConfig = InnerConfig()
-    train: TrainConfig = TrainConfig()
-    repair: RepairSettings = RepairSettings()
+    targets: tuple[Corruption, ...] = Field(
+        ("gaussian_noise",),
+        min_length=1,
+        description="Corruptions to repair the DNN for; at least one, each once.",
+    )
+    data: DataConfig = Field(DataConfig(), description="The data set of clean images.")
+    model: ModelConfig = Field(ModelConfig(), description="The deployed DNN.")
+    mining: MiningConfig = Field(description="Mining: which failures are collected.")
+    features: FeatureConfig = Field(
+        FeatureConfig(), description="Features for the distance between environments."
+    )
+    experiences: ExperienceConfig = Field(
+        ExperienceConfig(), description="The experiences that a target learns from."
+    )
+    task: TaskConfig = Field(TaskConfig(), description="The tasks of meta-training and repair.")
+    inner: InnerConfig = Field(InnerConfig(), description="The inner loop of meta-training and repair.")
+    train: TrainConfig = Field(TrainConfig(), description="Meta-training.")
+    repair: RepairSettings = Field(RepairSettings(), description="The repair.")
     methods: MethodSettings = Field(
-        {}, description="Settings of the repair methods themselves, by method, as methods.apricot.models."
+        {}, description="Settings of single repair methods, by method name, such as `methods.apricot.models`."
     )
-    compare: CompareConfig = CompareConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    pretrain: PretrainConfig = PretrainConfig()
-    ray: RayConfig = RayConfig()
+    compare: CompareConfig = Field(CompareConfig(), description="The comparison of `metarepair compare`.")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="The evaluation of repaired DNNs.")
+    pretrain: PretrainConfig = Field(PretrainConfig(), description="Pretraining, `metarepair pretrain`.")
+    ray: RayConfig = Field(RayConfig(), description="Ray's resources and failure handling.")
     search: SearchConfig | None = Field(
-        None, description="What `metarepair tune` tries; other verbs leave it."
+        None, description="The search of `metarepair tune`; other verbs ignore it."
     )
 
     @field_validator("targets")
@@ -274,8 +350,8 @@ class Config(Section):
     def _can_be_extrapolated(self) -> Config:
         if self.features.extrapolate and self.mining.collect < FEWEST_ROWS:
             raise ValueError(
-                f"features.extrapolate: true needs mining.collect of at least {FEWEST_ROWS} examples to extrapolate "
-                f"from; it is {self.mining.collect}"
+                f"features.extrapolate: true needs mining.collect of at least {FEWEST_ROWS}; it is "
+                f"{self.mining.collect}"
             )
         return self
 
@@ -289,7 +365,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _rates_can_be_learned(self) -> Config:
         if self.inner.learned_rates and self.train.order == "reptile":
-            raise ValueError("inner.learned_rates needs the query's gradient; train.order: reptile has none")
+            raise ValueError(
+                "inner.learned_rates needs a query gradient, and train.order: reptile has none; change one of the two"
+            )
         return self
 
 

@@ -1,6 +1,6 @@
-"""What a search tries and how it is judged: the section `search` of a configuration.
+"""The section `search` of a configuration: what a search tries, and how it is judged.
 
-Here each setting is checked by itself; whether the whole can be searched is metarepair.search.check's to say.
+Each setting is checked here on its own. `metarepair.search.check` checks that the whole can be searched.
 """
 
 from __future__ import annotations
@@ -17,18 +17,27 @@ from tasks.errors import unknown_name
 
 Bounds = tuple[float, float]
 
-TARGETS_OWN = "target"  # among the categories: that of whatever target a trial is for
+TARGETS_OWN = "target"  # stands for the category of the target that a trial is for
 KINDS = ("choice", "uniform", "log_uniform", "integers")
 WAYS = "{choice: […]}, {uniform: [a, b]}, {log_uniform: [a, b]} or {integers: [a, b]}"
 
 
 class Distribution(Section):
-    """The values of one setting: exactly one of these."""
+    """The values that a search tries for one setting: exactly one of these."""
 
-    choice: tuple[Any, ...] | None = Field(None, description="Any of these values.")
-    uniform: Bounds | None = Field(None, description="Real numbers from the first to the second.")
-    log_uniform: Bounds | None = Field(None, description="The same, evenly in the logarithm; above 0.")
-    integers: tuple[int, int] | None = Field(None, description="Whole numbers, both ends included.")
+    choice: tuple[Any, ...] | None = Field(
+        None, description="A list of values, any of which is drawn; at least one, each once."
+    )
+    uniform: Bounds | None = Field(
+        None, description="Real numbers between [smallest, largest], drawn uniformly."
+    )
+    log_uniform: Bounds | None = Field(
+        None,
+        description="Real numbers between [smallest, largest], drawn uniformly in the logarithm; above 0.",
+    )
+    integers: tuple[int, int] | None = Field(
+        None, description="Whole numbers between [smallest, largest], both included, drawn uniformly."
+    )
 
     @field_validator("choice", mode="before")
     @classmethod
@@ -50,7 +59,7 @@ class Distribution(Section):
     def _above_zero(cls, bounds: Bounds | None) -> Bounds | None:
         if bounds is not None and bounds[0] <= 0:
             raise ValueError(
-                f"{_words(bounds)} reaches {bounds[0]:g}, whose logarithm is not finite; begin above 0, or give "
+                f"{_words(bounds)} reaches {bounds[0]:g}, whose logarithm is not finite; start above 0, or use "
                 "uniform"
             )
         return bounds
@@ -65,17 +74,24 @@ class Distribution(Section):
 
 
 class ExperienceSets(Section):
-    """The sets of experiences to choose from: exactly one of these."""
+    """The sets of experiences that a search tries: exactly one of these."""
 
-    top_k: tuple[Positive, ...] | None = Field(None, description="The k nearest, for each of these k.")
+    top_k: tuple[Positive, ...] | None = Field(
+        None,
+        description="Numbers k, any of which is drawn: the k nearest experiences; at least 1, each once.",
+    )
     categories: tuple[str, ...] | None = Field(
-        None, description="All experiences of one of these categories, or `target` for the target's own."
+        None,
+        description="Categories, any of which is drawn: all its experiences; `target` stands for the target's own "
+        "category.",
     )
     sets: dict[str, tuple[str, ...]] | None = Field(
-        None, description="Lists of corruptions by a name of their own."
+        None, description="Named lists of corruptions, any of which is drawn; no two alike."
     )
     free: tuple[str, ...] | Literal[True] | None = Field(
-        None, description="Any subset of these (true: of all that are mined), each taken or left."
+        None,
+        description="Corruptions, any subset of which is drawn, each included or left out; `true`: all that are "
+        "mined.",
     )
 
     @field_validator("top_k", mode="before")
@@ -99,13 +115,13 @@ class ExperienceSets(Section):
             return None
         if not isinstance(sets, dict) or not sets:
             raise ValueError(
-                f"{_words(sets)} is no list of sets; write {{near: [snow, fog], all_noise: […]}}"
+                f"{_words(sets)} is not a group of named lists; write {{near: [snow, fog], all_noise: […]}}"
             )
         found = {str(name): _corruptions(f"the set {name!r}", names) for name, names in sets.items()}
         members = [set(names) for names in found.values()]
         alike = [name for name, own in zip(found, members, strict=True) if members.count(own) > 1]
         if alike:
-            raise ValueError(f"{' and '.join(alike)} hold the same experiences; give each set once")
+            raise ValueError(f"{' and '.join(alike)} hold the same experiences; list each set once")
         return found
 
     @field_validator("free", mode="before")
@@ -123,49 +139,67 @@ class ExperienceSets(Section):
 
 
 class SearchConfig(Section):
-    """A search by Ray Tune: what is varied, by whom it is chosen, and what it is judged by."""
+    """A search by Ray Tune: what is varied, how trials are drawn, and how they are judged."""
 
     space: dict[str, Distribution] = Field(
-        default_factory=dict, description="Dotted settings and the values of each."
+        default_factory=dict,
+        description="Settings to vary, by dotted name such as `inner.rate`, with the values of each.",
     )
-    experience_sets: ExperienceSets | None = Field(None, description="Sets of experiences to choose from.")
+    experience_sets: ExperienceSets | None = Field(
+        None, description="Sets of experiences to try. If not set, `experiences.choice` decides."
+    )
     objective: Literal["validation", "pseudo_targets"] = Field(
         "validation",
-        description="Accuracy of a repair on held-out examples of D_collect: of the targets', or of experiences left "
-        "out in turn.",
+        description="Accuracy of a repair on held-out examples of D_collect: for the targets (`validation`), or for "
+        "experiences that are left out in turn (`pseudo_targets`).",
     )
     pseudo_targets: tuple[str, ...] = Field(
-        (), description="The experiences that are left out in turn; all that are mined when empty."
+        (),
+        description="Experiences to leave out in turn, with `objective: pseudo_targets`; each once. If empty, all that "
+        "are mined.",
     )
-    searcher: Literal["random", "grid", "optuna"] = Field("random", description="Who draws the trials.")
+    searcher: Literal["random", "grid", "optuna"] = Field(
+        "random",
+        description="How trials are drawn: independently (`random`), every point (`grid`), or by Optuna's TPE "
+        "(`optuna`).",
+    )
     scheduler: Literal["none", "asha", "pbt"] = Field(
-        "none", description="Who ends trials early, or mutates them."
+        "none",
+        description="`none`: every trial runs to its end; `asha`: stops the weaker ones early; `pbt`: population-based "
+        "training, which copies good trials and changes their settings.",
     )
-    trials: Positive = Field(8, description="Trials in all; with searcher: grid, of each point.")
-    grace_rounds: Positive = Field(1, description="Rounds that asha gives every trial.")
+    trials: Positive = Field(
+        8, description="Number of trials; with `searcher: grid`, trials of each point; at least 1."
+    )
+    grace_rounds: Positive = Field(
+        1, description="Rounds that every trial trains before asha may stop it; at least 1."
+    )
     reduction: Annotated[float, Field(gt=1)] = Field(
-        3.0, description="asha keeps one in so many at each halving."
+        3.0, description="asha keeps one trial in this many at each of its stops; above 1."
     )
-    perturbation_rounds: Positive = Field(2, description="Rounds between the exchanges of pbt.")
+    perturbation_rounds: Positive = Field(2, description="Rounds between the exchanges of pbt; at least 1.")
     max_concurrent: Positive | None = Field(
-        None, description="Trials at once; as many as the cluster has room for when not given."
+        None,
+        description="Most trials that run at once; at least 1. If not set, as many as the cluster has room for.",
     )
-    max_failures: Count = Field(2, description="Deaths of a trial after which it is given up.")
+    max_failures: Count = Field(
+        2, description="Number of times that a trial is restarted after it died; 0 or more."
+    )
 
     @field_validator("space", mode="before")
     @classmethod
     def _by_setting(cls, space: Any) -> Any:
         if not isinstance(space, dict):
             raise ValueError(
-                f"{_words(space)} is no space; write {{inner.rate: {{log_uniform: [1e-3, 0.3]}}}}"
+                f"{_words(space)} is not a search space; write {{inner.rate: {{log_uniform: [1e-3, 0.3]}}}}"
             )
         for name, values in space.items():
             if not isinstance(values, dict | Distribution):
-                raise ValueError(f"{name}: {_words(values)} does not say how it is drawn; write {WAYS}")
+                raise ValueError(f"{name}: {_words(values)} is not a distribution; write {WAYS}")
             unknown = [] if isinstance(values, Distribution) else [k for k in values if k not in KINDS]
             if unknown and "." not in str(name):
                 raise ValueError(
-                    f"{name} has no values of its own; settings are written with a dot, as {name}.{unknown[0]}: {{…}}"
+                    f"{name} has no dot; name each setting with its group, such as {name}.{unknown[0]}: {{…}}"
                 )
         return space
 
@@ -176,23 +210,23 @@ class SearchConfig(Section):
 
 
 def _list_of(thing: str, values: Any) -> Any:
-    """A list with something in it, each once."""
+    """Return a non-empty list as a tuple. Raises ValueError for anything else, and for a value listed twice."""
     if not isinstance(values, list | tuple):
-        raise ValueError(f"{_words(values)} is one {thing}, and this is a list: write [{_words(values)}]")
+        raise ValueError(
+            f"{_words(values)} is a single {thing}, and this setting is a list: write [{_words(values)}]"
+        )
     if not values:
         raise ValueError(f"the list is empty, so there is nothing to choose; give at least one {thing}")
-    kinds = [
-        isinstance(value, bool) for value in values
-    ]  # true equals 1, and no setting takes one for the other
+    kinds = [isinstance(value, bool) for value in values]  # Python's True equals 1, but they are two values
     twice = [v for i, v in enumerate(values) if (v, kinds[i]) in list(zip(values, kinds, strict=True))[:i]]
     if twice:
-        raise ValueError(f"{_words(twice[0])} is there twice; give each {thing} once")
+        raise ValueError(f"{_words(twice[0])} is listed twice; list each {thing} once")
     return tuple(values)
 
 
 def _bounds(what: str, bounds: Any, kinds: tuple[type, ...]) -> Any:
-    """Two finite numbers, the smaller first."""
-    words = f"{_words(bounds)} is no range of {what}"
+    """Return two finite numbers, the smaller first. Raises ValueError for anything else."""
+    words = f"{_words(bounds)} is not a range of {what}"
     if not isinstance(bounds, list | tuple) or len(bounds) != 2:
         raise ValueError(f"{words}: give its two ends, [smallest, largest]")
     if any(not isinstance(b, kinds) or isinstance(b, bool) for b in bounds):
@@ -210,13 +244,13 @@ def _bounds(what: str, bounds: Any, kinds: tuple[type, ...]) -> Any:
 
 
 def _corruptions(what: str, names: Any) -> tuple[str, ...]:
-    """Published names of corruptions, each once. Raises ConfigError for an unknown one."""
+    """Return the published names of corruptions, each once. Raises ConfigError for an unknown one."""
     resolved: Sequence[str] = [resolve(name) for name in _list_of("corruption", names)]
     return tuple(_list_of(f"corruption of {what}", resolved))
 
 
 def _words(value: Any) -> str:
-    """A value as YAML would have it on one line, as far as people write it."""
+    """Return a value on one line as a person would write it in YAML; text without quotes."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_words, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

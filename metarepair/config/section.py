@@ -1,4 +1,4 @@
-"""What every group of settings is made of: strict, frozen, closed to unknown keys; and the usual ranges."""
+"""The base class of every group of settings (strict, frozen, closed to unknown keys), and common ranges."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _lists_to_tuples(cls, values: Any) -> Any:
-        """YAML has lists, frozen settings have tuples."""
+        """Turn YAML's lists into tuples, which frozen settings need."""
         if isinstance(values, dict):
             return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return values
 
     def settings(self, *, include: set[str] | None = None, exclude: set[str] | None = None) -> Settings:
-        """Plain values with their defaults, to be recorded and to be compared with what was recorded before."""
+        """Return plain values with their defaults, for the record of a stage and for comparison with older records."""
         values = self.model_dump(mode="json", include=include, exclude=exclude)
         groups = {key: group for key in values if isinstance(group := getattr(self, key), Section)}
         fields = {key: field for key in values if not (field := type(self).model_fields[key]).is_required()}
@@ -45,18 +45,18 @@ class Section(BaseModel):
 def each_once(values: tuple[Value, ...]) -> tuple[Value, ...]:
     twice = [value for value in values if values.count(value) > 1]
     if twice:
-        raise ValueError(f"{twice[0]!r} is there twice; give each once")
+        raise ValueError(f"{twice[0]!r} is listed twice; list each once")
     return values
 
 
 def in_yaml(value: Any) -> str:
-    """A value on one line as a person would write it in YAML; text in quotes."""
+    """Return a value on one line as a person would write it in YAML, with text in quotes."""
     if isinstance(value, str):
         return repr(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(in_yaml, value)) + "]"
     try:
         text: str = yaml.safe_dump(value, default_flow_style=True, width=1_000_000)
-    except yaml.YAMLError:  # no value of YAML: given by Python
+    except yaml.YAMLError:  # a Python value that YAML has no form for
         return repr(value)
     return text.removesuffix("...\n").strip()

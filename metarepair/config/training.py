@@ -15,88 +15,130 @@ BatchNorm = Literal["frozen", "adapt", "batch"]
 
 
 class InnerConfig(Section):
-    """The inner loop (Algorithm 1, lines 7 and 18), of meta-training and of repair."""
+    """The inner loop of meta-training and repair (Algorithm 1, lines 7 and 18)."""
 
-    steps: Positive = Field(3, description="Gradient steps on a task's support, K_inner.")
-    rate: Rate = Field(0.03, description="SGD rate of the inner steps.")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Of the inner SGD.")
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="L2 penalty in the inner SGD.")
+    steps: Positive = Field(3, description="Gradient steps on a task's support, K_inner; at least 1.")
+    rate: Rate = Field(
+        0.03,
+        description="SGD learning rate of the inner steps of meta-training (a repair tries `repair.rates`); above 0, "
+        "at most 10.",
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Momentum of the inner SGD; 0 to below 1."
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Weight of the L2 penalty in the inner SGD; 0 to 1."
+    )
     parts: tuple[str, ...] = Field(
         ("*",),
         min_length=1,
-        description="Parameters that a task adapts: *, head (ANIL), or names and patterns such as layer3.*, together.",
+        description="Parameters that a task adapts: `*` for all, `head` for the classifier (ANIL), or names and "
+        "patterns such as `layer3.*`; at least one, combined.",
     )
     learned_rates: bool = Field(
-        False, description="Meta-learn a factor on the rate for every tensor and step (MAML++'s LSLR)."
+        False,
+        description="Whether to meta-learn a factor on the rate for every tensor and step (LSLR of MAML++).",
     )
     dropout: bool = Field(
-        False, description="Support batches go through dropout and drop path, with masks keyed by the task."
+        False,
+        description="Whether support batches pass through dropout and drop path, with masks keyed by the task.",
     )
-    batch_norm: BatchNorm = Field("adapt", description="What support batches do to batch-norm statistics.")
+    batch_norm: BatchNorm = Field(
+        "adapt",
+        description="Batch-norm statistics. `frozen`: the stored ones, never updated; `adapt`: support batches are "
+        "normalised by their own and update the stored ones, which queries use; `batch`: support and query batches "
+        "are normalised by their own (meta-training only; repair then adapts).",
+    )
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="Weight of a support batch in the running statistics, for batch_norm: adapt."
+        0.1,
+        description="Weight of a support batch in the update of the stored statistics, unless `batch_norm: frozen`; "
+        "above 0, at most 1.",
     )
 
     @field_validator("parts", mode="before")
     @classmethod
     def _in_a_list(cls, parts: Any) -> Any:
         if isinstance(parts, str):
-            raise ValueError(f"{parts!r} is one name, and this is a list of names: write [{parts}]")
+            raise ValueError(
+                f"{parts!r} is a single name, and this setting is a list of names: write [{parts}]"
+            )
         return parts
 
 
 class TrainConfig(Section):
     """Meta-training (Algorithm 1, lines 2-12)."""
 
-    episodes: Positive = Field(60, description="Episodes in all.")
+    episodes: Positive = Field(60, description="Episodes of the whole meta-training; at least 1.")
     round_episodes: Positive = Field(
         10,
-        description="Episodes N of a round; after each round a checkpoint, and a repair judged on validation.",
+        description="Episodes N of a round, at least 1; after each round a checkpoint is written and a repair is "
+        "scored on validation.",
     )
-    tasks: Positive = Field(4, description="Tasks S of an episode.")
-    outer_optimizer: str = Field("Adam", description=f"Of torch.optim: {', '.join(OPTIMIZERS)}.")
+    tasks: Positive = Field(4, description="Tasks S of an episode; at least 1.")
+    outer_optimizer: str = Field(
+        "Adam", description=f"Outer optimizer, from torch.optim: {', '.join(OPTIMIZERS)}."
+    )
     outer_options: dict[str, bool | int | float | list[float]] = Field(
-        default_factory=dict, description="Further arguments of the optimizer, such as betas or weight_decay."
+        default_factory=dict,
+        description="Further arguments of the outer optimizer, such as `betas` or `weight_decay`.",
     )
-    outer_rate: Rate = Field(1e-3, description="The outer optimizer's rate.")
-    warmup_episodes: Count = Field(0, description="Episodes in which the outer rate rises linearly.")
+    outer_rate: Rate = Field(1e-3, description="Learning rate of the outer optimizer; above 0, at most 10.")
+    warmup_episodes: Count = Field(
+        0,
+        description="Number of first episodes in which the outer learning rate rises linearly; 0 to `episodes`.",
+    )
     outer_decay: Literal["constant", "cosine", "linear"] = Field(
-        "constant", description="How the outer rate falls to 0 after the warm-up."
+        "constant",
+        description="Outer learning rate after the warm-up: `constant`, or falling to 0 along a `cosine` or a line "
+        "(`linear`).",
     )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Largest norm of the meta-gradient; none when not given."
+        None,
+        description="Norm that the meta-gradient is clipped to; above 0. If not set, it is not clipped.",
     )
     order: Literal["second", "first", "reptile"] = Field(
-        "second", description="Exact MAML, FOMAML, or Reptile."
+        "second",
+        description="Meta-gradient: exact MAML (`second`), first-order MAML (`first`), or Reptile (`reptile`).",
     )
     first_order_episodes: Count = Field(
-        0, description="Episodes of first order before those of second (MAML++'s annealing)."
+        0,
+        description="Number of first episodes with a first-order gradient, before those of second order (derivative-"
+        "order annealing of MAML++); 0 to `episodes`.",
     )
     multi_step_episodes: Count = Field(
         0,
-        description="Episodes in which the loss after every inner step counts, evenly at first and then less and "
-        "less (MAML++'s multi-step loss); 0: the last step alone.",
+        description="Number of first episodes in which the loss after every inner step counts, evenly at first and "
+        "then less and less (multi-step loss of MAML++); 0 (the last step alone) to `episodes`.",
     )
     memory: Literal["auto", "graph", "recompute"] | Positive = Field(
         "auto",
-        description="graph keeps all inner steps' graphs, recompute none, a number that many of the last; auto "
-        "keeps as many as fit. The same gradient, to rounding.",
+        description="Inner steps whose graphs are kept for the meta-gradient: all (`graph`), none (`recompute`), the "
+        "last N (a number, at least 1), or as many as fit (`auto`). The gradient is the same up to rounding.",
     )
-    theta_on_host: bool = Field(False, description="Parameters of recomputed steps wait in host memory.")
-    clean_weight: Fraction = Field(0.0, description="Weight of the clean loss of a task (0: the paper's).")
+    theta_on_host: bool = Field(
+        False, description="Whether the parameters of recomputed steps are kept in host memory."
+    )
+    clean_weight: Fraction = Field(
+        0.0,
+        description="Weight of the loss on clean images in a task's outer loss; 0 (as in the paper) to 1.",
+    )
     clean_corrupted: Fraction = Field(
         0.0,
-        description="Share, rounded to whole images, of the clean loss's images that are shown under the task's own "
-        "corruption, right before or not.",
+        description="Share of the clean loss's images that are shown under the task's own corruption, whether or not "
+        "the DNN classified them correctly; 0 to 1, rounded to whole images.",
     )
     precision: Literal["float32", "float64", "bfloat16"] = Field(
-        "float32", description="Of weights and gradients; bfloat16: float32 with layers under autocast."
+        "float32",
+        description="Type of weights and gradients; `bfloat16`: float32 weights, with layers run under bfloat16 "
+        "autocast.",
     )
     max_skipped: Count = Field(
-        5, description="Episodes whose loss or gradient is not finite, and are skipped, before the run stops."
+        5,
+        description="Number of episodes that may be skipped because their loss or gradient is not finite, before the "
+        "run stops; 0 or more.",
     )
-    kept_checkpoints: Positive = Field(2, description="Newest checkpoints that are kept.")
-    threads: Positive = Field(1, description="CPU threads of each training worker.")
+    kept_checkpoints: Positive = Field(2, description="Number of newest checkpoints to keep; at least 1.")
+    threads: Positive = Field(1, description="CPU threads of each training worker; at least 1.")
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -104,8 +146,8 @@ class TrainConfig(Section):
         number = isinstance(memory, int) and not isinstance(memory, bool) and memory >= 1
         if not number and memory not in ("auto", "graph", "recompute"):
             raise ValueError(
-                f"{in_yaml(memory)} is no way to use memory. There are: auto, graph, recompute, or a number from 1: of "
-                "how many of the last inner steps graphs are kept"
+                f"{in_yaml(memory)} is not a memory mode. Allowed are: auto, graph, recompute, or a number from 1, "
+                "the number of last inner steps whose graphs are kept"
             )
         return memory
 
@@ -127,19 +169,18 @@ class TrainConfig(Section):
                     f"{key}={getattr(self, key)} is more than the {self.episodes} episodes of train.episodes"
                 )
         if self.order != "second" and self.first_order_episodes:
-            raise ValueError("first_order_episodes comes before order: second; leave it 0 for another order")
+            raise ValueError("first_order_episodes needs order: second; leave it at 0 for another order")
         if self.clean_corrupted and not self.clean_weight:
             raise ValueError(
-                f"clean_corrupted={self.clean_corrupted} is a share of the images that clean_weight weighs; set "
-                "clean_weight above 0"
+                f"clean_corrupted={self.clean_corrupted} is a share of the clean loss's images, and clean_weight is 0; "
+                "set clean_weight above 0"
             )
         if self.order == "reptile" and (self.clean_weight or self.multi_step_episodes):
             raise ValueError(
-                "order: reptile follows the adaptation and reads no query loss; leave clean_weight and "
-                "multi_step_episodes 0"
+                "order: reptile uses no query loss; leave clean_weight and multi_step_episodes at 0"
             )
         return self
 
     def rounds_of(self, episodes: int) -> int:
-        """Rounds of so many episodes; the last may be shorter than the others."""
+        """Return the number of rounds in `episodes` episodes; the last round may be shorter than the others."""
         return math.ceil(episodes / self.round_episodes)

@@ -157,7 +157,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_name_and_value(
 
 
 def test_a_list_that_is_too_short_is_said_to_be() -> None:
-    assert refusal(model={"mean": [1.0, 2.0]}).startswith("model.mean: it has no entry 3")
+    assert refusal(model={"mean": [1.0, 2.0]}).startswith("model.mean: entry 3 is missing")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_yaml_tag_runs_nothing(tmp_path: Path) -> None:
 
 def test_a_setting_given_twice_in_the_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "name: a\nmining: {experiences: [snow]}\nseed: 1\nseed: 2\n")
-    with pytest.raises(ConfigError, match="'seed' twice"):
+    with pytest.raises(ConfigError, match="'seed' occurs twice"):
         load_config(path, [])
 
 
@@ -309,13 +309,13 @@ def test_too_few_collected_to_extrapolate_from_are_refused() -> None:
 
 @pytest.mark.parametrize("text", ["timm:", "timm: resnet18"])
 def test_an_extractor_that_yaml_reads_as_a_mapping_is_explained(least: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^features\.extractor: give one word, as .*timm:resnet18"):
+    with pytest.raises(ConfigError, match=r"^features\.extractor: give one word, such as .*timm:resnet18"):
         load_config(least, [f"features.extractor={text}"])
 
 
 @pytest.mark.parametrize(("given", "shown"), [("[1]", "[1]"), ("{a: 1}", "{a: 1}"), ("x", "'x'"), ("0", "0")])
 def test_a_refused_way_to_use_memory_is_shown_as_yaml(given: str, shown: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"train.memory: {shown} is no way to use memory")):
+    with pytest.raises(ConfigError, match=re.escape(f"train.memory: {shown} is not a memory mode")):
         load_config(SAMPLE, [f"train.memory={given}"])
 
 

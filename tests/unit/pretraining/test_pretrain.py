@@ -338,7 +338,7 @@ def test_more_workers_than_a_step_has_images_are_refused(data: ArrayDataset) -> 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"accumulation": 21}, r"accumulation=21 is more parts than the 20 images of batch_size"),
+        ({"accumulation": 21}, r"accumulation=21 is more than batch_size=20"),
         ({"validation_fraction": 0.0}, r"keep: best needs validation images"),
         ({"randaugment": 31}, r"pretrain\.randaugment=31"),
         ({"optimizer": "adam"}, r"pretrain\.optimizer='adam'"),

@@ -42,7 +42,7 @@ SETTINGS: dict[str, Case] = {
     "a group": (
         space(inner={"rate": {"choice": [0.1]}}),
         {},
-        ("inner has no values", "with a dot, as inner.rate"),
+        ("inner has no dot", "such as inner.rate"),
     ),
     "workers": (
         space(workers={"choice": [1, 2]}),
@@ -129,8 +129,8 @@ VALUES: dict[str, Case] = {
         {},
         ("search.space.inner.rate.choice", "list is empty"),
     ),
-    "no list": (space(inner__rate={"choice": 0.1}), {}, ("0.1 is one value", "write [0.1]")),
-    "a value twice": (space(inner__rate={"choice": [0.1, 0.2, 0.1]}), {}, ("0.1 is there twice",)),
+    "no list": (space(inner__rate={"choice": 0.1}), {}, ("0.1 is a single value", "write [0.1]")),
+    "a value twice": (space(inner__rate={"choice": [0.1, 0.2, 0.1]}), {}, ("0.1 is listed twice",)),
     "bounds in the wrong order": (
         space(inner__rate={"uniform": [1, 0.1]}),
         {},
@@ -201,7 +201,11 @@ VALUES: dict[str, Case] = {
         {},
         ("inner.rate.choise'", "inner.rate.choice'"),
     ),
-    "a bare list": (space(inner__rate=[0.1, 0.2]), {}, ("inner.rate: [0.1, 0.2] does not say how", "choice")),
+    "a bare list": (
+        space(inner__rate=[0.1, 0.2]),
+        {},
+        ("inner.rate: [0.1, 0.2] is not a distribution", "choice"),
+    ),
     "nothing": ({}, {}, ("nothing to search", "search.space is empty")),
 }
 
@@ -357,7 +361,7 @@ TRIES: dict[str, Case] = {
     "a pseudo-target twice": (
         {"space": STEPS, "objective": "pseudo_targets", "pseudo_targets": ["snow", "SW"]},
         {},
-        ("search.pseudo_targets: snow is there twice",),
+        ("search.pseudo_targets: snow is listed twice",),
     ),
     "too few for pseudo-targets": (
         {"space": STEPS, "objective": "pseudo_targets"},
