@@ -1,7 +1,7 @@
-"""`metarepair VERB --config FILE`: the command line. Heavy imports wait until a verb needs them.
+"""The command line, `metarepair VERB --config FILE`. Heavy packages are imported only by the verbs that need them.
 
-Exit codes: 0 done, 2 the user's input is wrong (one paragraph on stderr), 141 the reader of the output went away (as
-`head` does), 1 anything else.
+Exit codes: 0 done; 2 the user's input is wrong (one paragraph on stderr); 141 the reader of the output closed the pipe,
+as `head` does; 1 anything else.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
     from metarepair.config.run import Config
 
 VERBS = {
-    "run": "the whole way: mine, score, train, repair, report",
-    "pretrain": "train a DNN on the clean training split, to be deployed",
-    "mine": "corrupt images and keep the deployed DNN's failures",
-    "score": "features and distances of environments, confidence of experiences",
+    "run": "run all stages: mine, score, train, repair, report",
+    "pretrain": "train a DNN to deploy on the clean training split",
+    "mine": "corrupt images and collect those that the deployed DNN gets wrong",
+    "score": "compute features and distances of environments, and the confidence of experiences",
     "train": "meta-train on the experiences of each target",
-    "repair": "repair the deployed DNN for each target, and judge it",
-    "compare": "repair methods side by side: methods × targets × seeds, one table",
-    "report": "table, figures and HTML page of a repaired run",
+    "repair": "repair the deployed DNN for each target, and evaluate it",
+    "compare": "compare repair methods: methods × targets × seeds, in one table",
+    "report": "write the table, figures and HTML page of a repaired run",
     "tune": "search for settings and sets of experiences, judged by examples held out of D_collect",
     "hypothesis": "measure whether nearer experiences repair better, on all pairs of corruptions",
-    "export": "write a repaired DNN as torch.export or ONNX, or into a file like the one that it came from",
-    "inspect": "show what is in a run or an experience store, and check its checksums",
-    "status": "how far a run is and who works on it, from its storage alone",
+    "export": "write a repaired DNN as torch.export or ONNX, or in the format of its original weights file",
+    "inspect": "show the contents of a run or an experience store, and verify its checksums",
+    "status": "show the progress of a run and who works on it, from its storage alone",
     "corruptions": "list the corruptions, or show all of them on one image",
-    "doctor": "what this machine and environment can do",
+    "doctor": "report what this machine and environment can do",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code.
 
-    A command whose output nobody reads any more ends as one that Ctrl-C stops: without a word, its work kept.
+    If the reader of the output closes the pipe, the command ends silently and keeps its work, as with Ctrl-C.
     """
     with watched_streams():
         try:
@@ -78,7 +78,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return _fail(given, error, 2)
     except KeyboardInterrupt:
         print(
-            "\nStopped. What is done is kept: run the same command again to go on from there.",
+            "\nStopped. Finished work is kept: run the same command again to resume.",
             file=sys.stderr,
         )
         return 1
@@ -86,7 +86,12 @@ def _main(arguments: Sequence[str] | None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
             raise
         return _fail(
-            given, UserError(f"Writing failed: {error}. Make room or permit it, then run again to go on."), 2
+            given,
+            UserError(
+                f"Writing failed: {error}. Make room or grant the permission, then run the same command again to "
+                "resume."
+            ),
+            2,
         )
 
 
@@ -111,7 +116,7 @@ def _do(given: argparse.Namespace) -> int:
 
 
 def _stop_on_termination() -> None:
-    """A terminated command (as by `ray job stop`) ends as one that Ctrl-C stops: in order, its locks given back."""
+    """Handle SIGTERM (sent by `ray job stop`, for example) like Ctrl-C: end in order and release the locks."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -133,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, help_text in VERBS.items():
         sub = verbs.add_parser(verb, help=help_text, description=help_text)
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.add_argument("--debug", action="store_true", help="print the traceback of an error")
         if verb == "corruptions":
             add_corruption_options(sub)
             continue
@@ -141,22 +146,29 @@ def _parser() -> argparse.ArgumentParser:
             add_inspection_options(sub)
             continue
         if verb == "status":
-            sub.add_argument("path", metavar="RUN", help="a run (STORAGE/NAME), here, on s3:// or on gs://")
-            sub.add_argument("--json", action="store_true", help="one JSON object in place of the text")
+            sub.add_argument("path", metavar="RUN", help="a run (STORAGE/NAME), local, on s3:// or on gs://")
+            sub.add_argument("--json", action="store_true", help="print one JSON object in place of the text")
             continue
         if verb == "export":
             add_export_options(sub)
             add_verbosity_options(sub)
             continue
-        sub.add_argument("--storage", metavar="PATH", help="folder of the runs (overrides storage_path)")
+        sub.add_argument(
+            "--storage", metavar="PATH", help="folder that holds the runs (overrides storage_path)"
+        )
         add_settings_options(sub, required=verb != "doctor")
         if verb == "doctor":
             continue
         add_verbosity_options(sub)
-        sub.add_argument("--restart", action="store_true", help="begin this stage and those after it anew")
+        sub.add_argument(
+            "--restart", action="store_true", help="run this stage and the later ones from scratch"
+        )
         if verb == "compare":
             add_comparison_options(sub)
-        sub.add_argument("--address", help="a Ray cluster's address (else RAY_ADDRESS, else this machine)")
+        sub.add_argument(
+            "--address",
+            help="address of a Ray cluster (default: RAY_ADDRESS, or else a local Ray on this machine)",
+        )
     return parser
 
 
@@ -176,7 +188,9 @@ def _examine(given: argparse.Namespace) -> int:
     print(examine(given.storage or "runs"))
     if given.model is None and given.config is None:
         if given.weights or given.set:
-            raise UserError("doctor probes a DNN that --model NAME or --config FILE names; add one of them.")
+            raise UserError(
+                "--weights and --set need a DNN to examine: add --model NAME or --config FILE to doctor."
+            )
         return 0
     from metarepair.config.load import load_config
     from metarepair.console.doctor import examine_model
@@ -195,7 +209,7 @@ def _show_corruptions(given: argparse.Namespace) -> int:
 
     if bool(given.image) != bool(given.out) or not (given.image or given.list):
         raise UserError(
-            "the verb corruptions shows nothing without --list, or --image FILE and --out FILE together: "
+            "corruptions needs --list, or --image FILE and --out FILE together: "
             "metarepair corruptions --image photo.jpg --out sheet.png"
         )
     if given.list:
@@ -206,7 +220,7 @@ def _show_corruptions(given: argparse.Namespace) -> int:
 
 
 def _check_own_packages() -> None:
-    """`distributed` is an import name of others, too: ours must be the one found."""
+    """Raise UserError if `import distributed` finds another project's package, such as Dask's."""
     from metarepair.own_packages import import_own
 
     try:
@@ -216,8 +230,8 @@ def _check_own_packages() -> None:
         raise UserError(str(error)) from error
     if not getattr(distributed, "METAREPAIR", False):
         raise UserError(
-            f"`import distributed` finds another project's package ({distributed.__file__}). Dask has one of that "
-            "name. MetaRepair needs an environment of its own: make one (`make install`), or uninstall the other."
+            f"`import distributed` finds another project's package ({distributed.__file__}); Dask has one of that "
+            "name. Install MetaRepair into its own environment (`make install`), or uninstall the other package."
         )
 
 
@@ -288,7 +302,10 @@ def _compare(given: argparse.Namespace, config: Config) -> int:
 
     if given.pair:
         if given.restart or given.address:
-            raise ConfigError("--pair draws what a comparison holds, here: leave --restart and --address.")
+            raise ConfigError(
+                "--pair only draws the results of a finished comparison, in this process: leave out --restart and "
+                "--address."
+            )
         check_pair(config, given.pair)
 
     from distributed.on_ray.cluster import connected

@@ -1,6 +1,6 @@
-"""Import the packages that are installed beside this one, where something else on the path has their name.
+"""Import MetaRepair's own packages even if another module on the path has the same name.
 
-`tasks` and `distributed` are names that others use, too: Celery's users have a `tasks.py`, Dask has `distributed`.
+Other projects use the names `tasks` and `distributed` too: Celery projects have a `tasks.py`, Dask has `distributed`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ NAMES = ("tasks", "metarepair", "distributed")
 
 
 def import_own(name: str) -> None:
-    """Imports our package `name` from beside this one, whatever else on the path is called so.
+    """Import the package `name` from the folder that holds this one, ahead of any other module of that name.
 
-    Raises ImportError where another module of the name has been imported before, or has taken the package's place.
+    Raises ImportError if another module of that name was imported before, or is found in its place.
     """
     if name not in sys.modules:
         sys.path.insert(0, str(FOLDER))
@@ -27,7 +27,7 @@ def import_own(name: str) -> None:
     found = getattr(sys.modules[name], "__file__", None)
     if found is None or not Path(found).samefile(FOLDER / name / "__init__.py"):
         raise ImportError(
-            f"MetaRepair's package {name!r} is hidden by another module of that name ({found}). Rename that, or do "
-            "not import it in the same program.",
+            f"MetaRepair's package {name!r} is hidden by another module of that name ({found}). Rename the other "
+            "module, or do not import it in the same program.",
             name=name,
         )

@@ -1,1 +1,1 @@
-"""What the verbs of the command line share."""
+"""Options, output and checks of the command line, and the verbs `doctor` and `export`."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def examine(storage: str) -> str:
-    """One line per finding; what is missing comes with its remedy."""
+    """Return one line per finding; a line on something missing includes its remedy."""
     lines = [
         f"python     {platform.python_version()}, {os.cpu_count()} CPUs",
         f"packages   {', '.join(f'{k} {v}' for k, v in versions().items())}",
@@ -34,9 +34,9 @@ def examine(storage: str) -> str:
 
 
 def examine_model(config: Config, *, fresh: bool) -> str:
-    """Probe the DNN of these settings on test images of their data set; with new random weights where `fresh`.
+    """Probe the DNN of `config` on test images of its data set, and describe it; `fresh`: with new random weights.
 
-    Raises a UserError that says what a repair cannot work with.
+    Raises a UserError that names what a repair cannot work with.
     """
     from metarepair.data.workspace import Surroundings, load_surroundings
     from metarepair.models.clean_check import IN_RUN, check_output
@@ -53,7 +53,7 @@ def examine_model(config: Config, *, fresh: bool) -> str:
 
 
 def _untrained(config: Config) -> DeployedModel:
-    """The DNN of these settings with new random weights."""
+    """Build the DNN of `config` with new random weights."""
     import torch
 
     from metarepair.engine.stateless import seeded
@@ -84,7 +84,7 @@ def _devices() -> str:
 
 
 def _data() -> str:
-    """A line for each published data set, and for a user's own that lies in METAREPAIR_DATA itself."""
+    """Return a line for each published data set, and for a user's own data set in METAREPAIR_DATA itself."""
     lines = []
     for name in sorted(NAMES, key=lambda n: n != "cifar10_sample"):
         try:

@@ -1,4 +1,4 @@
-"""`metarepair export`: a run, or a weights file, in; a program or a file like the user's own out."""
+"""Export a repaired DNN, from a run or a weights file (`metarepair export`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ Format = Literal["torch", "onnx", "original"]
 
 
 def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> None:
-    """Writes the repaired DNN of `what` (a run's folder, one of its weights files, or any with a config) to `out`."""
+    """Write a repaired DNN to `out` as a program, or in the format of its original weights file.
+
+    what: a run's folder, or a weights file, which needs `config_file` unless a run made it. Raises ConfigError if no
+    repaired weights are found or `out` would overwrite an input, DataError if the run's settings are damaged.
+    """
     if kind != "original":
         require_packages(kind)
     weights = _find_weights(place(what))
@@ -48,7 +52,7 @@ def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> No
 
 
 def _read_with(weights: Place, config: Config, config_file: Path | None) -> list[Place]:
-    """What the export of `weights` reads, or a later one would, besides these."""
+    """Return the other files and folders that an export of `weights` reads, or that a later one would."""
     data, features = config.data, config.features
     own = (data.root, data.train, data.test, data.archive, features.weights)
     shipped = config.model.weights.startswith(SCHEME)
@@ -67,26 +71,26 @@ def _refuse_input(target: Place, inputs: Iterable[Place]) -> None:
     for path in inputs:
         if _are_same(target, path):
             raise ConfigError(
-                f"--out {target} is a file that the export reads ({path}), and writing it would replace that. Name "
-                "another file."
+                f"--out {target} is a file that the export reads ({path}), and would be overwritten. Name another "
+                "file."
             )
 
 
 def _are_same(one: Place, other: Place) -> bool:
-    """Whether two places are one file, also by links."""
+    """Whether two places are the same file, links included."""
     if isinstance(one, Path) and isinstance(other, Path) and one.exists() and other.exists():
         return one.samefile(other)
     return one == other
 
 
 def _load(weights: Place, config: Config) -> Surroundings:
-    """The DNN with `weights`; of the architecture that is written beside them, where one is."""
+    """Load the DNN with `weights`, in the architecture that is saved beside them if there is one."""
     if _has_other_architecture(weights):
         here = load_surroundings(config, device=torch.device("cpu"))
         module = load_repaired(weights.parent, weights.parent.parent.name, here.deployed)
         return replace(here, deployed=replace(here.deployed, module=module))
     path, deployed = local(weights), Path(config.model.weights).expanduser()
-    # The entry is one of the configuration's own file, which may be gone by now.
+    # model.entry belongs to the configuration's own weights file, which may no longer exist.
     entry = config.model.entry if deployed.is_file() and path.samefile(deployed) else None
     model = config.model.model_copy(update={"weights": str(path), "entry": entry})
     return load_surroundings(config.model_copy(update={"model": model}), device=torch.device("cpu"))
@@ -99,14 +103,17 @@ def _has_other_architecture(weights: Place) -> bool:
 def _refuse_other_architecture(weights: Place) -> None:
     if _has_other_architecture(weights):
         raise ConfigError(
-            f"{weights} is of another architecture than the deployed DNN ({ARCHITECTURE} beside it says which), so a "
-            "file like the deployed one's cannot hold it. Take the format torch or onnx, or the weights together with "
-            f"{ARCHITECTURE}."
+            f"{weights} has another architecture than the deployed DNN (described by {ARCHITECTURE} beside it), so a "
+            "file in the deployed DNN's format cannot hold it. Use --format torch or onnx, or take the weights "
+            f"together with {ARCHITECTURE}."
         )
 
 
 def _find_weights(path: Place) -> Place:
-    """The weights themselves, or the ones that MetaRepair made in a run's folder, where these are of one target."""
+    """Return `path` itself if it is a file, or the repaired weights of a run's folder (MetaRepair's if there are any).
+
+    Raises ConfigError if the folder has no repaired weights, or those of several targets or methods.
+    """
     if path.is_file():
         return path
     found = find(path, WEIGHTS, deep=True)
@@ -114,8 +121,8 @@ def _find_weights(path: Place) -> Place:
     repaired = repaired or [p for p in found if (p.parent.parent.parent.parent / PLAN).is_file()]
     if not repaired:
         raise ConfigError(
-            f"{path} is neither a weights file nor a run with repaired weights. Give STORAGE/NAME of a run that is "
-            "repaired, or a model.safetensors."
+            f"{path} is neither a weights file nor a run with repaired weights. Give STORAGE/NAME of a repaired run, "
+            "or a model.safetensors."
         )
     best = [p for p in repaired if p.parent.parent.name == "metarepair"] or repaired
     targets = {str(p.parent.parent.parent) for p in best}
@@ -128,20 +135,20 @@ def _find_weights(path: Place) -> Place:
 
 
 def _told(weights: Place) -> list[Place]:
-    """The files of the run that made `weights` which hold its settings."""
+    """Return the files with the settings of the run that made `weights`."""
     target = weights.parent.parent.parent
     return [path for path in (target / RESULT, target.parent / PLAN) if path.is_file()]
 
 
 def _config_of(weights: Place, file: Path | None) -> Config:
-    """The settings of the run that made `weights`, else those of a YAML file."""
+    """Return the settings of the YAML file `file`, or if None, of the run that made `weights`."""
     if file is not None:
         return load_config(file, [])
     told = _told(weights)
     if not told:
         raise ConfigError(
-            f"{weights} lies in no run's repaired/ or compare/<target>/<method>/<seed>/, so its DNN and data set are "
-            "not known. Add --config FILE with its model and data."
+            f"{weights} is not in a run's repaired/ or compare/<target>/<method>/<seed>/, so its DNN and data set are "
+            "unknown. Add --config FILE with its model and data."
         )
     try:
         return parse_config(json.loads(told[0].read_text(encoding="utf-8"))["config"], where=str(told[0]))

@@ -1,6 +1,6 @@
 """Print log lines on the command line: progress to standard error, everything else to standard output.
 
-On a terminal the progress of all work under way stands at the end of the screen and is redrawn in place.
+On a terminal, the progress of all work under way is the last lines of the screen, redrawn in place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLEAR = "\x1b[J"  # from here to the end of the screen
 
 
 class Console(logging.Handler):
-    """Prints to the standard streams of the moment it is made. With `detailed`, says when and where a line is from."""
+    """Prints to the standard streams as they are when it is created; `detailed`: with the time and module of a line."""
 
     def __init__(self, *, detailed: bool = False) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Console(logging.Handler):
             self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one line. Raises what the stream raises: output that is lost ends the command."""
+        """Print one line. Raises what the stream raises, since lost output ends the command."""
         step: progress.Step | None = getattr(record, "step", None)
         text = record.getMessage() if step is not None or record.levelno == RESULTS else self.format(record)
         if step is None:
@@ -49,7 +49,7 @@ class Console(logging.Handler):
             self._write("\n".join(self._under_way.values()))
 
     def _redraw(self, step: progress.Step, text: str) -> None:
-        """Show the newest text of `step.work`; the last one stays where it stands."""
+        """Show the newest text of `step.work`; its last text stays on the screen."""
         start = self._to_first_line()
         self._under_way.pop(step.work, None) if step.over else self._under_way.update({step.work: text})
         self._write(start + (text + "\n" if step.over else "") + "\n".join(self._under_way.values()))
@@ -67,7 +67,7 @@ class Console(logging.Handler):
 def printed(verbosity: Verbosity = "usual") -> Iterator[None]:
     """Print the log lines of our packages while the block runs.
 
-    quiet: results and warnings alone. verbose: also what is of use to find an error, with time and module.
+    quiet: only results, warnings and errors. verbose: also debug lines, each with its time and module.
     """
     console, level = Console(detailed=verbosity == "verbose"), LEVELS[verbosity]
     before = progress.logger.level

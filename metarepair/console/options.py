@@ -1,4 +1,4 @@
-"""A verb's parser in, its own options added out. Those that most verbs share are in cli.py."""
+"""Add the options of single verbs to their parsers. The options that most verbs share are in cli.py."""
 
 from __future__ import annotations
 
@@ -7,84 +7,106 @@ from pathlib import Path
 
 
 def add_corruption_options(parser: argparse.ArgumentParser) -> None:
-    """Of `corruptions`."""
-    parser.add_argument("--list", action="store_true", help="names, short names, categories and constants")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="an image to corrupt in every way")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the contact sheet goes: .png or .jpg")
+    """Add the options of `corruptions`."""
+    parser.add_argument(
+        "--list", action="store_true", help="list names, short names, categories and constants"
+    )
+    parser.add_argument("--image", type=Path, metavar="FILE", help="image to show under every corruption")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="contact sheet to write, .png or .jpg (needs --image)"
+    )
     parser.add_argument(
         "--table",
-        help="constants for images of 32, 64 or 224 px: cifar, tinyimagenet or imagenet (the nearest)",
+        help="constants of the corruptions, made for 32, 64 or 224 px: cifar, tinyimagenet or imagenet (default: by "
+        "the image's size; cifar for --list)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="key of every draw (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
 
 
 def add_comparison_options(parser: argparse.ArgumentParser) -> None:
-    """Of `compare`."""
+    """Add the options of `compare`."""
     parser.add_argument(
         "--budget",
         metavar="AMOUNT",
-        help="what each repair may take: 60s, 500steps (of gradients) or 100000images (overrides compare.budget)",
+        help="limit of each repair: 60s, 500steps (gradient steps) or 100000images (overrides compare.budget)",
     )
     parser.add_argument(
         "--pair",
         nargs=2,
         metavar="METHOD",
-        help="of a comparison that is done: these two, example by example, for every target and the first seed",
+        help="draw two methods of a finished comparison example by example, for every target and the first seed",
     )
 
 
 def add_inspection_options(parser: argparse.ArgumentParser) -> None:
-    """Of `inspect`."""
+    """Add the options of `inspect`."""
     parser.add_argument(
         "path",
         metavar="PATH",
-        help="a run (STORAGE/NAME), a folder in it, or an .arrow, .parquet or .safetensors file of it",
+        help="a run (STORAGE/NAME), a folder in it, or one of its .arrow, .parquet or .safetensors files",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of the text")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw collected failures: .png or .jpg")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the text")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="draw collected failures into FILE, .png or .jpg"
+    )
     parser.epilog = (
-        "Nothing is changed. D_fail stays closed: its bytes are checked and its counts are the manifest's; classes and "
-        "the sheet are of D_collect. The exit code is 2 when a file is not as its manifest promises."
+        "Nothing is changed. D_fail is not opened: only its checksum is verified, and its counts come from the "
+        "manifest; classes and the sheet are those of D_collect. The exit code is 2 if a file differs from its "
+        "manifest."
     )
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
-    """Of `export`."""
-    parser.add_argument("path", metavar="RUN_OR_WEIGHTS", help="a run (STORAGE/NAME), or a model.safetensors")
+    """Add the options of `export`."""
+    parser.add_argument("path", metavar="RUN_OR_WEIGHTS", help="a run (STORAGE/NAME) or a model.safetensors")
     parser.add_argument(
         "--format",
         required=True,
         choices=("torch", "onnx", "original"),
-        help="a program of torch.export or ONNX, checked on real images; or model.weights' own names and wrapping",
+        help="torch.export or ONNX program, checked on real images; original: tensor names and layout of the file "
+        "model.weights",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="where it goes")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="model and data of weights outside a run")
+    parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML settings with model and data, for weights outside a run",
+    )
 
 
 def add_settings_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Settings from a YAML file, some of them given directly; `doctor` does without a file."""
-    parser.add_argument("--config", required=required, type=Path, metavar="FILE", help="YAML settings")
+    """Add the options that give settings; `required`: whether the YAML file is required."""
+    parser.add_argument(
+        "--config", required=required, type=Path, metavar="FILE", help="settings, a YAML file"
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="one setting, as train.episodes=20",
+        help="override one setting, such as train.episodes=20; may be repeated",
     )
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="the DNN: timm:NAME, or module:FACTORY, the import path of what returns an nn.Module",
+        help="the DNN: timm:NAME, or module:FACTORY, the import path of a function or class that returns an "
+        "nn.Module (overrides model.name)",
     )
-    parser.add_argument("--weights", metavar="FILE", help="its weights: .safetensors, or of torch.save")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="its weights, safetensors or torch.save (overrides model.weights)"
+    )
 
 
 def add_verbosity_options(parser: argparse.ArgumentParser) -> None:
-    """How much is printed."""
+    """Add the options for how much is printed."""
     amount = parser.add_mutually_exclusive_group()
     for name, help_text in (
-        ("quiet", "print results, warnings and errors alone"),
-        ("verbose", "print each line's time and module, and what Ray and its workers print"),
+        ("quiet", "print only results, warnings and errors"),
+        (
+            "verbose",
+            "also print debug lines, the time and module of each line, and the output of Ray and its workers",
+        ),
     ):
         amount.add_argument(
             f"--{name}",

@@ -1,7 +1,7 @@
 """Check the local files and folders that the settings name, within a second and without torch.
 
-The command line calls this before it imports torch, timm or Ray. The stages check the same places again when they read
-them. Paths on an object store are left to them.
+The command line calls this before it imports torch, timm or Ray. The stages check the same paths again when they read
+them; they alone check paths on an object store.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tasks.storage.paths import place
 
 
 def check_paths(config: Config, verb: str) -> None:
-    """Raise WeightsError or DataError for the first path that `verb` would read and that is missing here."""
-    if verb == "report":  # it reads what the run holds
+    """Raise WeightsError or DataError for the first path that `verb` would read and that does not exist."""
+    if verb == "report":  # it reads only the run
         return
     if verb != "pretrain":
         resolve_weights(config.model.weights)
@@ -32,33 +32,32 @@ def check_paths(config: Config, verb: str) -> None:
 
 
 def check_pair(config: Config, pair: Sequence[str]) -> None:
-    """Raise ConfigError unless `pair` is two compared methods, StageError when the run holds no comparison yet."""
+    """Raise ConfigError unless `pair` is two compared methods, StageError if the run holds no comparison yet."""
     for name in pair:
         if name not in config.compare.methods:
             raise ConfigError(
                 f"--pair: {unknown_name('method of compare.methods', name, config.compare.methods)}"
             )
     if len(set(pair)) < len(pair):
-        raise ConfigError(f"--pair {' '.join(pair)}: name two methods.")
+        raise ConfigError(f"--pair {' '.join(pair)}: name two different methods.")
     run = run_of(config)
     if not run.compare.exists():
         raise StageError(f"{run.root} holds no comparison. Repair first: metarepair compare --config …")
 
 
 def check_export(what: str, config_file: Path | None) -> None:
-    """Raise ConfigError when the run or weights file to export is not there, or `config_file` is no settings."""
+    """Raise ConfigError if the run or weights file to export does not exist, or `config_file` is not valid."""
     path = place(what)
     if isinstance(path, Path) and not path.exists():
         raise ConfigError(
-            f"{path} is neither a weights file nor a run: it is not there. Give STORAGE/NAME "
-            "of a run that is repaired, or a model.safetensors."
+            f"{path} does not exist. Give STORAGE/NAME of a repaired run, or a model.safetensors."
         )
     if config_file is not None:
         load_config(config_file, [])
 
 
 def _check_extractor_weights(config: Config) -> None:
-    """Of `deployed`, whose weights are model.weights, the extractor itself says that none are to be given."""
+    """Check features.weights; the extractor `deployed`, which uses model.weights, itself refuses them."""
     weights, extractor = config.features.weights, config.features.extractor
     if weights is None or extractor == "deployed":
         return
@@ -66,6 +65,6 @@ def _check_extractor_weights(config: Config) -> None:
         extractor_file(extractor, weights)
     elif not Path(weights).expanduser().exists():
         raise WeightsError(
-            f"no FID Inception weights in {weights}: nothing is there. Give features.weights the file or the folder "
-            "that holds it, or leave it out to have the usual places searched."
+            f"no FID Inception weights in {weights}: the path does not exist. Set features.weights to the file or the "
+            "folder that holds it, or leave it out to search the usual places."
         )

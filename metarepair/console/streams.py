@@ -1,10 +1,10 @@
 """Make the command line's standard output and standard error safe to print to, whatever they are connected to.
 
 Three kinds of streams need care:
-    one with an encoding that lacks our characters (Latin-1, ASCII, EUC-JP)   plain characters are printed instead
-    one that is closed (`>&-`)                                                nothing is printed, the work is done
-    one that cannot be written (a closed pipe, a full disk)                   the command ends, and keeps its work
-UTF-8 streams print what they always did.
+    an encoding that lacks our characters (Latin-1, ASCII, EUC-JP)   plain characters are printed instead
+    a closed stream (`>&-`)                                          nothing is printed, the work is done
+    a stream that cannot be written (a closed pipe, a full disk)     the command ends, and keeps its work
+UTF-8 streams are left as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 PLAIN = "metarepair.plain"
-PIPE_CLOSED = 141  # 128 + SIGPIPE: how a shell shows any program whose reader went away
+PIPE_CLOSED = 141  # 128 + SIGPIPE: a shell's exit code for a program whose reader closed the pipe
 CHARACTERS = {
     "−": "-",
     "–": "-",
@@ -51,7 +51,7 @@ CHARACTERS = {
 
 
 class OutputLost(BaseException):
-    """A standard stream cannot be written. Ends the command as Ctrl-C does: nothing takes it for a failed stage."""
+    """A standard stream cannot be written. Ends the command like Ctrl-C; no code takes it for a failed stage."""
 
     def __init__(self, name: str, error: OSError) -> None:
         super().__init__(f"the {name} cannot be written: {error.strerror}")
@@ -59,7 +59,7 @@ class OutputLost(BaseException):
 
 
 class _Watched:
-    """A text stream that raises OutputLost where writing fails."""
+    """A text stream that raises OutputLost if writing fails."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -85,7 +85,7 @@ class _Watched:
 
 @contextmanager
 def watched_streams() -> Iterator[None]:
-    """Both standard streams while the block runs: open, able to take any text, and raising OutputLost."""
+    """While the block runs, keep both standard streams open and able to take any text; they raise OutputLost."""
     _open_closed_streams()
     codecs.register_error(PLAIN, _in_plain_characters)
     before = sys.stdout, sys.stderr
@@ -101,20 +101,20 @@ def watched_streams() -> Iterator[None]:
 
 
 def flush_streams() -> None:
-    """Raise OutputLost now for what the interpreter could only complain about at its very end."""
+    """Flush both streams, to raise OutputLost now and not when the interpreter exits."""
     sys.stdout.flush()
     sys.stderr.flush()
 
 
 def end_without(lost: OutputLost) -> int:
-    """Give up the streams that cannot be written, and return the command's exit code."""
+    """Discard the streams that cannot be written, and return the command's exit code."""
     code = PIPE_CLOSED
     if not lost.reader_left:
         code = 2
-        with suppress(OutputLost):  # standard error may be the one
+        with suppress(OutputLost):  # standard error may be the lost stream
             print(
-                f"metarepair: {lost}. Make room where it goes, or send it elsewhere; then run the same command again "
-                "to go on from there.",
+                f"metarepair: {lost}. Make room there, or redirect the output elsewhere; then run the same command "
+                "again to resume.",
                 file=sys.stderr,
             )
     for stream in (sys.stdout, sys.stderr):
@@ -126,10 +126,10 @@ def end_without(lost: OutputLost) -> int:
 
 
 def _would_fail(stream: io.TextIOWrapper) -> bool:
-    """Whether a character can end the command. An error handler that the user chose (PYTHONIOENCODING) stays."""
+    """Whether some character cannot be printed. An error handler that the user chose (PYTHONIOENCODING) is kept."""
     if codecs.lookup(stream.encoding).name == "utf-8":
-        return stream.errors == "strict"  # a file name that is no UTF-8 fails there
-    return stream.errors in ("strict", "backslashreplace", "surrogateescape")  # what Python sets by itself
+        return stream.errors == "strict"  # a file name that is not UTF-8 fails there
+    return stream.errors in ("strict", "backslashreplace", "surrogateescape")  # Python's own defaults
 
 
 def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
@@ -139,7 +139,7 @@ def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
 
 
 def _plain(character: str) -> str:
-    """ASCII in place of a character: `alpha` for α. An escape (`\\xe9`) where no other text means the same."""
+    """Return ASCII in place of a character, such as `alpha` for α; an escape (`\\xe9`) if there is no such text."""
     if character in CHARACTERS:
         return CHARACTERS[character]
     script, _, letter = unicodedata.name(character, "").partition(" LETTER ")
@@ -149,15 +149,15 @@ def _plain(character: str) -> str:
 
 
 def _open_closed_streams() -> None:
-    """Put the null device in the place of each standard stream that is closed.
+    """Replace each closed standard stream by the null device.
 
-    Otherwise the next file that is opened gets the stream's number, and what others print ends in that file.
+    Otherwise the next opened file would get the stream's file number, and everything printed would end up in it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     if sys.stderr is None:
@@ -165,7 +165,7 @@ def _open_closed_streams() -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what the stream still holds, and all that follows, to the null device."""
+    """Send the stream's buffer and everything after it to the null device."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)

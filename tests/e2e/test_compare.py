@@ -187,7 +187,7 @@ def test_a_pair_is_not_drawn_with_images_that_nobody_was_judged_on(
         assert "with other settings" in capsys.readouterr().err
     for option in (("--restart",), ("--address", "1.2.3.4:6379")):
         assert compare(compared, *pair, *option) != 0
-        assert "--pair draws what a comparison holds" in capsys.readouterr().err
+        assert "--pair only draws the results of a finished comparison" in capsys.readouterr().err
     assert not (run_of(compared).compare / "pairs" / "gaussian_noise_none_bn_adapt_0.png").exists()
     assert len(units_of(compared)) == 8
 

@@ -233,8 +233,8 @@ def test_settings_of_the_dnn_that_cannot_be_are_refused(
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        ("absent", ["is neither a weights file nor a run"]),
-        ("net.th", ["lies in no run's", "--config FILE"]),
+        ("absent", ["absent does not exist"]),
+        ("net.th", ["is not in a run's repaired/", "--config FILE"]),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

@@ -91,7 +91,7 @@ def test_a_missing_path_is_refused_before_anything_heavy_is_imported(tmp_path: P
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said = [*CASES, "is neither a weights file nor a run", "missing.yaml cannot be read"]
+    said = [*CASES, "does not exist. Give STORAGE/NAME", "missing.yaml cannot be read"]
     for words, (code, message, modules) in zip(said, json.loads(done.stdout), strict=True):
         assert (code, modules) == (2, []), message
         assert words.strip() in message

@@ -15,7 +15,7 @@ from metarepair.console.streams import PIPE_CLOSED, PLAIN, watched_streams
 from metarepair.inspection.command import show_status
 
 ROOT = Path(__file__).parents[3]
-WORDS = "repair methods side by side: methods {0} targets {0} seeds"
+WORDS = "compare repair methods: methods {0} targets {0} seeds"
 
 
 def command(*arguments: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:

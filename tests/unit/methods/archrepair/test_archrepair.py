@@ -630,7 +630,7 @@ def test_a_changed_architecture_is_exported_as_a_program(
 def test_a_changed_architecture_does_not_go_into_a_file_like_the_deployed_one(
     unit: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"another architecture.*Take the format torch or onnx"):
+    with pytest.raises(ConfigError, match=r"another architecture.*Use --format torch or onnx"):
         export(str(unit), kind="original", out=str(tmp_path / "a"), config_file=None)
     assert list(tmp_path.iterdir()) == []
 
