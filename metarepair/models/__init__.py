@@ -1,4 +1,4 @@
-"""Names in, DNNs out: the models, their weights, and the feature networks."""
+"""Build and load DNNs by name, with their weights and preprocessing."""
 
 from metarepair.models.build import DeployedModel, build_model, load_deployed, save_weights
 

@@ -1,4 +1,4 @@
-"""Build the deployed DNN, which takes uint8 images, from a name (timm's, or a factory's) and a weights file."""
+"""Build the deployed DNN, which takes uint8 images, from a timm name or a factory, and from a weights file."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tasks.storage.paths import Place, writing
 
 @dataclass(frozen=True, kw_only=True)
 class DeployedModel:
-    """The deployed DNN F_θ (paper Sec. 3) with the preprocessing that belongs to it.
+    """The deployed DNN F_θ (paper Sec. 3) with its preprocessing.
 
-    `module` maps normalised images [B, C, H, W] to logits [B, K]; `mean` and `std` are of pixels in [0, 1]. Images are
-    resized to `input_size` pixels a side first, where one is given. `notes` tell what was found in the weights file.
+    `module` maps normalised images [B, C, H, W] to logits [B, K]; `mean` and `std` are of pixels in [0, 1]. If
+    `input_size` is set, images are first resized to that many pixels a side. `notes` describe the weights file.
     """
 
     name: str
@@ -54,7 +54,7 @@ class DeployedModel:
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
 
     def normalise(self, images_BHWC_u8: Pixels | Tensor) -> Tensor:
-        """uint8 [B, H, W, C] to the module's normalised input [B, C, H, W], channels last in memory."""
+        """Return uint8 images [B, H, W, C] as the module's normalised input [B, C, H, W], channels last in memory."""
         if not isinstance(images_BHWC_u8, Tensor):
             images_BHWC_u8 = torch.from_numpy(images_BHWC_u8.copy())
         x_BHWC = images_BHWC_u8.to(self.device).to(self.dtype)
@@ -69,7 +69,7 @@ class DeployedModel:
 
     @torch.inference_mode()
     def logits(self, images_BHWC_u8: Pixels, *, batch_size: int = 500) -> Tensor:
-        """Logits [B, K] on the CPU, in evaluation mode, in batches of `batch_size`."""
+        """Return logits [B, K] on the CPU, computed in evaluation mode in batches of `batch_size`."""
         self.module.eval()
         parts = [
             self.module(self.normalise(images_BHWC_u8[start : start + batch_size])).float().cpu()
@@ -79,9 +79,10 @@ class DeployedModel:
 
 
 def build_model(name: str, num_classes: int, *, stem: Stem = "imagenet") -> nn.Module:
-    """A freshly initialised DNN in channels-last layout: NAME or timm:NAME of timm's, or module:FACTORY.
+    """Build a freshly initialised DNN in channels-last layout.
 
-    Raises ConfigError for an unknown one (near names), or one without a known stem for small images.
+    name: NAME or timm:NAME for a model of timm, or module:FACTORY. Raises ConfigError for an unknown name (listing near
+    names), and for stem "cifar" if the model has no known stem for small images.
     """
     if is_import_path(name):
         own = build_from_factory(name, num_classes)
@@ -92,8 +93,8 @@ def build_model(name: str, num_classes: int, *, stem: Stem = "imagenet") -> nn.M
     if name not in timm.list_models():
         raise ConfigError(
             f"no model {name!r} in timm {timm.__version__}{near_names(name, timm.list_models()) or '.'} "
-            "`timm.list_models()` names all; the project adds resnet8_cifar, convnext_cifar and van_b0 to van_b6. "
-            "A DNN of your own is module:FACTORY."
+            "`timm.list_models()` lists all; the project adds resnet8_cifar, convnext_cifar and van_b0 to van_b6. "
+            "For a DNN of your own, give module:FACTORY."
         )
     module: nn.Module = timm.create_model(name, num_classes=num_classes)
     if stem == "cifar":
@@ -114,10 +115,11 @@ def load_deployed(
     entry: str | None = None,
     device: torch.device | None = None,
 ) -> DeployedModel:
-    """The DNN `name` with `weights`, in evaluation mode; of the file's entry `entry` where one is given.
+    """Load the DNN `name` with `weights`, in evaluation mode.
 
-    mean, std: in place of those of `normalisation`. Raises WeightsError when the file is neither safetensors nor
-    a torch.save file of plain tensors, or its tensors are another DNN's.
+    entry: the entry of the file that holds the weights, if it has several. mean, std: replace those of
+    `normalisation`. Raises WeightsError if the file is neither safetensors nor a torch.save file of plain tensors, or
+    if its tensors belong to another DNN.
     """
     module = build_model(name, len(info.classes), stem=stem)
     file = read_weights(resolve_weights(weights), entry=entry)
@@ -139,21 +141,21 @@ def load_deployed(
 
 
 def read_tensors(path: Place) -> dict[str, Tensor]:
-    """All tensors of a file that `save_weights` wrote. Raises WeightsError as `read_weights` does."""
+    """Return all tensors of a file that `save_weights` wrote. Raises WeightsError as `read_weights` does."""
     return read_weights(path).tensors
 
 
 def save_weights(path: Place, state: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
-    """Writes tensors as safetensors; the file appears complete or not at all."""
-    # Copies, as safetensors takes no two names for one tensor, which a DNN with shared weights has.
+    """Write tensors as safetensors; the file appears complete or not at all."""
+    # Copies, since safetensors refuses two names for one tensor, and a DNN with shared weights has them.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    # One entry: safetensors writes several in a random order, and equal weights should be equal files.
+    # A single entry: safetensors writes several in random order, and equal weights should make equal files.
     with writing(path) as part:
         save_file(tensors, part, metadata={"metarepair": json.dumps(dict(metadata), sort_keys=True)})
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
-    """A digest of names and bytes: equal for bit-equal weights."""
+    """Return a digest of names and bytes, which is equal for bit-equal weights."""
     digest = hashlib.blake2b(digest_size=16)
     for key in sorted(state):
         digest.update(key.encode())

@@ -1,4 +1,4 @@
-"""Two lists of class names in, agreement out: what a DNN calls its classes, held against the data set's."""
+"""Compare a DNN's class names with those of the data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.errors import WeightsError
 
 
 def stated_classes(module: nn.Module) -> tuple[str, ...] | None:
-    """The names that the module itself states, in the order of its logits: its `classes` or `class_names`."""
+    """Return the class names that the module itself states (`classes` or `class_names`), in the order of its logits."""
     for attribute in ("classes", "class_names"):
         names = getattr(module, attribute, None)
         if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
@@ -19,14 +19,14 @@ def stated_classes(module: nn.Module) -> tuple[str, ...] | None:
 
 
 def check_class_names(names: Sequence[str], classes: Sequence[str], *, where: str) -> tuple[str, ...]:
-    """Nothing when the names agree; a note where they are other words, which the accuracy on clean images judges.
+    """Return no note if the names agree, one note if some differ (accuracy on clean images will then decide).
 
-    Raises WeightsError for another number of classes, and for the same names in another order.
+    Raises WeightsError for a different number of classes, and for the same names in a different order.
     """
     if len(names) != len(classes):
         raise WeightsError(
             f"{where} names {len(names)} classes ({_some(names)}), the data set has {len(classes)} ({_some(classes)}). "
-            "Bring a DNN of this data set's classes, or the data set of this DNN (data.name)."
+            "Give a DNN with this data set's classes, or set data.name to the DNN's data set."
         )
     ours, theirs = [_plain(name) for name in classes], [_plain(name) for name in names]
     differ = [i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]]
@@ -36,11 +36,11 @@ def check_class_names(names: Sequence[str], classes: Sequence[str], *, where: st
     if sorted(ours) == sorted(theirs):
         raise WeightsError(
             f"{where} has the data set's classes in another order: its class {i} is {names[i]!r}, the data set's is "
-            f"{classes[i]!r} ({len(differ)} such). Reorder the classifier's rows, or the data set's labels."
+            f"{classes[i]!r} ({len(differ)} classes differ). Reorder the classifier's rows, or the data set's labels."
         )
     return (
-        f"{where} calls {len(differ)} of its classes otherwise than the data set: class {i} is {names[i]!r} there, "
-        f"{classes[i]!r} here",
+        f"{where} names {len(differ)} of its classes differently from the data set: class {i} is {names[i]!r} there, "
+        f"{classes[i]!r} in the data set",
     )
 
 

@@ -1,8 +1,9 @@
-"""Checks on clean images that a deployed DNN is fed as it was trained; near chance, it is refused.
+"""Check on clean images that a deployed DNN gets the preprocessing it was trained with; refuse it near chance.
 
-A DNN that is fed otherwise than it was trained fails on everything, and a repair would be spent on that. Other ways to
-feed it are tried: the usual normalisations, channels in the order blue, green, red, other sizes, another order of the
-classes. One is named as the remedy only where its accuracy is clearly better; else the accuracies are stated alone.
+With the wrong preprocessing a DNN fails on everything, and a repair would be spent on that. If accuracy is low,
+alternatives are tried: the usual normalisations, channels in the order blue, green, red, other image sizes, and another
+order of the classes. One is named as the remedy only if its accuracy is clearly better; otherwise only the accuracies
+are stated.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from tasks.records import Ints, Pixels
 # B images, H W C pixels, K classes
 
 IMAGES = 512
-FEWEST = 32  # with fewer, a good DNN may be near chance by bad luck, and another way to feed it good by luck
-FIRST = 64  # enough for a DNN that is right: the others are looked at where these leave a doubt
-NEAR_CHANCE = 0.1  # share of the way from chance to all right
-GOOD = 0.5  # above it, nothing else is tried
-TRIED = 128  # images for each other preprocessing: a dozen of them are tried
+FEWEST = 32  # with fewer, a good DNN may be near chance by bad luck, and an alternative good by luck
+FIRST = 64  # enough to accept a DNN that is right; the other images are classified only in doubt
+NEAR_CHANCE = 0.1  # share of the way from chance accuracy to 100 %
+GOOD = 0.5  # accuracy from which no alternative is tried
+TRIED = 128  # images for each of the dozen alternatives
 SIZES = (32, 64, 224)
 ORDERS, NORMALISATIONS, OTHER_SIZES = "order of the classes", "normalisation with channel order", "size"
 USUAL = {
@@ -42,8 +43,8 @@ USUAL = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Door:
-    """What a user can set and check, in the words of where the DNN comes in: a run's YAML, or a call in Python."""
+class Remedies:
+    """What a user can change and check, in the words of a run's YAML file or of a call in Python."""
 
     normalisation: str
     size: str
@@ -51,22 +52,22 @@ class Door:
     check: str
 
 
-IN_RUN = Door(
+IN_RUN = Remedies(
     normalisation="set model.mean to {mean} and model.std to {std}",
     size="set model.input_size to {size}",
-    shape="Bring images of a size (model.input_size sets it) and a number of channels that it takes.",
+    shape="Give it images of a size (set by model.input_size) and a number of channels that it takes.",
     check="model.weights, model.mean and model.std (of pixels in [0, 1]), model.input_size and data.name",
 )
-IN_CALL = Door(
+IN_CALL = Remedies(
     normalisation="set mean to {mean} and std to {std}",
     size="resize the images to {size} pixels",
-    shape="Give images of a size and a number of channels that it takes; floats are [N, C, H, W].",
+    shape="Give it images of a size and a number of channels that it takes; floats are [N, C, H, W].",
     check="the module's weights, the normalisation and size of the images, and the order of the classes",
 )
 
 
 class Labelled(Protocol):
-    """Labelled images by rows: a split of a data set, or what a call was given."""
+    """Labelled images, read by rows: a split of a data set, or the images given to a call."""
 
     @property
     def name(self) -> str: ...
@@ -76,8 +77,8 @@ class Labelled(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clean:
-    """Accuracy on the clean images that were looked at, and what is to be told, if anything."""
+class CleanAccuracy:
+    """Accuracy on the clean images that were classified, and a note for the user if there is one."""
 
     accuracy: float
     images: int
@@ -85,8 +86,8 @@ class Clean:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suspicion:
-    """Another way to feed the DNN, what to set for it, and the accuracy with it on so many images."""
+class Alternative:
+    """A different preprocessing or order of classes, the settings for it, and its accuracy on `images` images."""
 
     kind: str
     words: str
@@ -95,71 +96,73 @@ class Suspicion:
     images: int
 
     def beats(self, accuracy: float) -> bool:
-        """By three standard errors: of a dozen that are tried, one is better by luck."""
+        """Whether it is better by three standard errors; among a dozen alternatives, one is a bit better by luck."""
         error = math.sqrt(self.accuracy * (1 - self.accuracy) / self.images)
         return self.accuracy - 3 * error > accuracy
 
 
-def check_on_clean(deployed: DeployedModel, data: Labelled, door: Door = IN_RUN) -> Clean:
-    """Accuracy on up to 512 clean images of `data`, evenly spread.
+def check_on_clean(deployed: DeployedModel, data: Labelled, remedies: Remedies = IN_RUN) -> CleanAccuracy:
+    """Return the accuracy on up to 512 clean images of `data`, evenly spread.
 
-    Raises WeightsError when the DNN cannot take such images, gives other than one logit per class, or is near chance on
-    32 images or more.
+    Raises WeightsError if the DNN cannot take such images, does not return one logit per class, or is near chance on 32
+    images or more.
     """
     count = min(IMAGES, len(data.labels_N))
     rows = np.linspace(0, len(data.labels_N) - 1, count).round().astype(np.int64)
-    rows = rows[np.argsort(np.arange(count) % max(count // FIRST, 1), kind="stable")]  # the first spread, too
+    # In an order in which the first images are spread evenly, too.
+    rows = rows[np.argsort(np.arange(count) % max(count // FIRST, 1), kind="stable")]
     images, labels = data.images(rows), data.labels_N[rows]
-    check_output(deployed, images[:2], door, data.name)
+    check_output(deployed, images[:2], remedies, data.name)
     for size in (min(FIRST, count), count):
         predicted = _predicted(deployed, images[:size])
         accuracy = float((predicted == labels[:size]).mean())
         if accuracy >= GOOD:
-            return Clean(accuracy=accuracy, images=size)
+            return CleanAccuracy(accuracy=accuracy, images=size)
     if count < FEWEST:
-        note = f"on fewer than {FEWEST} images, no other way to feed the DNN is tried"
-        return Clean(accuracy=accuracy, images=count, note=note)
-    suspicions = [_reordered(predicted, labels, deployed.num_classes)]
-    suspicions += _suspicions(deployed, images[:TRIED], labels[:TRIED], door)
-    best = max(suspicions, key=lambda s: s.accuracy)
+        note = f"with fewer than {FEWEST} images, no other preprocessing or class order is tried"
+        return CleanAccuracy(accuracy=accuracy, images=count, note=note)
+    alternatives = [_reordered(predicted, labels, deployed.num_classes)]
+    alternatives += _alternatives(deployed, images[:TRIED], labels[:TRIED], remedies)
+    best = max(alternatives, key=lambda s: s.accuracy)
     better = best.beats(accuracy) and not _near_chance(best.accuracy, deployed.num_classes)
     established = f"with {best.words} it is {best.accuracy:.1%} of {best.images}: {best.remedy}"
     if not _near_chance(accuracy, deployed.num_classes):
-        return Clean(accuracy=accuracy, images=count, note=established if better else None)
+        return CleanAccuracy(accuracy=accuracy, images=count, note=established if better else None)
     raise WeightsError(
-        f"{deployed.name} gets {accuracy:.1%} of {count} clean images ({data.name}) right, which is near chance "
+        f"{deployed.name} gets {accuracy:.1%} of {count} clean images ({data.name}) right, near chance "
         f"({1 / deployed.num_classes:.1%}). "
         + (
             f"{established[0].upper()}{established[1:]}."
             if better
-            else f"{_most_frequent(predicted)} {_tried(suspicions, best)} Check {door.check}."
+            else f"{_most_frequent(predicted)} {_tried(alternatives, best)} Check {remedies.check}."
         )
     )
 
 
-def check_output(deployed: DeployedModel, images_BHWC_u8: Pixels, door: Door, name: str) -> None:
-    """Raises WeightsError unless the DNN takes such images, of `name`, and gives one logit per class."""
-    logits = logits_of(deployed, images_BHWC_u8, door, name)
+def check_output(deployed: DeployedModel, images_BHWC_u8: Pixels, remedies: Remedies, name: str) -> None:
+    """Raise WeightsError unless the DNN takes images of `name` and returns one logit per class."""
+    logits = logits_of(deployed, images_BHWC_u8, remedies, name)
     if logits.shape[1] != deployed.num_classes:
         raise WeightsError(
             f"{deployed.name} returns {logits.shape[1]} logits, and the data set has {deployed.num_classes} classes. "
-            "Bring a DNN of these classes (a factory gets num_classes where it takes it), or name its data set."
+            "Give a DNN with these classes (a factory is passed num_classes if it takes it), or the DNN's own data set."
         )
 
 
-def logits_of(deployed: DeployedModel, images_BHWC_u8: Pixels, door: Door, name: str) -> torch.Tensor:
-    """Logits [B, K] of a few images of `name`. Raises WeightsError where the DNN gives no such thing."""
+def logits_of(deployed: DeployedModel, images_BHWC_u8: Pixels, remedies: Remedies, name: str) -> torch.Tensor:
+    """Return logits [B, K] of a few images of `name`. Raises WeightsError if the DNN does not return such a tensor."""
     try:
         with torch.inference_mode():
             logits: object = deployed.module.eval()(deployed.normalise(images_BHWC_u8))
-    except Exception as error:  # somebody else's forward raises whatever it likes
+    except Exception as error:  # a user's forward may raise anything
         shape = "×".join(map(str, images_BHWC_u8.shape[1:3]))
         size = shape if deployed.input_size is None else f"{deployed.input_size}×{deployed.input_size}"
         channels = images_BHWC_u8.shape[3]
         said = " ".join(str(error).split())[:160]
         raise WeightsError(
             f"{deployed.name} cannot take a batch of images of {size} pixels with {channels} "
-            f"channel{'s' if channels > 1 else ''}, as {name} has them ({type(error).__name__}: {said}). {door.shape}"
+            f"channel{'s' if channels > 1 else ''}, such as those of {name} ({type(error).__name__}: {said}). "
+            f"{remedies.shape}"
         ) from error
     if not isinstance(logits, torch.Tensor):
         raise WeightsError(
@@ -168,8 +171,8 @@ def logits_of(deployed: DeployedModel, images_BHWC_u8: Pixels, door: Door, name:
         )
     if logits.ndim != 2 or len(logits) != len(images_BHWC_u8):
         raise WeightsError(
-            f"{deployed.name} returns {list(logits.shape)} for {len(images_BHWC_u8)} images; logits by image and class "
-            f"are needed, [{len(images_BHWC_u8)}, classes]. Wrap it in a module whose forward returns them."
+            f"{deployed.name} returns shape {list(logits.shape)} for {len(images_BHWC_u8)} images; logits of shape "
+            f"[{len(images_BHWC_u8)}, classes] are needed. Wrap it in a module whose forward returns them."
         )
     return logits
 
@@ -184,19 +187,19 @@ def _predicted(deployed: DeployedModel, images_BHWC_u8: Pixels) -> Ints:
     return classes
 
 
-def _suspicions(
-    deployed: DeployedModel, images_BHWC_u8: Pixels, labels_B: Ints, door: Door
-) -> Iterator[Suspicion]:
-    """Each other preprocessing, with its accuracy."""
+def _alternatives(
+    deployed: DeployedModel, images_BHWC_u8: Pixels, labels_B: Ints, remedies: Remedies
+) -> Iterator[Alternative]:
+    """Yield each alternative preprocessing with its accuracy."""
     if images_BHWC_u8.dtype != np.uint8 or images_BHWC_u8.shape[3] != 3:
-        return  # floats are prepared already; grey images have no other order or usual normalisation
+        return  # floats are already normalised; grey images have no channel order and no usual normalisation
     stated = getattr(deployed.module, "pretrained_cfg", None) or {}
     usual = dict(USUAL)
     if stated.get("mean") and stated.get("std"):
         usual["that timm states for it"] = (tuple(stated["mean"]), tuple(stated["std"]))
     tried = []
     for words, (mean, std) in usual.items():
-        settings = door.normalisation.format(mean=_list(mean), std=_list(std))
+        settings = remedies.normalisation.format(mean=_list(mean), std=_list(std))
         other = replace(deployed, mean=mean, std=std)
         for channels, order in (
             ("", slice(None)),
@@ -207,18 +210,18 @@ def _suspicions(
             tried.append((NORMALISATIONS, f"the normalisation {words}{channels}", remedy, predicted))
     for size in SIZES:
         if size != images_BHWC_u8.shape[1]:
-            fewer = min(FIRST, FIRST * FIRST**2 // size**2 + 16)  # as large images cost more
+            fewer = min(FIRST, FIRST * FIRST**2 // size**2 + 16)  # large images cost more
             resized = _at_size(deployed, images_BHWC_u8[:fewer], size)
             if resized is not None:
-                remedy = door.size.format(size=size)
+                remedy = remedies.size.format(size=size)
                 tried.append((OTHER_SIZES, f"images resized to {size} pixels", remedy, resized))
     for kind, words, remedy, predicted in tried:
         right = float((predicted == labels_B[: len(predicted)]).mean())
-        yield Suspicion(kind=kind, words=words, remedy=remedy, accuracy=right, images=len(predicted))
+        yield Alternative(kind=kind, words=words, remedy=remedy, accuracy=right, images=len(predicted))
 
 
 def _at_size(deployed: DeployedModel, images_BHWC_u8: Pixels, size: int) -> Ints | None:
-    """Predictions for resized images; None where the DNN cannot take the size."""
+    """Return predictions for resized images, None if the DNN cannot take the size."""
     x_BCHW = torch.from_numpy(images_BHWC_u8.copy()).permute(0, 3, 1, 2).float()
     resized = F.interpolate(x_BCHW, (size, size), mode="bilinear", antialias=True).round().clamp(0, 255)
     try:
@@ -229,10 +232,10 @@ def _at_size(deployed: DeployedModel, images_BHWC_u8: Pixels, size: int) -> Ints
         return None
 
 
-def _reordered(predicted_B: Ints, labels_B: Ints, num_classes: int) -> Suspicion:
-    """The accuracy if the classes were in the order that fits these predictions best.
+def _reordered(predicted_B: Ints, labels_B: Ints, num_classes: int) -> Alternative:
+    """Return the alternative that the classes are in the order that fits these predictions best.
 
-    One image in two is used to find the order and the others to judge it, or any order would seem to help.
+    Every other image is used to find the order and the rest to score it; otherwise any order would seem to help.
     """
     counts_KK = np.zeros((num_classes, num_classes))
     np.add.at(counts_KK, (predicted_B[::2], labels_B[::2]), 1)
@@ -240,7 +243,7 @@ def _reordered(predicted_B: Ints, labels_B: Ints, num_classes: int) -> Suspicion
     mapped = np.empty(num_classes, np.int64)
     mapped[ours] = theirs
     moved = next((int(i) for i in ours if mapped[i] != i and counts_KK[i, mapped[i]] > 0), 0)
-    return Suspicion(
+    return Alternative(
         kind=ORDERS,
         words=f"another order of the classes (its class {moved} goes with the label {mapped[moved]})",
         remedy="reorder the classifier's rows, or the data set's labels",
@@ -255,9 +258,9 @@ def _most_frequent(predicted_B: Ints) -> str:
     return f"{share:.0%} of the images get the same class, {counts.argmax()}."
 
 
-def _tried(suspicions: Sequence[Suspicion], best: Suspicion) -> str:
-    """How many other ways to feed the DNN were tried, and how far the best of them goes."""
-    kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(s.kind for s in suspicions).items())
+def _tried(alternatives: Sequence[Alternative], best: Alternative) -> str:
+    """Describe how many alternatives were tried, and the accuracy of the best."""
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(s.kind for s in alternatives).items())
     return f"Also tried: {kinds}. The best of these, {best.words}, gives {best.accuracy:.1%} of {best.images} images."
 
 

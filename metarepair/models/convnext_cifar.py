@@ -1,9 +1,9 @@
-"""A narrow ConvNeXt for 32 px images: a DNN without batch norm that the project ships pretrained.
+"""A narrow ConvNeXt for 32 px images, without batch norm, which the project ships pretrained.
 
-Source: Liu et al. 2022 (the block: a convolution by channel, layer norm, four times as wide and back). It is timm's
-class with 1, 1, 2, 1 blocks of 32, 64, 96, 128 channels on maps of 16, 8, 4 and 2 px, kernels of 3 × 3 for these small
-maps (7 × 7 takes half as long again), a stem of 4 × 4 at stride 2, and no layer scale. 412 k parameters and 9 M
-multiply-adds at 32 px. Registered with timm: `timm.create_model("convnext_cifar", num_classes=10)`.
+Source: Liu et al. 2022 (the block: a depthwise convolution, layer norm, and two layers with four times the width
+between them). It is timm's class with 1, 1, 2, 1 blocks of 32, 64, 96, 128 channels on maps of 16, 8, 4 and 2 px,
+3 × 3 kernels for these small maps (7 × 7 takes half as long again), a 4 × 4 stem at stride 2, and no layer scale. 412 k
+parameters and 9 M multiply-adds at 32 px. Registered with timm: `timm.create_model("convnext_cifar", num_classes=10)`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ DIMS = (32, 64, 96, 128)
 
 @register_model  # type: ignore[untyped-decorator]
 def convnext_cifar(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
-    """A narrow ConvNeXt for 32 px. `pretrained` weights are the project's own file, not timm's: pass them by path."""
+    """Build a narrow ConvNeXt for 32 px. timm's hub has no weights for it, so `pretrained` is refused."""
     if pretrained:
         raise ValueError("convnext_cifar has no weights in timm's hub; pass checkpoint_path instead.")
     known = {"num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate"}
     given = {k: v for k, v in kwargs.items() if k in known}
-    # timm halves the maps before the first block when its own stem is of stride 2: an 8 px map at the first of four.
+    # timm, given a stem of stride 2, would also halve the maps before the first block: to 8 px at the first stage.
     module = ConvNeXt(depths=DEPTHS, dims=DIMS, kernel_sizes=3, patch_size=1, ls_init_value=None, **given)
     stem = nn.Conv2d(module.in_chans, DIMS[0], 4, 2, 1)
     nn.init.trunc_normal_(stem.weight, std=0.02)

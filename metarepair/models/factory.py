@@ -1,4 +1,4 @@
-"""An import path `package.module:factory` in, the user's own nn.Module out; what can go wrong is told by name."""
+"""Build a user's own nn.Module from an import path, `package.module:factory`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*
 
 
 def is_import_path(name: str) -> bool:
-    """Whether `name` is of the form module:FACTORY; `timm:NAME` is not."""
+    """Whether `name` has the form module:FACTORY; `timm:NAME` does not."""
     return ":" in name and not name.startswith(TIMM)
 
 
 def put_current_folder_on_path() -> None:
-    """Makes modules of the current folder importable, in the driver and in its workers.
+    """Make modules of the current folder importable, in the driver and in its workers.
 
-    An installed command has its own folder first on the path, not the user's. Workers of a Ray on this machine run in
-    the driver's current folder, those of a job with a working_dir in a copy of that.
+    An installed command has its own folder first on the path, not the user's. Workers of a local Ray run in the
+    driver's current folder, those of a job with a working_dir in a copy of that folder.
     """
     folder = os.getcwd()  # noqa: PTH109  sys.path holds strings
     if folder not in sys.path:
@@ -36,9 +36,9 @@ def put_current_folder_on_path() -> None:
 
 
 def build_from_factory(path: str, num_classes: int) -> nn.Module:
-    """Calls the factory at `path`, with num_classes where it takes it.
+    """Call the factory at `path`, with num_classes if it takes that argument, and return the module.
 
-    Raises ConfigError where it is not found, raises, or returns anything but a module with parameters.
+    Raises ConfigError if the factory is not found, raises, or returns anything but a module with parameters.
     """
     factory = find_factory(path)
     arguments = {"num_classes": num_classes} if _takes_num_classes(factory) else {}
@@ -48,7 +48,7 @@ def build_from_factory(path: str, num_classes: int) -> nn.Module:
         given = f"num_classes={num_classes}" if arguments else ""
         raise ConfigError(
             f"model.name={path!r}: {path.partition(':')[2]}({given}) raised {type(error).__name__}: {error}. "
-            "It is called without anything else; give those arguments defaults, or name a function that sets them."
+            "It is called with no other arguments; give those defaults, or name a function that sets them."
         ) from error
     if not isinstance(module, nn.Module):
         raise ConfigError(
@@ -58,13 +58,13 @@ def build_from_factory(path: str, num_classes: int) -> nn.Module:
     module = unwrapped(module)
     if next(module.parameters(), None) is None:
         raise ConfigError(
-            f"model.name={path!r} returned a module without parameters: nothing can be repaired."
+            f"model.name={path!r} returned a module without parameters, so there is nothing to repair."
         )
     return module
 
 
 def find_factory(path: str) -> Any:
-    """The callable at an import path; the current folder is on the path. Raises ConfigError."""
+    """Return the callable at an import path, also in the current folder. Raises ConfigError if there is none."""
     if not _PATH.fullmatch(path):
         module, _, name = path.partition(":")
         hint = module.strip("./").removesuffix(".py").replace("/", ".")
@@ -100,7 +100,7 @@ def _import(where: str, path: str) -> ModuleType:
         if error.name is not None and (where == error.name or where.startswith(f"{error.name}.")):
             raise ConfigError(
                 f"model.name={path!r}: there is no module {error.name!r} in the current folder ({os.getcwd()}), "  # noqa: PTH109
-                "on PYTHONPATH, or installed. Start from the folder that holds it, or set PYTHONPATH (on a cluster: "
+                "on PYTHONPATH, or installed. Start in the folder that holds it, or set PYTHONPATH (on a cluster: "
                 "a working_dir in the job's runtime environment)."
             ) from error
         raise ConfigError(
@@ -109,15 +109,15 @@ def _import(where: str, path: str) -> ModuleType:
         ) from error
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"model.name={path!r}: importing {where} raised {type(error).__name__}: {error}. Mend the module; it is "
-            "imported by every worker, so it should define things and do nothing."
+            f"model.name={path!r}: importing {where} raised {type(error).__name__}: {error}. Fix the module; every "
+            "worker imports it, so it should only define functions and classes."
         ) from error
 
 
 def _takes_num_classes(factory: Any) -> bool:
     try:
         parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # a callable of C has no signature to read
+    except (TypeError, ValueError):  # a callable written in C has no readable signature
         return False
     keywords = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return keywords or "num_classes" in parameters

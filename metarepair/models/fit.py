@@ -1,8 +1,8 @@
-"""Match a weights file to a module by name and shape, and remember which file name each tensor came from.
+"""Match the tensors of a weights file to a module by name and shape, and record each tensor's name in the file.
 
-Before the names there may be a prefix that a wrapper left (`module.` of data-parallel training, `_orig_mod.` of
-torch.compile, `model.` of Lightning, or any other). The names may also be those of the family's first publication,
-which timm has a map for.
+The names may have a prefix that a wrapper left (`module.` of data-parallel training, `_orig_mod.` of torch.compile,
+`model.` of Lightning, or any other). They may also be the names of the model family's first publication, if timm has a
+map from these.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from metarepair.engine.vectors import not_finite
 from metarepair.models.weights_file import WeightsFile
 from tasks.errors import WeightsError
 
-COUNTER = "num_batches_tracked"  # files from before torch 0.4.1 lack it, and evaluation does not read it
-SWA_COUNTER = "n_averaged"  # beside the weights of torch's AveragedModel
+COUNTER = "num_batches_tracked"  # missing from files older than torch 0.4.1, and not read in evaluation
+SWA_COUNTER = "n_averaged"  # saved by torch's AveragedModel beside the weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
     """A file's tensors under the module's names.
 
-    names: from the module's name to the file's name of the same tensor, whole and in the same order. Batch-norm
-    counters that the file lacks have none, and neither have tensors that timm's map computes from the file's.
+    names: maps the module's name of a tensor to its name in the file, if the file holds it whole and in the same order.
+    Batch-norm counters that the file lacks have no entry, nor have tensors that timm's map computes from the file's.
     """
 
     tensors: dict[str, Tensor]
@@ -39,7 +39,7 @@ class Fitted:
 
 
 def load_weights(module: nn.Module, file: WeightsFile, name: str) -> tuple[str, ...]:
-    """Copies the tensors of `file` into `module`; all must fit. Returns what was found around them, in words."""
+    """Copy the tensors of `file` into `module`; all must fit. Returns notes on how the file was read."""
     fitted = fit(module, file, name)
     module.load_state_dict(fitted.tensors)
     return fitted.notes
@@ -53,10 +53,11 @@ def fit(
     ignored: tuple[str, ...] = (),
     remedy: str | None = None,
 ) -> Fitted:
-    """The tensors of `file` as `module` wants them. Raises WeightsError naming what is missing, surplus or amiss.
+    """Match the tensors of `file` to those of `module`.
 
-    ignored: beginnings of names (without the prefix) that the file may have besides, as a classifier's for features.
-    remedy: what an error says to do, where it is not the deployed DNN's settings that are to be changed.
+    ignored: beginnings of names (without the prefix) that the file may hold in addition, such as the classifier of a
+    feature network. remedy: the remedy of an error, in place of one on the settings of the deployed DNN. Raises
+    WeightsError that names missing, unexpected and misshapen tensors, or one that is not finite.
     """
     wanted = module.state_dict()
     prefix, surplus = _prefix(file, wanted, ignored)
@@ -78,8 +79,8 @@ def fit(
     bad = not_finite(tensors)
     if bad:
         raise WeightsError(
-            f"{file.path}: {bad[0]} is not finite (NaN or infinite; {len(bad)} such tensors). Take a checkpoint from "
-            "before training diverged."
+            f"{file.path}: {bad[0]} is not finite (NaN or infinite values; {len(bad)} such tensors). Give a checkpoint "
+            "whose values are all finite."
         )
     told = (f"{file.path.name}: {'; '.join(notes)}",) if notes else ()
     return Fitted(tensors=tensors, names=names, prefix=prefix, notes=told)
@@ -92,9 +93,9 @@ def _needed(wanted: Mapping[str, Tensor]) -> set[str]:
 def _prefix(
     file: WeightsFile, wanted: Mapping[str, Tensor], ignored: tuple[str, ...]
 ) -> tuple[str, list[str]]:
-    """What stands before the DNN's names in the file, and the names in the file that are no tensors of the DNN.
+    """Return the prefix of the DNN's names in the file, and the names in the file that are not tensors of the DNN.
 
-    It is the prefix behind which most of the DNN's tensors are; of equals, the one that leaves the fewest names over.
+    It is the prefix under which most of the DNN's tensors are found; on a tie, the one with the fewest surplus names.
     """
     if file.under is not None:
         return file.under, _surplus(file, wanted, file.under, ignored)
@@ -108,7 +109,7 @@ def _prefix(
 
 
 def _cuts(key: str) -> Iterator[tuple[str, str]]:
-    """A name as (prefix, rest), cut at its start and after each of its dots."""
+    """Yield a name as (prefix, rest), split at its start and after each dot."""
     for start in (0, *(place + 1 for place, letter in enumerate(key) if letter == ".")):
         yield key[:start], key[start:]
 
@@ -145,9 +146,9 @@ def _found(file: WeightsFile, prefix: str) -> list[str]:
 def _published_names(
     module: nn.Module, file: WeightsFile, ignored: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, str], str] | None:
-    """Tensors, their names in the file and the prefix, by timm's own map for the module's family.
+    """Return tensors, their names in the file, and the prefix, by timm's own map for the module's family.
 
-    None where there is no map, or it does not lead to the module's names.
+    None if there is no map, or if it does not lead to the module's names.
     """
     convert = getattr(sys.modules.get(type(module).__module__), "checkpoint_filter_fn", None)
     if convert is None:
@@ -155,12 +156,12 @@ def _published_names(
     wanted = module.state_dict()
     given = [k for k in file.tensors if k.startswith(file.under or "") and (k in wanted or k != SWA_COUNTER)]
     for prefix in [file.under] if file.under is not None else _shared_prefixes(given):
-        # Copies, so that no two share memory: by its memory a tensor is known again behind the map.
+        # Copies, so that no two share memory: a tensor that the map renamed is recognised by its memory address.
         own = {k: file.tensors[k].clone(memory_format=torch.contiguous_format) for k in given}
         try:
             renamed = dict(convert({k.removeprefix(prefix): v for k, v in own.items()}, module))
         except (KeyError, ValueError, RuntimeError, AttributeError, IndexError, TypeError):
-            continue  # names that the map does not know: what is missing is told by the names as they are
+            continue  # the map does not know these names; the error will list them as they are
         renamed = {k: v for k, v in renamed.items() if not k.startswith(ignored)}
         if _needed(wanted) <= renamed.keys() <= wanted.keys():
             return renamed, _renamings(renamed, own, file), prefix
@@ -168,7 +169,7 @@ def _published_names(
 
 
 def _shared_prefixes(names: list[str]) -> Iterator[str]:
-    """The empty prefix, and each longer one that all names begin with."""
+    """Yield the empty prefix, and each longer one that all names share."""
     prefix = ""
     while True:
         yield prefix
@@ -182,7 +183,7 @@ def _shared_prefixes(names: list[str]) -> Iterator[str]:
 
 
 def _renamings(renamed: Mapping[str, Tensor], own: Mapping[str, Tensor], file: WeightsFile) -> dict[str, str]:
-    """The file's name of each mapped tensor that is one of the file's tensors, bit for bit and in its order."""
+    """Return the file's name of each mapped tensor that equals one of the file's, bit for bit and in its order."""
     by_memory = {tensor.data_ptr(): key for key, tensor in own.items() if tensor.numel()}
     names = {}
     for key, tensor in renamed.items():
@@ -224,9 +225,9 @@ def _check(
 def _check_kinds(
     wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file: WeightsFile, name: str
 ) -> None:
-    """Raise WeightsError if loading would change numbers of one kind into another.
+    """Raise WeightsError if loading would convert between floating-point, complex and whole numbers.
 
-    Counters may be of floating point: averaging state dicts makes them so, and evaluation does not read them.
+    Counters may be floating-point: averaging state dicts makes them so, and evaluation does not read them.
     """
     differ = [
         key
@@ -237,8 +238,8 @@ def _check_kinds(
         key = differ[0]
         raise WeightsError(
             f"{file.path} does not fit {name}: {key} holds {_kind(tensors[key])} in the file ({tensors[key].dtype}) "
-            f"and {_kind(wanted[key])} in the DNN ({wanted[key].dtype}); {len(differ)} such tensors. Bring the DNN's "
-            "own state dict, with numbers of the DNN's kinds."
+            f"and {_kind(wanted[key])} in the DNN ({wanted[key].dtype}); {len(differ)} such tensors. Give the DNN's "
+            "own state dict, with its own types of numbers."
         )
 
 
@@ -250,7 +251,7 @@ def _kind(tensor: Tensor) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Difference:
-    """What a DNN wants, what a file has behind the prefix, and the names in which they differ."""
+    """The tensors of a DNN, those of a file under the prefix, and the names in which they differ."""
 
     wanted: Mapping[str, Tensor]
     tensors: Mapping[str, Tensor]
@@ -260,14 +261,14 @@ class _Difference:
     shapes: list[str]
 
     def first(self) -> str:
-        """The first thing that differs, with the nearest name on the other side."""
+        """Describe the first difference, with the nearest names on the other side."""
         if self.missing:
             near = difflib.get_close_matches(self.missing[0], self.unexpected, n=2)
-            hint = f", near it in the file: {' or '.join(near)}" if near else ""
+            hint = f", similar in the file: {' or '.join(near)}" if near else ""
             return f"first missing: {self.missing[0]}{hint}"
         if self.unexpected:
             near = difflib.get_close_matches(self.unexpected[0], list(self.wanted), n=2)
-            hint = f", near it in the DNN: {' or '.join(near)}" if near else ""
+            hint = f", similar in the DNN: {' or '.join(near)}" if near else ""
             return f"first unexpected: {self.unexpected[0]}{hint}"
         key = self.shapes[0]
         return (
@@ -275,12 +276,12 @@ class _Difference:
         )
 
     def remedy(self) -> str:
-        """What to do about it."""
+        """Describe what to do about the difference."""
         if self.unexpected and not self.missing and not self.shapes and self.prefix:
             return (
-                f"All tensors of the DNN are behind {self.prefix!r}. The others belong to modules that the DNN does "
-                f"not have; one that stood before it would change its images. Set model.entry to {self.prefix!r} to "
-                "take the tensors behind that prefix alone."
+                f"All tensors of the DNN have the prefix {self.prefix!r}. The others belong to modules that the DNN "
+                "does not have, and a module in front of it would change its images. Set model.entry to "
+                f"{self.prefix!r} to take only the tensors with that prefix."
             )
         last = list(self.wanted)[-len(self.shapes) :]
         if not self.missing and not self.unexpected and 0 < len(self.shapes) <= 2 and self.shapes == last:
@@ -289,12 +290,12 @@ class _Difference:
             if len(have) and have[0] != need[0] and have[1:] == need[1:]:
                 return (
                     f"Only the classifier differs ({', '.join(self.shapes)}): the file has {have[0]} classes, the DNN "
-                    f"{need[0]} (the data set's, where its factory takes num_classes). Bring weights for the data "
-                    "set's classes, or set data.name to theirs."
+                    f"{need[0]} (the data set's, if its factory takes num_classes). Give weights for the data set's "
+                    "classes, or set data.name to the weights' data set."
                 )
         return (
-            "A file is taken that has each tensor of the DNN under its name, with or without one prefix before all of "
-            "them. Set model.name (and model.stem) to the DNN that the weights belong to, or model.weights to its file."
+            "The file must hold each tensor of the DNN under its name, with or without one prefix common to all. Set "
+            "model.name (and model.stem) to the DNN that the weights belong to, or model.weights to the DNN's file."
         )
 
 

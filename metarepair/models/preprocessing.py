@@ -1,4 +1,4 @@
-"""Images and a choice of normalisation in, what belongs to a network's input out: its size, its mean and deviation."""
+"""Resize images to a network's input size, and find the mean and standard deviation that normalise them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Colour = tuple[float, float, float]
 
 
 def resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Float images at `size`, height and width: bilinear, antialiased where they shrink; unchanged where they fit."""
+    """Return float images at `size` (height, width): bilinear, antialiased if a side shrinks; unchanged if they fit."""
     if x_BCHW.shape[2:] == size:
         return x_BCHW
     shrinks = x_BCHW.shape[2] > size[0] or x_BCHW.shape[3] > size[1]
@@ -26,9 +26,9 @@ def resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 def mean_and_std(
     module: nn.Module, name: str, info: DatasetInfo, normalisation: Normalisation
 ) -> tuple[Colour, Colour]:
-    """Mean and standard deviation of pixels in [0, 1]: the data set's, or those of timm's pretrained_cfg.
+    """Return mean and standard deviation of pixels in [0, 1]: the data set's, or those of timm's pretrained_cfg.
 
-    Raises ConfigError where the checkpoint's are asked for and `module` states none.
+    Raises ConfigError if those of the checkpoint are asked for and `module` states none.
     """
     if normalisation == "dataset":
         return info.mean, info.std

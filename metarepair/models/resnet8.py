@@ -1,7 +1,7 @@
-"""A small residual network for 32 px images: the DNN that the project ships pretrained.
+"""A small residual network for 32 px images, which the project ships pretrained.
 
-Source: He et al. 2016 (basic block), three stages of one block, stem 4 × 4 stride 2. 309 k parameters and
-12 M multiply-adds at 32 px, so a second-order task takes about a second on one core. Registered with timm:
+Source: He et al. 2016 (basic block). Three stages of one block, and a 4 × 4 stem at stride 2. 309 k parameters and 12 M
+multiply-adds at 32 px, so a second-order task takes about a second on one core. Registered with timm:
 `timm.create_model("resnet8_cifar", num_classes=10)`.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class BasicBlock(nn.Module):
-    """Two 3 × 3 convolutions and a shortcut, projected where the shape changes."""
+    """Two 3 × 3 convolutions and a shortcut, which is a 1 × 1 convolution if the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet8(nn.Module):
-    """Stem, three stages of one basic block, global average, linear head; timm's interface."""
+    """Stem, three stages of one basic block, global average, linear head; with timm's interface."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class ResNet8(nn.Module):
 
 @register_model  # type: ignore[untyped-decorator]
 def resnet8_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet8:
-    """ResNet-8 for 32 px images. `pretrained` weights are the project's own file, not timm's: pass them by path."""
+    """Build ResNet-8 for 32 px images. timm's hub has no weights for it, so `pretrained` is refused."""
     if pretrained:
         raise ValueError("resnet8_cifar has no weights in timm's hub; pass checkpoint_path instead.")
     known = {"num_classes", "in_chans", "widths"}

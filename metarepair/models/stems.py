@@ -1,8 +1,8 @@
-"""A timm model in, the same with a stem for small images out.
+"""Replace the stem of a timm model by one for small images.
 
-`imagenet` is the model as timm builds it: its stem quarters 224 pixels before the first block, and leaves a 32-pixel
-image 8 × 8. `cifar` begins with a 3 × 3 convolution at stride 1 and no pooling, so the first block sees every pixel
-(He et al. 2016, Sec. 4.2; Huang et al. 2017, Sec. 3). All later layers are the same, and as many.
+`imagenet` is the stem as timm builds it: it reduces each side by 4 before the first block, which leaves 8 × 8 of a
+32-pixel image. `cifar` is a 3 × 3 convolution at stride 1 without pooling, so the first block sees every pixel (He et
+al. 2016, Sec. 4.2; Huang et al. 2017, Sec. 3). All later layers stay the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Stem = Literal["imagenet", "cifar"]
 
 @dataclass(frozen=True, kw_only=True)
 class StemPlace:
-    """Where a family has its first convolution, of which kernel size, and the pooling after it, if any."""
+    """The names of a family's first convolution and of the pooling after it, if any, and the kernel size."""
 
     family: type[nn.Module]
     conv: str
@@ -38,16 +38,16 @@ PLACES = (
 
 
 def use_small_stem(module: nn.Module, name: str) -> None:
-    """Gives `module`, in place, a 3 × 3 convolution at stride 1, freshly initialised, and takes the pooling away.
+    """Replace the stem of `module`, in place, by a freshly initialised 3 × 3 convolution at stride 1 without pooling.
 
-    Raises ConfigError for a model whose stem is not known, or is no single convolution.
+    Raises ConfigError for a model whose stem is not known, or is not a single convolution.
     """
     place = next((p for p in PLACES if isinstance(module, p.family)), None)
     if place is None:
         families = ", ".join(p.family.__name__ for p in PLACES)
         raise ConfigError(
-            f"model.stem=cifar is not known for {name}; it is for these of timm's families: {families}. "
-            "Leave model.stem at imagenet (the model as timm builds it), and enlarge the images by model.input_size."
+            f"model.stem=cifar is not known for {name}; it is known for these families of timm: {families}. "
+            "Leave model.stem at imagenet (the stem as timm builds it), and enlarge the images by model.input_size."
         )
     old = module.get_submodule(place.conv)
     if not isinstance(old, nn.Conv2d) or old.kernel_size != (place.kernel, place.kernel):
@@ -63,7 +63,7 @@ def use_small_stem(module: nn.Module, name: str) -> None:
 
 
 def _initialise(conv: nn.Conv2d, module: nn.Module) -> None:
-    """As the family does it."""
+    """Initialise `conv` as the family of `module` does."""
     if isinstance(module, ConvNeXt):
         nn.init.trunc_normal_(conv.weight, std=0.02)
     elif isinstance(module, DenseNet):

@@ -1,9 +1,10 @@
-"""Normalised images in, logits out: the Visual Attention Network, VAN-B0 to VAN-B6.
+"""The Visual Attention Network, VAN-B0 to VAN-B6.
 
-Source: Guo et al. 2022, "Visual Attention Network" (arXiv 2202.09741), Fig. 3 and Table 3. A stage halves the map
-(the first quarters it) and stacks blocks of large kernel attention and a convolutional feed-forward. Parameters carry
-the names of the authors' release, so its checkpoints load as they are, and a repaired one goes back to it;
-`checkpoint_filter_fn` maps OpenMMLab's names to them. Registered with timm: `timm.create_model("van_b2")`.
+Source: Guo et al. 2022, "Visual Attention Network" (arXiv 2202.09741), Fig. 3 and Table 3. Each stage halves the sides
+of the map (the first reduces them by 4) and stacks blocks of large kernel attention and a convolutional feed-forward.
+Parameters have the names of the authors' release, so its checkpoints load as they are, and a repaired DNN can be saved
+in its format; `checkpoint_filter_fn` maps OpenMMLab's names to them. Registered with timm:
+`timm.create_model("van_b2")`.
 
 Legend: B images, C channels, H W pixels, D features, K classes.
 """
@@ -35,12 +36,12 @@ VARIANTS: Mapping[str, tuple[Four, Four]] = {  # widths and depths by stage
     "van_b5": ((96, 192, 480, 768), (3, 3, 24, 3)),  # 90.0 M
     "van_b6": ((96, 192, 384, 768), (6, 6, 90, 6)),  # 199.8 M
 }
-EXPANSIONS = (8, 8, 4, 4)  # of the feed-forward, by stage
+EXPANSIONS = (8, 8, 4, 4)  # hidden width of the feed-forward over its width, by stage
 LAYER_SCALE = 1e-2
 
 
 class LargeKernelAttention(nn.Module):
-    """x times a 21 × 21 neighbourhood's answer: 5 × 5, then 7 × 7 at dilation 3 by channel, then 1 × 1 (Eq. 3)."""
+    """x times its attention: depthwise 5 × 5, depthwise 7 × 7 at dilation 3, 1 × 1, for a 21 × 21 kernel (Eq. 3)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class LargeKernelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """The gate between two 1 × 1 convolutions, with a shortcut around all."""
+    """Large kernel attention between two 1 × 1 convolutions, with a shortcut around all three."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class SpatialAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """1 × 1 to the hidden width, 3 × 3 by channel, GELU, 1 × 1 back."""
+    """1 × 1 to the hidden width, depthwise 3 × 3, GELU, 1 × 1 back."""
 
     def __init__(self, width: int, hidden: int, drop_rate: float) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward; each after a batch norm, scaled by channel, with a shortcut."""
+    """Attention, then feed-forward; each preceded by a batch norm, scaled by channel, with a shortcut."""
 
     def __init__(self, width: int, expansion: int, drop_rate: float, drop_path: float) -> None:
         super().__init__()
@@ -104,7 +105,7 @@ class Block(nn.Module):
 
 
 class Van(nn.Module):
-    """Four stages of overlapping patches, blocks and a layer norm; average and linear head; timm's interface."""
+    """Four stages of patch embedding, blocks and layer norm; global average, linear head; with timm's interface."""
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class Van(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for `num_classes` (0: none), and another pooling where one is given ("": none)."""
+        """Make a new head for `num_classes` (0: no head), and another pooling if one is given ("": no pooling)."""
         self.num_classes = num_classes
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, self.head = create_classifier(self.num_features, num_classes, pool_type=pool)
@@ -158,12 +159,12 @@ class Van(nn.Module):
         self,
         x: Tensor,
         indices: int | list[int] | None = None,
-        norm: bool = False,  # noqa: ARG002  every stage ends in its norm, which the next one builds on
+        norm: bool = False,  # noqa: ARG002  every stage ends in its norm, whose output the next stage takes
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of the stages `indices` (the last so many, or these; all when None), as timm's models give them."""
+        """Return the maps of stages as timm's models do; `indices`: a number of last stages, or a list; None: all."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}; VAN's maps are NCHW only")
         wanted, last = feature_take_indices(4, indices)
@@ -189,7 +190,7 @@ class Van(nn.Module):
 
 
 def _patch_embed(in_channels: int, width: int, *, first: bool) -> nn.Module:
-    """Overlapping patches: 7 × 7 at stride 4 first, 3 × 3 at stride 2 later, and a batch norm."""
+    """Build the overlapping patch embedding: 7 × 7 at stride 4 first, 3 × 3 at stride 2 later, and a batch norm."""
     kernel, stride = (7, 4) if first else (3, 2)
     conv = nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2)
     return _named(proj=conv, norm=nn.BatchNorm2d(width))
@@ -200,7 +201,7 @@ def _named(**layers: nn.Module) -> nn.Sequential:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Convolutions by their fan-out within a group, the head with standard deviation 0.02; biases at zero."""
+    """Initialise convolutions by their fan-out within a group, the head with standard deviation 0.02, biases with 0."""
     if isinstance(module, nn.Conv2d):
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
@@ -224,9 +225,9 @@ _OPENMMLAB = (
 
 
 def checkpoint_filter_fn(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:  # noqa: ARG001
-    """Tensors under our names from what a published file holds, timm's way: the authors', or OpenMMLab's.
+    """Return the tensors of a published checkpoint (the authors' or OpenMMLab's) under our names, for timm.
 
-    Unwrapped from `state_dict`, without the `module.` of data-parallel training.
+    Takes them out of `state_dict`, and removes the prefix `module.` of data-parallel training.
     """
     state = checkpoint.get("state_dict", checkpoint)
     return {_own_key(key.removeprefix("module.")): tensor for key, tensor in state.items()}
@@ -238,7 +239,7 @@ def _own_key(key: str) -> str:
     return key
 
 
-# The authors trained with timm 0.4.12, whose defaults they took: pixels to −1..1, not ImageNet's mean and deviation.
+# The authors trained with timm 0.4.12 and its defaults: pixels in −1..1, not ImageNet's mean and standard deviation.
 default_cfgs = generate_default_cfgs(
     {
         variant: {
@@ -258,7 +259,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _register(variant: str) -> None:
-    """Makes `variant` a name that `timm.create_model` knows."""
+    """Register `variant` with timm, so that `timm.create_model` builds it."""
     widths, depths = VARIANTS[variant]
 
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The classifier inside what runs or averages it, and copies of it; what cannot be repaired is refused."""
+"""Unwrap a classifier from DataParallel, torch.compile and the like, check that it can be repaired, and copy it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WRAPPERS = (nn.DataParallel, DistributedDataParallel, AveragedModel)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel, AveragedModel and torch.compile.
+    """Return the module inside DataParallel, DistributedDataParallel, AveragedModel and torch.compile.
 
-    These only say where a module runs, or hold it: a repair works on the module itself, whose names have no prefix.
-    Raises ConfigError for TorchScript, whose weights cannot be put in from outside.
+    A repair works on the module itself, whose names have no prefix. Raises ConfigError for TorchScript, whose weights
+    cannot be replaced from outside, and for parameters that cannot be repaired.
     """
     while isinstance(module, WRAPPERS) or hasattr(module, "_orig_mod"):
         inner = module.module if isinstance(module, WRAPPERS) else module._orig_mod
@@ -32,7 +32,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
         which = f"its submodule {scripted!r}" if scripted else "it"
         raise ConfigError(
             f"{type(module).__name__}: {which} is a TorchScript program (torch.jit.script, trace or load), and a "
-            "repair needs the torch.nn.Module that it was made from. Build that, and load the weights: "
+            "repair needs the torch.nn.Module that it was made from. Build that module and load the weights into it: "
             "module.load_state_dict(program.state_dict())."
         )
     _check_tensors(module)
@@ -40,34 +40,34 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _check_tensors(module: nn.Module) -> None:
-    """Raises ConfigError for parameters that have no numbers, or none that a gradient step can change."""
+    """Raise ConfigError for a parameter that has no values yet, or complex ones, which a repair does not support."""
     for name, parameter in module.named_parameters():
         tensor: Tensor = parameter
         if is_lazy(tensor):
-            what, remedy = "has no shape yet", "Call the module once on a batch before it is given"
+            what, remedy = "has no shape yet", "Call the module once on a batch first"
         elif tensor.device.type == "meta":
             what, remedy = "has no values (device meta)", "Load its weights first"
         elif tensor.is_complex():
-            what, remedy = "is complex", "A repair takes DNNs of real numbers"
+            what, remedy = "is complex", "A repair needs a DNN with real parameters"
         else:
             continue
         raise ConfigError(f"{type(module).__name__}: the parameter {name} {what}. {remedy}.")
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A copy of the module. Tensors with a graph that it keeps as attributes are copied without that graph.
+    """Return a copy of the module, in which tensors kept as attributes lose their autograd graph.
 
-    Old-style weight and spectral norm keep such tensors, and so do modules that remember what they last saw; Python's
-    deepcopy refuses them. Raises ConfigError for an attribute that cannot be copied at all.
+    Old-style weight and spectral norm keep tensors with a graph, and so do modules that store their last input;
+    Python's deepcopy refuses them. Raises ConfigError for an attribute that cannot be copied at all.
     """
     attributes = (value for part in module.modules() for value in vars(part).values())
     plain = (value for value in attributes if isinstance(value, Tensor) and not value.is_leaf)
     memo = {id(value): value.detach().clone() for value in plain}
     try:
         return copy.deepcopy(module, memo)
-    except Exception as error:  # what an attribute's own copying raises
+    except Exception as error:  # an attribute's own copying may raise anything
         said = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{type(module).__name__} cannot be copied ({type(error).__name__}: {said}), and a repair works on a copy. "
-            "Leave out the attribute that refuses, or give its class a __deepcopy__."
+            "Remove the attribute that cannot be copied, or give its class a __deepcopy__."
         ) from error

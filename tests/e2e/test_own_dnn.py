@@ -189,7 +189,7 @@ def _rolled() -> dict[str, Tensor]:
         (_save(lambda: {"a": shipped(), "b": shipped()}), ["under a, b; set model.entry"]),
         (
             _save(lambda: {k.replace("stem", "root"): v for k, v in shipped().items()}),
-            ["tensors are missing", "first missing: stem.0.weight", "near it in the file: root.0.weight"],
+            ["tensors are missing", "first missing: stem.0.weight", "similar in the file: root.0.weight"],
         ),
         (_save(lambda: shipped() | {"fc.bias": torch.full((10,), torch.nan)}), ["fc.bias is not finite"]),
         (_save(_reordered), ["classes in another order", "its class 0 is 'automobile'"]),

@@ -106,7 +106,7 @@ def test_an_untrained_dnn_is_refused_with_what_to_look_at() -> None:
     [
         (Around(lambda logits_BK: logits_BK[:, :7]), "returns 7 logits, and the data set has 10 classes"),
         (Around(lambda logits_BK: (logits_BK, 0)), "returns tuple, not a tensor of logits"),
-        (Around(lambda logits_BK: logits_BK[..., None]), r"returns \[2, 10, 1\] for 2 images"),
+        (Around(lambda logits_BK: logits_BK[..., None]), r"returns shape \[2, 10, 1\] for 2 images"),
         (Flat(), r"cannot take a batch of images of 32×32 pixels.*model\.input_size"),
         (
             nn.Sequential(nn.Conv2d(1, 10, 32), nn.Flatten()),

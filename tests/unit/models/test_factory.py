@@ -116,7 +116,7 @@ def test_class_names_agree_differ_or_are_in_another_order() -> None:
     ours = ("cat", "dog", "polar_bear")
     assert check_class_names(("Cat", "dog", "polar bear"), ours, where="net.pt") == ()
     (note,) = check_class_names(("cat", "hound", "polar bear"), ours, where="net.pt")
-    assert "calls 1 of its classes otherwise" in note
+    assert "names 1 of its classes differently" in note
     with pytest.raises(WeightsError, match="another order: its class 0 is 'dog', the data set's is 'cat'"):
         check_class_names(("dog", "cat", "polar_bear"), ours, where="net.pt")
     with pytest.raises(WeightsError, match=r"names 2 classes \(cat, dog\), the data set has 3"):

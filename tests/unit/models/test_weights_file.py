@@ -228,11 +228,11 @@ def test_the_map_of_a_family_takes_its_published_names(
     [
         (
             lambda s: {k.replace("norm", "bn"): v for k, v in s.items()},
-            r"4 tensors are missing, 5 unexpected.*first missing: norm\.weight, near it in the file: bn\.",
+            r"4 tensors are missing, 5 unexpected.*first missing: norm\.weight, similar in the file: bn\.",
         ),
         (
             lambda s: s | {"heads.bias": s["head.bias"]},
-            r"1 unexpected.*heads\.bias, near it in the DNN: head\.bias",
+            r"1 unexpected.*heads\.bias, similar in the DNN: head\.bias",
         ),
         (
             lambda s: s | {"conv.weight": s["conv.weight"][:, :, :1]},

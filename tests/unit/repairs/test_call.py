@@ -233,7 +233,7 @@ def test_a_start_that_cannot_be_used_is_said(tmp_path: Path) -> None:
         ({"std": (58.4, 57.1, 57.4)}, r"outside 1/255\.\.1.*\[0\.229, 0\.2239, 0\.2251\]"),
         ({"config": {"repair": {"rates": [0.1]}}}, "config is dict; give RepairConfig"),
         ({"config": RepairConfig(methods={"finetunee": {}})}, "no repair method 'finetunee'; did you mean"),
-        ({"model": nn.Linear(3, 2)}, r"returns \[2, 3, 32, 2\]|cannot take a batch"),
+        ({"model": nn.Linear(3, 2)}, r"returns shape \[2, 3, 32, 2\]|cannot take a batch"),
         ({"method": "finetun"}, "no repair method 'finetun'; did you mean 'finetune'"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_few_images_are_no_evidence_of_another_way_to_feed_the_dnn(count: int)
     found = check_on_clean(deployed(), columns(count, wrong=count))
     assert found.accuracy == 0
     assert found.images == count
-    assert found.note == f"on fewer than {FEWEST} images, no other way to feed the DNN is tried"
+    assert found.note == f"with fewer than {FEWEST} images, no other preprocessing or class order is tried"
 
 
 @given(count=st.integers(1, 70), method=st.sampled_from(["finetune", "bn_adapt", "tent", "none"]))

@@ -104,7 +104,8 @@ def test_clean_images_of_another_size_are_judged_where_the_dnn_takes_them() -> N
     assert found.clean_before == pytest.approx(32 / 36)
     module = nn.Sequential(nn.Flatten(), nn.Linear(8 * 8 * 3, 4))
     with pytest.raises(
-        WeightsError, match=r"cannot take a batch of images of 16×8 pixels with 3 channels, as clean has them"
+        WeightsError,
+        match=r"cannot take a batch of images of 16×8 pixels with 3 channels, such as those of clean",
     ):
         call(model=module, clean=(images_of(LABELS[:36], height=16), CLEAN_LABELS), **NORMALISATION)
 
@@ -117,7 +118,7 @@ def test_images_of_other_channels_are_refused_by_the_name_of_their_set(kind: str
     with pytest.raises(ConfigError, match=f"has 3 numbers; the images of {kind} have 1 channel"):
         call(sets["failures"], clean=sets["clean"], **NORMALISATION)
     one = nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten())
-    with pytest.raises(WeightsError, match=r"8×8 pixels with 3 channels, as failures has them"):
+    with pytest.raises(WeightsError, match=r"8×8 pixels with 3 channels, such as those of failures"):
         call(model=one, **NORMALISATION)
 
 
@@ -180,7 +181,7 @@ class Normed(nn.Module):
 
 def test_a_doubt_about_the_clean_images_is_a_note_of_the_repair() -> None:
     found = call(clean=(CLEAN[:9], (CLEAN_LABELS[:9] + 1) % 4), **NORMALISATION)
-    says = "of the clean images are classified correctly; on fewer than 32 images, no other way"
+    says = "of the clean images are classified correctly; with fewer than 32 images, no other preprocessing"
     assert any(says in note for note in found.notes)
 
 
