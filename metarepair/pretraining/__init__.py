@@ -1,1 +1,1 @@
-"""Training of a DNN to deploy, from clean images."""
+"""Train a DNN to deploy on clean images."""

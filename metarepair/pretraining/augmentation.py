@@ -1,6 +1,6 @@
-"""Training images and keyed draws in, augmented batches of the same shape out; whole batches at a time.
+"""Augment training images by keyed random draws, a whole batch at a time.
 
-An image's draws are keyed by (seed, epoch, image id): they depend on no batch, no worker and no restart.
+An image's draws are keyed by (seed, epoch, image id), so they do not depend on batches, workers or restarts.
 Source: Cubuk et al. 2020 (RandAugment, by the kernels and ranges of torchvision), Zhang et al. 2018 (Mixup), Yun et
 al. 2019 (CutMix), Krizhevsky 2009 (flips and shifts).
 """
@@ -28,7 +28,7 @@ Operation = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What chance decides about each image, from 0 to below 1."""
+    """The random draws for each image, from 0 to below 1."""
 
     flip_B: NDArray[np.float64]
     shift_B2: NDArray[np.float64]
@@ -36,14 +36,14 @@ class Draws:
 
 
 def sample_draws(image_ids: Iterable[int], *, seed: int, epoch: int, operations: int) -> Draws:
-    """The draws of these images in this epoch."""
+    """Sample the draws of the given images in one epoch."""
     generators = iter_keyed_generators("pretrain-augment", seed, epoch, last=image_ids)
     drawn = np.stack([generator.random(3 + operations) for generator in generators])
     return Draws(flip_B=drawn[:, 0], shift_B2=drawn[:, 1:3], operations_BO=drawn[:, 3:])
 
 
 def flipped_and_shifted(images_BCHW: Tensor, draws: Draws, *, flip: bool, shift: int) -> Tensor:
-    """Half of the images flipped left to right, each shifted by up to `shift` pixels; edges are reflected."""
+    """Flip half of the images left to right, and shift each by up to `shift` pixels; edges are reflected."""
     batch, _, height, width = images_BCHW.shape
     device = images_BCHW.device
     padded = F.pad(images_BCHW, (shift,) * 4, mode="reflect") if shift else images_BCHW
@@ -60,9 +60,9 @@ def flipped_and_shifted(images_BCHW: Tensor, draws: Draws, *, flip: bool, shift:
 
 
 def rand_augment(images_BCHW_u8: Tensor, draws: Draws, *, magnitude: int) -> Tensor:
-    """RandAugment: each image goes through as many operations as it has draws for, at `magnitude` of 0 to 30.
+    """Apply RandAugment: one operation per draw to each image, at `magnitude`, 0 to 30.
 
-    The images that drew the same operation and sign go through it together.
+    Images that drew the same operation and sign are processed together.
     """
     images_BCHW_u8 = images_BCHW_u8.clone()
     strength = magnitude / (MAGNITUDES - 1)
@@ -89,8 +89,8 @@ def _degrees(slope: float) -> float:
     return math.degrees(math.atan(slope))
 
 
-# Ranges of torchvision.transforms.v2.RandAugment. `s` is the strength with its sign, from -1 to 1; those that know no
-# sign take its size. Shears are about the corner, as there.
+# Ranges of torchvision.transforms.v2.RandAugment. `s` is the signed strength, from -1 to 1; operations without a sign
+# use its absolute value. As in torchvision, shears are about the corner.
 OPERATIONS: dict[str, Operation] = {
     "Identity": lambda x, _: x,
     "ShearX": lambda x, s: _affine(x, shear=[_degrees(0.3 * s), 0.0]),
@@ -111,9 +111,10 @@ OPERATIONS: dict[str, Operation] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """How the images of a step are mixed with their partners: `weight` of each one's own label is left.
+    """How the images of a step are mixed with their partners.
 
-    box: the rows and columns (y1, y2, x1, x2) that come from the partner (CutMix), None for Mixup.
+    weight: share of an image's own label that remains, 0 to 1. box: the rows and columns (y1, y2, x1, x2) that come
+    from the partner (CutMix), None for Mixup.
     """
 
     weight: float
@@ -123,7 +124,7 @@ class Mixing:
 def sample_mixing(
     config: PretrainConfig, height: int, width: int, *, seed: int, epoch: int, step: int
 ) -> Mixing | None:
-    """Mixup's or CutMix's draw for a step, None where neither is on."""
+    """Sample Mixup's or CutMix's draw for a step; None if neither is on."""
     if not config.mixup and not config.cutmix:
         return None
     generator = keyed_generator("pretrain-mix", seed, epoch, step)
@@ -141,7 +142,7 @@ def sample_mixing(
 
 
 def mixed(images_BCHW: Tensor, partners_BCHW: Tensor, mixing: Mixing) -> Tensor:
-    """Each image with a part of its partner's."""
+    """Mix each image with its partner."""
     if mixing.box is None:
         return partners_BCHW.lerp(images_BCHW, mixing.weight)
     y1, y2, x1, x2 = mixing.box

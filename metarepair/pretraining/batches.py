@@ -1,7 +1,7 @@
-"""The training split in, the augmented batches of one worker out: a pure function of (seed, epoch, step, worker).
+"""Make the augmented batches of one worker from the training split, as a pure function of (seed, epoch, step, worker).
 
-A step's images are shared out in contiguous blocks. An image is mixed with the one before it in the step, whichever
-worker has that; so all workers together see what one would see alone.
+The images of a step are divided into contiguous blocks, one per worker. An image is mixed with the one before it in the
+step, even if that belongs to another worker, so all workers together see what a single one would see.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from metarepair.pretraining.augmentation import (
 from tasks.datasets import Dataset
 from tasks.keys import keyed_generator
 
-# B images of a worker's share, C channels, H W pixels, N training images
+# B images of a worker's block, C channels, H W pixels, N training images
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
-    """Images [B, C, H, W], normalised and augmented; the partners' labels have what `weight` leaves."""
+    """Normalised, augmented images [B, C, H, W]; an own label counts `weight`, the partner's label 1 − `weight`."""
 
     images_BCHW: Tensor
     labels_B: Tensor
@@ -39,7 +39,7 @@ class TrainingBatch:
     weight: float
 
     def parts(self, number: int) -> list[TrainingBatch]:
-        """The same images in `number` batches of about equal size, one after the other."""
+        """Split the batch into `number` batches of about equal size, in the same order."""
         tensors = (self.images_BCHW, self.labels_B, self.partner_labels_B)
         return [
             TrainingBatch(images_BCHW=x, labels_B=y, partner_labels_B=z, weight=self.weight)
@@ -49,7 +49,7 @@ class TrainingBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSource:
-    """Makes the batches of worker `rank` from the training rows `rows_N` of `data`."""
+    """The batches of worker `rank`, made from the training rows `rows_N` of `data`."""
 
     deployed: DeployedModel
     data: Dataset
@@ -62,16 +62,16 @@ class BatchSource:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch; what is left over waits for the next epoch's order."""
+        """Steps of an epoch; the images left over at its end are not used, and each epoch has a new order."""
         return len(self.rows_N) // self.config.batch_size
 
     def batch(self, key: tuple[int, int]) -> TrainingBatch:
-        """This worker's share of step (epoch, step)."""
+        """Make this worker's block of the step `key`, (epoch, step)."""
         (epoch, step), size = key, self.config.batch_size
         rows_B = self._order(epoch)[step * size : (step + 1) * size]
-        mine = slots_of(self.rank, self.world_size, size)
-        first = mine.start - 1 if self.config.mixup or self.config.cutmix else mine.start
-        rows_B = rows_B[np.arange(first, mine.stop)]  # with the partner of the first; −1 is the step's last
+        block = slots_of(self.rank, self.world_size, size)
+        first = block.start - 1 if self.config.mixup or self.config.cutmix else block.start
+        rows_B = rows_B[np.arange(first, block.stop)]  # with the partner of the first; −1 is the step's last
         images_BCHW = self._augmented(rows_B, epoch)
         labels_B = torch.from_numpy(self.data.labels_N[rows_B]).to(images_BCHW.device)
         mixing = sample_mixing(self.config, *images_BCHW.shape[2:], seed=self.seed, epoch=epoch, step=step)
@@ -87,7 +87,7 @@ class BatchSource:
         )
 
     def following(self, key: tuple[int, int]) -> tuple[int, int] | None:
-        """The step after `key`."""
+        """Return the step after `key`, None after the last one."""
         epoch, step = key
         if step + 1 < self.steps:
             return epoch, step + 1

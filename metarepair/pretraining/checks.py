@@ -1,4 +1,4 @@
-"""Settings of pretraining and a device in, ConfigErrors for what cannot be had out, before anything is trained."""
+"""Check that the settings of pretraining suit the data set and the device, before anything is trained."""
 
 from __future__ import annotations
 
@@ -16,38 +16,41 @@ COMPILERS = ("g++", "clang++", "c++")
 
 
 def check_precision(config: PretrainConfig, device: torch.device) -> None:
-    """Raises ConfigError for bfloat16 on a GPU that only emulates it."""
+    """Raise ConfigError for bfloat16 on a GPU that only emulates it."""
     if config.precision != "bfloat16" or device.type != "cuda":
         return
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError(
-            f"pretrain.precision=bfloat16, but {torch.cuda.get_device_name(device)} has no bfloat16 (NVIDIA has it "
-            "since Ampere, compute capability 8.0). Set pretrain.precision=float32."
+            f"pretrain.precision=bfloat16, but {torch.cuda.get_device_name(device)} has no bfloat16 (NVIDIA GPUs have "
+            "it since Ampere, compute capability 8.0). Set pretrain.precision=float32."
         )
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises ConfigError where torch.compile would find no compiler: after minutes, with a traceback."""
+    """Raise ConfigError if torch.compile would find no compiler; it would fail only after minutes, with a traceback."""
     wanted = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ((wanted,) if wanted else COMPILERS)):
         raise ConfigError(
-            f"pretrain.compile=true needs a C++ compiler, and no {wanted or ', '.join(COMPILERS)} is on the path. "
+            f"pretrain.compile=true needs a C++ compiler, and none ({wanted or ', '.join(COMPILERS)}) is on the path. "
             "Install one (Debian: apt install g++), or set pretrain.compile=false: the same training, slower."
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise ConfigError(
-            "pretrain.compile=true on a GPU needs the package triton, which this torch has not. Install a torch build "
+            "pretrain.compile=true on a GPU needs the package triton, which is not installed. Install a torch build "
             "for CUDA, or set pretrain.compile=false: the same training, slower."
         )
 
 
 def held_out_images(config: PretrainConfig, images: int) -> int:
-    """How many of so many images of the training split are not trained on."""
+    """Return the number of images, of `images` in the training split, that are held out for validation."""
     return round(images * config.validation_fraction)
 
 
 def check_data(config: PretrainConfig, data: Dataset, *, pixels: int | None, workers: int) -> None:
-    """Raises ConfigError for what cannot be had with these images, `pixels` a side for the DNN, and so many workers."""
+    """Raise ConfigError for a setting that does not suit the data set or the number of workers.
+
+    pixels: side of the images that the DNN gets, None for the data set's own size.
+    """
     pixels, size = pixels or min(data.image_shape[:2]), config.batch_size
     images, held_out = len(data.labels_N), held_out_images(config, len(data.labels_N))
     if config.shift >= pixels:
@@ -56,7 +59,7 @@ def check_data(config: PretrainConfig, data: Dataset, *, pixels: int | None, wor
         )
     if config.keep == "best" and held_out == 0:
         raise ConfigError(
-            "pretrain.keep=best needs images to judge by, and "
+            "pretrain.keep=best needs validation images, and "
             f"pretrain.validation_fraction={config.validation_fraction} of {images} images is none. Raise it, or set "
             "pretrain.keep=last."
         )
@@ -67,7 +70,7 @@ def check_data(config: PretrainConfig, data: Dataset, *, pixels: int | None, wor
     if size < workers * config.accumulation:
         raise ConfigError(
             f"pretrain.batch_size={size} cannot be shared by {workers} workers in {config.accumulation} parts each "
-            f"(pretrain.accumulation). Give at least {workers * config.accumulation}."
+            f"(pretrain.accumulation). Set it to at least {workers * config.accumulation}."
         )
     if (config.mixup or config.cutmix) and len(data.classes) < 2:
         raise ConfigError(

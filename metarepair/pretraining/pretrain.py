@@ -1,8 +1,8 @@
-"""Clean training split in, the weights of a DNN to deploy out, in this process or as one of several workers.
+"""Train the weights of a DNN to deploy on the clean training split, in this process or as one of several workers.
 
-The paper picks the checkpoint by the test split (Sec. 5.1.4); ours never looks at it: a part of the training split is
-held out and judges the epochs. A step's images are shared out over the workers; gradients, losses and the statistics
-of batch norms are summed by one all-reduce, so without batch norm and dropout N workers train what one does.
+The paper picks the checkpoint by the test split (Sec. 5.1.4). We never use that split: a part of the training split is
+held out to validate each epoch. The images of a step are divided among the workers; one all-reduce sums gradients,
+losses and batch-norm statistics, so without batch norm and dropout N workers train the same weights as one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tasks.storage.paths import Place
 
 # B images, P parameters, statistics and the loss
 
-CHECKED_STEPS = 50  # between looks at the loss: each look waits for a GPU
+CHECKED_STEPS = 50  # steps between checks of the loss; each check waits for the GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,10 @@ def pretrain(
     folder: Place,
     on_epoch: Callable[[Epoch], None],
 ) -> DeployedModel:
-    """Trains the DNN that `model` names on `data`, with a checkpoint in `folder` after each epoch; goes on from it.
+    """Train the DNN that `model` names on `data`, and return it with the weights to keep.
 
-    Raises ConfigError for settings that this data set or device cannot have, DivergedError when the loss is not finite.
+    Writes a checkpoint into `folder` after each epoch, and resumes from it. Raises ConfigError for settings that do not
+    suit the data set or the device, DivergedError if the loss is not finite.
     """
     devices = [context.device] if context.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -84,7 +85,7 @@ def pretrain(
 
 
 def _untrained(model: ModelConfig, info: DatasetInfo, device: torch.device) -> DeployedModel:
-    """With the stem, the input size and the normalisation that it will be deployed with."""
+    """Build the DNN with the stem, input size and normalisation that it will be deployed with."""
     module = build_model(model.name, len(info.classes), stem=model.stem).to(device)
     mean, std = model.mean, model.std
     if mean is None or std is None:
@@ -101,7 +102,7 @@ def _untrained(model: ModelConfig, info: DatasetInfo, device: torch.device) -> D
 
 
 class Pretrainer:
-    """One worker's DNN, optimizer and average, moved on by whole epochs."""
+    """One worker's DNN, optimizer and average, trained by whole epochs."""
 
     def __init__(
         self, deployed: DeployedModel, data: Dataset, config: PretrainConfig, context: Context, *, seed: int
@@ -134,9 +135,9 @@ class Pretrainer:
         return compiled
 
     def run_epoch(self) -> Epoch:
-        """All steps of the next epoch, then the average judged on the validation part."""
+        """Run all steps of the next epoch, then validate the averaged weights."""
         started, epoch, steps = time.monotonic(), self.weights.epochs_done, self.source.steps
-        # Masks of dropout are keyed by the epoch, so a resumed training draws what one that was not killed draws.
+        # Dropout masks are keyed by the epoch, so a resumed training draws the same ones as an uninterrupted one.
         torch.manual_seed(
             int(keyed_generator("pretrain-dropout", self.seed, epoch, self.context.rank).integers(2**63))
         )
@@ -159,11 +160,11 @@ class Pretrainer:
         )
 
     def close(self) -> None:
-        """Ends the thread that makes batches."""
+        """End the thread that makes batches."""
         self._batches.close()
 
     def _step(self, batch: TrainingBatch) -> Tensor:
-        """One step of the optimizer on this worker's share and all others'; the loss over all images."""
+        """Take one optimizer step on the images of all workers; returns the loss over all of them."""
         self.deployed.module.train()
         self.weights.optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -193,33 +194,33 @@ class Pretrainer:
         return torch.autocast(self.context.device.type, torch.bfloat16)
 
     def _sum_over_workers(self, loss: Tensor) -> Tensor:
-        """The whole loss; parameters have the whole gradient then, and buffers the workers' mean."""
+        """Sum loss and gradients over the workers, and average the buffers, in place; returns the summed loss."""
         if self.context.world_size == 1:
             return loss
         gradients, statistics = self.weights.gradients(), self.weights.statistics()
         shared = [*gradients, *(s / self.context.world_size for s in statistics), loss]
         sum_P = self.context.sum_over_workers(torch.cat([t.reshape(-1) for t in shared]))
         sums = torch.split(sum_P, [t.numel() for t in shared])
-        for place, total in zip([*gradients, *statistics], sums, strict=False):
-            place.copy_(total.view_as(place))
+        for tensor, total in zip([*gradients, *statistics], sums, strict=False):
+            tensor.copy_(total.view_as(tensor))
         summed: Tensor = sums[-1].reshape(())
         return summed
 
     def _check_finite(self, losses: list[Tensor], epoch: int) -> None:
-        """Every worker has the same losses, so all of them stop here or none."""
+        """Raise DivergedError for a loss that is not finite; all workers have the same losses, so all of them stop."""
         for value in torch.stack(losses).tolist():
             if not math.isfinite(value):
                 raise DivergedError(
                     f"The pretraining loss became {value} in epoch {epoch + 1}. Lower pretrain.rate and run again; "
-                    "the last epoch's checkpoint is kept, `--restart` begins anew."
+                    "the last epoch's checkpoint is kept, `--restart` starts from scratch."
                 )
 
     def _validate(self) -> float:
-        """Accuracy of the averaged weights on the validation part, whose images are shared out as well."""
+        """Accuracy of the averaged weights on the validation images, which are divided among the workers, too."""
         if len(self.validation_N) == 0:
             return math.nan
-        mine = slots_of(self.context.rank, self.context.world_size, len(self.validation_N))
-        rows = self.validation_N[mine.start : mine.stop]
+        block = slots_of(self.context.rank, self.context.world_size, len(self.validation_N))
+        rows = self.validation_N[block.start : block.stop]
         with self.weights.averaged():
             predicted = self.deployed.logits(self.data.images(rows)).argmax(1).numpy()
         right = torch.tensor(
@@ -229,7 +230,7 @@ class Pretrainer:
 
 
 def rate_factor(progress: float, warm: float) -> float:
-    """Share of the largest rate at `progress` from 0 to 1: a linear rise until `warm`, then half a cosine."""
+    """Share of the largest rate at `progress`, 0 to 1: a linear rise until `warm`, then half a cosine."""
     if progress < warm:
         return progress / warm
     return 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))

@@ -1,4 +1,4 @@
-"""A DNN in training in, its weights to keep out: optimizer, running average, best epoch, and one file of all of it."""
+"""The state of a DNN in training: weights, optimizer, running average and best epoch, saved in one checkpoint file."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class TrainedWeights:
             group["lr"] = rate
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of every parameter, zeros where the loss does not depend on one."""
+        """Return the gradient of every parameter, zeros for one that the loss does not depend on."""
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     def statistics(self) -> list[Tensor]:
-        """What the forward passes leave in buffers, such as the running means of batch norms."""
+        """Return the floating-point buffers that forward passes update, such as running means of batch norms."""
         return [b for b in self.module.buffers() if b.is_floating_point()]
 
     def step(self) -> None:
-        """One step of the optimizer; the average follows."""
+        """Take one step of the optimizer, and update the average."""
         self.optimizer.step()
         for key, value in self.module.state_dict().items():
             if value.is_floating_point():
@@ -53,19 +53,19 @@ class TrainedWeights:
                 self.average[key].copy_(value)
 
     def epoch_done(self, validation_accuracy: float) -> None:
-        """Counts the epoch; the average is the best so far where none before was better."""
+        """Count the epoch, and keep the average as the best so far unless an earlier one was better."""
         self.epochs_done += 1
         if self.config.keep == "best" and validation_accuracy >= self.best_accuracy:
             self.best, self.best_epoch = _copy(self.average), self.epochs_done
             self.best_accuracy = validation_accuracy
 
     def kept(self) -> Mapping[str, Tensor]:
-        """The weights to deploy."""
+        """Return the weights to deploy."""
         return self.best if self.config.keep == "best" else self.average
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The module has the averaged weights inside the block."""
+        """Give the module the averaged weights inside the block."""
         trained = _copy(self.module.state_dict())
         self.module.load_state_dict(self.average)
         try:
@@ -79,7 +79,7 @@ def _build_optimizer(parameters: Mapping[str, Tensor], config: PretrainConfig) -
         return torch.optim.SGD(
             parameters.values(), lr=config.rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
         )
-    # Biases and the scales of norms do not decay (Liu et al. 2022, as timm has it).
+    # No weight decay on biases and scales of norms (Liu et al. 2022, as in timm).
     groups = [
         {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters.values() if p.ndim <= 1], "weight_decay": 0.0},
@@ -92,7 +92,7 @@ def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_checkpoint(folder: Place, weights: TrainedWeights) -> None:
-    """One file, replaced as a whole, so a training that is killed at any time goes on from an epoch's end."""
+    """Write the state as one file, replaced as a whole, so a killed training resumes from the end of an epoch."""
     groups: dict[str, Mapping[str, Tensor]] = {
         "model": weights.module.state_dict(),
         "average": weights.average,
@@ -109,7 +109,7 @@ def save_checkpoint(folder: Place, weights: TrainedWeights) -> None:
 
 
 def load_checkpoint(folder: Place, weights: TrainedWeights) -> None:
-    """The inverse of `save_checkpoint`; nothing where there is no file."""
+    """Load what `save_checkpoint` wrote; do nothing if there is no file."""
     if not (folder / CHECKPOINT).exists():
         return
     groups: dict[str, dict[str, Tensor]] = {"best": {}}
