@@ -31,7 +31,7 @@ def check_compiler(device: torch.device) -> None:
     wanted = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ((wanted,) if wanted else COMPILERS)):
         raise ConfigError(
-            f"pretrain.compile=true needs a C++ compiler, and none ({wanted or ', '.join(COMPILERS)}) is on the path. "
+            f"pretrain.compile=true needs a C++ compiler, and no {wanted or ', '.join(COMPILERS)} is on the path. "
             "Install one (Debian: apt install g++), or set pretrain.compile=false: the same training, slower."
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:

@@ -1,8 +1,8 @@
-"""Refuse a search that cannot be done, before its first trial.
+"""Refuse an impossible search before its first trial.
 
-The trials that stand for all others are built as the search builds each of its own: the drawn values become a `Config`,
-and every environment chooses the experiences it learns from. An error of one of them names the values that cause it.
-What a `Config` cannot know is checked by metarepair.search.rules and, for the section `search` itself, below.
+Sample trials are built in the same way as the search builds its own: the drawn values become a `Config`, and every
+environment chooses the experiences it learns from. The error of a refused trial names the values that cause it. Rules
+that a `Config` cannot check are in metarepair.search.rules, and those of the section `search` itself below.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from tasks.errors import ConfigError, unknown_name
 from tasks.keys import keyed_generator
 from tasks.sampling.confidence import confidence
 
-MOST_CORNERS = 256  # combinations of values, up to which all of them are built
-MOST_PAIRS = 2048  # built where there are more corners; a trial takes 0.3 ms to build
-FEWEST_OF_A_POPULATION = 4  # pbt copies from the best quarter to the worst
+MOST_CORNERS = 256  # combinations of values; all are built up to this number
+MOST_PAIRS = 2048  # pairs of values built if there are more combinations; building a trial takes 0.3 ms
+FEWEST_OF_A_POPULATION = 4  # trials: pbt copies from the best quarter to the worst
 
 Drawn = dict[str, Any]
 
 
 def check_space(config: Config) -> None:
-    """Raises ConfigError for a search with a trial that would be refused, or a setting that no trial depends on."""
+    """Raise ConfigError for a search with a trial that would be refused, or a setting that no trial depends on."""
     search = search_of(config)
     for name in search.space:
         check_setting(name)
@@ -49,8 +49,8 @@ def check_space(config: Config) -> None:
     found = dimensions(config)
     if not found:
         raise ConfigError(
-            "search.space is empty and there are no search.experience_sets, so there is nothing to search. Name "
-            "settings and their values, as space: {inner.rate: {log_uniform: [1e-3, 0.3]}}."
+            "search.space is empty and there are no search.experience_sets, so there is nothing to search. List "
+            "settings with their values, such as space: {inner.rate: {log_uniform: [1e-3, 0.3]}}."
         )
     for dimension in found:
         if dimension.name in search.space:
@@ -62,10 +62,10 @@ def check_space(config: Config) -> None:
 
 
 def check_distances(config: Config, distances: Mapping[str, Mapping[str, float]]) -> None:
-    """Refuses a β under `cutoff` that leaves a judged environment no experience, once the distances are known.
+    """Raise ConfigError for a β of `cutoff` that leaves a judged environment no experience, given the distances.
 
-    distances: of each judged environment to its experiences. Of free subsets only the whole is checked: whether a
-    smaller one lies beyond β is found out when it is drawn.
+    distances: from each judged environment to its experiences. Of the subsets of `free`, only the full one is checked;
+    a smaller one that lies beyond β fails when it is drawn.
     """
     found = dimensions(config)
     every = {d.name: True for d in found if is_free(d.name)}
@@ -83,12 +83,12 @@ def check_distances(config: Config, distances: Mapping[str, Mapping[str, float]]
 
 
 def _build_trials(config: Config, found: Sequence[Dimension]) -> list[Config]:
-    """The trials that stand for all others. Raises ConfigError with the values for which one is refused."""
+    """Build the sample trials. Raises ConfigError with the values for which one is refused."""
     trials = []
     for drawn in _drawn_to_check(found):
         trial = _build(config, drawn)
         if isinstance(trial, ConfigError):
-            for name in list(drawn):  # leave out the values without which it is refused all the same
+            for name in list(drawn):  # drop the values that do not matter for the refusal
                 fewer = {k: v for k, v in drawn.items() if k != name}
                 if isinstance(refusal := _build(config, fewer), ConfigError):
                     drawn, trial = fewer, refusal
@@ -99,7 +99,7 @@ def _build_trials(config: Config, found: Sequence[Dimension]) -> list[Config]:
 
 
 def _build(config: Config, drawn: Drawn) -> Config | ConfigError | None:
-    """A trial's settings, or why it is refused; None where a free subset leaves an environment nothing."""
+    """Return a trial's settings, or the error that refuses it; None if a free subset leaves an environment nothing."""
     environment = ""
     try:
         trial = trial_config(config, drawn)
@@ -119,11 +119,11 @@ def _refused(drawn: Drawn, text: str) -> ConfigError:
 
 
 def _drawn_to_check(found: Sequence[Dimension]) -> Iterator[Drawn]:
-    """The combinations that decide whether a space is refused. A dimension's values are its choices, or its two ends.
+    """Yield the combinations of values to check. The values of a dimension are its choices, or the ends of its range.
 
-    Each value beside the first of every other dimension; then all combinations, up to MOST_CORNERS. A larger space has
-    every two values of every two dimensions beside the first of the others, since a rule of `Config` relates two
-    settings at most; of more pairs than MOST_PAIRS so many, drawn by a key.
+    First each value, with the first value of every other dimension; then all combinations if there are at most
+    MOST_CORNERS. A larger space gets all pairs of values of two dimensions, with the first values of the others, since
+    a rule of `Config` relates at most two settings; of more than MOST_PAIRS pairs, that many are drawn by a key.
     """
     first = {d.name: d.values[0] for d in found}
     yield from (first | {d.name: value} for d in found for value in d.values)
@@ -143,7 +143,7 @@ def _check_sets(config: Config, sets: ExperienceSets) -> None:
     mined = config.mining.experiences
     for name in ("experiences.choice", "experiences.top_k", "experiences.names"):
         if name in search_of(config).space:
-            refuse(name, "search.experience_sets chooses the experiences already; give one of the two.")
+            refuse(name, "search.experience_sets chooses the experiences already; use only one of the two.")
     named = {f"sets.{key}": names for key, names in (sets.sets or {}).items()}
     if isinstance(sets.free, tuple):
         named["free"] = sets.free
@@ -152,7 +152,8 @@ def _check_sets(config: Config, sets: ExperienceSets) -> None:
     for category in sets.categories or ():
         if category != TARGETS_OWN and category not in [category_of(name) for name in mined]:
             raise ConfigError(
-                f"search.experience_sets.categories: {category} has no mined experience. Mined are: {', '.join(mined)}"
+                f"search.experience_sets.categories: {category} has no mined experience. Mined are: "
+                f"{', '.join(mined)}. Leave the category out, or mine one of its corruptions."
             )
     if sets.free is not None:
         _check_free(config, sets.free)
@@ -163,13 +164,13 @@ def _check_free(config: Config, given: Sequence[str] | bool) -> None:
     useless = [] if isinstance(given, bool) else [name for name in given if name not in names]
     if useless:
         raise ConfigError(
-            f"search.experience_sets.free: {useless[0]} is the one target itself, which never learns from its own "
-            "name. Leave it out."
+            f"search.experience_sets.free: {useless[0]} is the one target itself, and a target never learns from its "
+            "own corruption. Leave it out."
         )
     if len(names) < 2:
         raise ConfigError(
             f"search.experience_sets.free has {len(names)} experience{'s' * (len(names) != 1)} to take or leave "
-            f"({', '.join(names) or 'none'}), and a trial needs at least one, so there is nothing to choose. Name or "
+            f"({', '.join(names) or 'none'}), and a trial needs at least one, so there is nothing to choose. List or "
             "mine at least two."
         )
 
@@ -188,15 +189,15 @@ def _check_objective(config: Config) -> None:
     if search.objective == "validation":
         if search.pseudo_targets:
             raise ConfigError(
-                "search.pseudo_targets are given, and search.objective: validation judges by the targets. Set "
-                "objective: pseudo_targets, or leave them out."
+                "search.pseudo_targets are given, but search.objective: validation judges by the targets. Set "
+                "objective: pseudo_targets, or leave out search.pseudo_targets."
             )
         return
     _check_mined("search.pseudo_targets", search.pseudo_targets, mined)
     if len(mined) < 3:
         raise ConfigError(
-            f"search.objective: pseudo_targets leaves one experience out in turn, and of the {len(mined)} in "
-            f"mining.experiences fewer than 2 experiences are left to learn from. Mine at least 3, or set objective: "
+            f"search.objective: pseudo_targets leaves out each experience in turn, and with {len(mined)} in "
+            f"mining.experiences, fewer than 2 experiences are left to learn from. Mine at least 3, or set objective: "
             "validation."
         )
 
@@ -207,7 +208,7 @@ def _check_searcher(config: Config, found: Sequence[Dimension]) -> None:
         if search.searcher == "grid" and dimension.kind in ("uniform", "log_uniform"):
             refuse(
                 dimension.name,
-                f"searcher: grid tries every value, and {dimension.kind} has no end of them. Give choice, or "
+                f"searcher: grid tries every value, and {dimension.kind} has infinitely many. Use choice, or set "
                 "searcher: random or optuna.",
             )
 
@@ -216,17 +217,17 @@ def _check_scheduler(config: Config, trials: Sequence[Config], searched: Sequenc
     search = search_of(config)
     episodes = min(trial.train.episodes for trial in trials)
     rounds = config.train.rounds_of(episodes)
-    have = f"{episodes} train.episodes in rounds of {config.train.round_episodes} are {rounds}"
+    have = f"{episodes} train.episodes in rounds of {config.train.round_episodes} are {rounds} rounds"
     if search.scheduler == "asha":
         if search.grace_rounds >= rounds:
             raise ConfigError(
-                f"search.grace_rounds={search.grace_rounds}: {have}, so asha would end no trial early. Give fewer "
+                f"search.grace_rounds={search.grace_rounds}: {have}, so asha would stop no trial early. Set fewer "
                 "grace_rounds than rounds, shorter rounds, or scheduler: none."
             )
         if search.searcher != "grid" and search.trials < search.reduction:
             raise ConfigError(
                 f"search.trials={search.trials}: asha keeps one trial in {search.reduction:g} (search.reduction), and "
-                "there are fewer. Give more trials, or scheduler: none."
+                "there are fewer trials. Set more trials, or scheduler: none."
             )
     if search.scheduler == "pbt":
         _check_population(config, searched, rounds, have)
@@ -242,11 +243,11 @@ def _check_population(config: Config, searched: Sequence[str], rounds: int, have
     if search.trials < FEWEST_OF_A_POPULATION:
         raise ConfigError(
             f"search.trials={search.trials}: scheduler: pbt copies from the best quarter of its trials to the worst, "
-            f"which takes at least {FEWEST_OF_A_POPULATION}. Give more trials, or scheduler: asha or none."
+            f"which takes at least {FEWEST_OF_A_POPULATION} trials. Set more trials, or scheduler: asha or none."
         )
     if search.perturbation_rounds >= rounds:
         raise ConfigError(
             f"search.perturbation_rounds={search.perturbation_rounds}: {have}, so pbt would never exchange anything. "
-            "Give fewer perturbation_rounds than rounds, or shorter rounds."
+            "Set fewer perturbation_rounds than rounds, or shorter rounds."
         )
     check_change(config, searched)

@@ -1,4 +1,4 @@
-"""Draw judged trials as PNG: parallel coordinates, the α × β map, the importance of settings."""
+"""Draw the trials of a search as PNG: parallel coordinates, the α × β map, the importance of settings."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ Doubles = NDArray[np.float64]
 ALPHA_BETA = ("experiences.alpha", "experiences.beta")
 CMAP = "viridis"
 BEST_COLOUR = COLOURS[5]
-SPREAD = 0.05  # of an axis: trials of the same choice lie side by side
-MANY = 9  # dimensions, whose axes then stand closer
-FEWEST_OF_A_SURFACE = 10  # different points of the α × β map between which it is interpolated
+SPREAD = 0.05  # share of an axis over which trials with the same choice are spread
+MANY = 9  # dimensions; from this number on, the axes are closer together
+FEWEST_OF_A_SURFACE = 10  # different points that the α × β map needs to be interpolated
 
 
 def parallel(
     shown: Sequence[Trial], dimensions: Sequence[Dimension], best: Trial | None, every: int
 ) -> bytes:
-    """A line for each judged trial across all dimensions to its objective, by which it is coloured; `every`: of all."""
+    """Draw a line for each trial of `shown` across all dimensions to its objective, which sets its colour.
+
+    every: number of all trials, for the caption.
+    """
     low, high = _limits(shown)
     scales = [scale_of(d, [t.drawn.get(d.name) for t in shown]) for d in dimensions]
     scales.append(number_scale(low, high, times=100))
@@ -68,7 +71,7 @@ def parallel(
 def _heights(
     shown: Sequence[Trial], dimensions: Sequence[Dimension], scales: Sequence[Scale]
 ) -> Iterator[tuple[Trial, list[float]]]:
-    """Each trial, worst first, and where its line meets the axes; of those that chose the same the better is above."""
+    """Yield each trial, worst first, with the heights of its line on the axes; for equal choices, better is higher."""
     order = sorted(shown, key=lambda t: t.objective or 0.0)
     apart = [*(SPREAD * (d.kind == "choice") for d in dimensions), 0.0]
     for rank, trial in enumerate(order):
@@ -96,9 +99,9 @@ def _caption(shown: Sequence[Trial], best: Trial | None, every: int) -> str:
 
 
 def alpha_beta(shown: Sequence[Trial], dimensions: Sequence[Dimension], best: Trial | None) -> bytes | None:
-    """The objective over α and β, interpolated between trials where these are enough; None where one is not searched.
+    """Draw the objective over α and β, interpolated if there are enough trials; None if α or β is not searched.
 
-    Trials that left α or β to their defaults have no place in it.
+    Trials that use the default of α or β are left out.
     """
     both = [d for name in ALPHA_BETA for d in dimensions if d.name == name]
     placed = [t for t in shown if all(t.drawn.get(name) is not None for name in ALPHA_BETA)]
@@ -145,7 +148,7 @@ def _map_axes(axes: Axes, scales: Sequence[Scale]) -> None:
 
 
 def _surface(points_N2: Doubles, objectives_N: Doubles) -> tuple[Triangulation, Doubles] | None:
-    """Triangles of the different points, and the mean objective at each; None where these are few or in a line."""
+    """Triangulate the different points, with the mean objective at each; None if they are too few or on a line."""
     different, index = np.unique(points_N2, axis=0, return_inverse=True)
     if len(different) < FEWEST_OF_A_SURFACE:
         return None
@@ -156,7 +159,7 @@ def _surface(points_N2: Doubles, objectives_N: Doubles) -> tuple[Triangulation, 
 
 
 def importance_bars(found: Importance) -> bytes | None:
-    """A bar for each dimension; None where importance cannot be told."""
+    """Draw a bar for each dimension; None if there is no importance to show."""
     if found.why_none is not None:
         return None
     figure = _figure(7, 1.5 + 0.34 * len(found.shares))
@@ -175,14 +178,14 @@ def importance_bars(found: Importance) -> bytes | None:
 
 
 def _limits(shown: Sequence[Trial]) -> tuple[float, float]:
-    """The span of the objectives, widened where there is none."""
+    """Return the smallest and the largest objective, apart even if all are equal."""
     values = [t.objective for t in shown if t.objective is not None]
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.005, high + 0.005)
 
 
 def _title(name: str) -> str:
-    """A dimension's name over its axis, in short lines."""
+    """Return a dimension's name in short lines, for the top of its axis."""
     if is_free(name):
         return _plain(name.removeprefix(FREE)).replace("_", "\n")
     section, dot, key = name.partition(".")
@@ -190,7 +193,7 @@ def _title(name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of others is no formula."""
+    """Escape dollar signs, so that matplotlib does not read a user's text as a formula."""
     return text.replace("$", r"\$")
 
 

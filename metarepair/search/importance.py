@@ -1,7 +1,8 @@
-"""Tell from judged trials how much each dimension mattered for being among the best.
+"""Estimate from judged trials how much each dimension mattered for being among the best.
 
-PED-ANOVA (Watanabe, Bansal & Hutter, "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
-Subspaces", IJCAI 2023), by Optuna: the divergence of a dimension's values among the best trials from those among all.
+Source: PED-ANOVA (Watanabe, Bansal & Hutter, "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
+Subspaces", IJCAI 2023), as implemented by Optuna: the divergence of a dimension's values among the best trials from
+those among all trials.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from metarepair.search.space import Dimension
 from metarepair.search.trials import Trial, is_judged
 
 BEST = 0.25  # share of the trials that count as the best
-FEWEST = 20  # trials: five of them among the best, which Optuna advises
+FEWEST = 20  # trials, so that five are among the best, as Optuna advises
 
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """Shares by dimension, most first, which sum to 1, and of how many trials; or why there are none."""
+    """Importance of each dimension, largest first, with sum 1, and the number of trials; or why there is none."""
 
     shares: dict[str, float]
     trials: int
@@ -36,7 +37,7 @@ class Importance:
 
 
 def importance_of(trials: Sequence[Trial], dimensions: Sequence[Dimension]) -> Importance:
-    """The importance of all dimensions that took more than one value; `why_none` where it cannot be told."""
+    """Return the importance of all dimensions that took more than one value; `why_none` says why there is none."""
     judged = [t for t in trials if is_judged(t) and all(d.name in t.drawn for d in dimensions)]
     if len(judged) < FEWEST:
         reason = f"{len(judged)} trials have an objective, and {FEWEST} are needed"
@@ -52,7 +53,7 @@ def importance_of(trials: Sequence[Trial], dimensions: Sequence[Dimension]) -> I
 
 def _ped_anova(judged: Sequence[Trial], varied: Sequence[Dimension]) -> dict[str, float]:
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna logs every new study
     try:
         study = optuna.create_study(direction="maximize")
         distributions = {d.name: _distribution(d, [t.drawn[d.name] for t in judged]) for d in varied}
@@ -77,7 +78,7 @@ def _distribution(dimension: Dimension, drawn: Sequence[Any]) -> BaseDistributio
 
 
 def _value(dimension: Dimension, value: Any) -> Any:
-    """Choices by their text: Optuna's are plain values."""
+    """Return a choice as text, since Optuna's categories are plain values; a number as it is."""
     if dimension.kind == "choice":
         return repr(value)
     return int(value) if dimension.kind == "integers" else float(value)

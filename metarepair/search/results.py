@@ -1,4 +1,4 @@
-"""Write the trials' table as Parquet, CSV and text, their figures, and the configuration of the best trial."""
+"""Write the table of a search's trials as Parquet, CSV and text, its figures, and the best trial's configuration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tasks.storage.paths import Place, write_table, write_text
 __all__ = ["State", "Trial", "best_trial", "results_table", "trials_table", "write_results"]
 
 SHOWN = 10  # trials in the text table
-ERRORS = 3  # and errors below it
+ERRORS = 3  # errors below it
 OBJECTIVES = {
     "validation": "accuracy of a repair on held-out examples of the D_collect of {}",
     "pseudo_targets": "accuracy of a repair on held-out examples of D_collect, mean over the experiences left out in "
@@ -39,7 +39,7 @@ OBJECTIVES = {
 
 
 def write_results(folder: Place, trials: Sequence[Trial], config: Config) -> list[str]:
-    """trials.parquet, trials.csv, best.yaml, and those figures that can be drawn; returns the files' names."""
+    """Write trials.parquet, trials.csv, best.yaml and the figures that can be drawn; returns the names of the files."""
     found, best = dimensions(config), _best(trials, config)
     table = trials_table(trials, config)
     files = ["trials.parquet", "trials.csv"]
@@ -57,7 +57,7 @@ def write_results(folder: Place, trials: Sequence[Trial], config: Config) -> lis
 def _pictures(
     trials: Sequence[Trial], found: Sequence[Dimension], best: Trial | None
 ) -> Iterator[tuple[str, bytes]]:
-    """The figures that can be drawn, with their files' names; of trials that had something to learn from."""
+    """Yield the figures that can be drawn, with file names, of the trials that trained and have an objective."""
     shown = [t for t in trials if has_objective(t) and t.rounds > 0]
     if not shown:
         return
@@ -70,7 +70,7 @@ def _pictures(
 
 
 def trials_table(trials: Sequence[Trial], config: Config) -> pa.Table:
-    """One row for each trial, best first; a column for each dimension."""
+    """Return a table with one row per trial, best first, and one column per dimension."""
     rows = ranked(trials)
     columns = {
         "trial": pa.array([t.name for t in rows], pa.string()),
@@ -88,7 +88,7 @@ def trials_table(trials: Sequence[Trial], config: Config) -> pa.Table:
 
 
 def results_table(trials: Sequence[Trial], config: Config) -> str:
-    """The search in lines for a person: what was judged, the best trials, errors, what mattered."""
+    """Return the results as text: the objective, the best trials, errors, and the importance of settings."""
     search, found = search_of(config), dimensions(config)
     judged = ", ".join(judged_environments(config))
     lines = [
@@ -108,7 +108,7 @@ def results_table(trials: Sequence[Trial], config: Config) -> str:
 
 
 def _best(trials: Sequence[Trial], config: Config) -> Trial | None:
-    """The best trial that a run can be made of."""
+    """Return the best trial whose settings make a valid run."""
     return best_trial([t for t in trials if is_judged(t) and trial_config(config, t.drawn) is not None])
 
 
@@ -148,7 +148,7 @@ def _cell(value: Any, kind: pa.DataType) -> Any:
 
 
 def _text_rows(shown: Sequence[Trial], found: Sequence[Dimension], best: Trial | None) -> list[list[str]]:
-    """Header and cells; the experiences of a free subset in one column."""
+    """Return the header and the rows of cells; the experiences of a free subset share one column."""
     settings = [d.name for d in found if not is_free(d.name)]
     free = [d.name for d in found if is_free(d.name)]
     header = [

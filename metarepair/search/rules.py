@@ -1,6 +1,6 @@
-"""Rules of a search that no trial's `Config` can know.
+"""Rules of a search that a trial's `Config` cannot check.
 
-Which settings may be searched, which distributions suit them, and which of them change no trial's result.
+They say which settings may be searched, which distributions suit them, and which settings change no trial's result.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from metarepair.config.run import Config
 from metarepair.search.space import Dimension, experiences_of, learners
 from tasks.errors import ConfigError, near_names
 
-SECTIONS = ("experiences", "task", "inner", "train")  # what meta-training depends on
+SECTIONS = ("experiences", "task", "inner", "train")  # the groups of settings that meta-training depends on
 
-_WHERE = "no objective depends on it: it says where, how fast or how safely a run is done"
+_WHERE = "no objective depends on it: it sets where, how fast or how safely a run is done"
 _BEFORE = (
-    "experiences and distances are made once, before the first trial, and all trials learn from the same"
+    "experiences and distances are made once, before the first trial, and all trials learn from the same ones"
 )
 REASONS = {
     "name": "it is the name of the run that all trials belong to",
     "storage_path": "all trials are kept in the run that they belong to",
-    "seed": f"what is mined depends on it ({_BEFORE}), and the best of several seeds is the luckiest",
-    "targets": "it says what is repaired, and trials are compared on the same",
+    "seed": f"mining depends on it ({_BEFORE}), and the best of several seeds is only the luckiest",
+    "targets": "it sets what is repaired, and trials are compared on the same targets",
     "data": _BEFORE,
     "model": _BEFORE,
     "mining": _BEFORE,
@@ -38,16 +38,16 @@ REASONS = {
     "train.theta_on_host": _WHERE,
     "train.kept_checkpoints": _WHERE,
     "train.max_skipped": _WHERE,
-    "train.round_episodes": "it says how often a trial is judged, and trials are compared round by round",
-    "repair": "it is how all trials are judged, and what comes after meta-training; a repair chooses its rate itself",
-    "methods": "other methods than MetaRepair are not searched here",
+    "train.round_episodes": "it sets how often a trial is judged, and trials are compared round by round",
+    "repair": "it sets how all trials are judged, and comes after meta-training; a repair chooses its rate itself",
+    "methods": "a search is for MetaRepair, not for other methods",
     "compare": "it comes after the search",
     "evaluate": "it comes after the search, on D_fail, which no trial may see",
-    "pretrain": "the deployed DNN is there before the search",
+    "pretrain": "the deployed DNN is trained before the search",
     "search": "a search does not search itself",
 }
 
-# A setting that has an effect only where another has one of these values.
+# Settings that have an effect only if another setting has one of the listed values.
 NEEDS = {
     "experiences.alpha": ("experiences.rule", ("softmax", "hinge", "cutoff")),
     "experiences.beta": ("experiences.rule", ("hinge", "cutoff")),
@@ -57,33 +57,33 @@ NEEDS = {
 }
 WEIGHING = ("experiences.alpha", "experiences.beta", "experiences.rule")
 CANCELS = (
-    "That is Eq. 8 as printed, and there β cancels: exp(αβ) is a common factor of all experiences, which "
-    "normalisation divides out"
+    "That is Eq. 8 as printed, in which β cancels: exp(αβ) is a common factor of all experiences, which "
+    "normalisation removes"
 )
 
-# What pbt cannot change in a half-trained trial, which takes over another's weights and state.
+# Settings that pbt cannot change in a half-trained trial, which takes over the weights and state of another trial.
 FIXED_IN_TRAINING = {
-    "train.episodes": "all of a population train equally long",
-    "train.precision": "weights would be of another type",
-    "train.outer_optimizer": "the optimizer's state would be another one's",
-    "train.outer_options": "the optimizer's state would be of other options",
+    "train.episodes": "all trials of a population train equally long",
+    "train.precision": "the weights would have another type",
+    "train.outer_optimizer": "the state would be that of another optimizer",
+    "train.outer_options": "the optimizer's state would be that of other options",
     "inner.parts": "other parameters would have been learned",
-    "inner.learned_rates": "the factors of the rates would be there or not",
+    "inner.learned_rates": "some trials would have factors of the rates, and others not",
 }
 
 
 def refuse(name: str, text: str) -> NoReturn:
-    """One paragraph on a dimension."""
+    """Raise ConfigError with one paragraph on the dimension `name`."""
     raise ConfigError(f"search.space {name}: {text}")
 
 
 def can_be_searched() -> list[str]:
-    """The dotted settings that a space may name."""
+    """Return the dotted names of the settings that may be searched."""
     return [k for k in known_keys() if k.partition(".")[0] in SECTIONS and k not in REASONS]
 
 
 def check_setting(name: str) -> None:
-    """Refuses a setting that is none, or that no trial may set, with the reason."""
+    """Raise ConfigError for an unknown setting, or for one that may not be searched, with the reason."""
     allowed, known = can_be_searched(), [*known_keys(), *Config.model_fields]
     if name in allowed:
         return
@@ -91,8 +91,8 @@ def check_setting(name: str) -> None:
     if name in known and reason:
         refuse(
             name,
-            f"this setting cannot be searched; {reason}. Set it to one value outside of search, and search settings "
-            f"of {', '.join(SECTIONS)}.",
+            f"this setting cannot be searched; {reason}. Set it to one value outside of search, and search only "
+            f"settings of {', '.join(SECTIONS)}.",
         )
     same = [k for k in allowed if k.rpartition(".")[2] == name.rpartition(".")[2]]
     hint = f"; did you mean {same[0]!r}?" if same else near_names(name, allowed) or "."
@@ -100,20 +100,20 @@ def check_setting(name: str) -> None:
 
 
 def check_kind(dimension: Dimension) -> None:
-    """Refuses real numbers for a setting of whole ones, the reverse, and a range for what is no number."""
+    """Raise ConfigError for a range that does not suit the type of a setting: real, whole, or not a number."""
     name, kind = dimension.name, dimension.kind
     numbers = number_types(name)
     ways = (["integers"] if int in numbers else []) + (["uniform", "log_uniform"] if float in numbers else [])
     if kind == "choice" or kind in ways:
         return
     if not numbers:
-        refuse(name, f"{kind} is for numbers, and this setting is none; give choice: [value, value].")
+        refuse(name, f"{kind} is for numbers, and this setting is not a number; use choice: [value, value].")
     what = "a whole number" if int in numbers else "a real number"
-    refuse(name, f"{kind} does not suit {what}, which this setting is; give {' or '.join(ways)}, or choice.")
+    refuse(name, f"{kind} does not suit {what}, as this setting is; use {' or '.join(ways)}, or choice.")
 
 
 def number_types(name: str) -> set[type]:
-    """The numbers that a setting takes, {int}, {float} or none: it is set to a fraction, then to a whole number."""
+    """Return the type of numbers that a setting takes, {int}, {float} or empty, by setting it to 0.5 and to 1."""
     section, _, field = name.partition(".")
     group = Config.model_fields[section].annotation
     assert isinstance(group, type)
@@ -124,7 +124,7 @@ def number_types(name: str) -> set[type]:
 
 
 def _takes(group: type[BaseModel], field: str, value: float) -> bool:
-    """Whether a field accepts a value, whatever the rules that relate it to other fields say."""
+    """Whether a field accepts a value, regardless of rules that relate it to other fields."""
     try:
         group.model_validate({field: value})
     except ValidationError as error:
@@ -133,7 +133,7 @@ def _takes(group: type[BaseModel], field: str, value: float) -> bool:
 
 
 def check_effects(config: Config, trials: Sequence[Config], searched: Sequence[str]) -> None:
-    """Refuses a searched setting that has no effect in one of the trials, or, of the confidence, in all of them."""
+    """Raise ConfigError for a searched setting that has no effect in some trial (for confidence: in all trials)."""
     for name, (other, wanted) in NEEDS.items():
         without = [value for trial in trials if (value := _setting(trial, other)) not in wanted]
         if name in searched and without:
@@ -144,19 +144,19 @@ def check_effects(config: Config, trials: Sequence[Config], searched: Sequence[s
     if "experiences.beta" in searched and hinge and all(found.alpha == 0 for found in settings):
         refuse(
             "experiences.beta",
-            "experiences.alpha is 0, so under hinge all experiences count alike whatever β is. Search alpha too, leave "
-            "it out, or set rule: cutoff.",
+            "experiences.alpha is 0, so under hinge all experiences count alike, whatever β is. Search alpha too, "
+            "leave it out, or set rule: cutoff.",
         )
     if weighing and all(len(experiences_of(t, e)) < 2 for t in trials for e in learners(config)):
         refuse(
             weighing[0],
-            "every target and judged environment has one experience to learn from, which has all the confidence "
-            "whatever the rule, α and β are. Mine or choose more.",
+            "every target and judged environment has one experience to learn from, which gets all the confidence, "
+            "whatever the rule, α and β are. Mine or choose more experiences.",
         )
 
 
 def _setting(config: Config, name: str) -> Any:
-    """The value of a dotted setting."""
+    """Return the value of a dotted setting."""
     section, _, field = name.partition(".")
     return getattr(getattr(config, section), field)
 
@@ -164,22 +164,22 @@ def _setting(config: Config, name: str) -> Any:
 def _refuse_without_effect(
     name: str, other: str, value: Any, wanted: tuple[str, ...], *, searched: bool
 ) -> NoReturn:
-    why = f"Beside {value} it has no effect, so trials would differ in nothing but a number"
+    why = f"With {value} it has no effect, so trials would differ only in this number"
     if name == "experiences.beta" and value == "softmax":
         why = CANCELS
     came = f"{other} is searched and can be {value}" if searched else f"{other} is {value}"
-    remedy = f"Leave {name} out of the space, or let {other} be {' or '.join(wanted)} only"
+    remedy = f"Leave {name} out of the space, or set {other} to {' or '.join(wanted)} only"
     refuse(name, f"{came}. {why}. {remedy}.")
 
 
 def check_change(config: Config, searched: Sequence[str]) -> None:
-    """Refuses settings that pbt cannot change in a half-trained trial."""
+    """Raise ConfigError for a searched setting that pbt cannot change in a half-trained trial."""
     fixed = FIXED_IN_TRAINING
     if config.inner.learned_rates:
         fixed = fixed | {"inner.steps": "with inner.learned_rates every step has factors of its own"}
     for name in (name for name in searched if name in fixed):
         refuse(
             name,
-            f"scheduler: pbt changes settings in mid-training, and this one cannot be: {fixed[name]}. Search it with "
-            "scheduler: asha or none.",
+            f"scheduler: pbt changes settings in mid-training, and this one cannot be changed: {fixed[name]}. Search "
+            "it with scheduler: asha or none.",
         )

@@ -12,12 +12,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from metarepair.search.space import Dimension, is_free
 
-LONGEST = 16  # letters of a tick
+LONGEST = 16  # characters of a tick label
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """place: a value to its height, None for what has none. ticks: heights and words, lowest first."""
+    """place: maps a value to its height, None if it has none. ticks: heights and labels, lowest first."""
 
     place: Callable[[Any], float | None]
     ticks: tuple[tuple[float, str], ...]
@@ -25,14 +25,14 @@ class Scale:
 
 
 def scale_of(dimension: Dimension, drawn: Sequence[Any]) -> Scale:
-    """Choices evenly in order, ranges as they were drawn from: in the logarithm where that was even."""
+    """Return an axis for a dimension: choices evenly spaced in order, ranges linear or logarithmic as drawn."""
     if dimension.kind == "choice":
         return _choices(dimension, drawn)
     return number_scale_of(dimension, drawn)
 
 
 def number_scale_of(dimension: Dimension, drawn: Sequence[Any]) -> Scale:
-    """A dimension of numbers to scale: of choices in the logarithm where they are above 0 and span a decade."""
+    """Return an axis for a dimension of numbers; logarithmic for choices above 0 that span at least a decade."""
     numbers = [float(v) for v in (*dimension.values, *drawn) if v is not None]
     low, high = min(numbers), max(numbers)
     log = dimension.kind == "log_uniform" or (dimension.kind == "choice" and 0 < low <= high / 10)
@@ -42,7 +42,7 @@ def number_scale_of(dimension: Dimension, drawn: Sequence[Any]) -> Scale:
 def number_scale(
     low: float, high: float, *, log: bool = False, whole: bool = False, times: float = 1
 ) -> Scale:
-    """An axis from low to high; `times` scales the words alone."""
+    """Return an axis from low to high; `times` scales only the labels."""
     bend = math.log if log else float
     span = (bend(high) - bend(low)) or 1.0
 
@@ -79,7 +79,7 @@ def _even_ticks(low: float, high: float, *, whole: bool) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten where there are some, with 2 and 5 between where there are few."""
+    """Return powers of ten as ticks, with 2 and 5 (or 3) times these if there are few; both ends if there are none."""
     for parts in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
         ticks = np.asarray(LogLocator(subs=parts, numticks=20).tick_values(low, high))
         inside = [float(t) for t in ticks if low * (1 - 1e-9) <= t <= high * (1 + 1e-9)]
@@ -89,7 +89,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def choice_words(value: Any, dimension: Dimension) -> str:
-    """A choice on an axis or in a legend."""
+    """Return the label of a choice on an axis or in a legend."""
     if is_free(dimension.name):
         return "taken" if value else "left"
     if isinstance(value, list | tuple):
@@ -102,5 +102,5 @@ def choice_words(value: Any, dimension: Dimension) -> str:
 
 
 def number_words(value: float) -> str:
-    """`0.001`, `30`, `1e-05`, with a minus that is one."""
+    """Return a number as text, such as `0.001`, `30` or `1e-05`, with a typographic minus sign."""
     return f"{value:.4g}".replace("-", "−")

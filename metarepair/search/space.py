@@ -1,6 +1,6 @@
 """The dimensions of a search, the settings of its trials, and the environments that judge them.
 
-A dimension is a dotted setting, the set of experiences to learn from, or whether one experience is learned from.
+A dimension is a dotted setting, the set of experiences to learn from, or whether to learn from one experience.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from tasks.sampling.confidence import choose_experiences
 Kind = Literal["choice", "uniform", "log_uniform", "integers"]
 
 EXPERIENCE_SET = "experience set"  # the dimension of top_k, categories and sets
-FREE = "experience "  # … and the beginning of those of free, one for each experience: no corruption is named "set"
+FREE = (
+    "experience "  # prefix of the dimensions of `free`, one for each experience; no corruption is named "set"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """What a trial draws one value of. `values`: the choices, or the two bounds, both included."""
+    """A dimension of the search space, of which a trial draws one value. values: the choices, or both bounds."""
 
     name: str
     kind: Kind
@@ -34,22 +36,22 @@ class Dimension:
 
 
 def is_free(name: str) -> bool:
-    """Whether a dimension is the taking or leaving of one experience."""
+    """Whether a dimension decides if one experience is learned from."""
     return name.startswith(FREE) and name != EXPERIENCE_SET
 
 
 def search_of(config: Config) -> SearchConfig:
-    """The section `search`. Raises ConfigError where there is none."""
+    """Return the section `search`. Raises ConfigError if there is none."""
     if config.search is None:
         raise ConfigError(
             "the setting 'search' is missing, and `metarepair tune` needs it. Add search: {space: …}, as in "
-            "tune_configs/search_smoke.yaml, or use `metarepair run`."
+            "tune_configs/search_smoke.yaml, or run `metarepair run` instead."
         )
     return config.search
 
 
 def dimensions(config: Config) -> tuple[Dimension, ...]:
-    """What is varied, in the file's order; the sets of experiences last."""
+    """Return the dimensions of the search, in the file's order, with the sets of experiences last."""
     search = search_of(config)
     settings = [_dimension(name, found) for name, found in search.space.items()]
     if search.experience_sets is None:
@@ -58,7 +60,7 @@ def dimensions(config: Config) -> tuple[Dimension, ...]:
 
 
 def judged_environments(config: Config) -> tuple[str, ...]:
-    """The environments whose held-out examples judge a trial: the targets, or the pseudo-targets."""
+    """Return the environments whose held-out examples judge a trial: the targets, or the pseudo-targets."""
     search = search_of(config)
     if search.objective == "validation":
         return config.targets
@@ -66,9 +68,9 @@ def judged_environments(config: Config) -> tuple[str, ...]:
 
 
 def trial_config(config: Config, drawn: Mapping[str, Any]) -> Config | None:
-    """The settings of one trial, without `search`. Raises ConfigError where they do not go together.
+    """Return the settings of one trial, without `search`. Raises ConfigError if they contradict each other.
 
-    None: the drawn subset of experiences leaves a target or a judged environment nothing to learn from.
+    None if the drawn subset of experiences leaves a target or a judged environment nothing to learn from.
     """
     settings = {name: value for name, value in drawn.items() if not is_free(name)}
     values = config.model_dump(mode="json", exclude={"search"})
@@ -86,16 +88,16 @@ def trial_config(config: Config, drawn: Mapping[str, Any]) -> Config | None:
 
 
 def learners(config: Config) -> tuple[str, ...]:
-    """The judged environments, and the targets, which the best trial's settings are for."""
+    """Return the environments that learn: the judged ones, and the targets that the best trial's settings are for."""
     return tuple(dict.fromkeys((*judged_environments(config), *config.targets)))
 
 
 def experiences_of(
     config: Config, environment: str, distances: Mapping[str, float] | None = None
 ) -> tuple[str, ...]:
-    """The experiences that an environment may learn from. Raises ConfigError as `choose_experiences` does.
+    """Return the experiences that an environment may learn from. Raises ConfigError as `choose_experiences` does.
 
-    Without distances, how many of `top_k` is right and which is not.
+    Without distances, the choice `top_k` returns the right number of experiences, but not the right ones.
     """
     settings = config.experiences
     return choose_experiences(
@@ -113,7 +115,7 @@ def _dimension(name: str, found: Distribution) -> Dimension:
         values = getattr(found, kind)
         if values is not None:
             return Dimension(name=name, kind=kind, values=tuple(values))
-    raise AssertionError(f"{name} has no values")  # a Distribution has exactly one
+    raise AssertionError(f"{name} has no values")  # a Distribution has exactly one kind
 
 
 def _set_dimensions(config: Config, sets: ExperienceSets) -> list[Dimension]:
@@ -126,7 +128,7 @@ def _set_dimensions(config: Config, sets: ExperienceSets) -> list[Dimension]:
 
 
 def free_experiences(config: Config) -> tuple[str, ...]:
-    """The experiences that are taken or left one by one: those of `free` that some environment can learn from."""
+    """Return the experiences of `free` that some environment can learn from."""
     sets = search_of(config).experience_sets
     given = () if sets is None or sets.free is None else sets.free
     names = config.mining.experiences if given is True else given
@@ -134,7 +136,7 @@ def free_experiences(config: Config) -> tuple[str, ...]:
 
 
 def _set_settings(config: Config, value: str | int) -> dict[str, Any]:
-    """The settings of `experiences` that one of the sets stands for."""
+    """Return the settings of `experiences` for one of the sets."""
     sets = search_of(config).experience_sets
     assert sets is not None  # the value was drawn from it
     if sets.top_k:
@@ -151,5 +153,5 @@ def _listed(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Searchers draw NumPy's numbers, too, which strict settings refuse."""
+    """Return a NumPy number, as searchers may draw it, as a Python number, which strict settings need."""
     return value.item() if isinstance(value, np.generic) else value

@@ -1,4 +1,4 @@
-"""What a search has tried: its trials, and which of them is the best."""
+"""The trials of a search, their ranking, and the best one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ State = Literal["finished", "stopped early", "failed", "unfinished"]
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What one trial drew and how far it came.
+    """The values that one trial drew, and its result.
 
-    objective: a fraction, higher is better; None where it was never judged. rounds, seconds: of training in all; a
-    trial with no experience to learn from has objective 0 after 0 rounds.
+    objective: a fraction, higher is better; None if it was never judged. rounds, seconds: of all its training. A trial
+    with no experience to learn from has objective 0 after 0 rounds.
     """
 
     name: str
@@ -28,16 +28,16 @@ class Trial:
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The trial of most objective; of equal ones that of fewest rounds, then by name.
+    """Return the trial with the highest objective; on a tie, the one with the fewest rounds, then by name.
 
-    Those that were stopped early count only where none is finished; those that trained for no round never do.
+    Trials that were stopped early count only if none is finished, trials without a round of training never.
     """
     able = [t for t in ranked(trials) if is_judged(t) and t.rounds > 0]
     return able[0] if able else None
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Finished ones first, then those stopped early, unfinished, failed; of each the best first."""
+    """Return the trials in the order finished, stopped early, unfinished, failed; within each, the best first."""
     order = ("finished", "stopped early", "unfinished", "failed")
     assert set(order) == set(get_args(State))
     return sorted(
@@ -53,17 +53,17 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def has_objective(trial: Trial) -> bool:
-    """Whether it was judged at all, and by a number."""
+    """Whether the trial was judged, with a finite objective."""
     return trial.objective is not None and math.isfinite(trial.objective)
 
 
 def is_judged(trial: Trial) -> bool:
-    """Whether it came to an end of its own or of the scheduler's, with an objective."""
+    """Whether the trial finished or was stopped early, with an objective."""
     return has_objective(trial) and trial.state in ("finished", "stopped early")
 
 
 def counts(trials: Sequence[Trial]) -> str:
-    """`12 trials: 9 finished, 2 stopped early, 1 failed`."""
+    """Return the number of trials by state, such as `12 trials: 9 finished, 2 stopped early, 1 failed`."""
     states = [t.state for t in trials]
     found = [f"{states.count(state)} {state}" for state in get_args(State) if state in states]
     return f"{len(trials)} trial{'s' * (len(trials) != 1)}" + (f": {', '.join(found)}" if found else "")

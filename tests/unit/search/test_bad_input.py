@@ -163,7 +163,7 @@ VALUES: dict[str, Case] = {
     "a range of words": (
         space(experiences__rule={"uniform": [0, 1]}),
         {},
-        ("this setting is none", "choice"),
+        ("this setting is not a number", "choice"),
     ),
     "another type": (
         space(inner__steps={"choice": [1, "two"]}),
@@ -295,7 +295,7 @@ TRIES: dict[str, Case] = {
     "a grid of a range": (
         space(inner__rate={"uniform": [0.1, 1]}) | {"searcher": "grid"},
         {},
-        ("inner.rate: searcher: grid", "no end of them"),
+        ("inner.rate: searcher: grid", "infinitely many"),
     ),
     "asha that ends nothing": (
         {"space": STEPS, "scheduler": "asha", "grace_rounds": 6},
