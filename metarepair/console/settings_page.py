@@ -92,7 +92,7 @@ def _type(field: Schema, schema: Schema) -> str:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "const" in field:
         return f"`{in_yaml(field['const'])}`"
-    kind = field.get("type", "any value")
+    kind: str = field.get("type", "any value")
     if kind == "array":
         return _array(field, schema)
     if kind == "object":
