@@ -19,7 +19,7 @@ from typing import Any
 
 from distributed.on_ray.local_ray import start_local_ray
 from distributed.on_ray.own_packages import worker_options
-from distributed.on_ray.ray_words import failures_of_ray_told, words_of
+from distributed.on_ray.ray_words import raise_ray_failures, words_of
 from metarepair.config.run import Config
 from tasks.errors import ConfigError, UserError
 
@@ -63,7 +63,7 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
     else:
         start_local_ray(options)
     try:
-        with failures_of_ray_told():
+        with raise_ray_failures():
             check_room(config)
             yield
     finally:
@@ -81,7 +81,7 @@ def _join(address: str, options: Mapping[str, object]) -> None:
     import ray
 
     try:
-        _knock(address)
+        _check_listening(address)
         ray.init(address=address, **options)
     except Exception as error:
         ray.shutdown()
@@ -91,7 +91,7 @@ def _join(address: str, options: Mapping[str, object]) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def _check_listening(address: str) -> None:
     """Raise OSError if nothing listens at HOST:PORT. Ray itself would retry for minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon and port.isdigit():
@@ -124,12 +124,12 @@ def check_room(config: Config) -> None:
         time.sleep(POLL_S)
 
 
-def places(config: Config) -> int:
+def trainings_that_fit(config: Config) -> int:
     """The number of trainings of `workers` workers that fit on the cluster at once; at least 1."""
-    return max(1, single_places(config) // max(config.workers, 1))
+    return max(1, workers_that_fit(config) // max(config.workers, 1))
 
 
-def single_places(config: Config) -> int:
+def workers_that_fit(config: Config) -> int:
     """The number of single workers that fit on the cluster at once; at least 1."""
     import ray
 

@@ -10,7 +10,7 @@ from functools import partial
 from logging.handlers import QueueHandler
 from typing import Any, TypeVar
 
-from distributed.on_ray.cluster import single_places, worker_resources
+from distributed.on_ray.cluster import worker_resources, workers_that_fit
 from distributed.on_ray.pool import map_items
 from distributed.on_ray.ray_words import raise_cause
 from metarepair.config.load import parse_config
@@ -77,7 +77,7 @@ def map_on_workers(config: Config, work: Callable[[Item], Result], items: Sequen
     results = map_items(
         partial(_build_numbered, shared),
         numbered,
-        workers=single_places(config),
+        workers=workers_that_fit(config),
         resources=worker_resources(config),
     )
     for (number, _), result in results:

@@ -38,7 +38,7 @@ def raise_cause(error: BaseException) -> NoReturn:
 
 
 @contextmanager
-def failures_of_ray_told() -> Iterator[None]:
+def raise_ray_failures() -> Iterator[None]:
     """Raise Ray's own failures in the block as WorkerError; errors of the work pass unchanged."""
     from ray.exceptions import RayError, RayTaskError
 

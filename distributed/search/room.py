@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from distributed.on_ray.cluster import check_room, places, worker_resources
+from distributed.on_ray.cluster import check_room, trainings_that_fit, worker_resources
 from metarepair.config.ray import RayConfig
 from metarepair.config.run import Config
 from metarepair.search.space import search_of
@@ -29,7 +29,7 @@ def trial_resources(config: Config) -> dict[str, float]:
 
 def trials_at_once(config: Config) -> int:
     """The number of trials that the cluster has room for, at most search.max_concurrent."""
-    return min(places(config), search_of(config).max_concurrent or places(config))
+    return min(trainings_that_fit(config), search_of(config).max_concurrent or trainings_that_fit(config))
 
 
 def placement(config: Config) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from metarepair.search.results import results_table, write_results
 from metarepair.search.space import dimensions, judged_environments, search_of
 from metarepair.search.trials import Trial
 from metarepair.stages.features import extract_all
-from metarepair.stages.mining import Mined, environments
+from metarepair.stages.mining import MinedManifests, environments
 from metarepair.stages.pipeline import Pipeline
 from metarepair.stages.search_inputs import TrialSetup, prepare_inputs, searched_config
 from metarepair.stages.search_trial import TrialRecord, read_record
@@ -97,7 +97,7 @@ class TuneSearch:
             self._write(trials, settings, inputs)
         logger.log(RESULTS, results_table(trials, self.config))
 
-    def _mined(self) -> tuple[Mined, Mined]:
+    def _mined(self) -> tuple[MinedManifests, MinedManifests]:
         """The manifests of the environments mined for the search, and of their features."""
         self.pipeline.mine()
         config = self.pipeline.config

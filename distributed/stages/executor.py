@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from distributed.on_ray.cluster import places, single_places, worker_resources
+from distributed.on_ray.cluster import trainings_that_fit, worker_resources, workers_that_fit
 from distributed.on_ray.on_worker import call_on_worker, map_on_workers
 from distributed.on_ray.pool import ONE_CPU, map_items
 from distributed.stages.train import train_on_ray
@@ -30,12 +30,12 @@ class OnRay:
     @property
     def trainings_at_once(self) -> int:
         """The number of trainings of `workers` workers that fit on the cluster at once."""
-        return places(self.config)
+        return trainings_that_fit(self.config)
 
     @property
     def repairs_at_once(self) -> int:
         """The number of single workers that fit on the cluster at once."""
-        return single_places(self.config)
+        return workers_that_fit(self.config)
 
     def map(
         self, build: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, one_cpu: bool = False

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from metarepair.compare.units import Compared, load_candidate
+from metarepair.compare.units import ComparedRepair, load_candidate
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
-from metarepair.evaluation.evaluate import Judged, evaluate
+from metarepair.evaluation.evaluate import Judgement, evaluate
 from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.manifest import require_manifest
@@ -31,7 +31,7 @@ AT_ONCE_BYTES = 2 * 2**30  # of weights judged at once; each image is corrupted 
 ROW, SAMPLES = "judged.json", "samples.parquet"
 
 
-def judging_identity(run: Run, config: Config, unit: Compared) -> dict[str, Any]:
+def judging_identity(run: Run, config: Config, unit: ComparedRepair) -> dict[str, Any]:
     """The settings and the digest of the repair that a judgement depends on."""
     manifest = require_manifest(run.compared(unit.target, unit.method, unit.seed), COMPARED.remedy)
     evaluated = config.evaluate.model_dump(mode="json")
@@ -39,13 +39,13 @@ def judging_identity(run: Run, config: Config, unit: Compared) -> dict[str, Any]
     return {"repaired": manifest.digest, "evaluate": evaluated, "severities": list(config.mining.severities)}
 
 
-def is_judged(run: Run, config: Config, unit: Compared) -> bool:
+def is_judged(run: Run, config: Config, unit: ComparedRepair) -> bool:
     """Whether both files are complete and belong to exactly this repair."""
     folder, identity = run.compared(unit.target, unit.method, unit.seed), judging_identity(run, config, unit)
     return all(is_sealed(folder / name, identity | {"file": name}) for name in (ROW, SAMPLES))
 
 
-def judge(run: Run, config: Config, units: Sequence[Compared], here: Surroundings) -> None:
+def judge(run: Run, config: Config, units: Sequence[ComparedRepair], here: Surroundings) -> None:
     """Judge those of a target's repairs that are not judged yet, as many at once as AT_ONCE_BYTES allows."""
     waiting = [unit for unit in units if not is_judged(run, config, unit)]
     for some in _portions(waiting, here):
@@ -68,7 +68,7 @@ def judge(run: Run, config: Config, units: Sequence[Compared], here: Surrounding
                 seal(folder / name, identity | {"file": name})
 
 
-def _portions(units: Sequence[Compared], here: Surroundings) -> Iterator[Sequence[Compared]]:
+def _portions(units: Sequence[ComparedRepair], here: Surroundings) -> Iterator[Sequence[ComparedRepair]]:
     tensors = (*here.deployed.module.parameters(), *here.deployed.module.buffers())
     size = sum(t.numel() * t.element_size() for t in tensors)
     count = max(1, AT_ONCE_BYTES // size)
@@ -76,7 +76,7 @@ def _portions(units: Sequence[Compared], here: Surroundings) -> Iterator[Sequenc
         yield units[start : start + count]
 
 
-def _samples(judged: Judged, number: int) -> pa.Table:
+def _samples(judged: Judgement, number: int) -> pa.Table:
     """Every D_fail example and every clean test image before and after a repair, in long form.
 
     A clean image's id is its row in the test split, and its severity is 0.
@@ -95,7 +95,7 @@ def _samples(judged: Judged, number: int) -> pa.Table:
     )
 
 
-def read_row(run: Run, unit: Compared) -> Mapping[str, Any]:
+def read_row(run: Run, unit: ComparedRepair) -> Mapping[str, Any]:
     """The row of a judged repair. Raises StageError if it is not judged, DataError if the row is damaged."""
     path = run.compared(unit.target, unit.method, unit.seed) / ROW
     try:

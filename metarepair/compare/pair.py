@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from metarepair.compare.judge import SAMPLES
-from metarepair.compare.units import Compared
+from metarepair.compare.units import ComparedRepair
 from metarepair.reports.figures import blank, plain, save, to_png
 from metarepair.reports.table import aligned, method_words
 from metarepair.runs.layout import Run
@@ -52,7 +52,7 @@ class Pair:
 
 def load_pair(run: Run, target: str, methods: tuple[str, str], seed: int) -> Pair:
     """Load both methods' answers. Raises StageError if one is not judged, DataError if their examples differ."""
-    tables = [_samples(run, Compared(target=target, method=method, seed=seed)) for method in methods]
+    tables = [_samples(run, ComparedRepair(target=target, method=method, seed=seed)) for method in methods]
     first, second = tables
     if not first.select(KEYS).equals(second.select(KEYS)):
         raise DataError(
@@ -65,7 +65,7 @@ def load_pair(run: Run, target: str, methods: tuple[str, str], seed: int) -> Pai
     return Pair(target=target, methods=methods, seed=seed, table=table, kinds=_kinds(table, methods))
 
 
-def _samples(run: Run, unit: Compared) -> pa.Table:
+def _samples(run: Run, unit: ComparedRepair) -> pa.Table:
     path = run.compared(unit.target, unit.method, unit.seed) / SAMPLES
     if not path.is_file():
         raise StageError(f"{path} is missing: {unit.words} is not judged yet. {COMPARED.remedy}")

@@ -61,7 +61,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ReportPart:
     """A section: a title, sentences, and a table if `header` is given."""
 
     title: str
@@ -76,21 +76,21 @@ def title_of(config: Config, results: Sequence[Result]) -> str:
     return f"{count} {'method' if count == 1 else 'methods'} on {config.model.name}, {config.data.name}"
 
 
-def parts_of(run: Run, config: Config, results: Sequence[Result]) -> list[Part]:
+def parts_of(run: Run, config: Config, results: Sequence[Result]) -> list[ReportPart]:
     """All sections, in order."""
     over = [_columns("mean over targets", _over_targets(results))] if len(results) > 1 else []
     each = [_columns(r["target"].replace("_", " "), r, leaders(r)) for r in results]
-    legend = Part(title="what the columns mean", lines=LEGEND)
+    legend = ReportPart(title="what the columns mean", lines=LEGEND)
     return [*over, *each, legend, _terms(run, config, results), _beside_paper(config, results)]
 
 
-def _columns(title: str, result: Mapping[str, Any], lines: Iterable[str] = ()) -> Part:
+def _columns(title: str, result: Mapping[str, Any], lines: Iterable[str] = ()) -> ReportPart:
     rows = [
         [method_words(method), *(cell(spread(c.value(row) for row in rows), c.kind) for c in COLUMNS)]
         for method, rows in by_method(result).items()
     ]
     header = ["method", *(c.title for c in COLUMNS)]
-    return Part(title=title, lines=tuple(lines), header=tuple(header), rows=tuple(map(tuple, rows)))
+    return ReportPart(title=title, lines=tuple(lines), header=tuple(header), rows=tuple(map(tuple, rows)))
 
 
 def _over_targets(results: Sequence[Result]) -> Result:
@@ -143,7 +143,7 @@ def leaders(result: Mapping[str, Any]) -> Iterator[str]:
         yield line + ("." if old is None else f"; {percent(old)}% before repair.")
 
 
-def _terms(run: Run, config: Config, results: Sequence[Result]) -> Part:
+def _terms(run: Run, config: Config, results: Sequence[Result]) -> ReportPart:
     """Data, changes, budget and preparation of every method."""
     header = ("method", "may use", "changes", "budget of a repair", "preparation, s", "cost")
     rows = []
@@ -159,7 +159,7 @@ def _terms(run: Run, config: Config, results: Sequence[Result]) -> Part:
                 method.cost,
             )
         )
-    return Part(title="what each method was given and took", header=header, rows=tuple(rows))
+    return ReportPart(title="what each method was given and took", header=header, rows=tuple(rows))
 
 
 def _preparation(run: Run, name: str, targets: Sequence[str]) -> str:
@@ -172,13 +172,13 @@ def _preparation(run: Run, name: str, targets: Sequence[str]) -> str:
     return "none" if once is None else f"{once:,.0f} for all targets"
 
 
-def _beside_paper(config: Config, results: Sequence[Result]) -> Part:
+def _beside_paper(config: Config, results: Sequence[Result]) -> ReportPart:
     """The paper's table of this data set with our numbers beside it, for the targets that it has."""
     table = table_for(config.data.name)
     known = [result for result in results if table is not None and table.column(result["target"])]
     if table is None or not known:
         none = f"The paper has no number for these targets on {config.data.name}."
-        return Part(title="beside the paper", lines=(none,))
+        return ReportPart(title="beside the paper", lines=(none,))
     header = ["method"]
     for result in known:
         header += [f"{result['target']}: paper", "here, all of D_fail"]
@@ -192,4 +192,4 @@ def _beside_paper(config: Config, results: Sequence[Result]) -> Part:
             line += ["—" if theirs is None else f"{theirs:.2f}", cell(here, "percent")]
         rows.append(tuple(line))
     where = f"beside the paper's {table.name}: {table.dnn}, {table.data}, clean {table.clean}%"
-    return Part(title=where, lines=(DIFFERENCES,), header=tuple(header), rows=tuple(rows))
+    return ReportPart(title=where, lines=(DIFFERENCES,), header=tuple(header), rows=tuple(rows))

@@ -14,7 +14,7 @@ from metarepair.data.workspace import Surroundings
 from metarepair.methods import Budget, MethodContext, get_method, settings_of
 from metarepair.methods.base import Map
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.errors import DataError, StageError
 from tasks.records import Failures
 from tasks.storage.manifest import MANIFEST, Manifest, begin, check_done, discard
@@ -45,7 +45,7 @@ def prepare_method(
     return run_stage(PREPARED, folder, make, names=[name], **terms)
 
 
-def _prepare(config: Config, name: str, here: Surroundings, *, folder: Place, map_pieces: Map) -> Made:
+def _prepare(config: Config, name: str, here: Surroundings, *, folder: Place, map_pieces: Map) -> StageOutput:
     budget = Budget()
     context = MethodContext(
         config=config,
@@ -61,7 +61,7 @@ def _prepare(config: Config, name: str, here: Surroundings, *, folder: Place, ma
     get_method(name).prepare(here.deployed, data, context)
     files = [inside(path, folder) for path in find(folder, "*", deep=True) if path.suffix in KEPT]
     logger.info(f"{PREPARED.title(name)}: {budget.seconds:.0f} s, {folder}")
-    return Made(
+    return StageOutput(
         files=[name for name in files if name not in (MANIFEST, BEGUN)],
         facts={"seconds": budget.seconds, "images_seen": budget.images_seen},
     )

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from metarepair.compare.figures import bars, radar
 from metarepair.compare.judge import read_row
-from metarepair.compare.parts import Part, Result, parts_of, title_of
-from metarepair.compare.units import Compared
+from metarepair.compare.parts import ReportPart, Result, parts_of, title_of
+from metarepair.compare.units import ComparedRepair
 from metarepair.config.run import Config
 from metarepair.reports.page import bullets, escaped, html_page, html_table, picture
 from metarepair.reports.table import aligned, rows_table
@@ -15,7 +15,7 @@ from metarepair.runs.layout import Run
 from tasks.storage.paths import write_table, write_text
 
 
-def write_results(run: Run, config: Config, units: Sequence[Compared]) -> list[str]:
+def write_results(run: Run, config: Config, units: Sequence[ComparedRepair]) -> list[str]:
     """Write the report to compare/ and return the lines to log. Raises StageError if a repair is not judged."""
     results = load_compared(run, units)
     title, parts = title_of(config, results), parts_of(run, config, results)
@@ -28,13 +28,13 @@ def write_results(run: Run, config: Config, units: Sequence[Compared]) -> list[s
     return [text, f"Comparison: {run.compare / 'index.html'}"]
 
 
-def _markdown(part: Part) -> list[str]:
+def _markdown(part: ReportPart) -> list[str]:
     lines = [f"## {part.title}", "", *(f"- {line}" for line in part.lines)]
     lines += [""] if part.lines else []
     return [*lines, *aligned(part.header, part.rows), ""] if part.header else lines
 
 
-def _html(part: Part) -> str:
+def _html(part: ReportPart) -> str:
     table = html_table(part.header, part.rows) if part.header else ""
     return f"<h2>{escaped(part.title)}</h2>\n{bullets(part.lines) if part.lines else ''}{table}"
 
@@ -48,7 +48,7 @@ def _pictures(run: Run, results: Sequence[Result]) -> Iterator[str]:
         yield picture(run.compare, "radar.png", radar(results), words)
 
 
-def load_compared(run: Run, units: Sequence[Compared]) -> list[Result]:
+def load_compared(run: Run, units: Sequence[ComparedRepair]) -> list[Result]:
     """The rows of each target, in the order of the configuration and the form of a run's result.json."""
     targets = list(dict.fromkeys(unit.target for unit in units))
     rows = {target: [u for u in units if u.target == target] for target in targets}

@@ -25,7 +25,7 @@ from metarepair.methods import (
 from metarepair.repairs.saved import ARCHITECTURE, load_repaired
 from metarepair.repairs.stage import Unit, files_of, load_meta, repair_once, unit_data
 from metarepair.runs.layout import Run
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import (
     Manifest,
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
+class ComparedRepair:
     """One repair of the comparison."""
 
     target: str
@@ -57,10 +57,10 @@ class Compared:
         return [self.target, self.method, str(self.seed)]
 
 
-def compared_units(config: Config) -> list[Compared]:
+def compared_units(config: Config) -> list[ComparedRepair]:
     """All repairs. Seeds are the outermost loop, so a comparison that is cut short has complete seeds."""
     return [
-        Compared(target=target, method=method, seed=seed)
+        ComparedRepair(target=target, method=method, seed=seed)
         for seed in config.compare.seeds
         for target in config.targets
         for method in config.compare.methods
@@ -87,7 +87,7 @@ def unit_settings(config: Config, method: Method) -> Settings:
     return values
 
 
-def unit_inputs(run: Run, config: Config, unit: Compared, here: Surroundings) -> dict[str, str]:
+def unit_inputs(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> dict[str, str]:
     """Digests of everything that the repair starts from. Raises StageError if any of it is unfinished."""
     method = get_method(unit.method)
     inputs = {"target": require_manifest(run.target(unit.target), TARGET.remedy).digest}
@@ -101,13 +101,13 @@ def unit_inputs(run: Run, config: Config, unit: Compared, here: Surroundings) ->
     return inputs
 
 
-def _terms(run: Run, config: Config, unit: Compared, here: Surroundings) -> dict[str, Any]:
+def _terms(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> dict[str, Any]:
     """`config` and `inputs` of the repair's manifest."""
     settings = unit_settings(config, get_method(unit.method))
     return {"config": settings, "inputs": unit_inputs(run, config, unit, here)}
 
 
-def done_unit(run: Run, config: Config, unit: Compared, here: Surroundings) -> Manifest | None:
+def done_unit(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> Manifest | None:
     """The manifest of a repair that is complete with these settings and inputs, or None if it is unfinished.
 
     Raises StageError if the repair is complete with others.
@@ -116,7 +116,7 @@ def done_unit(run: Run, config: Config, unit: Compared, here: Surroundings) -> M
     return check_done(folder, stage=COMPARED.title(*unit.names), **_terms(run, config, unit, here))
 
 
-def repair_compared(run: Run, config: Config, unit: Compared, here: Surroundings) -> Manifest:
+def repair_compared(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> Manifest:
     """Run one repair. Skipped if complete; resumed if its method keeps checkpoints."""
     folder = run.compared(unit.target, unit.method, unit.seed)
     make = partial(_repair, run, config, unit, here)
@@ -124,7 +124,7 @@ def repair_compared(run: Run, config: Config, unit: Compared, here: Surroundings
     return run_stage(COMPARED, folder, make, names=unit.names, **terms)
 
 
-def _repair(run: Run, config: Config, unit: Compared, here: Surroundings) -> Made:
+def _repair(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> StageOutput:
     folder = run.compared(unit.target, unit.method, unit.seed)
     data = _data(run, config, unit, here)
     one = Unit(
@@ -140,7 +140,7 @@ def _repair(run: Run, config: Config, unit: Compared, here: Surroundings) -> Mad
     logger.info(
         f"{unit.words}: repaired in {repaired.seconds:.1f} s, validation {repaired.validation:.1%}{notes}"
     )
-    return Made(
+    return StageOutput(
         files=files_of(folder, config),
         facts={
             "seconds": repaired.seconds,
@@ -155,7 +155,7 @@ def _repair(run: Run, config: Config, unit: Compared, here: Surroundings) -> Mad
     )
 
 
-def load_candidate(run: Run, config: Config, unit: Compared, here: Surroundings) -> Candidate:
+def load_candidate(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> Candidate:
     """Load a saved repaired DNN for judging. Raises StageError if it is unfinished, DataError if it is damaged."""
     folder = run.compared(unit.target, unit.method, unit.seed)
     manifest = require_manifest(folder, COMPARED.remedy)
@@ -192,7 +192,7 @@ def load_candidate(run: Run, config: Config, unit: Compared, here: Surroundings)
     )
 
 
-def _data(run: Run, config: Config, unit: Compared, here: Surroundings) -> RepairData:
+def _data(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> RepairData:
     mined = require_manifest(run.target(unit.target), TARGET.remedy)
     collect = open_side(run.target(unit.target), "collect", mined, here.split("test"))
     return unit_data(config, here, [unit.method], collect, unit.seed)

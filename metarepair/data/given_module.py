@@ -23,7 +23,7 @@ from tasks.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class GivenModule:
     """What a caller passed in: the deployed DNN, which takes uint8 pixels (see `fed`), and the sets of images."""
 
     deployed: DeployedModel
@@ -35,7 +35,7 @@ class Given:
 
 def collect_given(
     model: Any, failures: Any, *, clean: Any, clean_training: Any, mean: Any, std: Any
-) -> Given:
+) -> GivenModule:
     """Copy the module, read the images, and check them together. Raises a UserError that names what is wrong."""
     _check_module(model)
     given_as, model = type(model).__name__, unwrapped(model)
@@ -50,7 +50,7 @@ def collect_given(
     training = sets.get("clean_training")
     if training is not None:
         _check_training(sets["failures"], training)
-    return Given(
+    return GivenModule(
         deployed=_deploy(model, tuple(sets.values()), mean=mean, std=std),
         failures=sets["failures"],
         clean=sets.get("clean"),

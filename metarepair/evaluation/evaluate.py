@@ -49,7 +49,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Judgement:
     """Results in the order of the candidates, and the predictions on D_fail and on the clean test images.
 
     predicted_MN: predictions of the M candidates on D_fail. clean_MN: theirs on the clean test images. clean_before_N:
@@ -88,7 +88,7 @@ def evaluate(
     deployed: DeployedModel,
     test: Dataset,
     candidates: Sequence[Candidate],
-) -> Judged:
+) -> Judgement:
     """Evaluate all candidates on the same images; a corrupted image has the same pixels for all of them.
 
     D_fail is opened last.
@@ -115,7 +115,7 @@ def evaluate(
             _result(index, rate, candidate, target, deployed, test.labels_N, measures, fail, config)
         )
         logger.info(f"{target}: {candidate.model.method} seed {candidate.seed} judged on D_fail")
-    return Judged(
+    return Judgement(
         results=tuple(results),
         fail=fail,
         predicted_MN=predicted_MN,

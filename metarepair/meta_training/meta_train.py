@@ -41,7 +41,7 @@ from metarepair.meta_training.outer import (
 )
 from metarepair.meta_training.task_source import TaskSource, slots_of
 from metarepair.models.build import read_tensors, save_weights
-from metarepair.runs.checkpoint import read_state, seal
+from metarepair.runs.checkpoint import read_state, write_state
 from metarepair.runs.context import Context
 from metarepair.runs.layout import RATES
 from tasks.errors import DivergedError, StageError
@@ -213,7 +213,7 @@ class MetaTrainer:
             "history": self.history,
             "config": training_settings(self.config),
         }
-        seal(folder, state)
+        write_state(folder, state)
 
     def load(self, folder: Place, *, other_settings: bool = False) -> None:
         """Restore what `save` wrote.
@@ -222,12 +222,12 @@ class MetaTrainer:
         """
         state, settings = read_state(folder), training_settings(self.config)
         if state is None:
-            raise StageError(f"{folder} is not a complete checkpoint. Begin anew with --restart.")
+            raise StageError(f"{folder} is not a complete checkpoint. Start over with --restart.")
         lines = "" if other_settings else "; ".join(changes(state["config"], settings))
         if lines:
             raise StageError(
                 f"{folder.parent} holds a checkpoint of episode {state['episode']} with other settings: {lines}. Set "
-                "them back, give this run another name, or begin anew with --restart."
+                "them back, give this run another name, or start over with --restart."
             )
         tensors = read_tensors(folder / "model.safetensors")
         for key, value in (self.parameters | self.buffers).items():

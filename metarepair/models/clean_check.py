@@ -66,7 +66,7 @@ IN_CALL = Remedies(
 )
 
 
-class Labelled(Protocol):
+class LabelledImages(Protocol):
     """Labelled images, read by rows: a split of a data set, or the images given to a call."""
 
     @property
@@ -101,7 +101,9 @@ class Alternative:
         return self.accuracy - 3 * error > accuracy
 
 
-def check_on_clean(deployed: DeployedModel, data: Labelled, remedies: Remedies = IN_RUN) -> CleanAccuracy:
+def check_on_clean(
+    deployed: DeployedModel, data: LabelledImages, remedies: Remedies = IN_RUN
+) -> CleanAccuracy:
     """Return the accuracy on up to 512 clean images of `data`, evenly spread.
 
     Raises WeightsError if the DNN cannot take such images, does not return one logit per class, or is near chance on 32

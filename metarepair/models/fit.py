@@ -25,7 +25,7 @@ SWA_COUNTER = "n_averaged"  # saved by torch's AveragedModel beside the weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
+class FitResult:
     """A file's tensors under the module's names.
 
     names: maps the module's name of a tensor to its name in the file, if the file holds it whole and in the same order.
@@ -52,7 +52,7 @@ def fit(
     *,
     ignored: tuple[str, ...] = (),
     remedy: str | None = None,
-) -> Fitted:
+) -> FitResult:
     """Match the tensors of `file` to those of `module`.
 
     ignored: beginnings of names (without the prefix) that the file may hold in addition, such as the classifier of a
@@ -83,7 +83,7 @@ def fit(
             "whose values are all finite."
         )
     told = (f"{file.path.name}: {'; '.join(notes)}",) if notes else ()
-    return Fitted(tensors=tensors, names=names, prefix=prefix, notes=told)
+    return FitResult(tensors=tensors, names=names, prefix=prefix, notes=told)
 
 
 def _needed(wanted: Mapping[str, Tensor]) -> set[str]:

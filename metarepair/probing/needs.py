@@ -10,7 +10,7 @@ from metarepair.config.repair import AnyConfig
 from metarepair.config.run import Config
 from metarepair.methods import Method
 from metarepair.models.build import DeployedModel
-from metarepair.probing.probe import Probed, probe
+from metarepair.probing.probe import ProbeResult, probe
 from tasks.records import Pixels
 
 IMAGES = 8  # the most that a probe uses
@@ -18,7 +18,7 @@ IMAGES = 8  # the most that a probe uses
 
 def probe_repair(
     method: Method, deployed: DeployedModel, images_BHWC: Pixels, config: AnyConfig
-) -> Probed | None:
+) -> ProbeResult | None:
     """Probe the DNN for what `method` needs; None for a method without gradients. Raises ConfigError if it fails."""
     if "weights" not in method.changes:
         return None
@@ -30,7 +30,7 @@ def probe_repair(
 
 def probe_run(
     methods: Sequence[Method], deployed: DeployedModel, images_BHWC: Pixels, config: Config, *, trains: bool
-) -> Probed | None:
+) -> ProbeResult | None:
     """Probe the DNN for what a run needs: meta-training's gradient if it `trains`, else what its methods need.
 
     Returns None if no method uses gradients. Raises ConfigError if the probe fails.

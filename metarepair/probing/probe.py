@@ -51,7 +51,7 @@ NOTHING_HELPS = "Replace the layer that causes this, or use a method without gra
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probed:
+class ProbeResult:
     """The differences that a probe measured, and the precision `dtype` that it ran in.
 
     first: relative difference between the engine's gradient and plain autograd's. second: difference between the
@@ -81,7 +81,7 @@ def probe(
     order: Order,
     memory: Memory | int = "graph",
     bf16: bool = False,
-) -> Probed:
+) -> ProbeResult:
     """Check that the engine's gradients of this DNN are right. Raises ConfigError, with the remedy, if they are not.
 
     images_BHWC: one image or more, as `deployed.normalise` takes them. order: `second` probes the second derivative as
@@ -108,7 +108,7 @@ def probe(
             f"{name} raised {type(error).__name__} on a batch of {len(task.support)} images ({message}). A repair "
             "calls it with batches of any size; make its forward pass accept them."
         ) from error
-    return Probed(name=name, dtype=task.support.images_BCHW.dtype, first=first, second=second)
+    return ProbeResult(name=name, dtype=task.support.images_BCHW.dtype, first=first, second=second)
 
 
 def _task(deployed: DeployedModel, images_BHWC: Pixels, count: int) -> TaskBatch:

@@ -22,7 +22,7 @@ from metarepair.config.repair import RepairConfig
 from metarepair.config.run import RepairSettings
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.given_images import GivenImages
-from metarepair.data.given_module import Given, collect_given, fed
+from metarepair.data.given_module import GivenModule, collect_given, fed
 from metarepair.engine.adapted import adapted_names
 from metarepair.engine.vectors import State
 from metarepair.meta_training.theta_meta import load_start
@@ -233,7 +233,7 @@ def _config_of(start: str | Path | None) -> RepairConfig:
 
 
 def _repair_data(
-    deployed: DeployedModel, given: Given, config: RepairConfig, method: Method
+    deployed: DeployedModel, given: GivenModule, config: RepairConfig, method: Method
 ) -> tuple[RepairData, tuple[str, ...]]:
     """Return the data that a method may see, and notes on it.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from metarepair.engine.vectors import not_finite
 from metarepair.models.build import DeployedModel
-from metarepair.models.fit import COUNTER, Fitted, fit
+from metarepair.models.fit import COUNTER, FitResult, fit
 from metarepair.models.weights_file import WeightsFile, read_weights
 from tasks.datasets import Dataset
 from tasks.errors import ConfigError, UserError, WeightsError
@@ -40,7 +40,7 @@ ONNX_COMMAND = "pip install '.[onnx]'"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
+class ExportResult:
     """A checked program, and the largest difference of its logits from the DNN's on `images` images."""
 
     path: Place
@@ -72,7 +72,7 @@ def equality_images(test: Dataset) -> Pixels:
 
 def export_program(
     deployed: DeployedModel, images_BHWC_u8: Pixels, kind: Kind, folder: Place, *, name: str | None = None
-) -> Exported:
+) -> ExportResult:
     """Write `deployed` as a program into `folder`, checked on the images (one or more).
 
     Raises ConfigError if packages are missing. Raises UserError, and writes nothing, if the DNN cannot be exported or
@@ -96,7 +96,7 @@ def export_program(
                 "this exporter accepts."
             ) from error
         difference = _compare(module, read(part), x_BCHW, path)
-    return Exported(path=path, images=len(x_BCHW), difference=difference)
+    return ExportResult(path=path, images=len(x_BCHW), difference=difference)
 
 
 def _compare(module: nn.Module, program: Callable[[Tensor], Tensor], x_BCHW: Tensor, path: Place) -> float:
@@ -180,7 +180,7 @@ def export_original(deployed: DeployedModel, original: Path, out: Place, *, entr
 
 
 def _replaced(
-    file: WeightsFile, fitted: Fitted, state: Mapping[str, Tensor]
+    file: WeightsFile, fitted: FitResult, state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[torch.dtype]]:
     """Return the repaired tensors by their names in the file, and the types of those that had to be rounded.
 
@@ -216,7 +216,7 @@ def _like(own: Tensor, loaded: Tensor, repaired: Tensor) -> Tensor:
     return repaired.cpu().reshape(own.shape).to(own.dtype)
 
 
-def _around(file: WeightsFile, fitted: Fitted, rounded: list[torch.dtype]) -> str:
+def _around(file: WeightsFile, fitted: FitResult, rounded: list[torch.dtype]) -> str:
     around = [f"prefix {fitted.prefix!r}"] if fitted.prefix else []
     around += [f"entry {file.entry!r}"] if file.entry is not None else []
     around += [f"rounded to {dtype}".replace("torch.", "") for dtype in rounded]

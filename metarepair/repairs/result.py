@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metarepair.config.run import Config
-from metarepair.evaluation.evaluate import Judged
+from metarepair.evaluation.evaluate import Judgement
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
 from metarepair.repairs.saved import WEIGHTS
@@ -25,7 +25,7 @@ RESULT, SAMPLES = "result.json", "samples.parquet"
 
 
 def write_result(
-    run: Run, config: Config, target: str, mined: Manifest, judged: Judged, *, validation: int
+    run: Run, config: Config, target: str, mined: Manifest, judged: Judgement, *, validation: int
 ) -> None:
     """Write both files into the target's folder; `validation` is the size of D_collect's validation part."""
     folder = run.repaired(target)
@@ -34,7 +34,7 @@ def write_result(
     write_text(folder / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
-def _write_samples(path: Place, judged: Judged) -> None:
+def _write_samples(path: Place, judged: Judgement) -> None:
     """Write the class of every D_fail example before and after each repair, one row per example and repair."""
     fail, count = judged.fail, len(judged.fail)
     columns = {
@@ -51,7 +51,7 @@ def _write_samples(path: Place, judged: Judged) -> None:
 
 
 def _result(
-    run: Run, config: Config, target: str, mined: Manifest, judged: Judged, validation: int
+    run: Run, config: Config, target: str, mined: Manifest, judged: Judgement, validation: int
 ) -> dict[str, Any]:
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

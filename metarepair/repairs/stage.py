@@ -31,7 +31,7 @@ from metarepair.repairs.result import RESULT, SAMPLES, write_result
 from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS
 from metarepair.runs.layout import Run
 from metarepair.runs.peak_memory import peak_memory
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.experiences.store import open_side
 from tasks.records import Failures
@@ -78,7 +78,7 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> 
     return run_stage(REPAIRED, folder, make, names=[target], config=repair_settings(config), inputs=inputs)
 
 
-def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Manifest) -> Made:
+def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Manifest) -> StageOutput:
     """Make all repairs of a target, then evaluate them."""
     folder = run.repaired(target)
     collect = open_side(run.target(target), "collect", mined, here.split("test"))
@@ -95,7 +95,7 @@ def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Ma
             logger.info(f"{target}: repaired by {name}, seed {seed}, {candidates[-1].seconds:.1f} s{notes}")
     judged = evaluate(run, config, target, here.deployed, here.split("test"), candidates)
     write_result(run, config, target, mined, judged, validation=len(parts[config.repair.seeds[0]].validation))
-    return Made(files=files)
+    return StageOutput(files=files)
 
 
 def unit_data(

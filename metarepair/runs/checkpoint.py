@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 STATE = "state.json"
 
 
-def seal(folder: Place, state: dict[str, Any]) -> None:
+def write_state(folder: Place, state: dict[str, Any]) -> None:
     """Write state.json with the digests of the safetensors files beside it."""
     files = {path.name: file_hash(path) for path in find(folder, "*.safetensors")}
     write_text(folder / STATE, json.dumps(state | {"files": files}, allow_nan=False))

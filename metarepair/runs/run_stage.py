@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class StageOutput:
     """What a stage has written: its files by name, the number of rows of each kind, and facts for readers to show."""
 
     files: Sequence[str]
@@ -29,7 +29,7 @@ class Made:
 def run_stage(
     stage: Stage,
     folder: Place,
-    make: Callable[[], Made],
+    make: Callable[[], StageOutput],
     *,
     names: Sequence[str] = (),
     config: Mapping[str, Any],

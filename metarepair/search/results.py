@@ -24,10 +24,10 @@ from metarepair.search.space import (
     search_of,
     trial_config,
 )
-from metarepair.search.trials import State, Trial, best_trial, counts, has_objective, is_judged, ranked
+from metarepair.search.trials import Trial, best_trial, counts, has_objective, is_judged, ranked
 from tasks.storage.paths import Place, write_table, write_text
 
-__all__ = ["State", "Trial", "best_trial", "results_table", "trials_table", "write_results"]
+__all__ = ["Trial", "best_trial", "results_table", "trials_table", "write_results"]
 
 SHOWN = 10  # trials in the text table
 ERRORS = 3  # errors below it

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-State = Literal["finished", "stopped early", "failed", "unfinished"]
+TrialState = Literal["finished", "stopped early", "failed", "unfinished"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Trial:
     """
 
     name: str
-    state: State
+    state: TrialState
     objective: float | None
     rounds: int
     seconds: float
@@ -39,7 +39,7 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
     """Return the trials in the order finished, stopped early, unfinished, failed; within each, the best first."""
     order = ("finished", "stopped early", "unfinished", "failed")
-    assert set(order) == set(get_args(State))
+    assert set(order) == set(get_args(TrialState))
     return sorted(
         trials,
         key=lambda t: (
@@ -65,5 +65,5 @@ def is_judged(trial: Trial) -> bool:
 def counts(trials: Sequence[Trial]) -> str:
     """Return the number of trials by state, such as `12 trials: 9 finished, 2 stopped early, 1 failed`."""
     states = [t.state for t in trials]
-    found = [f"{states.count(state)} {state}" for state in get_args(State) if state in states]
+    found = [f"{states.count(state)} {state}" for state in get_args(TrialState) if state in states]
     return f"{len(trials)} trial{'s' * (len(trials) != 1)}" + (f": {', '.join(found)}" if found else "")

@@ -15,7 +15,7 @@ from metarepair.compare.pair import load_pair, write_pair
 from metarepair.compare.plan import write_plan
 from metarepair.compare.prepare import discard_stale, prepare_method
 from metarepair.compare.results import write_results
-from metarepair.compare.units import Compared, compared_units, done_unit, repair_compared
+from metarepair.compare.units import ComparedRepair, compared_units, done_unit, repair_compared
 from metarepair.config.run import Config
 from metarepair.methods import get_method
 from metarepair.runs.layout import Run
@@ -119,7 +119,7 @@ class Comparison:
             return
         progress = Progress("compare", len(self.units), "repairs", done=done)
 
-        def repair(unit: Compared) -> None:
+        def repair(unit: ComparedRepair) -> None:
             self.executor.call(repair_compared, self.run, unit, here)
             progress.advance(note=unit.words)
 
@@ -131,7 +131,7 @@ class Comparison:
             units for units in by_target if not all(is_judged(self.run, self.config, u) for u in units)
         ]
 
-        def judge_target(units: Sequence[Compared]) -> None:
+        def judge_target(units: Sequence[ComparedRepair]) -> None:
             self.executor.call(judge, self.run, units, self.pipeline.here)
 
         # An object store cannot append: if two D_fail were opened at once, one of the two log entries would be lost.

@@ -26,7 +26,7 @@ from metarepair.features.files import read_features, write_features, write_momen
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
 from metarepair.stages.executor import Executor
-from metarepair.stages.mining import Environment, Mined, Role, environments
+from metarepair.stages.mining import Environment, MinedManifests, Role, environments
 from tasks.distances.frechet import Moments, merge_in_order, moments, scatter
 from tasks.errors import DataError
 from tasks.experiences.store import open_side
@@ -96,7 +96,7 @@ def feature_parts(run: Run, experience: str, target: str) -> tuple[list[Place], 
 
 
 def extract_all(
-    run: Run, config: Config, mined: Mined, executor: Executor
+    run: Run, config: Config, mined: MinedManifests, executor: Executor
 ) -> dict[tuple[Role, str], Manifest]:
     """Extract features and moments of the D_collect of every environment in `mined`.
 
@@ -132,7 +132,7 @@ def extract_all(
     return {key: done[key] for key in stages}
 
 
-def feature_stages(run: Run, config: Config, mined: Mined) -> dict[tuple[Role, str], FeatureStage]:
+def feature_stages(run: Run, config: Config, mined: MinedManifests) -> dict[tuple[Role, str], FeatureStage]:
     """The feature stage of every environment in `mined`. Raises WeightsError as `feature_settings` does."""
     settings = feature_settings(config)
     return {

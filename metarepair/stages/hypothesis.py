@@ -30,9 +30,9 @@ from metarepair.reports.hypothesis_table import describe, pairs_table, write_pai
 from metarepair.runs.layout import Run
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import Progress
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
-from metarepair.stages.mining import Mined, environments
+from metarepair.stages.mining import MinedManifests, environments
 from metarepair.stages.pipeline import Pipeline
 from tasks.corruptions import CORRUPTIONS
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
@@ -90,7 +90,9 @@ class HypothesisStudy:
         self.pipeline.mine()
         self.pipeline.score()
         every = environments(self.run, self.config)
-        mined: Mined = {(e.role, e.corruption): require_manifest(e.folder, TARGET.remedy) for e in every}
+        mined: MinedManifests = {
+            (e.role, e.corruption): require_manifest(e.folder, TARGET.remedy) for e in every
+        }
         score = require_manifest(self.run.score, SCORE.remedy)
         verify_checksums(self.run.score, score)
         folder = self.run.hypothesis
@@ -101,7 +103,7 @@ class HypothesisStudy:
         if restart:
             self._discard(settings, repaired_from)
 
-        def make() -> Made:
+        def make() -> StageOutput:
             begin(folder / "gains", config=settings, inputs=repaired_from, sealed=True)
             return self._judge(self._fine_tune(mined, content_hash([settings, repaired_from])))
 
@@ -117,7 +119,7 @@ class HypothesisStudy:
         except (StageError, DataError):
             discard(self.run.hypothesis)
 
-    def _fine_tune(self, mined: Mined, made_of: str) -> list[FineTune]:
+    def _fine_tune(self, mined: MinedManifests, made_of: str) -> list[FineTune]:
         """Run every fine-tune whose result is missing or does not match its seal. Return all of them."""
         folder = self.run.hypothesis / "gains"
         seeds = self.config.repair.seeds
@@ -133,7 +135,7 @@ class HypothesisStudy:
             progress.advance(note=f"{item.experience}, seed {item.seed}: mean accuracy {mean:.1%}")
         return items
 
-    def _judge(self, items: Sequence[FineTune]) -> Made:
+    def _judge(self, items: Sequence[FineTune]) -> StageOutput:
         """Write correlations, tables and the figure of all results."""
         folder = self.run.hypothesis
         extractor, distances_CC = read_distances(self.run.score / "fid.parquet", self.names)
@@ -150,7 +152,7 @@ class HypothesisStudy:
         with writing(folder / "scatter.png") as part:
             part.write_bytes(scatter(study, summary))
         files += ["summary.json", "scatter.png", *(f"gains/{item.path.name}" for item in items)]
-        return Made(files=files, rows={"pairs": summary["pairs"]})
+        return StageOutput(files=files, rows={"pairs": summary["pairs"]})
 
 
 def study_settings(config: Config) -> Settings:
@@ -179,7 +181,7 @@ def _corruptions(config: Config) -> tuple[str, ...]:
     return tuple(name for name in CORRUPTIONS if name in targets)
 
 
-def _build_worker(config: Config, run: Run, mined: Mined) -> Callable[[FineTune], float]:
+def _build_worker(config: Config, run: Run, mined: MinedManifests) -> Callable[[FineTune], float]:
     """Build the worker where it runs: it fine-tunes the DNN on an item's experience and tests it on all targets."""
     here = load_surroundings(config)
     deployed, test = here.deployed, here.split("test")

@@ -32,7 +32,7 @@ from tasks.storage.settings import Settings
 from tasks.storage.stages import EXPERIENCE, TARGET
 
 Role = Literal["experience", "target"]
-Mined = Mapping[tuple[Role, str], Manifest]
+MinedManifests = Mapping[tuple[Role, str], Manifest]
 SHARD_IMAGES = "mining.shard_images"  # recorded with the settings only while the parts are unfinished
 
 

@@ -36,10 +36,18 @@ from metarepair.reports.table import results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.layout import RATES, Run, open_run
 from metarepair.runs.logs import RESULTS
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
-from metarepair.stages.mining import Environment, Mined, OnDone, Role, environments, mine_all, mining_settings
+from metarepair.stages.mining import (
+    Environment,
+    MinedManifests,
+    OnDone,
+    Role,
+    environments,
+    mine_all,
+    mining_settings,
+)
 from metarepair.stages.score import score_stage, stale_features
 from metarepair.stages.together import Follower, each_at_once
 from tasks.corruptions import category_of
@@ -137,7 +145,7 @@ class Pipeline:
                     discard(done.parent)
                 remove_tree(folder)
 
-    def _folders(self, verb: Verb, restarted: Verb, mined: Mined) -> list[Place]:
+    def _folders(self, verb: Verb, restarted: Verb, mined: MinedManifests) -> list[Place]:
         """The folders of a verb that are deleted when the stages from `restarted` on start over."""
         if verb == "report":
             return [self.run.report]
@@ -245,13 +253,13 @@ class Pipeline:
         inputs |= {"target": mined["target", target].digest, "confidence": confidence.digest}
         inputs |= self.here.inputs()
 
-        def make() -> Made:
+        def make() -> StageOutput:
             self.executor.train(run, target, self.device)
             return self._trained(target, folder)
 
         run_stage(META, folder, make, names=[target], config=settings, inputs=inputs)
 
-    def _trained(self, target: str, folder: Place) -> Made:
+    def _trained(self, target: str, folder: Place) -> StageOutput:
         """Copy the tensors of the last checkpoint to where θ_meta is read."""
         checkpoint = newest_checkpoint(folder, level=logging.DEBUG)
         state = read_state(checkpoint) if checkpoint is not None else None
@@ -264,7 +272,7 @@ class Pipeline:
             copy_file(checkpoint / name, folder / name)
         write_text(folder / "metrics.json", json.dumps(state["history"]))
         logger.info(f"train {target}: {state['episode']} episodes, {folder / 'model.safetensors'}")
-        return Made(
+        return StageOutput(
             files=[*tensors, "metrics.json"],
             facts={
                 "seconds": state["seconds"],
@@ -282,7 +290,7 @@ class Pipeline:
             self.probe(self.config.repair.methods, trains=False)
         self._each_target(lambda target: self._repair(target, mined))
 
-    def _repair(self, target: str, mined: Mined) -> None:
+    def _repair(self, target: str, mined: MinedManifests) -> None:
         verify_checksums(self.run.target(target), mined["target", target])
         # An object store cannot append: if two D_fail were opened at once, one of the two log entries would be lost.
         with self._judging if isinstance(self.run.root, RemotePath) else nullcontext():

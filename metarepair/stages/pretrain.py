@@ -19,7 +19,7 @@ from metarepair.runs.context import LocalContext
 from metarepair.runs.layout import open_run
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import Progress
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
 from tasks.storage.manifest import discard
 from tasks.storage.paths import Place, write_text
@@ -56,7 +56,7 @@ def _pretrain(
     data: ArrayDataset,
     folder: Place,
     train_elsewhere: TrainElsewhere | None,
-) -> Made:
+) -> StageOutput:
     """Train to the end, and evaluate the weights on the test split."""
     if train_elsewhere is not None:
         train_elsewhere(config, folder)
@@ -67,7 +67,7 @@ def _pretrain(
     save_weights(folder / "model.safetensors", deployed.module.state_dict(), {"model": config.model.name})
     epochs = read_epochs(folder)
     logger.log(RESULTS, f"clean test accuracy {accuracy:.2%}; weights: {folder / 'model.safetensors'}")
-    return Made(
+    return StageOutput(
         files=["model.safetensors", EPOCHS],
         facts={"clean_test_accuracy": accuracy, "seconds": sum(epoch["seconds"] for epoch in epochs)},
     )

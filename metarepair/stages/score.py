@@ -21,11 +21,11 @@ from metarepair.features.extractors import distance_name
 from metarepair.reports.figures import heat_map, save
 from metarepair.runs.layout import Run
 from metarepair.runs.logs import RESULTS
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.distances import all_distances, with_intervals
 from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
-from metarepair.stages.mining import Mined, environments
+from metarepair.stages.mining import MinedManifests, environments
 from tasks.corruptions import category_of
 from tasks.errors import DataError, StageError
 from tasks.records import FidScore
@@ -43,7 +43,7 @@ from tasks.storage.stages import SCORE
 logger = logging.getLogger(__name__)
 
 
-def score_stage(run: Run, config: Config, mined: Mined, executor: Executor) -> None:
+def score_stage(run: Run, config: Config, mined: MinedManifests, executor: Executor) -> None:
     """Compute features of all environments, distances of all pairs, confidence of each target's experiences."""
     for environment in environments(run, config):
         verify_checksums(environment.folder, mined[environment.role, environment.corruption])
@@ -52,13 +52,13 @@ def score_stage(run: Run, config: Config, mined: Mined, executor: Executor) -> N
     inputs = {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}
     _leave_other_targets(run.score, settings, inputs)
 
-    def make() -> Made:
+    def make() -> StageOutput:
         scores, files = _score(run, config, features, executor)
         for target in config.targets:
             confidence = confidence_of(scores, target, config.experiences)
             logger.log(RESULTS, describe_confidence(target, confidence, scores))
         logger.log(RESULTS, f"{distance_name(config.features.extractor)}: {run.score / 'heatmap.png'}")
-        return Made(files=files)
+        return StageOutput(files=files)
 
     run_stage(SCORE, run.score, make, config=settings, inputs=inputs)
 
@@ -96,7 +96,9 @@ def score_settings(config: Config) -> Settings:
     return settings
 
 
-def _score(run: Run, config: Config, features: Mined, executor: Executor) -> tuple[list[FidScore], list[str]]:
+def _score(
+    run: Run, config: Config, features: MinedManifests, executor: Executor
+) -> tuple[list[FidScore], list[str]]:
     """Distances with their intervals, and the names of the files that now hold them."""
     every = environments(run, config)
     matrix = all_distances([feature_folder(run, e) / MOMENTS for e in every], executor)
@@ -125,7 +127,7 @@ def _score(run: Run, config: Config, features: Mined, executor: Executor) -> tup
     return scores, [*files, "heatmap.png"]
 
 
-def stale_features(run: Run, config: Config, mined: Mined) -> list[Place]:
+def stale_features(run: Run, config: Config, mined: MinedManifests) -> list[Place]:
     """The folders of features that a restart deletes: unfinished ones, and those of other settings or failures.
 
     The rest is kept, as features do not depend on α, β or the experiences.

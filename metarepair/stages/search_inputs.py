@@ -23,7 +23,7 @@ from metarepair.search.space import judged_environments, search_of
 from metarepair.stages.distances import all_distances
 from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, feature_folder
-from metarepair.stages.mining import Environment, Mined, Role, environments
+from metarepair.stages.mining import Environment, MinedManifests, Role, environments
 from tasks.datasets import Split
 from tasks.records import FID_SCHEMA, FidScore
 from tasks.storage.manifest import check_whole, write_manifest
@@ -57,7 +57,9 @@ def searched_config(config: Config) -> Config:
     return config.model_copy(update={"targets": ()})
 
 
-def prepare_inputs(run: Run, config: Config, mined: Mined, features: Mined, executor: Executor) -> TrialSetup:
+def prepare_inputs(
+    run: Run, config: Config, mined: MinedManifests, features: MinedManifests, executor: Executor
+) -> TrialSetup:
     """Copy and measure what trials read, if that is not done yet.
 
     mined, features: of the environments of `searched_config`. Raises ConfigError if a β of the space leaves a judge
@@ -86,7 +88,7 @@ def prepare_inputs(run: Run, config: Config, mined: Mined, features: Mined, exec
     )
 
 
-def _copied(run: Run, environment: Environment, mined: Mined) -> Place:
+def _copied(run: Run, environment: Environment, mined: MinedManifests) -> Place:
     """A folder with a copy of the environment's D_collect, without its D_fail."""
     source = mined[environment.role, environment.corruption]
     folder = run.search / "inputs" / environment.corruption
@@ -103,7 +105,7 @@ def _distances(
     config: Config,
     every: list[Environment],
     judging: list[Environment],
-    features: Mined,
+    features: MinedManifests,
     executor: Executor,
 ) -> list[FidScore]:
     """The distances of every experience to every other environment that judges; read if already measured."""
@@ -123,7 +125,7 @@ def _measured(
     config: Config,
     every: list[Environment],
     judging: list[Environment],
-    features: Mined,
+    features: MinedManifests,
     executor: Executor,
 ) -> list[FidScore]:
     matrix = all_distances([feature_folder(run, e) / MOMENTS for e in every], executor)

@@ -24,7 +24,7 @@ from PIL import Image
 
 from tasks.corruptions import CORRUPTIONS, resolve
 from tasks.corruptions.severity import SEVERITIES, check_severity
-from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden, iter_files
+from tasks.datasets.own_files import HIDDEN, IgnoredFiles, entries, is_hidden, iter_files
 from tasks.errors import DataError, unknown_name
 from tasks.records import Ints, Pixels
 
@@ -87,7 +87,7 @@ def load_archive(root: Path) -> Archive:
     )
 
 
-def _own(there: Sequence[Path], suffix: str, passed: PassedOver) -> tuple[str, ...]:
+def _own(there: Sequence[Path], suffix: str, passed: IgnoredFiles) -> tuple[str, ...]:
     """The corruptions that files with this suffix (folders if it is empty) are named after. Notes all other entries."""
     names = []
     for path in there:
@@ -158,7 +158,7 @@ def _open_arrays(root: Path, there: Sequence[Path]) -> ArrayArchive:
             f"{root / 'labels.npy'} is {labels.dtype} {list(labels.shape)}; it must hold the labels of the test "
             f"split five times, once per severity. {REMEDY}"
         )
-    passed = PassedOver(root)
+    passed = IgnoredFiles(root)
     names = _own(there, ".npy", passed)
     if not names:
         raise DataError(f"{root} holds labels.npy, but no <corruption>.npy. {REMEDY}")
@@ -216,7 +216,7 @@ class FolderArchive:
 
 
 def _open_folders(root: Path, there: Sequence[Path]) -> FolderArchive:
-    passed = PassedOver(root)
+    passed = IgnoredFiles(root)
     names = _own(there, "", passed)
     if not names:
         raise DataError(f"{root} holds no folder named after a published corruption. {REMEDY}")
@@ -253,7 +253,7 @@ def _open_folders(root: Path, there: Sequence[Path]) -> FolderArchive:
     )
 
 
-def _image_files(folder: Path, passed: PassedOver) -> tuple[str, ...]:
+def _image_files(folder: Path, passed: IgnoredFiles) -> tuple[str, ...]:
     """The images of one severity of a corruption, as sorted <class>/<file>."""
     files = []
     for path in iter_files(folder, SUFFIXES, passed) if folder.is_dir() else ():

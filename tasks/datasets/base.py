@@ -144,10 +144,11 @@ def _check_arrays(data: ArrayDataset) -> None:
         raise DataError(
             f"{where}: images are {images.dtype} {images.shape}; they must be uint8 [N, H, W, 3]."
         )
-    if not len(images) == len(labels) == len(data.image_ids_N):
-        raise DataError(
-            f"{where}: {len(images)} images but {len(labels)} labels; there must be one per image."
-        )
+    for name, values in (("labels", labels), ("image ids", data.image_ids_N)):
+        if len(values) != len(images):
+            raise DataError(
+                f"{where}: {len(images)} images but {len(values)} {name}; there must be one per image."
+            )
     outside = np.flatnonzero((labels < 0) | (labels >= len(data.classes)))
     if len(outside):
         row = int(outside[0])

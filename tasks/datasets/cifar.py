@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.datasets.base import ArrayDataset, Split
-from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden
+from tasks.datasets.own_files import HIDDEN, IgnoredFiles, entries, is_hidden
 from tasks.datasets.source import DATA_VARIABLE, DATASETS, DataSource
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
@@ -81,7 +81,7 @@ def load_cifar(source: DataSource, split: Split) -> ArrayDataset:
     }
     there = [path for path in readers if path.exists()]
     if there:
-        passed = PassedOver(folder)
+        passed = IgnoredFiles(folder)
         for path in there[1:]:
             passed.add(f"beside {there[0].name}, which is read", path)
         data = readers[there[0]](there[0], name, split)
@@ -101,7 +101,7 @@ def _dataset(
     labels: Ints,
     *,
     ids: Ints | None = None,
-    passed: PassedOver,
+    passed: IgnoredFiles,
 ) -> ArrayDataset:
     return ArrayDataset(
         name=name,
@@ -115,7 +115,7 @@ def _dataset(
 
 
 def _read_npz(path: Path, name: str, split: Split) -> ArrayDataset:
-    passed = PassedOver(path)
+    passed = IgnoredFiles(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"].astype(np.int64)
@@ -133,7 +133,7 @@ def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
     """Read a zip of lossless WebP strips (32 px wide, images stacked vertically), labels_u1.npy and perhaps ids.npy."""
     strips = []
     member = "the archive"
-    passed = PassedOver(path)
+    passed = IgnoredFiles(path)
     try:
         with zipfile.ZipFile(path) as archive:
             own = [n for n in archive.namelist() if n.endswith(".webp") and not is_hidden(Path(n).name)]
@@ -191,7 +191,7 @@ def _read_python_batches(folder: Path, name: str, split: Split) -> ArrayDataset:
                 f"{path} cannot be read as a {published.title} batch ({error}). Give the file as it is in the "
                 "published archive."
             ) from error
-    passed = PassedOver(folder)
+    passed = IgnoredFiles(folder)
     for path in entries(folder):
         if path.name not in {*published.train, *published.test, *published.beside}:
             passed.add(HIDDEN if is_hidden(path.name) else "not part of the published archive", path)

@@ -37,7 +37,7 @@ _DECODER = 1  # change it whenever decoding changes, so that cached arrays are n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
+class EncodedImage:
     """An image before it is decoded: its name for messages, and its bytes or its file."""
 
     name: str
@@ -60,7 +60,7 @@ class Listing:
     labels_N: Ints
     image_size: int | None
     files: Sequence[Path]
-    batches: Callable[[], Iterator[Sequence[Encoded]]]
+    batches: Callable[[], Iterator[Sequence[EncodedImage]]]
     passed_over: tuple[str, ...] = ()
 
 
@@ -97,7 +97,7 @@ def rows_by_class(labels_N: Ints) -> Ints:
     return order
 
 
-def native_size(first: Encoded) -> int:
+def native_size(first: EncodedImage) -> int:
     """The side in pixels of a data set's images, from its first image. Raises DataError if that is not square."""
     try:
         height, width = map(int, decode_image(first.content).shape[:2])
@@ -143,7 +143,7 @@ def _fill(images_NHWC_u8: Pixels, listing: Listing, order_N: Ints) -> None:
         )
 
 
-def _decode(encoded: Encoded, *, side: int, resize: bool) -> Pixels | str:
+def _decode(encoded: EncodedImage, *, side: int, resize: bool) -> Pixels | str:
     """The pixels [side, side, 3], or a phrase with the image's name and what is wrong with it."""
     try:
         image = decode_image(encoded.content, side if resize else None)

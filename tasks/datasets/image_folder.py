@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from tasks.datasets.base import Split
-from tasks.datasets.decoding import BATCH, Encoded, Listing, native_size
+from tasks.datasets.decoding import BATCH, EncodedImage, Listing, native_size
 from tasks.datasets.own_files import (
     HIDDEN,
-    PassedOver,
+    IgnoredFiles,
     entries,
     is_empty,
     is_hidden,
@@ -54,20 +54,20 @@ def describe_folder(source: DataSource) -> DatasetInfo:
     the number of classes is compared with the DNN's.
     """
     train = split_folder(source, "train")
-    passed = PassedOver(train)
+    passed = IgnoredFiles(train)
     there = _class_folders(train, passed)
     classes = source.classes or there
     _check_folders(train, there, classes, given=source.classes is not None)
     test = _find_split(source, "test")
     if test is not None:
-        beside = _class_folders(test, PassedOver(test))
+        beside = _class_folders(test, IgnoredFiles(test))
         _check_folders(test, beside, classes, given=source.classes is not None)
     size = source.image_size
     if size is None:
         first = next(iter_files(train / there[0], SUFFIXES, passed), None)
         if first is None:
             raise _empty(train / there[0], passed)
-        size = native_size(Encoded(name=str(first), content=first))
+        size = native_size(EncodedImage(name=str(first), content=first))
     return DatasetInfo(
         classes=classes,
         image_size=size,
@@ -80,7 +80,7 @@ def describe_folder(source: DataSource) -> DatasetInfo:
 def list_folder(source: DataSource, split: Split) -> Listing:
     """List the images of a split, sorted by class folder and path. Raises DataError for missing or empty folders."""
     folder = split_folder(source, split)
-    passed = PassedOver(folder)
+    passed = IgnoredFiles(folder)
     there = _class_folders(folder, passed)
     classes = source.classes or (there if split == "train" else _training_classes(source))
     _check_classes(folder, there, classes, given=source.classes is not None)
@@ -107,9 +107,9 @@ def files_listing(
 ) -> Listing:
     """A listing of image files."""
 
-    def batches() -> Iterator[Sequence[Encoded]]:
+    def batches() -> Iterator[Sequence[EncodedImage]]:
         for start in range(0, len(files), BATCH):
-            yield [Encoded(name=str(file), content=file) for file in files[start : start + BATCH]]
+            yield [EncodedImage(name=str(file), content=file) for file in files[start : start + BATCH]]
 
     return Listing(
         name=source.name,
@@ -160,7 +160,7 @@ def _unused_splits(source: DataSource) -> tuple[str, ...]:
     if source.test is not None:
         return ()
     used = split_folder(source, "test")
-    passed = PassedOver(used.parent)
+    passed = IgnoredFiles(used.parent)
     for name in TEST_FOLDERS:
         other = used.parent / name
         if other.is_dir() and not other.samefile(used):
@@ -170,10 +170,10 @@ def _unused_splits(source: DataSource) -> tuple[str, ...]:
 
 def _training_classes(source: DataSource) -> tuple[str, ...]:
     train = split_folder(source, "train")
-    return _class_folders(train, PassedOver(train))
+    return _class_folders(train, IgnoredFiles(train))
 
 
-def _class_folders(folder: Path, passed: PassedOver) -> tuple[str, ...]:
+def _class_folders(folder: Path, passed: IgnoredFiles) -> tuple[str, ...]:
     """The sorted names of the class folders, including links to folders."""
     names = []
     for path in entries(folder):
@@ -194,7 +194,7 @@ def _check_folders(folder: Path, there: Sequence[str], classes: Sequence[str], *
     """Raise DataError for class folders that are empty or do not match the classes, without listing their files."""
     for name in there:
         if is_empty(folder / name):
-            raise _empty(folder / name, PassedOver(folder))
+            raise _empty(folder / name, IgnoredFiles(folder))
     _check_classes(folder, there, classes, given=given)
 
 
@@ -204,7 +204,7 @@ def _check_classes(folder: Path, there: Sequence[str], classes: Sequence[str], *
     if unknown:
         raise DataError(
             f"{folder} has the class folder {unknown[0]!r}, which {known} does not have"
-            f"{near_names(unknown[0], classes) or '.'} ({len(unknown)} such folders.) Rename or remove it."
+            f"{near_names(unknown[0], classes) or '.'} Rename or remove it (such folders: {len(unknown)})."
         )
     missing = sorted(set(classes) - set(there))
     if missing and not given:
@@ -215,6 +215,6 @@ def _check_classes(folder: Path, there: Sequence[str], classes: Sequence[str], *
         )
 
 
-def _empty(folder: Path, passed: PassedOver) -> DataError:
+def _empty(folder: Path, passed: IgnoredFiles) -> DataError:
     text = f"The class folder {folder} holds no images ({', '.join(SUFFIXES)}). Put some there, or remove it."
     return DataError(" ".join((text, *passed.notes())))

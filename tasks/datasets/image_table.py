@@ -27,7 +27,7 @@ from tasks.datasets.column_kinds import (
     is_whole,
     values_of,
 )
-from tasks.datasets.decoding import BATCH, Encoded, Listing, native_size
+from tasks.datasets.decoding import BATCH, EncodedImage, Listing, native_size
 from tasks.datasets.source import IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, DataSource, table_for
 from tasks.datasets.table_files import iter_rows, read_schema, split_files
 from tasks.errors import DataError, near_names
@@ -242,13 +242,14 @@ def _labels(path: Path, columns: Columns, classes: tuple[str, ...]) -> Ints:
     return np.array(labels, np.int64)
 
 
-def _batches(files: Sequence[Path], columns: Columns) -> Iterator[Sequence[Encoded]]:
+def _batches(files: Sequence[Path], columns: Columns) -> Iterator[Sequence[EncodedImage]]:
     for path in files:
         row = 0
         for values in _iter_values(path, columns, columns.image, BATCH):
             contents = [_bytes_of(value, path, row + i) for i, value in enumerate(values)]
             yield [
-                Encoded(name=f"{path}, row {row + i}", content=content) for i, content in enumerate(contents)
+                EncodedImage(name=f"{path}, row {row + i}", content=content)
+                for i, content in enumerate(contents)
             ]
             row += len(contents)
 

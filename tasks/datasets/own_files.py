@@ -23,7 +23,7 @@ SPECIAL = "neither a file nor a folder"
 _SHOWN = 3  # names that are listed for each kind
 
 
-class PassedOver:
+class IgnoredFiles:
     """A record of files and folders that are not read: how many of each kind, and the first few names."""
 
     def __init__(self, folder: Path) -> None:
@@ -90,7 +90,7 @@ def refuse_dead_link(path: Path) -> None:
 
 
 def iter_files(
-    folder: Path, suffixes: tuple[str, ...], passed: PassedOver, *, underscores: bool = True
+    folder: Path, suffixes: tuple[str, ...], passed: IgnoredFiles, *, underscores: bool = True
 ) -> Iterator[Path]:
     """Yield the files with these suffixes in and below a folder: each folder's own files first, all sorted by name.
 
@@ -126,7 +126,7 @@ def iter_files(
         raise _unlisted(Path(error.filename or folder), error) from error
 
 
-def _visible(parent: str, names: list[str], passed: PassedOver, underscores: bool) -> list[Path]:
+def _visible(parent: str, names: list[str], passed: IgnoredFiles, underscores: bool) -> list[Path]:
     """The entries of a folder that are not hidden, sorted by name."""
     visible = []
     for name in sorted(names):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tasks.datasets.base import Split
-from tasks.datasets.own_files import PassedOver, iter_files
+from tasks.datasets.own_files import IgnoredFiles, iter_files
 from tasks.datasets.source import DataSource
 from tasks.errors import DataError
 
@@ -39,7 +39,7 @@ def split_files(source: DataSource, split: Split) -> SplitFiles:
     if given is not None:
         return _given_files(Path(given).expanduser(), split)
     root = source.folder("the Parquet data set")
-    passed = PassedOver(root)
+    passed = IgnoredFiles(root)
     there = _table_files(root, passed)
     names: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": TEST_NAMES}
     files = {part: _named(there, root, names[part]) for part in names}
@@ -69,7 +69,7 @@ def _named(there: Sequence[Path], root: Path, names: Sequence[str]) -> list[Path
 def _given_files(path: Path, split: Split) -> SplitFiles:
     if path.is_file():
         return SplitFiles(files=[path])
-    passed = PassedOver(path)
+    passed = IgnoredFiles(path)
     tables = _table_files(path, passed) if path.is_dir() else []
     if not tables:
         raise DataError(
@@ -79,7 +79,7 @@ def _given_files(path: Path, split: Split) -> SplitFiles:
     return SplitFiles(files=tables, passed_over=passed.notes())
 
 
-def _table_files(folder: Path, passed: PassedOver) -> list[Path]:
+def _table_files(folder: Path, passed: IgnoredFiles) -> list[Path]:
     return sorted(iter_files(folder, SUFFIXES, passed, underscores=False))
 
 

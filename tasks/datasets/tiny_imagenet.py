@@ -16,7 +16,7 @@ from pathlib import Path
 from tasks.datasets.base import Split
 from tasks.datasets.decoding import Listing
 from tasks.datasets.image_folder import SUFFIXES, files_listing
-from tasks.datasets.own_files import HIDDEN, PassedOver, entries, is_hidden, iter_files
+from tasks.datasets.own_files import HIDDEN, IgnoredFiles, entries, is_hidden, iter_files
 from tasks.datasets.source import DATA_VARIABLE, DatasetInfo, DataSource, table_for
 from tasks.errors import DataError
 
@@ -44,7 +44,7 @@ def list_tiny_imagenet(source: DataSource, split: Split) -> Listing:
     """List the images of a split, sorted by WordNet id and file name. Raises DataError for missing files."""
     folder = tiny_imagenet_folder(source)
     wnids = read_wnids(folder)
-    passed = PassedOver(folder)
+    passed = IgnoredFiles(folder)
     pairs = _training(folder, wnids, passed) if split == "train" else _validation(folder, wnids, passed)
     number = {wnid: label for label, wnid in enumerate(wnids)}
     files, labels = [path for _, path in pairs], [number[wnid] for wnid, _ in pairs]
@@ -72,7 +72,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return tuple(n if names.count(n) == 1 else f"{n} ({wnid})" for n, wnid in zip(names, wnids, strict=True))
 
 
-def _training(folder: Path, wnids: tuple[str, ...], passed: PassedOver) -> list[tuple[str, Path]]:
+def _training(folder: Path, wnids: tuple[str, ...], passed: IgnoredFiles) -> list[tuple[str, Path]]:
     pairs = []
     for wnid in wnids:
         images = folder / "train" / wnid / "images"
@@ -86,7 +86,7 @@ def _training(folder: Path, wnids: tuple[str, ...], passed: PassedOver) -> list[
     return pairs
 
 
-def _validation(folder: Path, wnids: tuple[str, ...], passed: PassedOver) -> list[tuple[str, Path]]:
+def _validation(folder: Path, wnids: tuple[str, ...], passed: IgnoredFiles) -> list[tuple[str, Path]]:
     path = folder / "val" / "val_annotations.txt"
     images = folder / "val" / "images"
     pairs = []
@@ -103,7 +103,7 @@ def _validation(folder: Path, wnids: tuple[str, ...], passed: PassedOver) -> lis
     return sorted(pairs, key=lambda pair: f"{pair[0]}/{pair[1].name}")
 
 
-def _pass_over_others(folder: Path, own: set[str], kind: str, passed: PassedOver) -> None:
+def _pass_over_others(folder: Path, own: set[str], kind: str, passed: IgnoredFiles) -> None:
     """Record the entries of a folder that are not among its own names."""
     for path in entries(folder):
         if path.name not in own:

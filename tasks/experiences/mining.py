@@ -28,7 +28,7 @@ Predict = Callable[[Pixels], Ints]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mined:
+class MinedShard:
     """The failures of one shard; examples examined and classified correctly per severity; seconds per kind of work."""
 
     failures: Failures
@@ -47,7 +47,7 @@ def mine(
     seed: int,
     batch_size: int,
     keep: Literal["stored", "recomputed"] = "stored",
-) -> Mined:
+) -> MinedShard:
     """Corrupt the images of `rows` at every severity and keep those that `predict` gets wrong.
 
     The failures are ordered by severity, then as in `rows`, whatever `batch_size` is. keep: `stored` keeps the
@@ -79,7 +79,7 @@ def mine(
                 images_NHWC_u8=images[wrong],
             )
             parts.append(failures if keep == "stored" else without_pixels(failures, data, seed=seed))
-    return Mined(failures=concatenate(parts), examined=examined, correct=correct, seconds=seconds)
+    return MinedShard(failures=concatenate(parts), examined=examined, correct=correct, seconds=seconds)
 
 
 def without_pixels(failures: Failures, data: Dataset, *, seed: int) -> Failures:

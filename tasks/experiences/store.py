@@ -19,7 +19,7 @@ import numpy as np
 from tasks.datasets import Dataset
 from tasks.errors import DataError
 from tasks.experiences.failure_file import read_failures, read_with_facts, write_failures
-from tasks.experiences.mining import COLLECT, FAIL, UNUSED, Mined, concatenate
+from tasks.experiences.mining import COLLECT, FAIL, UNUSED, MinedShard, concatenate
 from tasks.experiences.pixels import RecomputedPixels
 from tasks.records import Failures
 from tasks.storage.manifest import Manifest, check_done, write_manifest
@@ -28,13 +28,13 @@ from tasks.storage.paths import Place, remove_tree
 Side = Literal["collect", "fail"]
 
 
-def write_part(path: Place, mined: Mined) -> None:
+def write_part(path: Place, mined: MinedShard) -> None:
     """Write one shard's failures with its counts and seconds."""
     facts = {"examined": mined.examined, "correct": mined.correct, "seconds": mined.seconds}
     write_failures(path, mined.failures, metadata=facts)
 
 
-def read_part(path: Place) -> Mined:
+def read_part(path: Place) -> MinedShard:
     """Read what `write_part` wrote. Raises DataError if it is damaged."""
     failures, facts = read_with_facts(path)
     try:
@@ -44,7 +44,7 @@ def read_part(path: Place) -> Mined:
             f"{path} lacks the number of examples per severity that a part of a mined environment has. Mine it again "
             "with --restart."
         ) from error
-    return Mined(failures=failures, seconds=facts.get("seconds", {}), **by_severity)
+    return MinedShard(failures=failures, seconds=facts.get("seconds", {}), **by_severity)
 
 
 def finish_environment(
@@ -77,7 +77,7 @@ def finish_environment(
 
 def _finish(
     folder: Place,
-    mined: Sequence[Mined],
+    mined: Sequence[MinedShard],
     sides_of: Callable[[Failures], np.ndarray],
     stage: str,
     config: Mapping[str, Any],

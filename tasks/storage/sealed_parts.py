@@ -16,7 +16,7 @@ from tasks.storage.paths import Place, write_text
 
 logger = logging.getLogger(__name__)
 SUFFIX = ".seal"
-AnyPart = TypeVar("AnyPart", bound="Part")
+AnyPart = TypeVar("AnyPart", bound="SealedPart")
 
 
 def seal(path: Place, identity: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ def _read_seal(path: Place) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-class Part(Protocol):
+class SealedPart(Protocol):
     """A piece of work and the file that it makes."""
 
     @property

@@ -18,7 +18,7 @@ from metarepair.cli import main
 from metarepair.compare import judge as judging
 from metarepair.compare.check import check_methods, check_settings
 from metarepair.compare.pair import load_pair
-from metarepair.compare.units import Compared, compared_units, load_candidate
+from metarepair.compare.units import ComparedRepair, compared_units, load_candidate
 from metarepair.config.load import load_config
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.status import status_of
@@ -229,7 +229,7 @@ def test_a_compared_repair_is_exported_without_a_configuration(compared: Path, t
 
 
 def test_a_changed_bit_of_repaired_weights_is_refused(copied: Path) -> None:
-    run, unit = run_of(copied), Compared(target="gaussian_noise", method="finetune", seed=1)
+    run, unit = run_of(copied), ComparedRepair(target="gaussian_noise", method="finetune", seed=1)
     path = run.compared(unit.target, unit.method, unit.seed) / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
@@ -240,7 +240,7 @@ def test_a_changed_bit_of_repaired_weights_is_refused(copied: Path) -> None:
 
 
 def test_a_damaged_judgement_is_made_again(copied: Path) -> None:
-    run, unit = run_of(copied), Compared(target="gaussian_noise", method="none", seed=0)
+    run, unit = run_of(copied), ComparedRepair(target="gaussian_noise", method="none", seed=0)
     path = run.compared(unit.target, unit.method, unit.seed) / judging.ROW
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'"d_fail": 0.0', b'"d_fail": 0.9'))
@@ -251,7 +251,7 @@ def test_a_damaged_judgement_is_made_again(copied: Path) -> None:
 def test_a_loaded_candidate_predicts_as_what_was_saved(compared: Path) -> None:
     comparison = comparison_of(compared)
     here = comparison.pipeline.here
-    unit = Compared(target="gaussian_noise", method="bn_adapt", seed=0)
+    unit = ComparedRepair(target="gaussian_noise", method="bn_adapt", seed=0)
     candidate = load_candidate(run_of(compared), comparison.config, unit, here)
     images = here.split("test").images(np.arange(20))
     module = candidate.model.fill(here.deployed.module)

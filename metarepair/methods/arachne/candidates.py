@@ -34,7 +34,7 @@ TOLERANCE = {torch.float64: 1e-9}  # of the logits, relative to the largest; 1e-
 Kept = tuple[Tensor, list[tuple[Any, Any]]]
 
 
-class Part:
+class CandidatePart:
     """The searched weights of one layer, as a kernel [R, J, ...] with only the channels that they connect."""
 
     def __init__(self, module: nn.Module, places: Places, name: str) -> None:
@@ -71,7 +71,7 @@ class Candidates:
     def __init__(self, module: nn.Module, places: Places, images_NCHW: Tensor) -> None:
         self.module, self.places, self.before_W = copied(module).eval(), places, places.values(module)
         weights = {name: id(weight_of(self.module, name)) for name in places.layers}
-        self._parts = {weight: Part(self.module, places, name) for name, weight in weights.items()}
+        self._parts = {weight: CandidatePart(self.module, places, name) for name, weight in weights.items()}
         self.note: str | None = None
         self.bytes_kept, self.bytes_moved = images_NCHW[0].nbytes, 0
         self._unless_refused(self._try, images_NCHW[:1])
@@ -153,7 +153,7 @@ class _Run(TorchFunctionMode):
     """
 
     def __init__(
-        self, parts: dict[int, Part], calls: Iterable[Any] = (), changes_W: Tensor | None = None
+        self, parts: dict[int, CandidatePart], calls: Iterable[Any] = (), changes_W: Tensor | None = None
     ) -> None:
         super().__init__()
         self.parts, self.changes_W = parts, changes_W

@@ -26,7 +26,7 @@ from metarepair.methods.arachne.search import (
     ArachneSettings,
     Fitness,
     Search,
-    State,
+    SearchState,
     layers_of_weights,
     start,
 )
@@ -131,7 +131,7 @@ class _Repair:
     def _search(self, fitness: Fitness, places: localise.Places, found: Found) -> Search:
         settings, seed, budget = self.settings, self.context.seed, self.budget
 
-        def after(state: State) -> bool:
+        def after(state: SearchState) -> bool:
             budget.spend(steps=1)
             if time.monotonic() - self._said_at >= SAID_S:
                 self._said_at = time.monotonic()
@@ -148,7 +148,7 @@ class _Repair:
         layers_4W = layers_of_weights(self.module, places)
         state = start(layers_4W, population=settings.population, seed=seed)
         if "shares" in found:
-            state = State(found["shares"], found["fitness"], *found["count"].tolist())
+            state = SearchState(found["shares"], found["fitness"], *found["count"].tolist())
         return Search(fitness, layers_4W, settings, after, seed=seed, state=state)
 
     def _accuracy(self) -> float:

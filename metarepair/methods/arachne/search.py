@@ -138,7 +138,7 @@ class Fitness:
         return self.deployed.normalise(self.examples.images(np.arange(len(self.examples))[rows]))
 
 
-class State(NamedTuple):
+class SearchState(NamedTuple):
     """The state of a search.
 
     shares_PW: the candidates, the best first; each weight as a share of the range between its bounds, from 0 to 1.
@@ -162,12 +162,12 @@ def layers_of_weights(module: nn.Module, places: Places) -> Floats:
     return np.array([of[name] for name in places.layers]).T
 
 
-def start(layers_4W: Floats, *, population: int, seed: int) -> State:
+def start(layers_4W: Floats, *, population: int, seed: int) -> SearchState:
     """Return candidates drawn from the distribution of their layers' weights; their fitness is not known yet."""
     low_W, high_W, mean_W, sd_W = layers_4W
     drawn_PW = keyed_generator("arachne-start", seed).normal(mean_W, sd_W, (population, len(low_W)))
     shares_PW = np.clip((drawn_PW - low_W) / np.where(high_W > low_W, high_W - low_W, 1.0), 0, 1)
-    return State(shares_PW, np.full(population, -np.inf), 0, 0)
+    return SearchState(shares_PW, np.full(population, -np.inf), 0, 0)
 
 
 @dataclass
@@ -182,17 +182,17 @@ class Search:
     fitness: Callable[[Floats], Floats]
     layers_4W: Floats
     settings: ArachneSettings
-    after: Callable[[State], bool]
+    after: Callable[[SearchState], bool]
     _: KW_ONLY
     seed: int
-    state: State
+    state: SearchState
 
     def values(self, shares_PW: Floats) -> Floats:
         """Return the weights of candidates that are given as shares of the range between their bounds."""
         low_W, high_W, _, _ = self.layers_4W
         return np.asarray(low_W + shares_PW * (high_W - low_W))
 
-    def run(self) -> State:
+    def run(self) -> SearchState:
         """Return the state at the end; its first candidate is the best."""
         ended = False
         if self.state.generation == 0:
@@ -214,7 +214,7 @@ class Search:
         order[[0, best]] = best, 0
         same = generation > 1 and fitness_P[best] == self.state.fitness_P[0]
         unchanged = self.state.unchanged + 1 if same else 0
-        self.state = State(shares_PW[order], fitness_P[order], generation, unchanged)
+        self.state = SearchState(shares_PW[order], fitness_P[order], generation, unchanged)
 
     def _trial(self, candidate: int, shares_PW: Floats) -> Floats:
         """Return the trial that may replace `candidate`."""

@@ -37,7 +37,7 @@ GradientScore = Literal["weighted", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Localised:
+class Localisation:
     """The most vulnerable block, its shape, and the scores of all blocks."""
 
     block: str
@@ -94,7 +94,7 @@ def localise(
     top_share: float,
     gradient: GradientScore,
     seed: int,
-) -> Localised:
+) -> Localisation:
     """Find the block with the largest score.
 
     correct: number of correctly classified clean images to use and to attack with FGSM of strength `epsilon` (for
@@ -129,7 +129,7 @@ def localise(
         )
     scores = observer.scores(top_share, gradient)
     best = max(scores, key=lambda name: scores[name])
-    return Localised(block=best, shape=shapes[best], scores=scores)
+    return Localisation(block=best, shape=shapes[best], scores=scores)
 
 
 class _Observer:

@@ -33,7 +33,7 @@ from metarepair.methods.archrepair.block import (
     relax,
 )
 from metarepair.methods.archrepair.find import find_blocks, usable_blocks
-from metarepair.methods.archrepair.localise import GradientScore, Localised, localise
+from metarepair.methods.archrepair.localise import GradientScore, Localisation, localise
 from metarepair.methods.archrepair.search import (
     BudgetPart,
     Search,
@@ -165,7 +165,7 @@ class ArchRepair(Method):
         return changed
 
 
-def _localised(deployed: DeployedModel, data: RepairData, context: MethodContext) -> Localised:
+def _localised(deployed: DeployedModel, data: RepairData, context: MethodContext) -> Localisation:
     """Return the most vulnerable block: from the file of an interrupted repair, or found now."""
     path = None if context.folder is None else context.folder / LOCALISED
     if path is not None and path.is_file():
@@ -191,10 +191,10 @@ def _localised(deployed: DeployedModel, data: RepairData, context: MethodContext
     return found
 
 
-def _read_localised(content: dict[str, Any], context: MethodContext) -> Localised:
+def _read_localised(content: dict[str, Any], context: MethodContext) -> Localisation:
     shape = content["shape"] | {"stride": tuple(content["shape"]["stride"])}
     context.budget.go_on(**content["spent"])
-    return Localised(block=content["block"], shape=BlockShape(**shape), scores=content["scores"])
+    return Localisation(block=content["block"], shape=BlockShape(**shape), scores=content["scores"])
 
 
 def _search(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from small import failures_of
 from tasks.datasets import ArrayDataset, DataSource, image_table, load_dataset
-from tasks.datasets.decoding import Encoded, Listing, decode_listing
+from tasks.datasets.decoding import EncodedImage, Listing, decode_listing
 from tasks.datasets.image_folder import files_listing
 from tasks.errors import DataError
 from tasks.experiences import failure_file
@@ -101,8 +101,8 @@ def test_any_number_of_rows_is_read_in_groups_and_batches_of_any_size(
 
 @pytest.mark.parametrize("there", [1, 4])
 def test_fewer_or_more_images_than_were_listed_are_both_counts(there: int, tmp_path: Path) -> None:
-    def batches() -> Iterator[Sequence[Encoded]]:
-        yield [Encoded(name=str(i), content=PNGS[i]) for i in range(there)]
+    def batches() -> Iterator[Sequence[EncodedImage]]:
+        yield [EncodedImage(name=str(i), content=PNGS[i]) for i in range(there)]
 
     listing = Listing(
         name="parquet",

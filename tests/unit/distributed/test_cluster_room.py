@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from distributed.on_ray.cluster import _fitting, _knock, _lacking, _log_options, connected, worker_resources
+from distributed.on_ray.cluster import (
+    _check_listening,
+    _fitting,
+    _lacking,
+    _log_options,
+    connected,
+    worker_resources,
+)
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from tasks.errors import ConfigError
@@ -94,7 +101,7 @@ def test_settings_of_ray_that_make_no_sense_are_refused(settings: dict[str, Any]
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"])
 def test_an_address_where_nobody_listens_is_found_out_at_once(address: str) -> None:
     with pytest.raises(OSError, match=r"refused|assign requested address|unreachable"):
-        _knock(address)
+        _check_listening(address)
 
 
 def test_what_is_no_host_and_port_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +112,10 @@ def test_what_is_no_host_and_port_is_left_to_ray(monkeypatch: pytest.MonkeyPatch
         return socket.socket()
 
     monkeypatch.setattr(socket, "create_connection", connection)
-    _knock("auto")
-    _knock("local")
+    _check_listening("auto")
+    _check_listening("local")
     assert knocked == []
-    _knock("ray://head:10001")
+    _check_listening("ray://head:10001")
     assert knocked == [("head", 10001)]
 
 

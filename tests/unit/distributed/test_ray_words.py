@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayTaskError
 
 from distributed.on_ray.failures import user_error
-from distributed.on_ray.ray_words import failures_of_ray_told, raise_cause, words_of
+from distributed.on_ray.ray_words import raise_cause, raise_ray_failures, words_of
 from tasks.errors import DataError, WorkerError
 
 DIED = (
@@ -48,14 +48,14 @@ def test_an_error_without_words_is_told_by_its_type() -> None:
 
 @pytest.mark.parametrize("error", [RaySystemError("GCS is gone"), RayActorError(), OutOfMemoryError("OOM")])
 def test_what_fails_of_ray_itself_is_a_worker_error(error: Exception) -> None:
-    with pytest.raises(WorkerError, match=type(error).__name__), failures_of_ray_told():
+    with pytest.raises(WorkerError, match=type(error).__name__), raise_ray_failures():
         raise error
 
 
 def test_errors_of_the_work_come_out_as_they_are() -> None:
-    with pytest.raises(RayTaskError), failures_of_ray_told():
+    with pytest.raises(RayTaskError), raise_ray_failures():
         raise task_error(ZeroDivisionError("in our own code"))
-    with pytest.raises(DataError), failures_of_ray_told():
+    with pytest.raises(DataError), raise_ray_failures():
         raise DataError("the user's")
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from metarepair.cli import main
 from metarepair.compare.judge import judging_identity
 from metarepair.compare.plan import Plan, read_plan, write_plan
-from metarepair.compare.units import Compared
+from metarepair.compare.units import ComparedRepair
 from metarepair.config.load import load_config
 from metarepair.inspection import inspect as inspecting
 from metarepair.inspection import status, walk
@@ -440,7 +440,7 @@ def test_the_plan_knows_what_a_judgement_depends_on_as_the_judge_does(tmp_path: 
     plan, manifest = read_plan(run.compare), read_manifest(run.compared("fog", "none", 0))
     assert plan is not None
     assert manifest is not None
-    identity = judging_identity(run, config, Compared(target="fog", method="none", seed=0))
+    identity = judging_identity(run, config, ComparedRepair(target="fog", method="none", seed=0))
     assert plan.judging(manifest.digest) == identity
     assert plan.experiences == config.mining.experiences
 

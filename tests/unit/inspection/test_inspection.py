@@ -22,16 +22,16 @@ from metarepair.inspection.command import show_inspection as show
 from metarepair.inspection.facts import Inspection, StageFacts
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.inspect_text import describe
-from metarepair.runs.checkpoint import seal
+from metarepair.runs.checkpoint import write_state
 from small import failures_of
 from tasks.datasets import CIFAR10_CLASSES
 from tasks.experiences.failure_file import write_failures
-from tasks.experiences.mining import Mined
+from tasks.experiences.mining import MinedShard
 from tasks.experiences.store import finish_environment, write_part
 from tasks.records import Failures
 from tasks.storage.manifest import CHECKSUM, begin, content_hash, read_manifest, write_manifest
 from tasks.storage.paths import Place, write_text
-from tasks.storage.sealed_parts import seal as seal_part
+from tasks.storage.sealed_parts import write_state as seal_part
 
 CONFIG = {"seed": 3, "data": {"name": "cifar10_sample"}, "model": {"name": "resnet8_cifar", "weights": "w"}}
 EXAMINED, CORRECT = {1: 40, 5: 40}, {1: 30, 5: 11}
@@ -48,8 +48,8 @@ def failures(count: int = 39, seed: int = 0, corruption: str = "fog") -> Failure
     )
 
 
-def mined(seed: int = 0, corruption: str = "fog") -> Mined:
-    return Mined(
+def mined(seed: int = 0, corruption: str = "fog") -> MinedShard:
+    return MinedShard(
         failures=failures(seed=seed, corruption=corruption),
         examined=EXAMINED,
         correct=CORRECT,
@@ -259,7 +259,7 @@ def test_training_tells_its_checkpoints_and_passes_over_half_a_one(here: Path) -
         place.mkdir(parents=True)
         for name in ("model", "optimizer"):
             save_file({"w": np.zeros(episode, np.float32)}, place / f"{name}.safetensors")
-        seal(place, {"episode": episode})
+        write_state(place, {"episode": episode})
     damage(folder / "checkpoints" / "checkpoint-000006" / "optimizer.safetensors", "one bit")
     facts: Any = stage(inspect(str(here)), "meta/snow").details
     assert [(c.episode, c.whole) for c in facts.checkpoints] == [(3, True), (None, False)]

@@ -20,12 +20,12 @@ from metarepair.cli import main
 from metarepair.inspection.facts import Member, RunStatus, StageStatus
 from metarepair.inspection.status import status_of
 from metarepair.inspection.status_text import describe_status as describe
-from metarepair.runs.checkpoint import STATE, seal
+from metarepair.runs.checkpoint import STATE, write_state
 from tasks.storage.lease import LEASE, new_owner
 from tasks.storage.manifest import begin, write_manifest
 from tasks.storage.paths import Place, write_table, write_text
 from tasks.storage.run_lock import locked
-from tasks.storage.sealed_parts import seal as seal_part
+from tasks.storage.sealed_parts import write_state as seal_part
 
 MINING = {"seed": 0, "mining.shard_images": 10}
 INPUTS = {"train": "abc"}
@@ -67,7 +67,7 @@ def write_checkpoint(folder: Path, episode: int, **changes: Any) -> Path:
     for row in rows[9::10]:
         row["validation_accuracy"] = row["episode"] / 100
     state = {"episode": episode, "skipped": 2, "seconds": 4.0 * episode, "history": rows}
-    seal(checkpoint, state | {"config": {"train": {"episodes": 60}}} | changes)
+    write_state(checkpoint, state | {"config": {"train": {"episodes": 60}}} | changes)
     return checkpoint
 
 

@@ -12,7 +12,7 @@ import torch
 
 from metarepair.models.build import save_weights
 from metarepair.runs import checkpoint
-from metarepair.runs.checkpoint import Checkpoints, newest_checkpoint, read_state, seal
+from metarepair.runs.checkpoint import Checkpoints, newest_checkpoint, read_state, write_state
 from tasks.errors import StorageError
 from tasks.storage.paths import Place, find
 from waiting import LIMIT_S
@@ -21,7 +21,7 @@ from waiting import LIMIT_S
 def filled(episode: int) -> Callable[[Path], None]:
     def fill(folder: Path) -> None:
         save_weights(folder / "model.safetensors", {"w": torch.full((100,), float(episode))}, {})
-        seal(folder, {"episode": episode})
+        write_state(folder, {"episode": episode})
 
     return fill
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metarepair.runs.run_stage import Made, run_stage
+from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.errors import DataError, StageError
 from tasks.storage.manifest import MANIFEST, Manifest, read_manifest
 from tasks.storage.stages import BEGUN, HYPOTHESIS, META, REPAIRED, SCORE, Stage
@@ -21,11 +21,11 @@ class Worker:
     def __init__(self, folder: Path) -> None:
         self.folder, self.made = folder, 0
 
-    def make(self) -> Made:
+    def make(self) -> StageOutput:
         self.made += 1
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "model.safetensors").write_text(f"weights {self.made}")
-        return Made(files=["model.safetensors"], rows={"weights": 1}, facts={"seconds": 2.5})
+        return StageOutput(files=["model.safetensors"], rows={"weights": 1}, facts={"seconds": 2.5})
 
     def run(self, stage: Stage = META, *, seed: int = 0, names: tuple[str, ...] = ("fog",)) -> Manifest:
         return run_stage(stage, self.folder, self.make, names=names, config={"seed": seed}, inputs=INPUTS)
@@ -67,7 +67,7 @@ def test_other_settings_are_refused_whether_the_stage_is_done_or_begun(worker: W
 
 
 def test_a_stage_that_fails_is_marked_as_begun_and_has_no_manifest(worker: Worker) -> None:
-    def fail() -> Made:
+    def fail() -> StageOutput:
         raise DataError("no room")
 
     with pytest.raises(DataError, match="no room"):

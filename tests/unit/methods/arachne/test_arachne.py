@@ -36,7 +36,7 @@ from metarepair.methods.arachne.search import (
     ArachneSettings,
     Fitness,
     Search,
-    State,
+    SearchState,
     layers_of_weights,
     scores,
     start,
@@ -703,7 +703,7 @@ def sphere(values_PW: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, 
     return found
 
 
-def search(after: Any = lambda _: False, state: State | None = None, **changes: Any) -> Search:
+def search(after: Any = lambda _: False, state: SearchState | None = None, **changes: Any) -> Search:
     settings = ArachneSettings(**({"population": 12, "generations": 25, "patience": 50} | changes))
     layers_4W = np.repeat([[-1.0], [1.0], [0.0], [2.0]], 3, axis=1)
     state = state or start(layers_4W, population=12, seed=3)
@@ -711,7 +711,7 @@ def search(after: Any = lambda _: False, state: State | None = None, **changes: 
 
 
 def test_a_generation_is_rand_1_bin_and_replaces_what_is_not_better() -> None:
-    states: list[State] = []
+    states: list[SearchState] = []
     run = search(lambda state: states.append(state), generations=2)
     start = run.state.shares_PW
     assert start.min() == 0  # N(0, 2) within [-1, 1], clipped
@@ -757,7 +757,7 @@ def test_a_search_is_that_of_scipy_with_the_same_trials(digits: int) -> None:
     def rugged(values_PW: Any) -> Any:
         return np.round(sphere(values_PW) + 0.2 * np.cos(9 * values_PW).sum(1), digits)
 
-    states: list[State] = []
+    states: list[SearchState] = []
     run = search(lambda state: states.append(state))
     run.fitness = rugged
     reference = search()

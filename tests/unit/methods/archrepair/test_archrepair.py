@@ -37,7 +37,7 @@ from metarepair.methods.archrepair.block import (
     relax,
 )
 from metarepair.methods.archrepair.find import find_blocks, usable_blocks
-from metarepair.methods.archrepair.localise import Localised, fgsm, localise, tarantula, top_mean
+from metarepair.methods.archrepair.localise import Localisation, fgsm, localise, tarantula, top_mean
 from metarepair.methods.archrepair.method import ArchRepair, ArchRepairSettings
 from metarepair.methods.archrepair.search import AlphaSteps, BudgetPart, SearchSettings, halves
 from metarepair.methods.base import MethodContext
@@ -325,7 +325,7 @@ def test_fgsm_moves_every_pixel_by_epsilon_within_what_a_pixel_can_be() -> None:
 
 def localised(
     net: DeployedModel, around: RepairData, budget: Budget | None = None, **settings: Any
-) -> Localised:
+) -> Localisation:
     given = {
         "correct": 100,
         "epsilon": 2 / 255,

@@ -17,7 +17,7 @@ from metarepair.config.load import parse_config
 from metarepair.data.workspace import load_surroundings
 from tasks.datasets import ArrayDataset, DataSource, dataset_info, decoding, load_dataset
 from tasks.datasets.archives import load_archive
-from tasks.datasets.own_files import SYSTEM_FOLDERS, PassedOver, is_hidden, iter_files
+from tasks.datasets.own_files import SYSTEM_FOLDERS, IgnoredFiles, is_hidden, iter_files
 from tasks.errors import DataError
 
 
@@ -154,7 +154,7 @@ def test_a_pipe_is_passed_over_and_listed(root: Path, name: str) -> None:
     # The files alone: a reader that opened the pipe would wait for ever.
     os.mkfifo(root / "train" / "cat" / name)
     (root / "train" / "cat" / f"linked-{name}").symlink_to(root / "train" / "cat" / name)
-    passed = PassedOver(root)
+    passed = IgnoredFiles(root)
     found = iter_files(root / "train" / "cat", (".png",), passed)
     assert [path.name for path in found] == ["0.png", "1.png", "2.png"]
     assert passed.notes() == (
@@ -167,7 +167,7 @@ def test_files_of_a_folder_come_before_those_below_it_sorted_by_name(tmp_path: P
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = iter_files(tmp_path, (".png",), PassedOver(tmp_path))
+    found = iter_files(tmp_path, (".png",), IgnoredFiles(tmp_path))
     assert [path.relative_to(tmp_path).as_posix() for path in found] == [
         "A.PNG",
         "a.png",

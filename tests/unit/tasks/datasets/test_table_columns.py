@@ -27,7 +27,7 @@ def bmp(number: int) -> bytes:
 
 BYTES = [bmp(number) for number in range(4)]
 NAMES = ["dog", "cat", "cat", "dog"]
-Made = Callable[[], pa.Array]
+StageOutput = Callable[[], pa.Array]
 
 
 class Photo(pa.ExtensionType):
@@ -49,7 +49,7 @@ def structs(kind: pa.DataType) -> pa.Array:
     return pa.array(values, pa.struct([("bytes", kind), ("path", pa.string())]))
 
 
-IMAGES: dict[str, Made] = {
+IMAGES: dict[str, StageOutput] = {
     "binary": lambda: pa.array(BYTES, pa.binary()),
     "large_binary": lambda: pa.array(BYTES, pa.large_binary()),
     "binary_view": lambda: pa.array(BYTES, pa.binary_view()),
@@ -59,20 +59,20 @@ IMAGES: dict[str, Made] = {
     "extension": lambda: pa.ExtensionArray.from_storage(Photo(), structs(pa.binary())),
 }
 # Parquet has no such types.
-ARROW_IMAGES: dict[str, Made] = {
+ARROW_IMAGES: dict[str, StageOutput] = {
     "runs": lambda: pa.compute.run_end_encode(pa.array(BYTES, pa.binary())),
     "dictionary of views": lambda: pa.DictionaryArray.from_arrays(
         pa.array(range(4)), pa.array(BYTES, pa.binary_view())
     ),
 }
-LABELS: dict[str, Made] = {
+LABELS: dict[str, StageOutput] = {
     "string": lambda: pa.array(NAMES, pa.string()),
     "large_string": lambda: pa.array(NAMES, pa.large_string()),
     "string_view": lambda: pa.array(NAMES, pa.string_view()),
     "dictionary": lambda: pa.array(NAMES).dictionary_encode(),
     "dictionary of large": lambda: pa.array(NAMES, pa.large_string()).dictionary_encode(),
 }
-ARROW_LABELS: dict[str, Made] = {
+ARROW_LABELS: dict[str, StageOutput] = {
     "runs": lambda: pa.compute.run_end_encode(pa.array(NAMES)),
     "dictionary of views": lambda: pa.DictionaryArray.from_arrays(
         pa.array([0, 1, 1, 0]), pa.array(["dog", "cat"], pa.string_view())

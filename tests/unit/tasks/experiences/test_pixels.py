@@ -11,7 +11,7 @@ import pytest
 from tasks.datasets import ArrayDataset, load_dataset
 from tasks.errors import DataError
 from tasks.experiences.failure_file import CHUNK, read_failures, write_failures
-from tasks.experiences.mining import Mined, mine
+from tasks.experiences.mining import MinedShard, mine
 from tasks.experiences.pixels import RecomputedPixels, StackedPixels, joined, pixel_digests
 from tasks.experiences.store import finish_environment, open_side, write_part
 from tasks.records import Experience, Failures, Pixels
@@ -39,7 +39,9 @@ def predict(images_BHWC_u8: Pixels) -> np.ndarray:
     return images_BHWC_u8[:, 5, 5, 0].astype(np.int64) % 10
 
 
-def mined(data: ArrayDataset, rows: Sequence[int], keep: str, corruption: str = "gaussian_noise") -> Mined:
+def mined(
+    data: ArrayDataset, rows: Sequence[int], keep: str, corruption: str = "gaussian_noise"
+) -> MinedShard:
     return mine(
         predict,
         data,

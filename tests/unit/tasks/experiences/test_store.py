@@ -14,7 +14,7 @@ import pytest
 
 from tasks.errors import DataError, StageError
 from tasks.experiences.failure_file import read_failures, write_failures
-from tasks.experiences.mining import Mined
+from tasks.experiences.mining import MinedShard
 from tasks.experiences.store import finish_environment, open_side, read_part, write_part
 from tasks.records import Failures
 from tasks.storage.manifest import (
@@ -52,9 +52,9 @@ def assert_same(a: Failures, b: Failures) -> None:
         np.testing.assert_array_equal(getattr(a, column), getattr(b, column))
 
 
-def mined(count: int, seed: int) -> Mined:
+def mined(count: int, seed: int) -> MinedShard:
     seconds = {"corrupt": 0.25, "classify": float(seed)}
-    return Mined(
+    return MinedShard(
         failures=failures(count, seed), examined={3: 10, 5: 10}, correct={3: 9, 5: seed}, seconds=seconds
     )
 
