@@ -94,7 +94,7 @@ class Case:
             self.places.fill(module, torch.from_numpy(values_W))
             total = 0.0
             for images, weight in zip(self.images, (WRONG_WEIGHT, 1.0), strict=True):
-                logits = module(self.deployed.normalise(images.images_NHWC_u8))
+                logits = module(self.deployed.normalise(images.images_NHWC))
                 labels = torch.from_numpy(images.labels_N).to(logits.device)
                 total += weight * float(scores(logits[None], labels).sum())
             found.append(total)
@@ -110,7 +110,7 @@ def case_of(deployed: DeployedModel, layer: str, size: Sizes, images: int) -> Ca
     data = load_dataset(DATA, "train")
     halves = tuple(
         CleanImages(
-            images_NHWC_u8=np.asarray(data.images_NHWC_u8[start:images:2]),
+            images_NHWC=np.asarray(data.images_NHWC[start:images:2]),
             labels_N=data.labels_N[start:images:2],
         )
         for start in (0, 1)

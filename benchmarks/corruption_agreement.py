@@ -29,7 +29,7 @@ SIZE, BANDS, SEVERITIES = 224, 6, (1, 3, 5)
 
 def photographs(count: int) -> NDArray[np.uint8]:
     """Return the first images of the sample, enlarged [B, 224, 224, 3]."""
-    sample = load_dataset("cifar10_sample", "train").images_NHWC_u8[:count]
+    sample = load_dataset("cifar10_sample", "train").images_NHWC[:count]
     grown = [cv2.resize(np.asarray(i), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC) for i in sample]
     return np.stack(grown)
 

@@ -94,7 +94,7 @@ def one_core() -> Iterator[None]:
 
 def photographs(count: int) -> Images:
     """Return the first images of the shipped sample, repeated if it has fewer."""
-    sample = np.asarray(load_dataset("cifar10_sample", "train").images_NHWC_u8)
+    sample = np.asarray(load_dataset("cifar10_sample", "train").images_NHWC)
     return sample[np.arange(count) % len(sample)]
 
 

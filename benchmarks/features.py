@@ -89,7 +89,7 @@ def sizes(*, quick: bool, smoke: bool) -> Sizes:
 
 def images_of(number: int, size: Sizes) -> Images:
     """Return the images of a round: clean in even rounds, under fog in odd ones."""
-    clean = np.asarray(load_dataset(DATA, "train").images_NHWC_u8)
+    clean = np.asarray(load_dataset(DATA, "train").images_NHWC)
     rows = (np.arange(size.batch) + number * size.batch) % len(clean)
     if number % 2 == 0:
         return clean[rows]

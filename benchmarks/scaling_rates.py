@@ -145,13 +145,13 @@ def failures_of(count: int) -> Failures:
         severities_N=rows % 5 + 1,
         labels_N=rows % 1000,
         predicted_N=(rows + 1) % 1000,
-        images_NHWC_u8=few[rows % len(few)],
+        images_NHWC=few[rows % len(few)],
     )
 
 
 def without_pixels(failures: Failures) -> Failures:
     """Return the same failures with digests instead of pixels."""
-    digests = pixel_digests(failures.images_NHWC_u8[:64])
+    digests = pixel_digests(failures.images_NHWC[:64])
     lazy = RecomputedPixels(
         corruption=failures.corruption,
         image_ids_N=failures.image_ids_N,
@@ -160,7 +160,7 @@ def without_pixels(failures: Failures) -> Failures:
         image_shape=(224, 224, 3),
         seed=0,
     )
-    return Failures(**{**vars(failures), "images_NHWC_u8": lazy})
+    return Failures(**{**vars(failures), "images_NHWC": lazy})
 
 
 @dataclass(frozen=True, kw_only=True)

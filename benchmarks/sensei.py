@@ -84,7 +84,7 @@ def work_of(size: Sizes, device: torch.device) -> Work:
     data = load_dataset(DATA, "train").head(size.batched)
     populations = Populations(GENES, images=size.batched, keep=size.variants, seed=0)
     return Work(
-        images_BHWC_u8=np.asarray(data.images_NHWC_u8),
+        images_BHWC_u8=np.asarray(data.images_NHWC),
         labels_B=torch.from_numpy(np.asarray(data.labels_N, np.int64)).to(device),
         vectors_BVG=populations.vectors_NPG,
     )

@@ -73,7 +73,7 @@ def write_store(path: Path, rows: int, seed: int) -> None:
             severities_N=generator.integers(1, 6, rows),
             labels_N=labels,
             predicted_N=(labels + 1) % CLASSES,
-            images_NHWC_u8=images,
+            images_NHWC=images,
         )
         write_failures(path, failures)
 
@@ -110,8 +110,8 @@ def draw(experience: Experience, tasks: int, episode: int) -> int:
         task = sample_task(
             {NAME: experience}, one, seed=0, episode=episode, slot=slot, shots=10, query_size=100
         )
-        support = experience.collect.images_NHWC_u8[task.support_rows]
-        query = experience.fail.images_NHWC_u8[task.query_rows]
+        support = experience.collect.images_NHWC[task.support_rows]
+        query = experience.fail.images_NHWC[task.query_rows]
         size += support.nbytes + query.nbytes
     return size
 

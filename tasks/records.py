@@ -42,8 +42,9 @@ class Failures:
         severities_N: int64 [N], 1 to 5.
         labels_N: int64 [N], true classes.
         predicted_N: int64 [N], the classes that the deployed DNN predicted.
-        images_NHWC_u8: the corrupted pixels, uint8 [N, H, W, C]: an array, a memory map, or pixels that are
-            recomputed from the clean images when they are read.
+        images_NHWC: the corrupted pixels, uint8 [N, H, W, C]: an array, a memory map, or pixels that are
+            recomputed from the clean images when they are read. Images that a caller of `repair` gives as float32
+            are the DNN's own input, and are kept as they are.
 
     Source: paper Sec. 4.1.
     """
@@ -53,7 +54,7 @@ class Failures:
     severities_N: Ints
     labels_N: Ints
     predicted_N: Ints
-    images_NHWC_u8: PixelRows
+    images_NHWC: PixelRows
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -73,7 +74,7 @@ class Failures:
             severities_N=self.severities_N[rows],
             labels_N=self.labels_N[rows],
             predicted_N=self.predicted_N[rows],
-            images_NHWC_u8=self.images_NHWC_u8[rows],
+            images_NHWC=self.images_NHWC[rows],
         )
 
 

@@ -29,7 +29,7 @@ def predict(
 ) -> torch.Tensor:
     """Logits [N, K] of the given images, on the CPU. Batch norms use the statistics stored in `buffers`."""
     net = frozen_net(deployed.module)
-    images = given.images_NHWC_u8
+    images = given.images_NHWC
     parts = [
         net.logits(parameters, buffers, deployed.normalise(images[start : start + batch_size])).float().cpu()
         for start in range(0, len(images), batch_size)

@@ -91,5 +91,5 @@ def _no_failures(here: Surroundings) -> Failures:
         severities_N=nothing,
         labels_N=nothing,
         predicted_N=nothing,
-        images_NHWC_u8=np.empty((0, *here.split("train").image_shape), np.uint8),
+        images_NHWC=np.empty((0, *here.split("train").image_shape), np.uint8),
     )

@@ -14,7 +14,7 @@ from tasks.records import Failures, Ints, Pixels
 
 def failure_batch(deployed: DeployedModel, failures: Failures, rows: Ints, *, seed: int = 0) -> Batch:
     """The given rows of `failures` as a batch; `seed` keys its dropout masks."""
-    return image_batch(deployed, failures.images_NHWC_u8[rows], failures.labels_N[rows], seed=seed)
+    return image_batch(deployed, failures.images_NHWC[rows], failures.labels_N[rows], seed=seed)
 
 
 def support_batch(
@@ -28,14 +28,14 @@ def support_batch(
     seed: int = 0,
 ) -> Batch:
     """The given rows of `failures`, then `count` random clean images; `seed` keys the dropout masks."""
-    images_B, labels_B = failures.images_NHWC_u8[rows], failures.labels_N[rows]
+    images_B, labels_B = failures.images_NHWC[rows], failures.labels_N[rows]
     if count and clean is None:
         raise ConfigError(
             f"task.clean_support={count} needs clean training images, but none are given. Set it to 0, or give them."
         )
     if count and clean is not None:
         drawn = clean.sample(count, generator)
-        images_B = np.concatenate([images_B, drawn.images_NHWC_u8])
+        images_B = np.concatenate([images_B, drawn.images_NHWC])
         labels_B = np.concatenate([labels_B, drawn.labels_N])
     return image_batch(deployed, images_B, labels_B, seed=seed)
 

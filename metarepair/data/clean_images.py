@@ -20,16 +20,16 @@ class LabelledImages(Protocol):
     """Failures, or clean images."""
 
     @property
-    def images_NHWC_u8(self) -> PixelRows: ...
+    def images_NHWC(self) -> PixelRows: ...
     @property
     def labels_N(self) -> Ints: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanImages:
-    """Pixels [N, H, W, C] uint8 and labels [N]."""
+    """Pixels [N, H, W, C], uint8 (or float32, the DNN's own input), and labels [N]."""
 
-    images_NHWC_u8: PixelRows
+    images_NHWC: PixelRows
     labels_N: Ints
 
     def __len__(self) -> int:
@@ -37,7 +37,7 @@ class CleanImages:
 
     def take(self, rows: Ints) -> CleanImages:
         """The given rows, in the given order (pixels are copied)."""
-        return CleanImages(images_NHWC_u8=self.images_NHWC_u8[rows], labels_N=self.labels_N[rows])
+        return CleanImages(images_NHWC=self.images_NHWC[rows], labels_N=self.labels_N[rows])
 
     @cached_property
     def held_out_rows(self) -> Ints:

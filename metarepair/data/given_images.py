@@ -54,7 +54,7 @@ def collect_images(given: Any, *, name: str, channels: int = 3) -> GivenImages:
     """
     ids: Ints | None = None
     if hasattr(given, "labels_N"):  # this project's own records and data sets
-        pixels = given.images_NHWC_u8[:] if hasattr(given, "images_NHWC_u8") else given.images(slice(None))
+        pixels = given.images_NHWC[:] if hasattr(given, "images_NHWC") else given.images(slice(None))
         labels, ids = given.labels_N, given.image_ids_N
     elif isinstance(given, tuple) and len(given) == 2 and getattr(given[0], "ndim", 0) >= 3:
         pixels, labels = given

@@ -53,7 +53,7 @@ class Surroundings:
     def clean(self) -> CleanImages:
         """The clean training split to learn from."""
         train = self.split("train")
-        return CleanImages(images_NHWC_u8=train.images_NHWC_u8, labels_N=train.labels_N)
+        return CleanImages(images_NHWC=train.images_NHWC, labels_N=train.labels_N)
 
     def _archive(self, test: ArrayDataset) -> Archive:
         archive = load_archive(Path(self.config.data.archive or "").expanduser())

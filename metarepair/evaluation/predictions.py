@@ -86,7 +86,7 @@ def predicted_on(
     was mined with other pixels (by another version of a library) is predicted from its mined pixels.
     """
     rows_N = rows_of_images(test.image_ids_N, np.argsort(test.image_ids_N), fail.image_ids_N)
-    mined_N, predicted = digests_of(fail.images_NHWC_u8), np.zeros(len(fail), dtype=bool)
+    mined_N, predicted = digests_of(fail.images_NHWC), np.zeros(len(fail), dtype=bool)
     classes = np.zeros((len(models), len(fail)), dtype=np.int64)
     for severity, predictions in corrupted.items():
         same = np.flatnonzero(

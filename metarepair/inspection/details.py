@@ -105,7 +105,7 @@ def _environment(stage: StoredStage, states: States, counts: Sequence[Settings])
 
 def pixels_of(collect: Failures) -> str:
     """Return whether the pixels are stored or recomputed."""
-    return "recomputed" if isinstance(collect.images_NHWC_u8, RecomputedPixels) else "stored"
+    return "recomputed" if isinstance(collect.images_NHWC, RecomputedPixels) else "stored"
 
 
 def by_severity(facts: Iterable[Settings], key: str) -> dict[str, int]:

@@ -66,7 +66,7 @@ def _lone_rows(file: LoneFile, path: Place) -> list[SheetRow]:
     if file.name != "collect.arrow" or file.state in BAD:
         return []
     failures = read_failures(path)
-    if isinstance(failures.images_NHWC_u8, RecomputedPixels):
+    if isinstance(failures.images_NHWC, RecomputedPixels):
         raise DataError(
             f"{path} stores no pixels (mining.pixels: recomputed); the manifest in its folder names the data set that "
             f"they are made from. Inspect the folder: metarepair inspect {path.parent} --sheet FILE"
@@ -80,9 +80,9 @@ def _collected(stage: StageFacts, root: Place) -> Failures | None:
         return None
     folder = root if stage.path == "." else root / stage.path
     failures = read_failures(folder / "collect.arrow")
-    images = failures.images_NHWC_u8
+    images = failures.images_NHWC
     if isinstance(images, RecomputedPixels):
-        return replace(failures, images_NHWC_u8=images.with_data(_clean_images(stage)))
+        return replace(failures, images_NHWC=images.with_data(_clean_images(stage)))
     return failures
 
 
@@ -110,7 +110,7 @@ def _environment_row(stage: StageFacts, failures: Failures | None) -> SheetRow:
     return SheetRow(
         name=stage.name or failures.corruption,
         note=f"{stage.role or 'environment'}, {len(failures)} collected",
-        images=list(failures.images_NHWC_u8[rows]),
+        images=list(failures.images_NHWC[rows]),
         captions=captions,
     )
 
@@ -133,7 +133,7 @@ def _by_severity(failures: Failures, classes: Sequence[str]) -> list[SheetRow]:
             SheetRow(
                 name=f"severity {severity}",
                 note=f"{failures.corruption}, {len(members)} collected",
-                images=list(failures.images_NHWC_u8[rows]),
+                images=list(failures.images_NHWC[rows]),
                 captions=_captions(failures, rows, classes),
             )
         )

@@ -72,7 +72,7 @@ class TaskSource:
         generator = keyed_generator("clean", seed, episode, slot)
         size = min(size, len(self.clean))
         rows = generator.choice(len(self.clean), size=size, replace=False)
-        images = self.clean.images_NHWC_u8[rows]  # a copy
+        images = self.clean.images_NHWC[rows]  # a copy
         count = round(settings.clean_corrupted * size)
         if count:
             assert self.train is not None

@@ -33,7 +33,7 @@ class BatchNormAdapt(Method):
     cost = "one forward pass over D_collect"
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        images = data.learn.images_NHWC_u8
+        images = data.learn.images_NHWC
         adapted = adapt_statistics(deployed, images)
         context.budget.spend(images=len(images) if adapted else 0)
         return repaired_from(
@@ -45,23 +45,23 @@ class BatchNormAdapt(Method):
 
 
 @torch.no_grad()
-def adapt_statistics(deployed: DeployedModel, images_NHWC_u8: PixelRows, *, batch_size: int = 500) -> bool:
+def adapt_statistics(deployed: DeployedModel, images_NHWC: PixelRows, *, batch_size: int = 500) -> bool:
     """Store mean and variance over the images in the DNN's batch norms.
 
     Returns False, and changes nothing, if there are no images or no batch norm stores statistics.
     """
     module = deployed.module.eval()
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms or not len(images_NHWC_u8):
+    if not norms or not len(images_NHWC):
         return False
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.training = True
-    count = len(images_NHWC_u8)
+    count = len(images_NHWC)
     starts = range(0, max(count - 1, 1), batch_size)
     for start, end in zip(starts, (*starts[1:], count), strict=True):
-        batch = images_NHWC_u8[start:end]
+        batch = images_NHWC[start:end]
         for norm in norms:
             norm.momentum = len(batch) / (start + len(batch))  # a running mean over all images so far
         module(deployed.normalise(batch))

@@ -34,13 +34,13 @@ class Examples:
 
     def images(self, rows: Ints) -> Pixels:
         """Return a copy of the pixels [B, H, W, C], uint8."""
-        images = np.empty((len(rows), *self.sources[0].images_NHWC_u8.shape[1:]), np.uint8)
+        images = np.empty((len(rows), *self.sources[0].images_NHWC.shape[1:]), np.uint8)
         which_B = np.searchsorted(self._ends, rows, side="right")
         for number, source in enumerate(self.sources):
             here = which_B == number
             if here.any():
                 start = int(self._ends[number]) - self.sizes[number]
-                images[here] = source.images_NHWC_u8[rows[here] - start]
+                images[here] = source.images_NHWC[rows[here] - start]
         return images
 
 

@@ -64,7 +64,7 @@ class Tent(Method):
         settings = context.settings
         assert isinstance(settings, TentSettings)
         self.check(deployed.module, settings)
-        module, images = deployed.module.eval(), data.learn.images_NHWC_u8
+        module, images = deployed.module.eval(), data.learn.images_NHWC
         affine = _affine(module)
         for parameter in module.parameters():
             parameter.requires_grad_(False)

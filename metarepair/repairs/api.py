@@ -257,11 +257,11 @@ def _repair_data(
         severities_N=np.zeros(len(failures), np.int64),
         labels_N=failures.labels_N,
         predicted_N=predicted,
-        images_NHWC_u8=failures.images_NHWC,
+        images_NHWC=failures.images_NHWC,
     )
     data = split_collected(collect, config, seed=0)
     if training is not None:
-        clean = CleanImages(images_NHWC_u8=training.images_NHWC, labels_N=training.labels_N)
+        clean = CleanImages(images_NHWC=training.images_NHWC, labels_N=training.labels_N)
         data = replace(data, clean=clean)
     return data, _notes(data, right, config.task.shots if method.walks else 0)
 

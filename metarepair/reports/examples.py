@@ -44,10 +44,10 @@ def example_figure(
     groups = by_method(result)
     method = "metarepair" if "metarepair" in groups else list(groups)[-1]
     fail, seed = read_failures(store), int(groups[method][0]["seed"])
-    if isinstance(fail.images_NHWC_u8, RecomputedPixels):
+    if isinstance(fail.images_NHWC, RecomputedPixels):
         if test is None:
             return "the store holds no pixels, and the test split was not given"
-        fail = replace(fail, images_NHWC_u8=fail.images_NHWC_u8.with_data(test()))
+        fail = replace(fail, images_NHWC=fail.images_NHWC.with_data(test()))
     after_N = _after(samples, fail, method, seed)
     if not np.any(after_N >= 0):
         return f"{samples.name} has no examples of {method}"

@@ -242,7 +242,7 @@ def examples(fail: Failures, after_N: Ints, classes: Sequence[str], title: str, 
             if column >= len(chosen):
                 continue
             row = int(chosen[column])
-            axes.imshow(fail.images_NHWC_u8[row].squeeze(), cmap="gray")
+            axes.imshow(fail.images_NHWC[row].squeeze(), cmap="gray")
             names = [_class(classes, v[row]) for v in (fail.labels_N, fail.predicted_N, after_N)]
             text = (
                 f"true: {names[0]}\nbefore: {names[1]}\nafter: {names[2]}\nseverity {fail.severities_N[row]}"

@@ -198,7 +198,7 @@ def _build_extractor(config: Config) -> Callable[[FeatureShard], int]:
         collect = open_side(environment.folder, "collect", shard.mined, here.split(environment.split))
         size = config.features.batch_size
         starts = range(shard.start, shard.stop, size)
-        images = collect.images_NHWC_u8
+        images = collect.images_NHWC
         features = [extractor(images[start : min(start + size, shard.stop)]) for start in starts]
         ids = collect.image_ids_N[shard.start : shard.stop]
         write_features(shard.path, np.concatenate(features), ids)

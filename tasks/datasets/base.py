@@ -64,7 +64,7 @@ class ArrayDataset:
         classes: names of the classes, in the order of the labels.
         image_ids_N: int64 [N], the position of each image in the published order.
         labels_N: int64 [N], in 0..len(classes) - 1.
-        images_NHWC_u8: uint8 [N, H, W, 3], RGB.
+        images_NHWC: uint8 [N, H, W, 3], RGB.
         corruption_table: table of corruption constants; `None` for the table that suits the image size.
         archive: published corrupted images to use instead of generated ones; `None` for generated ones.
         known_digest: digest of a memory-mapped array, computed when it was written, so that `digest` need not read the
@@ -81,7 +81,7 @@ class ArrayDataset:
     classes: tuple[str, ...]
     image_ids_N: Ints
     labels_N: Ints
-    images_NHWC_u8: Pixels
+    images_NHWC: Pixels
     corruption_table: str | None = None
     archive: Archive | None = None
     known_digest: str | None = None
@@ -93,7 +93,7 @@ class ArrayDataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, 3) in pixels."""
-        height, width, channels = self.images_NHWC_u8.shape[1:]
+        height, width, channels = self.images_NHWC.shape[1:]
         return height, width, channels
 
     def images(self, rows: Ints | slice) -> Pixels:
@@ -105,11 +105,11 @@ class ArrayDataset:
         Returns:
             uint8 [B, H, W, 3], RGB; a view for a slice, else a copy.
         """
-        return self.images_NHWC_u8[rows]
+        return self.images_NHWC[rows]
 
     def digest(self) -> str:
         """Compute a digest of pixels and labels: 24 hexadecimal digits."""
-        return self.known_digest or digest_of(self.images_NHWC_u8, self.labels_N)
+        return self.known_digest or digest_of(self.images_NHWC, self.labels_N)
 
     def head(self, num_images: int) -> ArrayDataset:
         """Take the first rows.
@@ -125,20 +125,20 @@ class ArrayDataset:
             self,
             image_ids_N=self.image_ids_N[:num_images],
             labels_N=self.labels_N[:num_images],
-            images_NHWC_u8=self.images_NHWC_u8[:num_images],
+            images_NHWC=self.images_NHWC[:num_images],
             known_digest=self.known_digest if whole else None,
         )
 
 
-def digest_of(images_NHWC_u8: Pixels, labels_N: Ints) -> str:
+def digest_of(images_NHWC: Pixels, labels_N: Ints) -> str:
     """A digest of pixels and labels: 24 hexadecimal digits."""
-    digest = hashlib.blake2b(np.ascontiguousarray(images_NHWC_u8).data, digest_size=12)
+    digest = hashlib.blake2b(np.ascontiguousarray(images_NHWC).data, digest_size=12)
     digest.update(labels_N.tobytes())
     return digest.hexdigest()
 
 
 def _check_arrays(data: ArrayDataset) -> None:
-    images, labels = data.images_NHWC_u8, data.labels_N
+    images, labels = data.images_NHWC, data.labels_N
     where = f"{data.name} {data.split}"
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3:
         raise DataError(

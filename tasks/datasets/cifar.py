@@ -109,7 +109,7 @@ def _dataset(
         classes=DATASETS[name].classes,
         image_ids_N=np.arange(len(images)) if ids is None else ids,
         labels_N=labels,
-        images_NHWC_u8=images,
+        images_NHWC=images,
         passed_over=passed.notes(),
     )
 

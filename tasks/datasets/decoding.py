@@ -81,7 +81,7 @@ def decode_listing(listing: Listing) -> ArrayDataset:
         classes=listing.classes,
         image_ids_N=order_N,
         labels_N=listing.labels_N[order_N],
-        images_NHWC_u8=images,
+        images_NHWC=images,
         known_digest=known_digest,
         passed_over=listing.passed_over,
     )
@@ -113,11 +113,11 @@ def native_size(first: EncodedImage) -> int:
     return height
 
 
-def _fill(images_NHWC_u8: Pixels, listing: Listing, order_N: Ints) -> None:
+def _fill(images_NHWC: Pixels, listing: Listing, order_N: Ints) -> None:
     """Decode all images into their rows."""
     row_of = np.empty(len(order_N), np.int64)
     row_of[order_N] = np.arange(len(order_N))
-    decode = partial(_decode, side=images_NHWC_u8.shape[1], resize=listing.image_size is not None)
+    decode = partial(_decode, side=images_NHWC.shape[1], resize=listing.image_size is not None)
     unreadable: list[str] = []
     done = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -126,7 +126,7 @@ def _fill(images_NHWC_u8: Pixels, listing: Listing, order_N: Ints) -> None:
                 if isinstance(decoded, str):
                     unreadable.append(decoded)
                 elif done < len(order_N):
-                    images_NHWC_u8[row_of[done]] = decoded
+                    images_NHWC[row_of[done]] = decoded
                 done += 1
             if len(unreadable) >= _ENOUGH:
                 break

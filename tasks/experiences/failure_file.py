@@ -37,7 +37,7 @@ def write_failures(
     More than `CHUNK` rows of pixels go through a scratch file, so that memory does not grow with the number of rows.
     """
     rows_N = np.arange(len(failures)) if rows is None else rows
-    images = failures.images_NHWC_u8
+    images = failures.images_NHWC
     if isinstance(images, RecomputedPixels):
         column = pa.array(images.digests_N[rows_N], pa.uint64())
         _write(path, failures, rows_N, column, {"seed": images.seed, **(metadata or {})})
@@ -58,7 +58,7 @@ def _write(path: Place, failures: Failures, rows_N: Ints, pixels: pa.Array, fact
         pa.array(failures.predicted_N[rows_N], pa.int32()),
         pixels,
     ]
-    schema = failure_schema(failures.images_NHWC_u8.shape[1:], stored=pixels.type != pa.uint64())
+    schema = failure_schema(failures.images_NHWC.shape[1:], stored=pixels.type != pa.uint64())
     texts = {"corruption": failures.corruption, "facts": json.dumps(dict(facts))}
     schema = schema.with_metadata(
         {**(schema.metadata or {}), **{k.encode(): v.encode() for k, v in texts.items()}}
@@ -135,7 +135,7 @@ def _failures(
         severities_N=severities,
         labels_N=_column(batch, "label"),
         predicted_N=_column(batch, "predicted"),
-        images_NHWC_u8=images,
+        images_NHWC=images,
     )
 
 

@@ -76,7 +76,7 @@ def mine(
                 severities_N=np.full(len(wrong), severity),
                 labels_N=labels[wrong],
                 predicted_N=predicted[wrong],
-                images_NHWC_u8=images[wrong],
+                images_NHWC=images[wrong],
             )
             parts.append(failures if keep == "stored" else without_pixels(failures, data, seed=seed))
     return MinedShard(failures=concatenate(parts), examined=examined, correct=correct, seconds=seconds)
@@ -84,22 +84,22 @@ def mine(
 
 def without_pixels(failures: Failures, data: Dataset, *, seed: int) -> Failures:
     """The same failures, with pixels that are recomputed from `data` when they are read."""
-    height, width, channels = failures.images_NHWC_u8.shape[1:]
+    height, width, channels = failures.images_NHWC.shape[1:]
     pixels = RecomputedPixels(
         corruption=failures.corruption,
         image_ids_N=failures.image_ids_N,
         severities_N=failures.severities_N,
-        digests_N=pixel_digests(failures.images_NHWC_u8[:]),
+        digests_N=pixel_digests(failures.images_NHWC[:]),
         image_shape=(height, width, channels),
         seed=seed,
         data=data,
     )
-    return replace(failures, images_NHWC_u8=pixels)
+    return replace(failures, images_NHWC=pixels)
 
 
 def concatenate(parts: Sequence[Failures], *, copy: bool = True) -> Failures:
     """The rows of all parts, in order; all must be of one corruption. Without `copy`, the pixels are not copied."""
-    pixels = [p.images_NHWC_u8 for p in parts]
+    pixels = [p.images_NHWC for p in parts]
     recomputed = [p for p in pixels if isinstance(p, RecomputedPixels)]
     images: PixelRows = joined(recomputed) if recomputed else StackedPixels(pixels)
     return Failures(
@@ -108,7 +108,7 @@ def concatenate(parts: Sequence[Failures], *, copy: bool = True) -> Failures:
         severities_N=np.concatenate([p.severities_N for p in parts]),
         labels_N=np.concatenate([p.labels_N for p in parts]),
         predicted_N=np.concatenate([p.predicted_N for p in parts]),
-        images_NHWC_u8=images[:] if copy and not recomputed else images,
+        images_NHWC=images[:] if copy and not recomputed else images,
     )
 
 

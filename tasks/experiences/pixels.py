@@ -33,12 +33,12 @@ def pixel_digests(images_BHWC_u8: Pixels) -> Digests:
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def digests_of(images_NHWC_u8: PixelRows, *, batch_size: int = 500) -> Digests:
+def digests_of(images_NHWC: PixelRows, *, batch_size: int = 500) -> Digests:
     """The digests [N] of many images: the recorded ones if pixels are recomputed, else those of the stored pixels."""
-    if isinstance(images_NHWC_u8, RecomputedPixels):
-        return images_NHWC_u8.digests_N
-    starts = range(0, len(images_NHWC_u8), batch_size)
-    parts = [pixel_digests(images_NHWC_u8[start : start + batch_size]) for start in starts]
+    if isinstance(images_NHWC, RecomputedPixels):
+        return images_NHWC.digests_N
+    starts = range(0, len(images_NHWC), batch_size)
+    parts = [pixel_digests(images_NHWC[start : start + batch_size]) for start in starts]
     return np.concatenate([np.empty(0, dtype=np.uint64), *parts])
 
 

@@ -132,6 +132,6 @@ def open_side(folder: Place, side: Side, manifest: Manifest, data: Dataset | Non
             f"{folder / name} has {len(failures)} rows, its manifest promises {manifest.rows[side]}. "
             "Mine it again with --restart."
         )
-    if data is not None and isinstance(failures.images_NHWC_u8, RecomputedPixels):
-        return replace(failures, images_NHWC_u8=failures.images_NHWC_u8.with_data(data))
+    if data is not None and isinstance(failures.images_NHWC, RecomputedPixels):
+        return replace(failures, images_NHWC=failures.images_NHWC.with_data(data))
     return failures

@@ -61,9 +61,7 @@ def test_a_run_on_an_archive_repairs_and_judges_on_its_images(tmp_path, archive,
     stored = np.load(archive / "gaussian_noise.npy").reshape(5, -1, 32, 32, 3)
     for side in ("collect", "fail"):
         failures = open_side(folder, side, manifest)
-        assert np.array_equal(
-            failures.images_NHWC_u8, stored[failures.severities_N - 1, failures.image_ids_N]
-        )
+        assert np.array_equal(failures.images_NHWC, stored[failures.severities_N - 1, failures.image_ids_N])
     shares = [manifest.facts["correct"][s] / manifest.facts["examined"][s] for s in ("3", "5")]
     (result,) = root.glob("repaired/*/result.json")
     rows = {row["method"]: row for row in json.loads(result.read_text(encoding="utf-8"))["methods"]}

@@ -35,7 +35,7 @@ def own(tmp_path: Path) -> Path:
             folder = tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             for row in np.flatnonzero(data.labels_N == label)[:10]:
-                Image.fromarray(data.images_NHWC_u8[row]).save(folder / f"{data.image_ids_N[row]:05d}.png")
+                Image.fromarray(data.images_NHWC[row]).save(folder / f"{data.image_ids_N[row]:05d}.png")
     (tmp_path / "own.yaml").write_text(CONFIG.format(root=tmp_path / "images"), encoding="utf-8")
     return tmp_path
 
@@ -63,7 +63,7 @@ def test_a_run_on_a_folder_of_images(own: Path, capsys: pytest.CaptureFixture[st
     # Clean accuracy of the sample is 90 %: were rows and labels not of one image, most of all would be failures.
     assert manifest.facts["correct"]["3"] > 40
     failures = open_side(run / "targets" / "gaussian_noise", "collect", manifest)
-    assert failures.images_NHWC_u8.shape[1:] == (32, 32, 3)
+    assert failures.images_NHWC.shape[1:] == (32, 32, 3)
     assert (run / "score" / "confidence.csv").is_file()
     capsys.readouterr()
     assert main(["inspect", str(run), "--json"]) == 0

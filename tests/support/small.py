@@ -25,7 +25,7 @@ def pixels(number: int, seed: int = 0, *, size: int = 8) -> Any:
 
 def failures_of(
     labels_N: Ints,
-    images_NHWC_u8: Any,
+    images_NHWC: Any,
     *,
     predicted_N: Ints | None = None,
     severities_N: Ints | None = None,
@@ -39,7 +39,7 @@ def failures_of(
         severities_N=np.ones(number, np.int64) if severities_N is None else severities_N,
         labels_N=labels_N,
         predicted_N=(labels_N + 1) % 3 if predicted_N is None else predicted_N,
-        images_NHWC_u8=images_NHWC_u8,
+        images_NHWC=images_NHWC,
     )
 
 
@@ -53,7 +53,7 @@ def bright_failures(number: int, seed: int, *, noise: int) -> Failures:
 
 def clean_of(known: Failures) -> CleanImages:
     """Return the same images and labels as clean images."""
-    return CleanImages(images_NHWC_u8=known.images_NHWC_u8, labels_N=known.labels_N)
+    return CleanImages(images_NHWC=known.images_NHWC, labels_N=known.labels_N)
 
 
 def small_net(*, norm: bool = True, dropout: float | None = None, flat: bool = False) -> nn.Module:

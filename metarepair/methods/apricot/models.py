@@ -221,7 +221,7 @@ def _train(
     losses = deque[torch.Tensor](maxlen=order.steps_per_epoch)
     for step in range(settings.epochs * order.steps_per_epoch):
         rows_B = rows_N[order.rows(step)]
-        logits_BK = module(deployed.normalise(clean.images_NHWC_u8[rows_B]))
+        logits_BK = module(deployed.normalise(clean.images_NHWC[rows_B]))
         loss = F.cross_entropy(logits_BK, torch.from_numpy(clean.labels_N[rows_B]).to(deployed.device))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -246,7 +246,7 @@ def _recipe(
         "settings": settings.model_dump(mode="json", exclude={"models"}),
         "seed": seed,
         "deployed": state_hash(dict((*module.named_parameters(), *module.named_buffers()))),
-        "images": list(clean.images_NHWC_u8.shape),
+        "images": list(clean.images_NHWC.shape),
         "labels": hashlib.blake2b(clean.labels_N.tobytes(), digest_size=12).hexdigest(),
     }
 

@@ -119,7 +119,7 @@ def correct_rows(
         for start in range(0, len(rows), LOOKED_AT):
             batch = np.array(rows[start : start + LOOKED_AT])
             _ask(budget, len(batch))
-            predicted_B = deployed.logits(clean.images_NHWC_u8[batch]).argmax(1).numpy()
+            predicted_B = deployed.logits(clean.images_NHWC[batch]).argmax(1).numpy()
             for row in batch[predicted_B == labels_N[batch]].tolist():
                 found[int(labels_N[row])].append(row)
     if not any(found.values()):
@@ -160,7 +160,7 @@ def blame(
             rows = slice(start, start + BATCH)
             labels_B = torch.from_numpy(np.ascontiguousarray(images.labels_N[rows])).to(deployed.device)
             _ask(budget, len(labels_B))
-            yield deployed.normalise(images.images_NHWC_u8[rows]), labels_B
+            yield deployed.normalise(images.images_NHWC[rows]), labels_B
 
     layers = dict([*layers_of(deployed.module).items()][-(last_layers or 0) :])
     sensitivity, gradient = _gradients(deployed.module, layers, batches, len(images.labels_N))

@@ -113,11 +113,11 @@ def localise(
                 break
             if start is not None:
                 rows = slice(start, start + BATCH)
-                images = data.learn.images_NHWC_u8[rows]
+                images = data.learn.images_NHWC[rows]
                 budget.spend(images=observer.see_failures(images, data.learn.labels_N[rows]))
             if first is not None:
                 chosen = order[first : first + BATCH]
-                images = data.clean.images_NHWC_u8[chosen]
+                images = data.clean.images_NHWC[chosen]
                 num_right, seen = observer.see_clean(images, data.clean.labels_N[chosen])
                 right += num_right
                 budget.spend(images=seen)

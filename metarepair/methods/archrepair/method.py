@@ -172,7 +172,7 @@ def _localised(deployed: DeployedModel, data: RepairData, context: MethodContext
         return _read_localised(json.loads(path.read_text(encoding="utf-8")), context)
     settings = context.settings
     assert isinstance(settings, ArchRepairSettings)
-    images = data.learn.images_NHWC_u8[:PROBED]
+    images = data.learn.images_NHWC[:PROBED]
     shapes = usable_blocks(deployed.module.eval(), settings.blocks, deployed.normalise(images))
     found = localise(
         deployed,

@@ -99,7 +99,7 @@ class DeepRepair(Method):
         clean = clean_beside_failures(self.name, data)
         rows = style_rows(data.learn, clusters=settings.clusters, seed=context.seed)
         transfer = _transfer(data, rows.tolist(), deployed, settings)
-        styled = StyledImages(clean.images_NHWC_u8, transfer, styles=len(rows), seed=context.seed)
+        styled = StyledImages(clean.images_NHWC, transfer, styles=len(rows), seed=context.seed)
         training = Training(
             deployed.module,
             deployed,
@@ -124,7 +124,7 @@ class DeepRepair(Method):
 def _transfer(
     data: RepairData, rows: list[int], deployed: DeployedModel, settings: DeepRepairSettings
 ) -> Transfer:
-    styles_SHWC_u8 = data.learn.images_NHWC_u8[rows]
+    styles_SHWC_u8 = data.learn.images_NHWC[rows]
     if settings.weights is None:
         return WaveletStatistics(styles_SHWC_u8, deployed.device)
     return WhiteningColouring(load_wct2(Path(settings.weights)), styles_SHWC_u8, deployed.device)

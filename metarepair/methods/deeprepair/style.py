@@ -34,7 +34,7 @@ def style_rows(failures: Failures, *, clusters: int, seed: int) -> Ints:
     for label in np.unique(failures.labels_N).tolist():
         generator = keyed_generator("deeprepair-clusters", seed, label)
         rows = np.flatnonzero(failures.labels_N == label)
-        pixels_NP = failures.images_NHWC_u8[rows].reshape(len(rows), -1)
+        pixels_NP = failures.images_NHWC[rows].reshape(len(rows), -1)
         groups_N = k_means(standardised(pixels_NP), clusters, generator)
         chosen += [int(generator.choice(rows[groups_N == group])) for group in np.unique(groups_N)]
     return np.array(chosen)
@@ -126,20 +126,20 @@ class StyledImages:
     The style of each row is drawn once, because the published code makes all styled images before training.
     """
 
-    def __init__(self, images_NHWC_u8: PixelRows, transfer: Transfer, *, styles: int, seed: int) -> None:
-        self.images_NHWC_u8, self.transfer = images_NHWC_u8, transfer
+    def __init__(self, images_NHWC: PixelRows, transfer: Transfer, *, styles: int, seed: int) -> None:
+        self.images_NHWC, self.transfer = images_NHWC, transfer
         generator = keyed_generator("deeprepair-style", seed)
-        self.style_N = generator.integers(styles, size=len(images_NHWC_u8))
+        self.style_N = generator.integers(styles, size=len(images_NHWC))
         self._kept = dict[int, Pixels]()
-        self._room = KEPT_BYTES // int(np.prod(images_NHWC_u8.shape[1:]))  # number of images
+        self._room = KEPT_BYTES // int(np.prod(images_NHWC.shape[1:]))  # number of images
 
     def __call__(self, rows_B: Ints) -> Pixels:
         made = dict[int, Pixels]()
         missing = np.array([row for row in np.unique(rows_B).tolist() if row not in self._kept], np.int64)
         if len(missing):
-            styled = self.transfer(np.array(self.images_NHWC_u8[missing]), self.style_N[missing])
+            styled = self.transfer(np.array(self.images_NHWC[missing]), self.style_N[missing])
             made = dict(zip(missing.tolist(), styled, strict=True))
             self._kept |= dict(list(made.items())[: max(0, self._room - len(self._kept))])
         if not len(rows_B):
-            return np.empty((0, *self.images_NHWC_u8.shape[1:]), np.uint8)
+            return np.empty((0, *self.images_NHWC.shape[1:]), np.uint8)
         return np.stack([made[row] if row in made else self._kept[row] for row in rows_B.tolist()])

@@ -130,7 +130,7 @@ def test_mining_in_batches_of_any_size_finds_the_same_failures(count: int, batch
         classes=("a", "b", "c"),
         image_ids_N=np.arange(24)[::-1].copy(),
         labels_N=np.arange(24) % 3,
-        images_NHWC_u8=IMAGES,
+        images_NHWC=IMAGES,
     )
     options: Any = {"corruption": "gaussian_noise", "severities": [1, 3], "seed": 5}
     found = mine(predict, data, range(count), batch_size=batch, keep=keep, **options)
@@ -138,14 +138,14 @@ def test_mining_in_batches_of_any_size_finds_the_same_failures(count: int, batch
     assert (found.examined, found.correct) == (alone.examined, alone.correct)
     assert_same(found.failures, alone.failures)
     if keep == "stored":
-        digests = digests_of(alone.failures.images_NHWC_u8, batch_size=batch)
-        np.testing.assert_array_equal(digests, pixel_digests(alone.failures.images_NHWC_u8[:]))
+        digests = digests_of(alone.failures.images_NHWC, batch_size=batch)
+        np.testing.assert_array_equal(digests, pixel_digests(alone.failures.images_NHWC[:]))
 
 
 def assert_same(one: Failures, other: Failures) -> None:
     for name in ("image_ids_N", "severities_N", "labels_N", "predicted_N"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    np.testing.assert_array_equal(one.images_NHWC_u8[:], other.images_NHWC_u8[:])
+    np.testing.assert_array_equal(one.images_NHWC[:], other.images_NHWC[:])
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,7 +156,7 @@ def assert_same(one: Failures, other: Failures) -> None:
 )
 def test_failures_are_written_in_chunks_of_any_size(chunk: int, cut: int, rows: list[int] | None) -> None:
     whole = failures_of(np.arange(24) % 3, IMAGES, severities_N=np.arange(24) % 5 + 1, corruption="fog")
-    stacked = replace(whole, images_NHWC_u8=StackedPixels([IMAGES[:cut], IMAGES[cut:]]))
+    stacked = replace(whole, images_NHWC=StackedPixels([IMAGES[:cut], IMAGES[cut:]]))
     chosen = None if rows is None else np.array(rows, np.int64)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(failure_file, "CHUNK", chunk)

@@ -36,7 +36,7 @@ def failures(count: int, *, light: int) -> Failures:
 
 def clean_of(count: int) -> CleanImages:
     images = np.arange(count, dtype=np.int64)[:, None, None, None] * np.ones((1, 8, 8, 3), np.int64)
-    return CleanImages(images_NHWC_u8=(images % 256).astype(np.uint8), labels_N=np.arange(count) % CLASSES)
+    return CleanImages(images_NHWC=(images % 256).astype(np.uint8), labels_N=np.arange(count) % CLASSES)
 
 
 @pytest.fixture
@@ -72,10 +72,10 @@ def test_held_out_images_are_never_learned_from_and_all_others_are() -> None:
     held_out = set(clean.held_out_rows.tolist())
     assert len(held_out) == 20
     drawn = clean.sample(1000, keyed_generator("test"))
-    images, labels = drawn.images_NHWC_u8, drawn.labels_N
+    images, labels = drawn.images_NHWC, drawn.labels_N
     assert sorted(images[:, 0, 0, 0].tolist()) == sorted(set(range(203)) - held_out)
     assert (labels == images[:, 0, 0, 0] % CLASSES).all()
-    some = clean.sample(5, keyed_generator("test")).images_NHWC_u8
+    some = clean.sample(5, keyed_generator("test")).images_NHWC
     assert len(set(some[:, 0, 0, 0].tolist())) == 5
 
 
@@ -123,12 +123,10 @@ def test_the_mean_with_the_deployed_dnn_is_linear_in_the_weight(
 def test_a_choice_weighs_clean_images_as_told(deployed: DeployedModel, data: RepairData) -> None:
     clean = data.clean
     assert clean is not None
-    images, labels = clean.held_out.images_NHWC_u8, clean.held_out.labels_N
+    images, labels = clean.held_out.images_NHWC, clean.held_out.labels_N
     on_clean = float((deployed.logits(images).argmax(1).numpy() == labels).mean())
     validation = data.validation
-    on_fog = float(
-        (deployed.logits(validation.images_NHWC_u8).argmax(1).numpy() == validation.labels_N).mean()
-    )
+    on_fog = float((deployed.logits(validation.images_NHWC).argmax(1).numpy() == validation.labels_N).mean())
     start = start_of(deployed)
     step = Step(episode=0, slot=0, parameters=start.parameters, buffers=start.buffers, images_seen=0)
     assert on_clean != on_fog

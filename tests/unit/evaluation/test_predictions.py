@@ -35,7 +35,7 @@ def test_split() -> ArrayDataset:
         sample,
         image_ids_N=sample.image_ids_N[order] * 3,
         labels_N=sample.labels_N[order],
-        images_NHWC_u8=sample.images_NHWC_u8[order],
+        images_NHWC=sample.images_NHWC[order],
     )
 
 
@@ -90,7 +90,7 @@ def mined(deployed: DeployedModel, data: ArrayDataset, keep: str) -> Failures:
         ).failures  # type: ignore[arg-type]  # the tests' strings are kinds
     assert len(found) > 20
     if keep == "recomputed":
-        return replace(found, images_NHWC_u8=found.images_NHWC_u8.with_data(data))  # type: ignore[union-attr]
+        return replace(found, images_NHWC=found.images_NHWC.with_data(data))  # type: ignore[union-attr]
     return found
 
 
@@ -121,9 +121,9 @@ def test_images_that_were_mined_with_other_pixels_are_predicted_on_as_they_were_
     corrupted: dict[int, Predictions],
 ) -> None:
     fail = mined(deployed, test_split, "stored")
-    pixels = np.array(fail.images_NHWC_u8)
+    pixels = np.array(fail.images_NHWC)
     pixels[::3] = 255 - pixels[::3]
-    other = replace(fail, images_NHWC_u8=pixels)
+    other = replace(fail, images_NHWC=pixels)
     wanted = anew(deployed, models, other)
     assert (wanted != anew(deployed, models, fail)).any()
     assert (predicted_on(other, deployed, models, test_split, corrupted) == wanted).all()

@@ -44,7 +44,7 @@ def failures(count: int = 39, seed: int = 0, corruption: str = "fog") -> Failure
         severities_N=np.repeat([1, 5], [10, count - 10]),
         labels_N=generator.integers(0, 9, count),  # no truck
         predicted_N=generator.integers(0, 10, count),
-        images_NHWC_u8=generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8),
+        images_NHWC=generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8),
     )
 
 

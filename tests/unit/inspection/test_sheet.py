@@ -34,7 +34,7 @@ def failures(corruption: str) -> Failures:
         severities_N=np.repeat([1, 5], [7, 19]),
         labels_N=generator.integers(0, 10, 26),
         predicted_N=generator.integers(0, 10, 26),
-        images_NHWC_u8=generator.integers(0, 256, (26, 8, 8, 3), dtype=np.uint8),
+        images_NHWC=generator.integers(0, 256, (26, 8, 8, 3), dtype=np.uint8),
     )
 
 
@@ -81,7 +81,7 @@ def test_the_sheet_of_an_environment_has_a_row_for_each_severity(here: Path, tmp
     for line, severity in enumerate((1, 5)):
         rows = evenly_spaced(np.flatnonzero(collect.severities_N == severity))
         for column, row in enumerate(rows):
-            assert np.array_equal(tile(sheet, line, column, 8), collect.images_NHWC_u8[row])
+            assert np.array_equal(tile(sheet, line, column, 8), collect.images_NHWC[row])
     assert len(sheet) == GAP + 2 * (TILE + CAPTION + GAP)
 
 
@@ -94,7 +94,7 @@ def test_the_sheet_of_a_run_has_a_row_for_each_environment(run: Place, tmp_path:
     rows = evenly_spaced(np.arange(len(collect)))
     assert len(rows) == COLUMNS
     for column, row in enumerate(rows):
-        assert np.array_equal(tile(sheet, 0, column, 8), collect.images_NHWC_u8[row])
+        assert np.array_equal(tile(sheet, 0, column, 8), collect.images_NHWC[row])
     damaged = sheet[GAP + TILE + CAPTION + GAP :]
     assert (damaged[:, LABEL_WIDTH:] == 255).all()
     assert (damaged[:, :LABEL_WIDTH] != 255).any()
@@ -117,10 +117,10 @@ def test_pixels_that_are_not_kept_are_made_again_for_the_sheet(tmp_path: Path) -
     show(str(folder), sheet=tmp_path / "sheet.png", as_json=False)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     collect = read_failures(folder / "collect.arrow")
-    pixels: Any = collect.images_NHWC_u8
-    whole = replace(collect, images_NHWC_u8=pixels.with_data(data))
+    pixels: Any = collect.images_NHWC
+    whole = replace(collect, images_NHWC=pixels.with_data(data))
     rows = evenly_spaced(np.flatnonzero(collect.severities_N == 5))
-    assert np.array_equal(tile(sheet, 1, 2, 32), whole.images_NHWC_u8[rows[2]])
+    assert np.array_equal(tile(sheet, 1, 2, 32), whole.images_NHWC[rows[2]])
     facts: Any = inspect(str(folder)).stages[0].details
     assert facts.pixels == "recomputed"
     with pytest.raises(DataError, match=r"stores no pixels.*Inspect the folder"):

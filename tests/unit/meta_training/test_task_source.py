@@ -69,7 +69,7 @@ def source(experiences: dict[str, Experience], **train: Any) -> TaskSource:
         experiences=experiences,
         confidence=EVEN,
         config=config(**train),
-        clean=CleanImages(images_NHWC_u8=TRAIN.images_NHWC_u8, labels_N=TRAIN.labels_N),
+        clean=CleanImages(images_NHWC=TRAIN.images_NHWC, labels_N=TRAIN.labels_N),
         train=TRAIN,
     )
 
@@ -97,7 +97,7 @@ def test_a_share_of_the_clean_images_is_under_the_tasks_own_corruption(
         task = made.task(episode, 0)
         assert task.clean is not None
         images, labels = pixels(task.clean.images_BCHW), task.clean.labels_B.numpy()
-        clean_rows = places_in(images[:6], TRAIN.images_NHWC_u8)
+        clean_rows = places_in(images[:6], TRAIN.images_NHWC)
         assert min(clean_rows) >= 0
         query = places_in(pixels(task.query.images_BCHW)[:1], np.concatenate(list(under.values())))[0]
         (corruption, _), found = list(under)[query // 200], None
@@ -119,7 +119,7 @@ def test_none_of_them_is_corrupted_by_default_and_the_drawn_images_are_the_same(
     )
     assert plain is not None
     assert mixed is not None
-    assert min(places_in(pixels(plain.images_BCHW), TRAIN.images_NHWC_u8)) >= 0
+    assert min(places_in(pixels(plain.images_BCHW), TRAIN.images_NHWC)) >= 0
     assert torch.equal(plain.labels_B, mixed.labels_B)
     assert torch.equal(plain.images_BCHW[:6], mixed.images_BCHW[:6])
     assert not torch.equal(plain.images_BCHW[6:], mixed.images_BCHW[6:])
@@ -138,4 +138,4 @@ def test_a_task_is_the_same_whoever_draws_it(experiences: dict[str, Experience])
     assert one is not None
     assert two is not None
     assert torch.equal(one.images_BCHW, two.images_BCHW)
-    assert places_in(pixels(one.images_BCHW), TRAIN.images_NHWC_u8) == [-1] * 10
+    assert places_in(pixels(one.images_BCHW), TRAIN.images_NHWC) == [-1] * 10

@@ -50,7 +50,7 @@ def failures(number: int) -> Failures:
 def clean_images(number: int) -> CleanImages:
     """Images with the labels that the DNN gives them, so that it is right on all."""
     images = pixels(number, 2)
-    return CleanImages(images_NHWC_u8=images, labels_N=deployed().logits(images).argmax(1).numpy())
+    return CleanImages(images_NHWC=images, labels_N=deployed().logits(images).argmax(1).numpy())
 
 
 def config(batch_size: int, shots: int = 1) -> Any:
@@ -86,7 +86,7 @@ def reduced_models(*, flat: bool) -> Path:
     """Apricot's, made once."""
     folder, whole = Path(mkdtemp()), config(4)
     labels = np.arange(9) % 3
-    clean = CleanImages(images_NHWC_u8=pixels(9), labels_N=labels)
+    clean = CleanImages(images_NHWC=pixels(9), labels_N=labels)
     context = MethodContext(config=whole, seed=0, settings=settings_of(whole, "apricot"), prepared=folder)
     data = RepairData(target="snow", learn=failures(0), validation=failures(0), clean=clean)
     METHODS["apricot"].prepare(deployed(flat=flat), data, context)
@@ -196,7 +196,7 @@ def split(number: int) -> ArrayDataset:
     return ArrayDataset(
         name="unit",
         split="test",
-        images_NHWC_u8=pixels(number),
+        images_NHWC=pixels(number),
         labels_N=np.arange(number) % 3,
         image_ids_N=np.arange(number),
         classes=("a", "b", "c"),

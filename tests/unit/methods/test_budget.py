@@ -127,7 +127,7 @@ class Source:
     first: int
 
     @property
-    def images_NHWC_u8(self) -> Any:
+    def images_NHWC(self) -> Any:
         rows = np.arange(self.first, self.first + self.number, dtype=np.uint8)
         return np.broadcast_to(rows[:, None, None, None], (self.number, 2, 2, 3))
 
@@ -149,7 +149,7 @@ def test_pixels_of_examples_are_copies() -> None:
     pixels = np.zeros((4, 2, 2, 3), np.uint8)
 
     class Held:
-        images_NHWC_u8, labels_N = pixels, np.zeros(4, np.int64)
+        images_NHWC, labels_N = pixels, np.zeros(4, np.int64)
 
     Examples(Held()).images(np.array([1, 2]))[:] = 9
     assert not pixels.any()

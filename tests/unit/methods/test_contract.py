@@ -64,9 +64,9 @@ class World:
     @property
     def secrets(self) -> dict[str, list[bytes]]:
         """What no method may get at, by what it is; each image apart."""
-        test = self.here.split("test").images_NHWC_u8
+        test = self.here.split("test").images_NHWC
         return {
-            "D_fail": [image.tobytes() for image in self.fail.images_NHWC_u8[:]],
+            "D_fail": [image.tobytes() for image in self.fail.images_NHWC[:]],
             "the test split": [image.tobytes() for image in test],
         }
 
@@ -78,7 +78,7 @@ def world() -> World:
         name: ArrayDataset(
             name="unit",
             split=name,
-            images_NHWC_u8=images,
+            images_NHWC=images,
             labels_N=np.random.default_rng(2).integers(3, size=len(images)),
             image_ids_N=np.arange(len(images)),
             classes=("a", "b", "c"),
@@ -88,7 +88,7 @@ def world() -> World:
     labels, predicted = splits["test"].labels_N, np.zeros(TEST, np.int64)
     mined = failures_of(labels, MadeRows(test), predicted_N=predicted)
     half = np.arange(TEST // 2)
-    collect = replace(mined.take(half), images_NHWC_u8=MadeRows(test[: len(half)]))
+    collect = replace(mined.take(half), images_NHWC=MadeRows(test[: len(half)]))
     return World(
         Surroundings(CONFIG, deployed_of(small_net()), splits), collect, mined.take(half + len(half))
     )
@@ -179,11 +179,11 @@ def test_a_method_is_given_what_it_says_that_it_uses_and_nothing_else(
     name: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = split_collected(world.collect, CONFIG, 0)
-    clean = [image.tobytes() for image in world.here.split("train").images_NHWC_u8]
+    clean = [image.tobytes() for image in world.here.split("train").images_NHWC]
     given = given_to(name, world, monkeypatch)
     _, data, context = given
     uses = METHODS[name].uses
-    images = [whole.learn.images_NHWC_u8[0].tobytes()]
+    images = [whole.learn.images_NHWC[0].tobytes()]
     assert found(images, *given) == bool({"failures", "unlabelled"} & set(uses))
     assert found(labels_of(whole.learn), *given) == ("failures" in uses)
     assert found(labels_of(whole.validation), *given) == ("failures" in uses)
@@ -207,16 +207,16 @@ def test_a_method_is_given_what_it_says_that_it_uses_and_nothing_else(
 def test_the_search_does_find_what_is_planted(way: str, world: World) -> None:
     data = split_collected(world.collect, CONFIG, 0)
     context = MethodContext(config=CONFIG, seed=0)
-    secret, images = world.secrets["D_fail"], world.fail.images_NHWC_u8[:]
+    secret, images = world.secrets["D_fail"], world.fail.images_NHWC[:]
     assert not found(secret, data, context)
-    clean = CleanImages(images_NHWC_u8=images, labels_N=world.fail.labels_N)
+    clean = CleanImages(images_NHWC=images, labels_N=world.fail.labels_N)
     whole = np.concatenate([np.zeros_like(images), images])
     planted: dict[str, Any] = {
         "attribute": replace(data, clean=clean),
         "closure": replace(context, say=lambda line: print(line, images)),
         "partial": replace(context, load_meta=partial(no_experiences, images)),
         "default": replace(context, say=lambda line, kept=images: print(line, kept)),
-        "view": replace(data, learn=replace(data.learn, images_NHWC_u8=whole[: len(data.learn)])),
+        "view": replace(data, learn=replace(data.learn, images_NHWC=whole[: len(data.learn)])),
         "bound": replace(context, say=[clean].append),
         "tensor": replace(data, clean=torch.from_numpy(images)),
         "row": replace(data, clean={"one": [bytes(images[3])]}),
@@ -295,7 +295,7 @@ def test_the_deployed_dnn_stays_whatever_a_method_does_to_its_own(world: World) 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "clean" in METHODS[n].uses])
 @pytest.mark.parametrize(
-    "clean", [None, CleanImages(images_NHWC_u8=pixels(0, 0), labels_N=np.empty(0, np.int64))]
+    "clean", [None, CleanImages(images_NHWC=pixels(0, 0), labels_N=np.empty(0, np.int64))]
 )
 def test_a_method_that_needs_clean_images_says_that_there_are_none(
     name: str, clean: Any, world: World

@@ -51,7 +51,7 @@ def data(number: int = 40) -> RepairData:
     failures = failures_of(
         labels_N=generator.integers(3, size=number),
         predicted_N=generator.integers(3, size=number),
-        images_NHWC_u8=generator.integers(120, 256, size=(number, 8, 8, 3), dtype=np.uint8),
+        images_NHWC=generator.integers(120, 256, size=(number, 8, 8, 3), dtype=np.uint8),
     )
     return RepairData(target="snow", learn=failures, validation=failures.take(np.arange(number // 4)))
 
@@ -93,7 +93,7 @@ def test_tent_changes_scales_shifts_and_statistics_of_norms_and_nothing_else(
 def mean_entropy(net: DeployedModel, model: RepairedModel, given: RepairData) -> float:
     filled = model.fill(net.module)
     with torch.no_grad():
-        return float(entropy(filled(net.normalise(given.learn.images_NHWC_u8[:]))))
+        return float(entropy(filled(net.normalise(given.learn.images_NHWC[:]))))
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.LayerNorm(8), nn.GroupNorm(1, 4)])
@@ -130,7 +130,7 @@ def test_neither_reads_a_label(name: str) -> None:
 @pytest.mark.parametrize("name", ["tent", "bn_adapt"])
 def test_its_images_do_matter(name: str) -> None:
     given = data()
-    darker = replace(given.learn, images_NHWC_u8=given.learn.images_NHWC_u8[:] // 2)
+    darker = replace(given.learn, images_NHWC=given.learn.images_NHWC[:] // 2)
     found = [
         state_hash(repaired(name, deployed(), replace(given, learn=learn)).state())
         for learn in (given.learn, darker)
@@ -168,7 +168,7 @@ def test_tent_steps_are_adams_on_the_entropy_of_batches_with_their_own_statistic
     optimizer = torch.optim.Adam(module[1].parameters(), lr=0.01)
     for _ in range(2):  # a batch of all images: their order is of no account
         optimizer.zero_grad()
-        p_BK = module(own.normalise(given.learn.images_NHWC_u8[:])).softmax(1)
+        p_BK = module(own.normalise(given.learn.images_NHWC[:])).softmax(1)
         (-(p_BK * p_BK.log()).sum(1).mean()).backward()
         optimizer.step()
     torch.testing.assert_close(found.parameters["1.weight"], module[1].weight.detach())
@@ -180,9 +180,7 @@ def test_tent_works_on_timms_norms() -> None:
         torch.manual_seed(0)
         own = deployed(build_model("convnext_cifar", 3).eval())
     small = data(10).learn
-    given = replace(
-        data(10), learn=replace(small, images_NHWC_u8=small.images_NHWC_u8.repeat(4, 1).repeat(4, 2))
-    )
+    given = replace(data(10), learn=replace(small, images_NHWC=small.images_NHWC.repeat(4, 1).repeat(4, 2)))
     norms = {k for k, m in own.module.named_modules() if "Norm" in type(m).__name__}
     found = changed(own, repaired("tent", own, given, epochs=1))
     assert found
@@ -192,7 +190,7 @@ def test_tent_works_on_timms_norms() -> None:
 @pytest.mark.parametrize("batch_size", [40, 10, 16])
 def test_bn_adapt_stores_the_means_and_variances_of_the_images(batch_size: int) -> None:
     """Of the first norm in closed form; a mean over batches by their sizes, also of a short one at the end."""
-    own, images = deployed(), data().learn.images_NHWC_u8
+    own, images = deployed(), data().learn.images_NHWC
     conv = own.module[0]  # type: ignore[index]
     with torch.no_grad():
         x_NCHW = conv(own.normalise(images[:]))

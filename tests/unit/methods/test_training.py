@@ -97,7 +97,7 @@ def test_it_ends_with_its_epochs_where_there_is_no_budget() -> None:
     rows = np.concatenate([batch.rows_B for batch in loss.batches])
     assert all(sorted(rows[start : start + 24]) == list(range(24)) for start in range(0, 120, 24))
     for batch in loss.batches:
-        assert np.array_equal(batch.images_BHWC_u8, DATA.learn.images_NHWC_u8[batch.rows_B])
+        assert np.array_equal(batch.images_BHWC_u8, DATA.learn.images_NHWC[batch.rows_B])
         assert batch.labels_B.tolist() == DATA.learn.labels_N[batch.rows_B].tolist()
 
 

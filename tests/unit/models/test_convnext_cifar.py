@@ -41,7 +41,7 @@ def failures(deployed: DeployedModel, test_split: ArrayDataset) -> Failures:
         severities_N=np.full(len(ROWS), 3),
         labels_N=test_split.labels_N[ROWS],
         predicted_N=predicted,
-        images_NHWC_u8=images,
+        images_NHWC=images,
     )
     return whole.take(np.flatnonzero(predicted != whole.labels_N))
 
@@ -96,7 +96,7 @@ def test_finetuning_repairs_it(deployed: DeployedModel, failures: Failures) -> N
     config = RepairConfig.model_validate(
         {"repair": {"episodes": 1, "tasks": 2, "rates": [0.1]}, "task": {"shots": 5}, "inner": {"steps": 2}}
     )
-    given = (np.asarray(failures.images_NHWC_u8), failures.labels_N)
+    given = (np.asarray(failures.images_NHWC), failures.labels_N)
     found = repair(deployed.module, given, mean=deployed.mean, std=deployed.std, config=config)
     assert found.validation_before == 0.0
     assert found.validation_after > 0.1

@@ -87,7 +87,7 @@ def deployed() -> DeployedModel:
 def data() -> RepairData:
     collect = failures_of(np.arange(24) % 3, pixels(24, 0))
     images = pixels(24, 1)
-    clean = CleanImages(images_NHWC_u8=images, labels_N=deployed().logits(images).argmax(1).numpy())
+    clean = CleanImages(images_NHWC=images, labels_N=deployed().logits(images).argmax(1).numpy())
     return replace(split_collected(collect, CONFIG, 0), clean=clean)
 
 
@@ -95,7 +95,7 @@ def data() -> RepairData:
 def prepared() -> Path:
     folder = Path(mkdtemp())
     labels = np.arange(12) % 3
-    clean = CleanImages(images_NHWC_u8=pixels(12, 2), labels_N=labels)
+    clean = CleanImages(images_NHWC=pixels(12, 2), labels_N=labels)
     context = MethodContext(config=CONFIG, seed=0, settings=settings_of(CONFIG, "apricot"), prepared=folder)
     METHODS["apricot"].prepare(deployed(), replace(data(), clean=clean), context)
     return folder

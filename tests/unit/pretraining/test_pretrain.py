@@ -323,7 +323,7 @@ def test_what_workers_would_refuse_is_refused_before_they_are_started(tmp_path: 
 
 
 def test_a_shift_of_the_whole_image_is_refused(data: ArrayDataset) -> None:
-    small = replace(data, images_NHWC_u8=np.ascontiguousarray(data.images_NHWC_u8[:, :12, :12]))
+    small = replace(data, images_NHWC=np.ascontiguousarray(data.images_NHWC[:, :12, :12]))
     with pytest.raises(ConfigError, match=r"pretrain\.shift=12 is not less than the 12 pixels"):
         pretrainer(small, shift=12)
 

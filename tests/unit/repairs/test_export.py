@@ -100,7 +100,7 @@ def test_a_program_is_checked_on_the_images_that_there_are(tmp_path: Path, count
     test = ArrayDataset(
         name="unit",
         split="test",
-        images_NHWC_u8=images(count),
+        images_NHWC=images(count),
         labels_N=np.zeros(count, np.int64),
         image_ids_N=np.arange(count),
         classes=tuple("0123456789"),

@@ -23,7 +23,7 @@ from tasks.datasets import load_dataset
 
 @pytest.fixture
 def image():
-    return load_dataset("cifar10_sample", "test").images_NHWC_u8[7]
+    return load_dataset("cifar10_sample", "test").images_NHWC[7]
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def made_failures(target: str) -> Failures:
         severities_N=np.arange(40, dtype=np.int64) % 5 + 1,
         labels_N=labels,
         predicted_N=(labels + 3) % 10,
-        images_NHWC_u8=generator.integers(0, 256, (40, 32, 32, 3)).astype(np.uint8),
+        images_NHWC=generator.integers(0, 256, (40, 32, 32, 3)).astype(np.uint8),
     )
 
 

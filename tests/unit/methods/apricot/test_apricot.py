@@ -80,7 +80,7 @@ def failures(number: int, seed: int) -> Failures:
 
 
 def data(*, learn: int = 10, clean: int = 24) -> RepairData:
-    split = CleanImages(images_NHWC_u8=pixels(clean, 1), labels_N=np.arange(clean) % 3)
+    split = CleanImages(images_NHWC=pixels(clean, 1), labels_N=np.arange(clean) % 3)
     return RepairData(target="snow", learn=failures(learn, 0), validation=failures(9, 2), clean=split)
 
 
@@ -184,7 +184,7 @@ def test_a_walk_repairs_by_what_a_right_model_knows_that_a_wrong_one_does_not() 
     known = data()
 
     def labelled(some: Failures) -> Failures:
-        return replace(some, labels_N=teacher.logits(np.asarray(some.images_NHWC_u8)).argmax(1).numpy())
+        return replace(some, labels_N=teacher.logits(np.asarray(some.images_NHWC)).argmax(1).numpy())
 
     known = replace(known, learn=labelled(known.learn), validation=labelled(known.validation))
     model = deployed(linear(-0.05 * truth))
@@ -206,7 +206,7 @@ def test_models_are_judged_with_their_own_buffers() -> None:
     for right_N, other in zip(walk.right, others, strict=True):
 
         def right(module: nn.Module) -> list[bool]:
-            predicted_N = deployed(module).logits(np.asarray(learn.images_NHWC_u8)).argmax(1).numpy()
+            predicted_N = deployed(module).logits(np.asarray(learn.images_NHWC)).argmax(1).numpy()
             return list(predicted_N == learn.labels_N)
 
         assert list(right_N) == right(other)

@@ -135,13 +135,13 @@ def failures(labels_N: Ints, seed: int) -> Failures:
         severities_N=np.ones(number, np.int64),
         labels_N=labels_N,
         predicted_N=(labels_N + 1) % 3,
-        images_NHWC_u8=coloured(labels_N, seed),
+        images_NHWC=coloured(labels_N, seed),
     )
 
 
 def clean(number: int = 60, seed: int = 3) -> CleanImages:
     labels_N = np.arange(number) % 3
-    return CleanImages(images_NHWC_u8=coloured(labels_N, seed), labels_N=labels_N)
+    return CleanImages(images_NHWC=coloured(labels_N, seed), labels_N=labels_N)
 
 
 def broken() -> DeployedModel:
@@ -187,7 +187,7 @@ def repaired(
 
 
 def share_right(module: nn.Module, images: CleanImages | Failures) -> float:
-    logits = deployed(module).logits(np.asarray(images.images_NHWC_u8))
+    logits = deployed(module).logits(np.asarray(images.images_NHWC))
     return float((logits.argmax(1).numpy() == images.labels_N).mean())
 
 
@@ -505,12 +505,12 @@ def test_blame_is_what_the_formulas_say_weight_by_weight() -> None:
         )
     module = nn.Sequential(nn.Conv2d(3, 4, 1), *module).double().eval()
     images = CleanImages(
-        images_NHWC_u8=np.random.default_rng(0).integers(0, 256, (7, 5, 5, 3), dtype=np.uint8),
+        images_NHWC=np.random.default_rng(0).integers(0, 256, (7, 5, 5, 3), dtype=np.uint8),
         labels_N=np.array([0, 1, 2, 0, 1, 2, 0]),
     )
     given = deployed(module)
     found = blame(given, images, Budget())
-    x = given.normalise(images.images_NHWC_u8)
+    x = given.normalise(images.images_NHWC)
     conv, fc = module[1], module[4]
     entered = module[0](x).detach()
     out = conv(entered).detach().requires_grad_()
@@ -563,9 +563,9 @@ def test_the_front_may_lie_over_several_layers() -> None:
 
 def test_correct_images_have_the_shares_of_the_classes_and_are_right() -> None:
     labels_N = np.repeat([0, 1, 2], [40, 20, 20])
-    images = CleanImages(images_NHWC_u8=coloured(labels_N, 5), labels_N=labels_N)
+    images = CleanImages(images_NHWC=coloured(labels_N, 5), labels_N=labels_N)
     wrong = np.arange(0, 40, 2)  # half of class 0 has another colour, and is none of them
-    images.images_NHWC_u8[wrong] = coloured(np.full(20, 2), 6)  # type: ignore[index]
+    images.images_NHWC[wrong] = coloured(np.full(20, 2), 6)  # type: ignore[index]
     budget = Budget()
     rows = correct_rows(deployed(Sorter().eval()), images, count=16, seed=0, budget=budget)
     assert np.bincount(labels_N[rows]).tolist() == [8, 4, 4]
@@ -595,7 +595,7 @@ def test_a_planted_broken_weight_is_found_and_restored() -> None:
 def _others() -> CleanImages:
     images = clean()
     rows = np.flatnonzero(images.labels_N != 1)
-    return CleanImages(images_NHWC_u8=images.images_NHWC_u8[rows], labels_N=images.labels_N[rows])
+    return CleanImages(images_NHWC=images.images_NHWC[rows], labels_N=images.labels_N[rows])
 
 
 def test_only_weights_of_the_front_change() -> None:
@@ -636,7 +636,7 @@ def test_fitness_counts_a_failure_ten_times(monkeypatch: pytest.MonkeyPatch) -> 
         places.fill(changed.module, values_W)
         total = 0.0
         for images, factor in ((collected, 10.0), (correct, 1.0)):
-            logits = changed.module(changed.normalise(images.images_NHWC_u8)).detach()
+            logits = changed.module(changed.normalise(images.images_NHWC)).detach()
             for row, label in zip(logits, images.labels_N.tolist(), strict=True):
                 right = int(row.argmax()) == label
                 total += factor * (1.0 if right else 1 / (1 - float(row.log_softmax(0)[label]) + 0))
@@ -911,7 +911,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
 def test_no_failures_and_nothing_right_are_refused() -> None:
     with pytest.raises(DataError, match="learning part of D_collect has none"):
         repaired(broken(), data(np.empty(0, np.int64)))
-    wrong = CleanImages(images_NHWC_u8=clean().images_NHWC_u8, labels_N=(clean().labels_N + 1) % 3)
+    wrong = CleanImages(images_NHWC=clean().images_NHWC, labels_N=(clean().labels_N + 1) % 3)
     collected = RepairData(target="snow", learn=data().learn, validation=data().validation, clean=wrong)
     with pytest.raises(DataError, match=r"it classifies none of the \d+ clean training images correctly"):
         repaired(deployed(Sorter().double().eval()), collected)

@@ -333,7 +333,7 @@ def localised(
         "gradient": "weighted",
         "seed": 0,
     } | settings
-    shapes = usable_blocks(net.module, (), net.normalise(around.learn.images_NHWC_u8[:2]))
+    shapes = usable_blocks(net.module, (), net.normalise(around.learn.images_NHWC[:2]))
     return localise(net, shapes, around, budget or Budget(), **given)
 
 
@@ -349,7 +349,7 @@ def test_a_planted_broken_block_is_found_wherever_it_is(name: str) -> None:
             for weight in net.module.get_submodule(broken).parameters():
                 if weight.ndim > 1:
                     weight.add_(torch.randn(weight.shape, generator=generator) * weight.std())
-        pixels, labels = sample.images_NHWC_u8[:300], sample.labels_N[:300]
+        pixels, labels = sample.images_NHWC[:300], sample.labels_N[:300]
         predicted = net.logits(pixels).argmax(1).numpy()
         wrong = np.flatnonzero(predicted != labels)[:60]
         learn = Failures(
@@ -358,9 +358,9 @@ def test_a_planted_broken_block_is_found_wherever_it_is(name: str) -> None:
             severities_N=np.ones(len(wrong), np.int64),
             labels_N=labels[wrong],
             predicted_N=predicted[wrong],
-            images_NHWC_u8=pixels[wrong],
+            images_NHWC=pixels[wrong],
         )
-        clean = CleanImages(images_NHWC_u8=pixels, labels_N=labels)
+        clean = CleanImages(images_NHWC=pixels, labels_N=labels)
         given = RepairData(target="planted", learn=learn, validation=learn, clean=clean)
         assert localised(net, given, correct=60).block == broken
 
@@ -371,7 +371,7 @@ def test_localisation_ends_with_the_budget_and_counts_what_it_looked_at() -> Non
     net = deployed()
     localised(net, many, whole)
     localised(net, many, cut)
-    right = int((net.logits(many.clean.images_NHWC_u8).argmax(1).numpy() == many.clean.labels_N).sum())
+    right = int((net.logits(many.clean.images_NHWC).argmax(1).numpy() == many.clean.labels_N).sum())
     assert whole.images_seen == 300 + 40 + right
     assert cut.images_seen == 100 + 40 + right  # a batch of each kind
     assert (whole.gradient_steps, cut.gradient_steps) == (0, 0)
@@ -389,7 +389,7 @@ def test_the_failures_decide_which_block_is_suspicious() -> None:
 def test_a_dnn_that_is_right_on_no_clean_image_is_said() -> None:
     net, given = deployed(), data()
     assert given.clean is not None
-    predicted = net.logits(given.clean.images_NHWC_u8).argmax(1).numpy()
+    predicted = net.logits(given.clean.images_NHWC).argmax(1).numpy()
     wrong = replace(given, clean=replace(given.clean, labels_N=(predicted + 1) % 3))
     with pytest.raises(DataError, match="classifies none of the 40 clean images correctly"):
         localised(net, wrong)
@@ -429,7 +429,7 @@ def test_alpha_grows_for_the_operation_that_helps_on_the_held_out_half() -> None
     bright = failures(60, 4)
     pixels = np.full((60, 4, 4, 3), 50, np.uint8)
     pixels[np.arange(60), ..., bright.labels_N] = 200
-    examples = Examples(replace(bright, images_NHWC_u8=pixels))
+    examples = Examples(replace(bright, images_NHWC=pixels))
     around = context()
     steps = AlphaSteps(relaxed, net, examples, around, SearchSettings(alpha_rate=0.1, collected_share=None))
     before = {k: v.clone() for k, v in module.named_parameters()}
@@ -563,7 +563,7 @@ def test_a_changed_architecture_is_judged_as_its_own_module() -> None:
     net, given = deployed(), data()
     found = repaired(context(keep_zero=False), net)
     fail = given.validation
-    pixels = fail.images_NHWC_u8[:]
+    pixels = fail.images_NHWC[:]
     after = replace(net, module=found.fill(net.module))
     expected = after.logits(pixels).argmax(1).numpy()
     accuracy = accuracy_on(found.architecture_of(net), found.parameters, found.buffers, fail)
@@ -589,7 +589,7 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = np.arange(24)
     labels = train.labels_N[rows]
     wrong = failures_of(labels, train.images(rows), predicted_N=labels)
-    clean = CleanImages(images_NHWC_u8=train.images_NHWC_u8, labels_N=train.labels_N)
+    clean = CleanImages(images_NHWC=train.images_NHWC, labels_N=train.labels_N)
     given = RepairData(target="snow", learn=wrong, validation=wrong, clean=clean)
     folder = root / "archrepair" / "0"
     one = Unit(

@@ -264,7 +264,7 @@ def test_batches_are_of_failures_and_of_clean_images(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(AugMixLoss, "views", noted)
     repaired(collected_share=0.25)
-    known = {image.tobytes() for image in data().learn.images_NHWC_u8}
+    known = {image.tobytes() for image in data().learn.images_NHWC}
     shares = [np.mean([image.tobytes() in known for image in images]) for images in seen]
     assert shares == [0.25] * 6
 

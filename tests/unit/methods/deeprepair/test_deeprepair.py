@@ -164,7 +164,7 @@ def data(*, contrast: float = 10) -> RepairData:
         target="fog",
         learn=found.take(np.arange(24)),
         validation=found.take(np.arange(24, 30)),
-        clean=CleanImages(images_NHWC_u8=images(40, seed=2, contrast=30), labels_N=np.arange(40) % 3),
+        clean=CleanImages(images_NHWC=images(40, seed=2, contrast=30), labels_N=np.arange(40) % 3),
     )
 
 
@@ -217,7 +217,7 @@ def test_failures_are_never_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     repaired()
     clean = data().clean
     assert clean is not None
-    known = set(zip((i.tobytes() for i in clean.images_NHWC_u8), clean.labels_N.tolist(), strict=True))
+    known = set(zip((i.tobytes() for i in clean.images_NHWC), clean.labels_N.tolist(), strict=True))
     assert len(seen) == 5 * 16
     assert set(seen) <= known
 

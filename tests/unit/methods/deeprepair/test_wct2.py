@@ -53,7 +53,7 @@ def deployed() -> DeployedModel:
 def data() -> RepairData:
     labels = np.arange(12) % 3
     failures = failures_of(labels, images(12, seed=5, contrast=10, mean=180), corruption="fog")
-    clean = CleanImages(images_NHWC_u8=images(8, seed=2, contrast=30), labels_N=labels[:8])
+    clean = CleanImages(images_NHWC=images(8, seed=2, contrast=30), labels_N=labels[:8])
     return RepairData(target="fog", learn=failures, validation=failures.take(np.arange(3)), clean=clean)
 
 

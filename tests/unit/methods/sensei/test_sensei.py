@@ -77,7 +77,7 @@ def batch(rows: range | list[int] = range(10), step: int = 0) -> MethodBatch:
     learn = data().learn.take(np.array(rows))
     return MethodBatch(
         rows_B=np.array(rows),
-        images_BHWC_u8=learn.images_NHWC_u8[:],
+        images_BHWC_u8=learn.images_NHWC[:],
         labels_B=torch.from_numpy(learn.labels_N),
         generator=keyed_generator("test-sensei", step),
     )

@@ -240,7 +240,7 @@ LEVEL = {
 @functools.cache
 def photographs(table):
     """From the shipped sample, enlarged to the table's size."""
-    images = load_dataset("cifar10_sample", "train").images_NHWC_u8
+    images = load_dataset("cifar10_sample", "train").images_NHWC
     size, count = SIZES[table], {"cifar": 400, "tinyimagenet": 120, "imagenet": 60}[table]
     return np.stack(
         [cv2.resize(np.asarray(images[i]), (size, size), interpolation=cv2.INTER_CUBIC) for i in range(count)]

@@ -48,7 +48,7 @@ def dataset(*, labels=LABELS, size=32, ids=None):
     ids = np.arange(len(labels)) if ids is None else np.asarray(ids)
     classes = ("a", "b", "c", "d")
     return ArrayDataset(
-        name="cifar10", split="test", classes=classes, image_ids_N=ids, labels_N=labels, images_NHWC_u8=images
+        name="cifar10", split="test", classes=classes, image_ids_N=ids, labels_N=labels, images_NHWC=images
     )
 
 
@@ -104,7 +104,7 @@ def test_mining_an_archive_keeps_its_pixels(tmp_path):
         classes=data.classes,
         image_ids_N=data.image_ids_N,
         labels_N=data.labels_N,
-        images_NHWC_u8=data.images_NHWC_u8,
+        images_NHWC=data.images_NHWC,
         archive=load_archive(write_arrays(tmp_path)),
     )
     mined = mine(
@@ -116,14 +116,14 @@ def test_mining_an_archive_keeps_its_pixels(tmp_path):
         seed=0,
         batch_size=2,
     )
-    values = mined.failures.images_NHWC_u8[:, 0, 0, 0].tolist()
+    values = mined.failures.images_NHWC[:, 0, 0, 0].tolist()
     assert values == [100 + 15 + 9, 100 + 15 + 2, 100 + 15 + 5, 100 + 60 + 9, 100 + 60 + 2, 100 + 60 + 5]
     assert mined.failures.image_ids_N.tolist() == [9, 2, 5, 9, 2, 5]
 
 
 def test_a_chosen_table_changes_what_is_generated():
     data = dataset()
-    data.images_NHWC_u8[:] = 100
+    data.images_NHWC[:] = 100
     images = {
         table: corrupted_images(
             ArrayDataset(**{**vars(data), "corruption_table": table}),

@@ -42,7 +42,7 @@ def write_batches(root: Path, **changes: Any) -> None:
 def test_the_published_batches_give_fine_labels(tmp_path: Path, split: Any) -> None:
     write_batches(tmp_path)
     data = load_dataset("cifar100", split, root=str(tmp_path))
-    np.testing.assert_array_equal(data.images_NHWC_u8, IMAGES)
+    np.testing.assert_array_equal(data.images_NHWC, IMAGES)
     assert data.labels_N.tolist() == FINE
     assert [data.classes[i] for i in (0, 42, 99)] == ["apple", "leopard", "worm"]
     assert count_images(DataSource(name="cifar100", root=str(tmp_path)), split) == (6, 100)
@@ -99,7 +99,7 @@ def test_the_table_of_corruptions_goes_by_the_size_unless_one_is_set(size: int, 
         classes=("a",),
         image_ids_N=np.arange(1),
         labels_N=np.zeros(1, np.int64),
-        images_NHWC_u8=np.zeros((1, size, size, 3), np.uint8),
+        images_NHWC=np.zeros((1, size, size, 3), np.uint8),
     )
     assert corruption_table_of(data) == table
     assert corruption_table_of(ArrayDataset(**{**vars(data), "corruption_table": "imagenet"})) == "imagenet"

@@ -79,14 +79,14 @@ def test_the_shipped_sample_is_balanced_and_pixel_for_pixel_as_published(
     assert np.bincount(data.labels_N).tolist() == [count // 10] * 10
     assert len(np.unique(data.image_ids_N)) == count
     assert data.image_shape == (32, 32, 3)
-    assert hashlib.sha256(data.images_NHWC_u8.tobytes()).hexdigest() == digest
+    assert hashlib.sha256(data.images_NHWC.tobytes()).hexdigest() == digest
 
 
 def test_the_published_python_batches_read_in_order_with_channels_last(tmp_path: Path) -> None:
     write_batches(tmp_path, IMAGES, LABELS.tolist())
     for split in ("train", "test"):
         data = load_dataset("cifar10", split, root=str(tmp_path))  # type: ignore[arg-type]
-        np.testing.assert_array_equal(data.images_NHWC_u8, IMAGES)
+        np.testing.assert_array_equal(data.images_NHWC, IMAGES)
         np.testing.assert_array_equal(data.labels_N, LABELS)
         np.testing.assert_array_equal(data.image_ids_N, np.arange(10))
 
@@ -97,7 +97,7 @@ def test_pixels_of_a_batch_pickled_by_old_numpy_read_the_same(tmp_path: Path) ->
     old = written.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
     assert old != written
     (folder / "test_batch").write_bytes(old)
-    np.testing.assert_array_equal(load_dataset("cifar10", "test", root=str(tmp_path)).images_NHWC_u8, IMAGES)
+    np.testing.assert_array_equal(load_dataset("cifar10", "test", root=str(tmp_path)).images_NHWC, IMAGES)
 
 
 def test_a_batch_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_truncated_or_missing_batch_is_refused_by_name(tmp_path: Path) -> None
 def test_npz_arrays_read_as_they_were_written(tmp_path: Path) -> None:
     write_npz(tmp_path, images=IMAGES, labels=LABELS)
     data = load_dataset("cifar10", "test", root=str(tmp_path))
-    np.testing.assert_array_equal(data.images_NHWC_u8, IMAGES)
+    np.testing.assert_array_equal(data.images_NHWC, IMAGES)
     np.testing.assert_array_equal(data.labels_N, LABELS)
 
 
@@ -175,7 +175,7 @@ def test_strips_of_a_zip_are_joined_in_the_order_of_their_names(tmp_path: Path) 
     }
     write_zip(tmp_path, members | {"ids.npy": npy(np.arange(10) * 7)})
     data = load_dataset("cifar10", "test", root=str(tmp_path))
-    np.testing.assert_array_equal(data.images_NHWC_u8, IMAGES)
+    np.testing.assert_array_equal(data.images_NHWC, IMAGES)
     np.testing.assert_array_equal(data.labels_N, LABELS)
     np.testing.assert_array_equal(data.image_ids_N, np.arange(10) * 7)
 
@@ -263,7 +263,7 @@ def test_no_root_at_all_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_environment_variable_names_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_npz(tmp_path, images=IMAGES, labels=LABELS)
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
-    np.testing.assert_array_equal(load_dataset("cifar10", "test").images_NHWC_u8, IMAGES)
+    np.testing.assert_array_equal(load_dataset("cifar10", "test").images_NHWC, IMAGES)
 
 
 def test_an_unknown_data_set_is_refused_with_near_names() -> None:

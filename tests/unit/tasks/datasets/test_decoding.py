@@ -93,7 +93,7 @@ def test_a_large_array_is_mapped_and_equal_and_decoded_once(
     monkeypatch.setattr(decoding, "MAPPED_BYTES", 8 * 8 * 8 * 3 - 1)
     large = load_dataset(source, "train")
     check(large)
-    assert isinstance(large.images_NHWC_u8.base, np.memmap)
+    assert isinstance(large.images_NHWC.base, np.memmap)
     assert large.known_digest == large.digest() == small.digest()
     monkeypatch.setattr(decoding, "decode_image", None)  # nothing is decoded again
     monkeypatch.setattr(decoding, "native_size", lambda _: 8)
@@ -177,7 +177,7 @@ def test_several_sizes_are_refused_by_name_unless_one_is_set(source: DataSource,
         load_dataset(source, "train")
     sized = DataSource(name="imagefolder", root=source.root, image_size=8)
     data = load_dataset(sized, "train")
-    assert data.images_NHWC_u8.shape == (8, 8, 8, 3)
+    assert data.images_NHWC.shape == (8, 8, 8, 3)
     assert np.unique(data.images(slice(4, 5))).tolist() == [9]
     assert load_dataset(
         DataSource(name="imagefolder", root=source.root, image_size=16), "test"

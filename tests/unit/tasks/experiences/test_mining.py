@@ -120,8 +120,8 @@ def test_exactly_the_wrong_predictions_are_kept_with_the_pixels_that_were_judged
     f = mined.failures
     found = zip(f.image_ids_N.tolist(), f.severities_N.tolist(), f.labels_N.tolist(), strict=True)
     assert list(found) == [e[:3] for e in expected]
-    np.testing.assert_array_equal(f.images_NHWC_u8, np.stack([e[3] for e in expected]))
-    np.testing.assert_array_equal(f.predicted_N, predict(f.images_NHWC_u8))
+    np.testing.assert_array_equal(f.images_NHWC, np.stack([e[3] for e in expected]))
+    np.testing.assert_array_equal(f.predicted_N, predict(f.images_NHWC))
 
 
 def test_a_dnn_that_is_always_right_has_no_failures() -> None:

@@ -31,7 +31,7 @@ def data() -> ArrayDataset:
         sample,
         image_ids_N=sample.image_ids_N[order],
         labels_N=sample.labels_N[order],
-        images_NHWC_u8=sample.images_NHWC_u8[order],
+        images_NHWC=sample.images_NHWC[order],
     )
 
 
@@ -77,8 +77,8 @@ def tensors(folder: Place, data: ArrayDataset, manifest: Manifest) -> list[np.nd
         task = sample_task(
             {"gaussian_noise": experience}, one, seed=1, episode=0, slot=slot, shots=2, query_size=9
         )
-        found += [experience.collect.images_NHWC_u8[task.support_rows], task.support_rows]
-        found += [experience.fail.images_NHWC_u8[task.query_rows], experience.fail.labels_N[task.query_rows]]
+        found += [experience.collect.images_NHWC[task.support_rows], task.support_rows]
+        found += [experience.fail.images_NHWC[task.query_rows], experience.fail.labels_N[task.query_rows]]
     return found
 
 
@@ -96,8 +96,8 @@ def test_both_kinds_of_store_give_the_same_tasks_to_the_byte(root: Place, data: 
 
 @pytest.mark.parametrize("corruption", ["frost", "glass_blur", "jpeg_compression", "contrast"])
 def test_rows_are_made_alone_in_any_order_and_as_a_slice(data: ArrayDataset, corruption: str) -> None:
-    stored = mined(data, range(40), "stored", corruption).failures.images_NHWC_u8
-    made = mined(data, range(40), "recomputed", corruption).failures.images_NHWC_u8
+    stored = mined(data, range(40), "stored", corruption).failures.images_NHWC
+    made = mined(data, range(40), "recomputed", corruption).failures.images_NHWC
     assert isinstance(made, RecomputedPixels)
     assert made.shape == stored.shape
     rows = np.array([len(made) - 1, 0, 3, 3])
@@ -111,7 +111,7 @@ def test_rows_are_made_alone_in_any_order_and_as_a_slice(data: ArrayDataset, cor
 
 
 def test_a_row_beyond_the_end_is_an_error(data: ArrayDataset) -> None:
-    made = mined(data, range(5), "recomputed").failures.images_NHWC_u8
+    made = mined(data, range(5), "recomputed").failures.images_NHWC
     with pytest.raises(IndexError):
         made[len(made)]
 
@@ -119,17 +119,17 @@ def test_a_row_beyond_the_end_is_an_error(data: ArrayDataset) -> None:
 def test_pixels_are_not_made_without_the_clean_images(root: Place, data: ArrayDataset) -> None:
     manifest = environment(root, data, "recomputed")
     collect = open_side(root, "collect", manifest)
-    assert len(collect.images_NHWC_u8) == manifest.rows["collect"]
+    assert len(collect.images_NHWC) == manifest.rows["collect"]
     with pytest.raises(DataError, match=r"recomputed.*data set"):
-        collect.images_NHWC_u8[0]
+        collect.images_NHWC[0]
 
 
 def test_another_split_is_noticed(data: ArrayDataset) -> None:
-    made = mined(data, range(40), "recomputed").failures.images_NHWC_u8
+    made = mined(data, range(40), "recomputed").failures.images_NHWC
     assert isinstance(made, RecomputedPixels)
     with pytest.raises(DataError, match="no such image among its 3"):
         made.with_data(data.head(3))[:]
-    other = replace(data, images_NHWC_u8=data.images_NHWC_u8[::-1].copy())
+    other = replace(data, images_NHWC=data.images_NHWC[::-1].copy())
     with pytest.raises(DataError, match=r"other pixels than were mined.*manifest\.json"):
         made.with_data(other)[:]
     with pytest.raises(DataError, match="other pixels"):
@@ -159,10 +159,10 @@ def test_more_rows_than_a_chunk_go_through_the_scratch_file_unchanged(root: Plac
     images = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
     columns = {f"{name}_N": np.arange(count) for name in ("image_ids", "labels", "predicted")}
     failures = Failures(
-        corruption="fog", severities_N=np.ones(count, np.int64), images_NHWC_u8=images, **columns
+        corruption="fog", severities_N=np.ones(count, np.int64), images_NHWC=images, **columns
     )
     rows = np.arange(count)[::-1].copy()
     write_failures(root / "a.arrow", failures, rows=rows)
     found = read_failures(root / "a.arrow")
-    np.testing.assert_array_equal(found.images_NHWC_u8[:], images[::-1])
+    np.testing.assert_array_equal(found.images_NHWC[:], images[::-1])
     np.testing.assert_array_equal(found.image_ids_N, rows)

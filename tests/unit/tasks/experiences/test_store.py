@@ -42,13 +42,13 @@ def failures(count: int, seed: int = 0) -> Failures:
         severities_N=generator.integers(1, 6, count),
         labels_N=generator.integers(0, 10, count),
         predicted_N=generator.integers(0, 10, count),
-        images_NHWC_u8=generator.integers(0, 256, (count, 8, 6, 3), dtype=np.uint8),
+        images_NHWC=generator.integers(0, 256, (count, 8, 6, 3), dtype=np.uint8),
     )
 
 
 def assert_same(a: Failures, b: Failures) -> None:
     assert a.corruption == b.corruption
-    for column in ("image_ids_N", "severities_N", "labels_N", "predicted_N", "images_NHWC_u8"):
+    for column in ("image_ids_N", "severities_N", "labels_N", "predicted_N", "images_NHWC"):
         np.testing.assert_array_equal(getattr(a, column), getattr(b, column))
 
 
@@ -91,7 +91,7 @@ def test_failures_come_back_as_they_were_written(root: Place, count: int) -> Non
 def test_pixels_are_read_through_a_memory_map_that_cannot_be_written(root: Place) -> None:
     path = root / "a.arrow"
     write_failures(path, failures(5))
-    images = read_failures(path).images_NHWC_u8
+    images = read_failures(path).images_NHWC
     assert not images.flags.writeable
     assert not images.flags.owndata
     content = bytearray(path.read_bytes())
@@ -99,9 +99,7 @@ def test_pixels_are_read_through_a_memory_map_that_cannot_be_written(root: Place
     with local(path).open("r+b") as stream:
         stream.seek(place)
         stream.write(bytes([images[2, 0, 0, 0] ^ 0xFF]))
-    assert images[2, 0, 0, 0] == failures(5).images_NHWC_u8[2, 0, 0, 0] ^ 0xFF, (
-        "a copy would not see the change"
-    )
+    assert images[2, 0, 0, 0] == failures(5).images_NHWC[2, 0, 0, 0] ^ 0xFF, "a copy would not see the change"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
@@ -146,9 +144,9 @@ def test_a_finished_environment_holds_each_side_and_counts_all(root: Place) -> N
         write_part(path, mined(10, i))
     manifest = finish(root, paths)
     whole = [failures(10, 0), failures(10, 1)]
-    images = np.concatenate([f.images_NHWC_u8 for f in whole])
-    np.testing.assert_array_equal(open_side(root, "collect", manifest).images_NHWC_u8, images[0::3])
-    np.testing.assert_array_equal(open_side(root, "fail", manifest).images_NHWC_u8, images[1::3])
+    images = np.concatenate([f.images_NHWC for f in whole])
+    np.testing.assert_array_equal(open_side(root, "collect", manifest).images_NHWC, images[0::3])
+    np.testing.assert_array_equal(open_side(root, "fail", manifest).images_NHWC, images[1::3])
     assert manifest.rows == {"collect": 7, "fail": 7, "unused": 6}
     assert manifest.facts["examined"] == {"3": 20, "5": 20}
     assert manifest.facts["correct"] == {"3": 18, "5": 1}

@@ -25,7 +25,7 @@ def failures(corruption: str, image_ids: np.ndarray) -> Failures:
         severities_N=np.ones(count, np.int64),
         labels_N=image_ids % 5,
         predicted_N=(image_ids + 1) % 5,
-        images_NHWC_u8=np.zeros((count, 2, 2, 3), np.uint8),
+        images_NHWC=np.zeros((count, 2, 2, 3), np.uint8),
     )
 
 
