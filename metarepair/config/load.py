@@ -20,10 +20,19 @@ from tasks.errors import ConfigError, UserError, near_names
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct: Any) -> Config:
-    """Load the YAML file at `path` (None: start from no settings), then apply `overrides` (a.b=value), then `direct`.
+    """Load the settings of a run from a YAML file and from what is given directly.
 
-    A direct setting is a value, or a dict with some settings of a group; None stands for a setting that is not given.
-    Raises ConfigError for a file that cannot be read, and for an unknown or wrong setting.
+    Args:
+        path: The YAML file; None to start from no settings.
+        overrides: Settings in the form `section.key=value`, as after `--set`; they replace those of the file.
+        direct: Settings by name, which replace both: a value, or a dict with some settings of a section. None
+            stands for a setting that is not given.
+
+    Returns:
+        The settings, checked and frozen.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is unknown (the message has the nearest names) or wrong.
     """
     values = {} if path is None else _read_yaml(Path(path))
     for override in overrides:

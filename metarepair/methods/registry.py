@@ -98,7 +98,18 @@ def get_method(name: str) -> Method:
 
 
 def method_settings(name: str, settings: dict[str, Any]) -> Section:
-    """Return a method's own settings, checked. Raises ConfigError with the nearest names for an unknown key."""
+    """Check a method's own settings.
+
+    Args:
+        name: The method.
+        settings: Its settings by key; what is not given has its default.
+
+    Returns:
+        The settings as an instance of the method's `Settings`.
+
+    Raises:
+        ConfigError: There is no such method or key (the message has the nearest names), or a value is wrong.
+    """
     group = get_method(name).Settings
     try:
         return group.model_validate(settings)
@@ -109,7 +120,18 @@ def method_settings(name: str, settings: dict[str, Any]) -> Section:
 
 
 def settings_of(config: AnyConfig, name: str) -> Section:
-    """Return the settings of the method `name` in a configuration, checked."""
+    """Check the settings of one method in a configuration.
+
+    Args:
+        config: The settings of a run, or of a call of `repair`.
+        name: The method.
+
+    Returns:
+        The settings as an instance of the method's `Settings`.
+
+    Raises:
+        ConfigError: There is no such method or key (the message has the nearest names), or a value is wrong.
+    """
     return method_settings(name, config.methods.get(name, {}))
 
 
