@@ -31,7 +31,7 @@ from tasks.experiences.store import finish_environment, write_part
 from tasks.records import Failures
 from tasks.storage.manifest import CHECKSUM, begin, content_hash, read_manifest, write_manifest
 from tasks.storage.paths import Place, write_text
-from tasks.storage.sealed_parts import write_state as seal_part
+from tasks.storage.sealed_parts import seal as seal_part
 
 CONFIG = {"seed": 3, "data": {"name": "cifar10_sample"}, "model": {"name": "resnet8_cifar", "weights": "w"}}
 EXAMINED, CORRECT = {1: 40, 5: 40}, {1: 30, 5: 11}

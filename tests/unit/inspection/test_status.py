@@ -25,7 +25,7 @@ from tasks.storage.lease import LEASE, new_owner
 from tasks.storage.manifest import begin, write_manifest
 from tasks.storage.paths import Place, write_table, write_text
 from tasks.storage.run_lock import locked
-from tasks.storage.sealed_parts import write_state as seal_part
+from tasks.storage.sealed_parts import seal as seal_part
 
 MINING = {"seed": 0, "mining.shard_images": 10}
 INPUTS = {"train": "abc"}

@@ -265,7 +265,7 @@ def test_a_step_to_what_is_not_finite_stops_training_and_saves_nothing(tmp_path:
 
     made.optimizer = Breaking(list(made.learned.values()), lr=0.01)
     with pytest.raises(
-        DivergedError, match=r"outer step of episode 3 .*SGD with outer_options=.*momentum.*0.5"
+        DivergedError, match=r"outer step of episode 3, .*SGD with outer_options=.*momentum.*0.5"
     ):
         meta_train(made)
     made.close()
