@@ -505,7 +505,7 @@ def test_an_experience_that_was_given_up_does_not_keep_a_run_unfinished(tmp_path
         "features/experience-fog",
         "features/target-snow",
     ]
-    assert "does not name it: experiences/frost experiences/rain" in words(found)
+    assert "does not use them: experiences/frost experiences/rain" in words(found)
 
 
 def test_an_experience_that_is_added_to_a_finished_run_is_counted(tmp_path: Path) -> None:
