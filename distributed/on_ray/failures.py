@@ -13,7 +13,8 @@ from typing import Any
 import tasks.errors
 from distributed.on_ray.ray_words import GO_ON, words_of
 from tasks.errors import UserError, WorkerError
-from tasks.storage.paths import Place, remove, write_text
+from tasks.storage.names import remove_listed
+from tasks.storage.paths import Place, write_text
 
 FAILURE = "failure.json"
 
@@ -21,7 +22,7 @@ FAILURE = "failure.json"
 def write_failure(folder: Place, error: UserError | None) -> None:
     """Write the error to `folder`; with None, remove the one that an earlier attempt wrote."""
     if error is None:
-        remove(folder / FAILURE)
+        remove_listed(folder, FAILURE)
         return
     write_text(folder / FAILURE, json.dumps({"kind": type(error).__name__, "text": str(error)}))
 

@@ -21,7 +21,8 @@ from metarepair.evaluation.evaluate import Judgement, evaluate
 from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.manifest import require_manifest
-from tasks.storage.paths import remove, write_table, write_text
+from tasks.storage.names import remove_listed
+from tasks.storage.paths import write_table, write_text
 from tasks.storage.sealed_parts import is_sealed, seal, seal_of
 from tasks.storage.stages import COMPARED
 
@@ -60,7 +61,7 @@ def judge(run: Run, config: Config, units: Sequence[ComparedRepair], here: Surro
                 SAMPLES,
                 ROW,
             ):  # the seal of an earlier judgement would make the new file count as damaged
-                remove(seal_of(folder / name))
+                remove_listed(folder, seal_of(folder / name).name)
             write_table(folder / SAMPLES, _samples(judged, number))
             row = asdict(judged.results[number])
             write_text(folder / ROW, json.dumps(row, indent=1, allow_nan=False) + "\n")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tasks.errors import DataError, unreadable
+from tasks.storage.names import plain_name
 from tasks.storage.paths import Place, write_text
 
 PLAN = "comparison.json"
@@ -62,6 +63,8 @@ def read_plan(folder: Place) -> Plan | None:
         lists = all(isinstance(content[key], list) for key in kinds)
         if not lists or not all(isinstance(one, kind) for key, kind in kinds.items() for one in content[key]):
             raise ValueError("it does not list targets, methods and seeds")
+        for key in ("targets", "methods"):  # they are names of folders
+            content[key] = [plain_name(name) for name in content[key]]
         return Plan(**{key: tuple(content[key]) for key in kinds}, config=dict(content.get("config", {})))
     except FileNotFoundError:
         return None

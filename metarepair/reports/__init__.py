@@ -14,6 +14,7 @@ from typing import Any
 
 from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable
+from tasks.storage.names import plain_name
 
 __all__ = ["SCHEMA_VERSION", "load_results"]
 
@@ -28,12 +29,14 @@ def load_results(run: Run, targets: Iterable[str]) -> list[dict[str, Any]]:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             version, methods = result["schema_version"], result["methods"]
+            for weights in (row["weights"] for row in methods if "weights" in row):
+                plain_name(weights)
         except FileNotFoundError as error:
             raise StageError(
                 f"{path} is missing: {target} is not repaired yet. "
                 "Repair it first: metarepair repair --config FILE."
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{unreadable(path, error)}. Make it again: metarepair repair --config FILE --restart."
             ) from error

@@ -16,6 +16,7 @@ from typing import Any
 
 from tasks.errors import StorageError
 from tasks.storage.manifest import file_hash
+from tasks.storage.names import plain_name
 from tasks.storage.paths import Place, copy_file, find, remove_tree, write_text
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def _claim(folder: Place) -> dict[str, Any] | None:
     """The content of state.json, or None if it cannot be read."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return state if isinstance(state["episode"], int) and isinstance(state["files"], dict) else None
+        names = [plain_name(name) for name in dict(state["files"])]
+        return state if isinstance(state["episode"], int) and names else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -71,7 +73,7 @@ def _damaged(folder: Place, state: dict[str, Any]) -> list[str]:
 
     def differs(name: str, digest: str) -> bool:
         try:
-            return file_hash(folder / name) != digest
+            return not (folder / name).is_file() or file_hash(folder / name) != digest
         except OSError:
             return True
 

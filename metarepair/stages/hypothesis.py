@@ -46,7 +46,8 @@ from tasks.storage.manifest import (
     require_manifest,
     verify_checksums,
 )
-from tasks.storage.paths import Place, read_table, remove, write_text, writing
+from tasks.storage.names import remove_listed
+from tasks.storage.paths import Place, read_table, write_text, writing
 from tasks.storage.sealed_parts import missing_parts, seal
 from tasks.storage.settings import Settings
 from tasks.storage.stages import HYPOTHESIS, SCORE, TARGET
@@ -113,7 +114,7 @@ class HypothesisStudy:
 
     def _discard(self, settings: Mapping[str, Any], repaired_from: Mapping[str, str]) -> None:
         """Delete the correlations, and the fine-tunes too if settings, failures or the deployed DNN have changed."""
-        remove(self.run.hypothesis / MANIFEST)
+        remove_listed(self.run.hypothesis, MANIFEST)
         try:
             begin(self.run.hypothesis / "gains", config=settings, inputs=repaired_from, sealed=True)
         except (StageError, DataError):

@@ -17,7 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tasks.errors import DataError, StageError, unreadable
-from tasks.storage.paths import Place, local, remove, remove_tree, size_of, write_text
+from tasks.storage.names import plain_name, remove_listed
+from tasks.storage.paths import Place, local, remove_tree, size_of, write_text
 from tasks.storage.remote import RemotePath, forget_copies
 from tasks.storage.settings import changes, difference, plain
 from tasks.storage.stages import BEGUN, COMPARED, PREPARED, STAGES
@@ -125,7 +126,8 @@ def read_manifest(folder: Place) -> Manifest | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop(CHECKSUM) != content_hash(content):
             raise ValueError("it does not match its checksum")
-        content["files"] = {name: (int(size), digest) for name, (size, digest) in content["files"].items()}
+        files = content["files"].items()
+        content["files"] = {plain_name(name): (int(size), digest) for name, (size, digest) in files}
         return Manifest(**content)
     except FileNotFoundError:
         return None
@@ -191,7 +193,7 @@ def check_whole(
             logger.warning(f"{folder / name} is damaged. Regenerating it now.")
     if damaged:
         for name in (MANIFEST, *damaged):
-            remove(folder / name)
+            remove_listed(folder, name)
         return None
     return manifest
 
@@ -238,7 +240,7 @@ def begin(
     except (OSError, ValueError, TypeError) as error:
         if not sealed:
             raise DataError(f"{unreadable(path, error)}. Run the stage again with --restart.") from error
-        remove(path)
+        remove_listed(folder, BEGUN)
         before = content
     lines = changes(before["config"], config)
     lines += difference(before | {"config": None}, content | {"config": None})

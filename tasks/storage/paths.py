@@ -211,14 +211,6 @@ def size_of(path: Place) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def remove(path: Place) -> None:
-    """Delete a file or a folder, if it exists."""
-    if path.is_dir():
-        remove_tree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def remove_tree(path: Place) -> None:
     """Delete a folder with its content, if it exists."""
     if isinstance(path, Path):

@@ -29,7 +29,7 @@ from metarepair.inspection.stored import JUDGED
 from metarepair.runs.layout import Run
 from tasks.errors import DataError
 from tasks.storage.manifest import begin, read_manifest, write_manifest
-from tasks.storage.paths import Place, remove, write_table, write_text
+from tasks.storage.paths import Place, write_table, write_text
 from tasks.storage.run_lock import locked
 from tasks.storage.sealed_parts import seal, seal_of
 
@@ -370,7 +370,7 @@ def test_files_that_vanish_or_come_meanwhile_are_no_damage(
 
     def meanwhile(place: Any, *rest: Any) -> Any:
         for path in (*folder.iterdir(), seal_of(judged / "judged.json"), judged / "judged.json"):
-            remove(path)
+            path.unlink(missing_ok=True)
         return promised(place, *rest)
 
     monkeypatch.setattr(inspecting, "promised_states", meanwhile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -304,17 +305,15 @@ def test_what_mends_itself_deletes_what_is_damaged_and_names_it(
     assert [p.name for p in find(root, "*")] == ["b.bin"]
 
 
-def test_what_mends_itself_takes_away_folders_that_stand_for_files(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_in_the_place_of_a_file_is_refused_and_stays(tmp_path: Path) -> None:
     for name in ("a.bin", "manifest.json"):
         folder = tmp_path / name.partition(".")[0]
         made(folder)
         (folder / name).unlink()
         (folder / name / "x").mkdir(parents=True)
-        assert whole(folder) is None
-        assert name in caplog.messages[-1]
-        assert not (folder / name).exists()
+        with pytest.raises(DataError, match=rf"{re.escape(name)} is a folder, where .* Move it away"):
+            whole(folder)
+        assert (folder / name / "x").is_dir()
 
 
 def test_a_damaged_copy_on_this_node_is_fetched_once_more(s3: str) -> None:

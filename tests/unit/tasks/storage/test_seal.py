@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.storage.paths import Place, remove, write_text
+from tasks.storage.paths import Place, write_text
 from tasks.storage.sealed_parts import SUFFIX, is_sealed, is_untouched, missing_parts, seal, seal_of
 
 
@@ -73,6 +73,6 @@ def test_a_damaged_seal_is_no_seal(root: Place, content: str) -> None:
 
 def test_a_part_that_was_killed_before_its_seal_is_not_there(root: Place) -> None:
     (piece,) = made(root, 1)
-    remove(seal_of(piece.path))
+    seal_of(piece.path).unlink()
     assert missing_parts([piece]) == [piece]
     assert seal_of(piece.path).name == piece.path.name + SUFFIX
