@@ -25,7 +25,7 @@ CASES: dict[str, list[str]] = {
     "no such file": ["run", "--weights", "missing.pth"],
     "is not shipped": ["mine", "--weights", "shipped:missing"],
     "data.archive": ["run", "--set", "data.archive=missing"],
-    "missing is no file": [
+    "missing is not a file": [
         *("run", "--set", "features.extractor=timm:resnet18"),
         *("--set", "features.weights=missing"),
     ],
