@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
 import re
@@ -79,6 +80,20 @@ def test_what_is_shown_says_what_it_takes_and_returns(name: str) -> None:
     assert [p for p in parameters if not re.search(rf"^ +\**{p}\b.*:", told, re.MULTILINE)] == []
     if inspect.signature(found).return_annotation not in ("None", None):
         assert re.search(r"^(Returns|Yields):", text, re.MULTILINE), f"{name} does not say what it returns"
+
+
+@pytest.mark.parametrize("name", [name for name in SHOWN if ">>>" in (SHOWN[name].__doc__ or "")])
+def test_an_example_gives_what_it_shows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = doctest.DocTestRunner()
+    for example in doctest.DocTestFinder(recurse=False).find(SHOWN[name], name):
+        runner.run(example)
+    assert runner.tries > 0
+    assert runner.failures == 0, capsys.readouterr().out
+
+
+def test_the_main_functions_have_examples() -> None:
+    main = ("metarepair.repairs.api.repair", "metarepair.engine.task_gradient", "tasks.corruptions.corrupt")
+    assert all(">>>" in SHOWN[name].__doc__ for name in (*main, "tasks.distances.frechet_distance"))
 
 
 def test_all_packages_are_marked_as_typed() -> None:
