@@ -39,7 +39,7 @@ from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS, Dataset
 from tasks.errors import StageError
 from tasks.storage.manifest import read_manifest
-from tasks.storage.paths import Place, find, inside, read_table, write_text
+from tasks.storage.paths import Place, find, inside, read_json_lines, read_table, write_text
 
 BUDGET = ("seed", "images_seen", "gradient_steps")
 
@@ -211,13 +211,15 @@ def _obtained(run: Run, result: Result, target: str) -> str:
     config, sizes = result["config"], result.get("d_collect") or {}
     without = sizes.get("classes_without_failures") or []
     seeds = sorted({int(row["seed"]) for row in result["methods"]})
-    log = run.d_fail_log.read_text(encoding="utf-8") if run.d_fail_log.is_file() else ""
-    opened = sum(json.loads(line)["target"] == target for line in log.splitlines())
+    log, damaged = read_json_lines(run.d_fail_log)
+    opened = sum(line.get("target") == target for line in log)
+    unread = f" {damaged} of its lines cannot be read, so there may be more." if damaged else ""
     # Without experiences the repairs used no distance.
     extractor = f" Feature extractor of the distance: {result['features']}." if result["experiences"] else ""
     lines = [
         _protocol(result),
-        f"The log shows that the evaluator opened D_fail {times(opened)}. This report reads it only for pictures.",
+        f"The log shows that the evaluator opened D_fail {times(opened)}.{unread} This report reads it only for "
+        "pictures.",
         f"Classes without a collected failure: {', '.join(map(str, without)) or 'none'}.",
         f"Seeds: {', '.join(map(str, seeds))}.{extractor}",
         f"Versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}.",

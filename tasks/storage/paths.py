@@ -12,6 +12,9 @@ AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, …), those of GCS from the places that Go
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
 import stat
 import uuid
@@ -184,13 +187,38 @@ def read_table(path: Place, remedy: str, **options: Any) -> pa.Table:
 
 
 def append_line(path: Place, line: str) -> None:
-    """Append a line to a small log. An object store cannot append, so there the log is read and rewritten."""
+    """Append a line to a small log. An object store cannot append, so there the log is read and rewritten.
+
+    If the last line has no end, because its writer was killed, the new line still begins on a line of its own.
+    """
     if isinstance(path, Path):
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        with path.open("ab+") as stream:
+            torn = stream.tell() > 0 and stream.seek(-1, os.SEEK_END) >= 0 and stream.read(1) != b"\n"
+            stream.write((b"\n" if torn else b"") + line.encode() + b"\n")
         return
     before = path.read_bytes() if path.is_file() else b""
-    path.write_bytes(before + line.encode() + b"\n")
+    torn = before != b"" and not before.endswith(b"\n")
+    path.write_bytes(before + (b"\n" if torn else b"") + line.encode() + b"\n")
+
+
+def read_json_lines(path: Place) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a log that `append_line` writes, and the number of lines that are none.
+
+    A line is damaged if its writer was killed. No log gives no lines. Raises DataError if the log cannot be read.
+    """
+    if not path.is_file():
+        return [], 0
+    try:
+        lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    objects = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            content = json.loads(line)
+            if isinstance(content, dict):
+                objects.append(content)
+    return objects, len(lines) - len(objects)
 
 
 def find(folder: Place, pattern: str, *, deep: bool = False) -> list[Place]:
@@ -209,6 +237,14 @@ def size_of(path: Place) -> int | None:
     if isinstance(path, RemotePath):
         return path.size()
     return path.stat().st_size if path.is_file() else None
+
+
+def require_regular(path: Path) -> Path:
+    """Return `path`. Raises OSError if it is a pipe, a socket or a device, which could be waited for without end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device; give a regular file", str(path))
+    return path
 
 
 def remove_tree(path: Place) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from metarepair.adaptation.repair_data import RepairData
+from metarepair.cli import main
 from metarepair.config.load import load_config
 from metarepair.evaluation import evaluate
 from metarepair.repairs import stage as repair_stage
@@ -70,3 +71,13 @@ def test_what_a_method_is_given_has_no_way_to_d_fail(finished_run: Path) -> None
     collect = store.read_failures(run.target("gaussian_noise") / "collect.arrow")
     fail = store.read_failures(run.target("gaussian_noise") / "fail.arrow")
     assert not set(collect.image_ids_N) & set(fail.image_ids_N)
+
+
+def test_a_torn_line_in_the_log_of_d_fail_is_said_in_the_report(tiny_run: Path) -> None:
+    run = tiny_run / "runs" / "tiny"
+    with (run / "d_fail_reads.jsonl").open("a", encoding="utf-8") as log:
+        log.write('{"target": "gauss')
+    arguments = ["report", "--config", str(tiny_run / "tiny.yaml"), "--storage", str(tiny_run / "runs")]
+    assert main(arguments) == 0
+    page = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "opened D_fail once. 1 of its lines cannot be read, so there may be more." in page

@@ -20,6 +20,7 @@ from tasks.storage.paths import (
     inside,
     local,
     place,
+    read_json_lines,
     read_table,
     remove_tree,
     size_of,
@@ -106,6 +107,16 @@ def test_lines_are_added(root: Place) -> None:
     for line in ("a", "b"):
         append_line(root / "log", line)
     assert (root / "log").read_text() == "a\nb\n"
+
+
+def test_a_line_after_a_torn_one_stands_on_its_own_and_readers_say_that_one_is_damaged(root: Place) -> None:
+    assert read_json_lines(root / "log") == ([], 0)
+    write_text(root / "log", '{"target": "fog"}\n{"targ')
+    assert read_json_lines(root / "log") == ([{"target": "fog"}], 1)
+    append_line(root / "log", '{"target": "snow"}')
+    assert read_json_lines(root / "log") == ([{"target": "fog"}, {"target": "snow"}], 1)
+    (root / "log").write_bytes(b'{"target": "fog"}\n\xff\xfe\n[1]\n' + b"[" * 100_000 + b"\n")
+    assert read_json_lines(root / "log") == ([{"target": "fog"}], 3)
 
 
 def test_tables_are_written_by_their_suffix(root: Place) -> None:
