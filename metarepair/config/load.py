@@ -17,6 +17,7 @@ from metarepair.config.run import Config
 from metarepair.config.search import KINDS
 from metarepair.config.section import in_yaml
 from tasks.errors import ConfigError, UserError, near_names
+from tasks.storage.paths import require_regular
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct: Any) -> Config:
@@ -87,11 +88,24 @@ WORDS = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, and rejects a key that occurs twice.
+LARGEST_BYTES = 1 << 20  # of a file of settings
+MOST_VALUES = 100_000  # of one, with what its aliases stand for
 
-    YAML 1.1 reads 1e-3 as a string, and PyYAML silently keeps the last of two equal keys.
+
+class _Loader(yaml.SafeLoader):
+    """Reads numbers, text, lists and maps alone, up to MOST_VALUES of them.
+
+    1e-3 is a number, which YAML 1.1 reads as text; a date is text. A key that occurs twice is refused, of which PyYAML
+    silently keeps the last, and so is an anchor that contains itself.
     """
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        if _count_values(node, {}, set()) > MOST_VALUES:
+            raise yaml.composer.ComposerError(problem=f"it has more than {MOST_VALUES:,} values")
+        return self.construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -101,6 +115,31 @@ class _Loader(yaml.SafeLoader):
                 problem=f"the key {twice[0]!r} occurs twice", problem_mark=node.start_mark
             )
         return super().construct_mapping(node, deep=deep)
+
+
+def _count_values(node: yaml.Node, counted: dict[int, int], under_way: set[int]) -> int:
+    """The number of values below `node`, where each alias counts as what it stands for."""
+    if id(node) in under_way:
+        raise yaml.composer.ComposerError(problem="an anchor contains itself", problem_mark=node.start_mark)
+    if id(node) not in counted:
+        under_way.add(id(node))
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        values = [value for entry in below for value in (entry if isinstance(entry, tuple) else (entry,))]
+        counted[id(node)] = 1 + sum(_count_values(value, counted, under_way) for value in values)
+        under_way.discard(id(node))
+    return counted[id(node)]
+
+
+_PLAIN = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+}
+_Loader.yaml_constructors = {
+    t: c for t, c in yaml.SafeLoader.yaml_constructors.items() if t is None or t in _PLAIN
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in _PLAIN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -116,11 +155,24 @@ for _reader_or_writer in (_Loader, _Dumper):
 
 
 def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+    """The plain value of a YAML text. Raises YAMLError."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except (
+        ValueError
+    ) as error:  # of int() and float(): a tag that its value does not fit, or thousands of digits
+        raise yaml.YAMLError(f"a number cannot be read: {str(error)[:200]}") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
+        require_regular(path)
+        if path.stat().st_size > LARGEST_BYTES:
+            raise ConfigError(
+                f"--config {path} has {path.stat().st_size:,} bytes; settings have at most 1 MiB."
+            )
         values = _parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         near = [str(p) for p in sorted(Path("tune_configs").glob("*.yaml"))]
