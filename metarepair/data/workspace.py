@@ -15,7 +15,7 @@ from metarepair.models.build import DeployedModel, load_deployed, state_hash
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
 from tasks.datasets.archives import Archive, load_archive
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, DataError
 from tasks.experiences.corrupted_images import check_archive
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,13 @@ class Surroundings:
             return dict(self._inputs)
         digests = {"deployed": state_hash(self.deployed.module.state_dict())}
         splits: tuple[Split, ...] = ("train", "test")
+        train, test = (self.split(split).image_shape for split in splits)
+        if train != test:
+            raise DataError(
+                f"The training images of {self.config.data.name} are {train[1]} x {train[0]} pixels, the test images "
+                f"{test[1]} x {test[0]}; they must have one size. Set data.image_size (of your own images), or give "
+                "splits of one size."
+            )
         for split in splits:
             digests[split] = self.split(split).digest()
         archive = self.split("test").archive

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tasks.errors import WeightsError, near_names
-from tasks.storage.paths import Place, local
+from tasks.storage.paths import Place, local, require_regular
 
 # Entries under which training programs save a state dict, averages first, since an average is made to be deployed
 # (timm's loader takes them in this order as well).
@@ -153,7 +153,7 @@ def load_pickle(path: Place) -> Any:
 
 
 def _head(path: Place) -> bytes:
-    with local(path).open("rb") as stream:
+    with require_regular(local(path)).open("rb") as stream:
         return stream.read(512)
 
 

@@ -27,6 +27,7 @@ from tasks.corruptions.severity import SEVERITIES, check_severity
 from tasks.datasets.own_files import HIDDEN, IgnoredFiles, entries, is_hidden, iter_files
 from tasks.errors import DataError, unknown_name
 from tasks.records import Ints, Pixels
+from tasks.storage.paths import require_regular
 
 REMEDY = "Give the folder as it is in the published archive."
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -174,7 +175,9 @@ def _open_arrays(root: Path, there: Sequence[Path]) -> ArrayArchive:
 
 def _load(path: Path, *, mapped: bool) -> np.ndarray:
     try:
-        return np.asarray(np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False))
+        return np.asarray(
+            np.load(require_regular(path), mmap_mode="r" if mapped else None, allow_pickle=False)
+        )
     except (OSError, ValueError, EOFError, TypeError) as error:
         raise DataError(f"{path} cannot be read as an array ({error}). {REMEDY}") from error
 
@@ -266,7 +269,7 @@ def _image_files(folder: Path, passed: IgnoredFiles) -> tuple[str, ...]:
 
 def _decode(path: Path) -> Pixels:
     try:
-        with Image.open(path) as image:
+        with Image.open(require_regular(path)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}). {REMEDY}") from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
@@ -137,6 +138,21 @@ def digest_of(images_NHWC: Pixels, labels_N: Ints) -> str:
     return digest.hexdigest()
 
 
+def whole_labels(labels: NDArray[Any], *, where: str) -> Ints:
+    """Labels of any integer type as int64 [N]. Raises DataError for other types and shapes: nothing is rounded."""
+    if labels.ndim == 1 and labels.dtype.kind in "iu" and (labels <= np.iinfo(np.int64).max).all():
+        return labels.astype(np.int64)
+    remedy = ""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        remedy = " labels[:, 0] has that shape."
+    elif labels.ndim == 2:
+        remedy = " Of one-hot rows, labels.argmax(1) makes them."
+    raise DataError(
+        f"{where}: labels are {labels.dtype} {list(labels.shape)}; they must be whole numbers [N], the class of each "
+        f"image.{remedy}"
+    )
+
+
 def _check_arrays(data: ArrayDataset) -> None:
     images, labels = data.images_NHWC, data.labels_N
     where = f"{data.name} {data.split}"
@@ -144,6 +160,8 @@ def _check_arrays(data: ArrayDataset) -> None:
         raise DataError(
             f"{where}: images are {images.dtype} {images.shape}; they must be uint8 [N, H, W, 3]."
         )
+    if not len(images):
+        raise DataError(f"{where} has no images. Give the folder or file of a data set that has some.")
     for name, values in (("labels", labels), ("image ids", data.image_ids_N)):
         if len(values) != len(images):
             raise DataError(

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tasks.datasets.base import ArrayDataset, Split
+from tasks.datasets.base import ArrayDataset, Split, whole_labels
 from tasks.datasets.own_files import HIDDEN, IgnoredFiles, entries, is_hidden
 from tasks.datasets.source import DATA_VARIABLE, DATASETS, DataSource
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
+from tasks.storage.paths import require_regular
 
 SAMPLE = Path(__file__).parents[1] / "sample"
 # The errors that damaged bytes of an array, an image or a zip raise.
@@ -117,8 +118,8 @@ def _dataset(
 def _read_npz(path: Path, name: str, split: Split) -> ArrayDataset:
     passed = IgnoredFiles(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"].astype(np.int64)
+        with np.load(require_regular(path), allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
             for other in sorted(set(arrays) - {"images", "labels"}):
                 passed.add("not named images or labels", Path(other))
     except (*_DAMAGED, TypeError) as error:  # TypeError: a single array is not an archive
@@ -126,7 +127,7 @@ def _read_npz(path: Path, name: str, split: Split) -> ArrayDataset:
             f"{path} cannot be read as a NumPy archive of arrays `images` [N, 32, 32, 3] and `labels` [N] ({error}). "
             "Write one with numpy.savez."
         ) from error
-    return _dataset(name, split, images, labels, passed=passed)
+    return _dataset(name, split, images, whole_labels(labels, where=str(path)), passed=passed)
 
 
 def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
@@ -135,7 +136,7 @@ def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
     member = "the archive"
     passed = IgnoredFiles(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(require_regular(path)) as archive:
             own = [n for n in archive.namelist() if n.endswith(".webp") and not is_hidden(Path(n).name)]
             for other in sorted(set(archive.namelist()) - {*own, "labels_u1.npy", "ids.npy"}):
                 passed.add("neither strips nor labels", Path(other))
@@ -154,7 +155,8 @@ def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
         raise DataError(
             f"{path} holds no .webp images. Give a zip of lossless WebP strips and labels_u1.npy."
         )
-    images, labels, ids = np.concatenate(strips), labels.astype(np.int64), ids.astype(np.int64)
+    labels, ids = (whole_labels(array, where=str(path)) for array in (labels, ids))
+    images = np.concatenate(strips)
     return _dataset(name, split, images, labels, ids=ids, passed=passed)
 
 
@@ -182,10 +184,10 @@ def _read_python_batches(folder: Path, name: str, split: Split) -> ArrayDataset:
     images, labels = [], []
     for path in (folder / file for file in (published.train if split == "train" else published.test)):
         try:
-            with path.open("rb") as stream:
+            with require_regular(path).open("rb") as stream:
                 batch = _ArrayUnpickler(stream, encoding="bytes").load()
             images.append(np.asarray(batch[b"data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels.append(np.asarray(batch[published.labels], dtype=np.int64))
+            labels.append(whole_labels(np.asarray(batch[published.labels]), where=str(path)))
         except (*_DAMAGED, pickle.UnpicklingError, TypeError, AttributeError, IndexError) as error:
             raise DataError(
                 f"{path} cannot be read as a {published.title} batch ({error}). Give the file as it is in the "

@@ -159,6 +159,48 @@ def test_npz_without_numeric_labels_is_refused(tmp_path: Path, arrays: dict[str,
         load_dataset("cifar10", "test", root=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (LABELS + 0.7, r"labels are float64 \[10\]"),
+        (LABELS.astype(float), r"labels are float64 \[10\]"),
+        (LABELS > 4, r"labels are bool \[10\]"),
+        (LABELS.astype(str), r"labels are <U\d+ \[10\]"),
+        (LABELS[:, None], r"\[10, 1\].*labels\[:, 0\]"),
+        (np.eye(10, dtype=np.int64), r"\[10, 10\].*argmax"),
+        (np.int64(3), r"labels are int64 \[\]"),
+        (LABELS.astype(np.uint64) + 2**63, r"labels are uint64"),
+        (LABELS.astype(complex), r"labels are complex128"),
+    ],
+    ids=["fractions", "floats", "booleans", "text", "a column", "one-hot", "one number", "huge", "complex"],
+)
+def test_labels_that_are_not_whole_numbers_are_refused_and_not_rounded(
+    labels: np.ndarray, words: str, tmp_path: Path
+) -> None:
+    write_npz(tmp_path, images=IMAGES, labels=labels)
+    with pytest.raises(DataError, match=words):
+        load_dataset("cifar10", "test", root=str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint64])
+def test_labels_of_any_integer_type_are_read(kind: Any, tmp_path: Path) -> None:
+    write_npz(tmp_path, images=IMAGES, labels=LABELS.astype(kind))
+    np.testing.assert_array_equal(load_dataset("cifar10", "test", root=str(tmp_path)).labels_N, LABELS)
+
+
+def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
+    write_npz(tmp_path, images=IMAGES[:0], labels=LABELS[:0])
+    with pytest.raises(DataError, match="has no images"):
+        load_dataset("cifar10", "test", root=str(tmp_path))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    os.mkfifo(tmp_path / "cifar10" / "test.npz")
+    with pytest.raises(DataError, match="give a regular file"):
+        load_dataset("cifar10", "test", root=str(tmp_path))
+
+
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cifar10").mkdir()
     for content in (b"", b"nonsense", npy(IMAGES)):

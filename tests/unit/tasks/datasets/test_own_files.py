@@ -321,3 +321,14 @@ def test_a_file_in_place_of_an_archive_is_refused(tmp_path: Path) -> None:
 def test_the_image_size_is_not_that_of_a_hidden_image(root: Path) -> None:
     Image.new("RGB", (32, 32)).save(root / "train" / "cat" / ".0.png")
     assert dataset_info(DataSource(name="imagefolder", root=str(root))).image_size == 8
+
+
+def test_splits_of_different_sizes_are_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    for split, size in (("train", 48), ("test", 32)):
+        images = np.zeros((10, size, size, 3), np.uint8)
+        np.savez(tmp_path / "cifar10" / f"{split}.npz", images=images, labels=np.arange(10))
+    values = {"name": "a", "device": "cpu", "mining": {"experiences": ["snow"]}}
+    config = parse_config(values | {"data": {"name": "cifar10", "root": str(tmp_path)}})
+    with pytest.raises(DataError, match="are 48 x 48 pixels, the test images 32 x 32"):
+        load_surroundings(config).inputs()
