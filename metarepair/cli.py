@@ -116,9 +116,14 @@ def _do(given: argparse.Namespace) -> int:
 
 
 def _stop_on_termination() -> None:
-    """Handle SIGTERM (sent by `ray job stop`, for example) like Ctrl-C: end in order and release the locks."""
+    """Handle SIGTERM (sent by `ray job stop`, for example) and a closed terminal like Ctrl-C: end in order.
+
+    Under `nohup` a closed terminal is ignored, and stays so.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 def _fail(given: argparse.Namespace, error: UserError, code: int) -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from tasks.errors import ConfigError, UserError
 logger = logging.getLogger(__name__)
 POLL_S = 1.0
 KNOCK_S = 10.0
+ANSWER_S = 30.0
 
 
 @contextmanager
@@ -58,16 +61,28 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
         return
     remote = address or os.environ.get("RAY_ADDRESS")
     options = worker_options(str(Path.cwd()), sys.path) | _log_options()
-    if remote:
-        _join(remote, options)
-    else:
-        start_local_ray(options)
+    with _handler_kept(signal.SIGTERM):
+        if remote:
+            _join(remote, options)
+        else:
+            start_local_ray(options)
     try:
         with raise_ray_failures():
             check_room(config)
             yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _handler_kept(number: signal.Signals) -> Iterator[None]:
+    """Put the process' own handler of a signal back after the block: `ray.init` replaces that of SIGTERM."""
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(number, before)
 
 
 def _log_options() -> dict[str, object]:
@@ -92,10 +107,23 @@ def _join(address: str, options: Mapping[str, object]) -> None:
 
 
 def _check_listening(address: str) -> None:
-    """Raise OSError if nothing listens at HOST:PORT. Ray itself would retry for minutes."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    """Raise OSError if nothing listens at HOST:PORT, or it does not answer. Ray itself would retry for minutes."""
+    place = address.rpartition("://")[2]
+    host, colon, port = place.rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0", "false"):
+        return  # the answer to a connection without TLS would be none
+    import grpc  # which Ray brings
+
+    with grpc.insecure_channel(place) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
+        except grpc.FutureTimeoutError as error:
+            raise TimeoutError(
+                f"{place} accepts connections and does not answer as Ray does within {ANSWER_S:.0f} s"
+            ) from error
 
 
 def gpus_per_worker(config: Config) -> float:

@@ -44,6 +44,16 @@ CHUNK_BYTES = 1 << 22
 Place = Path | RemotePath
 
 
+def _mode_of_new_files() -> int:
+    """The permissions that the process' umask leaves. It can be read only by setting it, so threads must not."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+_MODE = _mode_of_new_files()
+
+
 def place(text: str) -> Place:
     """The path that `text` names: a RemotePath for s3:// and gs://, else a local path. Raises ConfigError."""
     scheme, separator, key = text.partition("://")
@@ -97,7 +107,7 @@ def writing(path: Place) -> Iterator[Path]:
         _make_cache(part.parent)
     try:
         yield part
-        part.chmod(0o644)  # some writers make it private, but all workers must be able to read it
+        part.chmod(_MODE)  # some writers make it private
         if isinstance(path, Path):
             with _right_kinds(path):
                 part.replace(path)

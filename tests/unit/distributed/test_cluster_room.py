@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import pytest
 
+from distributed.on_ray import cluster
 from distributed.on_ray.cluster import (
     _check_listening,
     _fitting,
@@ -18,7 +21,7 @@ from distributed.on_ray.cluster import (
 )
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, UserError
 
 
 def asked(**settings: Any) -> Config:
@@ -104,6 +107,27 @@ def test_an_address_where_nobody_listens_is_found_out_at_once(address: str) -> N
         _check_listening(address)
 
 
+def test_what_accepts_and_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(TimeoutError, match="does not answer as Ray does"):
+            _check_listening(address)
+        with pytest.raises(UserError, match=rf"Cannot join the Ray cluster at {address} .*does not answer"):
+            cluster._join(address, {})
+
+
+def test_a_server_that_speaks_rays_protocol_is_taken() -> None:
+    server = grpc.server(ThreadPoolExecutor(max_workers=1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        _check_listening(f"127.0.0.1:{port}")
+        _check_listening(f"ray://127.0.0.1:{port}")
+    finally:
+        server.stop(grace=None)
+
+
 def test_what_is_no_host_and_port_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     knocked: list[tuple[str, int]] = []
 
@@ -112,6 +136,7 @@ def test_what_is_no_host_and_port_is_left_to_ray(monkeypatch: pytest.MonkeyPatch
         return socket.socket()
 
     monkeypatch.setattr(socket, "create_connection", connection)
+    monkeypatch.setenv("RAY_USE_TLS", "1")  # nothing is asked then
     _check_listening("auto")
     _check_listening("local")
     assert knocked == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -230,3 +232,13 @@ def test_a_table_is_read_back_and_a_torn_or_absent_one_is_named(root: Place) -> 
         with pytest.raises(DataError, match=r"whole Parquet file.*\. Make it again\.$") as refused:
             read_table(path, "Make it again.")
         assert "magic" not in str(refused.value).lower()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_permissions_that_the_umask_leaves(umask: int, mode: int, tmp_path: Path) -> None:
+    code = (
+        f"import os; os.umask({umask}); import pathlib; from tasks.storage.paths import write_text; "
+        f"write_text(pathlib.Path({str(tmp_path / 'a')!r}), 'a')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[4])
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
