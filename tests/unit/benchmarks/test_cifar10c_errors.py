@@ -1,4 +1,4 @@
-"""Mined error rates beside the published ones."""
+"""Compare mined error rates with the published rates on CIFAR-10-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The corruption benchmarks run, and print what they promise."""
+"""Run the corruption benchmarks and check the figures that they report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _cores() -> set[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks at Linux' /proc")
-def test_peak_memory_sees_what_is_given_back():
+def test_peak_memory_includes_memory_that_was_freed_again():
     work = """
 import time
 from benchmarks.measure import peak_resident_bytes
@@ -52,14 +52,14 @@ def hold_and_drop():
 
 print(peak_resident_bytes(hold_and_drop))
 """
-    # a process of its own: nothing that other tests left behind is given back meanwhile
+    # A separate process, so that no memory left by other tests is freed during the measurement.
     said = subprocess.run(
         [sys.executable, "-c", work], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
     )
     assert int(said.stdout) > 2**25
 
 
-def test_agreement_with_ourselves_is_one_and_with_another_severity_is_not():
+def test_a_corruption_agrees_with_itself_and_not_with_another_severity():
     class Peer:
         def __init__(self, shift):
             self.shift = shift

@@ -1,6 +1,7 @@
-"""Ours against the package imagecorruptions at 224 px, where it is installed: benchmarks/corruption_agreement.py, held.
+"""Compare our corruptions with the package imagecorruptions at 224 px, if it is installed.
 
-Elastic is left out: in the package it is another corruption (docs/corruptions.md).
+The comparison is that of benchmarks/corruption_agreement.py, with tolerances. Elastic is left out: the package
+implements a different corruption under that name (docs/corruptions.md).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import pytest
 from benchmarks.corruption_agreement import compared, mended_peer, photographs
 
 pytestmark = pytest.mark.slow
-# Images, the mean's difference in grey levels, and how far size and spread, and every band, may be from 1.
+# Number of images, and tolerances: difference of the means in grey levels; distance from 1 of the ratios of size
+# and spread; distance from 1 of the ratio in each band.
 NOTHING_DRAWN, NOISE, WEATHER = (4, 0.1, 0.02, 0.08), (16, 0.2, 0.01, 0.05), (16, 1.5, 0.12, 0.15)
 TOLERANCES = {
     "gaussian_noise": NOISE,
@@ -28,7 +30,7 @@ TOLERANCES = {
     "zoom_blur": NOTHING_DRAWN,
     "gaussian_blur": NOTHING_DRAWN,
     "snow": WEATHER,
-    # Of five textures, few are drawn; the package's are enlarged, so have less of the finest detail.
+    # Only a few of the five textures are drawn. The package enlarges its own, so they have less fine detail.
     "frost": (16, 10, 0.2, 0.6),
     "fog": WEATHER,
     "spatter": WEATHER,
@@ -42,11 +44,11 @@ TOLERANCES = {
 
 @pytest.fixture(scope="module")
 def peer():
-    """The package, where it is installed: then it must be importable. Nothing of it stays imported."""
+    """The package, unimported again at the end. Skip if it is not installed; fail if it cannot be imported."""
     if importlib.util.find_spec("imagecorruptions") is None:
         pytest.skip("imagecorruptions is not installed: pip install --editable '.[bench]'")
     with pytest.MonkeyPatch.context() as patched, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it imports names that SciPy gives up
+        warnings.simplefilter("ignore")  # it imports names that SciPy deprecates
         patched.setattr(np, "float_", np.float64, raising=False)
         try:
             yield mended_peer()
@@ -57,7 +59,7 @@ def peer():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TOLERANCES)
-def test_changes_are_those_of_the_package(name, peer):
+def test_a_corruption_changes_images_as_the_package_does(name, peer):
     count, mean, overall, band = TOLERANCES[name]
     found = compared(name, peer, photographs(count))
     assert "fails" not in found, found

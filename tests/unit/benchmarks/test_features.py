@@ -1,4 +1,4 @@
-"""The features benchmark runs each network in a process of its own, and prints what it promises."""
+"""Run the features benchmark, which has a process for each network, and check its figures."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def test_the_benchmark_keeps_its_keys_and_both_networks_agree(tmp_path, capsys):
     assert figures["smoke"]
     assert {"ours", "torchmetrics", "deployed"} <= set(figures["images_per_s"])
     assert figures["ratio_torchmetrics"] > 0
-    assert figures["fid"] > 1  # calibrated features tell fog from none
+    assert figures["fid"] > 1  # calibrated features distinguish foggy images from clean ones
     assert figures["fid_rel_diff"] < 1e-3
     assert figures["machine"]["versions"]["torch-fidelity"] != "not installed"
     assert "\nratio_torchmetrics " in capsys.readouterr().out
 
 
-def test_torchmetrics_distance_of_given_features_is_ours(monkeypatch):
+def test_torchmetrics_gives_our_distance_for_given_features(monkeypatch):
     monkeypatch.setattr(features.Given, "num_features", 12)
     generator = np.random.default_rng(0)
     x, y = (generator.normal(shift, 1, (40, 12)).astype(np.float32) for shift in (0, 0.5))

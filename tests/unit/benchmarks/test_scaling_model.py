@@ -1,4 +1,4 @@
-"""The model of scaling against timelines that are played through, closed forms, and what must hold of any cluster."""
+"""Compare the scaling model with simulated timelines, closed forms, and properties of any cluster."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ def training(**changes: float) -> Training:
         "outer_s": 0.2,
         "gradient_bytes": 4e6,
     }
-    return Training(**(values | changes))  # type: ignore[arg-type]  # numbers of either kind
+    return Training(**(values | changes))  # type: ignore[arg-type]  # int or float
 
 
-def played_ring(size_bytes: float, workers: int, link: Link) -> float:
-    """Every rank sends a chunk to the next, and waits for that of the one before, until all have every sum."""
+def simulated_ring(size_bytes: float, workers: int, link: Link) -> float:
+    """Seconds of a simulated ring: each rank sends a chunk and receives one until all ranks have every sum."""
     clocks = [0.0] * workers
-    holds = [{chunk: {rank} for chunk in range(workers)} for rank in range(workers)]  # whose values are in it
+    holds = [
+        {chunk: {rank} for chunk in range(workers)} for rank in range(workers)
+    ]  # ranks whose values are in each chunk
     step = 0
     while any(len(parts) < workers for held in holds for parts in held.values()):
         arrive = [t + size_bytes / workers / link.bytes_per_s + link.latency_s for t in clocks]
@@ -57,40 +59,42 @@ def played_ring(size_bytes: float, workers: int, link: Link) -> float:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8])
-def test_a_ring_takes_as_long_as_one_that_is_played_through(workers: int) -> None:
-    assert ring_s(1e6, workers, SLOW) == pytest.approx(played_ring(1e6, workers, SLOW))
+def test_the_time_of_a_ring_equals_that_of_a_simulated_one(workers: int) -> None:
+    assert ring_s(1e6, workers, SLOW) == pytest.approx(simulated_ring(1e6, workers, SLOW))
 
 
-def test_trees_are_taken_only_where_they_are_faster() -> None:
+def test_trees_are_used_only_where_they_are_faster() -> None:
     link = Link(name="x", bytes_per_s=1e9, latency_s=1e-3, trees=True)
     ring = Link(name="x", bytes_per_s=1e9, latency_s=1e-3)
-    assert all_reduce_s(1e6, 512, link) < all_reduce_s(1e6, 512, ring) / 10  # latency rules
-    assert all_reduce_s(1e9, 2, link) == all_reduce_s(1e9, 2, ring)  # bytes rule: a ring of two sends half
+    assert all_reduce_s(1e6, 512, link) < all_reduce_s(1e6, 512, ring) / 10  # latency dominates
+    assert all_reduce_s(1e9, 2, link) == all_reduce_s(
+        1e9, 2, ring
+    )  # bytes dominate: a ring of two sends half
 
 
-def test_efficiency_is_whole_on_one_worker_and_falls_with_every_doubling() -> None:
+def test_efficiency_is_one_on_one_worker_and_falls_with_every_doubling() -> None:
     found = [efficiency(training(), 2**i, SLOW) for i in range(8)]
     assert found[0] == 1
     assert all(later < earlier for earlier, later in itertools.pairwise(found))
 
 
-def test_over_a_perfect_link_only_what_is_not_shared_out_costs_efficiency() -> None:
+def test_with_free_communication_only_an_uneven_share_of_tasks_costs_efficiency() -> None:
     free = training(outer_s=0, add_s=0, gradient_bytes=0)
     assert efficiency(free, 16, FAST) == pytest.approx(1)
     assert efficiency(free, 48, FAST) == pytest.approx(64 / (48 * 2))  # 16 of 48 workers have a second task
 
 
-def test_workers_without_a_task_shorten_nothing() -> None:
+def test_workers_without_a_task_save_no_time() -> None:
     assert episode(training(tasks=4), 16, FAST).compute_s == episode(training(tasks=4), 4, FAST).compute_s
 
 
-def test_a_batch_shows_only_where_it_takes_longer_than_a_task() -> None:
+def test_making_a_batch_costs_time_only_if_it_is_slower_than_a_task() -> None:
     hidden, shown = (episode(training(batch_s=b), 1, FAST).compute_s for b in (0.9, 1.5))
     assert hidden == episode(training(batch_s=0), 1, FAST).compute_s
     assert shown - hidden == pytest.approx(64 * 0.5)
 
 
-def test_the_all_reduce_takes_over_where_it_is_first_longer_than_the_tasks() -> None:
+def test_takeover_is_the_first_count_of_workers_whose_all_reduce_outlasts_the_tasks() -> None:
     here = training(gradient_bytes=2e6)  # about 4 s on the slow link
     first = takeover(here, SLOW)
     assert first is not None
@@ -100,10 +104,13 @@ def test_the_all_reduce_takes_over_where_it_is_first_longer_than_the_tasks() -> 
     assert takeover(here, FAST) is None
 
 
-def played_overlap(t: Training, workers: int, link: Link) -> float:
-    """Tasks one after the other; the earlier sum leaves when it is there, the last gradient when link and it are."""
-    mine, reduce_s = t.tasks // workers, all_reduce_s(t.gradient_bytes, workers, link)
-    earlier_done = (mine - 1) * t.task_s + (mine - 2) * t.add_s
+def simulated_overlap(t: Training, workers: int, link: Link) -> float:
+    """Seconds of a simulated episode: the sum of the earlier tasks is sent during the last task.
+
+    The last gradient is sent when it is ready and the link is free.
+    """
+    tasks_each, reduce_s = t.tasks // workers, all_reduce_s(t.gradient_bytes, workers, link)
+    earlier_done = (tasks_each - 1) * t.task_s + (tasks_each - 2) * t.add_s
     last_done, link_free = earlier_done + t.task_s, earlier_done + reduce_s
     return max(last_done, link_free) + reduce_s + t.add_s + t.outer_s
 
@@ -113,19 +120,19 @@ def played_overlap(t: Training, workers: int, link: Link) -> float:
 def test_reducing_in_advance_never_pays(task_s: float, workers: int) -> None:
     here = training(task_s=task_s, batch_s=0)
     ahead, plain = overlapped(here, workers, SLOW), episode(here, workers, SLOW).seconds
-    assert ahead == pytest.approx(played_overlap(here, workers, SLOW))
+    assert ahead == pytest.approx(simulated_overlap(here, workers, SLOW))
     assert ahead >= plain
     assert (ahead > plain) == (all_reduce_s(4e6, workers, SLOW) > task_s)
 
 
-def test_layer_by_layer_hides_no_more_than_the_last_product_takes() -> None:
+def test_reducing_layer_by_layer_saves_at_most_the_time_of_the_last_product() -> None:
     here = training()
     plain = episode(here, 8, SLOW)
     assert streamed(here, 8, SLOW, 0.2) == pytest.approx(plain.seconds - 0.2)
     assert streamed(here, 8, FAST, 0.2) == pytest.approx(plain.compute_s + plain.outer_s)
 
 
-def test_a_line_is_found_again_and_gives_the_link_of_two_ranks() -> None:
+def test_a_fitted_line_recovers_the_link_between_two_ranks() -> None:
     sizes = [1e6, 4e6, 64e6]
     link = Link(name="x", bytes_per_s=2e9, latency_s=3e-4)
     line = fit_line(sizes, [ring_s(size, 2, link) for size in sizes])
@@ -135,7 +142,7 @@ def test_a_line_is_found_again_and_gives_the_link_of_two_ranks() -> None:
     assert line.worst < 1e-9
 
 
-def test_a_line_never_takes_negative_time_for_nothing() -> None:
+def test_a_fitted_line_never_has_a_negative_start_time() -> None:
     line = fit_line([1.0, 2.0], [1.0, 3.0])
     assert line.start_s == 0
     steeper, flatter = (sum((s * x / y - 1) ** 2 for x, y in ((1, 1), (2, 3))) for s in (1.3, 1.1))
@@ -144,18 +151,18 @@ def test_a_line_never_takes_negative_time_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
-def test_growth_tells_linear_from_quadratic(exponent: float) -> None:
+def test_growth_is_the_exponent_of_a_power_law(exponent: float) -> None:
     counts = [100, 300, 1000]
     assert growth(counts, list(3 * np.power(counts, exponent))) == pytest.approx(exponent)
 
 
-def test_a_processor_is_held_up_by_arithmetic_or_by_starting_operators() -> None:
+def test_a_processor_is_limited_by_arithmetic_or_by_starting_operators() -> None:
     gpu = Processor(name="gpu", flops_per_s=1e12, operator_s=1e-5)
     assert gpu.seconds(3e12, 10) == 3
     assert gpu.seconds(1e6, 1000) == pytest.approx(0.01)
 
 
-def test_hours_on_a_cluster_stop_falling_where_no_more_can_be_busy() -> None:
+def test_wall_hours_stop_falling_once_all_usable_workers_are_busy() -> None:
     row = Row(stage="x", amount=1, unit="x", core_h=100, gpu_h=10, basis="x", at_most=20)
     assert row.wall_h(cores=10, gpus=0) == 10
     assert row.wall_h(cores=1000, gpus=0) == 5

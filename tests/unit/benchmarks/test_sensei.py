@@ -1,4 +1,4 @@
-"""The SENSEI benchmark compares the same variants both ways, and prints what it promises."""
+"""Run the SENSEI benchmark, and check that both ways score the same variants and that it reports its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store benchmark draws what it says, and drops and keeps pages as it says."""
+"""Run the store benchmark, and check its figures and the size of its tasks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_benchmark_keeps_its_keys(
     assert "\ntasks_per_s_cold " in capsys.readouterr().out
 
 
-def test_a_task_is_as_large_as_is_said(tmp_path: Path) -> None:
+def test_a_task_has_the_stated_size(tmp_path: Path) -> None:
     store.write_store(tmp_path / "a.arrow", 500, seed=0)
     failures = read_failures(tmp_path / "a.arrow")
     assert len(np.unique(failures.labels_N)) == store.CLASSES
