@@ -1,6 +1,6 @@
-"""The files of cluster/: what Kubernetes, `ray up` and Docker would refuse is found here, without any of them.
+"""Check the files of cluster/ for what Kubernetes and Docker would refuse, without either of them.
 
-KubeRay's fields are those of a named release, written down with their sources in tests/fixtures/kuberay_v1.7.0.yaml.
+The fields of KubeRay are those of one release; tests/fixtures/kuberay_v1.7.0.yaml lists them with their sources.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ KUBERAY = Draft202012Validator(
     yaml.safe_load((ROOT / "tests/fixtures/kuberay_v1.7.0.yaml").read_text("utf-8"))
 )
 KUBERNETES = ("raycluster.yaml", "rayjob.yaml", "volume.yaml")
-# Secrets and claims that cluster/README.md or a file of cluster/ makes.
+# Secrets and volume claims that cluster/README.md or a file of cluster/ creates.
 MADE = {"metarepair-token", "metarepair-s3", "metarepair-shared"}
 
 
 def load(name: str) -> dict[str, Any]:
-    """The one document of a file of cluster/; what anchors share is there once for each place."""
+    """The document of a file of cluster/, with a separate copy for each use of an anchor."""
     found = json.loads(json.dumps(yaml.safe_load((CLUSTER / name).read_text(encoding="utf-8"))))
     assert isinstance(found, dict)
     return found
 
 
 def changed(name: str, path: str, value: Any) -> dict[str, Any]:
-    """`load(name)` with another value at `a.b.0.c`, or without what is there when `value` is `...`."""
+    """`load(name)` with `value` at the dotted `path`, such as `a.b.0.c`; `...` removes the entry."""
     document = load(name)
     *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
     place: Any = document
@@ -56,7 +56,7 @@ def changed(name: str, path: str, value: Any) -> dict[str, Any]:
 
 
 def pods(document: Any) -> Iterator[dict[str, Any]]:
-    """Every pod's spec in a document."""
+    """Yield the spec of each pod in a document."""
     if isinstance(document, dict):
         if "containers" in document:
             yield document
@@ -68,7 +68,7 @@ def pods(document: Any) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", KUBERNETES)
-def test_kubernetes_files_use_the_fields_of_kuberay_as_they_are(name: str) -> None:
+def test_kubernetes_files_conform_to_the_schema_of_kuberay(name: str) -> None:
     assert [error.message for error in KUBERAY.iter_errors(load(name))] == []
 
 
@@ -103,12 +103,12 @@ def test_kubernetes_files_use_the_fields_of_kuberay_as_they_are(name: str) -> No
         ("volume.yaml", "spec.accessModes", ["ReadWriteEverywhere"]),
     ],
 )
-def test_a_field_that_kuberay_does_not_have_is_found(name: str, path: str, value: Any) -> None:
+def test_a_file_that_kuberay_would_refuse_is_detected(name: str, path: str, value: Any) -> None:
     assert list(KUBERAY.iter_errors(changed(name, path, value)))
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
-def test_pods_have_what_they_name_and_no_privilege(name: str) -> None:
+def test_pods_refer_to_existing_volumes_and_secrets_and_have_no_privilege(name: str) -> None:
     found = list(pods(load(name)))
     assert len(found) == 3
     user = [text for kind, text in instructions() if kind == "USER"][-1]
@@ -121,7 +121,7 @@ def test_pods_have_what_they_name_and_no_privilege(name: str) -> None:
             assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes)
             assert {source["secretRef"]["name"] for source in container["envFrom"]} <= MADE
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
-            # Memory that is not asked for is memory that another pod has when it is needed.
+            # Memory that is not requested may be taken by another pod when it is needed.
             assert container["resources"]["requests"] == container["resources"]["limits"]
             assert {"cpu", "memory"} <= set(container["resources"]["limits"])
             written = [
@@ -130,7 +130,7 @@ def test_pods_have_what_they_name_and_no_privilege(name: str) -> None:
             assert written == []
 
 
-def test_kubernetes_cluster_scales_with_a_token_and_stays_inside() -> None:
+def test_kubernetes_cluster_autoscales_requires_a_token_and_is_not_exposed() -> None:
     spec = load("raycluster.yaml")["spec"]
     assert spec["authOptions"] == {"mode": "token", "secretName": "metarepair-token"}
     assert spec["enableInTreeAutoscaling"] is True
@@ -146,7 +146,7 @@ def test_kubernetes_cluster_scales_with_a_token_and_stays_inside() -> None:
     assert f"ray=={spec['rayVersion']}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
 
 
-def test_rayjob_has_the_cluster_of_raycluster_and_runs_metarepair(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rayjob_uses_the_cluster_of_raycluster_and_runs_metarepair(monkeypatch: pytest.MonkeyPatch) -> None:
     job = load("rayjob.yaml")["spec"]
     assert job["rayClusterSpec"] == load("raycluster.yaml")["spec"]
     assert yaml.safe_load(job["runtimeEnvYAML"])["env_vars"] == load("runtime_env.yaml")["env_vars"]
@@ -158,7 +158,7 @@ def test_rayjob_has_the_cluster_of_raycluster_and_runs_metarepair(monkeypatch: p
     assert given[0].verb == "run"
     config = load_config(ROOT / given[0].config, given[0].set, storage_path=given[0].storage)
     assert config.workers > 0
-    assert config.ray.wait_s > 0  # the nodes are still to come
+    assert config.ray.wait_s > 0  # the nodes have yet to start
     (mount,) = next(pods(job))["containers"][0]["volumeMounts"]
     assert given[0].storage.startswith(mount["mountPath"])
 
@@ -180,7 +180,7 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def stages() -> dict[str, Stage]:
-    """By name; the last is `image`."""
+    """The stages by name; the last one is `image`."""
     found: dict[str, Stage] = {}
     for kind, rest in instructions():
         if kind == "FROM":
@@ -192,12 +192,12 @@ def stages() -> dict[str, Stage]:
 
 
 def copied(stage: Stage) -> list[str]:
-    """What a stage copies out of the checkout."""
+    """The paths that a stage copies from the checkout."""
     sources = [rest.split()[:-1] for kind, rest in stage.steps if kind == "COPY" and "--from" not in rest]
     return [source for group in sources for source in group]
 
 
-def test_image_has_a_stage_for_each_device_and_no_root() -> None:
+def test_image_has_a_stage_for_each_device_and_does_not_run_as_root() -> None:
     found = stages()
     assert instructions()[0] == ("ARG", "DEVICE=cuda")
     assert found["image"].base == "torch-${DEVICE}"
@@ -221,7 +221,7 @@ def test_image_keeps_its_dependencies_when_the_code_changes() -> None:
     assert copied(found["base"]) == ["constraints.txt"]
 
 
-def test_builder_gets_what_is_copied_and_no_more() -> None:
+def test_build_context_has_the_copied_paths_and_no_others() -> None:
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
@@ -232,11 +232,11 @@ def test_builder_gets_what_is_copied_and_no_more() -> None:
     assert any(fnmatch.fnmatch("tasks/__pycache__", rule.replace("**", "*")) for rule in held_back)
 
 
-def test_dependencies_are_those_of_the_project_and_of_the_extras() -> None:
+def test_listed_dependencies_are_those_of_the_project_and_the_named_extras() -> None:
     def listed(*extras: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "cluster/dependencies.py", "pyproject.toml", *extras]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        print(done.stderr)  # shown where the test fails
+        print(done.stderr)  # shown if the test fails
         return done
 
     plain, more = listed().stdout.splitlines(), listed("onnx").stdout.splitlines()

@@ -1,10 +1,10 @@
-"""cluster/aws.yaml and cluster/gcp.yaml: held against what the ray package ships, and against what they promise.
+"""Check cluster/aws.yaml and cluster/gcp.yaml with the schema and the validator of the ray package.
 
-`ray up` has no dry run. What it would refuse before it reaches a cloud is in the package: a JSON schema, which is data
-and is read here as such, and a validator, which is private. It is called all the same, in one test: a cluster that does
-not start is worse than a test that a new Ray may break. The public way to it is the command line; for AWS it is taken,
-against a stand-in on loopback (`ray down` prepares and validates as `ray up` does, and waits for no machine). GCP's
-library is no dependency of ours.
+`ray up` has no dry run. The ray package has what it checks before it reaches a cloud: a JSON schema, which is read
+here as data, and a private validator. One test calls the validator all the same: a cluster that does not start is worse
+than a test that a new Ray may break. The public interface to it is the command line. The AWS file goes through it,
+against a mock server on loopback: `ray down` prepares and validates a file as `ray up` does, and waits for no machine.
+GCP's library is not a dependency of ours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLOUDS = ("aws", "gcp")
 
 
 def shipped(name: str) -> str:
-    """A data file of ray/autoscaler, without importing Ray."""
+    """The text of a data file in ray/autoscaler, read without importing Ray."""
     spec = find_spec("ray")
     assert spec is not None
     (folder,) = spec.submodule_search_locations or []
@@ -39,25 +39,25 @@ SCHEMA = Draft7Validator(json.loads(shipped("ray-schema.json")))
 
 
 def load(cloud: str) -> dict[str, Any]:
-    """The file; what anchors share is there once for each place."""
+    """The document of the file, with a separate copy for each use of an anchor."""
     found = yaml.safe_load((ROOT / "cluster" / f"{cloud}.yaml").read_text(encoding="utf-8"))
     assert isinstance(found, dict)
     return dict(json.loads(json.dumps(found)))
 
 
 def refusals(cloud: str, document: dict[str, Any]) -> list[str]:
-    """What the schema has against a file, the provider's defaults filled in as `ray up` does."""
+    """The schema's errors on a document, with the provider's defaults filled in as `ray up` does."""
     defaults = yaml.safe_load(shipped(f"{cloud}/defaults.yaml"))
     return [error.message for error in SCHEMA.iter_errors(defaults | document)]
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_ray_s_schema_takes_the_file(cloud: str) -> None:
+def test_the_schema_of_ray_accepts_the_file(cloud: str) -> None:
     assert refusals(cloud, load(cloud)) == []
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_ray_s_schema_refuses_what_is_wrong_in_it(cloud: str) -> None:
+def test_the_schema_of_ray_refuses_a_wrong_entry(cloud: str) -> None:
     changes: list[dict[str, Any]] = [
         {"max_worker": 3},
         {"max_workers": "12"},
@@ -73,7 +73,7 @@ def test_ray_s_schema_refuses_what_is_wrong_in_it(cloud: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_file_has_a_head_cpu_and_gpu_workers_that_come_and_go(cloud: str) -> None:
+def test_file_has_a_head_and_cpu_and_gpu_workers_that_scale_from_zero(cloud: str) -> None:
     document = load(cloud)
     types = document["available_node_types"]
     assert document["head_node_type"] == "head"
@@ -85,7 +85,7 @@ def test_file_has_a_head_cpu_and_gpu_workers_that_come_and_go(cloud: str) -> Non
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_nodes_get_what_the_commands_name_and_every_ray_asks_for_the_token(cloud: str) -> None:
+def test_nodes_get_the_files_that_commands_use_and_every_ray_requires_the_token(cloud: str) -> None:
     document = load(cloud)
     mounts = document["file_mounts"]
     assert mounts["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
@@ -104,7 +104,7 @@ def test_nodes_get_what_the_commands_name_and_every_ray_asks_for_the_token(cloud
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_clouds_differ_in_machines_alone(cloud: str) -> None:
+def test_the_two_clouds_differ_only_in_their_machines(cloud: str) -> None:
     both = [load(name) for name in CLOUDS]
     same = (
         "file_mounts",
@@ -119,7 +119,7 @@ def test_clouds_differ_in_machines_alone(cloud: str) -> None:
 
 
 @pytest.mark.slow
-def test_ray_s_validator_takes_the_files_and_refuses_more_than_the_schema_does() -> None:
+def test_the_validator_of_ray_accepts_the_files_and_refuses_more_than_the_schema() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     for cloud in CLOUDS:
@@ -132,7 +132,7 @@ def test_ray_s_validator_takes_the_files_and_refuses_more_than_the_schema_does()
 
 
 @pytest.mark.slow
-def test_ray_takes_the_aws_file_and_opens_ssh_alone(tmp_path: Path) -> None:
+def test_ray_accepts_the_aws_file_and_opens_only_ssh(tmp_path: Path) -> None:
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -145,8 +145,8 @@ def test_ray_takes_the_aws_file_and_opens_ssh_alone(tmp_path: Path) -> None:
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "none",
         "AWS_SECRET_ACCESS_KEY": "none",
-        "HOME": str(tmp_path),  # the key pair that Ray makes
-        "TMPDIR": str(tmp_path / "tmp"),  # … and its cache
+        "HOME": str(tmp_path),  # for the key pair that Ray creates
+        "TMPDIR": str(tmp_path / "tmp"),  # for Ray's cache
     }
     readme = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"(?m)^    ray (down .*)$", readme)
