@@ -1,4 +1,4 @@
-"""Settings: what is right parses to what it says, what is wrong is refused with what to do."""
+"""Check that valid settings parse to their values and that invalid ones are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_name_and_value(
     assert not any(word in message for word in ("tuple", "dictionary", "instance", "input"))
 
 
-def test_a_list_that_is_too_short_is_said_to_be() -> None:
+def test_a_list_that_is_too_short_is_refused_with_its_first_missing_entry() -> None:
     assert refusal(model={"mean": [1.0, 2.0]}).startswith("model.mean: entry 3 is missing")
 
 
@@ -202,7 +202,7 @@ def test_repeated_seeds_severities_and_methods_are_refused() -> None:
     assert "repair.methods" in refusal(repair={"methods": ["none", "none"]})
 
 
-def test_top_k_and_list_need_their_setting() -> None:
+def test_the_choices_top_k_and_list_need_their_own_setting() -> None:
     assert "choice: top_k needs top_k" in refusal(experiences={"choice": "top_k"})
     assert "choice: list needs names" in refusal(experiences={"choice": "list"})
     assert parse_config(LEAST | {"experiences": {"choice": "top_k", "top_k": 2}}).experiences.top_k == 2
@@ -216,7 +216,7 @@ def test_an_unknown_data_set_is_refused_with_a_near_name() -> None:
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "0.001", "+1e-3"])
-def test_every_way_to_write_a_thousandth_is_a_number(tmp_path: Path, text: str) -> None:
+def test_a_number_may_be_written_in_any_notation(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, f"name: a\nmining: {{experiences: [snow]}}\ntrain: {{outer_rate: {text}}}\n")
     assert load_config(path, []).train.outer_rate == 0.001
     assert load_config(path, [f"inner.rate={text}"]).inner.rate == 0.001
@@ -229,7 +229,7 @@ def test_overrides_have_the_type_that_they_would_have_in_the_file(least: Path) -
     assert (config.mining.severities, config.evaluate.others, config.train.clip_norm) == ((1, 2), (), None)
 
 
-def test_the_last_override_of_a_setting_holds_and_the_direct_one_above_all(least: Path) -> None:
+def test_the_last_override_of_a_setting_wins_and_a_direct_argument_wins_over_all(least: Path) -> None:
     config = load_config(least, ["seed=1", "seed=2", "storage_path=x"], storage_path="y")
     assert (config.seed, config.storage_path) == (2, "y")
     assert load_config(least, ["storage_path=x"], storage_path=None).storage_path == "x"
@@ -263,7 +263,7 @@ def test_a_file_without_settings_is_refused_by_name(tmp_path: Path, text: str) -
         load_config(write(tmp_path, text), [])
 
 
-def test_a_yaml_tag_runs_nothing(tmp_path: Path) -> None:
+def test_a_yaml_tag_runs_no_code(tmp_path: Path) -> None:
     path = write(tmp_path, f"name: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n")
     with pytest.raises(ConfigError, match="is not YAML"):
         load_config(path, [])
@@ -281,7 +281,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml", [])
 
 
-def test_settings_come_back_from_json_as_they_were() -> None:
+def test_settings_survive_a_round_trip_through_json() -> None:
     config = parse_config(LEAST | {"mining": mining(severities=[2, 4]), "repair": {"rates": [0.1, 1]}})
     assert parse_config(config.model_dump(mode="json")) == config
 
@@ -294,12 +294,12 @@ def test_resamples_too_few_for_an_interval_are_refused(resamples: int) -> None:
 
 
 @pytest.mark.parametrize("resamples", [0, 40])
-def test_no_interval_and_the_least_resamples_are_taken(resamples: int) -> None:
+def test_no_resamples_and_the_minimum_for_an_interval_are_accepted(resamples: int) -> None:
     config = parse_config(LEAST | {"features": {"bootstrap": resamples}})
     assert config.features.bootstrap == resamples
 
 
-def test_too_few_collected_to_extrapolate_from_are_refused() -> None:
+def test_extrapolation_from_too_few_collected_failures_is_refused() -> None:
     message = refusal(features={"extrapolate": True}, mining=mining(collect=19))
     assert "features.extrapolate: true needs mining.collect of at least 20" in message
     assert "it is 19" in message
@@ -314,11 +314,11 @@ def test_an_extractor_that_yaml_reads_as_a_mapping_is_explained(least: Path, tex
 
 
 @pytest.mark.parametrize(("given", "shown"), [("[1]", "[1]"), ("{a: 1}", "{a: 1}"), ("x", "'x'"), ("0", "0")])
-def test_a_refused_way_to_use_memory_is_shown_as_yaml(given: str, shown: str) -> None:
+def test_a_refused_memory_mode_is_shown_as_yaml(given: str, shown: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"train.memory: {shown} is not a memory mode")):
         load_config(SAMPLE, [f"train.memory={given}"])
 
 
-def test_a_path_that_is_no_utf8_is_refused_in_our_words() -> None:
+def test_a_path_that_is_not_utf8_is_refused_with_an_error_of_ours() -> None:
     with pytest.raises(ConfigError, match="it must be text in UTF-8"):
         load_config(SAMPLE, [], storage_path="runs\udcff")
