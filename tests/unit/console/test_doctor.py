@@ -1,4 +1,4 @@
-"""`metarepair doctor --model`: a DNN that can be repaired, or one paragraph that says what is in the way."""
+"""Check that `metarepair doctor --model` reports a repairable DNN, or the obstacle in one paragraph."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     return code, said.out, said.err
 
 
-def test_a_right_dnn_is_said_to_be_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repairable_dnn_is_reported_as_such(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = examined(capsys, "--model", "nets_of_doctor:right")
     assert code == 0, err
     assert "meta-gradient within" in out.splitlines()[-1]
@@ -52,7 +52,7 @@ def test_a_right_dnn_is_said_to_be_one(here: Path, capsys: pytest.CaptureFixture
     assert "new random weights" not in out
 
 
-def test_what_was_found_in_the_weights_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prefix_in_the_weights_is_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from nets_of_doctor import right  # type: ignore[import-not-found]
 
     torch.save({"state_dict": {f"model.{k}": v for k, v in right().state_dict().items()}}, "mine.pth")
@@ -75,7 +75,7 @@ def test_what_was_found_in_the_weights_is_told(here: Path, capsys: pytest.Captur
         (("--set", "model.name=resnet8_cifar"), "--model NAME or --config FILE"),
     ],
 )
-def test_what_is_in_the_way_is_one_paragraph(
+def test_an_obstacle_is_reported_in_one_paragraph(
     arguments: tuple[str, ...], says: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = examined(capsys, *arguments)

@@ -1,4 +1,4 @@
-"""Log lines on the command line: what is printed where, how much of it, and progress that a terminal redraws."""
+"""Check the log lines of the command line: their stream, their amount, and redrawn progress on a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Both streams of a program that a terminal shows. (A fixture's would be replaced before the test begins.)"""
+    """Replace both streams by one terminal. (A fixture's replacement would be undone before the test starts.)"""
     monkeypatch.setattr(progress, "REDRAWN_S", 0.0)
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
@@ -46,7 +46,7 @@ def log_all_levels() -> None:
         ("verbose", ["a detail", "a line", "a result", "a warning"], 1),
     ],
 )
-def test_lines_go_to_output_and_progress_to_error_as_much_as_was_asked_for(
+def test_lines_go_to_stdout_and_progress_to_stderr_at_each_verbosity(
     verbosity: Verbosity, out: list[str], err: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with printed(verbosity):
@@ -58,7 +58,7 @@ def test_lines_go_to_output_and_progress_to_error_as_much_as_was_asked_for(
     assert len(detailed.findall(shown.out)) == (3 if verbosity == "verbose" else 0)
 
 
-def test_nothing_is_printed_after_the_block_and_levels_are_as_before(
+def test_nothing_is_printed_after_the_block_and_levels_are_restored(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = ("tasks", "metarepair", "distributed", progress.logger.name)
@@ -70,7 +70,7 @@ def test_nothing_is_printed_after_the_block_and_levels_are_as_before(
     assert [logging.getLogger(name).level for name in names] == before
 
 
-def test_a_file_does_not_get_the_lines_that_a_terminal_would_draw(
+def test_a_file_does_not_get_the_progress_lines_that_a_terminal_redraws(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "REDRAWN_S", 0.0)
@@ -100,7 +100,7 @@ def test_a_quiet_terminal_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert terminal.getvalue() == ""
 
 
-def test_what_goes_on_at_once_has_a_line_each_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_steps_have_a_progress_line_each_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     with printed():
         first, second = (Progress(name, 2, "episodes") for name in ("train fog", "train snow"))
@@ -112,7 +112,7 @@ def test_what_goes_on_at_once_has_a_line_each_on_a_terminal(monkeypatch: pytest.
     ]
 
 
-def test_lines_stand_above_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_stand_above_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     with printed():
         Progress("train", 2, "episodes").advance()
@@ -126,7 +126,7 @@ def test_lines_stand_above_the_progress(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def screen(written: str) -> list[str]:
-    """The lines that a terminal shows after all that was written."""
+    """The lines that a terminal shows after everything in `written`."""
     lines, row = [""], 0
     for piece in re.split(r"(\r|\n|\x1b\[\d+A|\x1b\[J)", written):
         if piece == "\n":

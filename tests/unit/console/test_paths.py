@@ -1,4 +1,4 @@
-"""A path that is missing is refused before torch is imported, and a command that fails leaves no empty folder."""
+"""Check that a missing path is refused before torch is imported and that a failed command leaves no empty folder."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def config_of(**values: object) -> Config:
 
 
 def fail_in(config: Config, error: BaseException, *files: str) -> None:
-    """A command that opens the run, writes `files` there, and fails."""
+    """Run a command that opens the run, writes `files` there, and fails."""
 
     def command() -> None:
         with without_empty_run(config):
@@ -99,15 +99,15 @@ def test_a_missing_path_is_refused_before_anything_heavy_is_imported(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_is_made_without_what_the_run_was_made_from(tmp_path: Path) -> None:
+def test_a_report_does_not_need_the_inputs_of_the_run(tmp_path: Path) -> None:
     config = config_of(model={"weights": str(tmp_path / "gone.pth")})
     check_paths(config, "report")
-    check_paths(config, "pretrain")  # it makes the weights
+    check_paths(config, "pretrain")  # it creates the weights
     with pytest.raises(WeightsError, match="no such file"):
         check_paths(config, "repair")
 
 
-def test_a_split_of_ones_own_is_looked_for_by_itself(tmp_path: Path) -> None:
+def test_each_given_folder_of_a_split_is_checked_separately(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     data = {"name": "imagefolder", "train": str(tmp_path / "train"), "test": str(tmp_path / "test")}
     with pytest.raises(DataError, match=r"data\.test"):
@@ -116,19 +116,19 @@ def test_a_split_of_ones_own_is_looked_for_by_itself(tmp_path: Path) -> None:
     check_paths(config_of(data=data), "run")
 
 
-def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_a_weights_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is a folder"):
         resolve_weights(str(tmp_path))
     assert resolve_weights("shipped:resnet8_cifar10").parent == SHIPPED
 
 
-def test_a_command_that_fails_takes_away_the_folders_that_it_made(tmp_path: Path) -> None:
+def test_a_command_that_fails_removes_the_empty_folders_that_it_created(tmp_path: Path) -> None:
     config = config_of(storage_path=str(tmp_path / "a" / "b"))
     fail_in(config, UserError("failed"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_was_there_or_holds_something_stays(tmp_path: Path) -> None:
+def test_a_folder_that_existed_before_or_is_not_empty_stays(tmp_path: Path) -> None:
     config = config_of(storage_path=str(tmp_path / "runs"))
     root = run_of(config).root
     (tmp_path / "runs").mkdir()
@@ -151,8 +151,8 @@ def test_a_storage_path_below_a_file_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").is_file()
 
 
-def test_a_run_whose_empty_folder_was_taken_away_is_locked_all_the_same(tmp_path: Path) -> None:
-    """Of two commands that come at once, the one that fails removes what both made."""
+def test_the_folder_of_a_locked_run_cannot_be_removed_as_empty(tmp_path: Path) -> None:
+    """Of two concurrent commands, the one that fails removes the folders that both created."""
     lock = tmp_path / "runs" / "made" / "lock"
     descriptor = lock_file(lock)
     assert descriptor is not None

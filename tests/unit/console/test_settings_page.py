@@ -1,4 +1,4 @@
-"""docs/settings.md is what the descriptions of the settings say today."""
+"""Check that docs/settings.md matches the descriptions of the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output goes wherever the streams are connected to, and a stream that cannot be written ends a command in order."""
+"""Check output to streams of any encoding, and the orderly end of a command whose stream cannot be written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = "compare repair methods: methods {0} targets {0} seeds"
 
 
 def command(*arguments: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """`metarepair` in a process of its own, through a shell that redirects its streams."""
+    """Run `metarepair` in a separate process, through a shell that redirects its streams."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LC_", "LANG"))}
     line = " ".join(["exec", sys.executable, "-m", "metarepair", *arguments, redirect])
     env = kept | {"PYTHONPATH": str(ROOT)} | environment
@@ -38,14 +38,14 @@ def command(*arguments: str, redirect: str = "", **environment: str) -> subproce
         ("ascii:replace", "?"),
     ],
 )
-def test_a_stream_of_any_encoding_takes_the_help(encoding: str, shown: str) -> None:
+def test_the_help_is_printed_to_a_stream_of_any_encoding(encoding: str, shown: str) -> None:
     done = command("--help", PYTHONIOENCODING=encoding, COLUMNS="200")
     assert (done.returncode, done.stderr) == (0, b"")
     assert WORDS.format(shown) in done.stdout.decode(encoding.partition(":")[0])
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
-def test_a_character_that_the_stream_lacks_is_written_plainly(encoding: str) -> None:
+def test_a_character_that_the_encoding_lacks_is_replaced_by_plain_text(encoding: str) -> None:
     code = (
         "from metarepair.console.streams import watched_streams\nimport sys\n"
         "with watched_streams():\n"
@@ -58,7 +58,7 @@ def test_a_character_that_the_stream_lacks_is_written_plainly(encoding: str) -> 
     assert done.stderr.decode(encoding).rstrip() == r"\u0436 and \udcff"
 
 
-def test_plain_text_is_readable_or_an_escape_that_loses_nothing() -> None:
+def test_the_replacement_is_readable_or_an_escape_that_loses_nothing() -> None:
     with watched_streams():
         pass  # registers the handler
     assert "2.5 ± 0.1, ≥ 3 × 4 · 5, θ∞".encode("ascii", PLAIN) == b"2.5 +/- 0.1, >= 3 x 4 * 5, thetainf"
@@ -67,7 +67,7 @@ def test_plain_text_is_readable_or_an_escape_that_loses_nothing() -> None:
         codecs.decode(b"\xff", "utf-8", PLAIN)
 
 
-def test_a_c_locale_without_utf8_takes_the_help() -> None:
+def test_the_help_is_printed_in_a_c_locale_without_utf8() -> None:
     done = command("--help", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", COLUMNS="200")
     assert (done.returncode, done.stderr) == (0, b"")
     assert WORDS.format("x") in done.stdout.decode("ascii")
@@ -75,7 +75,7 @@ def test_a_c_locale_without_utf8_takes_the_help() -> None:
 
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("arguments", [("corruptions", "--list"), ("--help",), ("status", "nowhere")])
-def test_a_reader_that_went_away_ends_the_command_without_a_word(
+def test_a_pipe_closed_by_its_reader_ends_the_command_silently(
     arguments: tuple[str, ...], both: bool
 ) -> None:
     read, write = os.pipe()
@@ -90,7 +90,7 @@ def test_a_reader_that_went_away_ends_the_command_without_a_word(
         )
     finally:
         os.close(write)
-    if arguments[0] == "status" and not both:  # it prints nothing but an error, which is read
+    if arguments[0] == "status" and not both:  # its only output is an error, to a stream that is still read
         assert done.returncode == 2
         return
     assert (done.returncode, done.stderr or b"") == (PIPE_CLOSED, b"")
@@ -110,7 +110,7 @@ def test_output_to_a_full_disk_is_an_error_that_names_the_stream(arguments: tupl
 @pytest.mark.parametrize(
     ("redirect", "code"), [(">&-", 0), ("2>&-", 0), ("<&- >&- 2>&-", 0)], ids=["out", "err", "all"]
 )
-def test_a_closed_stream_is_written_to_by_nobody(redirect: str, code: int, tmp_path: Path) -> None:
+def test_output_to_a_closed_stream_goes_into_no_other_file(redirect: str, code: int, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom metarepair.console.streams import watched_streams\n"
@@ -127,12 +127,12 @@ def test_a_closed_stream_is_written_to_by_nobody(redirect: str, code: int, tmp_p
     assert int((tmp_path / "file").read_text(encoding="utf-8")) > 2
 
 
-def test_a_message_for_a_closed_stream_still_ends_with_its_code() -> None:
+def test_an_error_for_a_closed_stream_still_sets_the_exit_code() -> None:
     done = command("status", "nowhere/at/all", redirect="2>&-")
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
 
 
-def test_json_is_ascii_so_that_any_stream_takes_it(
+def test_json_output_is_ascii_so_that_any_stream_can_encode_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "äθ"
