@@ -1,4 +1,4 @@
-"""Any number of images in batches of any size gives what one by one gives: no remainder is lost or doubled."""
+"""Check that results do not depend on the batch size: no remainder of a batch is lost or repeated."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_any_number_of_rows_is_read_in_groups_and_batches_of_any_size(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_table, "BATCH", batch)
         patch.setattr(image_table, "LABEL_ROWS", labelled)
-        for number, part in enumerate((made[:cut], made[cut:])):  # one of them may be empty
+        for number, part in enumerate((made[:cut], made[cut:])):  # either may be empty
             path = Path(folder, f"train-{number}.{'parquet' if form == 'parquet' else 'arrow'}")
             if form == "parquet":
                 pyarrow.parquet.write_table(part, path, row_group_size=groups)
@@ -100,7 +100,7 @@ def test_any_number_of_rows_is_read_in_groups_and_batches_of_any_size(
 
 
 @pytest.mark.parametrize("there", [1, 4])
-def test_fewer_or_more_images_than_were_listed_are_both_counts(there: int, tmp_path: Path) -> None:
+def test_fewer_or_more_images_than_listed_are_refused_with_both_counts(there: int, tmp_path: Path) -> None:
     def batches() -> Iterator[Sequence[EncodedImage]]:
         yield [EncodedImage(name=str(i), content=PNGS[i]) for i in range(there)]
 

@@ -1,4 +1,4 @@
-"""Clean images beside failures: in supports and choices, and the mean with the deployed weights."""
+"""Check clean images in supports and scores, and the interpolation with the deployed weights."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def config_of(**changes: dict[str, object]) -> RepairConfig:
     return RepairConfig.model_validate(values)
 
 
-def test_held_out_images_are_never_learned_from_and_all_others_are() -> None:
+def test_held_out_images_are_never_sampled_and_all_others_are() -> None:
     clean = clean_of(203)
     held_out = set(clean.held_out_rows.tolist())
     assert len(held_out) == 20
@@ -92,7 +92,7 @@ def test_a_support_has_its_failures_first_and_then_clean_images(
         support_batch(deployed, data.learn, rows, None, count=4, generator=keyed_generator("test"))
 
 
-def test_clean_images_in_the_support_change_what_is_learned_and_none_leave_it_as_it_was(
+def test_clean_images_in_the_support_change_the_repair_only_if_there_are_any(
     deployed: DeployedModel, data: RepairData
 ) -> None:
     def end(config: RepairConfig, given: RepairData) -> Step:
@@ -105,7 +105,7 @@ def test_clean_images_in_the_support_change_what_is_learned_and_none_leave_it_as
     assert all(torch.equal(v, without.parameters[k]) for k, v in same.parameters.items())
 
 
-def test_the_mean_with_the_deployed_dnn_is_linear_in_the_weight(
+def test_interpolation_with_the_deployed_dnn_is_linear_in_the_weight(
     deployed: DeployedModel, data: RepairData
 ) -> None:
     start = start_of(deployed)
@@ -120,7 +120,7 @@ def test_the_mean_with_the_deployed_dnn_is_linear_in_the_weight(
     assert half.buffers["1.num_batches_tracked"] == step.buffers["1.num_batches_tracked"]
 
 
-def test_a_choice_weighs_clean_images_as_told(deployed: DeployedModel, data: RepairData) -> None:
+def test_the_score_weights_clean_images_by_clean_weight(deployed: DeployedModel, data: RepairData) -> None:
     clean = data.clean
     assert clean is not None
     images, labels = clean.held_out.images_NHWC, clean.held_out.labels_N
@@ -137,7 +137,9 @@ def test_a_choice_weighs_clean_images_as_told(deployed: DeployedModel, data: Rep
         score(deployed, step, replace(data, clean=None), config_of(repair={"clean_weight": 0.25}))
 
 
-def test_of_all_weights_the_best_is_chosen(deployed: DeployedModel, data: RepairData) -> None:
+def test_the_interpolation_weight_with_the_best_score_is_chosen(
+    deployed: DeployedModel, data: RepairData
+) -> None:
     config = config_of(repair={"interpolate": [0.0, 0.5, 1.0], "clean_weight": 1.0})
     found = choose(deployed, start_of(deployed), data, config, seed=0, budget=Budget())
     scores = []
@@ -150,7 +152,7 @@ def test_of_all_weights_the_best_is_chosen(deployed: DeployedModel, data: Repair
 
 
 @pytest.mark.parametrize(("steps", "images"), [(2, 12), (4, 24), (100, 48)])
-def test_a_budget_ends_the_search_after_the_task_that_uses_it_up(
+def test_a_budget_ends_the_search_after_the_task_that_exhausts_it(
     deployed: DeployedModel, data: RepairData, steps: int, images: int
 ) -> None:
     budget = Budget(Limit(amount=steps, unit="steps"))
@@ -163,7 +165,7 @@ def test_a_budget_ends_the_search_after_the_task_that_uses_it_up(
     ("changes", "given"),
     [({}, False), ({"task": {"clean_support": 3}}, True), ({"repair": {"clean_weight": 0.5}}, True)],
 )
-def test_a_walking_method_is_given_clean_images_only_where_its_settings_use_them(
+def test_a_method_is_given_clean_images_only_if_its_settings_use_them(
     deployed: DeployedModel,
     data: RepairData,
     monkeypatch: pytest.MonkeyPatch,

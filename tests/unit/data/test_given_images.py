@@ -1,4 +1,4 @@
-"""Whatever holds images that are given in Python: one conversion for PIL images, one meaning for arrays and tensors."""
+"""Check images given in Python: PIL images are converted as files are, arrays and tensors have one meaning."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def in_mode(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
-def test_every_mode_is_converted_as_a_file_of_a_data_set_is(mode: str) -> None:
+def test_a_pil_image_of_any_mode_is_converted_as_its_file_would_be(mode: str) -> None:
     image = in_mode(mode)
     found = collected(image)[0]
     assert found.shape == (12, 16, 3)
-    if mode in ("1", "L", "LA", "P", "RGB", "RGBA"):  # PNG has these
+    if mode in ("1", "L", "LA", "P", "RGB", "RGBA"):  # modes that PNG can store
         stream = io.BytesIO()
         image.save(stream, "PNG")
         np.testing.assert_array_equal(found, decode_image(stream.getvalue()))
@@ -89,12 +89,12 @@ def test_an_orientation_is_applied_as_in_a_data_set(tmp_path: Path) -> None:
         (GREY, "item 1 is 12×16 with 1 channel\\)"),
     ],
 )
-def test_an_image_without_a_meaning_is_refused_by_its_number(image: Any, says: str) -> None:
+def test_an_unusable_image_is_refused_with_its_number(image: Any, says: str) -> None:
     with pytest.raises(DataError, match=f"^failures: .*{says}" if "sizes" in says else says):
         collected(RAMP, image)
 
 
-def test_a_truncated_file_is_refused_by_its_number(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_with_its_number(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(stream, "PNG")
     (tmp_path / "a.png").write_bytes(stream.getvalue()[:3000])
@@ -107,7 +107,7 @@ def test_a_truncated_file_is_refused_by_its_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("pairs", [False, True])
-def test_floats_of_every_width_are_the_dnns_own_input_as_float32(kind: torch.dtype, pairs: bool) -> None:
+def test_floats_of_every_width_become_prepared_float32_input(kind: torch.dtype, pairs: bool) -> None:
     images = torch.linspace(-2, 2, 3 * 3 * 4 * 4).view(3, 3, 4, 4).to(kind).requires_grad_()
     labels = torch.tensor([0, 1, 2])
     found = collect_images(
@@ -119,21 +119,21 @@ def test_floats_of_every_width_are_the_dnns_own_input_as_float32(kind: torch.dty
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_float_that_is_not_finite_is_refused_by_its_image(bad: float) -> None:
+def test_a_float_that_is_not_finite_is_refused_with_the_number_of_its_image(bad: float) -> None:
     images = np.zeros((4, 3, 2, 2), np.float32)
     images[2, 1, 0, 0] = bad
     with pytest.raises(DataError, match="image 2 has NaN or infinity"):
         collect_images((images, np.zeros(4, int)), name="failures")
 
 
-def test_a_mapping_is_no_sequence_of_pairs() -> None:
+def test_a_mapping_is_refused_as_a_sequence_of_pairs() -> None:
     with pytest.raises(DataError, match="failures: dict is neither"):
         collect_images({"images": RAMP, "labels": 0}, name="failures")
 
 
 @given(count=st.integers(1, 70), grey=st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_any_number_of_images_comes_the_same_by_every_door(count: int, grey: bool) -> None:
+def test_any_number_of_images_is_read_the_same_from_every_container(count: int, grey: bool) -> None:
     rng = np.random.default_rng(count)
     images = rng.integers(0, 256, (count, 3, 4, 1 if grey else 3)).astype(np.uint8)
     labels = rng.integers(0, 5, count)

@@ -1,4 +1,4 @@
-"""Labels are whole numbers, one for each image: nothing is rounded, and the first wrong one is named."""
+"""Check that labels are one integer per image: none is rounded, and the first wrong one is named."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IMAGES = np.zeros((3, 4, 4, 3), np.uint8)
     ],
     ids=str,
 )
-def test_every_holder_of_whole_numbers_is_read(labels: Any) -> None:
+def test_integers_in_any_container_are_read(labels: Any) -> None:
     found = collect_labels(labels, name="failures")
     assert found.dtype == np.int64
     assert found.tolist() == [0, 2, 1]
@@ -70,7 +70,7 @@ def as_arrays(labels: Any) -> Any:
     ],
     ids=str,
 )
-def test_what_is_no_whole_number_is_named_alike_in_pairs_and_in_arrays(
+def test_a_label_that_is_not_an_integer_is_named_in_pairs_and_in_arrays(
     door: Callable[[Any], Any], labels: Any, says: str
 ) -> None:
     for name in ("failures", "clean", "clean_training"):
@@ -79,13 +79,13 @@ def test_what_is_no_whole_number_is_named_alike_in_pairs_and_in_arrays(
 
 
 @pytest.mark.parametrize("labels", ["cat", 3, None, np.array(3), torch.tensor(3)])
-def test_labels_that_are_no_row_of_numbers_are_refused(labels: Any) -> None:
+def test_labels_that_are_not_a_sequence_are_refused(labels: Any) -> None:
     with pytest.raises(DataError, match=r"failures: labels are .*; give one whole number for each image"):
         collect_labels(labels, name="failures")
 
 
 @pytest.mark.parametrize(("label", "ignored"), [(-100, 1), (4, 1), (-1, 1)])
-def test_a_label_that_is_no_class_is_named_with_the_classes(label: int, ignored: int) -> None:
+def test_a_label_outside_the_classes_is_named_with_the_classes(label: int, ignored: int) -> None:
     with pytest.raises(
         DataError, match=rf"clean: the label of image 1 is {label}; Net has 4 classes, 0\.\.3"
     ):
