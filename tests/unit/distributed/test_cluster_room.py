@@ -1,4 +1,4 @@
-"""What is asked of a cluster against what it has: one paragraph where it cannot be placed, before anything waits."""
+"""Check that a request beyond the resources of the cluster is refused at once, in one paragraph."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def asked(**settings: Any) -> Config:
         (
             {"workers": 2, "ray": {"cpus_per_worker": 3.0}},
             [{"CPU": 4}, {"CPU": 4}, {"CPU": 1}],
-            None,  # one on each of the large nodes
+            None,  # fits: one worker on each of the large nodes
         ),
         (
             {"workers": 3, "ray": {"cpus_per_worker": 3.0}},
@@ -63,7 +63,7 @@ def asked(**settings: Any) -> Config:
         ({"workers": 1}, [], "the cluster has 0 CPUs"),
     ],
 )
-def test_what_cannot_be_placed_is_said(
+def test_workers_that_do_not_fit_are_reported_with_the_resources(
     settings: dict[str, Any], nodes: list[dict[str, float]], words: str | None
 ) -> None:
     said = _lacking(asked(**settings), nodes)
@@ -75,7 +75,7 @@ def test_what_cannot_be_placed_is_said(
         assert "ray.wait_s" in said
 
 
-def test_a_worker_is_on_one_node() -> None:
+def test_a_worker_needs_all_its_resources_on_one_node() -> None:
     worker = worker_resources(asked(workers=1, ray={"cpus_per_worker": 2.0}))
     assert _fitting(worker, [{"CPU": 3}, {"CPU": 5}, {"GPU": 8}]) == 3
 
@@ -95,14 +95,14 @@ def test_a_worker_is_on_one_node() -> None:
         ({"train": {"kept_checkpoints": 0}}, "train.kept_checkpoints"),
     ],
 )
-def test_settings_of_ray_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_of_ray_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         asked(**settings)
     assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"])
-def test_an_address_where_nobody_listens_is_found_out_at_once(address: str) -> None:
+def test_an_address_without_a_listener_is_detected_at_once(address: str) -> None:
     with pytest.raises(OSError, match=r"refused|assign requested address|unreachable"):
         _check_listening(address)
 
@@ -128,7 +128,7 @@ def test_a_server_that_speaks_rays_protocol_is_taken() -> None:
         server.stop(grace=None)
 
 
-def test_what_is_no_host_and_port_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_an_address_with_host_and_port_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     knocked: list[tuple[str, int]] = []
 
     def connection(address: tuple[str, int], **options: Any) -> socket.socket:
@@ -144,14 +144,14 @@ def test_what_is_no_host_and_port_is_left_to_ray(monkeypatch: pytest.MonkeyPatch
     assert knocked == [("head", 10001)]
 
 
-def test_an_address_without_workers_is_refused_and_not_left_aside() -> None:
+def test_an_address_without_workers_is_refused_and_not_ignored() -> None:
     with pytest.raises(ConfigError, match="workers=0 runs without Ray"), connected(asked(), "10.0.0.1:6379"):
         pass
     with connected(asked(), None):
         pass
 
 
-def test_rays_own_lines_are_shown_when_ours_of_every_level_are(caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_of_ray_are_shown_if_our_debug_lines_are(caplog: pytest.LogCaptureFixture) -> None:
     assert _log_options() == {"logging_level": "warning", "log_to_driver": False}
     caplog.set_level(logging.DEBUG, "distributed")
     assert _log_options() == {"logging_level": "info", "log_to_driver": True}

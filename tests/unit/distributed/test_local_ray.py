@@ -1,4 +1,4 @@
-"""A Ray of this machine is started again where that may help, and refused in one paragraph where it does not."""
+"""Check that a failed start of a local Ray is repeated if that may help, else refused in one paragraph."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from distributed.on_ray import local_ray
 from distributed.on_ray.local_ray import ATTEMPTS, start_local_ray
 from tasks.errors import UserError
 
-TIMED_OUT = Exception("The current node timed out during startup.")  # Ray raises the bare class
+TIMED_OUT = Exception("The current node timed out during startup.")  # Ray raises a plain Exception
 
 
 class FakeRay:
-    """Ray whose starts fail with the given errors one after the other, and leave a process behind each."""
+    """A Ray whose starts fail with the given errors in turn and leave a process behind each time."""
 
     def __init__(self) -> None:
         self.failures, self.given = list[Exception](), list[dict[str, object]]()
@@ -31,7 +31,7 @@ class FakeRay:
             raise self.failures.pop(0)
 
     def shutdown(self) -> None:
-        """Knows nothing of processes whose start failed, as the real one."""
+        """Do nothing: like the real one, leave the processes of failed starts running."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return fake
 
 
-def test_a_start_that_fails_twice_is_done_a_third_time_and_nothing_of_the_first_two_is_left(
+def test_a_start_that_fails_twice_is_repeated_and_its_processes_are_killed(
     fake: FakeRay, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.failures = [TIMED_OUT, RuntimeError("Failed to start GCS.")]
@@ -54,7 +54,7 @@ def test_a_start_that_fails_twice_is_done_a_third_time_and_nothing_of_the_first_
     first, second = caplog.messages
     assert "timed out during startup" in first
     assert "Failed to start GCS" in second
-    import psutil  # which Ray puts on the path
+    import psutil  # Ray adds it to sys.path
 
     assert [psutil.pid_exists(child.pid) for child in fake.left] == [False, False]
 
@@ -64,9 +64,7 @@ def test_a_start_that_fails_twice_is_done_a_third_time_and_nothing_of_the_first_
     [TIMED_OUT, TimeoutError("no answer"), OSError(errno.EADDRINUSE, "Address already in use")],
     ids=lambda error: type(error).__name__,
 )
-def test_what_may_pass_is_tried_some_times_and_then_refused_with_what_was_said(
-    fake: FakeRay, error: Exception
-) -> None:
+def test_a_transient_error_is_retried_a_few_times_and_then_reported(fake: FakeRay, error: Exception) -> None:
     fake.failures = [error] * (ATTEMPTS + 1)
     with pytest.raises(UserError, match=rf"in {ATTEMPTS} attempts .*{re.escape(str(error))}") as refused:
         start_local_ray({})
@@ -79,7 +77,7 @@ def test_what_may_pass_is_tried_some_times_and_then_refused_with_what_was_said(
     [PermissionError(errno.EACCES, "Permission denied"), OSError("AF_UNIX path too long"), ValueError("no")],
     ids=lambda error: type(error).__name__,
 )
-def test_what_stays_as_it_is_is_refused_at_once(fake: FakeRay, error: Exception) -> None:
+def test_a_permanent_error_is_reported_at_once(fake: FakeRay, error: Exception) -> None:
     fake.failures = [error]
     with pytest.raises(UserError, match=r"on this machine \(.*RAY_TMPDIR"):
         start_local_ray({})

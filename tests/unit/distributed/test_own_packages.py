@@ -1,4 +1,4 @@
-"""Our packages are found where the user has modules of the same names, and a clash that stays is named."""
+"""Check that our packages are imported in spite of user modules of the same names, and that other clashes are named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_module(folder: Path, name: str, *, package: bool) -> Path:
 
 @pytest.mark.parametrize("package", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_module_of_the_user_with_a_name_of_ours_is_found_out(
+def test_a_user_module_that_hides_a_package_of_ours_is_detected(
     name: str, package: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = write_module(tmp_path, name, package=package)
@@ -34,19 +34,21 @@ def test_a_module_of_the_user_with_a_name_of_ours_is_found_out(
     assert str(file) in line
 
 
-def test_a_folder_that_is_no_package_hides_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_is_not_a_package_hides_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "tasks").mkdir()
     assert worker_options(str(tmp_path), [str(FOLDER)]) == {}
     assert caplog.messages == []
 
 
 def python(code: str, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `code` where `path` comes first and our packages after it."""
+    """Run `code` in a process whose sys.path has `path` first and our packages after it."""
     start = f"import sys; sys.path[:0] = [{str(path)!r}, {str(FOLDER)!r}]\n{code}"
     return subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, cwd=cwd)
 
 
-def test_a_worker_that_calls_the_hook_before_the_users_folder_is_on_its_path_has_ours(tmp_path: Path) -> None:
+def test_the_worker_hook_imports_our_packages_and_not_the_modules_of_the_user(tmp_path: Path) -> None:
     for name in NAMES:
         write_module(tmp_path, name, package=False)
     hook = import_ours_first()
@@ -72,7 +74,7 @@ def test_the_command_starts_beside_files_of_these_names(tmp_path: Path) -> None:
     assert "gaussian_noise" in done.stdout
 
 
-def test_a_module_of_such_a_name_that_was_imported_before_is_named(tmp_path: Path) -> None:
+def test_a_user_module_that_was_imported_before_ours_is_named(tmp_path: Path) -> None:
     for name in ("tasks", "distributed"):
         (tmp_path / f"{name}.py").write_text("", encoding="utf-8")
     done = python(

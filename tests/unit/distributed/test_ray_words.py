@@ -1,4 +1,4 @@
-"""What Ray says of a failure is told in one line, without what it guesses; what fails of Ray ends as a WorkerError."""
+"""Check that Ray's failures become a WorkerError in one line, without the causes that Ray guesses."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ def task_error(cause: Exception) -> RayTaskError:
         "Some common causes include: (1) the process was killed by the OOM killer",
     ],
 )
-def test_what_ray_guesses_is_left_out(guess: str) -> None:
+def test_causes_that_ray_guesses_are_left_out(guess: str) -> None:
     assert words_of(Exception(f"{DIED} {guess}")) == DIED
 
 
-def test_of_a_traceback_the_last_line_is_told_and_colours_are_left_out() -> None:
+def test_a_traceback_is_reduced_to_its_last_line_without_colours() -> None:
     said = words_of(Exception(CREATION))
     assert said.startswith("The actor died because of an error raised in its creation task, ray::_Actor")
     assert said.endswith("ModuleNotFoundError: No module named 'nets'")
     assert "\x1b" not in said
 
 
-def test_an_error_without_words_is_told_by_its_type() -> None:
+def test_an_error_without_a_message_is_named_by_its_type() -> None:
     assert words_of(TimeoutError()) == "TimeoutError"
 
 
 @pytest.mark.parametrize("error", [RaySystemError("GCS is gone"), RayActorError(), OutOfMemoryError("OOM")])
-def test_what_fails_of_ray_itself_is_a_worker_error(error: Exception) -> None:
+def test_a_failure_of_ray_itself_becomes_a_worker_error(error: Exception) -> None:
     with pytest.raises(WorkerError, match=type(error).__name__), raise_ray_failures():
         raise error
 
 
-def test_errors_of_the_work_come_out_as_they_are() -> None:
+def test_errors_of_our_own_code_pass_unchanged() -> None:
     with pytest.raises(RayTaskError), raise_ray_failures():
         raise task_error(ZeroDivisionError("in our own code"))
     with pytest.raises(DataError), raise_ray_failures():
         raise DataError("the user's")
 
 
-def test_a_workers_user_error_and_its_full_disk_come_out_as_themselves() -> None:
+def test_a_user_error_and_a_full_disk_of_a_worker_are_raised_as_themselves() -> None:
     with pytest.raises(DataError, match="broken"):
         raise_cause(task_error(DataError("broken")))
     with pytest.raises(OSError, match="No space left") as full:
@@ -81,7 +81,7 @@ class HealthCheckFailedError(Exception):
         self.health_check_failure = failure
 
 
-def test_a_training_whose_workers_were_lost_ends_with_what_ray_says() -> None:
+def test_a_training_that_lost_its_workers_ends_with_the_message_of_ray() -> None:
     said = user_error(
         TrainingFailedError(
             HealthCheckFailedError(RaySystemError(f"{DIED} There are some potential root causes"))
@@ -92,7 +92,7 @@ def test_a_training_whose_workers_were_lost_ends_with_what_ray_says() -> None:
     assert "ray.max_failures" in str(said)
 
 
-def test_a_training_that_failed_of_our_own_code_keeps_its_traceback() -> None:
+def test_a_training_that_failed_in_our_own_code_keeps_its_error() -> None:
     failed = TrainingFailedError(task_error(ZeroDivisionError()))
     assert user_error(failed) is failed
     own = DataError("the user's")
