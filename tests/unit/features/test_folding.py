@@ -1,4 +1,4 @@
-"""Folded batch norms and absorbed paddings against the layers as they were, and what must be left alone."""
+"""Compare folded batch norms and absorbed paddings with the original layers, and check what must not be folded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def norms(network: nn.Module) -> int:
 
 
 class Pair(nn.Module):
-    """A convolution and its batch norm; `forward` is what differs below."""
+    """A convolution and its batch norm; the subclasses below change `forward`."""
 
     def __init__(self, conv: nn.Module | None = None, norm: nn.Module | None = None) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "resnet10t", "mobilenetv1_100"])
-def test_folded_timm_models_compute_the_same(name: str) -> None:
+def test_folded_timm_models_compute_the_same_outputs(name: str) -> None:
     torch.manual_seed(0)
     network = random_state(timm.create_model(name, num_classes=5))
     x = images(2, 3, 64, 64)
@@ -67,7 +67,7 @@ def test_folded_timm_models_compute_the_same(name: str) -> None:
         Pair(conv=Conv2dSame(3, 3, 3, stride=2), norm=BatchNormAct2d(3, act_layer=nn.Tanh)),
     ],
 )
-def test_a_batch_norm_goes_into_the_convolution_before_it(pair: Pair) -> None:
+def test_a_batch_norm_is_folded_into_the_convolution_before_it(pair: Pair) -> None:
     network = random_state(pair)
     x = images(2, 3, 8, 8)
     expected = network(x)
@@ -147,7 +147,7 @@ def batch_statistics() -> Pair:
         batch_statistics,
     ],
 )
-def test_what_is_no_plain_pair_is_left_as_it_is(build: Callable[[], nn.Module]) -> None:
+def test_a_pair_that_is_not_plain_is_left_unchanged(build: Callable[[], nn.Module]) -> None:
     network = random_state(build())
     x = images(2, 3, 8, 8)
     expected = network(x)
@@ -158,7 +158,7 @@ def test_what_is_no_plain_pair_is_left_as_it_is(build: Callable[[], nn.Module]) 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5, (3, 4)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("size", [(8, 8), (7, 7), (9, 12)])
-def test_same_padding_goes_into_the_convolution(
+def test_same_padding_is_absorbed_into_the_convolution(
     kernel: int | tuple[int, int], stride: int, size: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -172,7 +172,7 @@ def test_same_padding_goes_into_the_convolution(
     torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-12)
 
 
-def test_same_padding_of_maps_of_two_sizes_is_left_as_it_is() -> None:
+def test_same_padding_of_inputs_of_two_sizes_is_left_unchanged() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""The FID Inception against torch-fidelity's own network, and torchmetrics' FID, with the same weights."""
+"""Compare the FID Inception with torch-fidelity's network and with torchmetrics' FID, on the same weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def smooth_images(seed: int, count: int, height: int, width: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the published layout, batch norms calibrated so that features do not collapse."""
+    """Random weights in the published layout, with batch norms calibrated so that features do not collapse."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build_fid_inception()
@@ -63,7 +63,7 @@ def reference(weights_file: Path) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def extractor(weights_file: Path) -> FeatureExtractor:
-    """As it is used: batch norms folded, channels last, a few images at a time."""
+    """The extractor that users get: batch norms folded, channels last, a few images at a time."""
     return build_extractor(
         "inception", weights=weights_file, deployed=None, mean=(), std=(), device=torch.device("cpu")
     )
@@ -73,7 +73,7 @@ def pixels(images_BCHW_u8: Tensor) -> Pixels:
     return np.ascontiguousarray(images_BCHW_u8.permute(0, 2, 3, 1).numpy())
 
 
-def test_features_and_fid_are_those_of_torch_fidelity(
+def test_features_and_fid_equal_those_of_torch_fidelity(
     extractor: FeatureExtractor, reference: torch.nn.Module
 ) -> None:
     ours, theirs = [], []
@@ -82,7 +82,7 @@ def test_features_and_fid_are_those_of_torch_fidelity(
             ours.append(extractor(pixels(images)))
             theirs.append(reference(images)[0].numpy())
     scale = np.abs(theirs[0]).max()
-    assert theirs[0].std(axis=0).mean() > 0.01 * scale  # they tell images apart
+    assert theirs[0].std(axis=0).mean() > 0.01 * scale  # the features differ between images
     for x, y in zip(ours, theirs, strict=True):
         assert x.dtype == np.float32
         assert np.abs(x - y).max() <= 1e-4 * scale
@@ -93,8 +93,8 @@ def test_features_and_fid_are_those_of_torch_fidelity(
 
 
 @pytest.mark.slow
-def test_the_fid_is_that_of_torchmetrics(extractor: FeatureExtractor, weights_file: Path) -> None:
-    # antialias=False: TensorFlow 1's resize. The default is another, with which no published FID was made.
+def test_the_fid_equals_that_of_torchmetrics(extractor: FeatureExtractor, weights_file: Path) -> None:
+    # antialias=False is the resize of TensorFlow 1. No published FID uses the default, another resize.
     metric = FrechetInceptionDistance(
         feature=2048, feature_extractor_weights_path=str(weights_file), antialias=False
     )
@@ -110,7 +110,7 @@ def test_the_unfolded_network_has_the_same_features(weights_file: Path, extracto
     with torch.inference_mode():
         unfolded = load_fid_inception(weights_file)(images).numpy()
     folded = extractor(pixels(images))
-    assert not np.array_equal(folded, unfolded)  # it is another way to them
+    assert not np.array_equal(folded, unfolded)  # the computation differs
     assert np.sqrt(np.square(folded - unfolded).mean()) <= 1e-5 * np.abs(unfolded).max()
 
 
@@ -138,13 +138,15 @@ def test_features_agree_on_larger_oblong_images(weights_file: Path, reference: t
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 48), (299, 299), (400, 310), (1, 1)])
-def test_resize_is_tensorflow_1_bit_for_bit(size: tuple[int, int]) -> None:
+def test_resize_equals_that_of_tensorflow_1_bit_for_bit(size: tuple[int, int]) -> None:
     images = smooth_images(5, 1, *size).float()
     expected = interpolate_bilinear_2d_like_tensorflow1x(images, size=(299, 299), align_corners=False)
     assert torch.equal(resize_like_tensorflow_1(images, 299), expected)
 
 
-def test_safetensors_in_half_precision_without_counters_load_too(weights_file: Path, tmp_path: Path) -> None:
+def test_half_precision_safetensors_without_batch_counters_are_loaded(
+    weights_file: Path, tmp_path: Path
+) -> None:
     state = torch.load(weights_file, weights_only=True)
     half = {k: v.half() for k, v in state.items() if not k.endswith("num_batches_tracked")}
     save_file(half, tmp_path / "half.safetensors")
@@ -156,7 +158,9 @@ def test_safetensors_in_half_precision_without_counters_load_too(weights_file: P
     assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_a_wrong_file_is_told_apart(weights_file: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_network_is_refused_with_the_differences(
+    weights_file: Path, tmp_path: Path
+) -> None:
     state = torch.load(weights_file, weights_only=True)
     small = {k: v for k, v in state.items() if not k.startswith("Mixed_7c.")}
     small |= {"fc.weight": torch.zeros(1000, 2048), "AuxLogits.fc.bias": torch.zeros(3)}
@@ -168,7 +172,7 @@ def test_a_wrong_file_is_told_apart(weights_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
-def test_a_damaged_file_is_told_so(tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_is_refused_with_what_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"<html>not found</html>")
     with pytest.raises(WeightsError, match=f"{name} is a web page .*Download the file itself"):
         load_fid_inception(tmp_path / name)
@@ -178,7 +182,7 @@ def test_a_damaged_file_is_told_so(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_foreign_pickle_is_refused_in_fitting_words_and_without_a_warning(
+def test_a_pickle_of_other_objects_is_refused_with_the_remedy_and_no_warning(
     tmp_path: Path, protocol: int
 ) -> None:
     (tmp_path / "foreign.pth").write_bytes(pickle.dumps({"a": Path("a")}, protocol=protocol))

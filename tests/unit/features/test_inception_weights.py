@@ -1,4 +1,4 @@
-"""The ways to the FID Inception's file: places, their order, and a download from a server on this machine."""
+"""Check how the FID Inception's file is found: the places, their order, and a download from a local server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONTENT = bytes(range(256)) * 10_000  # 2.56 MB
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home and an environment without weights, in which nobody on the network can be asked."""
+    """A home and an environment without weights and without a reachable server."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("no_proxy", "*")
@@ -41,7 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @dataclass
 class Server:
-    """Two releases on this machine. `sent` is what each of them sends, of the length that it announces."""
+    """A local server of the two published files. `sent`: the bytes sent for each; `announced`: their stated length."""
 
     folder: Path
     asked: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
@@ -81,7 +81,7 @@ def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread.join()
 
 
-def test_both_published_files_carry_the_checksum_in_their_names() -> None:
+def test_the_names_of_both_published_files_have_the_checksum() -> None:
     assert [Path(url).name for url in PUBLISHED.values()] == list(FILE_NAMES[:2])
     assert all(f"-{SHA256[:8]}." in name for name in FILE_NAMES)
     assert len(bytes.fromhex(SHA256)) == 32
@@ -99,11 +99,11 @@ def test_weights_are_found_by_path_environment_and_cache(
     hub.touch()
     assert find_fid_inception(None) == hub
     cache.touch()
-    assert find_fid_inception(None) == cache  # our own cache comes first
+    assert find_fid_inception(None) == cache  # our own cache takes precedence
     xdg.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert find_fid_inception(None) == xdg
-    monkeypatch.setenv("METAREPAIR_WEIGHTS", str(given.parent))  # a folder without them, so far
+    monkeypatch.setenv("METAREPAIR_WEIGHTS", str(given.parent))  # a folder that does not have them yet
     assert find_fid_inception(None) == xdg
     given.touch()
     for place in (given, given.parent):
@@ -114,7 +114,7 @@ def test_weights_are_found_by_path_environment_and_cache(
 
 
 @pytest.mark.parametrize("by", ["path", "environment"])
-def test_a_file_that_is_not_there_is_not_replaced_by_the_cache(
+def test_a_named_file_that_is_missing_is_not_replaced_by_the_cache(
     by: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = home / ".cache" / "metarepair" / FILE_NAMES[0]
@@ -126,7 +126,9 @@ def test_a_file_that_is_not_there_is_not_replaced_by_the_cache(
         obtain_fid_inception(mistyped if by == "path" else None)
 
 
-def test_without_weights_and_network_the_remedy_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_weights_and_network_the_error_names_the_remedy(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     urls = {f"project {i}": f"http://127.0.0.1:9/{name}" for i, name in enumerate(FILE_NAMES[:2])}
     monkeypatch.setattr(inception_weights, "PUBLISHED", urls)
     with pytest.raises(WeightsError) as error:
@@ -138,9 +140,7 @@ def test_without_weights_and_network_the_remedy_is_told(home: Path, monkeypatch:
     assert list((home / ".cache" / "metarepair").iterdir()) == []
 
 
-def test_weights_that_are_nowhere_are_downloaded_once(
-    server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_weights_are_downloaded_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     file = obtain_fid_inception(None)
     assert file == server.folder / FILE_NAMES[0]
     assert file.read_bytes() == CONTENT
@@ -150,12 +150,12 @@ def test_weights_that_are_nowhere_are_downloaded_once(
     with pytest.raises(
         WeightsError, match=f"{FILE_NAMES[0]} is neither a safetensors file nor one of torch.save"
     ):
-        load_fid_inception(None)  # it is what the network is loaded from
+        load_fid_inception(None)  # the network is loaded from the downloaded file
     assert server.left() == [FILE_NAMES[0]]
 
 
 @pytest.mark.parametrize("by", ["path", "environment"])
-def test_nothing_is_downloaded_where_a_place_was_named(
+def test_nothing_is_downloaded_if_a_place_was_named(
     by: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METAREPAIR_WEIGHTS", str(tmp_path) if by == "environment" else "")
@@ -172,7 +172,7 @@ def test_nothing_is_downloaded_where_a_place_was_named(
         (CONTENT[::-1], "other bytes"),
     ],
 )
-def test_a_download_that_is_missing_cut_or_another_file_leaves_nothing(
+def test_a_download_that_is_missing_truncated_or_wrong_leaves_no_file(
     server: Server, bad: bytes, reason: str
 ) -> None:
     server.sent = [bad, bad]
@@ -180,14 +180,12 @@ def test_a_download_that_is_missing_cut_or_another_file_leaves_nothing(
         download_fid_inception()
     assert str(error.value).count(reason) == 2
     assert server.left() == []
-    server.sent[1] = CONTENT  # the other project has it
+    server.sent[1] = CONTENT  # the second server has the right file
     assert download_fid_inception() == server.folder / FILE_NAMES[1]
     assert server.left() == [FILE_NAMES[1]]
 
 
-def test_a_download_that_is_interrupted_leaves_nothing(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_download_leaves_no_file(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
     def interrupt(self: object, count: int) -> None:
@@ -197,12 +195,12 @@ def test_a_download_that_is_interrupted_leaves_nothing(
     monkeypatch.setattr(inception_weights.Progress, "advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
         obtain_fid_inception(None)
-    assert len(seen[0]) == 1  # it had begun
+    assert len(seen[0]) == 1  # the download had started
     assert not set(seen[0]) & set(FILE_NAMES)
     assert server.left() == []
 
 
-def test_a_killed_downloads_remains_are_not_taken_for_the_file(server: Server) -> None:
+def test_a_partial_file_of_a_killed_download_is_not_used(server: Server) -> None:
     server.folder.mkdir(parents=True)
     (server.folder / ".download-0.tmp").write_bytes(CONTENT[:100])
     with pytest.raises(WeightsError):
@@ -210,6 +208,6 @@ def test_a_killed_downloads_remains_are_not_taken_for_the_file(server: Server) -
     assert obtain_fid_inception(None).read_bytes() == CONTENT
 
 
-def test_a_download_goes_into_the_folder_that_is_given(server: Server, tmp_path: Path) -> None:
+def test_a_download_goes_into_the_given_folder(server: Server, tmp_path: Path) -> None:
     assert download_fid_inception(tmp_path / "shared") == tmp_path / "shared" / FILE_NAMES[0]
     assert not server.folder.exists()

@@ -1,4 +1,4 @@
-"""What `score` says of a target: experiences by distance, and α and β that do what they are said to do."""
+"""Check the report of `score` on a target: experiences by distance, and α and β with the stated effect."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def scores(**more: float) -> list[FidScore]:
 
 
 @pytest.mark.parametrize("number", GUIDED)
-def test_guidance_gives_the_effective_number_that_it_names(number: int) -> None:
+def test_guided_alpha_and_beta_give_the_stated_effective_number(number: int) -> None:
     guide = next(g for g in guides(DISTANCES) if g.number == number)
     by_alpha = confidence(DISTANCES, rule="hinge", alpha=guide.alpha, beta=None)
     assert by_alpha.effective_number == pytest.approx(max(number, ONE), rel=1e-6)
@@ -51,15 +51,15 @@ def test_guidance_gives_the_effective_number_that_it_names(number: int) -> None:
     assert by_beta.effective_number == pytest.approx(number)
 
 
-def test_guidance_is_given_for_as_many_as_there_are() -> None:
+def test_guidance_stops_at_the_number_of_experiences() -> None:
     assert [g.number for g in guides({"fog": 1.0, "snow": 2.0, "frost": 3.0})] == [1, 3]
 
 
-def test_no_alpha_is_named_where_none_does_it() -> None:
+def test_no_alpha_is_suggested_if_none_gives_the_effective_number() -> None:
     assert guides({"fog": 1.0, "snow": 1.0, "frost": 3.0})[0].alpha is None
 
 
-def test_experiences_are_told_nearest_first_with_probability_and_effective_number() -> None:
+def test_experiences_are_listed_nearest_first_with_probability_and_effective_number() -> None:
     found = confidence_of(scores(), "brightness", ExperienceConfig())
     lines = describe_confidence("brightness", found, scores()).splitlines()
     assert "effective number of experiences 3.00 of 6" in lines[0]
@@ -68,13 +68,13 @@ def test_experiences_are_told_nearest_first_with_probability_and_effective_numbe
     assert [line.split()[1] for line in lines[7:]] == ["1", "3", "5"]
 
 
-def test_intervals_are_told_where_there_are_some() -> None:
+def test_intervals_are_printed_if_there_are_any() -> None:
     found = confidence_of(scores(), "brightness", ExperienceConfig())
     text = describe_confidence("brightness", found, scores(low=2.0, high=4.0, limit=1.5, limit_error=0.25))
     assert "(2.00 to 4.00), extrapolated 1.50 ± 0.25" in text
 
 
-def test_guidance_is_written_for_programs(root: Place) -> None:
+def test_guidance_is_written_as_csv(root: Place) -> None:
     found = confidence_of(scores(), "brightness", ExperienceConfig())
     files = write_scores(root, scores(), np.zeros((1, 1)), ["x"], {"brightness": found})
     assert all((root / name).is_file() for name in files)
@@ -83,7 +83,7 @@ def test_guidance_is_written_for_programs(root: Place) -> None:
     assert [row["cutoff_beta"] for row in rows] == [3.0, 7.5, 12.0]
 
 
-def test_a_refused_score_names_what_differs_and_not_its_other_targets(tmp_path: Path) -> None:
+def test_a_refused_score_names_the_changed_settings_and_not_the_other_targets(tmp_path: Path) -> None:
     held = {"targets": ["fog"], "experiences": {"alpha": 1.0}, "mined": ["snow"]}
     write_text(tmp_path / "fid.parquet", "content")
     inputs = {"features target fog": "a", "features experience snow": "b"}
