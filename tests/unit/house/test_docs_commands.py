@@ -1,4 +1,4 @@
-"""Every command line in the README, the docs and the YAML files' heads is one that the program takes."""
+"""Check that the program accepts every command line in the README, the docs and the comments of YAML files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PAGES = [
     *sorted((ROOT / "examples").glob("*.py")),
     ROOT / "benchmarks/README.md",
 ]
-# A program at the start of a line, or behind variables, `# Command:`, a launcher or `python -m`. What is behind two
-# spaces and a # or a bracket is a remark.
+# A program at the start of a line, or after variables, `# Command:`, a launcher or `python -m`. Text after two spaces
+# and a # or a bracket is a remark.
 START = re.compile(
     r"^[#\s]*(?:Command:)?\s*(?:[A-Z_]+=\S+ )*(?:docker run .*? |ray job submit .*? -- )?"
     r"(?:\.venv/bin/)?(?:python -m )?(?P<line>(?:metarepair|benchmarks\.\w+)(?= [a-zA-Z-]|$).*)$"
@@ -33,7 +33,7 @@ FOLDERS = ("tune_configs/", "cluster/", "docs/", "examples/", "benchmarks/")
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """(page, words) of each command line, with its continuations."""
+    """Yield (page, words) of each command line, with its continuation lines."""
     for page in PAGES:
         text = re.sub(r"\\\n[#\s]*", "", page.read_text(encoding="utf-8"))
         for line in text.splitlines():
@@ -45,8 +45,8 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 COMMANDS = [(page, words) for page, words in commands() if words[0] == "metarepair" and len(words) > 1]
 
 
-def test_the_command_lines_are_found() -> None:
-    """A number below which the search itself would be at fault; a page that has some is named."""
+def test_the_search_finds_the_command_lines() -> None:
+    """Check a minimum count and some pages that are known to have command lines."""
     assert len(COMMANDS) >= 40
     pages = {page for page, _ in COMMANDS}
     assert pages >= {
@@ -61,7 +61,7 @@ def test_the_command_lines_are_found() -> None:
 
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{p}: {' '.join(w)}" for p, w in COMMANDS])
-def test_a_command_line_is_taken(
+def test_a_command_line_is_accepted(
     page: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -78,11 +78,11 @@ def test_a_command_line_is_taken(
     if config is not None:
         shipped = (
             config if config.is_file() else Path("tune_configs/sample.yaml")
-        )  # a reader's own has the same keys
+        )  # a reader's own file has the same keys
         load_config(shipped, list(getattr(given, "set", None) or []))
 
 
-def test_every_setting_that_is_set_somewhere_in_the_text_is_one() -> None:
+def test_every_setting_in_the_text_exists() -> None:
     keys, unknown = set(known_keys()), []
     for page in PAGES:
         for match in re.finditer(
@@ -94,7 +94,7 @@ def test_every_setting_that_is_set_somewhere_in_the_text_is_one() -> None:
     assert unknown == []
 
 
-def test_every_benchmark_that_is_named_is_there() -> None:
+def test_every_benchmark_in_the_text_exists() -> None:
     named = {
         match[1]
         for page in PAGES

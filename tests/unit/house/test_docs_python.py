@@ -1,4 +1,4 @@
-"""Every block of Python in the README and the docs runs as it is printed, on small stand-ins for what readers have."""
+"""Run every block of Python in the README and the docs as printed, on small stand-ins for a reader's data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ evaluate: {others: []}
 
 
 def blocks(text: str) -> Iterator[str]:
-    """Fenced blocks, and those indented by four columns, with empty lines in them where the whole is Python."""
+    """Yield fenced and indented blocks. Empty lines split an indented block that is not Python as a whole."""
     fence = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     yield from (match[1] for match in fence.finditer(text))
     for match in re.finditer(r"(?:^|\n\n)((?: {4}.*\n|\n(?= {4}))+)", fence.sub("", text)):
@@ -53,18 +53,16 @@ def blocks(text: str) -> Iterator[str]:
 
 
 def is_python(block: str) -> bool:
-    """Whether it parses, and calls or imports something: `key: value` of YAML parses, too."""
+    """Whether a block is Python: it parses, and calls or imports something (YAML's `key: value` parses, too)."""
     try:
         tree = ast.parse(block)
     except SyntaxError:
-        return bool(
-            re.match(r"(from|import|def|class) \w", block)
-        )  # Python that does not parse is found, too
+        return bool(re.match(r"(from|import|def|class) \w", block))  # Python with a syntax error
     return any(isinstance(node, ast.Call | ast.Import | ast.ImportFrom) for node in ast.walk(tree))
 
 
 def python_blocks() -> Iterator[tuple[str, str]]:
-    """(page: first line, block) of each; the example at the top of metarepair/repairs/api.py is one of them."""
+    """Yield (`page: first line`, block) of each block of Python."""
     texts = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
     for page, text in texts.items():
         for block in filter(is_python, blocks(text)):
@@ -90,7 +88,7 @@ def some_images(_: pytest.MonkeyPatch) -> Names:
 
 
 def failing(_: pytest.MonkeyPatch) -> Names:
-    """A model, and images with labels that it does not give them."""
+    """A model, and images that it misclassifies."""
     model, images = small(), pixels(60)
     dnn = DeployedModel(
         name="small", module=model, num_classes=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
@@ -99,7 +97,7 @@ def failing(_: pytest.MonkeyPatch) -> Names:
 
 
 def a_small_run(_: pytest.MonkeyPatch) -> Names:
-    """A configuration of seconds where the shipped one is."""
+    """A configuration that runs in seconds, in place of the shipped one."""
     Path("tune_configs").mkdir()
     Path("tune_configs/sample.yaml").write_text(SMALL_RUN, encoding="utf-8")
     return {}
@@ -147,7 +145,7 @@ def a_meta_gradient(names: Names) -> None:
 
 
 def the_method_repairs(names: Names) -> None:
-    """The plugin of the docs, used as the registry would."""
+    """Repair with the plugin of the docs, as the registry would call it."""
     dnn = deployed_of(small())
     failures = failures_of(np.arange(4) % 3, pixels(4), predicted_N=np.zeros(4, np.int64))
     clean = clean_of(failures)
@@ -178,7 +176,7 @@ def a_report(names: Names) -> None:
     assert Path("runs/mine/report/index.html").is_file()
 
 
-# What a block needs around it, and the assertions on what it leaves.
+# The names that a block needs, and the assertions on the names that it defines.
 RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], None]]] = {
     "README.md: from metarepair import repair": (failing, is_repaired),
     "docs/architecture.md: from metarepair.config.load import load_config": (a_small_run, a_report),
@@ -197,7 +195,7 @@ RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], N
 }
 
 
-def test_every_block_of_python_is_one_that_is_run() -> None:
+def test_every_block_of_python_is_listed_to_run() -> None:
     assert [name for name, _ in python_blocks()] == list(RUNS)
 
 
@@ -207,7 +205,7 @@ SLOW = {"docs/architecture.md: from metarepair.config.load import load_config"} 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in RUNS]
 )
-def test_a_block_of_python_runs_as_it_is_printed(
+def test_a_block_of_python_runs_as_printed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -217,7 +215,9 @@ def test_a_block_of_python_runs_as_it_is_printed(
     assert_outcome(names)
 
 
-def test_the_example_on_top_of_the_call_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_in_the_docstring_of_the_api_module_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (
         ast.get_docstring(ast.parse((ROOT / "metarepair/repairs/api.py").read_text(encoding="utf-8"))) or ""
     )

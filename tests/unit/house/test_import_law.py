@@ -1,4 +1,4 @@
-"""Who may import whom: each room only the rows below it; Ray in `distributed` alone."""
+"""Check the import law: a room imports only the rows below it, and only `distributed` imports Ray."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FOLDERS = {
     package.__name__: Path(str(package.__file__)).parent for package in (tasks, metarepair, distributed)
 }
 
-# The house from its roof to its ground: a room may import itself and the rows below it. Imports in functions and for
-# types count. A package's name alone stands for its __init__.py.
+# The house from its roof to its ground. A room may import itself and the rows below it. Imports inside functions and
+# for types count, too. The name of a package stands for its __init__.py.
 ROWS = """
 metarepair.__main__
 metarepair.cli
@@ -62,7 +62,7 @@ ROW = {room: number for number, row in enumerate(ROWS.split("\n")) for room in r
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the three packages, by its dotted name."""
+    """The files of all modules in the three packages, by dotted name."""
     found = {}
     for name, folder in FOLDERS.items():
         for path in folder.rglob("*.py"):
@@ -75,12 +75,12 @@ MODULES = modules()
 
 
 def room_of(module: str) -> str:
-    """The row's entry that a module belongs to."""
+    """The room that a module belongs to."""
     return ".".join(module.split(".")[:2])
 
 
 def iter_imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Every import of a file: the module, and whether it is inside a function."""
+    """Yield each import of a file: the module, and whether the import is inside a function."""
 
     def walk(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
         for child in ast.iter_child_nodes(node):
@@ -103,7 +103,7 @@ IMPORTS = {
 
 
 def importers(package: str, imported: str) -> dict[str, list[bool]]:
-    """Files of `package` that import the package `imported`, with whether each import is inside a function."""
+    """The files of `package` that import `imported`; for each import, whether it is inside a function."""
     folder, found = FOLDERS[package], {}
     for path in sorted(folder.rglob("*.py")):
         inside = [where for name, where in iter_imports(path) if name.split(".")[0] == imported]
@@ -125,19 +125,19 @@ def modules_after(code: str) -> set[str]:
     return {line.split(".")[0] for line in done.stdout.splitlines()}
 
 
-def test_the_law_sees_imports() -> None:
+def test_imports_are_detected() -> None:
     assert "stages/executor.py" in importers("distributed", "metarepair")
     assert "config/run.py" in importers("metarepair", "tasks")
     assert "metarepair.engine.inner" in IMPORTS["metarepair.engine.meta_gradient"]
     assert "metarepair.config.run" in IMPORTS["metarepair.cli"], "an import for types alone counts, too"
 
 
-def test_every_module_stands_in_a_room_and_every_room_has_one() -> None:
+def test_every_module_is_in_a_room_and_every_room_has_a_module() -> None:
     assert {room_of(module) for module in MODULES} == set(ROW)
 
 
 @pytest.mark.parametrize("room", sorted(ROW))
-def test_a_room_imports_the_rows_below_it_alone(room: str) -> None:
+def test_a_room_imports_only_the_rows_below_it(room: str) -> None:
     upward = [
         f"{module} imports {imported}"
         for module, found in IMPORTS.items()
@@ -147,20 +147,20 @@ def test_a_room_imports_the_rows_below_it_alone(room: str) -> None:
     assert upward == []
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_there_are_no_circular_imports() -> None:
     left = {module: set(found) for module, found in IMPORTS.items()}
     while ends := {module for module, found in left.items() if not found & left.keys()}:
         left = {module: found for module, found in left.items() if module not in ends}
     assert sorted(left) == []
 
 
-def test_only_the_command_line_reaches_distributed_and_only_inside_functions() -> None:
+def test_only_the_command_line_imports_distributed_and_only_inside_functions() -> None:
     found = importers("metarepair", "distributed")
     assert list(found) == ["cli.py"]
     assert all(found["cli.py"])
 
 
-def test_ray_is_imported_in_distributed_alone() -> None:
+def test_only_distributed_imports_ray() -> None:
     assert importers("tasks", "ray") == {}
     assert importers("metarepair", "ray") == {}
     assert importers("distributed", "ray")

@@ -1,4 +1,4 @@
-"""A module, class or function that the docs or a docstring names by its dotted path is there."""
+"""Check that each dotted name of a module, class or function in the docs and docstrings exists."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PAGES = sorted(
         "distributed/**/*.py",
     )
     for path in ROOT.glob(pattern)
-    if path.name != "log.md"  # it tells of what was
+    if path.name != "log.md"  # it records past states
 )
 NAME = re.compile(r"(?<![\w./-])(?:tasks|metarepair|distributed)(?:\.[A-Za-z_]\w*)+(?<!\.py)(?!\w)")
-# Names that are no paths: a handler of encoding errors, and the command line, which runs when it is imported.
+# Not paths to look up: the name of an encoding error handler, and the command line, which runs when imported.
 OTHERS = {"metarepair.plain", "metarepair.__main__"}
 
 
@@ -51,12 +51,12 @@ def is_there(name: str) -> bool:
         ("metarepair.repair", True),
     ],
 )
-def test_names_are_looked_up(name: str, there: bool) -> None:
+def test_only_existing_names_are_found(name: str, there: bool) -> None:
     assert is_there(name) is there
 
 
 @pytest.mark.slow
-def test_every_name_of_ours_that_a_text_gives_is_there() -> None:
+def test_every_dotted_name_of_ours_in_a_text_exists() -> None:
     named = {name for page in PAGES for name in NAME.findall(page.read_text(encoding="utf-8"))} - OTHERS
     assert len(named) > 200
     assert sorted(name for name in named if not is_there(name)) == []

@@ -1,4 +1,4 @@
-"""A failing test shows what the processes said that it had started, also where tests share the work."""
+"""Check that a failing test shows the output of the processes that it started."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_fails():
 """
 
 
-def test_pytest_shows_what_a_process_said_that_inherits_its_streams(tmp_path: Path) -> None:
+def test_pytest_shows_the_output_of_a_process_that_inherits_its_streams(tmp_path: Path) -> None:
     (tmp_path / "test_failing.py").write_text(FAILING, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null", "test_failing.py"]
     done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
@@ -26,6 +26,6 @@ def test_pytest_shows_what_a_process_said_that_inherits_its_streams(tmp_path: Pa
         assert re.search(rf"(?m)^{words}$", done.stdout), done.stdout
 
 
-def test_no_test_throws_away_what_a_process_says() -> None:
+def test_no_test_discards_the_output_of_a_process() -> None:
     thrown = "DEV" + "NULL"
     assert [path for path in TESTS.rglob("*.py") if thrown in path.read_text(encoding="utf-8")] == []

@@ -1,4 +1,4 @@
-"""What docs/api.md offers is there, typed and documented; the version stands in one place."""
+"""Check that the public API in docs/api.md exists, typed and documented, and that the version is defined once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def look_up(name: str) -> Any:
 
 
 def shown() -> Iterator[tuple[str, Any]]:
-    """Each object that the page documents: those after `:::`, and the members that are named below a module."""
+    """Yield each object that the page documents: those after `:::`, and the members listed below a module."""
     for match in re.finditer(r"^::: (\S+)\n((?:    .*\n)*)", API, re.MULTILINE):
         name, options = match[1], yaml.safe_load(match[2] or "{}") or {}
         found = look_up(name)
@@ -57,7 +57,7 @@ SHOWN = {name: found for name, found in shown() if inspect.isfunction(found) or 
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_names_to_import_are_there(package: str) -> None:
+def test_every_public_name_exists(package: str) -> None:
     module = importlib.import_module(package)
     assert [name for name in module.__all__ if not hasattr(module, name)] == []  # ruff keeps them sorted
     assert package in API
@@ -69,7 +69,7 @@ def test_the_page_shows_functions_and_classes() -> None:
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_what_is_shown_says_what_it_takes_and_returns(name: str) -> None:
+def test_a_documented_function_describes_its_arguments_and_result(name: str) -> None:
     found = SHOWN[name]
     text = inspect.getdoc(found) or ""
     assert text.partition("\n")[0].strip(), f"{name} has no summary"
@@ -83,7 +83,7 @@ def test_what_is_shown_says_what_it_takes_and_returns(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SHOWN if ">>>" in (SHOWN[name].__doc__ or "")])
-def test_an_example_gives_what_it_shows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_example_gives_the_output_that_it_shows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     runner = doctest.DocTestRunner()
     for example in doctest.DocTestFinder(recurse=False).find(SHOWN[name], name):
         runner.run(example)
@@ -104,7 +104,7 @@ def test_all_packages_are_marked_as_typed() -> None:
     assert all("py.typed" in data[p] for p in ("tasks", "metarepair", "distributed"))
 
 
-def test_the_version_is_that_of_the_package_everywhere() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert "version" not in project
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))

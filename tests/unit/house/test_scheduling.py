@@ -1,4 +1,4 @@
-"""Tests are shared out between processes as tests/support/scheduling.py says."""
+"""Check that tests are distributed over processes as tests/support/scheduling.py defines."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def test_a_file_on_ray_stays_together_and_other_tests_go_one_by_one() -> None:
     assert [scope_of(nodeid) for nodeid in units] == units
 
 
-def test_pytest_takes_it() -> None:
-    """In a process of its own, on this file alone: xdist prints the scheduling that it was given."""
+def test_pytest_uses_the_scheduling() -> None:
+    """Run pytest in a separate process on this file alone: xdist prints the scheduling that it uses."""
     command = [sys.executable, "-m", "pytest", str(Path(__file__)), "-k", "one_by_one", "-v"]
     done = subprocess.run(
         [*command, "-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"],

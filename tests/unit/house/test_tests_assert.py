@@ -1,4 +1,4 @@
-"""Every test can fail: it asserts something itself, or calls a helper of its file that does."""
+"""Check that every test can fail: it asserts something, or calls a helper of its file that does."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[2]
-CHECKS = {"raises", "warns", "fail"}  # of pytest
+CHECKS = {"raises", "warns", "fail"}  # functions of pytest
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def name_of(node: ast.expr) -> str:
-    """The last part of a dotted name, `raises` of `pytest.raises`, or nothing."""
+    """The last part of a dotted name, such as `raises` of `pytest.raises`; else an empty string."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
@@ -23,7 +23,7 @@ def functions(tree: ast.AST) -> Iterator[Function]:
 
 
 def asserts(function: Function, helpers: set[str]) -> bool:
-    """Whether there is an assertion in it, or a call of one of `helpers`."""
+    """Whether the function has an assertion, or calls one of `helpers`."""
     return any(
         isinstance(node, ast.Assert)
         or (isinstance(node, ast.Call) and name_of(node.func) in helpers | CHECKS)
@@ -40,11 +40,11 @@ def is_fixture(function: Function) -> bool:
 
 
 def without_assertion(text: str) -> list[str]:
-    """The names of tests in a file that nothing can make fail but an error of the product's own."""
+    """The names of tests in a file that check nothing: only an exception of the product could make them fail."""
     tree, helpers = ast.parse(text), set[str]()
     others = [function for function in functions(tree) if not function.name.startswith("test")]
     while more := {f.name for f in others if asserts(f, helpers)} - helpers:
-        helpers |= more  # a helper may leave it to another
+        helpers |= more  # a helper may assert through another helper
     return [
         function.name
         for function in functions(tree)
@@ -57,7 +57,7 @@ def test_every_test_asserts_something(path: Path) -> None:
     assert without_assertion(path.read_text(encoding="utf-8")) == []
 
 
-def test_a_test_that_asserts_nothing_is_found() -> None:
+def test_a_test_that_asserts_nothing_is_detected() -> None:
     text = """
 import numpy as np, pytest
 

@@ -1,4 +1,4 @@
-"""What tests wait with says what it waited for."""
+"""Check that the helpers for waiting name what they waited for."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def started(code: str) -> subprocess.Popen[str]:
     )
 
 
-def test_what_comes_is_returned() -> None:
+def test_the_first_true_value_is_returned() -> None:
     answers = iter([0, "", None, 7])
     assert wait_until(lambda: next(answers), "a number", every_s=0.0) == 7
 
 
-def test_what_does_not_come_is_named_with_the_output_so_far(tmp_path: Path) -> None:
+def test_a_timeout_names_what_was_awaited_with_the_output_so_far(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("one line", encoding="utf-8")
     with pytest.raises(pytest.fail.Exception, match=r"waited 0 s in vain for a checkpoint; .*:\none line"):
         wait_until(lambda: False, "a checkpoint", output=tmp_path / "log", limit_s=0.1)
 
 
-def test_a_process_that_ends_before_is_named_with_its_exit_code() -> None:
+def test_a_process_that_ends_too_early_is_named_with_its_exit_code() -> None:
     process = started("raise SystemExit(3)")
     with pytest.raises(
         pytest.fail.Exception, match=r"SystemExit.* ended with exit code 3 before a checkpoint"
@@ -36,7 +36,7 @@ def test_a_process_that_ends_before_is_named_with_its_exit_code() -> None:
         wait_until(lambda: False, "a checkpoint", process=process)
 
 
-def test_a_process_that_does_not_end_is_killed_and_its_output_shown() -> None:
+def test_a_process_that_does_not_end_is_killed_and_its_output_is_shown() -> None:
     process = started("import time; print('begun', flush=True); time.sleep(600)")
     assert process.stdout is not None
     assert process.stdout.read(1) == "b"  # it has printed
