@@ -1,4 +1,4 @@
-"""Corruptions: the same bytes anywhere, the published definitions, and errors that help."""
+"""Check that corruptions give the same bytes anywhere, follow the published definitions, and explain errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 
 
 def scenes(count, *, height=32, width=32, seed=0):
-    """Smooth coloured scenes with an edge and some texture, not noise: blur must have structure to blur."""
+    """Smooth coloured scenes with an edge and some texture rather than noise, so that blur has structure to blur."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(0, 255, size=(count, 5, 6, 3)).astype(np.float32)
     grown = np.stack([cv2.resize(c, (width, height), interpolation=cv2.INTER_CUBIC) for c in coarse])
@@ -68,7 +68,7 @@ def digest_of_everything():
 
 @pytest.mark.parametrize("severity", [1, 3, 5])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_image_comes_out_the_same_alone_in_a_batch_and_in_any_order(name, severity):
+def test_the_result_for_an_image_is_the_same_alone_in_a_batch_and_in_any_order(name, severity):
     images = scenes(23)
     ids = np.arange(100, 123)
     together = corrupted(images, name, severity=severity, ids=ids)
@@ -81,7 +81,7 @@ def test_an_image_comes_out_the_same_alone_in_a_batch_and_in_any_order(name, sev
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_chunks_of_a_large_batch_do_not_show(name, monkeypatch):
+def test_splitting_a_large_batch_into_chunks_does_not_change_the_result(name, monkeypatch):
     images = scenes(11)
     whole = corrupted(images, name)
     monkeypatch.setattr("tasks.corruptions.CHUNK_VALUES", 2 * 32 * 32 * 3)
@@ -109,7 +109,7 @@ def test_a_fresh_process_gives_the_same_bytes_with_any_number_of_threads():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_number_of_threads_does_not_show(name):
+def test_the_number_of_threads_does_not_change_the_result(name):
     images = scenes(1, height=300, width=420)
     threads = cv2.getNumThreads()
     found = []
@@ -123,7 +123,7 @@ def test_the_number_of_threads_does_not_show(name):
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_another_id_or_seed_draws_anew(name):
+def test_another_id_or_seed_gives_another_draw(name):
     images = np.repeat(scenes(1), 8, axis=0)
     first = corrupted(images, name)
     assert len({image.tobytes() for image in first}) > 1
@@ -137,7 +137,7 @@ def test_a_corruption_that_draws_nothing_ignores_id_and_seed(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_severity_changes_the_images_and_leaves_the_input_alone(name):
+def test_every_severity_changes_the_images_and_not_the_input_array(name):
     images = scenes(6)
     before = images.copy()
     for severity in range(1, 6):
@@ -178,11 +178,11 @@ def test_images_of_224_pixels_work_with_the_largest_table(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_grey_images_come_out_as_their_rgb_copies_would(name):
+def test_grey_images_are_corrupted_as_their_rgb_copies(name):
     grey = scenes(5)[..., :1]
     got = corrupted(grey, name)
     assert np.array_equal(corrupted(grey[..., 0], name), got[..., 0])
-    if name in NOISES:  # a draw for each channel
+    if name in NOISES:  # noise is drawn per channel
         noise = (got.astype(float) - grey).std()
         coloured = np.repeat(grey, 3, axis=3)
         assert noise == pytest.approx((corrupted(coloured, name).astype(float) - coloured).std(), rel=0.15)
@@ -243,7 +243,7 @@ def test_every_other_type_of_array_is_refused_whatever_its_shape(dtype, shape):
         corrupted(np.zeros(shape, dtype), "fog", ids=[0])
 
 
-# Parts, against closed forms and other libraries; the whole is in test_corruption_reference.py
+# Parts of corruptions, compared with closed forms and other libraries (whole corruptions: test_reference.py)
 
 
 def test_zoom_blur_has_the_published_number_of_levels():
@@ -255,14 +255,14 @@ def test_zoom_blur_has_the_published_number_of_levels():
 
 def test_the_defocus_kernel_sums_to_one_and_grows_with_the_radius():
     kernels = [disk_kernel(*row) for row in severity_table("imagenet")["defocus_blur"]]
-    # Disks of radius 8 and 10 touch the edge of their grid, which smoothing mirrors: published as such.
+    # Disks of radius 8 and 10 touch the edge of their grid, and smoothing mirrors there; the published code does so.
     assert [k.sum() for k in kernels] == pytest.approx([1, 1, 1, 1.013, 1.011], abs=1e-3)
     sides = [len(k) for k in kernels]
     assert sides == sorted(sides)
 
 
 def dose_of(*keys, constants=(), table="cifar"):
-    """A dose for images keyed by `keys`, and the words that it will draw [len(keys), 20,000]."""
+    """A dose for images keyed by `keys`, and the 16-bit words that it will draw [len(keys), 20,000]."""
     facts = load_table(table)
     raw = [keyed_generator("test", key).bit_generator.random_raw(5000).view(np.uint16) for key in keys]
     dose = Dose(
@@ -276,7 +276,7 @@ def dose_of(*keys, constants=(), table="cifar"):
 
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("max_delta", [1, 2, 3, 4])
-def test_glass_sources_are_those_of_copying_one_pixel_after_another(max_delta, passes):
+def test_glass_sources_equal_those_of_copying_pixels_one_by_one(max_delta, passes):
     height, width = 21, 16
     rows = range(max_delta + 1, height - max_delta + 1)
     columns = range(max_delta + 1, width - max_delta + 1)
@@ -296,7 +296,7 @@ def test_glass_sources_are_those_of_copying_one_pixel_after_another(max_delta, p
     assert not np.array_equal(got[0], got[1])
 
 
-def test_generators_turned_from_key_to_key_draw_what_fresh_ones_draw():
+def test_a_reused_generator_draws_as_a_fresh_one_for_each_key():
     keys = [3, -1, 3, 2**70]
     turned = [
         (g.random(3), g.integers(9, size=2, dtype=np.int32))
@@ -341,7 +341,7 @@ def test_a_long_streak_is_the_sum_of_its_shifted_copies_at_any_angle():
 
 @pytest.mark.parametrize("sigma", [0.05, 0.4, 1.0, 2.5, 9.0, 40.0])
 @pytest.mark.parametrize("mode", ["nearest", "reflect"])
-def test_smoothing_is_scipys_whatever_the_size(sigma, mode):
+def test_smoothing_equals_that_of_scipy_for_any_sigma(sigma, mode):
     layers = scenes(2, height=8, width=31)
     got = smooth(layers, sigma, mode=mode, truncate=3.0)
     expected = gaussian_filter(layers.astype(float), (0, sigma, sigma, 0), mode=mode, truncate=3.0)
@@ -350,7 +350,7 @@ def test_smoothing_is_scipys_whatever_the_size(sigma, mode):
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixelate_is_pillows_box_filter_to_the_byte(table, channels):
+def test_pixelate_equals_the_box_filter_of_pillow_to_the_byte(table, channels):
     rng = np.random.default_rng(5)
     for height, width in ((8, 8), (9, 31), (32, 32), (64, 47), (33, 100), (224, 130)):
         images = rng.integers(0, 256, (2, height, width, channels), dtype=np.uint8)
@@ -371,7 +371,7 @@ def test_the_affine_map_of_elastic_takes_three_points_to_three_others():
     assert affine_map(moved, points) == pytest.approx(expected, abs=1e-4)
 
 
-# What is drawn has the published distribution
+# Random draws have the published distribution
 
 
 def grey_noise(name, severity, level=128):
@@ -391,7 +391,7 @@ def test_noise_at_mid_grey_spreads_as_its_constant_says(severity):
     for name, spread in expected.items():
         noise = grey_noise(name, severity)
         assert noise.std() == pytest.approx(255 * spread, rel=0.02), name
-        assert abs(noise.mean() + 0.5) < 0.3, name  # truncation takes half a level on average
+        assert abs(noise.mean() + 0.5) < 0.3, name  # truncation subtracts half a level on average
 
 
 @pytest.mark.parametrize("severity", [1, 3, 5])
@@ -428,7 +428,7 @@ def test_a_corrupted_image_is_still_nearest_to_its_own_original(name):
 # Names, tables, errors
 
 
-def test_all_nineteen_corruptions_have_a_category_and_a_short_name_of_their_own():
+def test_all_nineteen_corruptions_have_a_category_and_a_unique_short_name():
     by_category = {}
     for corruption in CORRUPTIONS.values():
         by_category.setdefault(corruption.category, []).append(corruption.short)
@@ -462,7 +462,7 @@ def test_the_constants_are_the_published_ones(table):
     assert not published["constants"]
 
 
-def test_a_caller_may_change_its_severity_table_without_harm():
+def test_a_caller_that_changes_its_severity_table_does_not_change_ours():
     severity_table("cifar").clear()
     assert "fog" in severity_table("cifar")
 
@@ -475,7 +475,7 @@ def test_names_resolve_in_any_case():
     assert np.array_equal(corrupted(images, "FOG"), corrupted(images, "fog"))
 
 
-def test_an_unknown_name_is_answered_with_the_near_ones():
+def test_an_unknown_name_is_refused_with_near_names():
     with pytest.raises(ConfigError, match=r"no corruption 'gausian_noise'; did you mean 'gaussian_noise'"):
         resolve("gausian_noise")
     with pytest.raises(ConfigError, match=r"no severity table 'cifar10'; did you mean 'cifar'"):
@@ -483,33 +483,33 @@ def test_an_unknown_name_is_answered_with_the_near_ones():
 
 
 @pytest.mark.parametrize("severity", [1.0, True, "1", None])
-def test_a_severity_that_is_no_whole_number_is_refused(severity):
+def test_a_severity_that_is_not_an_integer_is_refused(severity):
     with pytest.raises(ConfigError, match="is not an integer"):
         corrupted(scenes(1), "fog", severity=severity)
 
 
 @pytest.mark.parametrize("seed", [1.5, True, "1", None])
-def test_a_seed_that_is_no_whole_number_is_refused(seed):
+def test_a_seed_that_is_not_an_integer_is_refused(seed):
     with pytest.raises(ConfigError, match=r"seed=.* is not an integer"):
         corrupted(scenes(1), "fog", seed=seed)
 
 
 @pytest.mark.parametrize("name", [None, 3, ("fog",), ["fog"], {"fog": 1}])
-def test_names_of_another_type_are_refused_with_the_names(name):
+def test_a_name_that_is_not_a_string_is_refused_with_the_valid_names(name):
     with pytest.raises(ConfigError, match=r"There are: .*fog"):
         corrupted(scenes(1), name)
     with pytest.raises(ConfigError, match=r"There are: cifar"):
         corrupted(scenes(1), "fog", table=name)
 
 
-def test_ids_and_seeds_of_any_size_and_sign_are_keys_of_their_own():
+def test_ids_and_seeds_of_any_size_and_sign_give_different_draws():
     image = scenes(1)
     ids = [np.array([i]) for i in (0, -1, 2**63 - 1)] + [np.array([2**64 - 1], np.uint64)]
     outcomes = {corrupted(image, "snow", ids=i, seed=s).tobytes() for i in ids for s in (0, -1, 2**80)}
     assert len(outcomes) == 12
 
 
-def test_ids_of_more_than_64_bits_may_stand_beside_others():
+def test_a_batch_may_mix_ids_of_more_than_64_bits_with_others():
     images = scenes(3)
     ids = [0, 2**63, -(2**90)]
     together = corrupted(images, "snow", ids=ids)
@@ -517,7 +517,7 @@ def test_ids_of_more_than_64_bits_may_stand_beside_others():
         assert np.array_equal(corrupted(images[i : i + 1], "snow", ids=[image_id])[0], together[i])
 
 
-def test_ids_may_be_whole_numbers_of_any_kind():
+def test_ids_may_be_integers_of_any_type():
     images = scenes(3)
     expected = corrupted(images, "snow", ids=np.arange(3))
     for ids in (
@@ -560,6 +560,6 @@ def test_a_severity_outside_one_to_five_is_refused(severity):
         (np.ma.masked_less(np.zeros((2, 32, 32, 3), np.uint8), 5), [0, 1], "masked array"),
     ],
 )
-def test_images_or_ids_of_another_kind_are_refused(images, ids, message):
+def test_images_or_ids_of_a_wrong_type_or_shape_are_refused(images, ids, message):
     with pytest.raises(DataError, match=message):
         corrupted(images, "fog", ids=ids)

@@ -1,4 +1,4 @@
-"""Corruptions against a second, independent implementation: equal where nothing is drawn, else in distribution.
+"""Compare corruptions with a second, independent implementation: equal without randomness, else in distribution.
 
 The reference (benchmarks/corruption_reference.py) takes the definitions literally, one image at a time.
 """
@@ -36,7 +36,7 @@ SPECTRUM_BANDS = 6
 
 
 def scenes(count, *, height, width, seed):
-    """Smooth coloured scenes with an edge and some texture; black, white and grey patches on the first."""
+    """Smooth coloured scenes with an edge and some texture; the first has black, white and grey patches."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(0, 255, size=(count, 5, 6, 3)).astype(np.float32)
     grown = np.stack([cv2.resize(c, (width, height), interpolation=cv2.INTER_CUBIC) for c in coarse])
@@ -61,11 +61,11 @@ def by_reference(images, name, *, table, severity, sample=0):
     return np.stack([REFERENCE[name](image, constants, rng=rng, facts=facts) for image in images])
 
 
-# Nothing drawn: the same grey levels
+# Without randomness: the same grey levels
 
 
-# The mean of five equal weights is a whole level for every fifth sum, less a few millionths that the kernel's
-# softened rim lets out. Ours adds a thousandth of a level before the cut, so that float32 loses none.
+# The mean of five equal weights is a whole level for every fifth sum, less a few millionths lost to the softened
+# rim of the kernel. Ours adds a thousandth of a level before truncation, so that float32 loses no level.
 ON_THE_CUT = {("defocus_blur", "cifar", 4), ("defocus_blur", "tinyimagenet", 2)}
 
 
@@ -83,21 +83,23 @@ ON_THE_CUT = {("defocus_blur", "cifar", 4), ("defocus_blur", "tinyimagenet", 2)}
     ],
 )
 @pytest.mark.parametrize("name", FIXED)
-def test_what_draws_nothing_is_within_a_grey_level_of_the_definition(name, table, height, width, severity):
+def test_a_corruption_without_randomness_is_within_a_grey_level_of_the_definition(
+    name, table, height, width, severity
+):
     images = scenes(2, height=height, width=width, seed=height + width)
     got = by_ours(images, name, table=table, severity=severity).astype(int)
     expected = by_reference(images, name, table=table, severity=severity).astype(int)
-    # float32 against float64 before the cut: a level at most, and seldom.
+    # float32 differs from float64 before truncation: by one level at most, and rarely.
     assert np.abs(got - expected).max() <= 1
     assert (got != expected).mean() < (0.2 if (name, table, severity) in ON_THE_CUT else 0.01)
 
 
-# Something drawn: the same distribution
+# With randomness: the same distribution
 
 
 @functools.cache
 def band_masks(size):
-    """Six rings of spatial frequency, 0 up to the corners of the plane, without the mean."""
+    """Masks of six rings of spatial frequency, from 0 to the corners of the plane, without the mean."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size))
     edges = np.linspace(0, 0.5, SPECTRUM_BANDS)
     ring = np.digitize(frequency, [*edges[1:], np.inf])
@@ -106,7 +108,7 @@ def band_masks(size):
 
 
 def statistics(changed, clean):
-    """Of each image's change: mean of each channel, mean size, spread, and amplitude in six bands [B, Q]."""
+    """Statistics of each image's change [B, Q]: mean by channel, mean size, spread, and amplitude in six bands."""
     change = changed.astype(np.float64) - clean
     power = np.abs(np.fft.fft2(change, axes=(1, 2))).mean(axis=3) ** 2 / change[0, ..., 0].size
     amplitude = [np.sqrt(power[:, mask].mean(axis=1)) for mask in band_masks(change.shape[1])]
@@ -117,7 +119,7 @@ def statistics(changed, clean):
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two samples of the same images lie apart: differences over what is allowed; above 1 is apart."""
+    """The difference of two samples of the same images, as multiples of what is allowed: above 1 they differ."""
 
     apart_Q: np.ndarray
 
@@ -131,13 +133,13 @@ LEVEL_SLACK, RELATIVE_SLACK = 0.02, 0.01
 
 
 def compare(first_BQ, second_BQ):
-    """Means over the images of paired differences, against five standard errors and a small slack.
+    """Compare the means of paired differences over the images with five standard errors and a small slack.
 
-    Pairing by image takes the images' own variety out; under the same distribution a difference is
-    symmetric about 0, so its t-value has no heavier tail than Student's. With at least 24 images, five
-    standard errors are met by chance once in 20,000, and the draws are fixed, so a pass stays one. The slack,
-    a fiftieth of a grey level and 1 % of the statistic, is for the rounding that differs (float32, words of
-    16 bits for a normal, snow that is rounded once more).
+    Pairing by image removes the variation between images. Under the same distribution a difference is
+    symmetric about 0, so the tail of its t-value is no heavier than Student's. With at least 24 images,
+    five standard errors are exceeded by chance once in 20,000; the draws are fixed, so a pass is repeatable.
+    The slack, a fiftieth of a grey level and 1 % of the statistic, covers different rounding (float32,
+    normals from 16-bit words, one more rounding in snow).
     """
     difference_BQ = first_BQ - second_BQ
     error_Q = difference_BQ.std(axis=0, ddof=1) / np.sqrt(len(difference_BQ))
@@ -146,16 +148,16 @@ def compare(first_BQ, second_BQ):
 
 
 def num_scenes(name, table):
-    """Enough to tell a severity from the next; glass blur's reference takes 40 times the others' time."""
+    """Enough images to distinguish a severity from the next. The reference of glass blur is 40 times slower."""
     if name == "glass_blur":
         return {"cifar": 60, "tinyimagenet": 24, "imagenet": 24}[table]
-    if name in ("frost", "elastic_transform"):  # an image's few draws move all of it
+    if name in ("frost", "elastic_transform"):  # a few draws change the whole image
         return {"cifar": 800, "tinyimagenet": 160, "imagenet": 40}[table]
     return {"cifar": 200, "tinyimagenet": 80, "imagenet": 40}[table]
 
 
 def named_tables(*tables):
-    """Every drawn corruption with every table; glass blur's reference on large images is slow."""
+    """Every random corruption with every table; glass blur is marked slow, as its reference is on large images."""
     return [
         pytest.param(name, table, marks=[pytest.mark.slow] if name == "glass_blur" else [])
         for name in DRAWN
@@ -173,17 +175,17 @@ def samples(name, table, *, severity, reference_severity=None):
 
 @pytest.mark.parametrize("severity", ALL_SEVERITIES)
 @pytest.mark.parametrize("name", DRAWN)
-def test_what_is_drawn_changes_images_as_the_definition_does_at_32_pixels(name, severity):
+def test_a_random_corruption_changes_images_as_the_definition_does_at_32_pixels(name, severity):
     assert compare(*samples(name, "cifar", severity=severity)).worst < 1
 
 
 @pytest.mark.parametrize("severity", [1, 3, 5])
 @pytest.mark.parametrize(("name", "table"), named_tables("tinyimagenet", "imagenet"))
-def test_what_is_drawn_changes_images_as_the_definition_does_at_larger_sizes(name, table, severity):
+def test_a_random_corruption_changes_images_as_the_definition_does_at_larger_sizes(name, table, severity):
     assert compare(*samples(name, table, severity=severity)).worst < 1
 
 
-# Beyond 4 σ a weight is nothing, so that a radius of 6 or 8 at σ = 2 is the same blur.
+# Weights beyond 4 σ are negligible, so a radius of 6 and one of 8 give the same blur at σ = 2.
 EQUAL_CONSTANTS = {("motion_blur", 3)}
 
 
@@ -196,15 +198,15 @@ def test_the_comparison_rejects_the_constants_of_the_next_severity(name, severit
 
 @pytest.mark.parametrize("severity", ALL_SEVERITIES)
 @pytest.mark.parametrize("name", ["impulse_noise", "snow", "frost", "fog", "spatter"])
-def test_an_image_is_changed_as_much_as_the_definition_does_it_from_one_image_to_another(name, severity):
-    """On equal grey images the per-image means are independent draws: Kolmogorov-Smirnov compares them."""
+def test_the_change_varies_between_images_as_that_of_the_definition(name, severity):
+    """Compare per-image means, which are independent draws on equal grey images, by Kolmogorov-Smirnov."""
     clean = greys(300, size=32)
     ours, theirs = (
         by(clean, name, table="cifar", severity=severity).astype(float).mean(axis=(1, 2))
         for by in (by_ours, by_reference)
     )
     for channel in range(3):
-        # A chance of 10⁻⁵ each: 1 in 1,300 for all, should the draws ever change.
+        # A false alarm has probability 10⁻⁵ each, 1 in 1,300 for all, if the draws ever change.
         assert ks_2samp(ours[:, channel], theirs[:, channel]).pvalue > 1e-5
 
 
@@ -239,7 +241,7 @@ LEVEL = {
 
 @functools.cache
 def photographs(table):
-    """From the shipped sample, enlarged to the table's size."""
+    """Photographs of the shipped sample, enlarged to the table's size."""
     images = load_dataset("cifar10_sample", "train").images_NHWC
     size, count = SIZES[table], {"cifar": 400, "tinyimagenet": 120, "imagenet": 60}[table]
     return np.stack(
@@ -254,7 +256,7 @@ def sizes_of_change(by, images, name, *, table, severity):
 
 
 def rise(by, name, *, table, severity, count=None):
-    """From `severity` to the next: the mean rise of the change over its standard error."""
+    """The mean rise of the change from `severity` to the next, divided by its standard error."""
     images = photographs(table)[:count]
     lower, higher = (
         sizes_of_change(by, images, name, table=table, severity=s) for s in (severity, severity + 1)
@@ -265,7 +267,7 @@ def rise(by, name, *, table, severity, count=None):
 
 @pytest.mark.parametrize("table", SIZES)
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_higher_severity_does_not_change_images_less_but_where_the_published_constants_do(name, table):
+def test_a_higher_severity_changes_images_more_except_for_some_published_constants(name, table):
     falls, level = FALLS.get((name, table), ()), LEVEL.get((name, table), ())
     for severity in (1, 2, 3, 4):
         rises = rise(by_ours, name, table=table, severity=severity)
@@ -285,6 +287,6 @@ def test_a_higher_severity_does_not_change_images_less_but_where_the_published_c
         for severity in steps
     ],
 )
-def test_where_a_higher_severity_changes_less_the_reference_does_so_too(name, table, severity):
+def test_the_reference_has_the_same_falls_from_a_severity_to_the_next(name, table, severity):
     count = {"cifar": 150, "tinyimagenet": 40, "imagenet": 15}[table] if name == "glass_blur" else None
     assert rise(by_reference, name, table=table, severity=severity, count=count) < -1

@@ -1,4 +1,4 @@
-"""One image, another layout or another kind of numbers is refused with the batch to give, at both doors."""
+"""Check that images of a wrong shape, layout or type are refused with the batch to give instead."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_another_layout_is_refused_with_the_batch_to_give(shape: tuple[int, ...]
         corrupt(images, **OPTIONS)
 
 
-def test_the_batch_that_a_refusal_names_is_taken() -> None:
+def test_the_batch_that_an_error_suggests_is_accepted() -> None:
     image = noise(32, 40, 3)
     expected = corrupt(image[None], **OPTIONS)
     channels_first = image.transpose(2, 0, 1)
@@ -61,12 +61,12 @@ def test_the_batch_that_a_refusal_names_is_taken() -> None:
         (noise(1, 4, 32, 3), r"images are 4x32 in a batch \[1, 4, 32, 3\]; at least 8x8"),
     ],
 )
-def test_images_that_are_no_bytes_are_refused_with_what_makes_them(images: object, message: str) -> None:
+def test_images_that_are_not_uint8_are_refused_with_the_conversion(images: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        corrupt(images, **OPTIONS)  # type: ignore[arg-type]  # what a caller without types may give
+        corrupt(images, **OPTIONS)  # type: ignore[arg-type]  # what an untyped caller may pass
 
 
 @pytest.mark.parametrize("size", [4, 32])
-def test_an_empty_batch_comes_out_empty(size: int) -> None:
+def test_an_empty_batch_stays_empty(size: int) -> None:
     options = OPTIONS | {"image_ids_B": []}
     assert corrupt(noise(0, size, size, 3), **options).shape == (0, size, size, 3)

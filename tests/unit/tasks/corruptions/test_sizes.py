@@ -1,4 +1,4 @@
-"""Large and oblong images: time and memory grow with their pixels, and results are those of the whole filters."""
+"""Check large and oblong images: memory is proportional to their pixels, and results equal those of whole filters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dose_for(keys):
 
 
 def peak_bytes_per_value(images, name):
-    """The most that a second call holds at once; the first fills the tables that are kept."""
+    """The peak memory of a second call, in bytes per value; the first call fills the cached tables."""
     corrupted(images[:, :64, :64], name)
     tracemalloc.start()
     try:
@@ -58,17 +58,17 @@ def test_a_strip_takes_at_most_100_bytes_for_each_of_its_values(name):
 
 
 def whole(monkeypatch):
-    """From here on, images of any size go through the filters of small ones."""
+    """Make images of any size use the filters of small ones."""
     monkeypatch.setattr(blur, "WHOLE_PIXELS", 2**40)
     monkeypatch.setattr(digital, "WHOLE_PIXELS", 2**40)
 
 
 @pytest.mark.parametrize("shape", [(270, 250), (8, 8200)])
 @pytest.mark.parametrize("severity", [1, 5])
-def test_zooms_one_by_one_are_the_zooms_of_the_matrix_within_a_level(severity, shape, monkeypatch):
+def test_zooming_one_by_one_equals_zooming_by_the_matrix_within_a_level(severity, shape, monkeypatch):
     images = np.concatenate([scene(*shape, seed=seed) for seed in (1, 2)])
     with monkeypatch.context() as patched:
-        patched.setattr(blur, "zoom_blur_matrix", None)  # as large an image must not need it
+        patched.setattr(blur, "zoom_blur_matrix", None)  # an image this large must not need it
         one_by_one = corrupted(images, "zoom_blur", severity=severity).astype(int)
     whole(monkeypatch)
     difference = np.abs(one_by_one - corrupted(images, "zoom_blur", severity=severity))
@@ -76,7 +76,7 @@ def test_zooms_one_by_one_are_the_zooms_of_the_matrix_within_a_level(severity, s
     assert (difference > 0).mean() < 1e-3
 
 
-def test_the_strips_of_zoom_blur_do_not_show(monkeypatch):
+def test_splitting_zoom_blur_into_strips_does_not_change_the_result(monkeypatch):
     images = scene(300, 260)
     at_once = corrupted(images, "zoom_blur")
     monkeypatch.setattr(blur, "STRIP_VALUES", 7 * 260 * 3)
@@ -84,7 +84,7 @@ def test_the_strips_of_zoom_blur_do_not_show(monkeypatch):
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 500), (460, 310)])
-def test_wide_elastic_smoothing_by_a_coarser_grid_is_the_whole_one_within_a_level(height, width, monkeypatch):
+def test_elastic_smoothing_on_a_coarser_grid_equals_the_whole_one_within_a_level(height, width, monkeypatch):
     images = scene(height, width)
     sides = []
     with monkeypatch.context() as patched:
@@ -101,7 +101,7 @@ def test_wide_elastic_smoothing_by_a_coarser_grid_is_the_whole_one_within_a_leve
     assert (difference > 0).mean() < 0.02
 
 
-def test_smoothed_shifts_differ_by_little_of_their_spread():
+def test_shifts_smoothed_on_a_coarser_grid_differ_by_little_of_their_spread():
     shifts = np.random.default_rng(1).uniform(-1, 1, (1, 400, 500, 2)).astype(np.float32)
     expected = blur.smooth(shifts, 200.0, mode="reflect", truncate=3.0)
     got = digital.smooth_shifts(shifts, 200.0)
@@ -109,8 +109,8 @@ def test_smoothed_shifts_differ_by_little_of_their_spread():
     assert np.abs(got - expected).max() < 0.03 * expected.std()
 
 
-def test_a_window_of_a_plasma_is_that_of_the_whole_where_the_fine_shocks_are_nothing(monkeypatch):
-    """A coarse grid of 16 is made in full; below it both only take means."""
+def test_a_window_of_a_plasma_equals_that_of_the_whole_without_fine_shocks(monkeypatch):
+    """Make a coarse grid of 16 in full; with zero shocks, finer cells are means in both."""
     monkeypatch.setattr(plasma, "FULL_CELLS", 16)
     coarse = np.random.default_rng(0).uniform(0, 1, 16**2 - 1).astype(np.float32)
 
@@ -126,7 +126,7 @@ def test_a_window_of_a_plasma_is_that_of_the_whole_where_the_fine_shocks_are_not
         assert window == pytest.approx(full[:, :height, :width], abs=1e-5)
 
 
-def test_a_window_of_a_plasma_varies_as_the_whole_at_every_distance(monkeypatch):
+def test_a_window_of_a_plasma_has_the_statistics_of_the_whole_at_every_distance(monkeypatch):
     monkeypatch.setattr(plasma, "FULL_CELLS", 16)
     count, width = 400, 120
     window = plasma.plasma_window(count, dose_for(count), size=128, height=9, width=width, decay=1.7)
@@ -142,7 +142,7 @@ def test_a_window_of_a_plasma_varies_as_the_whole_at_every_distance(monkeypatch)
     assert down[0] == pytest.approx(down[1], rel=0.1)
 
 
-def test_only_a_plasma_much_larger_than_its_image_is_cut(monkeypatch):
+def test_only_a_plasma_much_larger_than_its_image_is_made_as_a_window(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("cut")
 
@@ -154,7 +154,7 @@ def test_only_a_plasma_much_larger_than_its_image_is_cut(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(150, 3000), (1100, 700), (340, 120)])
-def test_a_window_of_frost_is_that_of_the_whole_texture_within_a_level(size):
+def test_a_window_of_frost_equals_that_of_the_whole_texture_within_a_level(size):
     texture = weather.photograph(2)
     resized = cv2.resize(texture, size[::-1]).astype(int)
     for top, left in ((0, 0), (size[0] - 40, size[1] - 55), (31, 17)):
@@ -163,7 +163,7 @@ def test_a_window_of_frost_is_that_of_the_whole_texture_within_a_level(size):
 
 
 @pytest.mark.parametrize(("name", "side"), [("elastic_transform", 32_767), ("jpeg_compression", 65_501)])
-def test_a_side_that_no_library_can_take_is_refused_with_the_longest(name, side):
+def test_a_side_beyond_the_limit_of_the_library_is_refused_with_the_limit(name, side):
     assert corrupted(np.zeros((1, 8, 20_000), np.uint8), name).shape == (1, 8, 20_000)
     for shape in ((1, 8, side), (1, side, 8)):
         with pytest.raises(DataError, match=rf"{name} takes sides of up to {side - 1:,} pixels"):
