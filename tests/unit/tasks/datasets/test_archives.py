@@ -1,4 +1,4 @@
-"""Published archives: written here in the layout in which they are distributed, read as they were written."""
+"""Write archives in their published layouts and check that they are read back as written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = np.arange(NUM) % 4
 
 
 def write_arrays(root, *, names=("fog", "snow"), labels=LABELS, size=32):
-    """CIFAR-10-C's layout; pixel values tell corruption, severity and row apart."""
+    """Write CIFAR-10-C's layout, with a pixel value for each corruption, severity and row."""
     root.mkdir(parents=True, exist_ok=True)
     np.save(root / "labels.npy", np.tile(labels, 5))
     for number, name in enumerate(names):
@@ -31,7 +31,7 @@ def write_arrays(root, *, names=("fog", "snow"), labels=LABELS, size=32):
 
 
 def write_folders(root, *, names=("fog", "snow"), classes=("n02", "n01"), per_class=3):
-    """Tiny-ImageNet-C's layout; pixel values tell corruption, severity and class apart."""
+    """Write Tiny-ImageNet-C's layout, with a pixel value for each corruption, severity and class."""
     for number, name in enumerate(names):
         for severity in range(1, 6):
             for label, wnid in enumerate(sorted(classes)):
@@ -52,7 +52,7 @@ def dataset(*, labels=LABELS, size=32, ids=None):
     )
 
 
-def test_arrays_are_read_severity_after_severity(tmp_path):
+def test_arrays_are_read_in_the_order_of_severities(tmp_path):
     archive = load_archive(write_arrays(tmp_path))
     assert archive.corruptions == ("fog", "snow")
     assert archive.image_shape == (32, 32, 3)
@@ -77,7 +77,7 @@ def test_folders_are_read_in_the_order_of_their_names(tmp_path):
     assert np.abs(images.astype(int) - np.array(expected)[:, None, None, None]).max() <= 1
 
 
-def test_a_grey_file_of_an_archive_becomes_rgb(tmp_path):
+def test_a_grey_file_of_an_archive_is_converted_to_rgb(tmp_path):
     write_folders(tmp_path, names=("fog",), classes=("n01",), per_class=1)
     Image.new("L", (64, 64), 90).save(tmp_path / "fog" / "3" / "n01" / "val_0.JPEG")
     images = load_archive(tmp_path).images([0], corruption="fog", severity=3)
@@ -121,7 +121,7 @@ def test_mining_an_archive_keeps_its_pixels(tmp_path):
     assert mined.failures.image_ids_N.tolist() == [9, 2, 5, 9, 2, 5]
 
 
-def test_a_chosen_table_changes_what_is_generated():
+def test_a_chosen_corruption_table_changes_the_corrupted_images():
     data = dataset()
     data.images_NHWC[:] = 100
     images = {
@@ -148,7 +148,7 @@ def test_a_chosen_table_changes_what_is_generated():
         (dataset(labels=(LABELS + 1) % 4), (), "The labels of .* differ .* for 12 of 12 images"),
     ],
 )
-def test_an_archive_that_is_not_of_the_data_set_is_refused(tmp_path, data, needed, message):
+def test_an_archive_of_another_data_set_is_refused(tmp_path, data, needed, message):
     archive = load_archive(write_arrays(tmp_path))
     check_archive(archive, dataset(), needed=("fog", "snow"))
     with pytest.raises(DataError, match=message):
@@ -165,7 +165,7 @@ def test_an_archive_that_is_not_of_the_data_set_is_refused(tmp_path, data, neede
         ({"rows": [-1]}, DataError, "rows -1 to -1"),
     ],
 )
-def test_what_an_archive_does_not_have_is_refused(tmp_path, asked, error, message):
+def test_a_request_beyond_an_archive_is_refused(tmp_path, asked, error, message):
     archive = load_archive(write_arrays(tmp_path))
     asked = {"rows": [0], "corruption": "fog", "severity": 1} | asked
     with pytest.raises(error, match=message):
@@ -193,14 +193,14 @@ def saved(array, **options):
         ("labels.npy", saved(np.array([{}]), allow_pickle=True), "labels.npy cannot be read as an array"),
     ],
 )
-def test_damaged_arrays_are_refused_by_name(tmp_path, name, content, message):
+def test_a_damaged_array_is_refused_by_name(tmp_path, name, content, message):
     write_arrays(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_archive(tmp_path).images([1], corruption="fog", severity=5)
 
 
-def test_damaged_folders_are_refused_by_name(tmp_path):
+def test_a_damaged_folder_is_refused_by_name(tmp_path):
     write_folders(tmp_path)
     odd = tmp_path / "snow" / "4" / "n01" / "val_2.JPEG"
     content = odd.read_bytes()
@@ -216,7 +216,7 @@ def test_damaged_folders_are_refused_by_name(tmp_path):
         load_archive(tmp_path)
 
 
-def test_a_folder_that_is_no_archive_is_refused_with_the_layouts(tmp_path):
+def test_a_folder_that_is_not_an_archive_is_refused_with_the_layouts(tmp_path):
     with pytest.raises(DataError, match=r"not a published archive: .*labels\.npy .*<corruption>/<severity>"):
         load_archive(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):

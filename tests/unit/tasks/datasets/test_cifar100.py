@@ -1,4 +1,4 @@
-"""CIFAR-100 in its layouts, by its fine labels; and what is known of every data set."""
+"""Check the layouts and fine labels of CIFAR-100, and the description of every data set."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_published_batches_give_fine_labels(tmp_path: Path, split: Any) -> N
     assert count_images(DataSource(name="cifar100", root=str(tmp_path)), split) == (6, 100)
 
 
-def test_npz_reads_too_and_labels_outside_are_refused(tmp_path: Path) -> None:
+def test_npz_is_read_and_a_label_outside_the_classes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cifar100").mkdir()
     np.savez(tmp_path / "cifar100" / "train.npz", images=IMAGES, labels=FINE)
     assert load_dataset("cifar100", "train", root=str(tmp_path)).labels_N.tolist() == FINE
@@ -68,7 +68,7 @@ def test_batches_of_cifar10_in_its_place_are_refused(tmp_path: Path) -> None:
         load_dataset("cifar100", "train", root=str(tmp_path))
 
 
-def test_where_there_is_none_its_own_layouts_and_downloader_are_named(tmp_path: Path) -> None:
+def test_a_folder_without_cifar100_is_refused_with_its_layouts_and_downloader(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"No CIFAR-100.*cifar-100-python, cifar100/test\.npz.*datasets\.CIFAR100\("
     ):
@@ -77,7 +77,7 @@ def test_where_there_is_none_its_own_layouts_and_downloader_are_named(tmp_path: 
 
 def test_the_classes_are_a_hundred_in_the_published_order() -> None:
     assert len(set(CIFAR100_CLASSES)) == 100
-    assert list(CIFAR100_CLASSES) == sorted(CIFAR100_CLASSES)  # as the published meta file has them
+    assert list(CIFAR100_CLASSES) == sorted(CIFAR100_CLASSES)  # the order of the published meta file
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_the_classes_are_a_hundred_in_the_published_order() -> None:
         (384, "imagenet"),
     ],
 )
-def test_the_table_of_corruptions_goes_by_the_size_unless_one_is_set(size: int, table: str) -> None:
+def test_the_corruption_table_depends_on_the_size_unless_one_is_set(size: int, table: str) -> None:
     assert table_for(size) == table
     data = ArrayDataset(
         name="imagefolder",
@@ -105,7 +105,7 @@ def test_the_table_of_corruptions_goes_by_the_size_unless_one_is_set(size: int, 
     assert corruption_table_of(ArrayDataset(**{**vars(data), "corruption_table": "imagenet"})) == "imagenet"
 
 
-def test_stated_tables_are_those_of_the_stated_sizes() -> None:
+def test_the_corruption_table_of_each_data_set_fits_its_size() -> None:
     assert {name: table_for(info.image_size) for name, info in DATASETS.items()} == {
         name: info.corruption_table for name, info in DATASETS.items()
     }
@@ -137,7 +137,7 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], 
         DataSource(**settings)
 
 
-def test_a_source_comes_back_from_recorded_settings_without_its_place() -> None:
+def test_a_source_is_restored_from_recorded_settings_without_its_path() -> None:
     recorded = {
         "name": "parquet",
         "classes": ["a", "b"],

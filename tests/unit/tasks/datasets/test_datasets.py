@@ -1,4 +1,4 @@
-"""Every layout of CIFAR-10 reads right, and whatever is not one is refused with its remedy."""
+"""Check that every layout of CIFAR-10 is read correctly and that others are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LABELS = np.arange(10)[::-1].copy()
 
 
 def write_batches(root: Path, images: np.ndarray, labels: list[int]) -> Path:
-    """The published layout: a pickle of protocol 2 with bytes keys, rows of 3,072 values, channel by channel."""
+    """Write the published layout: pickles of protocol 2 with bytes keys, rows of 3,072 values, channel by channel."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
     rows = images.transpose(0, 3, 1, 2).reshape(len(images), 3072)
@@ -82,7 +82,7 @@ def test_the_shipped_sample_is_balanced_and_pixel_for_pixel_as_published(
     assert hashlib.sha256(data.images_NHWC.tobytes()).hexdigest() == digest
 
 
-def test_the_published_python_batches_read_in_order_with_channels_last(tmp_path: Path) -> None:
+def test_the_published_python_batches_are_read_in_order_with_channels_last(tmp_path: Path) -> None:
     write_batches(tmp_path, IMAGES, LABELS.tolist())
     for split in ("train", "test"):
         data = load_dataset("cifar10", split, root=str(tmp_path))  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_the_published_python_batches_read_in_order_with_channels_last(tmp_path:
         np.testing.assert_array_equal(data.image_ids_N, np.arange(10))
 
 
-def test_pixels_of_a_batch_pickled_by_old_numpy_read_the_same(tmp_path: Path) -> None:
+def test_a_batch_pickled_by_an_old_numpy_gives_the_same_pixels(tmp_path: Path) -> None:
     folder = write_batches(tmp_path, IMAGES, LABELS.tolist())
     written = (folder / "test_batch").read_bytes()
     old = written.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
@@ -113,7 +113,7 @@ def test_a_batch_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path)
     with pytest.raises(DataError, match=r"test_batch.*(posix|nt)\.system.*published archive"):
         load_dataset("cifar10", "test", root=str(tmp_path))
     assert not trace.exists()
-    pickle.loads(attack)  # it is an attack: a plain unpickler runs it
+    pickle.loads(attack)  # a plain unpickler runs the attack
     assert trace.exists()
 
 
@@ -121,7 +121,7 @@ def test_a_batch_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path)
     "content",
     [pickle.dumps([1, 2]), pickle.dumps({b"labels": [1]}), b"", b"\x80\x02}", b"not a pickle", b"cnumpy\n"],
 )
-def test_a_file_that_is_no_batch_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_batch_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     folder = write_batches(tmp_path, IMAGES, LABELS.tolist())
     (folder / "test_batch").write_bytes(content)
     with pytest.raises(DataError, match="test_batch cannot be read as a CIFAR-10 batch"):
@@ -139,7 +139,7 @@ def test_a_truncated_or_missing_batch_is_refused_by_name(tmp_path: Path) -> None
         load_dataset("cifar10", "train", root=str(tmp_path))
 
 
-def test_npz_arrays_read_as_they_were_written(tmp_path: Path) -> None:
+def test_npz_arrays_are_read_as_written(tmp_path: Path) -> None:
     write_npz(tmp_path, images=IMAGES, labels=LABELS)
     data = load_dataset("cifar10", "test", root=str(tmp_path))
     np.testing.assert_array_equal(data.images_NHWC, IMAGES)
@@ -201,7 +201,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         load_dataset("cifar10", "test", root=str(tmp_path))
 
 
-def test_a_file_that_is_no_npz_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_npz_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cifar10").mkdir()
     for content in (b"", b"nonsense", npy(IMAGES)):
         (tmp_path / "cifar10" / "test.npz").write_bytes(content)
@@ -289,14 +289,14 @@ def test_an_empty_folder_is_refused_with_all_layouts_and_the_sample_as_remedy(tm
         load_dataset("cifar10", "train", root=str(tmp_path))
 
 
-def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_a_root_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in ("file", "missing"):
         with pytest.raises(DataError, match=f"{name} is not a folder.*{DATA_VARIABLE}"):
             load_dataset("cifar10", "test", root=str(tmp_path / name))
 
 
-def test_no_root_at_all_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_root_is_refused_with_the_ways_to_give_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     with pytest.raises(DataError, match=rf"Set data\.root.*{DATA_VARIABLE}"):
         load_dataset("cifar10", "test")

@@ -1,4 +1,4 @@
-"""A listing becomes one array: every image in its row, bad ones named, a large array mapped from a whole file."""
+"""Check that a listing is decoded into one array, that bad images are named, and that a large array is mapped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.storage.paths import CACHE_VARIABLE
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60))
-def test_rows_go_round_the_classes(labels: list[int]) -> None:
+def test_rows_cycle_through_the_classes(labels: list[int]) -> None:
     labels_N = np.array(labels)
     order = rows_by_class(labels_N)
     assert sorted(order.tolist()) == list(range(len(labels)))
@@ -27,7 +27,7 @@ def test_rows_go_round_the_classes(labels: list[int]) -> None:
     ranks = []
     for place in order:
         label = labels[place]
-        assert place > seen.get(label, -1)  # each class in its own order
+        assert place > seen.get(label, -1)  # the order within each class is kept
         ranks.append(sum(labels[i] == label for i in range(place)))
         seen[label] = int(place)
     assert ranks == sorted(ranks)
@@ -41,7 +41,7 @@ def colour(label: int, number: int) -> tuple[int, int, int]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> DataSource:
-    """Three classes with 5, 2 and 1 training images, each of one colour of its own; one test image of each."""
+    """Three classes with 5, 2 and 1 training images, each of a unique colour; one test image of each."""
     for split, counts in (("train", (5, 2, 1)), ("test", (1, 1, 1))):
         for label, count in enumerate(counts):
             folder = tmp_path / "data" / split / f"class{label}"
@@ -60,7 +60,7 @@ def check(data: ArrayDataset) -> None:
     ]
 
 
-def test_every_image_is_in_its_row_whatever_the_batch(
+def test_every_image_is_in_its_row_for_any_batch_size(
     source: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check(load_dataset(source, "train"))
@@ -76,12 +76,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def mapped(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where arrays are kept, with a limit that makes every one large."""
+    """The cache of arrays, with a limit so low that every array is mapped."""
     monkeypatch.setattr(decoding, "MAPPED_BYTES", 100)
     return cache
 
 
-def test_a_small_array_is_kept_in_memory_alone(source: DataSource, cache: Path) -> None:
+def test_a_small_array_is_kept_only_in_memory(source: DataSource, cache: Path) -> None:
     load_dataset(source, "train")
     assert not cache.exists()
 
@@ -105,7 +105,7 @@ def test_a_large_array_is_mapped_and_equal_and_decoded_once(
     assert len(list(cache.iterdir())) == 2
 
 
-def test_a_file_that_changed_is_decoded_anew(source: DataSource, mapped: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_decoded_again(source: DataSource, mapped: Path, tmp_path: Path) -> None:
     before = load_dataset(source, "train")
     path = tmp_path / "data" / "train" / "class2" / "0.png"
     Image.new("RGB", (8, 8), (1, 2, 3)).save(path)
@@ -116,9 +116,7 @@ def test_a_file_that_changed_is_decoded_anew(source: DataSource, mapped: Path, t
     assert before.images(slice(None))[2, 0, 0].tolist() == list(colour(2, 0))
 
 
-def test_an_array_that_could_not_be_made_whole_is_not_there(
-    source: DataSource, mapped: Path, tmp_path: Path
-) -> None:
+def test_an_incomplete_array_is_not_stored(source: DataSource, mapped: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "train" / "class1" / "1.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1\.png"):
         load_dataset(source, "train")
@@ -134,7 +132,7 @@ def test_a_damaged_array_is_named(source: DataSource, mapped: Path, suffix: str)
         load_dataset(source, "train")
 
 
-def test_an_array_without_its_note_is_made_again(source: DataSource, mapped: Path) -> None:
+def test_an_array_without_its_json_file_is_made_again(source: DataSource, mapped: Path) -> None:
     load_dataset(source, "train")
     (note,) = mapped.glob("*.json")
     content = json.loads(note.read_text(encoding="utf-8"))
@@ -158,7 +156,7 @@ def test_unreadable_images_are_counted_and_named(source: DataSource, tmp_path: P
     assert "; and 1 more. Correct or remove them." in message
 
 
-def test_decoding_stops_early_where_all_is_wrong(
+def test_decoding_stops_early_after_enough_bad_images(
     source: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in (tmp_path / "data" / "train").rglob("[1-4].png"):
@@ -188,7 +186,7 @@ def test_several_sizes_are_refused_by_name_unless_one_is_set(source: DataSource,
     )
 
 
-def test_oblong_images_ask_for_a_size(source: DataSource, tmp_path: Path) -> None:
+def test_oblong_images_without_a_set_size_are_refused(source: DataSource, tmp_path: Path) -> None:
     for path in (tmp_path / "data").rglob("*.png"):
         Image.new("RGB", (12, 8)).save(path)
     with pytest.raises(DataError, match=r"class0/0\.png is 12 x 8 px.*Set data\.image_size"):

@@ -1,4 +1,4 @@
-"""Folders of images: a class a folder, in every layout that is promised; what is missing is said."""
+"""Check folders of images with one folder per class, in every documented layout, and errors on missing parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GREYS = {"train": {"dog": 2, "cat": 3, "polar bear": 1}, "val": {"dog": 1, "cat"
 
 
 def write(root: Path, layout: dict[str, dict[str, int]], *, below: str = "", suffix: str = "png") -> Path:
-    """So many images of each class; the red of each is its class' place in the layout, the green its number."""
+    """Write the given number of images of each class; red is the index of the class in the layout, green the number."""
     for split, classes in layout.items():
         for label, (name, count) in enumerate(classes.items()):
             folder = root / split / name / below
@@ -47,7 +47,7 @@ def test_classes_are_the_sorted_folder_names_of_both_splits(root: Path) -> None:
     assert reds(test.images(slice(None))) == [1, 0, 2]
 
 
-def test_what_is_known_before_decoding(root: Path) -> None:
+def test_the_description_of_a_data_set_before_decoding(root: Path) -> None:
     info = dataset_info(source(root))
     assert info.classes == ("cat", "dog", "polar bear")
     assert (info.image_size, info.corruption_table) == (8, "cifar")
@@ -66,12 +66,12 @@ def test_given_folders_and_the_environment_variable(root: Path, monkeypatch: pyt
     assert load_dataset("imagefolder", "test").digest() == whole
 
 
-def test_images_may_lie_deeper_with_suffixes_in_capitals(tmp_path: Path) -> None:
+def test_images_may_be_in_subfolders_and_have_suffixes_in_capitals(tmp_path: Path) -> None:
     write(tmp_path, GREYS, below="images/a", suffix="PNG")
     assert load_dataset(source(tmp_path), "train").labels_N.tolist() == [0, 1, 2, 0, 1, 0]
 
 
-def test_other_and_hidden_files_are_passed_over(root: Path) -> None:
+def test_other_and_hidden_files_are_ignored(root: Path) -> None:
     before = load_dataset(source(root), "train").digest()
     (root / "train" / "cat" / "boxes.txt").write_text("1 2 3", encoding="utf-8")
     (root / "train" / "cat" / "._0.png").write_bytes(b"not an image")
@@ -80,7 +80,7 @@ def test_other_and_hidden_files_are_passed_over(root: Path) -> None:
     assert load_dataset(source(root), "train").digest() == before
 
 
-def test_test_goes_before_val(root: Path) -> None:
+def test_the_folder_test_takes_precedence_over_val(root: Path) -> None:
     write(root, {"test": {"dog": 2, "cat": 2, "polar bear": 2}})
     assert len(load_dataset(source(root), "test").labels_N) == 6
 
@@ -93,7 +93,7 @@ def test_named_classes_set_the_order_and_may_lack_images(root: Path) -> None:
     assert reds(data.images(slice(None))) == [2, 0, 1, 0, 1, 1]
 
 
-def test_a_folder_that_no_class_is_named_after_is_refused(root: Path) -> None:
+def test_a_folder_that_is_not_named_after_a_class_is_refused(root: Path) -> None:
     with pytest.raises(
         DataError, match=r"class folder 'dog', which data\.classes does not have; did you mean 'dogs'"
     ):
@@ -123,7 +123,7 @@ def test_an_empty_first_class_is_refused_before_anything_is_decoded(root: Path) 
 
 @pytest.mark.parametrize("splits", [("train",), ("val",), ("train", "val")])
 @pytest.mark.parametrize("classes", [None, ("cat", "dog", "polar bear", "zebra")])
-def test_an_empty_folder_is_named_before_its_class_is_counted(
+def test_an_empty_class_folder_is_refused_by_name(
     root: Path, splits: tuple[str, ...], classes: tuple[str, ...] | None
 ) -> None:
     for split in splits:
@@ -139,7 +139,7 @@ def test_an_empty_folder_is_named_before_its_class_is_counted(
         ("val", r"val has the class folder 'zebra', which the training split does not have"),
     ],
 )
-def test_a_class_of_one_split_alone_is_named_before_it_is_counted(root: Path, split: str, said: str) -> None:
+def test_a_class_that_only_one_split_has_is_refused_by_name(root: Path, split: str, said: str) -> None:
     write(root, {split: {"zebra": 1}})
     with pytest.raises(DataError, match=said):
         dataset_info(source(root))
@@ -148,7 +148,7 @@ def test_a_class_of_one_split_alone_is_named_before_it_is_counted(root: Path, sp
     assert len(dataset_info(source(root, classes=("cat", "dog", "polar bear", "zebra"))).classes) == 4
 
 
-def test_the_training_split_alone_describes_a_data_set(tmp_path: Path) -> None:
+def test_a_data_set_can_be_described_from_its_training_split_alone(tmp_path: Path) -> None:
     write(tmp_path, {"train": GREYS["train"]})
     assert dataset_info(source(tmp_path)).classes == ("cat", "dog", "polar bear")
 
@@ -159,7 +159,9 @@ def test_an_unreadable_first_image_is_named(root: Path) -> None:
         dataset_info(source(root))
 
 
-def test_folders_that_are_not_there_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_folders_are_refused_with_the_settings_that_name_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match=r"has no folder train\..*data\.train and data\.test"):
         dataset_info(source(tmp_path))
     (tmp_path / "train").mkdir()

@@ -1,4 +1,4 @@
-"""Tables of images: Parquet and Arrow, plain and as Hugging Face writes them; what cannot be used is named."""
+"""Check tables of images in Parquet and Arrow, plain and as Hugging Face writes them, and errors that name rows."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def png(number: int, size: tuple[int, int] = (8, 8)) -> bytes:
 
 
 def table(labels: Sequence[Any], *, image: str = "image", label: str = "label", first: int = 0) -> pa.Table:
-    """A row for each label, the red of its image being its number."""
+    """A table with a row for each label; the red of an image is its number."""
     contents = [png(first + i) for i in range(len(labels))]
     return pa.table({image: pa.array(contents, pa.binary()), label: labels, "note": ["x"] * len(labels)})
 
 
 def as_hugging_face(plain: pa.Table, names: Sequence[str]) -> pa.Table:
-    """A struct column, and the features in the schema's metadata."""
+    """The table as Hugging Face writes it: a struct column, and the features in the schema's metadata."""
     structs = [{"bytes": content, "path": None} for content in plain["image"].to_pylist()]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
@@ -58,13 +58,13 @@ def source(root: Path, **settings: Any) -> DataSource:
 
 
 def by_id(data: Any) -> tuple[list[int], list[int]]:
-    """Labels, and the red of the images, in the published order."""
+    """Labels and red values of the images, in the order of their ids."""
     order = np.argsort(data.image_ids_N)
     return data.labels_N[order].tolist(), data.images(order)[:, 0, 0, 0].tolist()
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".feather"])
-def test_hugging_faces_files_name_their_columns_and_classes(tmp_path: Path, suffix: str) -> None:
+def test_columns_and_classes_are_read_from_the_files_of_hugging_face(tmp_path: Path, suffix: str) -> None:
     for number, part in enumerate(([2, 0, 1], [1, 1])):
         content = as_hugging_face(table(part, first=3 * number), ["cat", "dog", "fox"])
         write(tmp_path / "data" / f"train-0000{number}-of-00002{suffix}", content)
@@ -82,7 +82,7 @@ def test_hugging_faces_files_name_their_columns_and_classes(tmp_path: Path, suff
 
 
 @pytest.mark.parametrize("dictionary", [False, True])
-def test_strings_are_their_own_names_by_the_training_split(tmp_path: Path, dictionary: bool) -> None:
+def test_string_labels_of_the_training_split_define_the_classes(tmp_path: Path, dictionary: bool) -> None:
     for split, labels in (("train", ["fox", "cat", "fox", "dog"]), ("test", ["dog"])):
         content = table(labels)
         if dictionary:
@@ -100,9 +100,7 @@ def test_strings_are_their_own_names_by_the_training_split(tmp_path: Path, dicti
 
 @pytest.mark.parametrize("dictionary", [False, True])
 @pytest.mark.parametrize("label", ["", " ", "\t"])
-def test_a_blank_label_is_no_class_and_is_named_by_its_row(
-    tmp_path: Path, label: str, dictionary: bool
-) -> None:
+def test_a_blank_label_is_refused_with_its_row(tmp_path: Path, label: str, dictionary: bool) -> None:
     write(tmp_path / "train-0.parquet", table(["fox", "cat"]))
     content = table(["fox", "cat", "fox", label, "cat"])  # in row groups of two
     if dictionary:
@@ -116,7 +114,7 @@ def test_a_blank_label_is_no_class_and_is_named_by_its_row(
         load_dataset(source(tmp_path, classes=("cat", "fox")), "train")
 
 
-def test_numbers_need_names_which_a_setting_gives(tmp_path: Path) -> None:
+def test_integer_labels_need_class_names_from_a_setting(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", table([1, 0, 1]))
     write(tmp_path / "test.parquet", table([0]))
     with pytest.raises(DataError, match=r"'label' are numbers.*Set data\.classes"):
@@ -127,7 +125,7 @@ def test_numbers_need_names_which_a_setting_gives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", [2, -1, None])
-def test_a_label_that_is_no_class_is_named_by_its_row(tmp_path: Path, label: int | None) -> None:
+def test_a_label_outside_the_classes_is_refused_with_its_row(tmp_path: Path, label: int | None) -> None:
     write(tmp_path / "train.parquet", table([1, 0, 1, label]))
     with pytest.raises(
         DataError,
@@ -142,7 +140,7 @@ def test_labels_must_be_integers_or_strings(tmp_path: Path) -> None:
         load_dataset(source(tmp_path, classes=("cat", "dog")), "train")
 
 
-def test_columns_that_are_not_clear_are_asked_for(tmp_path: Path) -> None:
+def test_ambiguous_columns_are_refused_with_the_settings_that_name_them(tmp_path: Path) -> None:
     content = table(["a", "b"], image="photo", label="kind")
     write(tmp_path / "train.parquet", content.append_column("scan", content["photo"]))
     with pytest.raises(
@@ -188,7 +186,7 @@ def test_rows_without_a_readable_image_are_named(tmp_path: Path) -> None:
         dataset_info(source(tmp_path))
 
 
-def test_several_sizes_ask_for_one(tmp_path: Path) -> None:
+def test_several_sizes_are_refused_unless_one_is_set(tmp_path: Path) -> None:
     content = table(["a", "b"]).set_column(0, "image", pa.array([png(3), png(4, (16, 12))], pa.binary()))
     write(tmp_path / "train.parquet", content)
     with pytest.raises(
@@ -209,7 +207,7 @@ def test_given_files_and_folders(tmp_path: Path) -> None:
         load_dataset(gone, "train")
 
 
-def test_splits_go_by_the_beginning_of_names_alone(tmp_path: Path) -> None:
+def test_splits_are_recognised_only_by_the_beginning_of_names(tmp_path: Path) -> None:
     write(tmp_path / "training_notes.parquet", table(["z"]))
     write(tmp_path / "train" / "0.parquet", table(["a", "b"]))
     write(tmp_path / "data" / "test-0.parquet", table(["b"]))
@@ -218,7 +216,7 @@ def test_splits_go_by_the_beginning_of_names_alone(tmp_path: Path) -> None:
     assert load_dataset(source(tmp_path), "test").labels_N.tolist() == [1]
 
 
-def test_files_that_number_the_classes_otherwise_are_refused(tmp_path: Path) -> None:
+def test_files_that_number_the_classes_differently_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", as_hugging_face(table([0, 1]), ["cat", "dog"]))
     for names, how in (
         (["dog", "cat"], "label 0 is 'dog'"),
@@ -231,7 +229,7 @@ def test_files_that_number_the_classes_otherwise_are_refused(tmp_path: Path) -> 
     assert renamed.classes == ("a", "b", "c")
 
 
-def test_no_files_no_rows_and_damage_are_said(tmp_path: Path) -> None:
+def test_missing_empty_and_damaged_tables_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"no file or folder whose name begins with train.*there are 0 such files"
     ):

@@ -1,4 +1,4 @@
-"""What a camera, a scanner or a web page gives becomes RGB of one size; what is no image is said to be none."""
+"""Check that common image files are decoded to RGB of one size and that other files are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_three(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def test_rgb_comes_as_it_is_from_bytes_and_from_a_file(tmp_path: Path) -> None:
+def test_rgb_is_decoded_unchanged_from_bytes_and_from_a_file(tmp_path: Path) -> None:
     content = encoded(Image.fromarray(RAMP))
     (tmp_path / "a.png").write_bytes(content)
     for given_as in (content, tmp_path / "a.png"):
@@ -53,7 +53,7 @@ def test_other_kinds_are_converted(image: Image.Image, expected: np.ndarray) -> 
     np.testing.assert_array_equal(decode_image(encoded(image)), expected)
 
 
-def test_16_bits_span_the_whole_range_and_round_to_the_nearest() -> None:
+def test_16_bits_are_scaled_over_the_whole_range_and_rounded_to_nearest() -> None:
     values = np.array([[0, 128, 129, 32768, 65406, 65407, 65535]], np.uint16)
     found = decode_image(encoded(Image.fromarray(values)))
     assert found[0, :, 0].tolist() == [0, 0, 1, 128, 254, 255, 255]
@@ -95,12 +95,12 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     )
 
 
-def test_damaged_exif_does_not_cost_the_pixels() -> None:
+def test_an_image_with_damaged_exif_is_still_decoded() -> None:
     content = encoded(Image.fromarray(RAMP), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12")
     np.testing.assert_array_equal(decode_image(content), RAMP)
 
 
-def test_the_first_frame_of_an_animation_counts() -> None:
+def test_the_first_frame_of_an_animation_is_decoded() -> None:
     frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (10, 200)]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert np.unique(decode_image(content)).tolist() == [10]
@@ -114,7 +114,7 @@ def test_the_first_frame_of_an_animation_counts() -> None:
         Image.fromarray(-GREY.astype(np.int32)),
     ],
 )
-def test_numbers_without_a_known_range_are_refused(image: Image.Image) -> None:
+def test_pixels_without_a_known_range_are_refused(image: Image.Image) -> None:
     with pytest.raises(UnreadableImageError, match="8 or 16 bits"):
         decode_image(encoded(image, "TIFF"))
 
@@ -127,7 +127,7 @@ def test_a_picture_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
-def test_what_is_no_image_is_refused(content: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_refused(content: bytes) -> None:
     with pytest.raises(UnreadableImageError, match="not an image"):
         decode_image(content)
 
@@ -151,16 +151,18 @@ def test_a_truncated_image_is_refused(kind: str, share: float) -> None:
         decode_image(content[: int(len(content) * share)])
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow tells of strange tags
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of strange tags
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     flips=st.lists(st.tuples(st.integers(0), st.integers(1, 255)), max_size=6),
 )
-def test_damaged_bytes_give_pixels_or_the_one_error(kind: str, flips: list[tuple[int, int]]) -> None:
+def test_damaged_bytes_give_pixels_or_an_unreadable_image_error(
+    kind: str, flips: list[tuple[int, int]]
+) -> None:
     content = bytearray(KINDS[kind])
     for place, value in flips:
-        content[place % min(len(content), 400)] ^= value  # headers are where decoders stumble
+        content[place % min(len(content), 400)] ^= value  # decoders mostly fail on headers
     try:
         image = decode_image(bytes(content), 8)
     except UnreadableImageError:
@@ -171,14 +173,14 @@ def test_damaged_bytes_give_pixels_or_the_one_error(kind: str, flips: list[tuple
 
 @settings(max_examples=40, deadline=None)
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 64))
-def test_the_size_is_torchvisions_resize_and_centre_crop(width: int, height: int, size: int) -> None:
+def test_fitting_equals_resize_and_centre_crop_of_torchvision(width: int, height: int, size: int) -> None:
     pixels = np.random.default_rng([width, height]).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     expected = published.center_crop(published.resize(image, [size], antialias=True), [size])
     np.testing.assert_array_equal(np.asarray(fit(image, size)), np.asarray(expected))
 
 
-def test_an_image_of_the_size_is_not_touched() -> None:
+def test_an_image_of_the_right_size_is_returned_unchanged() -> None:
     image = Image.fromarray(NOISE)
     assert fit(image, 24) is image
     assert fit(image, None) is image

@@ -1,4 +1,4 @@
-"""A stated mean and deviation are of pixels in [0, 1], in a call and in every place of a YAML file."""
+"""Check that a mean and deviation are those of pixels in [0, 1], in a call and everywhere in a YAML file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIG = {"name": "a", "mining": {"experiences": ["fog"]}}
 
 
 @pytest.mark.parametrize("pair", USUAL.values(), ids=USUAL)
-def test_every_usual_normalisation_is_taken(pair: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
+def test_every_usual_normalisation_is_accepted(pair: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
     taken = parse_config(CONFIG | {"model": {"mean": list(pair[0]), "std": list(pair[1])}}).model
     assert (taken.mean, taken.std) == pair
     for check, values in zip((check_mean, check_std), pair, strict=True):
@@ -25,7 +25,7 @@ def test_every_usual_normalisation_is_taken(pair: tuple[tuple[float, ...], tuple
             check("model.x", [255 * value + 2 for value in values])
 
 
-def test_a_rounded_255th_is_taken() -> None:
+def test_a_deviation_of_a_rounded_255th_is_accepted() -> None:
     check_std("std", (0.0039,) * 3)
     with pytest.raises(ConfigError, match=r"outside 1/255\.\.1"):
         check_std("std", (0.0038,) * 3)
@@ -55,7 +55,7 @@ def test_a_rounded_255th_is_taken() -> None:
         (check_std, (float("inf"),), r"outside 1/255\.\.1"),
     ],
 )
-def test_other_numbers_are_refused_with_those_of_the_right_scale(
+def test_a_wrong_scale_is_refused_with_the_rescaled_numbers(
     check: Callable[[str, Any], None], values: tuple[float, ...], says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -71,7 +71,7 @@ def test_other_numbers_are_refused_with_those_of_the_right_scale(
         ([0.5, 0.5, 0.5], [0.5, 0.0, 0.5], "must be above 0"),
     ],
 )
-def test_the_yaml_is_guarded_as_the_call_is(group: str, mean: Any, std: Any, says: str) -> None:
+def test_a_yaml_file_is_checked_as_a_call_is(group: str, mean: Any, std: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{group}\..*{says}|^{group}\.std.*{says}"):
         parse_config(CONFIG | {group: {"mean": mean, "std": std}})
     fine = parse_config(CONFIG | {group: {"mean": [0.0, 0.0, 0.0], "std": [0.0039, 0.0039, 0.0039]}})

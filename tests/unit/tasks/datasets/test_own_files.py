@@ -1,4 +1,4 @@
-"""What lies below a folder is a data set's own or is passed over; links are followed, hidden things never are."""
+"""Check which files below a folder belong to a data set: links are followed; ignored files are listed."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def load(root: Path, split: Any = "train", **settings: Any) -> ArrayDataset:
 
 
 def shades(data: ArrayDataset) -> list[int]:
-    """The red of the images in the order of their ids."""
+    """The red values of the images, in the order of their ids."""
     reds: list[int] = data.images(np.argsort(data.image_ids_N))[:, 0, 0, 0].tolist()
     return reds
 
 
 @pytest.mark.parametrize("folder", [".ipynb_checkpoints", *SYSTEM_FOLDERS, "below/.thumbs", "below/.a/b"])
-def test_hidden_folders_are_passed_over_at_any_depth_and_listed(root: Path, folder: str) -> None:
+def test_hidden_folders_are_ignored_at_any_depth_and_listed(root: Path, folder: str) -> None:
     before = load(root)
     assert before.passed_over == ()
     save(root / "train" / "cat" / folder / "0-checkpoint.png", 99)
@@ -60,7 +60,7 @@ def test_hidden_folders_are_passed_over_at_any_depth_and_listed(root: Path, fold
     assert note.startswith(f"Passed over in {root / 'train'}: 1 hidden (cat/")
 
 
-def test_hidden_names_are_told_from_ordinary_ones() -> None:
+def test_hidden_names_are_distinguished_from_ordinary_ones() -> None:
     assert all(map(is_hidden, (".a", "._x.jpg", ".ipynb_checkpoints", *SYSTEM_FOLDERS)))
     assert not any(map(is_hidden, ("a.b", "_background_noise_", "x.jpg", "a")))
 
@@ -85,7 +85,7 @@ def test_links_may_be_files_classes_and_splits_and_the_root(root: Path) -> None:
     assert shades(load(root.parent / "link", "test", classes=("cat", "dog"))) == [0, 1, 2, 10, 11, 12]
 
 
-def test_an_image_that_two_links_lead_to_is_two_rows(root: Path) -> None:
+def test_an_image_reached_by_two_links_is_two_rows(root: Path) -> None:
     for name in ("one", "two"):
         (root / "train" / "cat" / name).symlink_to(root.parent / "elsewhere")
     assert shades(load(root))[:7] == [0, 1, 2, 100, 101, 100, 101]
@@ -93,7 +93,7 @@ def test_an_image_that_two_links_lead_to_is_two_rows(root: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "../../.."])
-def test_a_link_to_a_folder_above_is_passed_over_and_listed(root: Path, target: str) -> None:
+def test_a_link_to_a_folder_above_is_ignored_and_listed(root: Path, target: str) -> None:
     (root / "train" / "cat" / "deep").mkdir()
     (root / "train" / "cat" / "deep" / "up").symlink_to(target, target_is_directory=True)
     data = load(root)
@@ -103,7 +103,7 @@ def test_a_link_to_a_folder_above_is_passed_over_and_listed(root: Path, target: 
     )
 
 
-def test_two_classes_that_link_to_each_other_come_to_an_end(root: Path) -> None:
+def test_two_classes_that_link_to_each_other_are_listed_without_a_loop(root: Path) -> None:
     (root / "train" / "cat" / "x").symlink_to(root / "train" / "dog")
     (root / "train" / "dog" / "y").symlink_to(root / "train" / "cat")
     data = load(root)
@@ -130,7 +130,7 @@ def test_a_link_to_an_image_that_is_gone_is_named(
 
 @pytest.mark.parametrize("path", ["train/fox", "train/cat/more", "train/cat/deep/notes.txt", "test"])
 @pytest.mark.parametrize("target", ["nowhere", "itself"])
-def test_a_link_that_leads_nowhere_is_refused_by_name(root: Path, path: str, target: str) -> None:
+def test_a_broken_link_is_refused_by_name(root: Path, path: str, target: str) -> None:
     shutil.copytree(root / "test", root / "val")
     shutil.rmtree(root / "test")
     split = "test" if path == "test" else "train"
@@ -143,15 +143,15 @@ def test_a_link_that_leads_nowhere_is_refused_by_name(root: Path, path: str, tar
         load(root, split)
 
 
-def test_a_hidden_link_that_leads_nowhere_is_passed_over(root: Path) -> None:
+def test_a_hidden_broken_link_is_ignored(root: Path) -> None:
     for folder in (root / "train", root / "train" / "cat"):
         (folder / ".gone").symlink_to(root / "nowhere")
     assert load(root).passed_over == (f"Passed over in {root / 'train'}: 2 hidden (.gone, cat/.gone).",)
 
 
 @pytest.mark.parametrize("name", ["pipe.png", "pipe.txt"])
-def test_a_pipe_is_passed_over_and_listed(root: Path, name: str) -> None:
-    # The files alone: a reader that opened the pipe would wait for ever.
+def test_a_pipe_is_ignored_and_listed(root: Path, name: str) -> None:
+    # List the files only: opening the pipe to read it would wait forever.
     os.mkfifo(root / "train" / "cat" / name)
     (root / "train" / "cat" / f"linked-{name}").symlink_to(root / "train" / "cat" / name)
     passed = IgnoredFiles(root)
@@ -193,7 +193,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(root: Path, monkeypatch: pyte
         load(root)
 
 
-def test_a_class_with_hidden_images_alone_is_refused_and_they_are_listed(root: Path) -> None:
+def test_a_class_with_only_hidden_images_is_refused_and_they_are_listed(root: Path) -> None:
     save(root / "train" / "fox" / ".ipynb_checkpoints" / "0.png")
     (root / "train" / "fox" / "Thumbs.db").touch()
     with pytest.raises(
@@ -202,7 +202,7 @@ def test_a_class_with_hidden_images_alone_is_refused_and_they_are_listed(root: P
         load(root)
 
 
-def test_what_was_passed_over_is_counted_with_the_first_names(root: Path) -> None:
+def test_ignored_files_are_counted_and_the_first_ones_named(root: Path) -> None:
     for number in range(5):
         (root / "train" / "cat" / f"{number}.txt").touch()
     (root / "train" / "labels.csv").touch()
@@ -217,7 +217,7 @@ def test_what_was_passed_over_is_counted_with_the_first_names(root: Path) -> Non
     )
 
 
-def test_a_run_says_once_what_it_passed_over_and_the_inputs_stay_the_same(
+def test_a_run_logs_ignored_files_once_and_its_inputs_stay_the_same(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = {"name": "imagefolder", "root": str(root), "image_size": 32}
@@ -241,11 +241,11 @@ def test_a_run_says_once_what_it_passed_over_and_the_inputs_stay_the_same(
 
 @pytest.mark.parametrize("name", ["cifar10_sample"])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_shipped_sample_has_nothing_to_pass_over(name: str, split: Any) -> None:
+def test_the_shipped_sample_has_no_ignored_files(name: str, split: Any) -> None:
     assert load_dataset(name, split).passed_over == ()
 
 
-def test_cifar_names_other_layouts_arrays_and_files_that_it_does_not_read(tmp_path: Path) -> None:
+def test_cifar_lists_the_layouts_and_arrays_that_it_does_not_read(tmp_path: Path) -> None:
     (tmp_path / "cifar10").mkdir()
     images, labels = np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int64)
     np.savez(tmp_path / "cifar10" / "test.npz", images=images, labels=labels, fine=labels)
@@ -266,7 +266,7 @@ def write_archive(root: Path) -> Path:
     return root
 
 
-def test_an_archives_folders_pass_over_what_is_hidden_or_elsewhere(tmp_path: Path) -> None:
+def test_hidden_and_misplaced_files_of_an_archive_are_ignored_and_listed(tmp_path: Path) -> None:
     plain = load_archive(write_archive(tmp_path / "plain"))
     assert plain.passed_over == ()
     root = write_archive(tmp_path / "more")
@@ -286,21 +286,21 @@ def test_an_archives_folders_pass_over_what_is_hidden_or_elsewhere(tmp_path: Pat
     )
 
 
-def test_a_corruption_of_an_archive_that_is_a_dead_link_is_refused(tmp_path: Path) -> None:
+def test_a_broken_link_in_place_of_a_corruption_of_an_archive_is_refused(tmp_path: Path) -> None:
     root = write_archive(tmp_path / "archive")
     (root / "frost").symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"frost is a link to .*nowhere, which cannot be reached"):
         load_archive(root)
 
 
-def test_an_archive_of_hidden_images_alone_is_refused(tmp_path: Path) -> None:
+def test_an_archive_of_only_hidden_images_is_refused(tmp_path: Path) -> None:
     for severity in range(1, 6):
         save(tmp_path / "fog" / str(severity) / ".n01" / "val_0.JPEG")
     with pytest.raises(DataError, match=r"fog/1 holds no images <class>/<file> \(\.jpeg"):
         load_archive(tmp_path)
 
 
-def test_an_archives_arrays_name_what_is_no_corruption(tmp_path: Path) -> None:
+def test_an_array_of_an_archive_that_is_not_a_corruption_is_ignored_and_listed(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.zeros(10, np.int64))
     for name in ("fog", "fogs", "._fog"):
         np.save(tmp_path / f"{name}.npy", np.zeros((10, 32, 32, 3), np.uint8))
@@ -318,7 +318,7 @@ def test_a_file_in_place_of_an_archive_is_refused(tmp_path: Path) -> None:
         load_archive(path)
 
 
-def test_the_image_size_is_not_that_of_a_hidden_image(root: Path) -> None:
+def test_the_image_size_is_not_taken_from_a_hidden_image(root: Path) -> None:
     Image.new("RGB", (32, 32)).save(root / "train" / "cat" / ".0.png")
     assert dataset_info(DataSource(name="imagefolder", root=str(root))).image_size == 8
 

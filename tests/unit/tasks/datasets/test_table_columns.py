@@ -1,4 +1,4 @@
-"""Every Arrow type that holds encoded images or labels is read the same through every format; others are refused."""
+"""Check that every Arrow type of encoded images or labels is read from every format and that others are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.errors import DataError
 
 
 def bmp(number: int) -> bytes:
-    """Without compression, so that all have one length."""
+    """The image as BMP, which is not compressed, so that all have the same length."""
     stream = io.BytesIO()
     Image.new("RGB", (8, 8), (number, 0, 7)).save(stream, "BMP")
     return stream.getvalue()
@@ -31,7 +31,7 @@ StageOutput = Callable[[], pa.Array]
 
 
 class Photo(pa.ExtensionType):
-    """A struct under a name of its own."""
+    """A struct as an extension type with a name."""
 
     def __init__(self) -> None:
         super().__init__(pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "tests.photo")
@@ -58,7 +58,7 @@ IMAGES: dict[str, StageOutput] = {
     "struct of views": lambda: structs(pa.binary_view()),
     "extension": lambda: pa.ExtensionArray.from_storage(Photo(), structs(pa.binary())),
 }
-# Parquet has no such types.
+# Parquet does not have these types.
 ARROW_IMAGES: dict[str, StageOutput] = {
     "runs": lambda: pa.compute.run_end_encode(pa.array(BYTES, pa.binary())),
     "dictionary of views": lambda: pa.DictionaryArray.from_arrays(
@@ -97,7 +97,7 @@ def source(folder: Path, **settings: Any) -> DataSource:
 
 
 def check(folder: Path, **settings: Any) -> None:
-    """Both splits have the four images and their labels, with the column named and without."""
+    """Assert that both splits have the four images and their labels."""
     for split in ("train", "test"):
         data = load_dataset(source(folder, **settings), split)  # type: ignore[arg-type]
         order = np.argsort(data.image_ids_N)
@@ -108,7 +108,7 @@ def check(folder: Path, **settings: Any) -> None:
 
 @pytest.mark.parametrize("form", ["parquet", "file", "stream"])
 @pytest.mark.parametrize("kind", [*IMAGES, *ARROW_IMAGES])
-def test_images_of_every_type_of_bytes_are_read(tmp_path: Path, form: str, kind: str) -> None:
+def test_images_in_every_binary_type_are_read(tmp_path: Path, form: str, kind: str) -> None:
     if form == "parquet" and kind in ARROW_IMAGES:
         return
     write(tmp_path, form, (IMAGES | ARROW_IMAGES)[kind](), pa.array(NAMES))
@@ -118,7 +118,7 @@ def test_images_of_every_type_of_bytes_are_read(tmp_path: Path, form: str, kind:
 
 @pytest.mark.parametrize("form", ["parquet", "file", "stream"])
 @pytest.mark.parametrize("kind", [*LABELS, *ARROW_LABELS])
-def test_labels_of_every_type_of_text_are_read(tmp_path: Path, form: str, kind: str) -> None:
+def test_labels_of_every_string_type_are_read(tmp_path: Path, form: str, kind: str) -> None:
     if form == "parquet" and kind in ARROW_LABELS:
         return
     write(tmp_path, form, IMAGES["binary"](), (LABELS | ARROW_LABELS)[kind]())
@@ -128,7 +128,7 @@ def test_labels_of_every_type_of_text_are_read(tmp_path: Path, form: str, kind: 
 @pytest.mark.parametrize("form", ["parquet", "file", "stream"])
 @pytest.mark.parametrize("encoded", [False, True])
 @pytest.mark.parametrize("kind", WHOLE, ids=str)
-def test_labels_of_every_type_of_integer_are_read(
+def test_labels_of_every_integer_type_are_read(
     tmp_path: Path, form: str, encoded: bool, kind: pa.DataType
 ) -> None:
     labels = pa.array([1, 0, 0, 1], kind)
@@ -136,7 +136,7 @@ def test_labels_of_every_type_of_integer_are_read(
     check(tmp_path, classes=("cat", "dog"))
 
 
-def test_bytes_of_a_fixed_size_are_read_where_they_are_named(tmp_path: Path) -> None:
+def test_fixed_size_binary_is_read_only_if_its_column_is_named(tmp_path: Path) -> None:
     fixed = pa.array(BYTES, pa.binary(len(BYTES[0])))
     write(tmp_path, "file", fixed, pa.array(NAMES))
     with pytest.raises(
@@ -162,7 +162,7 @@ def test_a_hash_or_a_thumbnail_of_another_type_is_not_taken_for_the_images(
     "images",
     [pa.array(["a"] * 4), pa.array([1, 2, 3, 4]), pa.array([[1]] * 4), pa.array([{"path": "a"}] * 4)],
 )
-def test_other_types_of_images_are_refused_with_those_that_are_read(tmp_path: Path, images: pa.Array) -> None:
+def test_other_types_of_images_are_refused_with_the_supported_ones(tmp_path: Path, images: pa.Array) -> None:
     write(tmp_path, "file", images, pa.array(NAMES))
     with pytest.raises(
         DataError, match=r"column 'image' is .*; it must hold .* as binary, .*binary_view.*struct"
@@ -171,7 +171,7 @@ def test_other_types_of_images_are_refused_with_those_that_are_read(tmp_path: Pa
 
 
 @pytest.mark.parametrize("labels", [pa.array([1.0] * 4), pa.array([True] * 4), pa.array([b"a"] * 4)])
-def test_other_types_of_labels_are_refused_with_those_that_are_read(tmp_path: Path, labels: pa.Array) -> None:
+def test_other_types_of_labels_are_refused_with_the_supported_ones(tmp_path: Path, labels: pa.Array) -> None:
     write(tmp_path, "file", IMAGES["binary"](), labels)
     with pytest.raises(
         DataError, match=r"'label' are .*; they must be integers or strings, plain or as a dict"
@@ -180,7 +180,7 @@ def test_other_types_of_labels_are_refused_with_those_that_are_read(tmp_path: Pa
 
 
 def shards(folder: Path, later: pa.Table) -> DataSource:
-    """Two training files, of which the second is another."""
+    """A data set of two training files, the second with the table `later`."""
     first = pa.table({"image": BYTES, "label": NAMES})
     for number, made in enumerate((first, later)):
         pyarrow.parquet.write_table(made, folder / f"train-{number}.parquet")
@@ -202,14 +202,16 @@ def test_a_later_file_of_other_types_is_named(
         load_dataset(shards(tmp_path, pa.table(later)), "train")
 
 
-def test_numbers_in_the_test_split_are_no_places_among_the_training_splits_strings(tmp_path: Path) -> None:
+def test_integer_labels_in_the_test_split_are_refused_if_those_of_the_training_split_are_strings(
+    tmp_path: Path,
+) -> None:
     pyarrow.parquet.write_table(pa.table({"image": BYTES, "label": NAMES}), tmp_path / "train.parquet")
     pyarrow.parquet.write_table(pa.table({"image": BYTES, "label": [1, 0, 0, 1]}), tmp_path / "test.parquet")
     with pytest.raises(DataError, match=r"test\.parquet: the labels in column 'label' are numbers"):
         load_dataset(source(tmp_path), "test")
 
 
-def test_hidden_and_underscored_files_of_a_table_folder_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_and_underscored_files_of_a_table_folder_are_ignored(tmp_path: Path) -> None:
     write(tmp_path, "parquet", IMAGES["binary"](), pa.array(NAMES))
     before = load_dataset(source(tmp_path), "train")
     for name in (
@@ -234,7 +236,7 @@ def test_hidden_and_underscored_files_of_a_table_folder_are_passed_over(tmp_path
     assert load_dataset(given, "train").passed_over == ()
 
 
-def test_linked_folders_of_tables_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+def test_linked_folders_of_tables_are_followed_except_for_loops(tmp_path: Path) -> None:
     elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
     elsewhere.mkdir()
     root.mkdir()
@@ -246,14 +248,14 @@ def test_linked_folders_of_tables_are_followed_and_loops_are_not(tmp_path: Path)
     assert "1 linked to a folder above (again)" in load_dataset(source(root), "train").passed_over[0]
 
 
-def test_a_link_to_a_table_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_a_link_to_a_missing_table_is_named(tmp_path: Path) -> None:
     write(tmp_path, "parquet", IMAGES["binary"](), pa.array(NAMES))
     (tmp_path / "train-1.parquet").symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"train-1\.parquet cannot be read as Parquet"):
         load_dataset(source(tmp_path), "train")
 
 
-def test_a_folder_of_hidden_tables_alone_is_refused_and_they_are_listed(tmp_path: Path) -> None:
+def test_a_folder_with_only_hidden_tables_is_refused_and_they_are_listed(tmp_path: Path) -> None:
     (tmp_path / ".train.parquet").touch()
     with pytest.raises(DataError, match=r"no file or folder whose name .*1 hidden \(\.train\.parquet\)"):
         dataset_info(source(tmp_path))

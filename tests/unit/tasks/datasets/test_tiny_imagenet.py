@@ -1,4 +1,4 @@
-"""tiny-ImageNet-200's published folder in miniature: classes, labels, ids, and the published corrupted archive."""
+"""Check a miniature of the published tiny-ImageNet-200 folder: classes, labels, ids, and the corrupted archive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.datasets.archives import load_archive
 from tasks.errors import DataError
 from tasks.experiences.corrupted_images import check_archive
 
-# In the order of wnids.txt, which is not the sorted one.
+# In the order of wnids.txt, which is not sorted.
 WORDS = {"n02": "cardigan, Cardigan Welsh corgi", "n03": "cardigan", "n01": "goldfish, Carassius auratus"}
 VALIDATION = ["n03", "n01", "n02", "n01", "n03", "n02", "n02", "n03", "n01", "n02", "n01", "n03"]
 
@@ -51,10 +51,10 @@ def test_classes_are_english_names_in_the_order_of_sorted_ids(source: DataSource
     assert (info.image_size, info.corruption_table) == (64, "tinyimagenet")
     assert (
         dataset_info(DataSource(name="tinyimagenet", root=str(folder))) == info
-    )  # the folder itself is a root
+    )  # the folder itself may be the root
 
 
-def test_both_splits_have_the_labels_of_their_pictures(source: DataSource) -> None:
+def test_the_labels_of_both_splits_match_their_images(source: DataSource) -> None:
     train, test = (load_dataset(source, split) for split in ("train", "test"))  # type: ignore[arg-type]
     assert train.labels_N.tolist() == [0, 1, 2, 0, 1, 2]
     assert len(test.labels_N) == len(VALIDATION)
@@ -63,10 +63,10 @@ def test_both_splits_have_the_labels_of_their_pictures(source: DataSource) -> No
         assert np.abs(reds - data.labels_N * 60).max() <= 3
 
 
-def test_ids_of_the_validation_split_are_the_places_in_the_corrupted_archive(
+def test_ids_of_the_validation_split_are_rows_of_the_corrupted_archive(
     source: DataSource, tmp_path: Path
 ) -> None:
-    """Tiny-ImageNet-C has its files under the id of the class; row i is the i-th of the sorted paths."""
+    """Compare with Tiny-ImageNet-C, whose files are in folders of class ids; row i is the i-th of the sorted paths."""
     root = tmp_path / "Tiny-ImageNet-C"
     for severity in range(1, 6):
         for number, wnid in enumerate(VALIDATION):
@@ -74,16 +74,14 @@ def test_ids_of_the_validation_split_are_the_places_in_the_corrupted_archive(
     archive, test = load_archive(root), load_dataset(source, "test")
     check_archive(archive, test, needed=("fog",))
     corrupted = archive.images(test.image_ids_N, corruption="fog", severity=2)
-    np.testing.assert_array_equal(
-        corrupted, test.images(slice(None))
-    )  # "corrupted" by nothing: the same pictures
+    np.testing.assert_array_equal(corrupted, test.images(slice(None)))  # the archive has the clean images
     with pytest.raises(DataError, match=r"The labels of .* differ"):
         check_archive(
             archive, test.__class__(**{**vars(test), "image_ids_N": np.roll(test.image_ids_N, 1)}), needed=()
         )
 
 
-def test_it_can_be_resized(source: DataSource) -> None:
+def test_the_images_can_be_resized(source: DataSource) -> None:
     large = DataSource(name="tinyimagenet", root=source.root, image_size=128)
     assert load_dataset(large, "train").image_shape == (128, 128, 3)
     assert dataset_info(large).corruption_table == "imagenet"
@@ -105,7 +103,7 @@ def test_it_can_be_resized(source: DataSource) -> None:
         ("wnids.txt", None, r"No tiny-ImageNet under .*Set data\.root"),
     ],
 )
-def test_what_is_missing_is_named(
+def test_a_missing_or_wrong_file_is_named(
     source: DataSource, folder: Path, name: str, content: str | None, message: str
 ) -> None:
     if content is None:
@@ -123,7 +121,7 @@ def test_a_class_without_training_images_is_named(source: DataSource, folder: Pa
         load_dataset(source, "train")
 
 
-def test_the_manifests_say_which_images_are_read(source: DataSource, folder: Path) -> None:
+def test_the_lists_of_the_data_set_decide_which_images_are_read(source: DataSource, folder: Path) -> None:
     before = {split: load_dataset(source, split) for split in ("train", "test")}  # type: ignore[arg-type]
     assert [data.passed_over for data in before.values()] == [(), ()]
     save(folder / "train" / "n09" / "images" / "n09_0.JPEG", 0, 0)
