@@ -1,4 +1,4 @@
-"""Intervals and FID∞ against repeated rows, a least-squares fit of NumPy's, and Gaussians of known distance."""
+"""Compare intervals and FID∞ with repeated rows, NumPy's least-squares fit, and Gaussians of known distance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.errors import ConfigError, DataError
 
 Doubles = NDArray[np.float64]
 
-# Both sides within D, one, none.
+# Rows fewer than features on both sides, on one, on none.
 REGIMES = [(12, 15, 24), (12, 60, 24), (60, 12, 24), (60, 50, 6), (2, 3, 4)]
 
 
@@ -34,7 +34,7 @@ def two_gaussians(seed: int, count: int, dim: int) -> tuple[Doubles, Doubles]:
 
 
 def true_distance(dim: int) -> float:
-    """Closed form of the distance of `two_gaussians`."""
+    """The closed-form distance of `two_gaussians`."""
     return float(dim * 0.3**2 + np.square(np.linspace(0.5, 1.5, dim) - 1.0).sum())
 
 
@@ -43,7 +43,7 @@ def plain(x_ND: Doubles, y_ND: Doubles) -> float:
 
 
 @pytest.mark.parametrize(("count_x", "count_y", "dim"), REGIMES)
-def test_a_reweighting_is_the_distance_of_rows_repeated(count_x: int, count_y: int, dim: int) -> None:
+def test_the_distance_of_counts_equals_that_of_repeated_rows(count_x: int, count_y: int, dim: int) -> None:
     x_ND, y_ND = draw(1, count_x, dim), draw(2, count_y, dim)
     of_counts = fid_statistics._distance_of_counts(x_ND, y_ND)
     generator = np.random.default_rng(3)
@@ -57,20 +57,20 @@ def test_a_reweighting_is_the_distance_of_rows_repeated(count_x: int, count_y: i
         assert found != pytest.approx(plain(x_ND, y_ND), rel=1e-3)
 
 
-def test_one_row_drawn_again_and_again_has_no_covariance() -> None:
+def test_a_single_row_drawn_repeatedly_has_no_covariance() -> None:
     x_ND, y_ND = draw(4, 2, 5), draw(5, 3, 5)
     found = fid_statistics._distance_of_counts(x_ND, y_ND)(np.array([2, 0]), np.array([0, 0, 3]))
     assert found == pytest.approx(np.square(x_ND[0] - y_ND[2]).sum(), rel=1e-12)
 
 
-def test_constant_features_have_an_interval_of_no_width() -> None:
+def test_constant_features_have_an_interval_of_zero_width() -> None:
     found = bootstrap_interval(np.full((5, 3), 0.1), np.full((4, 3), 0.3), seed=1, resamples=40)
     for value in (found.distance, found.low, found.high):
         assert value == pytest.approx(3 * 0.2**2, rel=1e-12)
     assert found.standard_error < 1e-15
 
 
-def test_draws_depend_on_the_seed_and_the_number_alone() -> None:
+def test_draws_depend_only_on_the_seed() -> None:
     x_ND, y_ND = draw(6, 12, 24), draw(7, 15, 24)
     first = bootstrap_interval(x_ND, y_ND, seed=1, resamples=40)
     np.random.default_rng(0).normal()
@@ -81,14 +81,14 @@ def test_draws_depend_on_the_seed_and_the_number_alone() -> None:
     assert fid_infinity(*two_gaussians(1, 30, 4), seed=2).limit != line.limit
 
 
-def test_float32_features_are_reckoned_in_float64() -> None:
+def test_float32_features_are_computed_in_float64() -> None:
     x_ND, y_ND = draw(6, 12, 8).astype(np.float32), draw(7, 15, 8).astype(np.float32)
     found = bootstrap_interval(x_ND, y_ND, seed=1, resamples=40)
     assert found == bootstrap_interval(x_ND.astype(float), y_ND.astype(float), seed=1, resamples=40)
     assert found.distance == plain(x_ND, y_ND)
 
 
-def test_methods_are_the_quantiles_as_they_are_shifted_and_reflected() -> None:
+def test_the_methods_are_plain_shifted_and_reflected_quantiles() -> None:
     x_ND, y_ND = draw(8, 30, 6), draw(9, 40, 6)
     centred, basic, percentile = (
         bootstrap_interval(x_ND, y_ND, seed=1, resamples=60, method=method)
@@ -110,7 +110,7 @@ def test_the_ends_are_quantiles_of_resampled_distances() -> None:
         for level in (0.95, 0.5)
     )
     assert wide.low < narrow.low < narrow.high < wide.high
-    # … and about those of independent resamples of the rows.
+    # The ends are also close to the quantiles of independent resamples of the rows.
     generator = np.random.default_rng(5)
     drawn = [
         plain(x_ND[generator.integers(20, size=20)], y_ND[generator.integers(20, size=20)])
@@ -125,7 +125,7 @@ def test_the_ends_are_quantiles_of_resampled_distances() -> None:
 def coverage(
     count: int, dim: int, *, target: float, method: fid_statistics.Method, trials: int = 30
 ) -> float:
-    """Part of the samples whose interval contains the target."""
+    """The fraction of samples whose interval contains the target."""
     hits = 0
     for seed in range(trials):
         found = bootstrap_interval(
@@ -135,19 +135,19 @@ def coverage(
     return hits / trials
 
 
-def test_basic_covers_the_true_distance_where_rows_abound() -> None:
+def test_basic_covers_the_true_distance_if_rows_far_outnumber_features() -> None:
     assert coverage(40, 4, target=true_distance(4), method="basic") >= 0.75
     assert coverage(40, 4, target=true_distance(4), method="percentile") <= 0.5
 
 
-def test_centred_covers_the_average_distance_of_as_many_rows_even_fewer_than_features() -> None:
+def test_centred_covers_the_mean_distance_at_the_same_number_of_rows_even_below_features() -> None:
     average = float(np.mean([plain(*two_gaussians(1000 + seed, 12, 24)) for seed in range(300)]))
     assert coverage(12, 24, target=average, method="centred") >= 0.75
     assert coverage(12, 24, target=average, method="percentile") <= 0.4
 
 
-def test_nothing_covers_the_true_distance_where_rows_are_fewer_than_features() -> None:
-    for method in ("basic", "centred", "percentile"):  # what the docstring warns of
+def test_no_method_covers_the_true_distance_if_rows_are_fewer_than_features() -> None:
+    for method in ("basic", "centred", "percentile"):  # the docstring warns of this
         assert coverage(12, 24, target=true_distance(24), method=method, trials=10) <= 0.3
 
 
@@ -168,7 +168,9 @@ def test_fid_infinity_is_the_least_squares_line_through_distances_of_half_to_all
     found = fid_infinity(x_ND, y_ND, seed=4)
     assert found.sizes_P[0] == 20
     assert found.sizes_P[-1] == 41
-    assert found.distances_P[-1] == pytest.approx(found.distance, rel=1e-9)  # all rows, whatever the draw
+    assert found.distances_P[-1] == pytest.approx(
+        found.distance, rel=1e-9
+    )  # all rows, so independent of the draw
     (slope, limit), covariance = np.polyfit(1.0 / found.sizes_P, found.distances_P, 1, cov=True)
     assert found.limit == pytest.approx(limit, rel=1e-9)
     assert found.slope == pytest.approx(slope, rel=1e-9)
@@ -236,7 +238,7 @@ def test_bad_features_are_refused_with_their_names() -> None:
 
 
 @pytest.mark.parametrize(("count", "dim"), [(30, 40), (60, 5)])
-def test_features_whose_distances_have_no_finite_scatter_are_refused(count: int, dim: int) -> None:
+def test_features_too_large_for_finite_statistics_are_refused(count: int, dim: int) -> None:
     x_ND, y_ND = draw(0, count, dim), draw(1, count, dim)
     for scale in (1e100, 1e149):
         for estimate in (bootstrap_interval, fid_infinity):

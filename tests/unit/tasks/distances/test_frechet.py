@@ -1,4 +1,4 @@
-"""The Fréchet distance against closed forms, SciPy's sqrtm, torchmetrics, and its own laws."""
+"""Compare the Fréchet distance with closed forms, SciPy's sqrtm and torchmetrics, and check its properties."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tasks.errors import DataError
 
 Doubles = NDArray[np.float64]
 
-# Rows and dimension on both sides: n < D, n > D, mixed, the smallest.
+# Rows of both sides, and dimension: n < D, n > D, mixed, the smallest.
 SIZES = [(30, 40, 64), (200, 300, 16), (20, 90, 32), (90, 20, 32), (2, 2, 8), (2, 50, 1), (33, 32, 32)]
 
 
@@ -45,7 +45,7 @@ def gaussian(mean_D: Doubles, covariance_DD: Doubles) -> Moments:
 
 
 def by_sqrtm(x_ND: Doubles, y_ND: Doubles) -> float:
-    """Eq. 7 as it is written, with SciPy's matrix square root."""
+    """Eq. 7 as printed, with SciPy's matrix square root."""
     step_D = x_ND.mean(0) - y_ND.mean(0)
     sigma_x, sigma_y = np.cov(x_ND.T), np.cov(y_ND.T)
     root = scipy.linalg.sqrtm(sigma_x @ sigma_y)
@@ -98,7 +98,9 @@ def test_factor_gives_the_unbiased_covariance(count_x: int, count_y: int, dim: i
 
 
 @pytest.mark.parametrize(("count_x", "count_y", "dim"), SIZES)
-def test_distance_is_zero_to_itself_and_symmetric_in_every_bit(count_x: int, count_y: int, dim: int) -> None:
+def test_distance_to_itself_is_zero_and_distance_is_symmetric_in_every_bit(
+    count_x: int, count_y: int, dim: int
+) -> None:
     x, y = moments(draw(8, count_x, dim)), moments(draw(9, count_y, dim))
     assert frechet_distance(x, x) == 0.0
     assert frechet_distance(x, moments(draw(8, count_x, dim))) == 0.0
@@ -106,7 +108,9 @@ def test_distance_is_zero_to_itself_and_symmetric_in_every_bit(count_x: int, cou
 
 
 @pytest.mark.parametrize(("count_x", "count_y", "dim"), SIZES)
-def test_distance_to_the_same_rows_in_another_order_is_rounding(count_x: int, count_y: int, dim: int) -> None:
+def test_distance_to_the_same_rows_in_another_order_is_a_rounding_error(
+    count_x: int, count_y: int, dim: int
+) -> None:
     x_ND = draw(10, count_x, dim)
     x, reversed_x = moments(x_ND), moments(x_ND[::-1])
     assert 0.0 <= frechet_distance(x, reversed_x) <= 1e-9 * x.trace
@@ -135,12 +139,12 @@ def test_rotating_both_sides_changes_nothing(count_x: int, count_y: int, dim: in
     assert turned == pytest.approx(base, rel=1e-9)
 
 
-def test_appending_a_row_moves_a_tall_matrix_as_sqrtm_does() -> None:
-    x_ND, y_ND = draw(17, 17, 16), draw(18, 40, 16)  # x is one row over square: barely full rank
+def test_features_of_barely_full_rank_agree_with_sqrtm() -> None:
+    x_ND, y_ND = draw(17, 17, 16), draw(18, 40, 16)  # x has one row more than columns: barely full rank
     assert frechet_distance(moments(x_ND), moments(y_ND)) == pytest.approx(by_sqrtm(x_ND, y_ND), rel=1e-6)
 
 
-def test_constant_features_have_no_variance_at_all() -> None:
+def test_constant_features_have_exactly_zero_variance() -> None:
     constant = moments(np.full((7, 5), 0.1))
     assert constant.trace == 0.0
     assert frechet_distance(constant, moments(np.full((3, 5), 0.3))) == pytest.approx(5 * 0.2**2, rel=1e-12)
@@ -149,7 +153,7 @@ def test_constant_features_have_no_variance_at_all() -> None:
     assert frechet_distance(constant, other) == pytest.approx(step_D @ step_D + other.trace, rel=1e-12)
 
 
-def test_duplicate_features_and_duplicate_columns_stay_finite() -> None:
+def test_duplicate_rows_and_duplicate_columns_give_a_finite_distance() -> None:
     two_ND = draw(20, 2, 6)
     duplicates = moments(np.repeat(two_ND, [4, 9], axis=0))
     columns = moments(np.tile(draw(21, 50, 1), (1, 6)))
@@ -157,7 +161,7 @@ def test_duplicate_features_and_duplicate_columns_stay_finite() -> None:
     assert frechet_distance(duplicates, columns) > 0.0
 
 
-def test_float32_features_are_reckoned_in_float64() -> None:
+def test_float32_features_are_computed_in_float64() -> None:
     x_ND = draw(22, 50, 8).astype(np.float32)
     assert moments(x_ND).factor_RD.dtype == np.float64
     np.testing.assert_array_equal(moments(x_ND).factor_RD, moments(x_ND.astype(np.float64)).factor_RD)
@@ -181,7 +185,9 @@ def test_merged_parts_equal_the_whole(cuts: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("count_x", "count_y", "dim"), SIZES)
-def test_rows_triangles_and_merged_moments_give_one_distance(count_x: int, count_y: int, dim: int) -> None:
+def test_moments_from_rows_products_and_merged_shards_give_the_same_distance(
+    count_x: int, count_y: int, dim: int
+) -> None:
     x_ND, y_ND = draw(28, count_x, dim), draw(29, count_y, dim)
     by_rows = frechet_distance(raw_rows(x_ND), raw_rows(y_ND))
     shards = merge_in_order(scatter(part) for part in np.array_split(x_ND, min(count_x, 4)))
@@ -193,12 +199,12 @@ def test_rows_triangles_and_merged_moments_give_one_distance(count_x: int, count
 
 
 def raw_rows(x_ND: Doubles) -> Moments:
-    """Centred rows as they are for any N: more than their rank, so that the fast way is at its worst."""
+    """Moments with the centred rows as factor. They may exceed the rank: the worst case of the fast method."""
     mean_D = x_ND.mean(axis=0)
     return Moments(count=len(x_ND), mean_D=mean_D, factor_RD=(x_ND - mean_D) / np.sqrt(len(x_ND) - 1))
 
 
-def test_shards_merge_to_the_same_bits_whoever_did_them_in_whatever_order() -> None:
+def test_shards_merge_to_the_same_bits_for_any_workers_and_order_of_arrival() -> None:
     parts = np.array_split(draw(30, 101, 12) + 1e3, 7)
     one_worker = merge_in_order(scatter(part) for part in parts)
     arrived = {shard: pickle.dumps(scatter(parts[shard].copy())) for shard in (5, 0, 6, 2, 1, 4, 3)}
@@ -207,11 +213,11 @@ def test_shards_merge_to_the_same_bits_whoever_did_them_in_whatever_order() -> N
         for name, value in vars(a).items():
             assert np.array_equal(value, getattr(b, name)), name
     by_arrival = merge_in_order(pickle.loads(part) for part in arrived.values())
-    assert not np.array_equal(one_worker.scatter_DD, by_arrival.scatter_DD)  # so the order does matter
+    assert not np.array_equal(one_worker.scatter_DD, by_arrival.scatter_DD)  # so the order of merging matters
     np.testing.assert_allclose(one_worker.scatter_DD, by_arrival.scatter_DD, rtol=1e-9, atol=1e-9)
 
 
-def test_no_shards_are_refused() -> None:
+def test_an_empty_list_of_shards_is_refused() -> None:
     with pytest.raises(DataError, match="at least one shard"):
         merge_in_order([])
 
@@ -229,7 +235,7 @@ def count_svds(monkeypatch: pytest.MonkeyPatch) -> list[Doubles]:
 
 
 @pytest.mark.parametrize(("count_x", "count_y", "dim"), SIZES)
-def test_the_fast_way_is_taken_and_gives_what_the_svd_does(
+def test_the_fast_method_is_used_and_agrees_with_the_svd(
     monkeypatch: pytest.MonkeyPatch, count_x: int, count_y: int, dim: int
 ) -> None:
     x, y = moments(draw(31, count_x, dim)), moments(draw(32, count_y, dim))
@@ -255,7 +261,9 @@ def reversed_rows(x_ND: Doubles) -> Doubles:
 
 
 @pytest.mark.parametrize("change", [near, duplicates, reversed_rows])
-def test_the_svd_is_taken_where_squaring_would_show(monkeypatch: pytest.MonkeyPatch, change) -> None:
+def test_the_svd_is_used_where_the_error_of_squaring_exceeds_the_tolerance(
+    monkeypatch: pytest.MonkeyPatch, change
+) -> None:
     x_ND = draw(33, 64, 96)
     x, y = moments(x_ND), moments(change(x_ND))
     seen = count_svds(monkeypatch)
@@ -267,21 +275,21 @@ def test_the_svd_is_taken_where_squaring_would_show(monkeypatch: pytest.MonkeyPa
     assert distance == pytest.approx(means + max(rest, 0.0), rel=1e-12, abs=1e-12 * x.trace)
 
 
-def test_every_distance_is_right_to_the_tolerance_from_near_to_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_distance_from_near_to_far_is_within_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
     x_ND, other_ND = draw(35, 48, 64), draw(36, 48, 64)
     x = moments(x_ND)
     seen = count_svds(monkeypatch)
-    fast_ways = 0
+    fast_count = 0
     for step in np.geomspace(1e-7, 1.0, 15):
         y = moments(x_ND + step * other_ND)
         before = len(seen)
         found = frechet_distance(x, y)
-        fast_ways += len(seen) == before
+        fast_count += len(seen) == before
         with monkeypatch.context() as patched:
             patched.setattr(frechet, "TOLERANCE", 0.0)
             exact = frechet_distance(x, y)
         assert abs(found - exact) <= TOLERANCE * exact + 1e-13 * x.trace
-    assert 0 < fast_ways < 15  # both ways were seen
+    assert 0 < fast_count < 15  # both methods were used
 
 
 def test_a_row_that_is_not_finite_is_named() -> None:
@@ -297,7 +305,7 @@ def test_a_row_that_is_not_finite_is_named() -> None:
             reckon(features_ND, names=np.arange(100, 190, 10))
 
 
-def test_names_that_are_not_one_a_row_are_refused() -> None:
+def test_names_that_are_not_one_per_row_are_refused() -> None:
     with pytest.raises(DataError, match="8 names for 9 rows"):
         moments(draw(25, 9, 4), names=range(8))
 
@@ -341,11 +349,11 @@ def test_different_dimensions_are_refused() -> None:
     ],
 )
 @pytest.mark.parametrize("reckon", [moments, scatter])
-def test_what_is_no_array_of_real_numbers_is_refused(reckon, features, said: str) -> None:
+def test_features_that_are_not_an_array_of_real_numbers_are_refused(reckon, features, said: str) -> None:
     with pytest.raises(DataError, match=said):
         reckon(features)
 
 
-def test_lists_of_rows_are_taken() -> None:
+def test_lists_of_rows_are_accepted() -> None:
     x_ND = draw(0, 5, 3)
     np.testing.assert_array_equal(moments(x_ND.tolist()).factor_RD, moments(x_ND).factor_RD)

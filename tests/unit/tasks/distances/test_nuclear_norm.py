@@ -1,4 +1,4 @@
-"""The fast nuclear norm against closed forms and the SVD: its bound holds, and says something."""
+"""Compare the fast nuclear norm with closed forms and the SVD: its error bound holds, and is useful."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def test_the_bound_holds_against_the_svd(name: str) -> None:
     assert np.isfinite(fast.value)
     rounding_of_the_svd = 4e-16 * min(HARD[name].shape) * exact
     assert abs(fast.value - exact) <= fast.error + rounding_of_the_svd
-    assert fast.error <= 1e-4 * exact  # it says something, even here
+    assert fast.error <= 1e-4 * exact  # the bound is useful even here
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_bound_holds_for_spectra_at_random(seed: int) -> None:
+def test_the_bound_holds_for_random_spectra(seed: int) -> None:
     generator = np.random.default_rng(seed)
     rows, more = generator.integers(1, 50, size=2)
     sigma_R = 10.0 ** generator.uniform(-generator.uniform(0.0, 18.0), 0.0, size=rows)
@@ -70,8 +70,8 @@ def test_well_conditioned_matrices_have_tight_bounds_and_hard_ones_loose_ones() 
     assert error["low rank"] > 1e-7
 
 
-def test_what_squaring_costs_is_real() -> None:
-    # 59 singular values of 1e-8 drown in the rounding of 1² + ….
+def test_squaring_loses_small_singular_values() -> None:
+    # 59 singular values of 1e-8 are lost in the rounding of 1² + ….
     matrix_RS = HARD["many beyond it"]
     assert abs(nuclear_norm_by_gram(matrix_RS).value - nuclear_norm_by_svd(matrix_RS)) > 1e-9
 
@@ -88,7 +88,7 @@ def test_a_power_of_two_scales_value_and_bound_in_every_bit() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (3, 4)])
-def test_nothing_and_zeros_have_none_for_certain(shape: tuple[int, int]) -> None:
+def test_the_norm_of_an_empty_or_zero_matrix_is_exactly_zero(shape: tuple[int, int]) -> None:
     fast = nuclear_norm_by_gram(np.zeros(shape))
     assert (fast.value, fast.error) == (0.0, 0.0)
     assert nuclear_norm_by_svd(np.zeros(shape)) == 0.0
