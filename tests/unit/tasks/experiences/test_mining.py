@@ -1,4 +1,4 @@
-"""Mining keeps what the DNN gets wrong, and splits it so that neither side knows the other."""
+"""Check that mining keeps the images that the DNN misclassifies and splits them into disjoint sides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def split(collect: int = 50, **changes: Any) -> np.ndarray:
 @pytest.mark.parametrize("rule", ["random", "stratified"])
 @pytest.mark.parametrize("split_by", ["image", "example"])
 @pytest.mark.parametrize("collect", [1, 50, 51, 199])
-def test_exactly_as_many_are_collected_as_asked(rule: str, split_by: str, collect: int) -> None:
+def test_exactly_the_requested_number_is_collected(rule: str, split_by: str, collect: int) -> None:
     sides = split(collect, rule=rule, split_by=split_by)
     assert (sides == COLLECT).sum() == collect
     assert (sides == FAIL).any()
@@ -33,25 +33,25 @@ def test_exactly_as_many_are_collected_as_asked(rule: str, split_by: str, collec
 
 @pytest.mark.parametrize("rule", ["random", "stratified"])
 @pytest.mark.parametrize("collect", [1, 50, 51, 150])
-def test_by_image_no_image_is_on_both_sides(rule: str, collect: int) -> None:
+def test_a_split_by_image_has_no_image_on_both_sides(rule: str, collect: int) -> None:
     sides = split(collect, rule=rule)
     collected, failed, unused = (set(IMAGE_IDS[sides == side]) for side in (COLLECT, FAIL, UNUSED))
     assert not collected & failed
     assert unused <= collected, "only the rest of a collected image goes unused"
 
 
-def test_by_image_only_the_last_image_has_unused_failures() -> None:
+def test_a_split_by_image_leaves_failures_of_only_the_last_image_unused() -> None:
     assert (split(51) == UNUSED).sum() == 1  # 12 whole images of 4, and 3 of the thirteenth
     assert (split(52) == UNUSED).sum() == 0
 
 
-def test_by_example_nothing_goes_unused_and_images_are_shared() -> None:
+def test_a_split_by_example_uses_every_failure_and_shares_images() -> None:
     sides = split(50, split_by="example")
     assert not (sides == UNUSED).any()
     assert set(IMAGE_IDS[sides == COLLECT]) & set(IMAGE_IDS[sides == FAIL])
 
 
-def test_stratified_collects_equally_many_of_each_class_and_random_does_not() -> None:
+def test_stratified_collects_the_same_number_of_each_class_and_random_does_not() -> None:
     labels = np.concatenate([np.zeros(150, int), np.ones(30, int), np.full(20, 2)])
     counts = {}
     for rule in ("random", "stratified"):
@@ -69,7 +69,7 @@ def test_stratified_collects_equally_many_of_each_class_and_random_does_not() ->
     assert counts["random"][0] > 30
 
 
-def test_a_class_with_too_few_leaves_its_places_to_the_others() -> None:
+def test_a_class_with_too_few_failures_leaves_its_share_to_the_others() -> None:
     labels = np.array([0] * 40 + [1] * 40 + [2] * 4)
     sides = split_failures(
         np.arange(84), labels, collect=60, rule="stratified", split_by="image", seed=0, environment="fog"
@@ -84,7 +84,7 @@ def test_the_split_is_keyed_by_seed_and_environment() -> None:
 
 
 @pytest.mark.parametrize("collect", [240, 1000])
-def test_too_few_failures_are_an_error_that_says_how_many_there_are(collect: int) -> None:
+def test_too_few_failures_are_refused_with_their_count(collect: int) -> None:
     with pytest.raises(
         TooFewFailuresError, match=rf"fog: .* fails on 240 examples.*mining\.collect={collect}.*less than 240"
     ):
@@ -98,11 +98,11 @@ def test_a_split_that_leaves_no_d_fail_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
-def test_exactly_the_wrong_predictions_are_kept_with_the_pixels_that_were_judged(batch_size: int) -> None:
+def test_exactly_the_wrong_predictions_are_kept_with_the_pixels_that_were_classified(batch_size: int) -> None:
     data = load_dataset("cifar10_sample", "test").head(30)
     rows = np.arange(5, 20)
 
-    def predict(images: np.ndarray) -> np.ndarray:  # by the pixels alone, as a DNN does
+    def predict(images: np.ndarray) -> np.ndarray:  # depends only on the pixels, as a DNN does
         return images.reshape(len(images), -1).sum(1, dtype=np.int64) % 10
 
     mined = mine(predict, data, rows, corruption="fog", severities=[2, 4], seed=3, batch_size=batch_size)

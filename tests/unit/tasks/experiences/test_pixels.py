@@ -1,4 +1,4 @@
-"""A store without pixels gives the very bytes of one with them; what cannot be made again is named."""
+"""Check that a store without pixels gives the same bytes as one with pixels, and names what cannot be recomputed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEED, KINDS = 7, ("stored", "recomputed")
 @pytest.fixture(scope="module")
 def data() -> ArrayDataset:
     sample = load_dataset("cifar10_sample", "train").head(60)
-    order = np.random.default_rng(0).permutation(60)  # ids need not be in order
+    order = np.random.default_rng(0).permutation(60)  # ids in any order
     return replace(
         sample,
         image_ids_N=sample.image_ids_N[order],
@@ -50,7 +50,7 @@ def mined(
         severities=[1, 4],
         seed=SEED,
         batch_size=7,
-        keep=keep,  # type: ignore[arg-type]  # the loop's strings are kinds
+        keep=keep,  # type: ignore[arg-type]  # the strings of the loop are valid kinds
     )
 
 
@@ -82,7 +82,7 @@ def tensors(folder: Place, data: ArrayDataset, manifest: Manifest) -> list[np.nd
     return found
 
 
-def test_both_kinds_of_store_give_the_same_tasks_to_the_byte(root: Place, data: ArrayDataset) -> None:
+def test_both_kinds_of_store_give_the_same_tasks_byte_for_byte(root: Place, data: ArrayDataset) -> None:
     manifests = {kind: environment(root / kind, data, kind) for kind in KINDS}
     tasks = [tensors(root / kind, data, manifests[kind]) for kind in KINDS]
     for stored, recomputed in zip(*tasks, strict=True):
@@ -95,7 +95,7 @@ def test_both_kinds_of_store_give_the_same_tasks_to_the_byte(root: Place, data: 
 
 
 @pytest.mark.parametrize("corruption", ["frost", "glass_blur", "jpeg_compression", "contrast"])
-def test_rows_are_made_alone_in_any_order_and_as_a_slice(data: ArrayDataset, corruption: str) -> None:
+def test_rows_are_recomputed_singly_in_any_order_and_as_a_slice(data: ArrayDataset, corruption: str) -> None:
     stored = mined(data, range(40), "stored", corruption).failures.images_NHWC
     made = mined(data, range(40), "recomputed", corruption).failures.images_NHWC
     assert isinstance(made, RecomputedPixels)
@@ -116,7 +116,7 @@ def test_a_row_beyond_the_end_is_an_error(data: ArrayDataset) -> None:
         made[len(made)]
 
 
-def test_pixels_are_not_made_without_the_clean_images(root: Place, data: ArrayDataset) -> None:
+def test_pixels_are_not_recomputed_without_the_clean_images(root: Place, data: ArrayDataset) -> None:
     manifest = environment(root, data, "recomputed")
     collect = open_side(root, "collect", manifest)
     assert len(collect.images_NHWC) == manifest.rows["collect"]
@@ -124,7 +124,7 @@ def test_pixels_are_not_made_without_the_clean_images(root: Place, data: ArrayDa
         collect.images_NHWC[0]
 
 
-def test_another_split_is_noticed(data: ArrayDataset) -> None:
+def test_another_split_or_seed_is_detected(data: ArrayDataset) -> None:
     made = mined(data, range(40), "recomputed").failures.images_NHWC
     assert isinstance(made, RecomputedPixels)
     with pytest.raises(DataError, match="no such image among its 3"):
@@ -136,7 +136,7 @@ def test_another_split_is_noticed(data: ArrayDataset) -> None:
         replace(made, seed=SEED + 1)[0]
 
 
-def test_a_digest_is_of_every_byte() -> None:
+def test_a_digest_covers_every_byte() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
     before = pixel_digests(images)
     changed = images.copy()
@@ -145,7 +145,7 @@ def test_a_digest_is_of_every_byte() -> None:
     np.testing.assert_array_equal(pixel_digests(images[:, ::-1][:, ::-1]), before)
 
 
-def test_stacked_rows_are_those_of_the_parts() -> None:
+def test_rows_of_stacked_pixels_equal_those_of_the_parts() -> None:
     generator = np.random.default_rng(0)
     parts = [generator.integers(0, 256, (n, 2, 2, 3), dtype=np.uint8) for n in (3, 0, 5)]
     stacked, whole = StackedPixels(parts), np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""The store gives back what it was given, and notices what it was not; a manifest is a promise that is checked."""
+"""Check that the store returns what was written and detects other content by its manifest."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def check(folder: Place, config: Any = SETTINGS, inputs: Any = INPUTS) -> Manife
 
 
 @pytest.mark.parametrize("count", [0, 1, 17])
-def test_failures_come_back_as_they_were_written(root: Place, count: int) -> None:
+def test_failures_are_read_back_as_written(root: Place, count: int) -> None:
     write_failures(root / "a.arrow", failures(count))
     assert_same(read_failures(root / "a.arrow"), failures(count))
     assert [p.name for p in root.iterdir()] == ["a.arrow"]
 
 
-def test_pixels_are_read_through_a_memory_map_that_cannot_be_written(root: Place) -> None:
+def test_pixels_are_read_through_a_read_only_memory_map(root: Place) -> None:
     path = root / "a.arrow"
     write_failures(path, failures(5))
     images = read_failures(path).images_NHWC
@@ -126,7 +126,7 @@ def test_a_part_keeps_its_counts(root: Place) -> None:
     assert_same(part.failures, failures(4, 7))
 
 
-def test_parts_are_joined_in_shard_order_whatever_the_order_of_writing(root: Place) -> None:
+def test_parts_are_joined_in_shard_order_for_any_order_of_writing(root: Place) -> None:
     stores = []
     for name, order in (("a", (0, 1, 2)), ("b", (2, 0, 1))):
         folder = root / name
@@ -139,7 +139,7 @@ def test_parts_are_joined_in_shard_order_whatever_the_order_of_writing(root: Pla
     assert set(stores[0]) == {"collect.arrow", "fail.arrow", "manifest.json"}
 
 
-def test_a_finished_environment_holds_each_side_and_counts_all(root: Place) -> None:
+def test_a_finished_environment_has_both_sides_and_all_counts(root: Place) -> None:
     paths = [root / "parts" / f"part-{i}.arrow" for i in range(2)]
     for i, path in enumerate(paths):
         write_part(path, mined(10, i))
@@ -157,7 +157,7 @@ def test_a_finished_environment_holds_each_side_and_counts_all(root: Place) -> N
     assert read_manifest(root) == manifest
 
 
-def test_a_side_with_another_number_of_rows_than_promised_is_refused(root: Place) -> None:
+def test_a_side_with_another_number_of_rows_than_the_manifest_is_refused(root: Place) -> None:
     write_part(root / "parts" / "p.arrow", mined(9, 0))
     manifest = finish(root, [root / "parts" / "p.arrow"])
     write_failures(root / "fail.arrow", failures(2))
@@ -172,15 +172,15 @@ def test_labels_outside_the_classes_leave_no_finished_environment(root: Place) -
     assert read_manifest(root) is None
 
 
-def test_half_mined_with_other_settings_is_refused_with_the_difference(root: Place) -> None:
+def test_unfinished_mining_with_other_settings_is_refused_with_the_difference(root: Place) -> None:
     begin(root, config=SETTINGS, inputs={})
-    begin(root, config=SETTINGS, inputs={})  # the same: gone on with
+    begin(root, config=SETTINGS, inputs={})  # equal settings: resumed
     with pytest.raises(StageError, match=r"started with other settings: mining\.collect: 20 -> 30"):
         begin(root, config={"seed": 0, "mining": {"collect": 30, "severities": (3, 5)}}, inputs={})
     assert json.loads((root / "begun.json").read_text(encoding="utf-8"))["config"]["mining"]["collect"] == 20
 
 
-def test_a_stage_is_done_once_it_has_a_manifest_and_not_before(root: Place) -> None:
+def test_a_stage_is_done_only_once_it_has_a_manifest(root: Place) -> None:
     (root / "a.bin").write_bytes(b"0")
     assert check(root) is None
     with pytest.raises(StageError, match=r"is not finished.*Do this first"):
@@ -215,7 +215,7 @@ def test_a_file_of_another_size_is_refused_by_name(root: Place, content: bytes) 
         check(root)
 
 
-def test_a_changed_byte_shows_in_the_checksum(root: Place) -> None:
+def test_a_changed_byte_is_detected_by_the_checksum(root: Place) -> None:
     manifest = made(root)
     verify_checksums(root, manifest)
     (root / "a.bin").write_bytes(b"0123456_89")
@@ -223,7 +223,7 @@ def test_a_changed_byte_shows_in_the_checksum(root: Place) -> None:
         verify_checksums(root, manifest)
 
 
-def test_the_digest_changes_with_the_bytes_and_the_settings_and_not_with_versions(root: Place) -> None:
+def test_the_digest_depends_on_bytes_and_settings_and_not_on_versions(root: Place) -> None:
     manifest = made(root)
     assert manifest.digest == made(root).digest
     assert Manifest(**(vars(manifest) | {"versions": {}})).digest == manifest.digest
@@ -247,7 +247,7 @@ def test_the_second_of_two_writers_finds_the_environment_finished(root: Place) -
     for i, path in enumerate(paths):
         write_part(path, mined(10, i))
     first = finish(root, paths)
-    assert finish(root, paths) == first  # its parts are gone by now
+    assert finish(root, paths) == first  # its parts have been removed by now
     with pytest.raises(StageError, match="other settings"):
         finish_environment(
             root, paths, odd_and_even, stage="mine fog", config={"seed": 1}, inputs=INPUTS, num_classes=10
@@ -257,7 +257,7 @@ def test_the_second_of_two_writers_finds_the_environment_finished(root: Place) -
 def test_many_writers_finish_one_environment(tmp_path: Path) -> None:
     def write(_: int) -> Manifest:
         paths = [tmp_path / "parts" / f"part-{i}.arrow" for i in range(3)]
-        with suppress(FileNotFoundError):  # cleared away by who came first, as mining takes it
+        with suppress(FileNotFoundError):  # another writer removed the parts; mining tolerates this, too
             for i, path in enumerate(paths):
                 write_part(path, mined(20, i))
         return finish(tmp_path, paths)
@@ -274,7 +274,7 @@ def test_many_writers_finish_one_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["rows", "facts", "stage", "config", "files"])
-def test_a_manifest_that_was_changed_by_hand_is_damaged(root: Place, key: str) -> None:
+def test_a_manifest_edited_by_hand_is_refused_as_damaged(root: Place, key: str) -> None:
     made(root)
     content = json.loads((root / "manifest.json").read_text())
     content[key] = {} if isinstance(content[key], dict) and content[key] else "x"
@@ -283,7 +283,7 @@ def test_a_manifest_that_was_changed_by_hand_is_damaged(root: Place, key: str) -
         read_manifest(root)
 
 
-def test_the_folder_of_another_stage_is_not_taken_for_this_one(root: Place) -> None:
+def test_the_folder_of_another_stage_is_refused(root: Place) -> None:
     made(root)
     with pytest.raises(StageError, match=r"holds 's', where 't' belongs"):
         check_done(root, stage="t", config=SETTINGS, inputs=INPUTS)
@@ -293,7 +293,7 @@ def whole(root: Place) -> Manifest | None:
     return check_whole(root, stage="s", config=SETTINGS, inputs=INPUTS)
 
 
-def test_what_mends_itself_deletes_what_is_damaged_and_names_it(
+def test_a_damaged_file_of_a_stage_that_repeats_itself_is_deleted_and_named(
     root: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     made(root)
@@ -305,7 +305,7 @@ def test_what_mends_itself_deletes_what_is_damaged_and_names_it(
     assert [p.name for p in find(root, "*")] == ["b.bin"]
 
 
-def test_a_folder_in_the_place_of_a_file_is_refused_and_stays(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_is_refused_and_kept(tmp_path: Path) -> None:
     for name in ("a.bin", "manifest.json"):
         folder = tmp_path / name.partition(".")[0]
         made(folder)
@@ -316,7 +316,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused_and_stays(tmp_path: Path) ->
         assert (folder / name / "x").is_dir()
 
 
-def test_a_damaged_copy_on_this_node_is_fetched_once_more(s3: str) -> None:
+def test_a_damaged_local_copy_is_fetched_again(s3: str) -> None:
     root = place(s3)
     manifest = made(root)
     copy = local(root / "a.bin")
@@ -328,7 +328,7 @@ def test_a_damaged_copy_on_this_node_is_fetched_once_more(s3: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "3", "null"])
-def test_a_damaged_mark_of_sealed_parts_is_written_anew(root: Place, content: str) -> None:
+def test_a_damaged_begun_file_is_rewritten_only_for_sealed_parts(root: Place, content: str) -> None:
     write_text(root / "begun.json", content)
     with pytest.raises(DataError, match=r"begun\.json is damaged"):
         begin(root, config=SETTINGS, inputs=INPUTS)
