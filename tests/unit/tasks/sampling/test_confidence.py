@@ -1,4 +1,4 @@
-"""Eq. 8 and its rules against direct evaluation, and the choice of experiences."""
+"""Compare Eq. 8 and its rules with direct evaluation, and check the choice of experiences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def direct(weights: list[float]) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def test_softmax_is_eq_8_as_printed() -> None:
+def test_softmax_equals_eq_8_as_printed() -> None:
     p = confidence(Q, rule="softmax", alpha=0.7, beta=2.2).probabilities_K
     assert p == pytest.approx(direct([math.exp(-0.7 * (q - 2.2)) for q in Q.values()]), rel=1e-12)
 
@@ -47,19 +47,19 @@ def test_beta_matters_under_hinge_and_cutoff() -> None:
         assert np.abs(near - far).max() > 0.1
 
 
-def test_cutoff_gives_nothing_beyond_beta() -> None:
+def test_cutoff_gives_probability_zero_beyond_beta() -> None:
     p = confidence(Q, rule="cutoff", alpha=0.7, beta=2.5).as_dict()
     assert p["snow"] == p["noise"] == 0.0
     expected = direct([math.exp(-0.7 * q) for q in (1.5, 2.0, 2.5)])
     assert [p["fog"], p["blur"], p["jpeg"]] == pytest.approx(expected, rel=1e-12)
 
 
-def test_cutoff_of_everything_names_the_smallest_distance() -> None:
+def test_a_cutoff_below_all_distances_is_refused_with_the_smallest() -> None:
     with pytest.raises(ConfigError, match=r"smallest distance is 1\.5"):
         confidence(Q, rule="cutoff", alpha=1.0, beta=1.4)
 
 
-def test_uniform_ignores_both_numbers() -> None:
+def test_uniform_ignores_alpha_and_beta() -> None:
     result = confidence(Q, rule="uniform", alpha=5.0, beta=2.0)
     assert result.as_dict() == dict.fromkeys(Q, 0.2)
     assert result.alpha == 0.0
@@ -80,7 +80,7 @@ def test_defaults_are_the_smallest_distance_and_three_effective_experiences(rule
     assert result.effective_number == pytest.approx(3.0, rel=1e-12)
 
 
-def test_defaults_are_relative_so_the_scale_of_the_features_does_not_matter() -> None:
+def test_defaults_do_not_depend_on_the_scale_of_the_features() -> None:
     for scale in (1e-6, 1e6):
         scaled = confidence({n: q * scale for n, q in Q.items()}, rule="hinge", alpha=None, beta=None)
         reference = confidence(Q, rule="hinge", alpha=None, beta=None)
@@ -90,7 +90,7 @@ def test_defaults_are_relative_so_the_scale_of_the_features_does_not_matter() ->
 def test_default_beta_of_cutoff_is_the_median() -> None:
     result = confidence(Q, rule="cutoff", alpha=None, beta=None)
     assert result.beta == 2.5
-    assert result.alpha == 0.0  # three are left: all that are left count alike
+    assert result.alpha == 0.0  # three remain, with equal probability
     assert result.effective_number == pytest.approx(3.0)
     nine = {str(q): float(q) for q in range(9)}
     five_left = confidence(nine, rule="cutoff", alpha=None, beta=None)
@@ -100,14 +100,14 @@ def test_default_beta_of_cutoff_is_the_median() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_three_or_fewer_experiences_count_alike_by_default(count: int) -> None:
+def test_three_or_fewer_experiences_are_equally_likely_by_default(count: int) -> None:
     few = dict(list(Q.items())[:count])
     result = confidence(few, rule="hinge", alpha=None, beta=None)
     assert result.alpha == 0.0
     np.testing.assert_allclose(result.probabilities_K, 1 / count)
 
 
-def test_ties_that_put_three_out_of_reach_give_uniform() -> None:
+def test_ties_that_make_three_effective_experiences_impossible_give_uniform() -> None:
     ties = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "e": 7.0}
     result = confidence(ties, rule="hinge", alpha=None, beta=None)
     assert result.alpha == 0.0
@@ -137,41 +137,41 @@ def test_a_nearer_experience_is_never_less_likely(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("alpha", [-1.0, math.nan, math.inf])
-def test_a_negative_or_not_finite_alpha_is_refused(alpha: float) -> None:
+def test_a_negative_or_non_finite_alpha_is_refused(alpha: float) -> None:
     with pytest.raises(ConfigError, match=r"confidence\.alpha=.*at least 0"):
         confidence(Q, rule="hinge", alpha=alpha, beta=None)
 
 
-def test_a_not_finite_beta_is_refused() -> None:
+def test_a_non_finite_beta_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"confidence\.beta=inf"):
         confidence(Q, rule="hinge", alpha=None, beta=math.inf)
 
 
 @pytest.mark.parametrize("q", [math.nan, math.inf, -0.1])
-def test_a_distance_that_is_none_is_refused_by_name(q: float) -> None:
+def test_an_invalid_distance_is_refused_by_name(q: float) -> None:
     with pytest.raises(DataError, match="'fog'"):
         confidence(Q | {"fog": q}, rule="hinge", alpha=None, beta=None)
 
 
-def test_no_distances_are_refused() -> None:
+def test_an_empty_mapping_of_distances_is_refused() -> None:
     with pytest.raises(DataError, match="at least one"):
         confidence({}, rule="uniform", alpha=None, beta=None)
 
 
-def test_an_unknown_rule_is_answered_with_the_near_one() -> None:
+def test_an_unknown_rule_is_refused_with_a_near_name() -> None:
     with pytest.raises(ConfigError, match="did you mean 'hinge'"):
         confidence(Q, rule="hinged", alpha=None, beta=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("number", [1.01, 2.0, 3.0, 4.9, 5.0])
-def test_alpha_for_a_number_gives_that_number(number: float) -> None:
+def test_alpha_for_an_effective_number_gives_that_number(number: float) -> None:
     alpha = alpha_for_effective_number(Q, number)
     for rule in ("softmax", "hinge"):
         result = confidence(Q, rule=rule, alpha=alpha, beta=None)
         assert result.effective_number == pytest.approx(number, rel=1e-9)
 
 
-def test_a_number_out_of_reach_is_refused_with_what_can_be_had() -> None:
+def test_an_unreachable_effective_number_is_refused_with_the_range() -> None:
     for number in (0.5, 6.0, math.nan):
         with pytest.raises(ConfigError, match=r"between 1 .* and 5"):
             alpha_for_effective_number(Q, number)
@@ -208,7 +208,7 @@ def test_a_top_k_that_cannot_be_met_is_refused(top_k: int | None) -> None:
         choose("top_k", top_k=top_k)
 
 
-def test_an_unknown_name_in_the_list_is_answered_with_the_near_one() -> None:
+def test_an_unknown_name_in_the_list_is_refused_with_a_near_name() -> None:
     with pytest.raises(ConfigError, match="no experience 'frog'; did you mean 'fog'"):
         choose("list", names=("jpeg", "frog"))
 
@@ -225,12 +225,12 @@ def test_a_choice_that_leaves_nothing_is_refused() -> None:
         choose("list", names=("snow",))
 
 
-def test_an_unknown_choice_is_answered_with_the_near_one() -> None:
+def test_an_unknown_choice_is_refused_with_a_near_name() -> None:
     with pytest.raises(ConfigError, match="did you mean 'top_k'"):
         choose("top-k")  # type: ignore[arg-type]
 
 
-def test_a_target_that_was_not_mined_is_not_told_as_an_experience() -> None:
+def test_an_error_does_not_list_the_target_among_the_experiences() -> None:
     with pytest.raises(ConfigError) as error:
         choose_experiences(
             {"fog": 1.0, "jpeg": 2.0},

@@ -1,4 +1,4 @@
-"""Tasks cover every class, are drawn by confidence, and depend on their key alone."""
+"""Check that tasks cover every class, are drawn by confidence, and depend only on their key."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def assert_same(a: Task, b: Task) -> None:
 
 
 @pytest.mark.parametrize("shots", [1, 3, 10])
-def test_a_support_has_the_same_number_of_shots_of_every_class_there_is(shots: int) -> None:
+def test_a_support_has_the_same_number_of_shots_of_every_class_that_has_failures(shots: int) -> None:
     labels = np.array([0] * 50 + [3] * 10 + [7] * 2)
     rows = semantic_cover(labels, shots=shots, generator=np.random.default_rng(0))
     assert np.bincount(labels[rows], minlength=10).tolist() == [shots, 0, 0, shots, 0, 0, 0, shots, 0, 0]
 
 
-def test_examples_are_repeated_only_in_a_class_that_has_too_few() -> None:
+def test_examples_are_repeated_only_in_a_class_with_too_few() -> None:
     labels = np.array([0] * 50 + [3] * 10 + [7] * 2)
     rows = semantic_cover(labels, shots=10, generator=np.random.default_rng(0))
     for label, different in ((0, 10), (3, 10), (7, 2)):
@@ -76,7 +76,7 @@ def test_a_support_is_shuffled_over_the_classes() -> None:
     assert (np.diff(drawn) < 0).any()
 
 
-def test_a_support_of_nothing_is_refused() -> None:
+def test_a_support_from_an_empty_d_collect_is_refused() -> None:
     with pytest.raises(DataError, match="empty D_collect"):
         semantic_cover(np.array([], np.int64), shots=1, generator=np.random.default_rng(0))
 
@@ -91,7 +91,7 @@ def test_support_comes_from_d_collect_and_query_from_d_fail_and_no_image_is_in_b
         assert not set(support.image_ids_N) & set(query.image_ids_N)
 
 
-def test_a_query_is_all_of_d_fail_where_that_is_smaller() -> None:
+def test_a_query_is_all_of_d_fail_if_that_is_smaller() -> None:
     task = draw(query_size=10_000)
     np.testing.assert_array_equal(task.query_rows, np.arange(len(EXPERIENCES[task.experience].fail)))
 
@@ -115,7 +115,7 @@ def test_all_tasks_of_a_training_are_different() -> None:
     assert len({(t.experience, *t.support_rows, *t.query_rows) for t in tasks}) == 80
 
 
-def test_experiences_are_drawn_as_often_as_they_are_trusted() -> None:
+def test_experiences_are_drawn_with_the_probability_of_their_confidence() -> None:
     tasks = [draw(episode, slot, shots=1, query_size=1) for episode in range(500) for slot in range(4)]
     for name, p in zip(NAMES, P, strict=True):
         share = np.mean([t.experience == name for t in tasks])
@@ -124,7 +124,7 @@ def test_experiences_are_drawn_as_often_as_they_are_trusted() -> None:
 
 
 @pytest.mark.parametrize(("fraction", "images"), [(0.2, 8), (0.5, 20), (0.001, 1), (0.999, 39)])
-def test_validation_is_a_share_of_the_images_and_apart_from_what_is_learned(
+def test_validation_is_a_fraction_of_the_images_and_disjoint_from_the_rest(
     fraction: float, images: int
 ) -> None:
     ids = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 3))
