@@ -1,4 +1,4 @@
-"""Names that a stored file lists stay inside its folder, whoever wrote the file: nothing else is read or deleted."""
+"""Check that names listed in a stored file stay inside its folder: nothing outside is read or deleted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TERMS: dict[str, Any] = {"stage": "s", "config": {}, "inputs": {}}
 @pytest.mark.parametrize(
     "name", ["a.bin", "metarepair/0/model.safetensors", "part-00001.parquet", "näme.png", "..."]
 )
-def test_ordinary_names_are_taken_as_they_are(name: str) -> None:
+def test_ordinary_names_are_accepted_unchanged(name: str) -> None:
     assert plain_name(name) == name
 
 
@@ -66,7 +66,7 @@ def test_hostile_names_are_refused(name: object) -> None:
     st.lists(st.sampled_from(["..", ".", "", "a", "b.bin", "\\", "\x00", "~", "é"]), min_size=1, max_size=6)
 )
 @example(["..", "..", "victim"])
-def test_a_name_that_is_taken_never_leaves_its_folder(parts: list[str]) -> None:
+def test_an_accepted_name_never_leaves_its_folder(parts: list[str]) -> None:
     name, folder = "/".join(parts), Path("/run/stage")
     try:
         plain_name(name)
@@ -79,7 +79,7 @@ def test_a_name_that_is_taken_never_leaves_its_folder(parts: list[str]) -> None:
 
 
 def with_files(folder: Path, files: dict[str, Any]) -> None:
-    """A manifest with a right checksum that lists `files`."""
+    """Write a manifest that lists `files` and has the correct checksum."""
     write_manifest(folder, **TERMS, files=[])
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     content["files"] = files
@@ -90,7 +90,7 @@ def with_files(folder: Path, files: dict[str, Any]) -> None:
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A folder beside the stage's, with a file in it."""
+    """A folder beside that of the stage, with one file."""
     folder = tmp_path / "victim"
     folder.mkdir()
     (folder / "id").write_text("a key", encoding="utf-8")
@@ -122,7 +122,7 @@ def test_a_link_that_leads_out_of_the_stage_is_not_followed(tmp_path: Path, vict
     assert (victim / "id").is_file()
 
 
-def test_a_link_in_the_place_of_a_file_is_deleted_and_not_what_it_names(tmp_path: Path, victim: Path) -> None:
+def test_a_link_in_place_of_a_file_is_deleted_and_its_target_is_not(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "a.bin").symlink_to(victim / "id")
     remove_listed(tmp_path, "a.bin")
     assert not (tmp_path / "a.bin").is_symlink()
@@ -130,7 +130,7 @@ def test_a_link_in_the_place_of_a_file_is_deleted_and_not_what_it_names(tmp_path
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_checkpoint_that_lists_other_files_is_damaged(
+def test_a_checkpoint_that_lists_hostile_names_is_damaged(
     name: str, tmp_path: Path, victim: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "checkpoint-000001"
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_lists_other_files_is_damaged(
     assert "checkpoint-000001 is damaged" in caplog.messages[0]
 
 
-def test_a_pipe_in_the_place_of_a_checkpoints_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_checkpoint_file_is_not_opened(tmp_path: Path) -> None:
     import os
 
     folder = tmp_path / "checkpoint-000001"
@@ -172,7 +172,7 @@ def plan(run: Run, name: str) -> None:
     [(results, lambda run: load_results(run, ["fog"])), (plan, lambda run: read_plan(run.compare))],
     ids=["result.json", "plan.json"],
 )
-def test_results_and_plans_that_name_something_else_are_refused(
+def test_results_and_plans_with_hostile_names_are_refused(
     name: str, write: Callable[[Run, str], None], read: Callable[[Run], object], tmp_path: Path
 ) -> None:
     run = Run(tmp_path / "run")

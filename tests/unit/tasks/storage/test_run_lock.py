@@ -1,4 +1,4 @@
-"""One driver at a time writes in a run, here and on an object store; death and loss of a hold are found out."""
+"""Check that one driver at a time writes to a run, and that dead owners and lost locks are detected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tasks.storage.run_lock import LOCK, holder, locked
 from waiting import LIMIT_S, wait_until
 
 QUICK = {"beat_s": 0.1, "dead_s": 0.4}
-PATIENT = {"beat_s": 0.4, "dead_s": 60.0}  # so that a slow machine is not taken for a dead owner
+PATIENT = {"beat_s": 0.4, "dead_s": 60.0}  # a slow machine must not count as a dead owner
 
 
 def owner_elsewhere(age_s: float = 0.0, **changes: Any) -> Owner:
@@ -44,7 +44,7 @@ def write_lease(root: Place, owner: Owner) -> None:
 
 @contextmanager
 def beating(root: Place, owner: Owner, *, clock_s: float = 0.0) -> Iterator[None]:
-    """An owner elsewhere that is alive, with a clock that is `clock_s` seconds behind."""
+    """Renew the lease of a live owner on another machine whose clock is `clock_s` seconds behind."""
     over = threading.Event()
 
     def beat() -> None:
@@ -60,7 +60,7 @@ def beating(root: Place, owner: Owner, *, clock_s: float = 0.0) -> Iterator[None
     thread.join()
 
 
-def test_the_second_is_refused_and_told_who_holds_it(root: Place) -> None:
+def test_a_second_driver_is_refused_with_the_name_of_the_owner(root: Place) -> None:
     with locked(root, "train", **QUICK):
         before = read_lease(root)
         with pytest.raises(LockError) as refused, locked(root, "run", **PATIENT):
@@ -84,14 +84,14 @@ def test_the_second_is_refused_and_told_who_holds_it(root: Place) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_it_is_free_again_however_the_work_ends(root: Place, error: type[BaseException]) -> None:
+def test_the_lock_is_released_on_any_exception(root: Place, error: type[BaseException]) -> None:
     with pytest.raises(error, match="the work's"), locked(root, "mine", **QUICK):
         raise error("the work's")
     assert holder(root) is None
     assert not (root / LEASE).exists()
 
 
-def test_a_hold_shows_that_it_lives(root: Place) -> None:
+def test_the_owner_renews_its_lease(root: Place) -> None:
     with locked(root, "mine", beat_s=0.05):
         before = read_lease(root)
         wait_until(lambda: read_lease(root) != before, "another beat of the lease", every_s=0.02)
@@ -100,7 +100,7 @@ def test_a_hold_shows_that_it_lives(root: Place) -> None:
     assert after == replace(before, beat=after.beat if after else "")
 
 
-def test_of_two_that_come_at_once_one_is_let_in(root: Place) -> None:
+def test_of_two_concurrent_drivers_one_gets_the_lock(root: Place) -> None:
     start, over = threading.Barrier(2), threading.Event()
     found: list[str] = []
 
@@ -132,7 +132,9 @@ with locked(place(sys.argv[1]), "mine", beat_s=0.2):
 """
 
 
-def test_a_killed_owner_of_this_machine_leaves_no_lock(root: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_lock_of_a_killed_local_owner_is_taken_over_at_once(
+    root: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(root)], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
@@ -159,7 +161,7 @@ def refuse_flock(*_: Any) -> None:
     raise OSError(errno.ENOTSUP, "no locks here")
 
 
-def test_without_flock_the_lease_alone_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_flock_the_lease_alone_is_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse_flock)
     with locked(tmp_path, "mine", **QUICK):
         assert not (tmp_path / LOCK).exists()
@@ -184,10 +186,10 @@ def gone_process() -> int:
 
 
 @pytest.mark.parametrize("clock_s", [0.0, 3600.0, -3600.0])
-def test_an_owner_elsewhere_that_beats_is_alive_whatever_its_clock_says(
+def test_a_remote_owner_that_renews_its_lease_is_alive_whatever_its_clock_says(
     root: Place, clock_s: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Locks of another machine may not be seen here, so a free lock is not enough on a local path either."""
+    """A lock of another machine may be invisible here, so a free lock does not suffice, even on a local path."""
     owner = owner_elsewhere(clock_s)
     with (
         beating(root, owner, clock_s=clock_s),
@@ -201,7 +203,7 @@ def test_an_owner_elsewhere_that_beats_is_alive_whatever_its_clock_says(
     assert left.token == owner.token
 
 
-def test_an_owner_elsewhere_that_is_silent_is_taken_over(root: Place) -> None:
+def test_the_lock_of_a_silent_remote_owner_is_taken_over(root: Place) -> None:
     write_lease(root, owner_elsewhere(age_s=3600))
     assert (held := holder(root)) is not None
     assert not held.alive
@@ -218,7 +220,7 @@ def test_an_owner_elsewhere_that_is_silent_is_taken_over(root: Place) -> None:
         assert now.pid == os.getpid()
 
 
-def test_an_owner_that_ends_while_it_is_watched_is_followed(root: Place) -> None:
+def test_the_lock_is_taken_over_if_the_owner_ends_while_it_is_watched(root: Place) -> None:
     write_lease(root, owner_elsewhere())
     ender = threading.Timer(0.2, lambda: (root / LEASE).unlink())
     ender.start()
@@ -230,14 +232,14 @@ def test_an_owner_that_ends_while_it_is_watched_is_followed(root: Place) -> None
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Of processes that share the tests, SIGINT is ignored."""
+    """Restore the default SIGINT handler: with tests in several processes, the signal is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("how", ["taken over", "deleted"])
-def test_who_lost_the_hold_is_stopped_and_leaves_the_others_alone(
+def test_a_driver_that_lost_its_lock_is_interrupted_and_leaves_the_lease_alone(
     interruptible: None, root: Place, how: str
 ) -> None:
     other = owner_elsewhere()
@@ -247,7 +249,7 @@ def test_who_lost_the_hold_is_stopped_and_leaves_the_others_alone(
             (root / LEASE).unlink()
         else:
             write_lease(root, other)
-        time.sleep(60)  # the work ends as by Ctrl-C, also in the middle of a call that waits
+        time.sleep(60)  # interrupted as by Ctrl-C, even inside a blocking call
 
     started = time.monotonic()
     with pytest.raises(LockError) as error, locked(root, "train", **QUICK):
@@ -258,8 +260,8 @@ def test_who_lost_the_hold_is_stopped_and_leaves_the_others_alone(
     assert read_lease(root) == (other if how == "taken over" else None)
 
 
-def test_work_that_ended_before_the_loss_was_seen_is_told_of_it(root: Place) -> None:
-    """In a thread nothing can be stopped; the end tells."""
+def test_a_lost_lock_is_reported_at_the_end_if_not_before(root: Place) -> None:
+    """Work in a thread cannot be interrupted, so the loss is reported at the end."""
     errors: list[LockError] = []
 
     def work() -> None:
@@ -275,7 +277,7 @@ def test_work_that_ended_before_the_loss_was_seen_is_told_of_it(root: Place) -> 
     assert len(errors) == 1
 
 
-def test_a_storage_out_of_reach_for_a_while_loses_nothing(
+def test_a_temporary_failure_of_the_storage_does_not_lose_the_lock(
     root: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[bool] = []
@@ -294,7 +296,7 @@ def test_a_storage_out_of_reach_for_a_while_loses_nothing(
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"\xff"])
-def test_a_damaged_lease_tells_of_nobody_and_is_written_anew(root: Place, content: bytes) -> None:
+def test_a_damaged_lease_names_no_owner_and_is_rewritten(root: Place, content: bytes) -> None:
     write_text(root / LEASE, "")
     (root / LEASE).write_bytes(content)
     assert holder(root) is None
@@ -311,13 +313,13 @@ def test_a_damaged_lease_tells_of_nobody_and_is_written_anew(root: Place, conten
 @pytest.mark.parametrize(
     "changes", [{"pid": 0}, {"pid": "7"}, {"since": "yesterday"}, {"beat": "2026-01-01T00:00:00"}]
 )
-def test_a_lease_that_makes_no_sense_is_damaged(root: Place, changes: dict[str, Any]) -> None:
+def test_a_lease_with_invalid_values_is_damaged(root: Place, changes: dict[str, Any]) -> None:
     write_text(root / LEASE, json.dumps(asdict(new_owner("run")) | changes))
     with pytest.raises(ValueError, match=r"."):
         read_lease(root)
 
 
-def test_looking_changes_nothing_and_keeps_nobody_out(tmp_path: Path) -> None:
+def test_asking_for_the_owner_changes_nothing_and_blocks_no_driver(tmp_path: Path) -> None:
     with locked(tmp_path, "run"):
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         assert holder(tmp_path) is not None
@@ -333,8 +335,8 @@ def test_looking_changes_nothing_and_keeps_nobody_out(tmp_path: Path) -> None:
     looking.join()
 
 
-def test_a_file_deleted_by_its_last_owner_is_not_taken_for_the_lock(tmp_path: Path) -> None:
-    """Who opened the file before its owner deleted it would lock what no third one will ever see."""
+def test_a_lock_file_deleted_by_its_last_owner_is_not_used(tmp_path: Path) -> None:
+    """A driver that opened the file before its owner deleted it would hold a lock that no other driver can see."""
     first, opened = os.open(tmp_path / LOCK, os.O_RDWR | os.O_CREAT), []
     fcntl.flock(first, fcntl.LOCK_EX)
     real = os.open

@@ -1,4 +1,4 @@
-"""A part is taken for what it was sealed as, with the bytes that it had then, and for nothing else."""
+"""Check that a part counts as present only with the identity and the bytes that it was sealed with."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ def made(root: Place, count: int = 3) -> list[Piece]:
     return [Piece(root / f"part-{n}", n).make() for n in range(count)]
 
 
-def test_what_was_sealed_is_there(root: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sealed_part_is_present(root: Place, caplog: pytest.LogCaptureFixture) -> None:
     assert missing_parts(made(root)) == []
     assert caplog.messages == []
 
 
-def test_what_was_never_made_is_missing_without_a_word(root: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_part_that_was_never_made_is_missing_without_a_log_line(
+    root: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     pieces = [*made(root), Piece(root / "part-9", 9)]
     assert missing_parts(pieces) == pieces[-1:]
     assert caplog.messages == []
@@ -53,7 +55,7 @@ def test_any_changed_byte_breaks_the_seal(root: Place, place: int, caplog: pytes
     assert not is_untouched(pieces[1].path)
 
 
-def test_parts_that_were_exchanged_are_not_taken_for_each_other(root: Place) -> None:
+def test_swapped_parts_are_missing(root: Place) -> None:
     pieces = made(root, 2)
     contents = [(p.path.read_bytes(), seal_of(p.path).read_bytes()) for p in pieces]
     for piece, (content, sealed) in zip(pieces, reversed(contents), strict=True):
@@ -64,14 +66,14 @@ def test_parts_that_were_exchanged_are_not_taken_for_each_other(root: Place) -> 
 
 
 @pytest.mark.parametrize("content", ["", "{", "3", "null", "[]", '{"identity": 1}'])
-def test_a_damaged_seal_is_no_seal(root: Place, content: str) -> None:
+def test_a_damaged_seal_does_not_count(root: Place, content: str) -> None:
     (piece,) = made(root, 1)
     write_text(seal_of(piece.path), content)
     assert not is_sealed(piece.path, piece.identity)
     assert not is_untouched(piece.path)
 
 
-def test_a_part_that_was_killed_before_its_seal_is_not_there(root: Place) -> None:
+def test_a_part_without_its_seal_is_missing(root: Place) -> None:
     (piece,) = made(root, 1)
     seal_of(piece.path).unlink()
     assert missing_parts([piece]) == [piece]

@@ -1,4 +1,4 @@
-"""A key that an older record lacks counts as its default: settings in full against settings in part."""
+"""Check that a key missing from an older record counts as its default when settings are compared."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FULL = {
 
 
 def without(values: dict[str, object], *names: str) -> dict[str, object]:
-    """`values` without keys, as `inner.rate`."""
+    """`values` without the keys `names`, such as `inner.rate`."""
     found = json.loads(json.dumps(values))
     for name in names:
         *groups, key = name.split(".")
@@ -65,7 +65,7 @@ def test_settings_are_written_in_full() -> None:
     "names",
     [["seed"], ["inner.rate"], ["inner.parts"], ["inner.options", "inner.clip"], ["inner"], ["search"]],
 )
-def test_a_key_that_the_record_lacks_counts_as_its_default(names: list[str]) -> None:
+def test_a_key_missing_from_the_record_counts_as_its_default(names: list[str]) -> None:
     assert changes(without(FULL, *names), WHOLE.settings()) == []
 
 
@@ -78,17 +78,17 @@ def test_a_key_that_the_record_lacks_counts_as_its_default(names: list[str]) -> 
         (["inner.parts"], {"inner": {"parts": ["head"]}}, ["inner.parts: ['*'] -> ['head']"]),
         (["inner.clip"], {"inner": {"clip": 1.0}}, ["inner.clip: None -> 1.0"]),
         (["inner.options"], {"inner": {"options": {"decay": 0.5}}}, ["inner.options.decay: None -> 0.5"]),
-        (["name"], {}, ["name: None -> a"]),  # it has no default
+        (["name"], {}, ["name: None -> a"]),  # name has no default
     ],
 )
-def test_a_value_beside_the_default_is_a_change_of_an_older_run(
+def test_a_value_other_than_the_default_differs_from_an_older_record(
     names: list[str], settings: dict[str, object], said: list[str]
 ) -> None:
     present = Whole.model_validate({"name": "a", **settings})
     assert changes(without(FULL, *names), present.settings()) == said
 
 
-def test_a_recorded_value_beside_the_default_is_never_taken_for_it() -> None:
+def test_a_recorded_value_other_than_the_default_differs_from_the_default() -> None:
     recorded = Whole.model_validate({"name": "a", "inner": {"rate": 0.5, "options": {"decay": 0.5}}})
     assert changes(plain(recorded.settings()), WHOLE.settings()) == [
         "inner.options.decay: 0.5 -> None",
@@ -96,12 +96,12 @@ def test_a_recorded_value_beside_the_default_is_never_taken_for_it() -> None:
     ]
 
 
-def test_a_key_that_no_longer_exists_is_a_change_unless_it_was_not_set() -> None:
+def test_a_key_that_no_longer_exists_is_a_change_if_it_was_set() -> None:
     assert changes(FULL | {"gone": 1}, WHOLE.settings()) == ["gone: 1 -> None"]
     assert changes(FULL | {"gone": None}, WHOLE.settings()) == []
 
 
-def test_a_group_that_was_not_there_is_held_against_one_that_is() -> None:
+def test_an_optional_group_that_is_added_or_removed_is_a_change() -> None:
     present = Whole.model_validate({"name": "a", "search": {"trials": 4}})
     assert changes(FULL, present.settings()) == ["search: None -> {'trials': 4, 'seed': 0}"]
     recorded = plain(present.settings())
@@ -109,7 +109,7 @@ def test_a_group_that_was_not_there_is_held_against_one_that_is() -> None:
     assert changes(without(recorded, "search.seed"), present.settings()) == []
 
 
-def test_of_a_group_that_is_recorded_in_part_the_other_keys_play_no_role() -> None:
+def test_keys_excluded_from_a_group_are_not_compared() -> None:
     settings = WHOLE.settings(include={"seed"}) | {
         "inner": WHOLE.inner.settings(exclude={"parts", "options"})
     }
@@ -117,7 +117,7 @@ def test_of_a_group_that_is_recorded_in_part_the_other_keys_play_no_role() -> No
     assert changes({}, settings) == []
 
 
-def test_settings_keep_their_defaults_where_they_are_joined_and_sent_to_a_worker() -> None:
+def test_settings_keep_their_defaults_when_joined_or_pickled() -> None:
     settings = WHOLE.settings(include={"seed", "inner"}) | {"shards": 2}
     for one in (settings, pickle.loads(pickle.dumps(settings))):
         assert isinstance(one, Settings)
@@ -125,7 +125,7 @@ def test_settings_keep_their_defaults_where_they_are_joined_and_sent_to_a_worker
         assert changes({"shards": 1}, one) == ["shards: 1 -> 2"]
 
 
-def test_an_older_stage_is_done_and_refused_for_a_changed_value(tmp_path: Path) -> None:
+def test_an_older_stage_counts_as_done_unless_a_value_changed(tmp_path: Path) -> None:
     write_manifest(tmp_path, stage="mine", config={"inner": {"rate": 0.1}}, inputs={}, files=[])
     before = require_manifest(tmp_path, "").digest
     done = check_done(tmp_path, stage="mine", config=WHOLE.settings(include={"inner"}), inputs={})
@@ -138,7 +138,7 @@ def test_an_older_stage_is_done_and_refused_for_a_changed_value(tmp_path: Path) 
         check_done(tmp_path, stage="mine", config=other.settings(include={"inner"}), inputs={})
 
 
-def test_an_older_stage_that_was_begun_is_gone_on_with_as_it_was_recorded(tmp_path: Path) -> None:
+def test_an_older_unfinished_stage_is_resumed_with_its_recorded_settings(tmp_path: Path) -> None:
     begin(tmp_path, config={"inner": {"rate": 0.1}}, inputs={"train": "1"})
     before = json.loads((tmp_path / BEGUN).read_text())
     begin(tmp_path, config=WHOLE.settings(include={"inner"}), inputs={"train": "1"})
@@ -155,7 +155,7 @@ def test_an_older_stage_that_was_begun_is_gone_on_with_as_it_was_recorded(tmp_pa
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"config": 3, "inputs": {}}', "{"])
-def test_a_mark_without_settings_is_damaged_and_never_all_defaults(tmp_path: Path, text: str) -> None:
+def test_a_begun_file_without_settings_is_damaged_rather_than_all_defaults(tmp_path: Path, text: str) -> None:
     (tmp_path / BEGUN).write_text(text)
     settings = WHOLE.settings(include={"inner"})
     assert as_recorded(tmp_path, settings) == settings

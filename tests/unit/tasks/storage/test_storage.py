@@ -1,4 +1,4 @@
-"""A file here and an object there behave alike: whole or not at all, read as last written, named when they fail."""
+"""Check that local files and remote objects behave alike: written whole or not at all, and named in errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tasks.storage.paths import (
 from tasks.storage.remote import RemotePath, cache_folder
 
 
-def test_what_was_written_is_read(root: Place) -> None:
+def test_a_written_file_is_read_back(root: Place) -> None:
     write_text(root / "a" / "b.txt", "θ")
     assert (root / "a" / "b.txt").read_text(encoding="utf-8") == "θ"
     assert local(root / "a" / "b.txt").read_bytes() == "θ".encode()
@@ -43,7 +43,7 @@ def test_what_was_written_is_read(root: Place) -> None:
     assert not (root / "a").is_file()
 
 
-def test_a_file_that_was_replaced_is_read_anew_though_it_has_the_same_size(root: Place) -> None:
+def test_a_replaced_file_of_the_same_size_is_read_again(root: Place) -> None:
     path = root / "x.bin"
     for content in (b"one", b"two", b"six"):
         with writing(path) as part:
@@ -52,7 +52,7 @@ def test_a_file_that_was_replaced_is_read_anew_though_it_has_the_same_size(root:
         assert path.read_bytes() == content
 
 
-def test_a_mapped_copy_outlives_its_replacement(root: Place) -> None:
+def test_an_open_copy_keeps_its_content_after_the_file_is_replaced(root: Place) -> None:
     path = root / "x.bin"
     with writing(path) as part:
         part.write_bytes(b"before")
@@ -62,7 +62,7 @@ def test_a_mapped_copy_outlives_its_replacement(root: Place) -> None:
         assert stream.read() == b"before"
 
 
-def test_a_block_that_raises_leaves_nothing(root: Place) -> None:
+def test_a_writing_block_that_raises_leaves_no_file(root: Place) -> None:
     (root / "old.txt").parent.mkdir(parents=True, exist_ok=True)
     write_text(root / "old.txt", "old")
 
@@ -79,7 +79,7 @@ def test_a_block_that_raises_leaves_nothing(root: Place) -> None:
     assert not list(cache_folder().rglob("*.tmp")) if isinstance(root, RemotePath) else True
 
 
-def test_missing_files_are_missing(root: Place) -> None:
+def test_a_missing_file_is_reported_as_missing_by_every_function(root: Place) -> None:
     path = root / "none"
     assert (path.exists(), path.is_file(), size_of(path), find(path, "*")) == (False, False, None, [])
     for read in (lambda: path.read_bytes(), lambda: local(path).read_bytes()):
@@ -91,7 +91,7 @@ def test_missing_files_are_missing(root: Place) -> None:
     remove_tree(path)
 
 
-def test_a_tree_is_found_in_order_and_removed_whole(root: Place) -> None:
+def test_files_of_a_tree_are_found_in_order_and_removed_completely(root: Place) -> None:
     for name in ("b/2.json", "b/1.json", "a/c/1.json", "a/1.txt"):
         write_text(root / name, name)
     assert [inside(p, root) for p in find(root, "*.json", deep=True)] == [
@@ -104,7 +104,7 @@ def test_a_tree_is_found_in_order_and_removed_whole(root: Place) -> None:
     assert [inside(p, root) for p in find(root, "*.*", deep=True)] == ["a/1.txt", "a/c/1.json"]
 
 
-def test_lines_are_added(root: Place) -> None:
+def test_lines_are_appended(root: Place) -> None:
     write_text(root / "log", "")
     for line in ("a", "b"):
         append_line(root / "log", line)
@@ -121,7 +121,7 @@ def test_a_line_after_a_torn_one_stands_on_its_own_and_readers_say_that_one_is_d
     assert read_json_lines(root / "log") == ([{"target": "fog"}], 3)
 
 
-def test_tables_are_written_by_their_suffix(root: Place) -> None:
+def test_the_format_of_a_written_table_follows_its_suffix(root: Place) -> None:
     table = pa.table({"x": [1, 2]})
     write_table(root / "t.csv", table)
     write_table(root / "t.parquet", table)
@@ -129,14 +129,14 @@ def test_tables_are_written_by_their_suffix(root: Place) -> None:
     assert pq.read_table(local(root / "t.parquet")).equals(table)
 
 
-def test_a_file_is_copied_from_here_to_there_and_back(root: Place, tmp_path: Path) -> None:
+def test_a_file_is_copied_to_the_storage_and_back(root: Place, tmp_path: Path) -> None:
     (tmp_path / "here").write_bytes(b"abc")
     copy_file(tmp_path / "here", root / "there")
     copy_file(root / "there", tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == b"abc"
 
 
-def test_many_writers_of_one_file_leave_one_of_theirs(root: Place) -> None:
+def test_concurrent_writers_of_a_file_leave_the_whole_content_of_one(root: Place) -> None:
     def write(number: int) -> None:
         with writing(root / "x") as part:
             part.write_bytes(bytes([number]) * 1000)
@@ -148,7 +148,7 @@ def test_many_writers_of_one_file_leave_one_of_theirs(root: Place) -> None:
     assert [p.name for p in find(root, "*")] == ["x"]
 
 
-def test_a_folder_that_is_cleared_away_while_it_is_made_is_made_again(
+def test_a_folder_that_is_removed_while_it_is_created_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, make = 0, os.mkdir
@@ -157,7 +157,7 @@ def test_a_folder_that_is_cleared_away_while_it_is_made_is_made_again(
         nonlocal calls
         calls += 1
         if calls == 1:
-            raise FileExistsError(path)  # there at this look, gone at pathlib's next
+            raise FileExistsError(path)  # the folder exists now, but not at pathlib's next check
         make(path, mode)
 
     monkeypatch.setattr(os, "mkdir", cleared)
@@ -167,7 +167,7 @@ def test_a_folder_that_is_cleared_away_while_it_is_made_is_made_again(
 
 
 @pytest.mark.parametrize("other", ["a file", "a link to nowhere"])
-def test_what_stands_where_a_folder_belongs_is_named(tmp_path: Path, other: str) -> None:
+def test_a_file_or_link_in_place_of_a_folder_is_named(tmp_path: Path, other: str) -> None:
     if other == "a file":
         (tmp_path / "parts").write_text(other)
     else:
@@ -180,12 +180,12 @@ def test_a_copy_is_fetched_once(s3: str) -> None:
     path = place(s3) / "x.bin"
     path.write_bytes(b"abc")
     first = local(path)
-    first.write_bytes(b"xyz")  # had it been fetched again, this would be gone
+    first.write_bytes(b"xyz")  # fetching again would overwrite this
     assert local(path) == first
     assert first.read_bytes() == b"xyz"
 
 
-def test_remote_paths_behave_as_pathlib_names_them() -> None:
+def test_remote_paths_have_the_attributes_of_pathlib() -> None:
     path = place("s3://bucket/a/b.tar/c.parquet")
     assert (path.name, path.stem, path.suffix) == ("c.parquet", "c", ".parquet")
     assert str(path.parent) == "s3://bucket/a/b.tar"
@@ -203,24 +203,24 @@ def test_a_path_without_a_scheme_is_local_and_absolute(
 
 
 @pytest.mark.parametrize("text", ["s3://", "gs:///", "s3://a/../b", "ftp://a/b", "://x"])
-def test_other_addresses_are_refused(text: str) -> None:
+def test_invalid_addresses_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="Give "):
         place(text)
 
 
-def test_a_bucket_that_is_not_there_is_named_with_what_to_look_at(s3: str) -> None:
+def test_a_missing_bucket_is_named_with_the_settings_to_check(s3: str) -> None:
     path = place("s3://no-such-bucket/x")
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/x .*AWS_ENDPOINT_URL.*again"):
         write_text(path, "x")
 
 
-def test_an_upload_that_fails_leaves_nothing_to_be_taken_for_it(s3: str) -> None:
+def test_a_failed_upload_leaves_no_temporary_file(s3: str) -> None:
     with pytest.raises(StorageError), writing(place("s3://no-such-bucket/x")) as part:
         part.write_bytes(b"abc")
     assert not list(cache_folder().rglob("*.tmp"))
 
 
-def test_a_table_is_read_back_and_a_torn_or_absent_one_is_named(root: Place) -> None:
+def test_a_table_is_read_back_and_a_truncated_or_missing_one_is_named(root: Place) -> None:
     path = root / "table.parquet"
     with pytest.raises(DataError, match="does not exist"):
         read_table(path, "Make it again.")
