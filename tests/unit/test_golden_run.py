@@ -1,4 +1,4 @@
-"""Two recordings are compared to the last bit, and what may differ is left out."""
+"""Check that two recordings are compared to the last bit, except for what may differ."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def edit_json(path: Path, edit: Callable[[Any], None]) -> None:
 
 
 def write_weights(path: Path, values: list[float], *, seconds: float, metadata: dict[str, str]) -> None:
-    """A safetensors file of two tensors, with its metadata in the given order."""
+    """Write a safetensors file of two tensors, with its metadata in the given order."""
     tensors = {"fc.weight": np.array(values, np.float32), "spent.seconds": np.array([seconds], np.float32)}
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
@@ -58,7 +58,7 @@ def replace(path: Path, old: str, new: str) -> None:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A recording with a file of every kind that the tests change."""
+    """A recording with one file of each kind that the tests change."""
     folder = tmp_path / "old"
     for name in (WEIGHTS, TABLE, SAID, INSPECTED, JUDGED):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def old(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def new(old: Path, tmp_path: Path) -> Path:
-    """The same, recorded elsewhere with another checkout: what may differ does."""
+    """A copy of the recording in another folder, with the paths of that folder."""
     folder = Path(shutil.copytree(old, tmp_path / "another" / "new"))
     for path in (folder / "recording.json", folder / RESULT, folder / SAID, folder / INSPECTED):
         replace(path, str(old), str(folder))
@@ -124,7 +124,9 @@ def test_equal_recordings_have_no_difference(
     assert capsys.readouterr().out == "no difference\n"
 
 
-def test_a_changed_bit_of_a_weight_is_found(old: Path, new: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_bit_of_a_weight_is_reported(
+    old: Path, new: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = bytearray((new / WEIGHTS).read_bytes())
     content[-8] ^= 1  # the lowest bit of the last weight; the seconds come after it
     (new / WEIGHTS).write_bytes(content)
@@ -132,21 +134,21 @@ def test_a_changed_bit_of_a_weight_is_found(old: Path, new: Path, capsys: pytest
     assert capsys.readouterr().out.startswith(f"{WEIGHTS}: fc.weight: 'F32 [2], digest ")
 
 
-def test_order_of_metadata_and_seconds_among_the_tensors_do_not_count(old: Path, new: Path) -> None:
+def test_the_order_of_metadata_and_a_tensor_of_seconds_are_ignored(old: Path, new: Path) -> None:
     write_weights(new / WEIGHTS, [1.0, 2.0], seconds=9.5, metadata={"data": "b", "model": "a"})
     assert compare(old, new) == []
     write_weights(new / WEIGHTS, [1.0, 2.0], seconds=9.5, metadata={"data": "b", "model": "c"})
     assert compare(old, new) == [f"{WEIGHTS}: metadata.model: 'a' -> 'c'"]
 
 
-def test_weights_that_are_cut_are_found(old: Path, new: Path) -> None:
+def test_truncated_weights_are_reported(old: Path, new: Path) -> None:
     (new / WEIGHTS).write_bytes((new / WEIGHTS).read_bytes()[:6])
     (found,) = compare(old, new)
     assert found.startswith(f"{WEIGHTS}: cannot be read")
 
 
 @pytest.mark.parametrize("side", ["old", "new"])
-def test_a_missing_file_is_found_on_either_side(old: Path, new: Path, side: str) -> None:
+def test_a_file_missing_on_either_side_is_reported(old: Path, new: Path, side: str) -> None:
     ((new if side == "old" else old) / WEIGHTS).unlink()
     assert compare(old, new) == [f"{WEIGHTS}: only in the {side} recording"]
 
@@ -166,7 +168,7 @@ def test_a_missing_file_is_found_on_either_side(old: Path, new: Path, side: str)
         (JUDGED, "0.8", "0.69", "clean: 0.800 -> 0.690, more than 10 points"),
     ],
 )
-def test_a_changed_figure_is_found(
+def test_a_changed_figure_is_reported(
     old: Path, new: Path, name: str, before: str, after: str, says: str
 ) -> None:
     replace(new / name, before, after)
@@ -176,7 +178,7 @@ def test_a_changed_figure_is_found(
     assert found[0].startswith(f"{name}: {says}")
 
 
-def test_a_changed_value_or_type_of_a_parquet_column_is_found(old: Path, new: Path) -> None:
+def test_a_changed_value_or_type_of_a_parquet_column_is_reported(old: Path, new: Path) -> None:
     table = pq.read_table(new / SAMPLES)
     changed = table.set_column(1, "after", pa.array([3, 5]))
     pq.write_table(changed, new / SAMPLES)
@@ -205,14 +207,14 @@ def test_a_changed_value_or_type_of_a_parquet_column_is_found(old: Path, new: Pa
         (JUDGED, "0.8", "0.71"),
     ],
 )
-def test_seconds_order_of_lines_and_digests_of_what_holds_seconds_do_not_count(
+def test_seconds_order_of_lines_and_digests_of_files_with_seconds_are_ignored(
     old: Path, new: Path, name: str, before: str, after: str
 ) -> None:
     replace(new / name, before, after)
     assert compare(old, new) == []
 
 
-def test_a_setting_that_old_commits_left_out_counts_as_its_default_alone(old: Path, new: Path) -> None:
+def test_a_setting_missing_from_an_old_recording_equals_only_its_default(old: Path, new: Path) -> None:
     edit_json(new / RESULT, lambda content: content["config"]["task"].update(clean_support=0))
     edit_json(new / RESULT, lambda content: content["config"]["repair"].update(interpolate=[1.0]))
     assert compare(old, new) == []
@@ -220,16 +222,16 @@ def test_a_setting_that_old_commits_left_out_counts_as_its_default_alone(old: Pa
     assert compare(old, new) == [f"{RESULT}: config.task.clean_support: only in the new: 4"]
 
 
-def test_a_stage_may_have_another_digest_if_its_users_name_the_same_stage(old: Path, new: Path) -> None:
+def test_a_stage_may_have_another_digest_if_its_users_refer_to_the_same_stage(old: Path, new: Path) -> None:
     other = "89abcdef0123456789abcdef"
     replace(new / INSPECTED, META_DIGEST, other)
-    (found,) = compare(old, new)  # the manifest still names the digest that no stage has any longer
+    (found,) = compare(old, new)  # the manifest still has the old digest, which no stage has now
     assert found.startswith(f"{MANIFEST}: inputs.meta: '<result of first/meta/fog>' -> ")
     replace(new / MANIFEST, META_DIGEST, other)
     assert compare(old, new) == []
 
 
-def test_every_case_has_a_name_of_its_own_and_every_exception_a_reason() -> None:
+def test_every_case_has_a_unique_name_and_every_exception_has_a_reason() -> None:
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
     assert all(reason for reason in (*IGNORED_KEYS.values(), *LEFT_OUT.values()))

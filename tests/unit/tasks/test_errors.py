@@ -1,4 +1,4 @@
-"""An error says what was observed: a file that is refused is not called damaged."""
+"""Check that an error states what was observed: a file that cannot be opened is not called damaged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 from tasks.errors import unreadable
 
 
-def test_a_file_that_the_system_refuses_is_not_called_damaged() -> None:
+def test_a_file_that_cannot_be_opened_is_not_called_damaged() -> None:
     assert unreadable("a.json", PermissionError(errno.EACCES, "Permission denied")) == (
         "a.json cannot be read (Permission denied)"
     )
