@@ -17,7 +17,7 @@ from tasks.corruptions import CORRUPTIONS, corrupt
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_benchmark_times_every_corruption_and_keeps_its_keys(tmp_path, capsys):
+def test_the_benchmark_times_every_corruption_and_reports_its_figures(tmp_path, capsys):
     out = tmp_path / "figures.json"
     cores = _cores()
     corruptions.main(["--smoke", "--json", str(out), "--without", "imagecorruptions"])

@@ -13,7 +13,7 @@ from tasks.distances.frechet import frechet_distance, moments
 
 
 @pytest.mark.slow
-def test_the_benchmark_keeps_its_keys_and_both_networks_agree(tmp_path, capsys):
+def test_the_benchmark_reports_its_figures_and_both_networks_agree(tmp_path, capsys):
     out = tmp_path / "figures.json"
     features.main(["--smoke", "--json", str(out)])
     figures = json.loads(out.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from metarepair.models.build import DeployedModel
 
 
 @pytest.mark.slow
-def test_the_benchmark_keeps_its_keys_and_the_ways_agree(
+def test_the_benchmark_reports_its_figures_and_both_ways_agree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures.json"

@@ -16,7 +16,7 @@ from tasks.datasets import DataSource, load_dataset
 from tasks.experiences.corrupted_images import corrupted_images
 
 
-def test_multiply_adds_are_those_of_convolutions_and_matrices() -> None:
+def test_multiply_adds_of_convolutions_and_matrices_are_counted() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten())
     head = nn.Linear(8 * 6 * 6, 5)
     whole = nn.Sequential(module, head)

@@ -43,9 +43,8 @@ def training(**changes: float) -> Training:
 def simulated_ring(size_bytes: float, workers: int, link: Link) -> float:
     """Seconds of a simulated ring: each rank sends a chunk and receives one until all ranks have every sum."""
     clocks = [0.0] * workers
-    holds = [
-        {chunk: {rank} for chunk in range(workers)} for rank in range(workers)
-    ]  # ranks whose values are in each chunk
+    # The ranks whose values are in each chunk of each rank.
+    holds = [{chunk: {rank} for chunk in range(workers)} for rank in range(workers)]
     step = 0
     while any(len(parts) < workers for held in holds for parts in held.values()):
         arrive = [t + size_bytes / workers / link.bytes_per_s + link.latency_s for t in clocks]
@@ -67,9 +66,8 @@ def test_trees_are_used_only_where_they_are_faster() -> None:
     link = Link(name="x", bytes_per_s=1e9, latency_s=1e-3, trees=True)
     ring = Link(name="x", bytes_per_s=1e9, latency_s=1e-3)
     assert all_reduce_s(1e6, 512, link) < all_reduce_s(1e6, 512, ring) / 10  # latency dominates
-    assert all_reduce_s(1e9, 2, link) == all_reduce_s(
-        1e9, 2, ring
-    )  # bytes dominate: a ring of two sends half
+    # Size dominates: a ring of two sends half.
+    assert all_reduce_s(1e9, 2, link) == all_reduce_s(1e9, 2, ring)
 
 
 def test_efficiency_is_one_on_one_worker_and_falls_with_every_doubling() -> None:

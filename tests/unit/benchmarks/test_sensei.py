@@ -11,7 +11,7 @@ from benchmarks import sensei
 
 
 @pytest.mark.slow
-def test_the_benchmark_keeps_its_keys_and_both_ways_agree(
+def test_the_benchmark_reports_its_figures_and_both_ways_agree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures.json"

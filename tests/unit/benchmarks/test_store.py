@@ -14,7 +14,7 @@ from tasks.experiences.failure_file import read_failures
 from tasks.records import Experience
 
 
-def test_the_benchmark_keeps_its_keys(
+def test_the_benchmark_reports_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures.json"

@@ -49,9 +49,8 @@ def test_classes_are_english_names_in_the_order_of_sorted_ids(source: DataSource
     info = dataset_info(source)
     assert info.classes == ("goldfish", "cardigan (n02)", "cardigan (n03)")
     assert (info.image_size, info.corruption_table) == (64, "tinyimagenet")
-    assert (
-        dataset_info(DataSource(name="tinyimagenet", root=str(folder))) == info
-    )  # the folder itself may be the root
+    # The folder itself may be the root.
+    assert dataset_info(DataSource(name="tinyimagenet", root=str(folder))) == info
 
 
 def test_the_labels_of_both_splits_match_their_images(source: DataSource) -> None:

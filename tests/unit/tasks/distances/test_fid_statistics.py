@@ -168,9 +168,8 @@ def test_fid_infinity_is_the_least_squares_line_through_distances_of_half_to_all
     found = fid_infinity(x_ND, y_ND, seed=4)
     assert found.sizes_P[0] == 20
     assert found.sizes_P[-1] == 41
-    assert found.distances_P[-1] == pytest.approx(
-        found.distance, rel=1e-9
-    )  # all rows, so independent of the draw
+    # The last point has all rows, so it does not depend on the draw.
+    assert found.distances_P[-1] == pytest.approx(found.distance, rel=1e-9)
     (slope, limit), covariance = np.polyfit(1.0 / found.sizes_P, found.distances_P, 1, cov=True)
     assert found.limit == pytest.approx(limit, rel=1e-9)
     assert found.slope == pytest.approx(slope, rel=1e-9)
