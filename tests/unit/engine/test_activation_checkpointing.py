@@ -1,4 +1,4 @@
-"""A net under activation checkpointing has the gradients of the plain net."""
+"""A net with activation checkpointing has the gradients of the plain net."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODES = ("frozen", "adapt", "batch")
 
 
 class Net(nn.Module):
-    """Batch norm, a replaced activation and dropout, within a checkpoint or plainly."""
+    """Batch norm, a replaced activation and dropout, with or without a checkpoint."""
 
     def __init__(self, *, checkpointed: bool, reentrant: bool = False) -> None:
         super().__init__()
@@ -104,8 +104,8 @@ def test_the_meta_gradient_of_a_timm_net_does_not_depend_on_its_checkpointing() 
 
 
 @pytest.mark.parametrize("order", ["first", "second"])
-def test_a_re_entrant_checkpoint_is_refused_in_torchs_own_words(order: Any) -> None:
+def test_a_reentrant_checkpoint_is_refused_with_torchs_own_message(order: Any) -> None:
     net = net_of("frozen", checkpointed=True, reentrant=True)
     with pytest.raises(ConfigError, match=r"cannot differentiate Net .*use_reentrant") as refused:
         task_gradient(net, net.parameters(), net.buffers(), TASK, order=order)
-    assert "order: first" not in str(refused.value)  # it would not help
+    assert "order: first" not in str(refused.value)  # first order would not help

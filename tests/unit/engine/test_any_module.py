@@ -1,4 +1,4 @@
-"""The meta-gradient of modules that share, write, drop and return as they like; and arguments that are refused."""
+"""Test the meta-gradient of unusual modules (shared weights, in-place writes, dropout), and refused arguments."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def gradient(net: FunctionalNet, **options: Any) -> TaskGradient:
 
 
 class Shared(nn.Module):
-    """One activation under two names, one norm under two names, and one weight in two layers."""
+    """Registers one activation and one norm under two names each, and ties one weight between two layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Shared(nn.Module):
 
 
 class Writing(nn.Module):
-    """Moves a mean and counts its calls, in place and by assignment."""
+    """Updates a running mean and a call counter, in place and by assignment."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def test_replaced_functions_have_the_values_of_torchs() -> None:
 
 
 class Doubled(torch.autograd.Function):
-    """2 x, whose backward pass goes through a function of the test's choice."""
+    """Computes 2x; the test chooses the function that the backward pass uses."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, backward: Any) -> Tensor:
@@ -181,7 +181,7 @@ class Doubled(torch.autograd.Function):
 
 
 class Failing(torch.autograd.Function):
-    """Doubles the gradient; its own derivative raises."""
+    """Doubles the gradient; its backward pass raises `error`."""
 
     error: Exception
 
@@ -218,7 +218,9 @@ ERRORS = [
 
 @pytest.mark.parametrize("memory", ["graph", "recompute", 1, "auto"])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[:20])
-def test_a_layer_without_second_derivative_is_refused_in_any_words(memory: Any, error: Exception) -> None:
+def test_a_layer_without_second_derivative_is_refused_whatever_its_error_says(
+    memory: Any, error: Exception
+) -> None:
     Failing.error = error
     net = functional(odd(Failing.apply))
     with pytest.raises(ConfigError, match=r"Sequential has a first derivative.*order: first") as refused:
@@ -269,7 +271,7 @@ def test_a_forward_pass_without_gradients_is_refused(order: Any) -> None:
 
 
 class Permuted(nn.Module):
-    """Holds its classes' order as an integer parameter, and a frozen scale."""
+    """Holds the order of its classes as an integer parameter, and a frozen scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -308,7 +310,7 @@ def test_a_net_whose_chosen_parts_are_all_frozen_is_refused() -> None:
 
 
 class Remembering(nn.Linear):
-    """Keeps what it last saw, as nets with hooks for their features do."""
+    """Stores its last input, as nets with feature hooks do."""
 
     seen: Tensor
 
@@ -317,7 +319,7 @@ class Remembering(nn.Linear):
         return self.seen
 
 
-def test_what_a_forward_pass_keeps_in_the_module_is_gone_after_it() -> None:
+def test_tensors_that_a_forward_pass_stores_in_the_module_are_removed_afterwards() -> None:
     net = functional(on(Remembering(48, 3).double()))
     gradient(net)
     adapt(net, net.parameters(), {}, TASK.support)
@@ -350,7 +352,7 @@ def plain(**rule: Any) -> FunctionalNet:
         {"parts": (1,)},
     ],
 )
-def test_a_rule_that_cannot_be_meant_is_refused(rule: dict[str, Any]) -> None:
+def test_an_invalid_inner_rule_is_refused(rule: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=rf"{next(iter(rule))}=.*must be"):
         plain(**rule)
 
@@ -372,19 +374,19 @@ def test_a_rule_that_cannot_be_meant_is_refused(rule: dict[str, Any]) -> None:
         ({"task": TaskBatch(support=batch(1), query=batch(2, 0))}, "query batch has 0 images"),
     ],
 )
-def test_a_call_that_cannot_be_meant_is_refused(options: dict[str, Any], match: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises((ConfigError, DataError), match=match):
         gradient(plain(), **options)
 
 
-def test_an_outer_loss_that_cannot_be_meant_is_refused() -> None:
+def test_an_invalid_outer_loss_is_refused() -> None:
     with pytest.raises(ConfigError, match="clean_weight=2"):
         OuterLoss(clean_weight=2.0)
     with pytest.raises(ConfigError, match="step_weights=nan"):
         OuterLoss(step_weights=(float("nan"), 1.0))
 
 
-def test_states_and_factors_must_be_the_nets() -> None:
+def test_states_and_factors_must_match_the_net() -> None:
     net = plain(learned_rates=True)
     own, factors = net.parameters(), net.rate_factors()
     with pytest.raises(ConfigError, match=r"factors has no '1\.weight'"):
@@ -421,7 +423,7 @@ def test_gradients_are_on_inside_and_inference_mode_is_refused() -> None:
         gradient(net)
 
 
-def test_auto_picks_a_memory_mode_and_says_so() -> None:
+def test_auto_picks_a_memory_mode_and_logs_it() -> None:
     net = plain()
     found = gradient(net, memory="auto")
     assert "of 2 inner steps" in found.memory
@@ -450,7 +452,7 @@ def test_both_heads_of_a_distilled_net_are_its_head() -> None:
     assert adapted_names(module, ("head",)) == ("heads.0.weight", "heads.0.bias", "heads.1.weight")
 
 
-def test_a_head_without_parameters_is_said_to_be_one() -> None:
+def test_a_head_without_parameters_is_refused() -> None:
     with pytest.raises(ConfigError, match="its head, Identity, has no parameters"):
         adapted_names(Headed(nn.Identity()), ("head",))
 

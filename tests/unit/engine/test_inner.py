@@ -1,4 +1,4 @@
-"""The inner loop: its rules against torch.optim.SGD, what batch norm and dropout see, and bfloat16."""
+"""Test the inner loop: its update rules against torch.optim.SGD, batch norm, dropout and bfloat16."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def gap(a: State, b: State) -> float:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 @pytest.mark.parametrize("parts", [("*",), ("head",)])
-def test_the_rule_is_that_of_torch_optim(momentum: float, decay: float, parts: tuple[str, ...]) -> None:
+def test_the_update_rule_equals_torch_optim_sgd(
+    momentum: float, decay: float, parts: tuple[str, ...]
+) -> None:
     net = net_of(small(), momentum=momentum, weight_decay=decay, parts=parts)
     found, _ = adapt(net, net.parameters(), net.buffers(), batch())
     module = small().eval()
@@ -107,7 +109,7 @@ def query_loss(net: FunctionalNet, given: Batch, parameters: State | None = None
 
 
 @pytest.mark.parametrize("mode", ["frozen", "adapt"])
-def test_a_querys_answer_does_not_depend_on_its_batch(mode: str) -> None:
+def test_the_logits_of_a_query_do_not_depend_on_its_batch(mode: str) -> None:
     net, whole = net_of(small(), batch_norm=mode), batch(size=12)
     losses = [
         query_loss(net, Batch(images_BCHW=whole.images_BCHW[i : i + 1], labels_B=whole.labels_B[i : i + 1]))
@@ -123,7 +125,7 @@ def dropping(**rule: Any) -> FunctionalNet:
     return net_of(module, dropout=True, **rule)
 
 
-def test_masks_are_of_the_task_and_the_step() -> None:
+def test_dropout_masks_depend_on_the_task_and_the_step() -> None:
     net = dropping()
 
     def loss(seed: int, step: int) -> float:
@@ -147,7 +149,7 @@ def test_dropout_leaves_torchs_generator_and_the_module_as_they_were() -> None:
     assert not any(m.training for m in net.module.modules())
 
 
-def test_queries_are_not_dropped() -> None:
+def test_queries_are_computed_without_dropout() -> None:
     on, off = dropping(), net_of(dropping().module)
     assert query_loss(on, batch()) == query_loss(off, batch(), on.parameters())
 

@@ -1,4 +1,4 @@
-"""`memory: auto`: what it measures, what it picks, and how the modes' memory grows with the inner steps."""
+"""Test `memory: auto`: its measurements, its choice, and how memory grows with the inner steps in each mode."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def task(size: int = 32) -> TaskBatch:
 
 
 def allocated_peak(work: Callable[[], object]) -> int:
-    """The most bytes that torch's CPU allocator held for `work`, from its own record of every allocation."""
+    """Return the peak bytes that torch's CPU allocator held during `work`, from the profiler's allocation records."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         kept = work()
@@ -51,7 +51,7 @@ def peak(steps: int, memory: Memory | int) -> int:
     return allocated_peak(lambda: task_gradient(one, one.parameters(), one.buffers(), given, memory=memory))
 
 
-def test_recompute_grows_by_the_parameters_alone() -> None:
+def test_recompute_adds_only_the_parameters_for_each_step() -> None:
     theta = sum(v.numel() * v.element_size() for v in net().parameters().values())
     peaks = [peak(steps, "recompute") for steps in range(1, 12)]
     for fewer, more in pairwise(peaks[1:]):
@@ -64,7 +64,7 @@ def test_a_kept_graph_costs_what_the_dry_step_says() -> None:
     theta = sum(v.numel() * v.element_size() for v in one.parameters().values())
     for kept in (2, 4, 6):
         assert (peak(8, kept + 1) - peak(8, kept)) == pytest.approx(graph, abs=2 * theta)
-    assert graph > 3 * theta  # or the test shows nothing
+    assert graph > 3 * theta  # otherwise the test shows nothing
 
 
 def test_the_plan_keeps_as_many_graphs_as_fit() -> None:
@@ -89,7 +89,7 @@ def test_what_a_plan_needs_stays_below_what_is_free(graphs: int) -> None:
     assert peak(4, plan.kept) < free
 
 
-def test_the_plan_says_what_and_why() -> None:
+def test_the_plan_states_its_choice_and_the_reason() -> None:
     one, given = net(4), task()
     reason = plan_memory(one, one.parameters(), one.buffers(), given.support, free_bytes=10**12).reason
     assert reason.startswith("graph, of 4 inner steps: a graph takes ")
@@ -135,13 +135,13 @@ V1 = {
         ({}, None),
     ],
 )
-def test_free_memory_is_the_least_of_machine_and_group(
+def test_free_memory_is_the_smaller_of_machine_and_cgroup(
     tmp_path: Path, files: dict[str, str], mib: int | None
 ) -> None:
     found = free_bytes(torch.device("cpu"), root=write(tmp_path, files))
     assert found == (None if mib is None else mib * MIB)
 
 
-def test_processes_share_what_is_free(tmp_path: Path) -> None:
+def test_processes_share_the_free_memory(tmp_path: Path) -> None:
     root = write(tmp_path, MEMINFO)
     assert free_bytes(torch.device("cpu"), processes=4, root=root) == 500 * MIB

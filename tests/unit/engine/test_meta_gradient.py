@@ -1,4 +1,4 @@
-"""The meta-gradient against central finite differences in float64, and its modes against each other."""
+"""Test the meta-gradient against central finite differences in float64, and its modes against each other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LayerScale(nn.Module):
 
 
 def uneven(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    """Stored statistics that are unlike a batch's."""
+    """Return a batch norm whose stored statistics differ from those of any batch."""
     norm.running_mean = torch.randn(norm.num_features) * 0.2
     norm.running_var = torch.rand(norm.num_features) + 0.5
     return norm
@@ -93,7 +93,7 @@ def functional(net: str = "convolution", mode: BatchNormMode = "adapt", **rule: 
 
 
 def uneven_factors(net: FunctionalNet) -> State:
-    """Factors of learned rates that differ by tensor and step; none where the rule has none."""
+    """Return learned rate factors that differ by tensor and step, or {} if the rule learns no rates."""
     if not net.rule.learned_rates:
         return {}
     generator = torch.Generator().manual_seed(9)
@@ -102,7 +102,7 @@ def uneven_factors(net: FunctionalNet) -> State:
 
 
 def recorded(net: FunctionalNet, factors: State) -> dict[int, State]:
-    """The buffers after each number of steps at the module's own parameters."""
+    """Return the buffers after each number of steps, starting from the module's own parameters."""
     found = {}
     for steps in range(1, net.rule.steps + 1):
         shorter = FunctionalNet(net.module, replace(net.rule, steps=steps))
@@ -119,7 +119,7 @@ def all_of(found: TaskGradient) -> Tensor:
 
 
 def directions(size: int, count: int | None) -> Iterator[Tensor]:
-    """Every axis, or some random unit vectors."""
+    """Return every axis, or `count` random unit vectors."""
     if count is None:
         yield from torch.eye(size, **DOUBLE)
         return
@@ -128,7 +128,7 @@ def directions(size: int, count: int | None) -> Iterator[Tensor]:
 
 
 def worst_error(net: FunctionalNet, outer: OuterLoss | None = None, *, count: int | None = None) -> float:
-    """Of all memory modes: the gradient's distance to central differences of the loss, relative in norm."""
+    """Return the largest relative distance, over all memory modes, of the gradient from central differences."""
     factors, outer = uneven_factors(net), outer or OuterLoss()
     start = net.parameters() | {f"factor {k}": v for k, v in factors.items()}
     replayed, parts = recorded(net, factors), task(clean=outer.clean_weight > 0)
@@ -150,7 +150,7 @@ def worst_error(net: FunctionalNet, outer: OuterLoss | None = None, *, count: in
 
     middle, step = flatten(start), 1e-5
     axes = list(directions(len(middle), count))
-    # The loss does not depend on the order; first is the quickest way to it.
+    # The loss does not depend on the order; first order is the fastest way to compute it.
     slopes = [
         (at(middle + step * d, order="first").loss - at(middle - step * d, order="first").loss) / (2 * step)
         for d in axes
@@ -230,7 +230,7 @@ def test_first_order_differs_measurably_from_second_order(mode: BatchNormMode) -
     assert relative(first, second) > 0.02
 
 
-def test_frozen_statistics_are_the_given_ones_in_every_memory_mode() -> None:
+def test_frozen_statistics_stay_as_given_in_every_memory_mode() -> None:
     net = functional(mode="frozen")
     moved = {k: v + 0.7 if k.endswith("running_mean") else v for k, v in net.buffers().items()}
     found = [
@@ -255,7 +255,7 @@ def test_first_order_is_the_query_gradient_at_the_adapted_parameters() -> None:
     assert relative(flatten(found.gradient), query_gradient(net)) < 1e-12
 
 
-def test_reptile_is_the_way_that_adaptation_went() -> None:
+def test_reptile_is_the_change_of_parameters_by_adaptation() -> None:
     net = functional(momentum=0.5)
     adapted, _ = adapt(net, net.parameters(), net.buffers(), task().support)
     found = task_gradient(net, net.parameters(), net.buffers(), task(), order="reptile")

@@ -1,4 +1,4 @@
-"""The meta-gradient of timm's nets in float32 against the same in float64."""
+"""Compare the meta-gradients of timm's nets in float32 and float64."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from metarepair.engine.vectors import flatten
 
 
 def timm_gradient(name: str, dtype: torch.dtype, **options: Any) -> Tensor:
-    """A timm net's meta-gradient at 32 px (its own size, if that is fixed).
+    """Return the meta-gradient of a timm net at 32 px, or at the net's own size if that is fixed.
 
-    A small rate: where a task is learned by heart its loss is near zero, below what float32 resolves.
+    The rate is small: a memorised task has a loss near zero, below the resolution of float32.
     """
     torch.manual_seed(0)
     module = timm.create_model(name, num_classes=3, **options).to(dtype)
@@ -34,8 +34,8 @@ def timm_gradient(name: str, dtype: torch.dtype, **options: Any) -> Tensor:
     return flatten(found.gradient).double()
 
 
-# Without kinks: at random weights one rounding flips a ReLU or a maximum, and a single gradient of plain
-# DenseNet-121 then differs by 1e-2 between float32 and float64 (docs/log.md).
+# Smooth activations: at random weights a rounding error can flip a ReLU or a maximum, and then even a
+# single gradient of plain DenseNet-121 differs by 1e-2 between float32 and float64 (docs/log.md).
 SMOOTH = {"densenet121": {"act_layer": "silu"}, "convnext_tiny": {}, "test_vit": {}}
 
 
