@@ -1,4 +1,4 @@
-"""Correlations of gain and distance against SciPy, closed forms, enumeration, and relations that were planted."""
+"""Test correlations of gain and distance against SciPy, closed forms, enumeration and planted relations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = ("gaussian_noise", "shot_noise", "glass_blur", "snow", "fog", "contrast"
 
 
 def made_matrices(count: int = 12, *, key: str = "matrices") -> tuple[Floats, Floats]:
-    """Distances of points on a line (with a target's own noise), and gains that have nothing to do with them."""
+    """Return noisy distances between points on a line, and gains that are unrelated to them."""
     generator = keyed_generator(key, count)
     places_C, others_C = generator.normal(size=(2, count))
     distances = np.abs(places_C[:, None] - places_C) + 0.1 * generator.random((count, count))
@@ -63,7 +63,7 @@ def test_spearman_is_scipys_row_by_row_with_ties() -> None:
     np.testing.assert_allclose(spearman(x, y), expected, atol=1e-12)
 
 
-def test_spearman_leaves_out_pairs_of_which_one_is_missing() -> None:
+def test_spearman_leaves_out_pairs_with_a_missing_value() -> None:
     x, y = keyed_generator("xy").normal(size=(2, 9))
     expected = spearmanr(x[2:8], y[2:8]).statistic
     x[:2], y[8] = np.nan, np.nan
@@ -77,13 +77,13 @@ def test_values_that_differ_by_rounding_are_tied() -> None:
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_a_planted_monotone_relation_is_found_whole(name: str) -> None:
+def test_a_planted_monotone_relation_has_correlation_minus_one(name: str) -> None:
     angles_C = 2 * np.pi * np.arange(12) / 12  # on a circle, so that all targets have the same mean
     distances = np.abs(np.exp(1j * angles_C[:, None]) - np.exp(1j * angles_C))
     found = correlate(STATISTICS[name], distances, np.exp(-distances), seed=0, resamples=200)
     assert found.rho == pytest.approx(-1)
     assert found.high is not None
-    # A resample's targets no longer have the same mean, so there subtracting it disturbs the order a little.
+    # In a resample the targets no longer share one mean, so subtracting it disturbs the order a little.
     assert found.high < -0.8 if name == "less_target_means" else found.high == pytest.approx(-1)
     assert found.p == pytest.approx(1 / 201)
 
@@ -98,7 +98,7 @@ def test_where_there_is_no_relation_the_interval_covers_0(name: str) -> None:
     assert sum(small) <= 6
 
 
-def test_how_hard_a_target_is_does_not_hide_the_relation_within_it() -> None:
+def test_the_difficulty_of_a_target_does_not_hide_the_relation_within_it() -> None:
     distances, _ = made_matrices()
     gains = -0.01 * distances + 10 * keyed_generator("hard").permutation(len(distances))
     d, g = different(distances), different(gains)
@@ -107,7 +107,7 @@ def test_how_hard_a_target_is_does_not_hide_the_relation_within_it() -> None:
     assert float(within_targets(d, g)) == pytest.approx(-1)
 
 
-def test_the_interval_is_of_all_pairs_of_different_drawn_corruptions() -> None:
+def test_the_interval_uses_all_pairs_of_different_resampled_corruptions() -> None:
     distances, gains = made_matrices(7)
     found = correlate(over_all_pairs, distances, gains, seed=3, resamples=50)
     draws = keyed_generator("hypothesis-bootstrap", 3).integers(7, size=(50, 7))
@@ -118,7 +118,7 @@ def test_the_interval_is_of_all_pairs_of_different_drawn_corruptions() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])))
 
 
-def test_p_is_the_share_of_renamed_corruptions_that_correlate_as_strongly() -> None:
+def test_p_is_the_share_of_permutations_of_corruptions_that_correlate_as_strongly() -> None:
     distances, gains = made_matrices(5)
     d, g = different(distances), different(gains)
     every = [float(over_all_pairs(d[np.ix_(p, p)], g)) for p in map(list, permutations(range(5)))]
@@ -172,7 +172,7 @@ def test_gains_that_are_all_equal_have_no_correlation_and_still_make_json() -> N
     assert scatter(replace(study, gains_SCC=np.zeros_like(study.gains_SCC)), summary)
 
 
-def test_the_summary_says_what_the_matrices_say() -> None:
+def test_the_summary_agrees_with_the_matrices() -> None:
     study = made_study()
     summary = summarise(study, seed=0)
     gains, distances = study.gains_SCC.mean(axis=0), study.distances_CC
@@ -213,7 +213,7 @@ def test_one_seed_has_no_spread() -> None:
     assert pairs_table(made_study(seeds=(5,)))["gain_sd"].null_count == 30
 
 
-def test_the_table_for_a_person_names_every_target_and_the_distance() -> None:
+def test_the_printed_table_names_every_target_and_the_distance() -> None:
     summary = summarise(made_study(), seed=0)
     text = describe(summary)
     assert "Fréchet distance in the deployed DNN's features" in text
@@ -226,7 +226,7 @@ def test_the_table_for_a_person_names_every_target_and_the_distance() -> None:
 
 
 def orange_below_the_legend(study: Study) -> int:
-    """Pixels in the colour of pairs of one category; the legend itself is above them."""
+    """Count the pixels in the colour of same-category pairs, below the legend."""
     picture = Image.open(io.BytesIO(scatter(study, summarise(study, seed=0)))).convert("RGB")
     return int((np.asarray(picture)[50:] == (0xD5, 0x5E, 0x00)).all(axis=-1).sum())
 

@@ -1,4 +1,4 @@
-"""D_fail is read off the predictions on the corrupted set, where its images are those; calibration is of the whole."""
+"""Test that D_fail reuses the predictions on the corrupted set where its images are the same, and calibration."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def deployed() -> DeployedModel:
 
 @pytest.fixture(scope="module")
 def models(deployed: DeployedModel) -> list[RepairedModel]:
-    """Two other nets of the same architecture."""
+    """Two repaired models: other nets of the same architecture."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for name in "ab":
@@ -94,12 +94,12 @@ def mined(deployed: DeployedModel, data: ArrayDataset, keep: str) -> Failures:
     return found
 
 
-def anew(deployed: DeployedModel, models: list[RepairedModel], fail: Failures) -> np.ndarray:
+def predict_again(deployed: DeployedModel, models: list[RepairedModel], fail: Failures) -> np.ndarray:
     return np.stack([predict(deployed, m.parameters, m.buffers, fail).argmax(1).numpy() for m in models])
 
 
 @pytest.mark.parametrize("keep", ["stored", "recomputed"])
-def test_classes_on_d_fail_are_those_of_its_own_pixels_without_predicting_again(
+def test_classes_on_d_fail_equal_a_prediction_on_its_pixels_without_predicting_again(
     keep: str,
     deployed: DeployedModel,
     models: list[RepairedModel],
@@ -108,13 +108,13 @@ def test_classes_on_d_fail_are_those_of_its_own_pixels_without_predicting_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fail = mined(deployed, test_split, keep)
-    wanted = anew(deployed, models, fail)
-    assert (wanted[0] != wanted[1]).any()  # they are told apart
-    monkeypatch.setattr(predictions, "predict", None)  # a call of it would fail
+    wanted = predict_again(deployed, models, fail)
+    assert (wanted[0] != wanted[1]).any()  # the models differ in their predictions
+    monkeypatch.setattr(predictions, "predict", None)  # a call would fail
     assert (predicted_on(fail, deployed, models, test_split, corrupted) == wanted).all()
 
 
-def test_images_that_were_mined_with_other_pixels_are_predicted_on_as_they_were_mined(
+def test_images_that_were_mined_with_other_pixels_are_predicted_on_with_those_pixels(
     deployed: DeployedModel,
     models: list[RepairedModel],
     test_split: ArrayDataset,
@@ -124,8 +124,8 @@ def test_images_that_were_mined_with_other_pixels_are_predicted_on_as_they_were_
     pixels = np.array(fail.images_NHWC)
     pixels[::3] = 255 - pixels[::3]
     other = replace(fail, images_NHWC=pixels)
-    wanted = anew(deployed, models, other)
-    assert (wanted != anew(deployed, models, fail)).any()
+    wanted = predict_again(deployed, models, other)
+    assert (wanted != predict_again(deployed, models, fail)).any()
     assert (predicted_on(other, deployed, models, test_split, corrupted) == wanted).all()
 
 
@@ -136,7 +136,7 @@ def test_severities_and_images_outside_the_corrupted_set_are_predicted_on(
     corrupted: dict[int, Predictions],
 ) -> None:
     fail = mined(deployed, test_split, "stored")
-    wanted = anew(deployed, models, fail)
+    wanted = predict_again(deployed, models, fail)
     assert (predicted_on(fail, deployed, models, test_split, {2: corrupted[2]}) == wanted).all()
     foreign = replace(fail, image_ids_N=fail.image_ids_N + 1)  # between the split's ids, and after the last
     assert (predicted_on(foreign, deployed, models, test_split, corrupted) == wanted).all()
@@ -153,12 +153,12 @@ def test_confidence_is_the_softmax_of_the_predicted_class(
     np.testing.assert_allclose(clean.confidence[0], top.values.numpy(), rtol=1e-5)
 
 
-def test_calibration_is_the_gap_of_confidence_and_accuracy() -> None:
+def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
     labels = np.zeros(4, dtype=np.int64)
     sure = np.full(4, 0.9, dtype=np.float32)
     unsure = np.full(4, 0.3, dtype=np.float32)
     right, half = np.zeros(4, dtype=np.int64), np.array([0, 0, 1, 1])
     assert _calibration([(sure, right)], labels) == pytest.approx(0.1)
     assert _calibration([(sure, right), (unsure, half)], labels) == pytest.approx((0.1 + 0.2) / 2)
-    pooled = _calibration([(sure, half), (sure, right)], labels)  # of 0.75 that are right
+    pooled = _calibration([(sure, half), (sure, right)], labels)  # accuracy 0.75
     assert pooled == pytest.approx(0.15)
