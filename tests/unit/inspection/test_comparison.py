@@ -1,4 +1,4 @@
-"""`status` and `inspect` tell a comparison as it is on storage: unfinished, judged, damaged, being written."""
+"""Test that `status` and `inspect` report a comparison as stored: unfinished, judged, damaged or being written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def finish(folder: Place, stage: str) -> None:
 
 
 def repair(run: Place, name: str, *, judged: bool = False) -> Place:
-    """TARGET/METHOD/SEED, done."""
+    """Write the finished repair `name`, which is TARGET/METHOD/SEED."""
     folder = run / "compare" / name
     begin(folder, config={}, inputs={})
     (folder / "model.safetensors").write_bytes(save({"w": np.ones(3, np.float32)}))
@@ -62,7 +62,7 @@ def repair(run: Place, name: str, *, judged: bool = False) -> Place:
 
 
 def prepare(run: Place, *, pieces: int, done: bool = False) -> Place:
-    """`pieces` that are sealed, and one that is not yet."""
+    """Write `pieces` sealed pieces of a preparation, and one without a seal."""
     folder = run / "prepared" / "apricot"
     begin(folder, config={}, inputs={})
     names = [f"reduced-{number:03d}.safetensors" for number in range(pieces + 1)]
@@ -82,7 +82,7 @@ def plan(run: Place, targets: tuple[str, ...] = ("fog", "snow"), seeds: tuple[in
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run that compares for two targets: one is done, the other has one repair of four."""
+    """A run that compares on two targets: one is done, the other has one repair of four."""
     root = tmp_path / "sample"
     for role, name in (("experience", "frost"), ("target", "fog"), ("target", "snow")):
         finish(root / f"{role}s" / name, f"mine {role} {name}")
@@ -150,7 +150,7 @@ def test_a_comparison_is_counted_by_target_and_nothing_else_is_expected(run: Pat
     assert (found.state, "compare done: 2 targets" in words(describe_status(found))) == ("finished", True)
 
 
-def test_what_is_judged_has_a_seal_on_both_files(run: Path) -> None:
+def test_a_repair_counts_as_judged_only_with_a_seal_on_both_files(run: Path) -> None:
     seal_of(run / "compare" / "fog" / "none" / "0" / "samples.parquet").unlink()
     assert counts(status_of(str(run)), "fog") == ("begun", 4, 4, 3)
     found = inspect(str(run))
@@ -165,7 +165,7 @@ def test_a_target_that_is_only_planned_is_not_begun(run: Path) -> None:
     assert "not started: rain" in words(describe_status(found))
 
 
-def test_a_plan_that_has_just_been_written_is_no_run_of_the_other_kind(tmp_path: Path) -> None:
+def test_a_new_plan_makes_the_run_a_comparison_and_expects_no_repair_stage(tmp_path: Path) -> None:
     finish(tmp_path / "targets" / "fog", "mine target fog")
     plan(tmp_path)
     found = status_of(str(tmp_path))
@@ -178,7 +178,7 @@ def test_repairs_that_a_later_comparison_leaves_out_do_not_keep_it_unfinished(ru
     assert counts(status_of(str(run)), "snow") == ("begun", 1, None, 0)
 
 
-STRINGS = '{"targets": "fog", "methods": ["tent"], "seeds": [0]}'  # is no list of letters
+STRINGS = '{"targets": "fog", "methods": ["tent"], "seeds": [0]}'  # a string is not a list of names
 
 
 def test_without_a_plan_the_counts_stand_alone_and_a_damaged_one_is_named(run: Path) -> None:
@@ -210,13 +210,13 @@ def test_a_plan_is_read_as_it_was_written_and_replaced(root: Place) -> None:
         assert read_plan(folder) == Plan(targets=targets, methods=("none", "tent"), seeds=(0, 1))
 
 
-def test_a_run_with_repairs_of_its_own_is_told_whole(run: Path) -> None:
+def test_a_run_with_its_own_repairs_and_a_comparison_lists_the_stages_of_both(run: Path) -> None:
     finish(run / "repaired" / "fog", "repair fog")
     names = [s.name for s in status_of(str(run)).stages]
     assert names == ["mine", "features", "score", "train", "repair", "report", "prepare", "compare"]
 
 
-def test_who_compares_is_not_expected_to_repair_and_report(tmp_path: Path) -> None:
+def test_a_run_held_by_compare_is_not_expected_to_repair_and_report(tmp_path: Path) -> None:
     finish(tmp_path / "targets" / "fog", "mine target fog")
     finish(tmp_path / "meta" / "fog", "train fog")
     with locked(tmp_path, "compare"):
@@ -224,7 +224,7 @@ def test_who_compares_is_not_expected_to_repair_and_report(tmp_path: Path) -> No
     assert "repair" in [s.name for s in status_of(str(tmp_path)).stages], "nobody compares any more"
 
 
-def test_time_is_left_at_the_pace_of_the_repairs_of_who_compares_now(run: Path) -> None:
+def test_the_time_left_follows_the_pace_of_the_comparison_in_progress(run: Path) -> None:
     assert status_of(str(run)).stages[-1].seconds_left is None
     with locked(run, "compare"):
         now = datetime.now(UTC).timestamp()
@@ -238,7 +238,7 @@ def test_time_is_left_at_the_pace_of_the_repairs_of_who_compares_now(run: Path) 
         assert status_of(str(run)).stages[-1].seconds_left is None, "nothing tells how long judging takes"
 
 
-def test_an_unfinished_preparation_tells_its_sealed_pieces(tmp_path: Path) -> None:
+def test_an_unfinished_preparation_counts_its_sealed_pieces(tmp_path: Path) -> None:
     finish(tmp_path / "targets" / "fog", "mine target fog")
     folder = prepare(tmp_path, pieces=2)
     one = member(status_of(str(tmp_path)), "prepared/apricot")
@@ -351,17 +351,17 @@ def test_a_part_of_a_comparison_is_no_run(run: Path, place: str, capsys: pytest.
     assert f"of a run. Name the run: metarepair status {run}\n" in capsys.readouterr().err
 
 
-def test_a_run_may_be_called_as_its_parts_are(run: Path) -> None:
+def test_a_run_may_have_the_name_of_one_of_its_folders(run: Path) -> None:
     named = run.rename(run.parent / "compare")
     assert counts(status_of(str(named)), "fog") == ("done", 4, 4, 4)
     with pytest.raises(DataError, match="folder of runs"):
         status_of(str(named.parent))
 
 
-def test_files_that_vanish_or_come_meanwhile_are_no_damage(
+def test_files_that_vanish_or_appear_during_an_inspection_are_not_damage(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a comparison is restarted, judged anew, or ends a repair, between the listing and the reading."""
+    """A comparison may be restarted or judged again, or may finish a repair, between the listing and the reading."""
     folder, judged = (run / "compare" / name for name in ("fog/none/0", "fog/tent/0"))
     pieces = prepare(run.parent / "second", pieces=2)
     promised = inspecting.promised_states
@@ -398,7 +398,7 @@ def test_files_that_vanish_or_come_meanwhile_are_no_damage(
 
 
 def test_the_samples_of_a_judgement_are_not_read(run: Path) -> None:
-    """They have every label of D_fail: bytes that are no table are fine when their seal says so."""
+    """They hold every label of D_fail: bytes that are no table pass as long as they match their seal."""
     path = run / "compare" / "fog" / "none" / "0" / "samples.parquet"
     path.write_bytes(b"no table")
     seal(path, {})
@@ -416,7 +416,7 @@ def test_json_has_the_counts_of_a_comparison(run: Path, capsys: pytest.CaptureFi
     ]
 
 
-def test_a_judgement_with_other_settings_of_evaluate_is_none(run: Path) -> None:
+def test_a_judgement_with_other_settings_of_evaluate_does_not_count(run: Path) -> None:
     config = {"evaluate": {"others": []}, "mining": {"severities": [1], "experiences": ["frost"]}}
     folder = run / "compare" / "fog" / "none" / "0"
     manifest = read_manifest(folder)
@@ -430,7 +430,7 @@ def test_a_judgement_with_other_settings_of_evaluate_is_none(run: Path) -> None:
     assert counts(status_of(str(run)), "fog") == ("begun", 4, 4, 1)
 
 
-def test_the_plan_knows_what_a_judgement_depends_on_as_the_judge_does(tmp_path: Path) -> None:
+def test_the_plan_gives_a_judgement_the_same_identity_as_the_judge(tmp_path: Path) -> None:
     config = load_config(Path(__file__).parents[3] / "tune_configs" / "sample.yaml", [])
     run = Run(tmp_path)
     repair(tmp_path, "fog/none/0")

@@ -1,4 +1,4 @@
-"""What an inspection tells is what was written; damage is named, and D_fail is not looked at."""
+"""Test that an inspection reports what was written, names damage and does not read D_fail."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def failures(count: int = 39, seed: int = 0, corruption: str = "fog") -> Failure
     return failures_of(
         corruption=corruption,
         severities_N=np.repeat([1, 5], [10, count - 10]),
-        labels_N=generator.integers(0, 9, count),  # no truck
+        labels_N=generator.integers(0, 9, count),  # class 9, truck, is absent
         predicted_N=generator.integers(0, 10, count),
         images_NHWC=generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8),
     )
@@ -62,7 +62,7 @@ def sides(found: Failures) -> np.ndarray:
 
 
 def write_environment(run: Place, role: str, corruption: str) -> Place:
-    """A finished one: every third failure collected, left to D_fail, unused."""
+    """Write a finished environment, with a third of the failures each in D_collect, D_fail and unused."""
     folder = run / f"{role}s" / corruption
     write_part(folder / "parts" / "part-00000.arrow", mined(corruption=corruption))
     finish_environment(
@@ -87,7 +87,7 @@ def run(root: Place) -> Place:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """The same, on this machine."""
+    """The same run, in a local folder."""
     write_environment(tmp_path / "sample", "experience", "fog")
     write_environment(tmp_path / "sample", "target", "snow")
     return tmp_path / "sample"
@@ -151,13 +151,13 @@ def damage(path: Place, how: str) -> None:
     elif how == "truncated":
         path.write_bytes(content[: len(content) // 2])
     else:
-        place = len(content) // 2
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "one bit"])
 @pytest.mark.parametrize("name", ["collect.arrow", "fail.arrow"])
-def test_damage_is_named_and_all_else_is_still_told(run: Place, name: str, how: str) -> None:
+def test_damage_is_named_and_everything_else_is_still_reported(run: Place, name: str, how: str) -> None:
     damage(run / "experiences" / "fog" / name, how)
     found = inspect(str(run))
     expected = {"missing": "missing"}.get(how, "differs")
@@ -167,14 +167,14 @@ def test_damage_is_named_and_all_else_is_still_told(run: Place, name: str, how: 
     assert set(states(found, "targets/snow").values()) == {"ok"}
     facts: Any = stage(found, "experiences/fog").details
     collected = failures().take(np.arange(0, 39, 3))
-    # By class as the manifest has it; by severity only where the file itself can be trusted.
+    # Counts by class come from the manifest; counts by severity need an undamaged file.
     assert list(facts.collected_per_class.values()) == np.bincount(collected.labels_N, minlength=10).tolist()
     assert (facts.severities["5"].collected is None) == (name == "collect.arrow")
     assert f"experiences/fog/{name}" in describe(found)
 
 
 def test_d_fail_and_samples_are_checked_but_not_read(here: Path) -> None:
-    """Bytes that nobody could read as failures are fine when the manifest promises them."""
+    """Bytes that cannot be parsed as failures pass as long as they match the manifest."""
     folder, repaired = here / "targets" / "snow", here / "repaired" / "snow"
     manifest = read_manifest(folder)
     assert manifest is not None
@@ -197,7 +197,7 @@ def test_d_fail_and_samples_are_checked_but_not_read(here: Path) -> None:
     show(str(here), sheet=here.parent / "sheet.png", as_json=False)
 
 
-def test_an_unfinished_environment_tells_its_parts_and_names_a_damaged_one(run: Place) -> None:
+def test_an_unfinished_environment_lists_its_parts_and_names_a_damaged_one(run: Place) -> None:
     folder = run / "targets" / "rain"
     begin(folder / "parts", config=CONFIG, inputs={})
     for i in range(3):
@@ -250,16 +250,16 @@ def test_a_manifest_without_the_facts_leaves_them_unknown(here: Path, facts: dic
     assert "? in D_collect" in describe(found)
 
 
-def test_training_tells_its_checkpoints_and_passes_over_half_a_one(here: Path) -> None:
+def test_training_lists_its_checkpoints_and_skips_an_incomplete_one(here: Path) -> None:
     folder = here / "meta" / "snow"
     settings = {"train": {"episodes": 9}}
     begin(folder, config=settings, inputs={})
     for episode in (3, 6):
-        place = folder / "checkpoints" / f"checkpoint-{episode:06d}"
-        place.mkdir(parents=True)
+        checkpoint = folder / "checkpoints" / f"checkpoint-{episode:06d}"
+        checkpoint.mkdir(parents=True)
         for name in ("model", "optimizer"):
-            save_file({"w": np.zeros(episode, np.float32)}, place / f"{name}.safetensors")
-        write_state(place, {"episode": episode})
+            save_file({"w": np.zeros(episode, np.float32)}, checkpoint / f"{name}.safetensors")
+        write_state(checkpoint, {"episode": episode})
     damage(folder / "checkpoints" / "checkpoint-000006" / "optimizer.safetensors", "one bit")
     facts: Any = stage(inspect(str(here)), "meta/snow").details
     assert [(c.episode, c.whole) for c in facts.checkpoints] == [(3, True), (None, False)]
@@ -296,7 +296,7 @@ def test_training_tells_its_checkpoints_and_passes_over_half_a_one(here: Path) -
         ("experiences", "is empty"),
     ],
 )
-def test_what_is_nothing_of_a_run_is_refused_in_one_paragraph(
+def test_a_path_that_belongs_to_no_run_is_refused_in_one_paragraph(
     here: Path, path: str, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = here.parent
@@ -317,7 +317,7 @@ def test_an_address_of_no_known_kind_is_refused(capsys: pytest.CaptureFixture[st
     assert "'ftp'" in capsys.readouterr().err
 
 
-def test_links_that_lead_back_are_followed_once(here: Path) -> None:
+def test_cyclic_links_are_followed_once(here: Path) -> None:
     (here / "targets" / "snow" / "loop").symlink_to(here, target_is_directory=True)
     (here.parent / "elsewhere").mkdir()
     (here / "experiences" / "fog").rename(here.parent / "elsewhere" / "fog")
@@ -367,7 +367,7 @@ def test_damage_is_exit_code_2_with_everything_on_stdout(
     assert "targets/snow/fail.arrow differs from its checksum. Run `metarepair mine" in err
 
 
-def test_one_file_is_checked_by_whoever_promises_it(here: Path) -> None:
+def test_a_single_file_is_checked_against_the_manifest_that_lists_it(here: Path) -> None:
     folder = here / "targets" / "snow"
     found = inspect(str(folder / "collect.arrow"))
     assert found.file is not None
@@ -402,7 +402,7 @@ def test_a_file_that_is_not_what_its_name_says_is_damage(tmp_path: Path, name: s
     assert name in describe(found)
 
 
-def test_headers_of_tables_and_tensors_are_told(tmp_path: Path) -> None:
+def test_headers_of_tables_and_tensors_are_reported(tmp_path: Path) -> None:
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(12, np.float32)), 4)
     pq.write_table(pa.table({"features": vectors}), tmp_path / "f.parquet")
     save_file({"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.int64)}, tmp_path / "m.safetensors")

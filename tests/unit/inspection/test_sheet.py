@@ -1,4 +1,4 @@
-"""The contact sheet of an inspection shows the very pixels that were collected, at their places."""
+"""Test that the contact sheet of an inspection shows the collected pixels, each in its place."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def failures(corruption: str) -> Failures:
 
 
 def finish(folder: Place, collect: Failures, inputs: Sequence[str] = ()) -> None:
-    """An environment whose D_fail nobody could read."""
+    """Write an environment whose D_fail cannot be read."""
     role = folder.parent.name.removesuffix("s")
     write_failures(folder / "collect.arrow", collect)
     (folder / "fail.arrow").write_bytes(b"closed")
@@ -63,7 +63,7 @@ def run(root: Place) -> Place:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A run with an experience, on this machine."""
+    """A run with an experience, in a local folder."""
     finish(tmp_path / "sample" / "experiences" / "fog", failures("fog"))
     return tmp_path / "sample"
 
@@ -100,7 +100,7 @@ def test_the_sheet_of_a_run_has_a_row_for_each_environment(run: Place, tmp_path:
     assert (damaged[:, :LABEL_WIDTH] != 255).any()
 
 
-def test_pixels_that_are_not_kept_are_made_again_for_the_sheet(tmp_path: Path) -> None:
+def test_pixels_that_are_not_stored_are_recomputed_for_the_sheet(tmp_path: Path) -> None:
     data = load_dataset("cifar10_sample", "test")
     found = mine(
         lambda images: np.full(len(images), 1),
@@ -130,7 +130,7 @@ def test_pixels_that_are_not_kept_are_made_again_for_the_sheet(tmp_path: Path) -
         write_sheet(inspect(str(folder)), tmp_path / "sheet.png")
 
 
-def test_a_sheet_that_cannot_be_is_refused(here: Path, tmp_path: Path) -> None:
+def test_a_sheet_that_cannot_be_made_is_refused(here: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\.png"):
         show(str(here / "nowhere"), sheet=tmp_path / "sheet.gif", as_json=False)
     (here / "score").mkdir()

@@ -1,4 +1,4 @@
-"""A status tells what is on storage: finished, killed in the middle, empty, damaged, here and on an object store."""
+"""Test that `status` reports finished, killed, empty and damaged runs, local or on an object store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INPUTS = {"train": "abc"}
 
 
 def finish(folder: Place, stage: str, config: dict[str, Any] | None = None, **manifest: Any) -> None:
-    """A stage that is done, with one file."""
+    """Write a finished stage with one file."""
     write_text(folder / "result.bin", "content")
     write_manifest(folder, stage=stage, config=config or {}, inputs=INPUTS, files=["result.bin"], **manifest)
 
@@ -43,7 +43,7 @@ def finish_mining(run: Place, role: str, name: str) -> None:
 
 
 def write_parts(folder: Place, pattern: str, count: int) -> None:
-    """`count` parts that are sealed, and one that is not yet."""
+    """Write `count` sealed parts, and one without a seal."""
     for number in range(count + 1):
         path = folder / pattern.format(number)
         write_text(path, "content")
@@ -58,7 +58,7 @@ def begin_mining(run: Place, role: str, name: str, parts: int) -> None:
 
 
 def write_checkpoint(folder: Path, episode: int, **changes: Any) -> Path:
-    """As meta-training writes them, every ten episodes one that is validated."""
+    """Write a checkpoint as meta-training does; every tenth episode is validated."""
     checkpoint = folder / "checkpoints" / f"checkpoint-{episode:06d}"
     checkpoint.mkdir(parents=True)
     for name in ("model.safetensors", "optimizer.safetensors"):
@@ -76,7 +76,7 @@ def begin_training(run: Place, target: str) -> None:
 
 
 def finish_run(run: Place, methods: tuple[str, ...] = ("none", "metarepair")) -> None:
-    """All stages with an experience and a target."""
+    """Write all stages of a run with an experience and a target."""
     for role, name in (("experience", "fog"), ("target", "snow")):
         finish_mining(run, role, name)
         finish(run / "features" / f"{role}-{name}", f"features {role} {name}")
@@ -148,14 +148,14 @@ def test_a_run_killed_while_it_mined_has_the_parts_that_are_sealed(root: Place) 
     assert "repair not started: frost report not started" in words(found)
 
 
-def test_the_mark_of_a_stage_may_tell_how_many_parts_it_has(tmp_path: Path) -> None:
+def test_the_marker_of_a_started_stage_may_give_its_number_of_parts(tmp_path: Path) -> None:
     begin_mining(tmp_path, "target", "frost", parts=3)
     mark = tmp_path / "targets" / "frost" / "parts" / "begun.json"
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {"parts": 20}))
     assert done_of(status_of(str(tmp_path)), "targets/frost") == (3, 20, "shards")
 
 
-def test_features_have_as_many_shards_as_what_was_mined_fills(tmp_path: Path) -> None:
+def test_the_number_of_feature_shards_follows_from_the_mined_images(tmp_path: Path) -> None:
     run = tmp_path / "sample"
     for role, name in (("experience", "fog"), ("target", "snow")):
         finish_mining(run, role, name)
@@ -176,7 +176,7 @@ def training(run: Path) -> Path:
     return run / "meta" / "snow"
 
 
-def test_training_is_told_by_its_newest_checkpoint(tmp_path: Path) -> None:
+def test_the_progress_of_training_is_that_of_its_newest_checkpoint(tmp_path: Path) -> None:
     folder = training(tmp_path)
     assert done_of(status_of(str(tmp_path)), "meta/snow") == (0, 60, "episodes")
     write_checkpoint(folder, 20)
@@ -199,7 +199,7 @@ def test_training_is_told_by_its_newest_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["half a state", "tensors gone", "another shape"])
-def test_a_checkpoint_that_is_not_whole_is_passed_over_and_named(tmp_path: Path, how: str) -> None:
+def test_an_incomplete_checkpoint_is_skipped_and_named(tmp_path: Path, how: str) -> None:
     folder = training(tmp_path)
     write_checkpoint(folder, 20)
     newest = write_checkpoint(folder, 35)
@@ -225,7 +225,7 @@ def test_repairs_that_are_written_are_counted(tmp_path: Path) -> None:
     assert found.state == "unfinished"
 
 
-def test_nothing_is_expected_that_the_run_does_not_do(tmp_path: Path) -> None:
+def test_a_run_lists_only_the_stages_that_it_needs(tmp_path: Path) -> None:
     finish_run(tmp_path / "others", methods=("none", "finetune"))
     found = status_of(str(tmp_path / "others"))
     assert found.state == "finished"
@@ -243,7 +243,7 @@ def test_nothing_is_expected_that_the_run_does_not_do(tmp_path: Path) -> None:
     assert (found.state, [s.name for s in found.stages]) == ("finished", ["pretrain"])
 
 
-def test_pretraining_and_a_study_are_told_by_their_parts(tmp_path: Path) -> None:
+def test_the_progress_of_pretraining_and_a_study_counts_their_parts(tmp_path: Path) -> None:
     begin(tmp_path / "deployed", config={"pretrain": {"epochs": 8}}, inputs=INPUTS)
     epochs = [{"epoch": e, "loss": 1 / e, "validation_accuracy": 0.5, "seconds": 10.0} for e in (1, 2)]
     write_text(tmp_path / "deployed" / "epochs.json", json.dumps(epochs))
@@ -267,7 +267,7 @@ def test_a_run_that_has_only_begun_has_nothing_done(root: Place) -> None:
     assert {s.state for s in found.stages} == {"not begun"}
 
 
-def test_time_is_left_at_the_pace_of_who_works_there_now(
+def test_the_time_left_follows_the_pace_of_the_current_holder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish_mining(tmp_path, "experience", "fog")
@@ -287,7 +287,7 @@ def test_time_is_left_at_the_pace_of_who_works_there_now(
     assert status_of(str(tmp_path)).holder is None
 
 
-def test_who_died_without_an_end_is_told(tmp_path: Path) -> None:
+def test_a_holder_that_died_without_releasing_the_run_is_reported(tmp_path: Path) -> None:
     begin_mining(tmp_path, "experience", "snow", parts=6)
     beat = (datetime.now(UTC) - timedelta(hours=2)).isoformat()
     owner = replace(new_owner("mine"), host="node-7", machine="elsewhere", beat=beat)
@@ -309,7 +309,7 @@ def test_who_died_without_an_end_is_told(tmp_path: Path) -> None:
         (lambda run: (run / "meta/frost/begun.json").write_text("{"), "meta/frost/begun.json", "damaged"),
     ],
 )
-def test_damage_that_sizes_show_is_named_and_all_else_is_told(
+def test_damage_that_changes_a_size_is_named_and_everything_else_is_reported(
     tmp_path: Path, damage: Any, path: str, state: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish_run(tmp_path)
@@ -327,7 +327,7 @@ def test_damage_that_sizes_show_is_named_and_all_else_is_told(
 
 
 def test_no_bytes_of_a_result_are_read(tmp_path: Path) -> None:
-    """Which is what makes it cheap; `inspect` reads them."""
+    """That keeps `status` cheap; `inspect` reads the bytes."""
     finish_run(tmp_path)
     write_checkpoint(training(tmp_path / "second"), 20)
     for path in (*tmp_path.rglob("result.bin"), *tmp_path.rglob("*.safetensors")):
@@ -370,7 +370,7 @@ def test_a_search_counts_its_trials_and_names_the_best(root: Place) -> None:
     assert "trial-04: no rounds yet" in text
 
 
-def test_a_finished_search_is_told_by_its_table(tmp_path: Path) -> None:
+def test_a_finished_search_is_reported_from_its_table(tmp_path: Path) -> None:
     finish_mining(tmp_path, "experience", "fog")
     finish(tmp_path / "features" / "experience-fog", "features experience fog")
     rows = {
@@ -403,7 +403,7 @@ def test_a_grid_has_no_total_in_its_settings(tmp_path: Path) -> None:
     assert (found.total, found.trials) == (None, {})
 
 
-def test_many_of_a_kind_fit_on_a_screen(tmp_path: Path) -> None:
+def test_many_environments_and_trials_fit_on_a_screen(tmp_path: Path) -> None:
     for number in range(40):
         begin_mining(tmp_path, "experience", f"fog-{number:02d}", parts=0)
     for number in range(20):
@@ -434,7 +434,7 @@ def test_many_of_a_kind_fit_on_a_screen(tmp_path: Path) -> None:
         ("ftp://host/run", "has the scheme 'ftp'. Give a local path"),
     ],
 )
-def test_what_is_no_run_is_refused_with_what_is_near(
+def test_a_path_that_is_no_run_is_refused_with_the_nearest_runs(
     tmp_path: Path, path: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish_run(tmp_path / "runs" / "sample")
@@ -484,14 +484,14 @@ def test_nothing_is_written_and_neither_torch_nor_ray_is_needed(tmp_path: Path) 
 
 
 def scored(run: Path, mined: list[str], targets: list[str]) -> None:
-    """A score that names its environments, and a report; both are newer than all that is there."""
+    """Write a score that names its environments, and a report; both are newer than all other files."""
     for path in (*run.rglob("*"), run):
         os.utime(path, (1e9, 1e9))
     finish(run / "score", "score", {"mined": mined, "targets": targets})
     write_text(run / "report" / "index.html", "page")
 
 
-def test_an_experience_that_was_given_up_does_not_keep_a_run_unfinished(tmp_path: Path) -> None:
+def test_an_abandoned_experience_does_not_keep_a_run_unfinished(tmp_path: Path) -> None:
     run = tmp_path / "sample"
     finish_run(run)
     begin_mining(run, "experience", "rain", parts=2)
@@ -520,7 +520,7 @@ def test_an_experience_that_is_added_to_a_finished_run_is_counted(tmp_path: Path
     assert done_of(found, "experiences/rain")[0] == 2
 
 
-def test_whoever_works_there_may_go_on_with_any_environment(tmp_path: Path) -> None:
+def test_no_environment_is_unused_while_a_process_holds_the_run(tmp_path: Path) -> None:
     run = tmp_path / "sample"
     finish_run(run)
     begin_mining(run, "experience", "rain", parts=2)
@@ -529,7 +529,7 @@ def test_whoever_works_there_may_go_on_with_any_environment(tmp_path: Path) -> N
         assert status_of(str(run)).unused == ()
 
 
-def test_a_target_that_is_repaired_is_counted_though_the_score_is_of_others(tmp_path: Path) -> None:
+def test_a_repaired_target_is_counted_even_if_the_score_does_not_name_it(tmp_path: Path) -> None:
     run = tmp_path / "sample"
     finish_run(run)
     for name in ("contrast", "frost"):
