@@ -1,4 +1,4 @@
-"""The trainer on a small net: outer optimizers, schedules, skipped episodes, resumption, batches made ahead."""
+"""Test the trainer on a small net: outer optimizers, schedules, skipped episodes, resuming and prefetching."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settings(*, inner: dict[str, Any] | None = None, **train: Any) -> Config:
 
 
 class Source:
-    """Random tasks of 8-px images; those of `broken` episodes are not finite."""
+    """Random tasks of 8-px images; those of the `broken` episodes are not finite."""
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         torch.manual_seed(0)
@@ -78,7 +78,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_any_optimizer_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path: Path, name: str) -> None:
+def test_any_optimizer_resumes_from_a_checkpoint_with_the_same_bits(tmp_path: Path, name: str) -> None:
     inner = {"learned_rates": True, "momentum": 0.5, "dropout": True}
     config = settings(inner=inner, outer_optimizer=name, outer_options=OPTIONS.get(name, {}))
     whole = after(trainer(tmp_path / "whole", config), 6)
@@ -92,7 +92,7 @@ def test_any_optimizer_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path: Pa
     assert second.history[:3] == first.history
 
 
-def test_plain_sgd_keeps_no_state_and_goes_on_as_well(tmp_path: Path) -> None:
+def test_plain_sgd_has_no_state_and_resumes_as_well(tmp_path: Path) -> None:
     config = settings(outer_optimizer="SGD")
     made = trainer(tmp_path, config)
     after(made, 1)
@@ -117,7 +117,7 @@ def test_memory_modes_train_the_same_model(tmp_path: Path, memory: str | int) ->
     assert float((found - auto).abs().max()) < 1e-6
 
 
-def test_a_checkpoint_goes_on_in_another_memory_mode(tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_resumed_in_another_memory_mode(tmp_path: Path) -> None:
     made = trainer(tmp_path, settings(memory="graph"))
     after(made, 2)
     made.save(tmp_path / "saved")
@@ -136,7 +136,7 @@ def test_an_episode_that_is_not_finite_is_skipped_and_counted(tmp_path: Path) ->
     assert torch.equal(made.parameters["0.weight"], before)
     assert "query_loss" in made.run_episode()
     assert made.run_episode()["skipped"] == 2
-    made.save(tmp_path / "saved")  # JSON takes no NaN
+    made.save(tmp_path / "saved")  # JSON has no NaN
     again = trainer(tmp_path, settings())
     again.load(tmp_path / "saved")
     assert (again.skipped, again.history) == (2, made.history)
@@ -152,7 +152,7 @@ def test_training_stops_after_the_limit_and_keeps_its_checkpoint(tmp_path: Path)
     assert made.context.last_checkpoint() == tmp_path / "checkpoints" / "checkpoint-000003"
 
 
-def test_training_that_takes_no_step_at_all_is_no_success(tmp_path: Path) -> None:
+def test_training_in_which_every_episode_is_skipped_fails(tmp_path: Path) -> None:
     made = trainer(tmp_path, settings(episodes=2, max_skipped=5), Source(broken=(0, 1)))
     with pytest.raises(DivergedError, match="2 episodes were skipped"):
         meta_train(made)
@@ -226,9 +226,7 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
         ({"multi_step_episodes": 7}, {}, "multi_step_episodes=7 is more than"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(
-    train: dict[str, Any], inner: dict[str, Any], message: str
-) -> None:
+def test_invalid_settings_are_refused(train: dict[str, Any], inner: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(inner=inner, **train)
 
@@ -253,7 +251,9 @@ def test_outer_options_that_fail_in_a_step_are_refused_before_it(
 
 
 @pytest.mark.parametrize("learned", ["0.weight", "factor 5.weight"])
-def test_a_step_to_what_is_not_finite_stops_training_and_saves_nothing(tmp_path: Path, learned: str) -> None:
+def test_a_step_to_values_that_are_not_finite_stops_training_and_saves_nothing(
+    tmp_path: Path, learned: str
+) -> None:
     options = {"outer_optimizer": "SGD", "outer_options": {"momentum": 0.5}, "inner": {"learned_rates": True}}
     made = trainer(tmp_path, settings(episodes=4, round_episodes=1, **options))
 
@@ -281,7 +281,7 @@ def test_a_killed_training_does_fewer_than_two_intervals_again(tmp_path: Path, k
     publish = made.context.journal.checkpoints._publish  # type: ignore[attr-defined]
 
     def never(part: Any, episode: int, then: Any) -> None:
-        """As a death in the midst of publishing: the last one before it never comes to be."""
+        """Publish all but the last checkpoint, as if the process died while publishing it."""
         if episode + 3 <= killed_at:
             publish(part, episode, then)
 
@@ -298,7 +298,7 @@ def test_a_killed_training_does_fewer_than_two_intervals_again(tmp_path: Path, k
 
 
 def dying(made: MetaTrainer, episode: int) -> MetaTrainer:
-    """A trainer that is ended at the beginning of an episode."""
+    """Return a trainer that is killed at the start of `episode`."""
     run = made.run_episode
 
     def run_episode() -> dict[str, float]:
@@ -327,11 +327,11 @@ def test_the_next_item_is_made_while_the_current_one_is_in_use() -> None:
     ahead = Lookahead(make, lambda key: key + 1 if key < 2 else None)
     assert ahead.get(0) == 0
     assert begun.wait(LIMIT_S)
-    assert [ahead.get(1), ahead.get(2), ahead.get(0)] == [10, 20, 0]  # another key than expected is made anew
+    assert [ahead.get(1), ahead.get(2), ahead.get(0)] == [10, 20, 0]  # 0 is made on demand
     ahead.close()
 
 
-def test_an_error_comes_out_where_its_item_is_asked_for() -> None:
+def test_an_error_is_raised_when_its_item_is_requested() -> None:
     def make(key: int) -> int:
         if key == 1:
             raise KeyError(key)

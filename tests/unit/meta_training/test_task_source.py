@@ -1,4 +1,4 @@
-"""A task's clean images: clean, or a share of them under the task's own corruption; a function of the task's number."""
+"""Test the clean images of a task: a share of them may be corrupted, and they depend only on the task's number."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def pixels(images_BCHW: torch.Tensor) -> Pixels:
 
 
 def places_in(images: Pixels, among: Pixels) -> list[int]:
-    """Where each image stands among others; -1 where it does not."""
+    """Return the index of each image in `among`, or -1 if it is not there."""
     known = {image.tobytes(): row for row, image in enumerate(among)}
     return [known.get(image.tobytes(), -1) for image in images]
 
 
-def test_a_share_of_the_clean_images_is_under_the_tasks_own_corruption(
+def test_a_share_of_the_clean_images_has_the_corruption_of_the_task(
     experiences: dict[str, Experience],
 ) -> None:
     under = {
@@ -108,7 +108,7 @@ def test_a_share_of_the_clean_images_is_under_the_tasks_own_corruption(
                 assert (TRAIN.labels_N[clean_rows + rows] == labels).all()
         assert found is not None
         seen.add((corruption, found))
-    assert seen == set(under)  # every corruption at every severity, at some task
+    assert seen == set(under)  # every corruption at every severity, in some task
 
 
 def test_none_of_them_is_corrupted_by_default_and_the_drawn_images_are_the_same(
@@ -125,7 +125,7 @@ def test_none_of_them_is_corrupted_by_default_and_the_drawn_images_are_the_same(
     assert not torch.equal(plain.images_BCHW[6:], mixed.images_BCHW[6:])
 
 
-def test_a_run_that_was_trained_before_the_setting_came_is_trained_with_the_same_settings() -> None:
+def test_a_run_from_before_this_setting_existed_counts_as_trained_with_its_default() -> None:
     before = plain(training_settings(config(clean_weight=0.5)))
     assert before["train"].pop("clean_corrupted") == 0
     assert changes(before, training_settings(config(clean_weight=0.5))) == []
