@@ -1,4 +1,4 @@
-"""Every method, feature extractor and judgement works with any number of images, or says in one paragraph how many."""
+"""Test that methods, extractors and evaluation take any number of images, or state the number they need."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ few = settings(max_examples=8, deadline=None, derandomize=True)
 
 
 def deployed(*, flat: bool = False) -> DeployedModel:
-    """`flat` has a batch norm with one value per channel, which has no variance over one image."""
+    """A small DNN; with `flat`, its batch norm sees one value per channel, which has no variance over one image."""
     return deployed_of(small_net(flat=flat))
 
 
@@ -48,7 +48,7 @@ def failures(number: int) -> Failures:
 
 
 def clean_images(number: int) -> CleanImages:
-    """Images with the labels that the DNN gives them, so that it is right on all."""
+    """Images labelled by the DNN itself, so that it is right on all."""
     images = pixels(number, 2)
     return CleanImages(images_NHWC=images, labels_N=deployed().logits(images).argmax(1).numpy())
 
@@ -83,7 +83,7 @@ def config(batch_size: int, shots: int = 1) -> Any:
 
 @lru_cache
 def reduced_models(*, flat: bool) -> Path:
-    """Apricot's, made once."""
+    """The reduced models of Apricot, trained once."""
     folder, whole = Path(mkdtemp()), config(4)
     labels = np.arange(9) % 3
     clean = CleanImages(images_NHWC=pixels(9), labels_N=labels)
@@ -119,7 +119,7 @@ def test_a_method_repairs_by_any_number_of_failures_and_clean_images(
     name: str, number: int, num_clean: int, batch_size: int
 ) -> None:
     if name == "archrepair":
-        number = max(number, 3)  # two halves, each with an image, beside one that selects
+        number = max(number, 3)  # two halves of at least one image each, and one for validation
     whole = config(batch_size)
     model = repaired(name, data_of(number, num_clean, whole), whole)
     assert model.first_not_finite() is None
@@ -169,7 +169,7 @@ def test_a_walk_with_clean_images_takes_any_number_of_them(number: int, num_clea
 
 
 @pytest.mark.parametrize("name", ["bn_adapt", "tent"])
-def test_one_image_without_a_variance_is_refused_with_what_would_do(name: str) -> None:
+def test_one_image_without_a_variance_is_refused_with_the_remedy(name: str) -> None:
     data = RepairData(target="snow", learn=failures(1), validation=failures(1))
     says = rf"{name} used a batch of one image.*1 examples to learn from\. Collect more failures"
     with pytest.raises(DataError, match=says):
@@ -178,7 +178,7 @@ def test_one_image_without_a_variance_is_refused_with_what_would_do(name: str) -
 
 @few
 @given(number=st.integers(2, 70), batch_size=st.integers(2, 8))
-@example(number=7, batch_size=3)  # the last batch would be of one image
+@example(number=7, batch_size=3)  # the last batch would have one image
 @example(number=2, batch_size=8)
 def test_statistics_over_any_number_of_images_are_those_of_their_batches(
     number: int, batch_size: int
@@ -235,7 +235,7 @@ def extractor_of(spec: str) -> Any:
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(number=st.integers(1, 9))
 @example(number=1)
-@example(number=4)  # the last chunk is of one image
+@example(number=4)  # the last chunk has one image
 @pytest.mark.parametrize("spec", ["deployed", "timm:test_resnet", "efficientnet_lite0"])
 def test_features_of_any_number_of_images_are_those_of_each_alone(spec: str, number: int) -> None:
     extractor, images = extractor_of(spec), pixels(number)

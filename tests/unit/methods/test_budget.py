@@ -1,4 +1,4 @@
-"""What a repair may take, and in which order a training goes through its examples."""
+"""Test the budget of a repair, and the order of the examples in training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_number_and_its_unit_are_a_limit(text: str, amount: float, unit: Any) 
 
 
 @pytest.mark.parametrize("amount", ["60s", "500steps", "100000images", "0.25s"])
-def test_a_limit_reads_as_it_is_written(amount: str) -> None:
+def test_a_limit_survives_the_conversion_to_text_and_back(amount: str) -> None:
     assert str(parse_limit(str(parse_limit(amount)))) == str(parse_limit(amount))
 
 
@@ -62,13 +62,13 @@ def test_a_limit_reads_as_it_is_written(amount: str) -> None:
         "60s\nx",
     ],
 )
-def test_what_is_no_limit_is_refused_and_said_how_one_looks(text: str) -> None:
+def test_an_invalid_limit_is_refused_with_an_example_of_a_valid_one(text: str) -> None:
     with pytest.raises(ConfigError, match=r"budget='.*60s \(seconds\), 500steps"):
         parse_limit(text)
 
 
 class Clock:
-    """A time that stands still until it is moved."""
+    """A clock that stands still until a test advances it."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -77,7 +77,7 @@ class Clock:
         return self.now
 
 
-def test_seconds_count_by_themselves_from_when_the_budget_is_made() -> None:
+def test_seconds_count_from_the_creation_of_the_budget() -> None:
     clock = Clock()
     budget = Budget(parse_limit("10s"), clock=clock)
     assert (budget.seconds, budget.share, budget.over) == (0.0, 0.0, False)
@@ -92,7 +92,7 @@ def test_steps_and_images_count_as_they_are_spent(limit: str, unit: str) -> None
     clock = Clock()
     budget = Budget(parse_limit(limit), clock=clock)
     budget.spend(**{unit: 6})
-    clock.now += 1e6  # of no account
+    clock.now += 1e6  # ignored by this limit
     assert (budget.share, budget.over) == (0.75, False)
     budget.spend(**{"steps" if unit == "images" else "images": 1000})
     assert not budget.over
@@ -100,7 +100,7 @@ def test_steps_and_images_count_as_they_are_spent(limit: str, unit: str) -> None
     assert budget.over
 
 
-def test_without_a_limit_all_is_counted_and_nothing_is_over() -> None:
+def test_without_a_limit_everything_is_counted_and_the_budget_never_ends() -> None:
     clock = Clock()
     budget = Budget(clock=clock)
     budget.spend(images=10**12, steps=10**9)
@@ -109,7 +109,7 @@ def test_without_a_limit_all_is_counted_and_nothing_is_over() -> None:
     assert (budget.share, budget.over) == (0.0, False)
 
 
-def test_a_budget_goes_on_with_what_was_spent_before_an_interruption() -> None:
+def test_a_budget_includes_the_spending_before_an_interruption() -> None:
     clock = Clock()
     budget = Budget(parse_limit("10s"), clock=clock)
     budget.go_on(seconds=7.0, images=50, steps=5)
@@ -121,7 +121,7 @@ def test_a_budget_goes_on_with_what_was_spent_before_an_interruption() -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """Images whose every pixel is `first` plus their row."""
+    """Images whose pixels all equal `first` plus the row of the image."""
 
     number: int
     first: int
@@ -167,7 +167,7 @@ def test_each_source_gives_all_its_rows_before_one_comes_again(shares: Any) -> N
             turn = here[start : start + size]
             assert sorted(turn) == list(range(first, end))
             turns.append(tuple(turn))
-        assert len(set(turns)) == len(turns) > 2  # ever new orders
+        assert len(set(turns)) == len(turns) > 2  # a new order in each pass
 
 
 @pytest.mark.parametrize(("share", "counts"), [(0.5, (5, 5)), (0.25, (2, 8)), (0.0, (0, 10)), (1.0, (10, 0))])
@@ -178,7 +178,7 @@ def test_each_batch_has_the_shares(share: float, counts: tuple[int, int]) -> Non
         assert ((rows < 30).sum(), (rows >= 30).sum()) == counts
 
 
-def test_without_shares_sources_have_those_of_their_sizes() -> None:
+def test_without_shares_sources_are_weighted_by_their_sizes() -> None:
     order = BatchOrder([10, 30], batch_size=8, seed=0)
     assert order.steps_per_epoch == 5
     found = Counter((np.concatenate([order.rows(step) for step in range(5)]) < 10).tolist())

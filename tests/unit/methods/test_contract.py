@@ -1,4 +1,4 @@
-"""What every repair method is held to: it sees what it says that it uses, and there is no way to anything else."""
+"""Test the contract of repair methods: a method can reach the data that it declares, and no other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TEST, TRAIN = 80, 30
 
 
 class MadeRows:
-    """Corrupted images that are made from the test split's when they are asked for, as a store's may be."""
+    """Corrupted images computed on access from the test split, as in a store without pixels."""
 
     def __init__(self, test_NHWC_u8: Any) -> None:
         self.test_NHWC_u8 = test_NHWC_u8
@@ -55,7 +55,7 @@ class MadeRows:
 
 @dataclass(frozen=True)
 class World:
-    """All that there is of a target: the test split, D_collect (rows 0 to 39) and D_fail (40 to 79), clean images."""
+    """All data of a target: the test split, D_collect (rows 0 to 39), D_fail (rows 40 to 79) and clean images."""
 
     here: Surroundings
     collect: Failures
@@ -63,7 +63,7 @@ class World:
 
     @property
     def secrets(self) -> dict[str, list[bytes]]:
-        """What no method may get at, by what it is; each image apart."""
+        """The data that no method may reach, by name, as the bytes of each image."""
         test = self.here.split("test").images_NHWC
         return {
             "D_fail": [image.tobytes() for image in self.fail.images_NHWC[:]],
@@ -95,9 +95,9 @@ def world() -> World:
 
 
 def reachable(*roots: object) -> Iterator[object]:
-    """All that code gets to from these objects by attributes, items, closures, defaults and what an array is a view of.
+    """Yield every object reachable from these by attributes, items, closures, defaults and base arrays of views.
 
-    Left out is what code gets to from anywhere: modules, types, and the globals of functions.
+    Modules, types and the globals of functions are left out: any code can reach them.
     """
     seen: dict[int, object] = {}
     todo = list(roots)
@@ -105,7 +105,7 @@ def reachable(*roots: object) -> Iterator[object]:
         thing = todo.pop()
         if id(thing) in seen or isinstance(thing, ModuleType | type):
             continue
-        seen[id(thing)] = thing  # held, so that no other object gets its id
+        seen[id(thing)] = thing  # kept alive, so that no other object gets its id
         yield thing
         if isinstance(thing, FunctionType):
             todo += [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, vars(thing)]
@@ -115,8 +115,8 @@ def reachable(*roots: object) -> Iterator[object]:
             todo.append(thing.base if isinstance(thing, np.ndarray) else thing.obj)
 
 
-def found(secret: list[bytes], *roots: object) -> bool:
-    """Whether the bytes of one of these are in an array, a tensor, or bytes that can be reached."""
+def is_reachable(secret: list[bytes], *roots: object) -> bool:
+    """Return whether any of these byte strings is in a reachable array, tensor or bytes object."""
     for thing in reachable(*roots):
         if isinstance(thing, torch.Tensor):
             content = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -129,14 +129,14 @@ def found(secret: list[bytes], *roots: object) -> bool:
     return False
 
 
-class Reached(Exception):  # noqa: N818  no error: it ends a repair that is only looked at
-    """Carries what a method was given."""
+class Reached(Exception):  # noqa: N818  not an error: it ends the repair once its arguments are known
+    """Carries the arguments of a method."""
 
 
 def given_to(
     name: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Any, RepairData, MethodContext]:
-    """What the method `name` is given by the stage that repairs."""
+    """Return the arguments that the repair stage passes to the method `name`."""
 
     def look(
         self: Method, deployed: DeployedModel, data: RepairData, context: MethodContext
@@ -164,18 +164,18 @@ def labels_of(failures: Failures) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_way_leads_from_what_a_method_is_given_to_d_fail_or_the_test_split(
+def test_no_method_can_reach_d_fail_or_the_test_split_from_its_arguments(
     name: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = given_to(name, world, monkeypatch)
     for what, secret in world.secrets.items():
-        assert not found(secret, *given), f"{name} can get at {what}"
-    given[2].say("a line")  # the callables are those of a real repair, and work
-    assert not found(world.secrets["D_fail"], *given)
+        assert not is_reachable(secret, *given), f"{name} can get at {what}"
+    given[2].say("a line")  # the callables are those of a real repair, and they work
+    assert not is_reachable(world.secrets["D_fail"], *given)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_is_given_what_it_says_that_it_uses_and_nothing_else(
+def test_a_method_gets_the_data_that_it_declares_and_nothing_else(
     name: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = split_collected(world.collect, CONFIG, 0)
@@ -184,10 +184,10 @@ def test_a_method_is_given_what_it_says_that_it_uses_and_nothing_else(
     _, data, context = given
     uses = METHODS[name].uses
     images = [whole.learn.images_NHWC[0].tobytes()]
-    assert found(images, *given) == bool({"failures", "unlabelled"} & set(uses))
-    assert found(labels_of(whole.learn), *given) == ("failures" in uses)
-    assert found(labels_of(whole.validation), *given) == ("failures" in uses)
-    assert found(clean, *given) == ("clean" in uses)
+    assert is_reachable(images, *given) == bool({"failures", "unlabelled"} & set(uses))
+    assert is_reachable(labels_of(whole.learn), *given) == ("failures" in uses)
+    assert is_reachable(labels_of(whole.validation), *given) == ("failures" in uses)
+    assert is_reachable(clean, *given) == ("clean" in uses)
     assert (data.clean is not None) == ("clean" in uses)
     if "failures" not in uses:
         assert (data.learn.labels_N == -1).all()
@@ -204,11 +204,11 @@ def test_a_method_is_given_what_it_says_that_it_uses_and_nothing_else(
 @pytest.mark.parametrize(
     "way", ["attribute", "closure", "partial", "default", "view", "bound", "tensor", "row"]
 )
-def test_the_search_does_find_what_is_planted(way: str, world: World) -> None:
+def test_the_search_finds_planted_secrets(way: str, world: World) -> None:
     data = split_collected(world.collect, CONFIG, 0)
     context = MethodContext(config=CONFIG, seed=0)
     secret, images = world.secrets["D_fail"], world.fail.images_NHWC[:]
-    assert not found(secret, data, context)
+    assert not is_reachable(secret, data, context)
     clean = CleanImages(images_NHWC=images, labels_N=world.fail.labels_N)
     whole = np.concatenate([np.zeros_like(images), images])
     planted: dict[str, Any] = {
@@ -221,16 +221,16 @@ def test_the_search_does_find_what_is_planted(way: str, world: World) -> None:
         "tensor": replace(data, clean=torch.from_numpy(images)),
         "row": replace(data, clean={"one": [bytes(images[3])]}),
     }
-    assert found(secret, data, planted[way])
+    assert is_reachable(secret, data, planted[way])
 
 
-def test_the_search_sees_through_what_the_stage_has_around_a_repair(world: World) -> None:
-    """The images of an unsplit D_collect are made from the test split; loading θ_meta knows the data set."""
+def test_the_search_finds_the_test_split_in_the_objects_of_the_repair_stage(world: World) -> None:
+    """The images of an unsplit D_collect come from the test split, and the loader of θ_meta holds the data set."""
     test = world.secrets["the test split"]
-    assert found(test, world.collect)
-    assert found(test, lambda: start_of(world))
+    assert is_reachable(test, world.collect)
+    assert is_reachable(test, lambda: start_of(world))
     unit = Unit(method="metarepair", seed=0, folder=Path("nowhere"), load_meta=lambda: start_of(world))
-    assert found(test, unit)
+    assert is_reachable(test, unit)
 
 
 def test_a_repair_passes_six_files_from_the_stage_to_the_gradient_step(
@@ -269,7 +269,7 @@ def test_a_repair_passes_six_files_from_the_stage_to_the_gradient_step(
 
 
 class Ruins(Method):
-    """Makes everything that it is given worthless."""
+    """Overwrites everything that it is given."""
 
     name, words, uses, changes, cost = "ruins", "ruins", (), ("weights", "statistics"), "all"
 

@@ -1,4 +1,4 @@
-"""A name in, a method out: the project's own, those of other packages, broken ones, and settings that are strict."""
+"""Test the lookup of methods: built-in ones, those of other packages, broken plugins, and strict settings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_there_are_eleven_methods_and_the_package_names_each() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_declares_itself_in_words_that_exist_and_pickles(name: str) -> None:
+def test_a_method_declares_itself_with_known_terms_and_pickles(name: str) -> None:
     method = METHODS[name]
     assert method.name == name
     assert set(method.uses) <= set(get_args(Uses))
@@ -58,7 +58,7 @@ def test_a_method_declares_itself_in_words_that_exist_and_pickles(name: str) -> 
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if METHODS[n].Settings.model_fields])
-def test_each_setting_is_described_and_a_misspelt_one_is_answered_with_its_name(name: str) -> None:
+def test_each_setting_is_described_and_a_misspelt_one_is_refused_with_its_name(name: str) -> None:
     for key, field in METHODS[name].Settings.model_fields.items():
         assert field.description or isinstance(field.default, Section), key
         wrong = f"{key[:-1]}{key[-1]}x"
@@ -72,14 +72,14 @@ def test_a_method_without_settings_takes_none(name: str) -> None:
         method_settings(name, {"rate": 0.1})
 
 
-def test_an_unknown_method_is_answered_with_the_near_names() -> None:
+def test_an_unknown_method_is_refused_with_near_names() -> None:
     with pytest.raises(ConfigError, match="no repair method 'finetun'; did you mean 'finetune'"):
         get_method("finetun")
 
 
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Entry points are read anew before and after."""
+    """Clear the cache of entry points before and after the test."""
     registry._of_other_packages.cache_clear()
     yield
     monkeypatch.undo()
@@ -87,7 +87,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, *, cls: str = "Own") -> None:
-    """A package with one module and an entry point, as pip leaves it."""
+    """Write a package with one module and an entry point, as pip installs it."""
     module = f"own_method_{folder.name.replace('-', '_')}"
     (folder / f"{module}.py").write_text(code, encoding="utf-8")
     info = folder / f"{module}-1.0.dist-info"
@@ -130,7 +130,7 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(
         method_settings("own", {"tims": 7})
 
 
-def test_a_method_that_returns_no_repaired_model_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_returns_no_repaired_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(get_method("none")), "repair", lambda *_: None)
     monkeypatch.setattr("metarepair.repairs.stage.cut_to_uses", lambda *_: NOTHING)
     with pytest.raises(ConfigError, match="none returned a NoneType; `repair` returns a RepairedModel"):
@@ -151,10 +151,10 @@ def test_a_method_that_returns_no_repaired_model_is_said(monkeypatch: pytest.Mon
         (OWN.replace("cost, Settings", "price, Settings"), "has no 'cost'. A method declares name, words"),
     ],
 )
-def test_a_broken_plugin_is_named_and_said_what_to_do(
+def test_a_broken_plugin_is_named_with_the_remedy(
     code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: None
 ) -> None:
     install(tmp_path, monkeypatch, code)
     with pytest.raises(ConfigError, match=rf"the entry point 'own' = .*{said}"):
         all_methods()
-    assert get_method("tent") is METHODS["tent"]  # the project's own do not depend on it
+    assert get_method("tent") is METHODS["tent"]  # the built-in methods do not depend on it

@@ -1,4 +1,4 @@
-"""Tent and bn_adapt: what they change, what they do not, and that neither reads a label."""
+"""Test the parameters and buffers that Tent and bn_adapt change, and that neither reads a label."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def net(norm: nn.Module) -> nn.Module:
         body = (nn.Conv2d(3, 4, 3, padding=1), norm, nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
         module = nn.Sequential(*body, nn.Linear(16, 3))
         with torch.no_grad():
-            module[5].weight.mul_(4)  # sharp enough for an entropy to fall
+            module[5].weight.mul_(4)  # confident enough for the entropy to fall
     return module.double().eval()
 
 
@@ -104,7 +104,7 @@ def test_tent_lowers_the_entropy_of_its_images(norm: nn.Module) -> None:
     assert end < 0.8 * start
 
 
-def test_entropy_is_that_of_its_definition() -> None:
+def test_entropy_equals_its_definition() -> None:
     logits = torch.randn(7, 5, generator=torch.manual_seed(0), dtype=torch.float64)
     p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
     assert float(entropy(logits)) == pytest.approx(float(-(p * np.log(p)).sum(1).mean()))
@@ -113,7 +113,7 @@ def test_entropy_is_that_of_its_definition() -> None:
 
 @pytest.mark.parametrize("name", ["tent", "bn_adapt"])
 def test_neither_reads_a_label(name: str) -> None:
-    """Called without the interface that takes labels away, and with others in their place: the same bits."""
+    """Call the methods with labels, which the stage would remove: true and other labels give the same bits."""
     given = data()
     other = replace(
         given.learn, labels_N=given.learn.labels_N[::-1].copy() * 7, predicted_N=given.learn.labels_N
@@ -128,7 +128,7 @@ def test_neither_reads_a_label(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tent", "bn_adapt"])
-def test_its_images_do_matter(name: str) -> None:
+def test_other_images_give_another_result(name: str) -> None:
     given = data()
     darker = replace(given.learn, images_NHWC=given.learn.images_NHWC[:] // 2)
     found = [
@@ -148,7 +148,7 @@ def test_tent_refuses_a_dnn_without_norms_to_change(module: nn.Module) -> None:
         repaired("tent", deployed(net(module)), data())
 
 
-def test_tent_takes_a_step_a_batch_and_keeps_its_budget() -> None:
+def test_tent_takes_one_step_per_batch_and_keeps_its_budget() -> None:
     whole = repaired("tent", deployed(), data(), epochs=3, batch_size=16)
     assert (whole.gradient_steps, whole.images_seen) == (9, 3 * 3 * 16)
     cut = repaired("tent", deployed(), data(), Budget(parse_limit("4steps")), epochs=3, batch_size=16)
@@ -166,7 +166,7 @@ def test_tent_steps_are_adams_on_the_entropy_of_batches_with_their_own_statistic
     module = net(nn.BatchNorm2d(4))
     module[1].train()
     optimizer = torch.optim.Adam(module[1].parameters(), lr=0.01)
-    for _ in range(2):  # a batch of all images: their order is of no account
+    for _ in range(2):  # one batch of all images: their order does not matter
         optimizer.zero_grad()
         p_BK = module(own.normalise(given.learn.images_NHWC[:])).softmax(1)
         (-(p_BK * p_BK.log()).sum(1).mean()).backward()
@@ -189,7 +189,7 @@ def test_tent_works_on_timms_norms() -> None:
 
 @pytest.mark.parametrize("batch_size", [40, 10, 16])
 def test_bn_adapt_stores_the_means_and_variances_of_the_images(batch_size: int) -> None:
-    """Of the first norm in closed form; a mean over batches by their sizes, also of a short one at the end."""
+    """Compare the first norm with the closed form: a mean over batches, weighted by size, with a short last one."""
     own, images = deployed(), data().learn.images_NHWC
     conv = own.module[0]  # type: ignore[index]
     with torch.no_grad():
@@ -213,7 +213,7 @@ def test_bn_adapt_changes_statistics_alone() -> None:
 @pytest.mark.parametrize(
     "norm", [nn.Identity(), nn.LayerNorm(8), nn.BatchNorm2d(4, track_running_stats=False)]
 )
-def test_bn_adapt_says_where_there_is_nothing_to_adapt(norm: nn.Module) -> None:
+def test_bn_adapt_reports_when_there_is_nothing_to_adapt(norm: nn.Module) -> None:
     own = deployed(net(norm))
     found = repaired("bn_adapt", own, data())
     assert changed(own, found) == set()

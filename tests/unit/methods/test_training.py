@@ -1,4 +1,4 @@
-"""A training ends with its epochs or its budget, keeps its best state, and goes on as if never interrupted."""
+"""Test that training ends with its epochs or budget, keeps its best state, and resumes bit-identically."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def net(*, norm: bool = True) -> nn.Module:
 
 
 class CrossEntropy:
-    """A plain loss that remembers what it was called with, and the rate of each step."""
+    """Cross entropy that records its arguments and the rate of each step."""
 
     def __init__(self, sign: float = 1.0) -> None:
         self.sign, self.rates, self.batches = sign, list[float](), list[MethodBatch]()
@@ -169,7 +169,7 @@ def test_its_steps_are_those_of_torch(optimizer: Any) -> None:
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], list[State]]:
-    """Validation accuracies to be given one after the other, and the states that were judged."""
+    """A list of validation accuracies to return in turn, and the list of judged states."""
     scores: list[float] = []
     states: list[State] = []
 
@@ -191,21 +191,21 @@ def test_the_state_that_is_best_on_validation_is_kept_and_the_first_of_equals(
     module = one.run()
     assert not module.training
     found = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    assert (
-        len(states) == 1 + 15
-    )  # the untouched one, then at each of the steps, as they are fewer than CHECKS
+    assert len(states) == 1 + 15  # the initial state, then each step, as steps are fewer than CHECKS
     assert all(torch.equal(found[k], v) for k, v in states[2].items())
     assert not all(torch.equal(found[k], v) for k, v in states[3].items())
 
 
-def test_validation_is_asked_a_fixed_number_of_times(judged: tuple[list[float], list[State]]) -> None:
+def test_validation_runs_a_fixed_number_of_times(judged: tuple[list[float], list[State]]) -> None:
     scores, states = judged
     scores += [0.5]
     made(settings={"epochs": 100}).run()
     assert len(states) == 1 + CHECKS
 
 
-def test_patience_ends_it_after_so_many_checks_without_gain(judged: tuple[list[float], list[State]]) -> None:
+def test_patience_ends_training_after_several_checks_without_gain(
+    judged: tuple[list[float], list[State]],
+) -> None:
     scores, states = judged
     scores += [0.2, 0.3, 0.6, 0.6, 0.5, 0.4, 0.5, 0.9]
     one = made(settings={"epochs": 100}, patience=4)
@@ -229,7 +229,7 @@ def judging(module: nn.Module) -> Sequence[Any]:
     return deployed, dict(module.named_parameters()), dict(module.named_buffers()), DATA.validation
 
 
-def test_the_deployed_dnn_is_not_what_is_trained() -> None:
+def test_training_does_not_change_the_deployed_dnn() -> None:
     module = net()
     deployed = deployed_of(module)
     own, loss, before = copy.deepcopy(module), CrossEntropy(), digest(module)
@@ -256,7 +256,7 @@ def test_only_the_named_parameters_move() -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 400])
-def test_a_loss_that_is_not_finite_is_said_also_in_a_short_training(steps: int) -> None:
+def test_a_loss_that_is_not_finite_is_reported_even_in_a_short_training(steps: int) -> None:
     def broken(module: nn.Module, batch: MethodBatch) -> Tensor:
         x_BCHW = torch.from_numpy(batch.images_BHWC_u8).permute(0, 3, 1, 2).float()
         return module(x_BCHW).sum() * math.inf * 0  # type: ignore[no-any-return]
@@ -273,7 +273,7 @@ def test_a_loss_that_is_not_finite_is_said_also_in_a_short_training(steps: int) 
 
 
 class InterruptedBudget(Budget):
-    """Ends the process, so to speak, when so many steps are taken."""
+    """Simulates the end of the process after `after` steps."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class InterruptedBudget(Budget):
 
 
 class Counts(CrossEntropy):
-    """A loss whose weight grows from step to step, by what it remembers."""
+    """A loss whose weight grows with its call count, which is part of its state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -329,7 +329,7 @@ def test_a_resumed_training_equals_an_undisturbed_one_to_the_bit(
     assert (context.budget.images_seen, context.budget.gradient_steps) == (120, 15)
 
 
-def test_seconds_of_before_an_interruption_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_before_an_interruption_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
     made(context=around(folder=tmp_path)).run()
     now = [0.0]
@@ -342,7 +342,7 @@ def test_seconds_of_before_an_interruption_count(tmp_path: Path, monkeypatch: py
     assert folder_budget.seconds == 70.0
 
 
-def test_a_training_that_patience_ended_does_not_go_on_when_it_is_asked_again(
+def test_a_training_that_patience_ended_does_not_continue_when_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: tuple[list[float], list[State]]
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
@@ -356,7 +356,7 @@ def test_a_training_that_patience_ended_does_not_go_on_when_it_is_asked_again(
     assert digest(resumed.module) == digest(whole.module)
 
 
-def test_nothing_is_kept_without_a_folder_or_before_it_is_time(tmp_path: Path) -> None:
+def test_no_checkpoint_is_written_without_a_folder_or_before_the_interval(tmp_path: Path) -> None:
     made(context=around(folder=tmp_path)).run()
     assert list(tmp_path.iterdir()) == []
 
@@ -367,7 +367,7 @@ def test_torchs_own_generator_is_left_as_it_was() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_progress_says_share_loss_validation_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_shows_share_loss_validation_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "SAID_S", 0.0)
     lines: list[str] = []
     made(context=replace(around(), say=lines.append)).run()

@@ -1,4 +1,4 @@
-"""Apricot: its update against the paper's loop, what is kept, the reduced models and that they differ."""
+"""Test Apricot: its update against the paper's loop, the kept candidate, and that the reduced models differ."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STRATEGIES: tuple[Strategy, ...] = ("both", "correct", "incorrect")
 
 
 class Scaled(nn.Module):
-    """Has parameters of its own that no reset changes, and a buffer that is alike in all."""
+    """Has parameters that no reset changes, and a buffer that is equal in all models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def linear(weight: Tensor) -> nn.Module:
     return module.eval()
 
 
-def test_a_walk_repairs_by_what_a_right_model_knows_that_a_wrong_one_does_not() -> None:
+def test_a_walk_repairs_by_the_difference_between_right_and_wrong_models() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(3, 192, generator=generator, dtype=torch.float64)
     teacher = deployed(linear(truth))
@@ -215,12 +215,12 @@ def test_models_are_judged_with_their_own_buffers() -> None:
         assert list(right_N) != right(other)
 
 
-def test_a_candidate_is_judged_with_the_buffers_that_moved_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_is_judged_with_its_own_moved_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[State] = []
 
     def judge(_: DeployedModel, parameters: State, buffers: State, __: Failures) -> float:
         judged.append({k: v.clone() for k, v in (parameters | buffers).items()})
-        return float(min(len(judged), 4))  # three gains, then none
+        return float(min(len(judged), 4))  # three improvements, then none
 
     monkeypatch.setattr(apricot_walk, "accuracy_on", judge)
     walk = walk_of(deployed(), [net(1), net(2)])
@@ -254,7 +254,7 @@ def test_statistics_move_with_the_weights_and_variances_stay_positive() -> None:
     assert float((found["1.running_var"] - expected).abs().max()) < 1e-14
 
 
-def test_what_is_alike_in_all_models_and_whole_numbers_stay_to_the_bit() -> None:
+def test_tensors_equal_in_all_models_and_integer_tensors_stay_bit_identical() -> None:
     module, other = net(), net(1)
     other.get_buffer("1.num_batches_tracked").add_(7)
     parameters, buffers = states(other)[0]
@@ -263,7 +263,7 @@ def test_what_is_alike_in_all_models_and_whole_numbers_stay_to_the_bit() -> None
     assert {"0.weight", "1.running_mean", "1.running_var", "6.weight", "6.bias"} <= names
 
 
-def test_a_vector_of_a_state_is_that_state_again() -> None:
+def test_a_state_survives_the_conversion_to_a_vector_and_back() -> None:
     module, other = net(dtype=torch.float64), net(1, dtype=torch.float64)
     (own, own_buffers), (parameters, buffers) = states(module, other)
     coordinates = Coordinates(module, [parameters | buffers])
@@ -272,12 +272,12 @@ def test_a_vector_of_a_state_is_that_state_again() -> None:
 
 
 def accuracies(values: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation says these, one after the other, then the last for ever."""
+    """Make validation return these accuracies in turn, then repeat the last one."""
     left = list(values)
     monkeypatch.setattr(apricot_walk, "accuracy_on", lambda *_: left.pop(0) if len(left) > 1 else left[0])
 
 
-def test_what_was_kept_is_not_touched_by_what_is_tried_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_candidates_do_not_change_the_kept_one(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [net(seed) for seed in (1, 2, 3)]
     accuracies([0.0, 0.5, 0.2], monkeypatch)
     once = walk_of(deployed(), others, patience=1)
@@ -294,7 +294,7 @@ def test_what_was_kept_is_not_touched_by_what_is_tried_after_it(monkeypatch: pyt
     assert further.gains == 2
 
 
-def test_a_walk_leaves_the_dnn_and_its_own_result_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_leaves_the_dnn_and_shares_no_memory_with_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies([0.0, 0.5, 0.2], monkeypatch)
     model = deployed()
     before = state_hash(model.module.state_dict())
@@ -315,7 +315,7 @@ def test_nothing_is_kept_where_validation_does_not_improve(monkeypatch: pytest.M
     assert walk.words.startswith("0 of 5 adjustments kept")
 
 
-def test_the_models_are_made_once_each_and_differ(tmp_path: Path) -> None:
+def test_each_reduced_model_is_trained_once_and_they_differ(tmp_path: Path) -> None:
     around = prepare(tmp_path)
     files = [path_of(tmp_path, number) for number in range(3)]
     made = [state_hash(read_tensors(path)) for path in files]
@@ -326,7 +326,7 @@ def test_the_models_are_made_once_each_and_differ(tmp_path: Path) -> None:
 
     def mapped(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         asked.extend(items)
-        again = pickle.loads(pickle.dumps(work))  # as it goes to another process
+        again = pickle.loads(pickle.dumps(work))  # as when it is sent to another process
         return map(again, pickle.loads(pickle.dumps(items)))
 
     resumed = prepare(tmp_path, map=mapped)
@@ -337,7 +337,7 @@ def test_the_models_are_made_once_each_and_differ(tmp_path: Path) -> None:
     assert around.budget.gradient_steps == 3 * 2 * 3
 
 
-def test_a_damaged_model_or_one_of_other_settings_is_made_again(
+def test_a_damaged_model_or_one_with_other_settings_is_trained_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines: list[str] = []
@@ -361,7 +361,7 @@ def test_preparing_leaves_the_deployed_dnn_as_it_is(tmp_path: Path) -> None:
     assert not model.module.training
 
 
-def test_a_subset_has_as_many_of_each_class_and_is_another_for_another_model() -> None:
+def test_a_subset_is_balanced_over_classes_and_differs_between_models() -> None:
     labels_N = np.arange(60) % 3
     first, second = (subset(labels_N, per_class=5, generator=np.random.default_rng(seed)) for seed in (0, 1))
     assert np.bincount(labels_N[first]).tolist() == [5, 5, 5]
@@ -369,7 +369,7 @@ def test_a_subset_has_as_many_of_each_class_and_is_another_for_another_model() -
     assert first.tolist() != second.tolist()
 
 
-def test_a_random_start_keeps_of_the_deployed_weights_nothing_but_what_it_says() -> None:
+def test_a_random_start_keeps_only_the_deployed_weights_that_it_lists() -> None:
     module, before = net(norm=True), states(net(norm=True))[0][0]
     with torch.no_grad():
         module.get_parameter("1.weight").fill_(0.3)
@@ -414,7 +414,7 @@ def test_equal_seeds_repair_to_equal_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: bool, dtype: torch.dtype
 ) -> None:
     model, judged = deployed(net(norm=norm, dtype=dtype)), count(1)
-    monkeypatch.setattr(training, "accuracy_on", lambda *_: float(next(judged)))  # all training is kept
+    monkeypatch.setattr(training, "accuracy_on", lambda *_: float(next(judged)))  # rises, so training is kept
     prepare(tmp_path, model)
     one, two = (repaired(context(tmp_path, budget=Budget(parse_limit("4steps"))), model) for _ in range(2))
     assert state_hash(one.state()) == state_hash(two.state())
@@ -448,23 +448,23 @@ def test_training_begins_where_the_adjustment_ended(tmp_path: Path, monkeypatch:
 def test_half_of_a_budget_is_left_for_training(tmp_path: Path) -> None:
     prepare(tmp_path)
     found = repaired(context(tmp_path, budget=Budget(parse_limit("40images"))))
-    assert "by 2 reduced models" in found.notes[0]  # ten failures each; the third would be beyond the half
+    assert "by 2 reduced models" in found.notes[0]  # ten failures each; a third model would exceed the half
     assert found.gradient_steps == 3
 
 
 class KilledError(Exception):
-    """Ends a repair at a place."""
+    """Kills a repair at a chosen point."""
 
 
 @pytest.mark.parametrize("when", [2, 5, 8])
-def test_a_walk_that_was_interrupted_ends_as_one_that_was_not(
+def test_an_interrupted_walk_ends_like_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
 ) -> None:
     monkeypatch.setattr(apricot_walk, "CHECKPOINT_S", 0.0)
     others = [net(seed) for seed in (1, 2, 3)]
 
     def judged(_: DeployedModel, parameters: State, *__: Any) -> float:
-        return float(parameters["6.weight"].sum() * 1000 % 1)  # better now and then
+        return float(parameters["6.weight"].sum() * 1000 % 1)  # an improvement now and then
 
     monkeypatch.setattr(apricot_walk, "accuracy_on", judged)
     whole = walk_of(deployed(), others, patience=6)
@@ -490,7 +490,7 @@ def test_a_walk_that_was_interrupted_ends_as_one_that_was_not(
     assert around.budget.images_seen == 30
 
 
-def test_models_that_are_the_same_are_refused(tmp_path: Path) -> None:
+def test_identical_models_are_refused(tmp_path: Path) -> None:
     around = prepare(tmp_path)
     third = path_of(tmp_path, 2)
     third.write_bytes(path_of(tmp_path, 0).read_bytes())
@@ -526,7 +526,7 @@ def test_impossible_data_and_settings_are_refused_in_a_paragraph(tmp_path: Path)
         method_settings("apricot", {"reduced": {"models": 1}})
 
 
-def test_a_model_that_diverges_is_said(tmp_path: Path) -> None:
+def test_a_diverging_reduced_model_is_named(tmp_path: Path) -> None:
     module = net()
     with torch.no_grad():
         module.get_parameter("6.weight").fill_(float("nan"))

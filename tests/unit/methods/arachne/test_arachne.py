@@ -1,4 +1,4 @@
-"""Arachne: the weights to blame and their Pareto front, all candidates at once as the DNN runs them, the search."""
+"""Test Arachne: the weights to blame and their Pareto front, the batched run of all candidates, and the search."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SMALL: dict[str, Any] = {"population": 20, "generations": 30}
 
 
 class Block(nn.Module):
-    """Norms, depthwise and grouped convolutions, a sum in place, a layer used twice, pooling, a concatenation."""
+    """Norms, depthwise and grouped convolutions, an in-place sum, a layer used twice, pooling, a concatenation."""
 
     def __init__(self, *, norm: bool = True) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def block(*, norm: bool = True, dtype: torch.dtype = torch.float64) -> nn.Module
 
 
 class Sorter(nn.Module):
-    """Says which of three colours is strongest; four channels see each colour."""
+    """Classifies an image by the strongest of three colours; four channels respond to each colour."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Sorter(nn.Module):
 
 
 class Branching(Sorter):
-    """The sorter, in a way that cannot be run for all candidates at once."""
+    """The sorter with a forward pass that cannot be run for all candidates at once."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         logits = super().forward(x_BCHW)
@@ -120,7 +120,7 @@ def deployed(module: nn.Module) -> DeployedModel:
 
 
 def coloured(labels_N: Ints, seed: int) -> Pixels:
-    """Noise of 8 px, more or less brighter in the colour of its label."""
+    """Return 8-px noise images, each somewhat brighter in the colour of its label."""
     generator = np.random.default_rng(seed)
     found = generator.integers(0, 120, (len(labels_N), 8, 8, 3))
     found[np.arange(len(labels_N)), :, :, labels_N] += generator.integers(15, 110, (len(labels_N), 1, 1))
@@ -145,7 +145,7 @@ def clean(number: int = 60, seed: int = 3) -> CleanImages:
 
 
 def broken() -> DeployedModel:
-    """The sorter with one weight planted that makes it fail at colour 1."""
+    """The sorter with one planted weight that makes it fail on colour 1."""
     module = Sorter().double()
     with torch.no_grad():
         module.fc.weight[1, 5] = -8.0
@@ -156,7 +156,7 @@ ONES = np.ones(20, np.int64)
 
 
 def hard() -> RepairData:
-    """Images that are alike and have several labels: no DNN is right on all, so a search goes on."""
+    """Return similar images with different labels: no DNN is right on all of them, so a search continues."""
     mixed = Failures(**{**vars(failures(ONES, 1)), "labels_N": np.arange(20) % 5 % 3})
     return RepairData(target="snow", learn=mixed, validation=mixed.take(np.arange(6)), clean=clean())
 
@@ -205,7 +205,7 @@ EACH = [["stem"], ["depthwise"], ["grouped"], ["shortcut"], ["mixing.1"], ["twic
 def expect_logits_of_a_loop(
     module: nn.Module, names: list[str], size: tuple[int, ...] = (3, 8, 8), *, at_once: bool = True
 ) -> None:
-    """Four candidates of two weights of each layer have the logits of the DNN with these weights."""
+    """Check four candidates, two weights of each layer, against the DNN with these weights set in turn."""
     places, dtype = some_places(module, names), next(module.parameters()).dtype
     with seeded(CPU, 2):
         images = torch.randn(5, *size, dtype=dtype)
@@ -217,7 +217,7 @@ def expect_logits_of_a_loop(
         changed = copy.deepcopy(module)
         places.fill(changed, values_W)
         expected = changed(images)
-        assert (expected - copy.deepcopy(module)(images)).abs().max() > 1e-4  # the weights matter
+        assert (expected - copy.deepcopy(module)(images)).abs().max() > 1e-4  # the weights change the logits
         torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -227,7 +227,7 @@ def test_candidates_have_the_logits_of_the_dnn_with_their_weights(names: list[st
 
 
 class Attention(nn.Module):
-    """Two heads over the places of an image, last in memory their channels; the query is normalised."""
+    """Two attention heads over the positions of an image, with channels last; their input is normalised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ def test_candidates_of_convolutions_of_any_dimension_and_padding(dims: int) -> N
 
 
 class LastChannels(nn.Module):
-    """Norm and dense layers on channels that come last, then a pooling of channels that come second."""
+    """Norm and dense layers on channels-last tensors, then pooling of a channels-first tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -306,7 +306,7 @@ def test_candidates_of_layers_on_last_channels(name: str) -> None:
 
 
 class InPlace(nn.Module):
-    """Changes its images, and what it has kept in an attribute, in place; a view sees the change."""
+    """Changes its images and a stored attribute in place; a view sees the change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -341,7 +341,7 @@ def test_a_dnn_may_change_tensors_in_place(name: str) -> None:
 
 
 class Refused(nn.Module):
-    """What cannot be run for all candidates at once, by `way`."""
+    """Does something, chosen by `way`, that cannot be run for all candidates at once."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -355,13 +355,13 @@ class Refused(nn.Module):
             return torch.tensor(x.tolist(), dtype=x.dtype)
         if self.way == "weight":
             return x + self.fc.weight.sum()
-        if self.way == "attribute":  # its class runs another function with the same weights
+        if self.way == "attribute":  # its subclass runs another function with the same weights
             return nn.functional.linear(input=x, weight=self.more.weight) + self.fc(x_BCHW.flatten(1))
         return Doubled.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Doubled(torch.autograd.Function):
-    """An operation that has no rule for vmap."""
+    """An operation without a vmap rule."""
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:
@@ -369,7 +369,9 @@ class Doubled(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("way", ["branch", "list", "weight", "function"])
-def test_what_cannot_be_run_at_once_is_run_one_by_one_with_the_same_logits(way: str) -> None:
+def test_a_dnn_that_cannot_run_all_candidates_at_once_runs_them_one_by_one_with_the_same_logits(
+    way: str,
+) -> None:
     with seeded(CPU, 0):
         module = Refused(way).double().eval()
     expect_logits_of_a_loop(module, ["fc"], (3, 2, 2), at_once=False)
@@ -395,7 +397,7 @@ def test_a_layer_whose_weight_is_read_from_outside_is_run_one_by_one() -> None:
     expect_logits_of_a_loop(module, ["attention.out_proj", "fc"], (3, 2, 2), at_once=False)
 
 
-def test_a_second_use_of_a_weight_is_seen_however_little_it_does() -> None:
+def test_a_second_use_of_a_weight_is_detected_however_small_its_effect() -> None:
     class Around(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -410,7 +412,7 @@ def test_a_second_use_of_a_weight_is_seen_however_little_it_does() -> None:
 
 
 class Branch(nn.Module):
-    """Runs other layers for images that are bright."""
+    """Runs different layers for bright images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -438,7 +440,7 @@ def test_a_dnn_may_branch_on_its_images_before_the_searched_layer() -> None:
 
 
 class OfItsCalls(nn.Module):
-    """What it computes depends on how often it was called."""
+    """Its output depends on the number of earlier calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -451,7 +453,7 @@ class OfItsCalls(nn.Module):
         return logits
 
 
-def test_a_dnn_that_is_no_function_of_its_input_and_weights_is_run_one_by_one_and_said_to_be() -> None:
+def test_a_dnn_with_hidden_state_is_run_one_by_one_with_a_note() -> None:
     images = torch.randn(2, 3, 2, 2)
     candidates = Candidates(OfItsCalls().eval(), Places(layers=("fc",), flat_W=np.array([1])), images)
     assert "candidates were run one after the other: OfItsCalls" in str(candidates.note)
@@ -460,7 +462,7 @@ def test_a_dnn_that_is_no_function_of_its_input_and_weights_is_run_one_by_one_an
 
 
 class OfFirstCalls(OfItsCalls):
-    """Prepares something when it is called for the first images."""
+    """Alternates between two functions from call to call; they agree on images of ones."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x, self.calls = (x_BCHW + 1 if self.calls % 2 else 1 + 2 * x_BCHW), self.calls + 1
@@ -486,11 +488,11 @@ def test_candidates_leave_the_dnn_as_it_was() -> None:
         assert not any(m._forward_hooks or "forward" in vars(m) for m in module.modules())
 
 
-def test_nothing_is_kept_but_what_the_rest_of_the_dnn_takes() -> None:
+def test_only_the_inputs_of_the_rest_of_the_dnn_are_kept() -> None:
     wide = [layer for _ in range(6) for layer in (nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())]
     module = nn.Sequential(*wide, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
     candidates = Candidates(module, some_places(module, ["14"]), torch.randn(2, 4, 32, 32))
-    one = 4 * 4 * 32 * 32  # bytes of an image, and of what each convolution gives
+    one = 4 * 4 * 32 * 32  # bytes of an image and of each convolution's output
     assert candidates.bytes_kept < 3 * one
     assert candidates.bytes_moved == 4 * 3
 
@@ -498,7 +500,7 @@ def test_nothing_is_kept_but_what_the_rest_of_the_dnn_takes() -> None:
 # Which weights are to blame
 
 
-def test_blame_is_what_the_formulas_say_weight_by_weight() -> None:
+def test_blame_equals_the_formulas_for_each_weight() -> None:
     with seeded(CPU, 0):
         module = nn.Sequential(
             nn.Conv2d(4, 6, 3, stride=2, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)
@@ -526,13 +528,13 @@ def test_blame_is_what_the_formulas_say_weight_by_weight() -> None:
         )
     features = out.detach().relu().flatten(1)
     terms = (features[:, None] * fc.weight).abs()
-    impact = (terms / terms.sum(2, keepdim=True)).nan_to_num().mean(0) / 3  # each logit has a slope of 1 of 3
+    impact = (terms / terms.sum(2, keepdim=True)).nan_to_num().mean(0) / 3  # each logit has a slope of 1/3
     torch.testing.assert_close(found["4"][0], impact.detach(), rtol=1e-9, atol=0)
     error = logits.softmax(1) - nn.functional.one_hot(torch.from_numpy(images.labels_N), 3)
     torch.testing.assert_close(found["4"][1], (error.T @ features).abs().detach(), rtol=1e-9, atol=1e-12)
 
 
-def test_what_correct_images_need_is_blamed_less() -> None:
+def test_weights_that_correct_images_need_are_blamed_less() -> None:
     failures = {"fc": torch.tensor([[[2.0, 3.0]], [[2.0, 3.0]]])}
     correct = {"fc": torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]])}
     impact, gradient = against(failures, correct)["fc"]
@@ -540,7 +542,7 @@ def test_what_correct_images_need_is_blamed_less() -> None:
     assert gradient.tolist() == [[2.0, 1.0]]
 
 
-def test_the_front_is_what_no_other_is_better_than() -> None:
+def test_the_front_holds_the_weights_that_no_other_weight_dominates() -> None:
     generator = np.random.default_rng(0)
     first = generator.integers(0, 30, 400).astype(float)
     second = 30 - first + generator.integers(0, 9, 400)
@@ -549,7 +551,7 @@ def test_the_front_is_what_no_other_is_better_than() -> None:
     front = {(a, b) for a, b, bad in zip(first, second, better.any(0), strict=True) if not bad}
     rows = front_rows(first, second)
     assert {(first[r], second[r]) for r in rows} == front
-    assert len(rows) == len(front) > 2  # equal ones count once
+    assert len(rows) == len(front) > 2  # equal points count once
 
 
 def test_the_front_may_lie_over_several_layers() -> None:
@@ -564,7 +566,7 @@ def test_the_front_may_lie_over_several_layers() -> None:
 def test_correct_images_have_the_shares_of_the_classes_and_are_right() -> None:
     labels_N = np.repeat([0, 1, 2], [40, 20, 20])
     images = CleanImages(images_NHWC=coloured(labels_N, 5), labels_N=labels_N)
-    wrong = np.arange(0, 40, 2)  # half of class 0 has another colour, and is none of them
+    wrong = np.arange(0, 40, 2)  # half of class 0 has another colour and is misclassified
     images.images_NHWC[wrong] = coloured(np.full(20, 2), 6)  # type: ignore[index]
     budget = Budget()
     rows = correct_rows(deployed(Sorter().eval()), images, count=16, seed=0, budget=budget)
@@ -612,7 +614,7 @@ def test_the_last_layers_alone_may_be_searched() -> None:
     assert torch.equal(found.parameters["conv.weight"], given.module.get_parameter("conv.weight"))
 
 
-def test_fitness_is_one_for_right_and_less_the_more_wrong() -> None:
+def test_fitness_is_one_for_a_correct_image_and_falls_with_the_loss() -> None:
     logits = torch.tensor([[[2.0, 0.0], [2.0, 0.0]]])
     loss = np.log(1 + np.exp(2.0))
     torch.testing.assert_close(
@@ -666,7 +668,9 @@ def test_fitness_is_the_same_in_chunks_of_any_size_kept_or_not(
         np.testing.assert_allclose(again, found[0], rtol=1e-12)
 
 
-def test_candidates_that_the_budget_is_over_before_have_no_fitness(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_that_come_after_the_end_of_the_budget_have_no_fitness(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(AT_ONCE_BYTES, "cpu", 1)
     given, budget = deployed(block()), Budget(parse_limit("60images"))
     places = some_places(given.module, ["head"])
@@ -677,7 +681,7 @@ def test_candidates_that_the_budget_is_over_before_have_no_fitness(monkeypatch: 
     assert 60 <= budget.images_seen < 60 + 8
 
 
-def test_the_budget_is_asked_before_each_candidate_that_is_run_alone() -> None:
+def test_the_budget_is_checked_before_each_candidate_that_is_run_alone() -> None:
     given, budget = deployed(Branching().double().eval()), Budget(parse_limit("60images"))
     examples = Examples(failures(np.arange(11) % 3, 1), clean(13))
     found = Fitness(given, some_places(given.module, ["fc"]), examples, 10.0, budget)(np.ones((4, 2)))
@@ -710,7 +714,7 @@ def search(after: Any = lambda _: False, state: SearchState | None = None, **cha
     return Search(fitness=sphere, layers_4W=layers_4W, settings=settings, seed=3, after=after, state=state)
 
 
-def test_a_generation_is_rand_1_bin_and_replaces_what_is_not_better() -> None:
+def test_a_generation_is_rand_1_bin_and_replaces_candidates_that_are_not_better() -> None:
     states: list[SearchState] = []
     run = search(lambda state: states.append(state), generations=2)
     start = run.state.shares_PW
@@ -742,7 +746,7 @@ def test_a_trial_is_a_plus_a_difference_of_three_others() -> None:
     assert (one != population[4]).sum() <= 1  # one weight in any case
 
 
-def test_a_search_that_goes_on_is_the_one_that_was_not_interrupted() -> None:
+def test_a_resumed_search_equals_one_that_was_not_interrupted() -> None:
     whole = search().run()
     assert whole.fitness_P[0] > -1e-2
     half = search(lambda state: state.generation == 11).run()
@@ -752,8 +756,8 @@ def test_a_search_that_goes_on_is_the_one_that_was_not_interrupted() -> None:
     np.testing.assert_array_equal(again.fitness_P, whole.fitness_P)
 
 
-@pytest.mark.parametrize("digits", [0, 1, 9])  # few digits: many candidates are equally good
-def test_a_search_is_that_of_scipy_with_the_same_trials(digits: int) -> None:
+@pytest.mark.parametrize("digits", [0, 1, 9])  # with few digits many candidates are equally good
+def test_a_search_equals_scipys_given_the_same_trials(digits: int) -> None:
     def rugged(values_PW: Any) -> Any:
         return np.round(sphere(values_PW) + 0.2 * np.cos(9 * values_PW).sum(1), digits)
 
@@ -823,13 +827,13 @@ def test_a_budget_that_ends_before_the_search_changes_nothing_and_says_so() -> N
 
 def test_images_are_counted_for_each_candidate() -> None:
     few, more = (repaired(broken(), hard(), budget=f"{steps}steps").images_seen for steps in (1, 2))
-    assert more - few == SMALL["population"] * 33  # 20 failures, 13 that are right
+    assert more - few == SMALL["population"] * 33  # 20 failures, 13 correct images
     assert repaired(broken(), hard(), budget="2000images").images_seen <= 2000 + 20 * 33
 
 
 def test_where_no_candidate_is_better_the_deployed_weights_stay() -> None:
     given = deployed(Sorter().double().eval())
-    collected = data(np.zeros(20, np.int64))  # they are no failures of this DNN: it is right on all
+    collected = data(np.zeros(20, np.int64))  # this DNN classifies all of them correctly
     found = repaired(given, collected)
     assert all(torch.equal(found.parameters[k], v) for k, v in given.module.named_parameters())
     assert "no candidate was better" in found.notes[0]
@@ -917,7 +921,7 @@ def test_no_failures_and_nothing_right_are_refused() -> None:
         repaired(deployed(Sorter().double().eval()), collected)
 
 
-def test_what_it_is_set_to_pickles() -> None:
+def test_settings_and_the_repaired_model_can_be_pickled() -> None:
     settings = method_settings("arachne", {"population": 7})
     assert pickle.loads(pickle.dumps(settings)) == settings
     found = pickle.loads(pickle.dumps(repaired(broken(), budget="1steps")))

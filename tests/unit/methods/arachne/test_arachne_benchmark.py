@@ -1,4 +1,4 @@
-"""The Arachne benchmark compares the same candidates both ways, and prints what it promises."""
+"""Test that the Arachne benchmark runs the same candidates both ways and prints its documented keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ArchRepair: it starts as the deployed DNN, finds the broken block, and its architecture loads again."""
+"""Test ArchRepair: it starts as the deployed DNN, finds the broken block, and its architecture can be loaded."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ SMALL: dict[str, Any] = {
 
 
 class Residual(nn.Module):
-    """Two convolutions and a shortcut; a stride is projected."""
+    """Two convolutions and a shortcut, which is a projection if the number of channels changes."""
 
     def __init__(self, before: int, after: int, stride: int = 1, *, norm: bool = True) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def images(number: int, size: int = 32, *, dtype: torch.dtype = torch.float32) -
 
 
 def disturb(operations: nn.Module) -> None:
-    """Gives the zeroed scales values: from here on, operations add something."""
+    """Set the zeroed scales to other values, so that the operations have an effect."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in operations.parameters():
@@ -166,7 +166,7 @@ def test_a_dnn_without_blocks_is_taken_by_its_convolutions() -> None:
     assert find_blocks(chain) == ("0", "2.0")
 
 
-def test_named_blocks_are_taken_and_a_wrong_name_is_said_with_near_ones() -> None:
+def test_named_blocks_are_taken_and_a_wrong_name_is_refused_with_near_ones() -> None:
     module = timm.create_model("resnet8_cifar", num_classes=10)
     assert find_blocks(module, ["stages.[12]", "stages.1"]) == ("stages.1", "stages.2")
     with pytest.raises(ConfigError, match=r"'stage\.1' names no module.*did you mean 'stages\.1'"):
@@ -179,7 +179,7 @@ def test_a_dnn_without_convolutions_is_refused_before_any_work() -> None:
         ArchRepair().check(dense, ArchRepairSettings())
 
 
-def test_modules_that_map_no_maps_are_no_blocks() -> None:
+def test_modules_that_do_not_map_feature_maps_are_no_blocks() -> None:
     net = deployed()
     with pytest.raises(ConfigError, match=r"methods\.archrepair\.blocks were looked at"):
         usable_blocks(net.module, ["4"], images(2, 8, dtype=torch.float64))
@@ -223,7 +223,7 @@ def test_a_relaxed_block_is_the_block_and_the_mean_of_its_operations(norm: bool)
 @pytest.mark.parametrize("size", [7, 8])
 def test_every_operation_fits_a_block_that_changes_channels_and_size(name: Any, size: int) -> None:
     shape = BlockShape(in_channels=3, out_channels=5, stride=(2, 2), norm="batch")
-    block = nn.Conv2d(3, 5, 4, 2, 1)  # 7 px become 3, where the operations would make 4
+    block = nn.Conv2d(3, 5, 4, 2, 1)  # the block makes 3 px of 7, the operations would make 4
     extended = ExtendedBlock(block, build_operation(name, shape)).eval()
     x_BCHW = images(2, size)
     assert torch.equal(extended(x_BCHW), block(x_BCHW))
@@ -251,7 +251,7 @@ def test_a_dense_layer_is_called_with_a_list() -> None:
     assert not torch.allclose(relaxed(maps), relaxed.block(maps), atol=1e-3)
 
 
-def test_the_kept_operation_goes_on_with_the_share_that_it_had() -> None:
+def test_the_kept_operation_keeps_its_share_of_the_output() -> None:
     module, x_BCHW = deployed().module, images(3, 8, dtype=torch.float64)
     relaxed = relax(module, "1.0", usable_blocks(module, (), x_BCHW)["1.0"], seed=0)
     disturb(relaxed.operations)
@@ -266,7 +266,7 @@ def test_the_kept_operation_goes_on_with_the_share_that_it_had() -> None:
 
 
 @pytest.mark.parametrize(("zero", "expected"), [(True, "zero"), (False, "skip")])
-def test_where_nothing_was_learned_zero_stays_unless_it_may_not(zero: bool, expected: str) -> None:
+def test_without_learning_the_zero_operation_is_kept_unless_it_is_excluded(zero: bool, expected: str) -> None:
     module = deployed().module
     block = module[1][0]
     relax(module, "1.0", usable_blocks(module, (), images(2, 8, dtype=torch.float64))["1.0"], seed=0)
@@ -305,14 +305,14 @@ def test_suspiciousness_is_tarantula_by_hand() -> None:
     active_NC = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]]).bool()
     failing_N = torch.tensor([True, True, False, False, False])
     found_C = tarantula(active_NC, failing_N)
-    # active in 2 of 2 failing and 1 of 3 passing; 1 of 2 and 2 of 3; 1 of 2 and 1 of 3; never
+    # Active in failing / passing images: 2 of 2 / 1 of 3; 1 of 2 / 2 of 3; 1 of 2 / 1 of 3; never.
     expected_C = torch.tensor([1 / (1 + 1 / 3), 0.5 / (0.5 + 2 / 3), 0.5 / (0.5 + 1 / 3), 0.0])
     assert torch.allclose(found_C, expected_C.double())
     assert top_mean(found_C, 0.1) == pytest.approx(0.75)
     assert top_mean(found_C, 0.5) == pytest.approx((0.75 + 0.6) / 2)
 
 
-def test_fgsm_moves_every_pixel_by_epsilon_within_what_a_pixel_can_be() -> None:
+def test_fgsm_moves_every_pixel_by_epsilon_within_the_range_of_a_pixel() -> None:
     net = deployed()
     x_BCHW = net.normalise(np.array([0, 100, 200, 255], np.uint8).repeat(3).reshape(1, 2, 2, 3))
     gradient_BCHW = (
@@ -365,7 +365,7 @@ def test_a_planted_broken_block_is_found_wherever_it_is(name: str) -> None:
         assert localised(net, given, correct=60).block == broken
 
 
-def test_localisation_ends_with_the_budget_and_counts_what_it_looked_at() -> None:
+def test_localisation_ends_with_the_budget_and_counts_its_images() -> None:
     many = replace(data(), learn=failures(300, 0))
     whole, cut = Budget(), Budget(parse_limit("50images"))
     net = deployed()
@@ -386,7 +386,7 @@ def test_the_failures_decide_which_block_is_suspicious() -> None:
     assert weighted != mean
 
 
-def test_a_dnn_that_is_right_on_no_clean_image_is_said() -> None:
+def test_a_dnn_that_is_right_on_no_clean_image_is_refused() -> None:
     net, given = deployed(), data()
     assert given.clean is not None
     predicted = net.logits(given.clean.images_NHWC).argmax(1).numpy()
@@ -417,7 +417,7 @@ def test_the_halves_share_no_image_and_leave_none_out() -> None:
 
 
 def test_alpha_grows_for_the_operation_that_helps_on_the_held_out_half() -> None:
-    """The block is silent, and the class is the brightest channel: passing it through is the answer."""
+    """The block outputs zero and the class is the brightest channel, so the identity is the best operation."""
     block = nn.Conv2d(3, 3, 1)
     nn.init.zeros_(block.weight)
     shape = BlockShape(in_channels=3, out_channels=3, stride=(1, 1), norm="group")
@@ -442,10 +442,10 @@ def test_alpha_grows_for_the_operation_that_helps_on_the_held_out_half() -> None
     assert around.budget.gradient_steps == 20
 
 
-def test_a_part_of_a_budget_is_a_budget_of_its_own_and_is_spent_in_the_whole() -> None:
+def test_a_part_of_a_budget_has_its_own_limit_and_counts_in_the_whole() -> None:
     whole = Budget(parse_limit("100steps"))
     whole.spend(steps=20)
-    part = BudgetPart(whole, end=0.5)  # to 60
+    part = BudgetPart(whole, end=0.5)  # ends at 60 steps
     part.spend(steps=20)
     assert part.share == pytest.approx(0.5)
     part.spend(steps=20, images=3)
@@ -499,7 +499,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
 
 
 class Interrupted(Budget):
-    """Ends a repair from outside after so many spendings."""
+    """Interrupts a repair after `after` calls of `spend`."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -517,7 +517,7 @@ def test_a_resumed_repair_equals_one_that_was_not_interrupted(
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
     undisturbed = repaired(context(keep_zero=False))
-    for after in (6, 3, 13):  # in the search, and in it again, and in the fine-tuning
+    for after in (6, 3, 13):  # twice in the search, once in the fine-tuning
         with pytest.raises(KeyboardInterrupt):
             repaired(context(Interrupted(after), tmp_path, keep_zero=False))
     lines: list[str] = []
@@ -530,7 +530,7 @@ def test_a_resumed_repair_equals_one_that_was_not_interrupted(
     assert resumed.gradient_steps == undisturbed.gradient_steps
 
 
-def test_the_deployed_dnn_stays_and_what_is_left_pickles() -> None:
+def test_the_deployed_dnn_stays_and_the_repaired_model_pickles() -> None:
     net = deployed()
     before = state_hash(net.module.state_dict())
     found = repaired(context(keep_zero=False), net)
@@ -580,7 +580,7 @@ def test_a_changed_architecture_is_judged_as_its_own_module() -> None:
 
 @pytest.fixture(scope="module")
 def unit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a run with one repair by ArchRepair, whose architecture is another."""
+    """The folder of a repair by ArchRepair that has changed the architecture."""
     root = tmp_path_factory.mktemp("run") / "repaired" / "snow"
     settings = SMALL | {"keep_zero": False}
     config = parse_config(TINY_RUN | {"methods": {"archrepair": settings}})
@@ -627,7 +627,7 @@ def test_a_changed_architecture_is_exported_as_a_program(
     assert "the same classes on" in caplog.messages[0]
 
 
-def test_a_changed_architecture_does_not_go_into_a_file_like_the_deployed_one(
+def test_a_changed_architecture_is_not_exported_into_the_deployed_file_format(
     unit: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"another architecture.*Use --format torch or onnx"):

@@ -1,4 +1,4 @@
-"""AugMix's operations are Pillow's, its mixtures those of Algorithm 1, its loss cross entropy where views agree."""
+"""Test AugMix: operations against Pillow, mixtures against Algorithm 1, and its loss."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ def test_each_operation_is_pillows(name: str, level: float) -> None:
     ours = planes(images).clone()
     operate(ours, np.full(3, OPERATIONS.index(name)), np.full(3, level))
     theirs = np.stack([np.asarray(by_pillow(Image.fromarray(image), name, level)) for image in images])
-    assert (ours.int() - planes(theirs).int()).abs().max() <= 1  # Pillow cuts decimals off, or rounds
+    assert (ours.int() - planes(theirs).int()).abs().max() <= 1  # Pillow truncates or rounds
     assert level == 0.3 or not ours.equal(planes(images))
 
 
-def test_a_batch_of_mixed_operations_is_what_each_image_alone_becomes() -> None:
+def test_a_batch_of_mixed_operations_equals_each_image_on_its_own() -> None:
     images = planes(textured(24))
     draws = sample_mix(np.random.default_rng(1), 24, severity=3, width=3)
     together = mixture(images, draws)
@@ -104,7 +104,7 @@ def test_a_batch_of_mixed_operations_is_what_each_image_alone_becomes() -> None:
 def test_draws_have_the_published_distributions() -> None:
     draws = sample_mix(np.random.default_rng(0), 3000, severity=3, width=3)
     done = draws.operations_BWD != NOTHING
-    assert np.all(done[..., :-1] >= done[..., 1:])  # nothing is past the end of a chain alone
+    assert np.all(done[..., :-1] >= done[..., 1:])  # only the slots after the end of a chain are empty
     assert np.bincount(done.sum(2).ravel())[1:] / 9000 == pytest.approx([1 / 3] * 3, abs=0.02)
     assert np.bincount(draws.operations_BWD[done]) / done.sum() == pytest.approx([1 / 9] * 9, abs=0.01)
     assert 0.1 <= np.abs(draws.levels_BWD).min() < 0.11
@@ -116,7 +116,7 @@ def test_draws_have_the_published_distributions() -> None:
     assert not draws.styled_BW.any()
 
 
-def test_depth_and_style_are_drawn_when_they_are_asked_for() -> None:
+def test_depth_and_style_are_drawn_when_they_are_enabled() -> None:
     draws = sample_mix(np.random.default_rng(0), 2000, severity=3, width=2, depth=2, style=True)
     assert draws.operations_BWD.shape == (2000, 2, 2)
     assert (draws.operations_BWD == STYLE).mean() == pytest.approx(0.1, abs=0.01)
@@ -167,7 +167,7 @@ def test_divergence_is_the_jensen_shannon_divergence() -> None:
 
 
 class Still(AugMixLoss):
-    """Views that are all the image itself."""
+    """A loss whose views all equal the image."""
 
     def views(self, batch: MethodBatch) -> Tensor:
         return torch.from_numpy(batch.images_BHWC_u8)[None].repeat(VIEWS, 1, 1, 1, 1)
@@ -214,7 +214,7 @@ def test_views_are_the_image_and_two_different_mixtures() -> None:
 
 
 def failures(count: int = 24, *, seed: int = 1) -> Failures:
-    """Images of three classes that their mean colour tells."""
+    """Images of three classes that differ in their mean colour."""
     labels = np.arange(count) % 3
     images = textured(count, seed=seed, size=SIZE) // 2
     images[np.arange(count), :, :, labels] += 120
@@ -279,7 +279,9 @@ def test_budget_is_obeyed_and_counts_three_images_an_example() -> None:
     assert (found.gradient_steps, found.images_seen) == (5, 5 * 16 * 3)
 
 
-def test_interrupted_repair_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_repair_has_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     undisturbed = repaired(norm=True)
     monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
     calls = []
@@ -305,14 +307,14 @@ def test_method_and_settings_pickle() -> None:
     assert pickle.loads(pickle.dumps((get_method("augmix"), settings)))[1] == settings
 
 
-def test_unknown_setting_names_the_near_one() -> None:
+def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="severity"):
         method_settings("augmix", {"severty": 3.0})
     with pytest.raises(ConfigError, match=r"methods\.augmix\.severity"):
         method_settings("augmix", {"severity": 11.0})
 
 
-def test_missing_data_is_said() -> None:
+def test_missing_data_is_refused() -> None:
     context = MethodContext(config=RepairConfig(), seed=0, settings=AugMixSettings())
     whole = data()
     none = RepairData(

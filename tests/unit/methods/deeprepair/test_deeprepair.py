@@ -1,4 +1,4 @@
-"""DeepRepair's stylised images have the style's band statistics and the content's edges; failures give only style."""
+"""Test DeepRepair: stylised images have the style's band statistics and the content's edges."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SIZE = 16
 
 
 def images(count: int, *, seed: int, contrast: float, mean: float = 128, size: int = SIZE) -> Pixels:
-    """Blocks of 4 × 4 pixels with grain, about a mean."""
+    """Images of 4 × 4-pixel blocks with noise, around a mean."""
     generator = np.random.default_rng(seed)
     blocks = generator.normal(0, 1, (count, size // 4, size // 4, 3)).repeat(4, 1).repeat(4, 2)
     grain = generator.normal(0, 0.3, blocks.shape)
@@ -54,14 +54,14 @@ def float_planes(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
 
 
-def test_haar_bands_give_the_image_back_and_part_its_edges() -> None:
+def test_haar_bands_reconstruct_the_image_and_separate_its_edges() -> None:
     x = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bands = haar(x)
     assert bands.shape == (4, 2, 3, 4, 3)
     torch.testing.assert_close(inverse_haar(bands), x)
     assert float(bands.square().sum()) == pytest.approx(float(x.square().sum()))  # orthonormal
     columns = torch.tensor([[0.0, 1.0]]).repeat(2, 1)[None, None]
-    assert haar(columns).flatten().tolist() == [1.0, 1.0, 0.0, 0.0]  # upright edges are in LH alone
+    assert haar(columns).flatten().tolist() == [1.0, 1.0, 0.0, 0.0]  # vertical edges are in LH alone
     assert haar(columns.mT).flatten().tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
@@ -73,7 +73,7 @@ def test_stylised_image_has_the_styles_band_statistics_and_the_contents_edges() 
     for found, wanted in zip(
         band_statistics(styled), band_statistics(haar(float_planes(styles[which]))), strict=True
     ):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=0.3)  # what whole numbers leave
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0.3)  # the rounding error of whole grey levels
     original = haar(float_planes(content))
     (mean, deviation), (own_mean, own_deviation) = band_statistics(styled), band_statistics(original)
     assert (mean - own_mean).abs().max() > 50  # … and not the content's
@@ -103,7 +103,7 @@ def test_k_means_finds_planted_clusters() -> None:
     assert len(np.unique(groups)) == 4
 
 
-def test_fewer_clusters_are_made_of_fewer_points() -> None:
+def test_fewer_points_than_clusters_give_fewer_clusters() -> None:
     points = np.array([[0.0, 1.0], [0.0, 1.0], [5.0, 2.0]])
     groups = k_means(points, 5, np.random.default_rng(0))
     assert groups[0] == groups[1] != groups[2]
@@ -135,12 +135,12 @@ def test_each_cluster_of_each_class_gives_one_style_image() -> None:
     assert any(not np.array_equal(rows, style_rows(planted, clusters=3, seed=seed)) for seed in (1, 2, 3))
 
 
-def test_a_class_with_few_failures_gives_them_all() -> None:
+def test_a_class_with_few_failures_uses_all_of_them_as_styles() -> None:
     rows = style_rows(failures(8), clusters=5, seed=0)
     assert sorted(rows) == list(range(8))
 
 
-def test_an_image_has_one_version_whatever_batch_asks_for_it() -> None:
+def test_an_image_has_one_stylised_version_in_every_batch() -> None:
     clean, made = images(20, seed=2, contrast=30), list[int]()
     transfer = WaveletStatistics(images(4, seed=3, contrast=8), CPU)
 
@@ -153,7 +153,7 @@ def test_an_image_has_one_version_whatever_batch_asks_for_it() -> None:
     assert np.array_equal(some[0], some[2])
     again = StyledImages(clean, transfer, styles=4, seed=0)(np.arange(20))
     assert np.array_equal(styled(np.array([11, 3, 5])), again[[11, 3, 5]])
-    assert made == [3, 1]  # each is made once
+    assert made == [3, 1]  # each version is made once
     assert len(np.unique(styled.style_N)) == 4
     assert styled(np.array([], np.int64)).shape == (0, SIZE, SIZE, 3)
 
@@ -191,7 +191,7 @@ def same(one: RepairedModel, other: RepairedModel) -> bool:
 
 
 def last_of(monkeypatch: pytest.MonkeyPatch, given: RepairData) -> tuple[RepairedModel, dict[str, Tensor]]:
-    """The repair, and the parameters at its last step: those kept are of the best check."""
+    """Return the repair and the parameters at its last step; the repair keeps those of the best check."""
     last: dict[str, Tensor] = {}
     whole = AugMixLoss.__call__
 
@@ -204,7 +204,7 @@ def last_of(monkeypatch: pytest.MonkeyPatch, given: RepairData) -> tuple[Repaire
         return repaired(given), last
 
 
-def test_failures_are_never_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[tuple[bytes, int]]()
     whole = AugMixLoss.__call__
 
@@ -264,7 +264,9 @@ def test_repair_obeys_its_budget_and_names_its_style(norm: bool) -> None:
     assert "15 style images" in found.notes[0]  # three classes of five clusters
 
 
-def test_interrupted_repair_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_repair_has_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     undisturbed = repaired(norm=True)
     assert same(undisturbed, repaired(norm=True))
     monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
@@ -285,7 +287,7 @@ def test_interrupted_repair_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch
     assert resumed.gradient_steps == 5
 
 
-def test_patience_ends_a_training_that_gains_nothing() -> None:
+def test_patience_ends_a_training_that_does_not_improve() -> None:
     stuck = repaired(limit="40steps", rate=1e-9, patience=2)
     assert 2 < stuck.gradient_steps < 10
     assert "ended early" in stuck.notes[-1]
@@ -310,7 +312,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
         method_settings("deeprepair", {"collected_share": 0.5})
 
 
-def test_missing_failures_are_said() -> None:
+def test_missing_failures_are_refused() -> None:
     whole = data()
     none = RepairData(
         target="fog", learn=whole.learn.take(np.arange(0)), validation=whole.validation, clean=whole.clean

@@ -1,4 +1,4 @@
-"""The WCT² network is that of its figure, its recolouring that of whole covariances, its weights checked."""
+"""Test WCT²: the network of the paper's figure, recolouring by full covariances, and the check of its weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tasks.records import Pixels
 
 CPU = torch.device("cpu")
 SIZE = 16
-TINY = 16  # times fewer channels than VGG-19
+TINY = 16  # divisor of VGG-19's channels
 
 
 def images(count: int, *, seed: int, contrast: float, mean: float = 128) -> Pixels:
@@ -57,9 +57,9 @@ def data() -> RepairData:
     return RepairData(target="fog", learn=failures, validation=failures.take(np.arange(3)), clean=clean)
 
 
-def test_recolouring_is_whitening_and_colouring_by_whole_covariances() -> None:
+def test_recolouring_is_whitening_and_colouring_by_full_covariances() -> None:
     generator = torch.Generator().manual_seed(0)
-    for channels, places in ((6, 40), (12, 5)):  # more places than channels, and fewer
+    for channels, places in ((6, 40), (12, 5)):  # more pixels than channels, and fewer
         content, style = (
             scale
             * torch.randn(channels, channels, generator=generator, dtype=torch.float64)
@@ -151,7 +151,7 @@ def test_wct2_takes_the_style_of_each_image_alone(tiny_net: WaveletNet) -> None:
     torch.testing.assert_close(
         transfer._transferred(content[0], own), tiny_net.through(x, lambda _, f: f), rtol=1e-3, atol=1e-3
     )
-    small = transfer(content[:, :11, :9], np.array([0, 0, 1]))  # too small, and no multiple of 8
+    small = transfer(content[:, :11, :9], np.array([0, 0, 1]))  # too small, and not a multiple of 8
     assert small.shape == (3, 11, 9, 3)
 
 
@@ -165,7 +165,7 @@ def haar_keys(name: str, channels: int) -> dict[str, Tensor]:
 
 @pytest.fixture
 def weights(tmp_path: Path, tiny_net: WaveletNet, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files of the published layout, of a smaller network."""
+    """Weights files in the published layout, for a smaller network."""
     for table in ("ENCODER", "DECODER"):
         small = {
             k: (*(n if n == 3 else n // TINY for n in v[:2]), v[2]) for k, v in getattr(wct2, table).items()
@@ -190,7 +190,7 @@ def test_published_weights_are_loaded_and_used(weights: Path, tiny_net: WaveletN
     assert "style by WCT²" in found.notes[0]
 
 
-def test_wrong_weights_are_refused_before_anything_begins(weights: Path) -> None:
+def test_wrong_weights_are_refused_before_any_work(weights: Path) -> None:
     settings = DeepRepairSettings(style="wct2", weights=str(weights))
     path = weights / "wave_encoder_cat5_l4.pth"
     state = torch.load(path, weights_only=True)

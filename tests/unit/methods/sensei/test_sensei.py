@@ -1,4 +1,4 @@
-"""SENSEI: what a variant is, what the search tries and keeps, and that the worst variant is trained on."""
+"""Test SENSEI: its image variants, its search, and training on the worst variant."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def deployed(*, norm: bool = True, dtype: torch.dtype = torch.float32) -> Deploy
 
 
 def failures(number: int, seed: int) -> Failures:
-    """They can be learned, so that a training is kept."""
+    """Return failures that can be learned, so that the trained weights are kept."""
     return bright_failures(number, seed, noise=70)
 
 
@@ -90,7 +90,7 @@ def loss_of(net: DeployedModel, **settings: Any) -> WorstVariantLoss:
 
 
 class Seen:
-    """What goes through a module, while it is judged and while it is trained."""
+    """Records the inputs of a module, in evaluation and in training mode."""
 
     def __init__(self, module: nn.Module) -> None:
         self.judged: list[Tensor] = []
@@ -130,7 +130,7 @@ def test_a_variant_is_torchvisions_affine_map(
     assert (found - images).abs().max() > 1
 
 
-def test_all_variants_at_once_are_those_one_by_one_to_the_bit() -> None:
+def test_variants_in_one_batch_equal_those_made_one_by_one_to_the_bit() -> None:
     generator = np.random.default_rng(0)
     populations = Populations(ALL, images=5, keep=6, seed=0)
     images = torch.from_numpy(generator.integers(256, size=(5, 3, 9, 11))).float()
@@ -142,7 +142,7 @@ def test_all_variants_at_once_are_those_one_by_one_to_the_bit() -> None:
             assert torch.equal(variants(images[row : row + 1], vector, ALL)[0, 0], together[row, number])
 
 
-def test_the_identity_is_the_image_and_contrast_and_brightness_are_cut() -> None:
+def test_the_identity_is_the_image_and_contrast_and_brightness_are_clipped() -> None:
     images = torch.rand(1, 3, 6, 6, generator=torch.manual_seed(0), dtype=torch.float64) * 255
     neutral = torch.tensor([g.neutral for g in ALL], dtype=torch.float64)
     bright = neutral.clone()
@@ -167,11 +167,11 @@ def test_the_dnn_is_trained_on_the_variant_of_the_largest_loss() -> None:
         losses = cross_entropy(net.module(judged_BV[row]), given.labels_B[row].expand(7), reduction="none")
         assert torch.equal(trained_B[row], judged_BV[row, int(losses.argmax())])
         better += int(losses.argmax() > 0)
-    assert better > 5  # not the image as it is, which is the first
+    assert better > 5  # not the unchanged image, which comes first
 
 
 def test_a_planted_worst_variant_is_found_and_trained_on() -> None:
-    """A DNN that asks whether the left half is brighter, and images that lose that by one shift alone."""
+    """The DNN classifies by the brighter half, and only one shift moves the bright stripe to the other half."""
     net = deployed(dtype=torch.float64)
     weight = torch.ones(2, 3, 8, 8, dtype=torch.float64)
     weight[0, :, :, 4:] = weight[1, :, :, :4] = 0
@@ -189,7 +189,7 @@ def test_a_planted_worst_variant_is_found_and_trained_on() -> None:
     assert (means[:, 4:].mean(1) > means[:, :4].mean(1)).all()
 
 
-def test_judging_leaves_statistics_alone_and_training_mode_on() -> None:
+def test_evaluating_variants_changes_no_statistics_and_keeps_training_mode() -> None:
     net = deployed()
     before = state_hash(net.module.state_dict())
     net.module.train()
@@ -201,7 +201,7 @@ def test_judging_leaves_statistics_alone_and_training_mode_on() -> None:
     assert all(part.training for part in net.module)  # type: ignore[union-attr]
 
 
-def test_the_fittest_are_kept_first_the_fittest_and_none_twice() -> None:
+def test_the_fittest_are_kept_in_order_and_without_duplicates() -> None:
     populations = Populations(SPATIAL, images=3, keep=3, seed=0)
     vectors = np.arange(20, dtype=np.float32).reshape(1, 5, 4)
     vectors[0, 4] = vectors[0, 1]
@@ -244,7 +244,7 @@ def test_a_mutation_moves_half_of_the_genes_by_a_step_or_to_the_other_side(genes
         np.arange(50), 6, mutate_probability=1.0, generator=np.random.default_rng(0)
     )
     moved = children != best[:, None]
-    assert (moved.sum(-1) <= changed).all()  # fewer where a gene is at its end already
+    assert (moved.sum(-1) <= changed).all()  # fewer if a gene is already at its limit
     assert (moved.sum(-1) == changed).mean() > 0.8
     assert moved.any((0, 1)).all()
     low, high, step, neutral = (
@@ -256,7 +256,7 @@ def test_a_mutation_moves_half_of_the_genes_by_a_step_or_to_the_other_side(genes
     assert all((one & moved).any() for one in near)
 
 
-def test_a_crossing_takes_some_genes_of_the_most_different_and_each_child_others() -> None:
+def test_a_crossover_mixes_in_genes_of_the_most_different_parent_and_differs_by_child() -> None:
     populations = Populations(SPATIAL, images=20, keep=4, seed=0)
     vectors = populations.vectors_NPG
     vectors[:, 3] = [30.0, 3.0, 3.0, 0.1]
@@ -293,7 +293,7 @@ def test_a_robust_image_is_not_searched_until_its_loss_rises_again() -> None:
     assert sum(map(len, seen.judged)) == loss.budget.images_seen == 8 * 5 + 2
     assert np.array_equal(loss.populations.vectors_NPG[[2, 5]], before[[2, 5]])
     assert not np.array_equal(loss.populations.vectors_NPG, before)
-    assert (loss.populations.losses_NP[[2, 5], 0] > 0.1).all()  # what they are by this DNN
+    assert (loss.populations.losses_NP[[2, 5], 0] > 0.1).all()  # their losses under this DNN
     loss(net.module, batch(step=1))
     assert loss.budget.images_seen == 8 * 5 + 2 + 10 * 5
 
@@ -327,7 +327,7 @@ def test_same_seed_same_bits_with_and_without_batch_norm(norm: bool, dtype: torc
     assert not torch.equal(own.get_parameter("6.weight"), first.parameters["6.weight"])
 
 
-def test_filters_take_part_in_a_repair() -> None:
+def test_filters_change_the_result_of_a_repair() -> None:
     with_filters = repaired(context(filters=True))
     assert with_filters.first_not_finite() is None
     assert state_hash(with_filters.state()) != state_hash(repaired(context()).state())
@@ -340,7 +340,7 @@ def test_a_budget_in_steps_ends_it_and_all_images_are_counted() -> None:
 
 
 class Interrupted(Budget):
-    """Stops the process at a step."""
+    """Interrupts the process at a step."""
 
     def spend(self, *, images: int = 0, steps: int = 0) -> None:
         super().spend(images=images, steps=steps)
@@ -367,7 +367,7 @@ def test_a_resumed_repair_equals_one_that_was_not_interrupted(
     )
 
 
-def test_populations_go_through_a_state() -> None:
+def test_populations_can_be_saved_and_loaded() -> None:
     one, other = (Populations(SPATIAL, images=4, keep=2, seed=seed) for seed in (0, 1))
     one.losses_NP[1] = [2.0, 1.0]
     other.load(one.state())
@@ -405,12 +405,12 @@ def test_the_published_numbers_are_the_defaults() -> None:
         ({"skip_below": -1.0}, "skip_below"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         method_settings("sensei", settings)
 
 
-def test_no_failures_and_no_clean_images_are_said() -> None:
+def test_no_failures_and_no_clean_images_are_refused() -> None:
     with pytest.raises(DataError, match=r"learning part of D_collect has none"):
         Sensei().repair(deployed(), data(learn=0), context())
     with pytest.raises(DataError, match="no clean image"):
