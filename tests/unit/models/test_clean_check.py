@@ -1,4 +1,4 @@
-"""A DNN that is fed otherwise than it was trained is found out on clean images, with the accuracies as evidence."""
+"""Test that wrong preprocessing of a DNN is detected on clean images, with accuracies as evidence."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def shipped() -> DeployedModel:
 
 
 @cache
-def clean_images():  # type: ignore[no-untyped-def]  # whatever the data set is
+def clean_images():  # type: ignore[no-untyped-def]  # the type of the data set does not matter
     return load_dataset("cifar10_sample", "test")
 
 
 class Around(nn.Module):
-    """The shipped DNN with its output changed."""
+    """The shipped DNN with a change to its logits."""
 
     def __init__(self, change) -> None:  # type: ignore[no-untyped-def]  # a function of logits
         super().__init__()
@@ -42,7 +42,7 @@ class Around(nn.Module):
 
 
 class Flat(nn.Module):
-    """Made for 16 pixels a side."""
+    """A DNN for images of 16 × 16 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Flat(nn.Module):
         return logits
 
 
-def test_a_dnn_that_is_right_is_looked_at_briefly() -> None:
+def test_an_accurate_dnn_is_checked_on_64_images_only() -> None:
     found = check_on_clean(shipped(), clean_images())
     assert found.images == 64
     assert found.accuracy > 0.75
@@ -88,7 +88,7 @@ def test_another_order_of_the_classes_is_named() -> None:
         check_on_clean(turned, clean_images())
 
 
-def test_an_untrained_dnn_is_refused_with_what_to_look_at() -> None:
+def test_an_untrained_dnn_is_refused_with_hints() -> None:
     torch.manual_seed(0)
     untrained = replace(shipped(), module=build_model("resnet8_cifar", 10).eval())
     with pytest.raises(
@@ -119,7 +119,7 @@ def test_a_dnn_of_another_shape_is_refused(module: nn.Module, says: str) -> None
         check_on_clean(replace(shipped(), module=module), clean_images())
 
 
-def test_the_first_images_are_of_all_classes_where_labels_are_sorted() -> None:
+def test_the_first_images_cover_all_classes_even_if_labels_are_sorted() -> None:
     whole = clean_images()
     rows = np.argsort(whole.labels_N, kind="stable")
     images, labels = whole.images(rows), whole.labels_N[rows]

@@ -1,4 +1,4 @@
-"""The narrow ConvNeXt: what it is, what is shipped of it, and that batch-norm adaptation has nothing to adapt in it."""
+"""Test the narrow ConvNeXt: its architecture, its shipped weights, and that it has no batch norm to adapt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_split() -> ArrayDataset:
 
 @pytest.fixture(scope="module")
 def failures(deployed: DeployedModel, test_split: ArrayDataset) -> Failures:
-    """Of the shipped weights under gaussian noise."""
+    """The failures of the shipped weights under Gaussian noise."""
     images = corrupted_images(test_split, ROWS, corruption="gaussian_noise", severity=3, seed=0)
     predicted = deployed.logits(images).argmax(1).numpy()
     whole = Failures(
@@ -69,14 +69,14 @@ def test_no_weights_are_looked_for_on_a_hub() -> None:
         timm.create_model("convnext_cifar", pretrained=True)
 
 
-def test_the_shipped_weights_classify_what_their_readme_says(
+def test_the_shipped_weights_have_the_accuracy_in_their_readme(
     deployed: DeployedModel, test_split: ArrayDataset
 ) -> None:
     right = deployed.logits(test_split.images(slice(0, 1000))).argmax(1).numpy() == test_split.labels_N[:1000]
     assert right.mean() > 0.77
 
 
-def test_batch_norm_adaptation_says_that_there_is_nothing_to_adapt(
+def test_batch_norm_adaptation_reports_that_there_is_nothing_to_adapt(
     deployed: DeployedModel, failures: Failures
 ) -> None:
     data = RepairData(

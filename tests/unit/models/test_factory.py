@@ -1,4 +1,4 @@
-"""Import paths of factories: what they may be, and what is said of all else."""
+"""Test import paths of factories: the valid ones, and the errors for all others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def empty():
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with a module `own_nets` in it that no path leads to yet."""
+    """The current folder, with a module `own_nets` that is not on sys.path yet."""
     (tmp_path / "own_nets.py").write_text(MODULE, encoding="utf-8")
     (tmp_path / "broken_nets.py").write_text("import own_nets\n1 / 0\n", encoding="utf-8")
     (tmp_path / "needy_nets.py").write_text("import absent_package\n", encoding="utf-8")
@@ -100,19 +100,19 @@ def test_a_factory_of_the_current_folder_is_called_with_num_classes_where_it_tak
         ("own_nets:empty", "without parameters"),
     ],
 )
-def test_a_factory_that_cannot_be_used_is_said_by_name(own: Path, path: str, says: str) -> None:
+def test_a_factory_that_cannot_be_used_is_refused_by_name(own: Path, path: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         build_from_factory(path, 5)
 
 
-def test_a_timm_name_stays_one_with_and_without_its_prefix() -> None:
+def test_a_timm_name_works_with_and_without_its_prefix() -> None:
     assert not is_import_path("resnet8_cifar")
     assert not is_import_path("timm:resnet8_cifar")
     plain, prefixed = build_model("resnet8_cifar", 10), build_model("timm:resnet8_cifar", 10)
     assert plain.state_dict().keys() == prefixed.state_dict().keys()
 
 
-def test_class_names_agree_differ_or_are_in_another_order() -> None:
+def test_class_names_may_agree_differ_or_be_in_another_order() -> None:
     ours = ("cat", "dog", "polar_bear")
     assert check_class_names(("Cat", "dog", "polar bear"), ours, where="net.pt") == ()
     (note,) = check_class_names(("cat", "hound", "polar bear"), ours, where="net.pt")

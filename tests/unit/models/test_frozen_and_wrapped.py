@@ -1,4 +1,4 @@
-"""No repair changes a parameter with requires_grad=False; wrappers are taken off, TorchScript is refused."""
+"""Test that repairs keep frozen parameters, that wrappers are removed and that TorchScript is refused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CONFIG = parse_config(
 
 
 class Net(nn.Module):
-    """Frozen: the order of its classes (whole numbers), its first layer, a norm's scale."""
+    """A net with a frozen class order (integers), first layer and norm scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,10 +131,10 @@ def test_a_method_leaves_frozen_parameters_to_the_bit_and_their_flags(name: str)
 
 
 @pytest.mark.parametrize("name", [n for n in sorted(METHODS) if "weights" in METHODS[n].changes])
-def test_methods_do_change_what_may_change(name: str) -> None:
+def test_methods_change_parameters_that_are_not_frozen(name: str) -> None:
     found, own = repaired(METHODS[name]), dict(deployed().module.named_parameters())
     moved = [k for k, v in found.parameters.items() if k not in own or not torch.equal(v, own[k])]
-    # Validation may keep the deployed weights; a walk always leaves its last episode.
+    # Validation may keep the deployed weights; a walk always keeps the weights of its last episode.
     assert moved or not METHODS[name].walks
 
 
@@ -150,7 +150,7 @@ class Careless(Method):
         return repaired_from(self.name, deployed.module, context.budget)
 
 
-def test_a_method_of_others_that_changes_a_frozen_parameter_is_refused() -> None:
+def test_a_plugin_method_that_changes_a_frozen_parameter_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"careless changed (order|first\.weight), which has requires_grad=False"
     ):
@@ -238,7 +238,7 @@ def test_torchscript_is_refused_wherever_it_is() -> None:
 
 
 class Remembering(Net):
-    """Keeps its last activations, as nets do whose features are looked at."""
+    """Stores its last activations, as nets with feature hooks do."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         self.kept = super().forward(x_BCHW)

@@ -1,4 +1,4 @@
-"""Stems for small images, sizes and normalisation: what the first block sees, and what is refused."""
+"""Test stems for small images, input sizes and normalisation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tasks.errors import ConfigError, WeightsError
 from tasks.storage.settings import changes, difference
 
 INFO = dataset_info("cifar10")
-# The module whose output is the first block's input, or the last of a stage.
+# The module whose output is the input of the first block, or the last module of a stage.
 STAGES = {
     "densenet": ["features.pool0", *(f"features.denseblock{i}" for i in (1, 2, 3, 4))],
     "resnet": ["maxpool", *(f"layer{i}" for i in (1, 2, 3, 4))],
@@ -53,7 +53,7 @@ def narrow(family: str, num_classes: int = 3) -> Any:
 
 
 def map_sizes(module: nn.Module, names: list[str], size: int = 32) -> list[int]:
-    """Pixels a side of the maps that the named layers put out."""
+    """Return the side, in pixels, of the output maps of the named layers."""
     found: dict[str, int] = {}
 
     def note(name: str) -> Any:
@@ -84,7 +84,7 @@ def test_the_small_stem_is_one_new_convolution_and_all_else_stays(family: str) -
     assert new[changed].shape[2:] == (3, 3)
     assert 0 < float(new[changed].std()) < 1
     others = [k for k in old if k.rpartition(".")[0] != changed.rpartition(".")[0]]
-    assert len(old) - len(others) <= 2  # its weight and maybe its bias
+    assert len(old) - len(others) <= 2  # its weight, and its bias if it has one
     assert all(torch.equal(old[k], new[k]) for k in others)
 
 
@@ -113,7 +113,7 @@ def deployed(**changes: Any) -> DeployedModel:
 
 
 def pixels(*shape: int) -> Any:
-    """Smooth images, so that a resize has something to keep."""
+    """Smooth images, whose content survives a resize."""
     coarse = torch.rand(shape[0], 3, 4, 4, generator=torch.Generator().manual_seed(0))
     smooth = F.interpolate(coarse, shape[1:], mode="bicubic").clamp(0, 1)
     return (255 * smooth).round().byte().permute(0, 2, 3, 1).numpy()

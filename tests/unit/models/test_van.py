@@ -1,4 +1,4 @@
-"""VAN against its formulas written out, its published sizes and names, and what the project asks of a DNN."""
+"""Test VAN against its formulas, its published sizes and names, and the project's requirements for a DNN."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NARROW: Any = {"widths": (4, 4, 6, 8), "depths": (1, 1, 2, 1)}
 
 
 def uneven(module: nn.Module) -> Any:
-    """In evaluation mode, with all that is usually one or nearly zero drawn at random."""
+    """Return the module in evaluation mode, with random values for tensors that are usually one or near zero."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and tensor.ndim == 1:
@@ -65,7 +65,7 @@ def test_sizes_are_the_papers(name: str, millions: float) -> None:
 
 
 def logits_by_formula(state: State, x: Tensor, depths: tuple[int, ...]) -> Tensor:
-    """The paper's Fig. 3 and Eq. 3-4 in functions alone, from a state dict with the published names."""
+    """Compute the paper's Fig. 3 and Eq. 3-4 with plain functions, from a state dict with the published names."""
 
     def conv(x: Tensor, name: str, **options: int) -> Tensor:
         weight = state[f"{name}.weight"]
@@ -106,7 +106,7 @@ def test_logits_are_the_papers_formulas() -> None:
 
 
 def published_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in the authors' file of VAN-B0 (`van_tiny_754.pth.tar`)."""
+    """Return the names and shapes in the authors' file of VAN-B0 (`van_tiny_754.pth.tar`)."""
 
     def conv(name: str, out: int, into: int, kernel: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from ((f"{name}.weight", (out, into, kernel, kernel)), (f"{name}.bias", (out,)))
@@ -160,7 +160,7 @@ def test_the_authors_checkpoint_loads_by_path(tmp_path: Path, prefix: str) -> No
 
 
 def openmmlab_key(key: str) -> str:
-    """The name that OpenMMLab's converted files give a tensor of the authors'."""
+    """Return the name of one of the authors' tensors in the files that OpenMMLab converted."""
     if key.startswith("head."):
         return key.replace("head.", "head.fc.")
     pairs = {"block": "blocks", ".proj.": ".projection.", ".dwconv.dwconv.": ".dwconv."}
@@ -195,7 +195,7 @@ def test_weights_are_never_downloaded() -> None:
         timm.create_model("van_b2", pretrained=True)
 
 
-def test_the_head_is_timms_interface() -> None:
+def test_the_head_has_timms_interface() -> None:
     model = uneven(timm.create_model("van_b0", num_classes=7, **NARROW).double())
     x = images()
     maps = model.forward_features(x)
@@ -241,7 +241,7 @@ def test_batch_norms_of_the_patches_fold() -> None:
     torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_deployed_features_are_what_the_head_is_handed() -> None:
+def test_deployed_features_are_the_input_of_the_head() -> None:
     model = uneven(build_model("van_b0", 10))
     deployed = DeployedModel(
         name="van_b0", module=model, num_classes=10, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), input_size=48
@@ -269,7 +269,7 @@ def batch(seed: int, size: int = 4, masks: int = 0) -> Batch:
     return Batch(images_BCHW=images(size, seed=seed), labels_B=torch.arange(size) % 3, seed=masks)
 
 
-def test_paths_are_dropped_by_the_key_of_the_task_alone() -> None:
+def test_drop_path_depends_only_on_the_key_of_the_task() -> None:
     model = uneven(narrow(drop_path_rate=0.9).double())
     net = FunctionalNet(model, InnerRule(steps=1, rate=0.1, batch_norm="frozen", dropout=True))
 
@@ -286,7 +286,7 @@ def test_paths_are_dropped_by_the_key_of_the_task_alone() -> None:
 
 
 def directional_error(model: nn.Module, memory: Memory, *, count: int) -> float:
-    """The meta-gradient's distance to central differences along random directions, relative in norm."""
+    """Return the relative distance of the meta-gradient from central differences along random directions."""
     net = FunctionalNet(model, InnerRule(steps=2, rate=0.1, batch_norm="batch"))
     task = TaskBatch(support=batch(1), query=batch(2))
     start = net.parameters()
@@ -294,7 +294,7 @@ def directional_error(model: nn.Module, memory: Memory, *, count: int) -> float:
     def loss(vector_P: Tensor) -> float:
         return task_gradient(net, unflatten(vector_P, start), net.buffers(), task, order="first").loss
 
-    middle, step = flatten(start), 2e-6  # the error falls with its square: batches of 1 × 1 maps bend much
+    middle, step = flatten(start), 2e-6  # the error is quadratic; 1 × 1 maps curve strongly
     along = torch.randn(count, len(middle), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     along /= along.norm(dim=1, keepdim=True)
     slopes = [(loss(middle + step * d) - loss(middle - step * d)) / (2 * step) for d in along]

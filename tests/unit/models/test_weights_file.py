@@ -1,4 +1,4 @@
-"""Weights files in the ways that people have them: read without running anything, and fitted by name."""
+"""Test the reading of weights files in common layouts, without executing code, and their matching by name."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def holds(module: nn.Module, wanted: dict[str, Tensor]) -> bool:
         ),
     ],
 )
-def test_what_is_around_the_tensors_is_found_and_said(
+def test_the_dict_around_the_tensors_is_detected_and_noted(
     tmp_path: Path, wrap: Any, entry: str | None, says: list[str], legacy: bool
 ) -> None:
     path, module = saved(tmp_path / "net.th", wrap(state()), legacy=legacy), Net()
@@ -114,7 +114,7 @@ def test_a_safetensors_file_whose_length_begins_like_a_pickle_or_a_zip_is_read(
     assert holds(module, state())
 
 
-def test_names_that_begin_with_the_prefix_in_the_dnn_too_keep_it(tmp_path: Path) -> None:
+def test_a_prefix_that_the_dnns_own_names_have_is_kept(tmp_path: Path) -> None:
     module = nn.DataParallel(Net())
     file = read_weights(saved(tmp_path / "net.pt", prefixed(state(), "module.")))
     assert load_weights(module, file, "net") == ()
@@ -144,7 +144,7 @@ WRAPPERS = (
 
 @pytest.mark.parametrize("counters", [True, False])
 @pytest.mark.parametrize("prefix", WRAPPERS)
-def test_the_prefix_behind_which_all_tensors_are_is_found_and_said(
+def test_a_prefix_common_to_all_tensors_is_removed_and_noted(
     tmp_path: Path, prefix: str, counters: bool
 ) -> None:
     kept = {k: v for k, v in state().items() if counters or not k.endswith("num_batches_tracked")}
@@ -155,7 +155,7 @@ def test_the_prefix_behind_which_all_tensors_are_is_found_and_said(
     assert fit(module, file, "net").names == {k: prefix + k for k in kept}
 
 
-def test_a_checkpoint_of_lightning_is_taken_with_what_else_it_holds(tmp_path: Path) -> None:
+def test_a_lightning_checkpoint_is_accepted_with_its_other_entries(tmp_path: Path) -> None:
     content = {
         "epoch": 3,
         "state_dict": prefixed(state(), "model."),
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_lightning_is_taken_with_what_else_it_holds(tmp_path: Pa
     assert holds(module, state())
 
 
-def test_an_empty_entry_of_an_average_is_passed_over(tmp_path: Path) -> None:
+def test_an_empty_entry_for_averaged_weights_is_skipped(tmp_path: Path) -> None:
     content = {"state_dict": prefixed(state(), "module."), "state_dict_ema": None}
     module = Net()
     load_weights(module, read_weights(saved(tmp_path / "net.pth", content)), "net")
@@ -176,7 +176,7 @@ def test_an_empty_entry_of_an_average_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_tensors_beside_the_prefix_are_refused_until_the_prefix_is_named(tmp_path: Path) -> None:
-    """A normaliser in front of the DNN changes its images, so it is not left out without a word."""
+    """A normaliser in front of the DNN changes its images, so it is never left out silently."""
     content = {"0.mean": torch.zeros(1, 3, 1, 1), **prefixed(state(), "1."), "0.std": torch.ones(1, 3, 1, 1)}
     path, module = saved(tmp_path / "net.pth", content), Net()
     says = r"0 tensors are missing, 2 unexpected.*first unexpected: 0\.mean.*Set model\.entry to '1\.'"
@@ -187,7 +187,7 @@ def test_tensors_beside_the_prefix_are_refused_until_the_prefix_is_named(tmp_pat
     assert holds(module, state())
 
 
-def test_of_two_dnns_in_a_file_the_named_prefix_is_taken(tmp_path: Path) -> None:
+def test_the_named_prefix_selects_one_of_two_dnns_in_a_file(tmp_path: Path) -> None:
     save_file(prefixed(state(2), "student.") | prefixed(state(), "teacher."), tmp_path / "net.safetensors")
     with pytest.raises(WeightsError, match=r"9 unexpected.*Set model\.entry to 'student\.'"):
         fit(Net(), read_weights(tmp_path / "net.safetensors"), "net")
@@ -200,7 +200,7 @@ def test_of_two_dnns_in_a_file_the_named_prefix_is_taken(tmp_path: Path) -> None
         read_weights(tmp_path / "net.safetensors", entry="expert.")
 
 
-def test_names_behind_two_prefixes_in_part_are_counted_as_missing(tmp_path: Path) -> None:
+def test_tensors_split_over_two_prefixes_count_as_missing(tmp_path: Path) -> None:
     halves = {("a." if k.startswith("conv") else "b.") + k: v for k, v in state().items()}
     with pytest.raises(
         WeightsError, match=r"2 tensors are missing, 2 unexpected.*conv\.weight.*with or without one prefix"
@@ -264,7 +264,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, change: Any, says: st
         fit(Net(), file, "net")
 
 
-def test_a_buffer_of_whole_numbers_wants_whole_numbers(tmp_path: Path) -> None:
+def test_an_integer_buffer_needs_integers(tmp_path: Path) -> None:
     module = Net()
     module.register_buffer("order", torch.arange(3))
     good = state() | {"order": torch.tensor([2, 1, 0], dtype=torch.int32)}
@@ -318,7 +318,7 @@ def test_a_tensor_without_plain_values_is_refused_with_its_name(
         (b"PK\x03\x04 and then nothing", "truncated or damaged"),
     ],
 )
-def test_what_is_no_weights_file_is_said(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_file_that_is_no_weights_file_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "net.pth").write_bytes(content)
     with pytest.raises(WeightsError, match=says):
         read_weights(tmp_path / "net.pth")
@@ -326,7 +326,7 @@ def test_what_is_no_weights_file_is_said(tmp_path: Path, content: bytes, says: s
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
-def test_half_a_file_is_said_to_be_damaged(tmp_path: Path, legacy: bool, share: float) -> None:
+def test_a_truncated_file_is_reported_as_damaged(tmp_path: Path, legacy: bool, share: float) -> None:
     path = saved(tmp_path / "net.pth", {"state_dict": state()}, legacy=legacy)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(WeightsError, match=r"net\.pth.*truncated or damaged.*Copy it again"):
@@ -343,12 +343,12 @@ def test_half_a_file_is_said_to_be_damaged(tmp_path: Path, legacy: bool, share: 
         (Net(), r"is a pickle.*more than tensors \(.*Net\).*torch\.save\(model\.state_dict"),
     ],
 )
-def test_a_file_that_holds_something_else_is_said(tmp_path: Path, content: Any, says: str) -> None:
+def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, content: Any, says: str) -> None:
     with pytest.raises(WeightsError, match=says):
         read_weights(saved(tmp_path / "net.pt", content))
 
 
-def test_an_entry_that_is_not_there_is_said_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_entry_is_refused_with_the_existing_ones(tmp_path: Path) -> None:
     path = saved(tmp_path / "net.pt", {"state_dict": state(), "epoch": 1})
     with pytest.raises(
         WeightsError, match=re.escape("no entry 'state_dic' with tensors; did you mean 'state_dict'?")
@@ -368,7 +368,7 @@ def test_names_of_classes_are_read_in_the_order_of_the_logits(tmp_path: Path) ->
     assert read_weights(saved(tmp_path / "d.pt", state())).classes is None
 
 
-def test_what_a_run_writes_is_read_bit_for_bit_and_in_order(tmp_path: Path) -> None:
+def test_tensors_that_a_run_writes_are_read_bit_for_bit_and_in_order(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     values = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
@@ -380,7 +380,7 @@ def test_what_a_run_writes_is_read_bit_for_bit_and_in_order(tmp_path: Path) -> N
     for name, tensor in written.items():
         assert found[name].dtype == tensor.dtype
         assert found[name].shape == tensor.shape
-    assert state_hash(found) == state_hash(written)  # of the bytes: NaN does not equal itself
+    assert state_hash(found) == state_hash(written)  # compare bytes: NaN does not equal itself
     save_weights(tmp_path / "empty.safetensors", {}, {})
     assert read_tensors(tmp_path / "empty.safetensors") == {}
 

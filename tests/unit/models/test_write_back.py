@@ -1,4 +1,4 @@
-"""Repaired weights go back into a file like the one that they came from, whatever its form."""
+"""Test that repaired weights can be written in the layout of the file that they came from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tasks.errors import WeightsError
 
 
 def other() -> DeployedModel:
-    """A DNN with other weights than any file of these tests."""
+    """A DNN whose weights are in no file of these tests."""
     torch.manual_seed(7)
     return deployed(Small())
 
@@ -37,7 +37,7 @@ def other_state() -> dict[str, Tensor]:
     return other().module.state_dict()
 
 
-def test_a_torch_file_comes_back_with_its_prefix_entry_types_and_company(tmp_path: Path) -> None:
+def test_a_torch_file_is_written_back_with_its_prefix_entry_types_and_other_entries(tmp_path: Path) -> None:
     before = {
         f"module.{k}": v.half() if v.is_floating_point() else v for k, v in Small().state_dict().items()
     }
@@ -54,7 +54,7 @@ def test_a_torch_file_comes_back_with_its_prefix_entry_types_and_company(tmp_pat
         assert torch.equal(back, tensor.to(back.dtype))
 
 
-def test_a_safetensors_file_comes_back_with_its_names_and_notes(tmp_path: Path) -> None:
+def test_a_safetensors_file_is_written_back_with_its_names_and_metadata(tmp_path: Path) -> None:
     save_file(Small().state_dict(), tmp_path / "net.safetensors", metadata={"format": "pt"})
     words = export_original(other(), tmp_path / "net.safetensors", tmp_path / "back.safetensors", entry=None)
     assert "the same names" in words
@@ -67,7 +67,9 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @pytest.mark.parametrize("dtype", FLOAT8)
-def test_a_file_in_8_bits_comes_back_and_the_rounding_is_said(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_file_in_8_bits_is_written_back_and_the_rounding_is_reported(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
     before = {k: v.to(dtype) if v.is_floating_point() else v for k, v in Small().state_dict().items()}
     torch.save(before, tmp_path / "net.pt")
     words = export_original(other(), tmp_path / "net.pt", tmp_path / "back.pt", entry=None)
@@ -78,7 +80,7 @@ def test_a_file_in_8_bits_comes_back_and_the_rounding_is_said(tmp_path: Path, dt
         assert torch.equal(back[key].float(), tensor.to(before[key].dtype).float())
 
 
-def test_values_that_were_written_back_exactly_are_not_called_rounded(tmp_path: Path) -> None:
+def test_values_that_were_written_back_exactly_are_not_reported_as_rounded(tmp_path: Path) -> None:
     half = {k: v.half() if v.is_floating_point() else v for k, v in Small().state_dict().items()}
     torch.save(half, tmp_path / "net.pt")
     dnn = deployed(Small())
@@ -98,7 +100,7 @@ def test_a_dnn_in_float64_is_rounded_to_a_file_in_float32(tmp_path: Path) -> Non
 
 
 def write_form(path: Path, form: Form, own: dict[str, Tensor]) -> None:
-    """A weights file of `own` in this form."""
+    """Write the weights `own` to a file with this layout."""
     kept = {k: v for k, v in own.items() if form.counters or not k.endswith("num_batches_tracked")}
     order = list(reversed(kept)) if form.backwards else list(kept)
     tensors = {
@@ -116,7 +118,7 @@ def write_form(path: Path, form: Form, own: dict[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Form:
-    """What may be different about a file of the same weights. Where a tensor is beside the DNN, the prefix is named."""
+    """The layout of a file of the same weights. If a tensor lies outside the DNN, the prefix is given."""
 
     prefix: str
     entry: str | None
@@ -181,8 +183,8 @@ def test_every_form_of_a_file_comes_back_bit_for_bit_and_takes_repaired_tensors(
             assert torch.equal(tensor, given[key].to(tensor.dtype) if key in given else before[key])
 
 
-def test_the_third_party_resnet_of_the_docs_goes_back_without_counters(tmp_path: Path) -> None:
-    """The published file is from before torch 0.4.1, and its names are behind `module.`."""
+def test_the_third_party_resnet_of_the_docs_is_written_back_without_counters(tmp_path: Path) -> None:
+    """The published file predates torch 0.4.1, and its names have the prefix `module.`."""
     torch.manual_seed(0)
     published = {
         f"module.{k}": v
@@ -201,9 +203,7 @@ def test_the_third_party_resnet_of_the_docs_goes_back_without_counters(tmp_path:
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
-def test_names_of_a_familys_first_publication_go_back_where_they_are_only_renamed(
-    tmp_path: Path, prefix: str
-) -> None:
+def test_published_names_are_written_back_if_the_family_map_only_renames(tmp_path: Path, prefix: str) -> None:
     def made(seed: int) -> DeployedModel:
         torch.manual_seed(seed)
         return deployed(
@@ -231,7 +231,7 @@ def test_names_of_a_familys_first_publication_go_back_where_they_are_only_rename
 
 
 def convnext_name(key: str) -> str:
-    """The authors' name of a tensor of timm's ConvNeXt."""
+    """Return the authors' name for a tensor of timm's ConvNeXt."""
     key = key.replace("stem.", "downsample_layers.0.").replace(".conv_dw.", ".dwconv.")
     key = re.sub(r"stages\.([0-9]+)\.downsample\.([0-9]+)", r"downsample_layers.\1.\2", key)
     key = re.sub(r"stages\.([0-9]+)\.blocks\.([0-9]+)", r"stages.\1.\2", key)
@@ -243,7 +243,9 @@ def doubled(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     return {k.replace("old.", ""): 2 * v if k == "old.head.bias" else v for k, v in tensors.items()}
 
 
-def test_what_a_map_computes_does_not_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_computed_by_a_family_map_are_not_written_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, Small.__module__, SimpleNamespace(checkpoint_filter_fn=doubled))  # type: ignore[arg-type]
     names = {k if k.startswith("conv") else f"old.{k}": v for k, v in Small().state_dict().items()}
     save_file(names, tmp_path / "net.safetensors")
