@@ -1,4 +1,4 @@
-"""Augmentation agrees with torchvision's, and an image's draws depend on nothing but its key."""
+"""Test augmentation against torchvision's, and that the draws of an image depend only on its key."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def draws(
 
 @pytest.mark.parametrize("magnitude", [6, 17, 30])
 @pytest.mark.parametrize("sign", [0, 1])
-def test_each_operation_is_the_one_of_torchvision(images: Tensor, magnitude: int, sign: int) -> None:
+def test_each_operation_equals_torchvisions(images: Tensor, magnitude: int, sign: int) -> None:
     theirs: Any = v2.RandAugment(num_ops=1, magnitude=magnitude)
     assert list(OPERATIONS) == list(theirs._AUGMENTATION_SPACE)
     for number, (name, (ranges, signed)) in enumerate(theirs._AUGMENTATION_SPACE.items()):
@@ -53,7 +53,7 @@ def test_each_operation_is_the_one_of_torchvision(images: Tensor, magnitude: int
         )
         choice = (2 * number + sign + 0.5) / (2 * len(OPERATIONS))
         ours = rand_augment(images, draws(len(images), operation=choice), magnitude=magnitude)
-        # Factors are float32 there: a pixel that falls on a half is rounded either way.
+        # torchvision's factors are float32, so a pixel value that ends in .5 may be rounded either way.
         difference = (ours.int() - expected.int()).abs()
         assert difference.max() <= 1, name
         assert (difference > 0).float().mean() < 0.02, name
@@ -85,7 +85,7 @@ def test_images_are_flipped_and_shifted_by_their_draws(images: Tensor) -> None:
     assert flipped_and_shifted(x, draws(6), flip=True, shift=0).equal(x)
 
 
-def test_mixed_images_are_those_of_torchvision(images: Tensor) -> None:
+def test_mixed_images_equal_torchvisions(images: Tensor) -> None:
     x = images.double() / 255
     mixup = v2.MixUp(num_classes=2).transform(x.clone(), {"lam": 0.3, "batch_size": 6, "labels": None})
     torch.testing.assert_close(mixed(x, x.roll(1, 0), Mixing(weight=0.3)), mixup)
@@ -95,7 +95,7 @@ def test_mixed_images_are_those_of_torchvision(images: Tensor) -> None:
     assert not cutmix.equal(x)
 
 
-def test_the_weight_is_the_share_of_the_image_that_is_left() -> None:
+def test_the_cutmix_weight_is_the_share_of_the_image_that_remains() -> None:
     config = PretrainConfig(cutmix=1.0)
     found = [sample_mixing(config, 24, 16, seed=0, epoch=0, step=step) for step in range(200)]
     for mixing in found:

@@ -1,4 +1,4 @@
-"""Pretraining builds and feeds the DNN as it will be deployed, and trains the same however it is run."""
+"""Test that pretraining uses the DNN as deployed, and gives the same result however it is run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def data() -> ArrayDataset:
 
 
 def pretrainer(data: ArrayDataset, context: Any = None, *, classes: int = 10, **settings: Any) -> Pretrainer:
-    """Of a small DNN without batch norm, for two epochs of two steps of 24 of 54 images."""
+    """Return a trainer of a small DNN without batch norm: two epochs of two steps, with 24 of 54 images each."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 4, 4), nn.GELU(), nn.Conv2d(8, 8, 3, 2), nn.GELU(), nn.Flatten()]
     module = nn.Sequential(*layers, nn.Dropout(settings.pop("dropout", 0.0)), nn.Linear(72, classes))
@@ -69,7 +69,7 @@ def pretrainer(data: ArrayDataset, context: Any = None, *, classes: int = 10, **
 
 
 def trained(made: Pretrainer) -> list[Epoch]:
-    """All epochs that are left."""
+    """Run all remaining epochs."""
     epochs = [made.run_epoch() for _ in range(made.weights.epochs_done, made.config.epochs)]
     made.close()
     return epochs
@@ -79,9 +79,7 @@ def parameters(made: Pretrainer) -> Tensor:
     return torch.cat([p.detach().flatten() for p in made.weights.parameters.values()])
 
 
-def test_images_are_trained_on_at_the_size_that_they_will_be_classified_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_uses_the_image_size_of_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     normalise = DeployedModel.normalise
 
@@ -99,14 +97,14 @@ def test_images_are_trained_on_at_the_size_that_they_will_be_classified_at(
     assert manifest.config["preparation"] == {"input_size": 16, **others}
 
 
-def test_a_stem_that_the_dnn_has_not_is_refused(tmp_path: Path) -> None:
+def test_a_stem_that_the_dnn_does_not_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.stem=cifar is not known for resnet8_cifar"):
         pretrain_stage(config(tmp_path, stem="cifar"), restart=False)
 
 
 @dataclass
 class Crew:
-    """Ranks in threads, whose sums are those of an all-reduce."""
+    """Runs ranks in threads; their sums work as an all-reduce."""
 
     world_size: int
     vectors: dict[int, Tensor] = field(default_factory=dict)
@@ -184,7 +182,7 @@ def test_parts_of_a_step_sum_to_the_step(data: ArrayDataset) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING, {"dropout": 0.5, "keep": "last"}])
-def test_a_training_that_was_killed_ends_with_the_same_bits(
+def test_a_killed_training_is_resumed_and_ends_with_the_same_bits(
     data: ArrayDataset, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     settings = {"epochs": 3, **settings}
@@ -193,7 +191,7 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(
     killed = pretrainer(data, **settings)
     killed.run_epoch()
     save_checkpoint(place(str(tmp_path)), killed.weights)
-    killed.run_epoch()  # is lost
+    killed.run_epoch()  # this epoch is lost
     killed.close()
     resumed = pretrainer(data, **settings)
     load_checkpoint(place(str(tmp_path)), resumed.weights)
@@ -203,7 +201,7 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(
     assert not parameters(whole).equal(parameters(killed))
 
 
-def test_a_stage_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_stage_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace_pretrain(config(tmp_path), epochs=2, batch_size=50)
     folder = place(str(tmp_path)) / "a" / "deployed"
     run_epoch = Pretrainer.run_epoch
@@ -241,7 +239,7 @@ def test_the_epoch_that_is_best_on_validation_is_kept(
     monkeypatch.setattr(Pretrainer, "_validate", judge)
     made = pretrainer(data, epochs=4)
     trained(made)
-    assert made.weights.best_epoch == 3  # of two that are as good the one that learned longer
+    assert made.weights.best_epoch == 3  # of two equally good epochs, the later one
     assert all(value.equal(averages[2][key]) for key, value in made.weights.kept().items())
     assert not averages[2]["0.weight"].equal(averages[3]["0.weight"])
 
@@ -301,7 +299,7 @@ def test_weights_of_norms_do_not_decay_under_adamw(data: ArrayDataset) -> None:
         ({"validation_fraction": 0.001}, r"pretrain\.validation_fraction=0\.001 of 60 images is none"),
     ],
 )
-def test_what_the_data_cannot_have_is_refused(
+def test_settings_that_do_not_fit_the_data_are_refused(
     data: ArrayDataset, settings: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -314,7 +312,7 @@ def test_labels_of_one_class_are_not_mixed(data: ArrayDataset) -> None:
         pretrainer(one, classes=1, mixup=0.1)
 
 
-def test_what_workers_would_refuse_is_refused_before_they_are_started(tmp_path: Path) -> None:
+def test_settings_that_workers_would_refuse_are_refused_before_workers_start(tmp_path: Path) -> None:
     settings = parse_config(
         {**replace_pretrain(config(tmp_path), batch_size=3).model_dump(mode="json"), "workers": 4}
     )
