@@ -1,4 +1,4 @@
-"""The probe finds DNNs whose gradients the engine would get wrong, and lets all others pass."""
+"""Test that the probe finds DNNs whose gradients the engine would compute wrongly, and passes all others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rule_of(**rule: Any) -> InnerRule:
 
 
 class Net(nn.Module):
-    """A convolution, batch norm, ReLU and max pooling: kinks wherever there can be some."""
+    """A convolution, batch norm, ReLU and max pooling: not smooth in several places."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Checkpointed(Net):
 
 
 class Single(Net):
-    """Insists on float32."""
+    """Requires float32."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if x_BCHW.dtype != torch.float32:
@@ -68,7 +68,7 @@ class Single(Net):
 
 
 class SingleInside(Net):
-    """Computes its softmax-like part in float32, whatever it is given."""
+    """Computes its softmax-like part in float32, whatever the type of its input."""
 
     def middle(self, x_BCHW: Tensor) -> Tensor:
         return torch.tanh(super().middle(x_BCHW).float()).to(x_BCHW.dtype)
@@ -116,7 +116,7 @@ def test_any_number_of_images_will_do(count: int) -> None:
 
 
 class Rough(torch.autograd.Function):
-    """x², whose backward pass cuts what goes through it off from a second derivative."""
+    """x², with a backward pass that detaches the incoming gradient, so the second derivative is wrong."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class WrongSecond(Net):
 
 
 class Half(torch.autograd.Function):
-    """tanh without a second derivative: torch.autograd.grad leaves that out without a word."""
+    """tanh without a second derivative, which torch.autograd.grad silently leaves out."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class NoSecond(Net):
 
 
 class RootOfNothing(Net):
-    """A root that is 0 for some inputs: its first derivative is masked, its second is not a number."""
+    """Takes the root of 0: the first derivative is masked, the second is NaN."""
 
     def middle(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = super().middle(x_BCHW)
@@ -173,7 +173,7 @@ def test_a_wrong_or_missing_second_derivative_is_refused_and_the_first_order_pas
     assert found.first < 1e-5
 
 
-def test_how_far_a_wrong_meta_gradient_is_off_is_said() -> None:
+def test_the_error_of_a_wrong_meta_gradient_is_reported() -> None:
     says = r"differs from a finite difference .* by \d+% of what second order adds.* derivative is right.*order: first"
     with pytest.raises(ConfigError, match=says):
         probe(deployed_of(WrongSecond()), IMAGES, rule_of(), order="second")
@@ -191,7 +191,7 @@ class PartlyDetached(Net):
 
 
 class ReentrantFirst(Net):
-    """Torch's re-entrant checkpoint gives no gradient to a first layer, as images need none."""
+    """Checkpoints its first layer re-entrantly: torch gives it no gradient, as its input requires none."""
 
     def middle(self, x_BCHW: Tensor) -> Tensor:
         return checkpoint(super().middle, x_BCHW, use_reentrant=True)  # type: ignore[no-any-return]
@@ -211,7 +211,7 @@ def test_parameters_that_matter_and_get_no_gradient_are_named(
     probe(deployed_of(passed), IMAGES, rule_of(), order=order)
 
 
-def test_a_parameter_that_nothing_uses_is_no_fault() -> None:
+def test_an_unused_parameter_is_accepted() -> None:
     module = Net()
     module.unused = nn.Parameter(torch.ones(3))
     found = probe(deployed_of(module), IMAGES, rule_of(), order="second")
@@ -222,7 +222,7 @@ def test_a_parameter_that_nothing_uses_is_no_fault() -> None:
 
 
 class Clamping(Net):
-    """Changes its own weights when it is called, as weight clipping does."""
+    """Changes its own weights in the forward pass, as weight clipping does."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         with torch.no_grad():
@@ -230,7 +230,7 @@ class Clamping(Net):
         return super().forward(x_BCHW)
 
 
-def test_a_dnn_that_changes_itself_is_refused_and_set_back() -> None:
+def test_a_dnn_that_changes_itself_is_refused_and_restored() -> None:
     module = Clamping()
     before = module.last.weight.detach().clone()
     with pytest.raises(ConfigError, match=r"changes its own last\.weight"):
@@ -239,7 +239,7 @@ def test_a_dnn_that_changes_itself_is_refused_and_set_back() -> None:
 
 
 class Rolling(Net):
-    """Draws from numpy, which torch's seed does not reach."""
+    """Draws random numbers from numpy, which torch's seed does not control."""
 
     generator = np.random.default_rng(0)
 
@@ -247,13 +247,13 @@ class Rolling(Net):
         return super().middle(x_BCHW) * float(self.generator.uniform(0.5, 1.5))
 
 
-def test_a_dnn_that_draws_from_elsewhere_is_refused() -> None:
+def test_a_dnn_that_draws_from_another_generator_is_refused() -> None:
     with pytest.raises(ConfigError, match="different gradients for the same weights"):
         probe(deployed_of(Rolling()), IMAGES, rule_of(), order="first")
 
 
-def test_a_dnn_whose_engine_call_is_not_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What an engine that left out one tensor would do: the fault that a plain call shows.
+def test_a_dnn_that_the_engine_computes_differently_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Simulate an engine that leaves out one tensor, which a plain call reveals.
     put = StatelessModule.put
 
     def leaves_one_out(self: StatelessModule, state: dict[str, Tensor]) -> None:
@@ -264,10 +264,10 @@ def test_a_dnn_whose_engine_call_is_not_its_own_is_refused(monkeypatch: pytest.M
         probe(deployed_of(Net()), IMAGES, rule_of(), order="first")
 
 
-def test_a_checkpoint_that_finds_its_own_weights_again_would_be_found(
+def test_a_checkpoint_recomputed_with_the_modules_own_weights_would_be_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The engine as it was: the module has its own weights back before the backward pass.
+    # Simulate an earlier engine, which put the module's own weights back before the backward pass.
     def forward_alone(self: FunctionalNet, batch: Any) -> Tensor:
         logits_BK = self._stateless(batch.images_BCHW)
         self._stateless.put({k: v.detach() * 0.5 for k, v in self.module.named_parameters()})
@@ -276,11 +276,11 @@ def test_a_checkpoint_that_finds_its_own_weights_again_would_be_found(
     monkeypatch.setattr(FunctionalNet, "_logits", forward_alone)
     with pytest.raises(ConfigError, match=r"differs|CheckpointError"):
         probe(deployed_of(Checkpointed()), IMAGES, rule_of(), order="second")
-    probe(deployed_of(Net()), IMAGES, rule_of(), order="second")  # a plain net does not notice
+    probe(deployed_of(Net()), IMAGES, rule_of(), order="second")  # a plain net is not affected
 
 
 class Swish(torch.autograd.Function):
-    """SiLU without a second derivative, which torch.autograd.grad leaves out without a word."""
+    """SiLU without a second derivative, which torch.autograd.grad silently leaves out."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -319,7 +319,7 @@ def test_an_activation_without_second_derivative_is_found_with_any_weights(seed:
 
 
 class Scaled(torch.autograd.Function):
-    """x, whose derivative is said to be 1.3."""
+    """The identity, with a wrong derivative of 1.3."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
@@ -335,7 +335,7 @@ class WrongFirst(Net):
         return Scaled.apply(super().middle(x_BCHW))  # type: ignore[no-any-return, no-untyped-call]
 
 
-def test_a_wrong_first_derivative_is_told_from_a_wrong_second_one() -> None:
+def test_a_wrong_first_derivative_is_distinguished_from_a_wrong_second_one() -> None:
     with pytest.raises(ConfigError, match="PyTorch gives is not the derivative of the loss either"):
         probe(deployed_of(WrongFirst()), IMAGES, rule_of(), order="second")
 
@@ -346,7 +346,7 @@ class WritingToItsInput(Net):
 
 
 class MixedTypes(Net):
-    """Its first layer is in half precision, and the forward pass converts to it and back."""
+    """Has a first layer in half precision; the forward pass converts to it and back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -372,11 +372,11 @@ def with_unused_nan(module: nn.Module) -> nn.Module:
     ],
     ids=["NaN that nothing uses", "writes to its input", "types of its own", "in-place first layer"],
 )
-def test_an_odd_dnn_that_is_right_passes(make: Callable[[], nn.Module]) -> None:
+def test_an_unusual_dnn_with_right_gradients_passes(make: Callable[[], nn.Module]) -> None:
     assert probe(deployed_of(make()), IMAGES, rule_of(), order="second").second is not None
 
 
-def test_a_task_leaves_its_images_whatever_the_forward_pass_writes() -> None:
+def test_a_forward_pass_that_writes_to_its_input_leaves_the_images_of_a_task() -> None:
     net = FunctionalNet(WritingToItsInput().eval(), rule_of())
     images = torch.randn(4, 3, 8, 8)
     batch = Batch(images_BCHW=images.clone(), labels_B=torch.arange(4) % 3)
@@ -391,7 +391,7 @@ class OfTwo(Net):
         return super().forward(x_BCHW)
 
 
-def test_what_a_forward_pass_raises_is_a_refusal() -> None:
+def test_a_dnn_whose_forward_pass_raises_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"Unit raised ValueError on a batch of 8 images \(one image at a time\)"
     ):
