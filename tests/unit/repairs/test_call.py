@@ -1,4 +1,4 @@
-"""`from metarepair import repair`: any module, any failing images; a repaired copy, the given one untouched."""
+"""Test `metarepair.repair`: it repairs a copy of any module with any failing images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shipped() -> nn.Module:
 
 @cache
 def failing() -> tuple[np.ndarray, np.ndarray]:
-    """Inverted images that the shipped DNN gets wrong."""
+    """Inverted images that the shipped DNN misclassifies."""
     data = load_dataset("cifar10_sample", "test")
     images, labels = 255 - data.images(np.arange(500)), data.labels_N[:500]
     deployed = load_deployed("resnet8_cifar", "shipped:resnet8_cifar10", dataset_info("cifar10_sample"))
@@ -61,7 +61,7 @@ def test_finetuning_repairs_a_copy_and_leaves_the_given_module_as_it_was() -> No
     assert found.validation_after > 0.1
     assert found.rate in (0.03, 0.01)
     assert found.episode in (0, 1)
-    assert found.images_seen == 2 * 2 * 50 * 2  # episodes, steps, support, rates
+    assert found.images_seen == 2 * 2 * 50 * 2  # episodes × inner steps × support images × rates
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert found.module is not model
@@ -69,7 +69,7 @@ def test_finetuning_repairs_a_copy_and_leaves_the_given_module_as_it_was() -> No
     assert found.module.state_dict().keys() == before.keys()
 
 
-def test_what_is_said_of_validation_is_what_the_module_does() -> None:
+def test_the_reported_validation_accuracy_is_that_of_the_module() -> None:
     found = call()
     images, labels = failing()
     x = (
@@ -96,7 +96,7 @@ def test_clean_images_show_what_a_repair_breaks() -> None:
     assert found.clean_after < found.clean_before > 0.8
 
 
-def test_a_method_that_learns_from_clean_images_is_given_them_or_says_so() -> None:
+def test_a_method_that_learns_from_clean_images_gets_them_or_reports_their_absence() -> None:
     data = load_dataset("cifar10_sample", "train")
     training = (data.images(np.arange(300)), data.labels_N[:300])
     config = QUICK.model_copy(
@@ -138,7 +138,7 @@ def test_every_way_to_hand_over_the_images_gives_the_same_repair() -> None:
 
 
 class Tied(nn.Module):
-    """Two names for one tensor, a buffer that is not saved, grey images, half of the parameters frozen."""
+    """Has a tensor with two names, a non-persistent buffer, grey images, and half of its parameters frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def test_a_module_with_shared_weights_and_grey_images_is_repaired() -> None:
 
 
 def meta(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    """A meta/<target>/ folder as a run leaves it."""
+    """Write a meta/<target>/ folder as a run does."""
     folder.mkdir()
     save_file(
         {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()},
@@ -200,7 +200,7 @@ def test_metarepair_starts_from_a_runs_meta_folder_with_its_inner_loop(tmp_path:
     assert all(torch.equal(v, same.module.state_dict()[k]) for k, v in found.module.state_dict().items())
 
 
-def test_a_start_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+def test_a_start_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs start"):
         call(method="metarepair")
     with pytest.raises(ConfigError, match="finetune starts from the DNN itself"):
@@ -237,7 +237,7 @@ def test_a_start_that_cannot_be_used_is_said(tmp_path: Path) -> None:
         ({"method": "finetun"}, "no repair method 'finetun'; did you mean 'finetune'"),
     ],
 )
-def test_a_model_or_option_that_cannot_be_used_is_said(options: dict[str, Any], says: str) -> None:
+def test_a_model_or_option_that_cannot_be_used_is_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         call(**options)
 
@@ -261,12 +261,12 @@ ZEROS = np.zeros((6, 8, 8, 3), np.uint8)
         ([(ZEROS[0], 0), (ZEROS[0, :4], 1)], "images have different sizes"),
     ],
 )
-def test_failures_that_cannot_be_used_are_said(failures: Any, says: str) -> None:
+def test_failures_that_cannot_be_used_are_refused(failures: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         call(failures)
 
 
-def test_a_rate_that_diverges_is_said() -> None:
+def test_a_rate_that_diverges_is_reported() -> None:
     config = RepairConfig.model_validate({"repair": {"rates": [10.0], "episodes": 3}, "inner": {"steps": 20}})
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 512), nn.Linear(512, 512), nn.Linear(512, 3))

@@ -1,4 +1,4 @@
-"""Any number of images, with any remainder of a batch: logits, the clean check and `repair()` take what there is."""
+"""Test that logits, the clean check and `repair()` take any number of images and any size of the last batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLASSES = 4
 
 
 def deployed() -> DeployedModel:
-    """A DNN whose class is the brightest of four columns."""
+    """A DNN that returns the brightest of four columns as the class."""
     module = nn.Sequential(nn.AvgPool2d((4, 1)), nn.Flatten(), nn.Linear(12, CLASSES, bias=False)).eval()
     with torch.no_grad():
         module[2].weight.copy_(torch.eye(CLASSES).repeat(1, 3))
@@ -31,7 +31,7 @@ def deployed() -> DeployedModel:
 
 
 def columns(count: int, wrong: int = 0) -> GivenImages:
-    """`count` images, the last `wrong` of them with another label than the DNN's class."""
+    """`count` images; the labels of the last `wrong` ones differ from the DNN's class."""
     rng = np.random.default_rng(count)
     classes = rng.integers(0, CLASSES, count)
     images = rng.integers(0, 100, (count, 4, 4, 3))
@@ -61,7 +61,7 @@ def test_the_clean_check_tells_the_accuracy_on_any_number_of_images(data: st.Dat
         found = check_on_clean(deployed(), images)
     except WeightsError:
         assert looked_at >= FEWEST
-        assert wrong / count > 0.5  # near chance among those looked at
+        assert wrong / count > 0.5  # near chance on the checked images
         return
     assert found.images in (min(count, 64), looked_at)
     assert 0 <= found.accuracy <= 1
@@ -71,7 +71,7 @@ def test_the_clean_check_tells_the_accuracy_on_any_number_of_images(data: st.Dat
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, FEWEST - 1])
-def test_a_few_images_are_no_evidence_of_another_way_to_feed_the_dnn(count: int) -> None:
+def test_with_few_images_no_other_preprocessing_is_tried(count: int) -> None:
     found = check_on_clean(deployed(), columns(count, wrong=count))
     assert found.accuracy == 0
     assert found.images == count

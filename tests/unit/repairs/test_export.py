@@ -1,4 +1,4 @@
-"""Exported programs say the same as the DNN, checked on the images that there are."""
+"""Test that exported programs agree with the DNN, checked on the available images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ONNX = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the ex
 
 
 class Branching(Small):
-    """Its way depends on the values of the images."""
+    """Its control flow depends on the values of the images."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return super().forward(x_BCHW if x_BCHW.sum() > 0 else -x_BCHW)
@@ -70,7 +70,9 @@ def test_a_program_of_onnx_gives_the_same_logits_for_any_batch(tmp_path: Path) -
         assert torch.allclose(torch.from_numpy(logits), dnn.module(x_BCHW), atol=1e-4)
 
 
-def test_missing_packages_are_said_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_with_the_install_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         metarepair.repairs.export, "find_spec", lambda name: None if name == "onnxscript" else object()
     )
@@ -78,13 +80,13 @@ def test_missing_packages_are_said_with_the_command(tmp_path: Path, monkeypatch:
         export_program(deployed(Small()), images(), "onnx", tmp_path)
 
 
-def test_a_dnn_that_cannot_be_exported_is_said_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_dnn_that_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"net cannot be exported as torch: torch\.export raised \w+ \("):
         export_program(deployed(Branching()), images(), "torch", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_that_says_something_else_is_not_written(
+def test_a_program_with_other_results_than_the_dnn_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metarepair.repairs.export, "_read_torch", lambda _: lambda x: torch.zeros(len(x), 10))
@@ -94,7 +96,7 @@ def test_a_program_that_says_something_else_is_not_written(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_program_is_checked_on_the_images_that_there_are(tmp_path: Path, count: int) -> None:
+def test_a_program_is_checked_on_the_available_images(tmp_path: Path, count: int) -> None:
     torch.manual_seed(0)
     dnn = deployed(Small())
     test = ArrayDataset(
@@ -120,7 +122,7 @@ def test_at_most_64_images_check_a_program() -> None:
 def test_the_configurations_own_file_is_exported_with_its_entry(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The file has a tensor beside the DNN, so it is refused without the entry."""
+    """The file has a tensor outside the DNN, so it is refused without the entry."""
     own = load_file(SHIPPED / "resnet8_cifar10.safetensors")
     path = tmp_path / "net.pth"
     torch.save({f"1.{k}": v for k, v in own.items()} | {"0.mean": torch.zeros(3)}, path)
@@ -137,7 +139,7 @@ def test_the_configurations_own_file_is_exported_with_its_entry(
 
 
 def run_of_one_repair(folder: Path) -> Path:
-    """A run's repaired weights, beside the deployed file, a configuration and the settings that the run noted."""
+    """Write the repaired weights of a run, the deployed file, a configuration and the recorded settings."""
     own = (SHIPPED / "resnet8_cifar10.safetensors").read_bytes()
     weights = folder / "run" / "repaired" / "fog" / "finetune" / "0" / "model.safetensors"
     weights.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Failures, clean and clean training images of `repair()`: each set goes into the DNN by its own kind, and fits it."""
+"""Test that `repair()` prepares failures, clean and clean training images each by their own kind, and checks them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prepared(images: np.ndarray) -> Tensor:
 
 
 class Darkest(nn.Module):
-    """The class is the quarter of the rows that is darkest, of images of any size and number of channels."""
+    """Returns the darkest quarter of the rows as the class, for images of any size and number of channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def images_of(labels: np.ndarray, height: int = 8) -> np.ndarray:
 
 LABELS = np.arange(40) % 4
 IMAGES = images_of(LABELS)
-WRONG = (LABELS + 1) % 4  # the DNN says LABELS
+WRONG = (LABELS + 1) % 4  # the DNN's classes are LABELS
 CLEAN = images_of(LABELS[:36])
 CLEAN_LABELS = np.where(np.arange(36) % 9, LABELS[:36], WRONG[:36])  # eight of nine are right
 
@@ -55,7 +55,7 @@ def call(failures: Any = (IMAGES, WRONG), **options: Any) -> Repaired:
     return repair(options.pop("model", None) or Darkest(), failures, **({"config": QUICK} | options))
 
 
-def test_the_clean_accuracy_is_the_same_whichever_kind_each_set_comes_as() -> None:
+def test_the_clean_accuracy_does_not_depend_on_the_kind_of_each_set() -> None:
     pixels, floats = (IMAGES, WRONG), (prepared(IMAGES), WRONG)
     clean_pixels, clean_floats = (CLEAN, CLEAN_LABELS), (prepared(CLEAN), CLEAN_LABELS)
     far = RepairConfig(repair={"episodes": 1, "tasks": 1, "rates": [1.0]}, inner={"steps": 3})
@@ -74,8 +74,8 @@ def test_the_clean_accuracy_is_the_same_whichever_kind_each_set_comes_as() -> No
             torch.testing.assert_close(other.module.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_a_dnn_of_its_own_normalisation_has_one_clean_accuracy() -> None:
-    # Pixels in [0, 1] are floats here: as uint8 they need mean 0 and std 1.
+def test_a_dnn_that_normalises_itself_has_the_same_clean_accuracy_for_every_kind() -> None:
+    # Floats here are in [0, 1]: the same pixels as uint8 need mean 0 and std 1.
     unit = (torch.from_numpy(CLEAN).permute(0, 3, 1, 2) / 255, CLEAN_LABELS)
     failures = (torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 255, WRONG)
     identity: dict[str, Any] = {"mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -145,7 +145,7 @@ def test_grey_pil_images_are_repaired_as_grey_arrays_are() -> None:
         assert torch.equal(pictures.module.state_dict()[name], tensor)
 
 
-def test_images_that_are_all_right_are_refused_and_some_are_counted() -> None:
+def test_correctly_classified_images_are_counted_and_refused_if_there_are_no_others() -> None:
     with pytest.raises(
         DataError, match=r"None of the 40 images of failures is a failure: the model classifies all"
     ):
@@ -158,7 +158,7 @@ def test_images_that_are_all_right_are_refused_and_some_are_counted() -> None:
     assert not any("not failures" in note for note in call(**NORMALISATION).notes)
 
 
-def test_few_failures_are_told_with_what_each_counts() -> None:
+def test_few_failures_give_a_note_with_the_weight_of_each() -> None:
     found = call((IMAGES[:6], WRONG[:6]), **NORMALISATION)
     assert found.notes[0] == "validation has only 1 of the 6 images: its accuracy moves in steps of 100%"
     assert found.notes[1] == (
@@ -179,7 +179,7 @@ class Normed(nn.Module):
         return logits_BK
 
 
-def test_a_doubt_about_the_clean_images_is_a_note_of_the_repair() -> None:
+def test_doubts_about_the_clean_images_become_a_note_of_the_repair() -> None:
     found = call(clean=(CLEAN[:9], (CLEAN_LABELS[:9] + 1) % 4), **NORMALISATION)
     says = "of the clean images are classified correctly; with fewer than 32 images, no other preprocessing"
     assert any(says in note for note in found.notes)
@@ -195,7 +195,7 @@ def test_a_doubt_about_the_clean_images_is_a_note_of_the_repair() -> None:
         ({"task": {"shots": 1.5}}, r"task\.shots=1\.5: it must be a whole number"),
     ],
 )
-def test_a_misspelt_setting_in_python_is_refused_in_the_words_of_yaml(
+def test_a_misspelt_setting_in_python_is_refused_with_the_message_for_yaml(
     settings: dict[str, Any], says: str
 ) -> None:
     for make in (lambda: RepairConfig(**settings), lambda: RepairConfig.model_validate(settings)):
@@ -203,6 +203,6 @@ def test_a_misspelt_setting_in_python_is_refused_in_the_words_of_yaml(
             make()
 
 
-def test_what_is_no_group_of_settings_is_refused_in_python() -> None:
+def test_a_value_in_place_of_a_group_of_settings_is_refused_in_python() -> None:
     with pytest.raises(ConfigError, match=r"it must be a group of settings.*\(in RepairConfig\)"):
         RepairConfig.model_validate([1])
