@@ -1,4 +1,4 @@
-"""The contact sheet: every corruption at every severity, at its place, and errors that help."""
+"""Test the contact sheet: every corruption at every severity in its place, and its error messages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_tiles_keep_the_image_s_shape(size, shape):
     assert sheet.size == (LABEL_WIDTH + 6 * (columns + GAP), HEADER + 19 * (rows + GAP))
 
 
-def test_the_nearest_table_is_taken():
+def test_the_table_of_the_nearest_image_size_is_used():
     assert [table_for(s, 400) for s in (8, 32, 40, 64, 100, 150, 224, 3000)] == [
         "cifar",
         "cifar",
@@ -79,7 +79,7 @@ def test_the_list_has_all_names_and_constants():
     assert "0.08  0.12  0.18  0.26  0.38" in text
 
 
-def test_the_command_writes_the_sheet_and_says_where(image_path, tmp_path, capsys):
+def test_the_command_writes_the_sheet_and_prints_its_path(image_path, tmp_path, capsys):
     out = tmp_path / "new" / "sheet.png"
     assert main(["corruptions", "--image", str(image_path), "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_the_command_writes_the_sheet_and_says_where(image_path, tmp_path, capsy
     assert [p.name for p in out.parent.iterdir()] == ["sheet.png"]
 
 
-def test_a_photograph_is_shrunk_first_which_is_said_and_progress_shown(tmp_path, capsys, monkeypatch):
+def test_a_photograph_is_shrunk_with_a_note_and_progress_is_shown(tmp_path, capsys, monkeypatch):
     sizes = []
 
     def as_it_was(images, **_):
@@ -116,7 +116,7 @@ def test_a_photograph_is_shrunk_first_which_is_said_and_progress_shown(tmp_path,
         ((16, 2000), (8, 1000)),
     ],
 )
-def test_an_image_is_shrunk_to_what_the_sheet_shows_and_corruptions_take(given, expected):
+def test_an_image_is_shrunk_to_a_size_that_the_sheet_and_corruptions_accept(given, expected):
     assert shrunk(np.zeros((*given, 3), np.uint8)).shape[:2] == expected
 
 

@@ -1,4 +1,4 @@
-"""The report of a made-up run: what it says, what it refuses, and that it is honest either way."""
+"""Test the report of a made-up run: its content, its refusals, and fair verdicts in either direction."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def change(result: dict[str, Any], method: str, **values: float) -> None:
 
 
 def made_run(root: Path, target: str = "gaussian_noise") -> Run:
-    """A run's folder with everything that the report may read."""
+    """Write a run folder with everything that the report may read."""
     run, generator = Run(root), keyed_generator("made", 0)
     for name in (run.repaired(target), run.meta(target), run.score):
         name.mkdir(parents=True)
@@ -230,7 +230,7 @@ def test_table_of_one_seed_claims_no_spread_and_the_paper_measure_follows() -> N
     assert "There is only one seed" in text
 
 
-def test_verdict_states_the_gain_and_that_clean_was_held() -> None:
+def test_verdict_states_the_gain_and_that_clean_accuracy_was_kept() -> None:
     text = "\n".join(verdict(made_result()))
     assert (
         "MetaRepair is better than fine-tuned on D_fail: 45.3% against 42.1%, +3.2 points; better in 3 of 3"
@@ -243,7 +243,7 @@ def test_verdict_states_the_gain_and_that_clean_was_held() -> None:
     assert "Compared with fine-tuned, clean accuracy is maintained: 91.1% for MetaRepair, 89.0%" in text
 
 
-def test_verdict_flips_when_metarepair_is_worse_and_clean_is_lost() -> None:
+def test_verdict_flips_when_metarepair_is_worse_and_clean_accuracy_falls() -> None:
     result = made_result()
     change(result, "metarepair", d_fail=0.25, clean=0.80, corrupted=0.45)
     text = "\n".join(verdict(result))
@@ -298,7 +298,7 @@ def test_missing_result_is_a_stage_error_with_the_remedy(tmp_path: Path) -> None
         write_report(Run(tmp_path), [])
 
 
-def test_results_are_loaded_but_neither_damaged_nor_of_another_schema(tmp_path: Path) -> None:
+def test_results_are_loaded_unless_damaged_or_of_another_schema(tmp_path: Path) -> None:
     run = Run(tmp_path)
     path = run.repaired("fog") / "result.json"
     path.parent.mkdir(parents=True)
@@ -356,7 +356,7 @@ def test_examples_are_drawn_when_none_some_or_all_are_repaired(repaired: int) ->
     assert pixels(figures.examples(fail, after, ["a$b$", "c_d"], "t")).std() > 5
 
 
-def test_paper_has_its_seven_targets_and_the_bests_that_were_read() -> None:
+def test_the_paper_table_has_seven_targets_and_the_best_values_read_from_the_paper() -> None:
     assert table_for("cifar10") is table_for("cifar10_sample") is TABLE_1
     assert table_for("tiny_imagenet") is TABLE_2
     assert table_for("cifar100") is None
@@ -371,7 +371,7 @@ def test_paper_has_its_seven_targets_and_the_bests_that_were_read() -> None:
 
 
 def without_metarepair(*methods: str) -> dict[str, Any]:
-    """As `metarepair repair` writes it for these methods: no experiences, one seed."""
+    """Return a result as `metarepair repair` writes it for these methods: no experiences, one seed."""
     result = made_result(seeds=(0,))
     result["methods"] = [row for row in result["methods"] if row["method"] in methods]
     del result["confidence"], result["preparation"]
@@ -379,7 +379,7 @@ def without_metarepair(*methods: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("methods", [("none", "finetune"), ("none",)])
-def test_without_metarepair_the_page_says_nothing_of_what_it_learns_from(
+def test_without_metarepair_the_page_leaves_out_experiences_and_meta_training(
     tmp_path: Path, methods: tuple[str, ...]
 ) -> None:
     run = made_run(tmp_path)
@@ -395,7 +395,7 @@ def test_without_metarepair_the_page_says_nothing_of_what_it_learns_from(
     assert ("methods may learn from the rest" in page) == ("finetune" in methods)
 
 
-def test_no_number_of_the_page_has_more_digits_than_it_means(tmp_path: Path) -> None:
+def test_numbers_on_the_page_are_rounded(tmp_path: Path) -> None:
     result = made_result()
     result["confidence"] |= {"effective_number": 2.9999999999999996, "alpha": 0.4123456789, "beta": 2.0}
     page = write_report(made_run(tmp_path), [result]).read_text(encoding="utf-8")
@@ -405,7 +405,7 @@ def test_no_number_of_the_page_has_more_digits_than_it_means(tmp_path: Path) -> 
     assert re.findall(r"\d\.\d{5,}", pictures.sub("", text)) == []
 
 
-def test_the_end_of_an_episode_has_a_spread_only_where_there_are_several() -> None:
+def test_accuracy_at_the_end_of_an_episode_has_a_spread_only_with_several_episodes() -> None:
     result = made_result(seeds=(0,))
     change(result, "finetune", d_fail_episodes_sd=None)
     text = results_table(result)
@@ -413,7 +413,7 @@ def test_the_end_of_an_episode_has_a_spread_only_where_there_are_several() -> No
     assert "at the end of an episode 43.3% ± 1.3 over episodes\n" in text
 
 
-def test_a_torn_table_is_named_without_pyarrows_words(tmp_path: Path) -> None:
+def test_a_truncated_table_is_named_without_pyarrows_message(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     samples = run.repaired("gaussian_noise") / "samples.parquet"
     samples.write_bytes(samples.read_bytes()[:-20])
