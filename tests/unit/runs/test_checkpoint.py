@@ -1,4 +1,4 @@
-"""Checkpoints: whole or passed over, the newest few, written while the training goes on, errors that say what to do."""
+"""Test checkpoints: incomplete ones are skipped, old ones deleted, writing is asynchronous, errors give a remedy."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_the_newest_few_are_kept(root: Place) -> None:
     assert newest_checkpoint(root) == root / "checkpoints" / "checkpoint-000030"
 
 
-def test_none_is_deleted_where_all_are_kept(tmp_path: Path) -> None:
+def test_no_checkpoint_is_deleted_if_all_are_kept(tmp_path: Path) -> None:
     assert len(written(tmp_path, [1, 2, 3, 4], kept=None)) == 4
 
 
 @pytest.mark.parametrize("broken", ["model.safetensors", "state.json"])
-def test_one_with_a_flipped_byte_is_said_and_the_one_before_is_used(
+def test_a_checkpoint_with_a_flipped_byte_is_reported_and_the_previous_one_is_used(
     tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     written(tmp_path, [10, 20])
@@ -58,16 +58,18 @@ def test_one_with_a_flipped_byte_is_said_and_the_one_before_is_used(
     assert broken in line
 
 
-def test_a_half_written_one_is_passed_over_in_silence(
+def test_a_half_written_checkpoint_is_skipped_silently(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     written(tmp_path, [10, 20])
-    (tmp_path / "checkpoints" / "checkpoint-000020" / "state.json").unlink()  # it is written last
+    (tmp_path / "checkpoints" / "checkpoint-000020" / "state.json").unlink()  # this file is written last
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "checkpoint-000010"
     assert not caplog.messages
 
 
-def test_training_goes_on_while_one_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_while_a_checkpoint_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     may_go_on, publish = threading.Event(), checkpoint.publish
 
     def slowly(folder: Path, final: Place) -> None:
@@ -82,11 +84,11 @@ def test_training_goes_on_while_one_is_published(tmp_path: Path, monkeypatch: py
     assert not after
     may_go_on.set()
     checkpoints.finish()
-    assert after == [True]  # what tells of a checkpoint comes after it
+    assert after == [True]  # `then` runs once the checkpoint is published
     assert read_state(tmp_path / "checkpoints" / "checkpoint-000001") is not None
 
 
-def test_a_full_disk_comes_out_as_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_raises_an_error_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.write(10, filled(10))
     checkpoints._wait()
@@ -103,7 +105,7 @@ def test_a_full_disk_comes_out_as_what_to_do(tmp_path: Path, monkeypatch: pytest
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "checkpoint-000010"
 
 
-def test_what_cannot_be_filled_says_so_at_once(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_raises_at_once(tmp_path: Path) -> None:
     def full(folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

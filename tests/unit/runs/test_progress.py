@@ -1,4 +1,4 @@
-"""Progress lines: what is done, how fast, how long yet, and how often they are logged."""
+"""Test progress lines: the amount done, the rate, the time left and the logging interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from metarepair.runs.progress import Progress, duration
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that tests advance."""
 
     now = 100.0
 
@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         (float("inf"), "unknown time"),
     ],
 )
-def test_a_duration_is_in_the_units_of_its_size(seconds: float, text: str) -> None:
+def test_a_duration_is_printed_in_units_that_fit_its_length(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -48,7 +48,7 @@ def test_a_line_has_rate_and_time_left(clock: Clock, caplog: pytest.LogCaptureFi
     assert caplog.messages == ["mine: 30 of 60 shards, 2 shards/s, 15 s left, fog"]
 
 
-def test_the_rate_counts_only_what_was_done_since_the_start(
+def test_the_rate_counts_only_items_done_since_the_start(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     shown = Progress("mine", 60, "shards", done=40)
@@ -81,7 +81,7 @@ def test_a_handler_that_draws_gets_a_line_every_fifth_of_a_second(
         clock.now += 0.125
         shown.advance()
     assert [line.split()[1] for line in caplog.messages] == [*(str(n) for n in range(2, 100, 2)), "100"]
-    assert [r.levelname for r in caplog.records].count("INFO") == 2  # after ten seconds, and the last
+    assert [r.levelname for r in caplog.records].count("INFO") == 2  # one after ten seconds, and the last
 
 
 def test_nothing_done_yet_leaves_an_unknown_time(clock: Clock) -> None:

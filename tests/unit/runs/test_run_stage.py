@@ -1,4 +1,4 @@
-"""One function runs every stage: done ones are skipped, others refused, unfinished ones gone on with."""
+"""Test `run_stage`: finished stages are skipped, other settings refused, and unfinished stages resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INPUTS = {"target": "0123"}
 
 
 class Worker:
-    """Makes a stage of one file, and counts how often."""
+    """Makes a stage of one file, and counts its calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.made = folder, 0
@@ -36,7 +36,7 @@ def worker(tmp_path: Path) -> Worker:
     return Worker(tmp_path / "meta" / "fog")
 
 
-def test_a_stage_is_finished_by_a_manifest_with_all_that_it_was_given(
+def test_a_finished_stage_has_a_manifest_with_all_of_its_inputs(
     worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     manifest = worker.run()
@@ -47,7 +47,7 @@ def test_a_stage_is_finished_by_a_manifest_with_all_that_it_was_given(
     assert caplog.messages == []
 
 
-def test_a_stage_that_is_done_is_skipped_with_a_line(
+def test_a_finished_stage_is_skipped_with_a_log_line(
     worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = worker.run()
@@ -56,7 +56,7 @@ def test_a_stage_that_is_done_is_skipped_with_a_line(
     assert caplog.messages == [f"train fog: already complete, see {worker.folder}"]
 
 
-def test_other_settings_are_refused_whether_the_stage_is_done_or_begun(worker: Worker) -> None:
+def test_other_settings_are_refused_for_finished_and_started_stages(worker: Worker) -> None:
     worker.run()
     with pytest.raises(StageError, match=r"with other settings: seed: 0 -> 1"):
         worker.run(seed=1)
@@ -66,7 +66,7 @@ def test_other_settings_are_refused_whether_the_stage_is_done_or_begun(worker: W
     assert worker.made == 1
 
 
-def test_a_stage_that_fails_is_marked_as_begun_and_has_no_manifest(worker: Worker) -> None:
+def test_a_failed_stage_is_marked_as_started_and_has_no_manifest(worker: Worker) -> None:
     def fail() -> StageOutput:
         raise DataError("no room")
 
@@ -76,12 +76,12 @@ def test_a_stage_that_fails_is_marked_as_begun_and_has_no_manifest(worker: Worke
 
 
 @pytest.mark.parametrize("stage", [REPAIRED, SCORE, HYPOTHESIS], ids=lambda stage: stage.name)
-def test_stages_without_a_mark_in_the_table_leave_none(stage: Stage, worker: Worker) -> None:
+def test_stages_that_the_table_does_not_mark_leave_no_marker(stage: Stage, worker: Worker) -> None:
     worker.run(stage, names=("fog",) if stage.depth else ())
     assert sorted(path.name for path in worker.folder.iterdir()) == [MANIFEST, "model.safetensors"]
 
 
-def test_damage_is_made_again_by_the_stages_that_mend_and_refused_by_others(
+def test_damage_is_repaired_by_the_stages_that_mend_and_refused_by_others(
     worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker.run(SCORE, names=())
@@ -96,6 +96,6 @@ def test_damage_is_made_again_by_the_stages_that_mend_and_refused_by_others(
         worker.run(replace(SCORE, mends=False), names=())
 
 
-def test_a_setting_that_the_table_does_not_list_is_our_own_mistake(worker: Worker) -> None:
+def test_a_setting_that_the_table_does_not_list_is_an_assertion_error(worker: Worker) -> None:
     with pytest.raises(AssertionError, match="weather"):
         run_stage(META, worker.folder, worker.make, config={"weather": 1}, inputs={})
