@@ -1,4 +1,4 @@
-"""A search that cannot be, or whose trials would differ in nothing, is refused in a paragraph before the first."""
+"""Test that an invalid search, or one whose trials would all be equal, is refused before the first trial."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MINED = ["snow", "fog", "shot_noise", "contrast"]
 LEAST: dict[str, Any] = {"name": "a", "mining": {"experiences": MINED}}
 STEPS: dict[str, Any] = {"inner.steps": {"choice": [1, 2]}}
 
-# The section search, other settings, and words that the refusal must hold.
+# The section `search`, other settings, and words that the error must contain.
 Case = tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]
 
 
 def space(**values: Any) -> dict[str, Any]:
-    """`inner__rate` is the setting inner.rate."""
+    """Return a search space; the keyword `inner__rate` stands for the setting inner.rate."""
     return {"space": {name.replace("__", "."): value for name, value in values.items()}}
 
 
@@ -384,7 +384,7 @@ CASES = {
 
 
 def overrides(search: dict[str, Any]) -> list[str]:
-    """The section as `--set` has it: a setting of the space, or another of search, at a time."""
+    """Return the section as values of `--set`, one for each setting of the space or of `search`."""
     found = [("search.space", {})] if not search.get("space") else []
     found += [(f"search.space.{name}", value) for name, value in search.get("space", {}).items()]
     found += [(f"search.{key}", value) for key, value in search.items() if key != "space"]
@@ -406,7 +406,7 @@ def test_a_bad_search_is_refused_with_the_reason(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_it_is_refused_alike_on_the_command_line(case: Case, tmp_path: Path) -> None:
+def test_a_bad_search_is_refused_alike_on_the_command_line(case: Case, tmp_path: Path) -> None:
     search, others, words = case
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(LEAST | others), encoding="utf-8")
@@ -414,7 +414,7 @@ def test_it_is_refused_alike_on_the_command_line(case: Case, tmp_path: Path) -> 
     assert [w for w in words if w not in message] == [], message
 
 
-def test_tune_without_a_search_says_what_to_add() -> None:
+def test_tune_without_a_search_states_what_to_add() -> None:
     message = refusal_of(parse_config(LEAST))
     assert "'search' is missing" in message
     assert "metarepair tune" in message
@@ -437,7 +437,7 @@ def test_one_setting_of_the_space_is_replaced_on_the_command_line(
     assert [(d.name, d.values) for d in found] == [("inner.rate", bounds), ("inner.steps", (1, 2))]
 
 
-def test_a_misspelt_setting_of_the_command_line_has_near_names(tmp_path: Path) -> None:
+def test_a_misspelt_setting_on_the_command_line_is_refused_with_near_names(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(LEAST), encoding="utf-8")
     for override, near in {
@@ -468,7 +468,7 @@ def test_a_threshold_that_cuts_off_everything_is_refused_once_distances_are_know
             check_distances(config, {"gaussian_noise": near})
 
 
-def test_a_threshold_is_held_against_every_set_of_experiences() -> None:
+def test_a_threshold_is_checked_against_every_set_of_experiences() -> None:
     near = {"snow": 5.0, "fog": 6.0, "shot_noise": 20.0, "contrast": 30.0}
     beta = {"experiences.beta": {"uniform": [10, 40]}}
     check_distances(cutoff(space=beta, experience_sets={"top_k": [1, 4]}), {"gaussian_noise": near})

@@ -1,4 +1,4 @@
-"""What is left of a search: its table, its figures, and a configuration that a run takes."""
+"""Test the results of a search: its table, its figures and the configuration of its best trial."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def trial(name: str = "trial-0001", objective: float | None = 0.5, **changes: An
 
 
 def drawn(number: int) -> dict[str, Any]:
-    """Values of SPACE."""
+    """Return the values of SPACE for trial `number`."""
     generator = keyed_generator("test", number)
     return {
         "experiences.alpha": float(10 ** generator.uniform(-3, 0)),
@@ -63,15 +63,15 @@ def drawn(number: int) -> dict[str, Any]:
 
 
 def trials(count: int) -> list[Trial]:
-    """The less α, the better; every fifth fails."""
+    """Return trials that are better with smaller α; every fifth one fails."""
     found = []
     for number in range(count):
         values = drawn(number)
-        mine = trial(f"trial-{number:04d}", -math.log10(values["experiences.alpha"]) / 4, drawn=values)
+        finished = trial(f"trial-{number:04d}", -math.log10(values["experiences.alpha"]) / 4, drawn=values)
         failed = replace(
-            mine, state="failed", objective=None, rounds=1, error="DivergedError: it\nbecame nan"
+            finished, state="failed", objective=None, rounds=1, error="DivergedError: it\nbecame nan"
         )
-        found.append(failed if number % 5 == 4 else mine)
+        found.append(failed if number % 5 == 4 else finished)
     return found
 
 
@@ -82,13 +82,13 @@ def png(path: Path) -> Image.Image:
     return image
 
 
-def test_the_best_has_most_objective_then_fewest_rounds_then_the_first_name() -> None:
+def test_the_best_trial_has_the_highest_objective_then_fewest_rounds_then_the_first_name() -> None:
     a, b, c = (trial(name, objective) for name, objective in (("a", 0.5), ("b", 0.6), ("c", 0.6)))
     assert best_trial([a, c, b]) == b
     assert best_trial([a, b, replace(c, rounds=5)]) == replace(c, rounds=5)
 
 
-def test_one_that_was_stopped_early_is_the_best_only_where_none_finished() -> None:
+def test_a_trial_stopped_early_is_the_best_only_if_none_finished() -> None:
     stopped, finished = trial("a", 0.9, state="stopped early"), trial("b", 0.1)
     assert best_trial([stopped, finished]) == finished
     assert best_trial([stopped, trial("c", 0.8, state="stopped early")]) == stopped
@@ -141,7 +141,7 @@ def test_the_table_has_a_column_of_its_own_type_for_each_dimension(tmp_path: Pat
     assert csv["objective"].to_pylist() == table["objective"].to_pylist()
 
 
-def test_sets_and_free_subsets_have_columns_of_their_kind(tmp_path: Path) -> None:
+def test_sets_and_free_subsets_have_columns_of_their_own_type(tmp_path: Path) -> None:
     for given, values, kind in (
         ({"top_k": [1, 2]}, {"experience set": 2}, pa.int64()),
         ({"categories": ["noise", "target"]}, {"experience set": "noise"}, pa.string()),
@@ -198,7 +198,7 @@ def test_nothing_is_drawn_of_trials_without_an_objective(tmp_path: Path) -> None
         assert "left out: 0 trials" in results_table(given, config)
 
 
-def test_figures_are_drawn_where_there_is_what_they_show(tmp_path: Path) -> None:
+def test_figures_are_drawn_if_their_data_exist(tmp_path: Path) -> None:
     every = ["trials.parquet", "trials.csv", "best.yaml", "parallel.png", "alpha_beta.png", "importance.png"]
     assert write_results(tmp_path, trials(30), searched({"space": SPACE})) == every
     sizes = [png(tmp_path / name).size for name in every[3:]]
@@ -215,7 +215,7 @@ def test_equal_objectives_and_a_single_trial_can_be_drawn(tmp_path: Path, count:
     assert names[3:] == ["parallel.png", "alpha_beta.png"]
 
 
-def test_a_setting_left_to_its_default_has_no_place_in_the_map(tmp_path: Path) -> None:
+def test_trials_with_a_default_setting_are_left_out_of_the_map(tmp_path: Path) -> None:
     space = {"experiences.alpha": {"choice": [None, 0.1]}, "experiences.beta": {"uniform": [1, 9]}}
     config = searched({"space": space})
     default = trial(drawn={"experiences.alpha": None, "experiences.beta": 2.0})
@@ -273,12 +273,12 @@ def test_the_map_is_interpolated_only_between_enough_points_of_a_plane() -> None
     surface = _surface(np.concatenate([points, points]), np.concatenate([values - 1, values + 1]))
     assert surface is not None
     mesh, means = surface
-    assert np.allclose(means, mesh.x + mesh.y)  # of equal points the mean
+    assert np.allclose(means, mesh.x + mesh.y)  # the mean of equal points
     assert _surface(points[:9], values[:9]) is None
     assert _surface(np.stack([points[:, 0], 2 * points[:, 0]], axis=1), values) is None
 
 
-def test_the_setting_that_decides_is_the_most_important() -> None:
+def test_the_setting_that_determines_the_objective_is_the_most_important() -> None:
     found = importance_of(trials(60), dimensions(searched({"space": SPACE})))
     assert (found.trials, found.why_none) == (48, None)
     assert set(found.shares) == set(SPACE)
@@ -287,7 +287,7 @@ def test_the_setting_that_decides_is_the_most_important() -> None:
     assert sum(found.shares.values()) == pytest.approx(1)
 
 
-def test_importance_is_left_out_and_said_to_be_where_it_cannot_be_told() -> None:
+def test_importance_is_left_out_with_a_reason_if_it_cannot_be_estimated() -> None:
     found = dimensions(searched({"space": SPACE}))
     enough = [trial(str(n), n / 100, drawn=drawn(n)) for n in range(FEWEST)]
     few = importance_of(enough[1:], found)

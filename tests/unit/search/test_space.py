@@ -1,4 +1,4 @@
-"""A search's dimensions, and the settings of its trials."""
+"""Test the dimensions of a search and the settings of its trials."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_trial_has_its_own_values_and_else_the_settings_of_the_search() -> Non
     assert trial.model_copy(update={"inner": back, "search": config.search}) == config
 
 
-def test_the_numbers_of_searchers_are_taken_for_what_they_are() -> None:
+def test_numpy_values_from_a_searcher_become_plain_settings() -> None:
     space = {"inner.rate": {"uniform": [0.1, 1]}, "inner.steps": {"integers": [1, 3]}}
     space |= {"inner.dropout": {"choice": [True, False]}, "train.order": {"choice": ["first"]}}
     drawn = {"inner.rate": np.float64(0.5), "inner.steps": np.int64(2), "inner.dropout": np.bool_(True)}
@@ -132,25 +132,25 @@ def test_a_set_becomes_settings_of_experiences(
     assert trial.experiences.rule == "cutoff"
 
 
-def test_a_free_subset_is_what_was_taken() -> None:
+def test_a_free_subset_becomes_a_list_of_experiences() -> None:
     config = searched(sets(free=True))
     trial = trial_config(config, free("fog", "contrast"))
     assert trial is not None
     assert (trial.experiences.choice, trial.experiences.names) == ("list", ("fog", "contrast"))
 
 
-def test_a_free_subset_that_leaves_anyone_nothing_is_no_trial() -> None:
+def test_a_free_subset_that_leaves_some_target_without_experiences_is_no_trial() -> None:
     config = searched(sets(free=True))
     assert trial_config(config, free()) is None
     assert trial_config(config, free("fog")) is not None
     pseudo = searched(sets(free=True) | {"objective": "pseudo_targets"})
-    assert trial_config(pseudo, free("fog")) is None  # fog is left out once, and then nothing is left
+    assert trial_config(pseudo, free("fog")) is None  # fog does not learn from itself, so nothing is left
     assert trial_config(pseudo, free("fog", "snow")) is not None
     others = searched(
         sets(free=["fog", "snow"]) | {"objective": "pseudo_targets", "pseudo_targets": ["contrast"]},
         targets=["fog"],
     )
-    # It is not judged by fog, but the best configuration is for fog.
+    # The objective does not use fog, but the best configuration is for the target fog.
     assert trial_config(others, free("fog", of=["fog", "snow"])) is None
 
 
@@ -162,7 +162,7 @@ def test_trials_are_judged_by_the_targets_or_by_experiences_left_out() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_search_can_be_done(path: Path) -> None:
+def test_every_shipped_search_is_valid(path: Path) -> None:
     config = load_config(path, [])
     check_space(config)
     assert dimensions(config)
@@ -205,7 +205,7 @@ def test_a_combination_that_few_points_have_is_found_among_the_corners() -> None
         check_space(searched({"space": space | {"inner.learned_rates": {"choice": [False]}}}))
 
 
-def test_the_one_bad_pair_of_a_large_space_is_found() -> None:
+def test_the_only_bad_pair_in_a_large_space_is_found() -> None:
     warmups, lengths = list(range(0, 200, 10)), list(range(208, 188, -1))
     space = {"train.warmup_episodes": {"choice": warmups}, "train.episodes": {"choice": lengths}}
     space |= {"inner.steps": {"integers": [1, 3]}}
@@ -278,14 +278,14 @@ def test_every_setting_can_be_searched_or_has_a_reason_why_not() -> None:
                 check_setting(name)
 
 
-def test_all_that_can_be_searched_is_what_meta_training_depends_on() -> None:
+def test_meta_training_depends_on_every_setting_that_can_be_searched() -> None:
     settings = training_settings(parse_config(LEAST))
     for name in can_be_searched():
         section, _, key = name.partition(".")
         assert key in settings[section]
 
 
-def test_a_setting_is_known_by_the_numbers_that_it_takes() -> None:
+def test_the_numbers_that_a_setting_takes_are_known() -> None:
     assert number_types("inner.steps") == number_types("experiences.top_k") == {int}
     assert number_types("inner.rate") == number_types("train.clip_norm") == {float}
     for name in ("train.order", "inner.parts", "inner.dropout", "train.outer_options"):
