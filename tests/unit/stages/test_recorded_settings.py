@@ -1,4 +1,4 @@
-"""What enters the digests of stages: the settings that a result depends on, and nothing of the machine."""
+"""Test that the digests of stages cover the settings that a result depends on, and no fact of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work at the same time: how many, the first error, and a follower that takes what came meanwhile as a batch."""
+"""Test concurrent work: its width, the first error, and a follower that processes new items in batches."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from waiting import LIMIT_S
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_as_many_as_there_is_room_for_are_done_at_once(at_once: int) -> None:
+def test_as_many_items_as_allowed_run_at_once(at_once: int) -> None:
     barrier, done = threading.Barrier(at_once, timeout=LIMIT_S), list[int]()
 
     def work(item: int) -> None:
-        barrier.wait()  # breaks where fewer than `at_once` come together
+        barrier.wait()  # the barrier breaks if fewer than `at_once` items run together
         done.append(item)
 
     each_at_once(work, range(4), at_once=at_once)
     assert sorted(done) == [0, 1, 2, 3]
 
 
-def test_the_first_error_comes_out_and_the_rest_is_not_begun() -> None:
+def test_the_first_error_is_raised_and_the_rest_is_not_started() -> None:
     begun, failed = list[int](), threading.Event()
 
     def work(item: int) -> None:
@@ -39,7 +39,7 @@ def test_the_first_error_comes_out_and_the_rest_is_not_begun() -> None:
     assert len(begun) < 20
 
 
-def test_a_follower_works_off_all_that_was_added() -> None:
+def test_a_follower_processes_everything_that_was_added() -> None:
     batches, may_go_on, begun = list[list[int]](), threading.Event(), threading.Event()
 
     def work(batch: Sequence[int]) -> None:
@@ -57,7 +57,7 @@ def test_a_follower_works_off_all_that_was_added() -> None:
     assert batches == [[1], [2, 3]]
 
 
-def test_an_error_of_the_follower_comes_out() -> None:
+def test_an_error_of_the_follower_is_raised() -> None:
     def work(_: Sequence[int]) -> None:
         raise DataError("no features")
 
