@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
 
 import pytest
+
+from dotted import look_up
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted(
@@ -28,18 +29,11 @@ OTHERS = {"metarepair.plain", "metarepair.__main__"}
 
 
 def is_there(name: str) -> bool:
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:length]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[length:]:
-            if not hasattr(found, part):
-                return False
-            found = getattr(found, part)
-        return True
-    return False
+    try:
+        look_up(name)
+    except LookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

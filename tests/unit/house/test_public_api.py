@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import metarepair
+from dotted import look_up
 
 ROOT = Path(__file__).parents[3]
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -26,19 +27,6 @@ PACKAGES = (
     "tasks.datasets",
     "tasks.distances",
 )
-
-
-def look_up(name: str) -> Any:
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:length]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[length:]:
-            found = getattr(found, part)
-        return found
-    raise LookupError(name)
 
 
 def shown() -> Iterator[tuple[str, Any]]:
