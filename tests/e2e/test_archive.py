@@ -31,7 +31,7 @@ evaluate: {{others: []}}
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """CIFAR-10-C's layout for the first 200 images of the sample: noise by another seed, so never the generated."""
+    """The first 200 images of the sample in CIFAR-10-C's layout, with noise that differs from the generated noise."""
     data = load_dataset("cifar10_sample", "test").head(200)
     ids, count = data.image_ids_N, int(data.image_ids_N.max()) + 1
     labels = np.zeros(count, np.int64)
@@ -52,7 +52,7 @@ def call(verb: str, folder: Path, *more: str) -> int:
     return main([verb, "--config", str(folder / "a.yaml"), "--storage", str(folder / "runs"), *more])
 
 
-def test_a_run_on_an_archive_repairs_and_judges_on_its_images(tmp_path, archive, capsys):
+def test_a_run_on_an_archive_repairs_and_evaluates_on_its_images(tmp_path, archive, capsys):
     (tmp_path / "a.yaml").write_text(CONFIG.format(archive=archive), encoding="utf-8")
     assert call("run", tmp_path) == 0
     root = tmp_path / "runs" / "archived"
@@ -66,7 +66,7 @@ def test_a_run_on_an_archive_repairs_and_judges_on_its_images(tmp_path, archive,
     (result,) = root.glob("repaired/*/result.json")
     rows = {row["method"]: row for row in json.loads(result.read_text(encoding="utf-8"))["methods"]}
     assert rows["none"]["corrupted"] == pytest.approx(np.mean(shares))
-    # Another archive is another environment.
+    # A changed archive counts as another environment.
     capsys.readouterr()
     noisier = np.load(archive / "gaussian_noise.npy")
     np.save(archive / "shot_noise.npy", noisier)
@@ -75,7 +75,7 @@ def test_a_run_on_an_archive_repairs_and_judges_on_its_images(tmp_path, archive,
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "labels", "no folder"])
-def test_an_archive_that_cannot_be_used_is_one_paragraph(tmp_path, archive, capsys, damage):
+def test_an_unusable_archive_is_refused_in_one_paragraph(tmp_path, archive, capsys, damage):
     (tmp_path / "a.yaml").write_text(CONFIG.format(archive=archive), encoding="utf-8")
     noise = archive / "gaussian_noise.npy"
     if damage == "truncated":

@@ -1,4 +1,4 @@
-"""What a user may get wrong, through the command line: exit code 2, one line that says what to do, nothing lost."""
+"""User errors on the command line end with exit code 2 and one line that says what to do; no file is lost."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Files = dict[str, bytes]
 
 
 def files_under(folder: Path) -> Files:
-    """Every file under `folder` with its bytes."""
+    """The path and bytes of every file under `folder`."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @dataclass
 class Cli:
-    """The command line on one folder, and what came of it."""
+    """Calls the command line on one folder and captures its output."""
 
     folder: Path
     capsys: pytest.CaptureFixture[str]
@@ -42,12 +42,12 @@ class Cli:
         return self.folder / "runs" / "tiny"
 
     def run(self, verb: str, *arguments: str) -> tuple[int, str]:
-        """Exit code, and what stands on stderr."""
+        """Run a command; return its exit code and stderr."""
         code, _, err = self.answer(verb, *arguments)
         return code, err
 
     def answer(self, verb: str, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr."""
+        """Run a command; return its exit code, stdout and stderr."""
         config = [] if "--config" in arguments else ["--config", str(self.folder / "tiny.yaml")]
         storage = [] if "--storage" in arguments else ["--storage", str(self.folder / "runs")]
         self.capsys.readouterr()
@@ -56,9 +56,9 @@ class Cli:
         return code, found.out, found.err
 
     def refused(self, verb: str, *arguments: str, says: list[str], unfinished: str = "") -> str:
-        """Runs what must be refused; returns the message. What was there before must be there still.
+        """Run a command that must be refused, check that it changed no existing file, and return its message.
 
-        unfinished: a stage's folder that may have new files (to go on from), but no manifest.
+        unfinished: folder of a stage that may gain files to resume from, but no manifest.
         """
         before = files_under(self.folder)
         code, stderr = self.run(verb, *arguments)
@@ -87,7 +87,7 @@ def done(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
 
 @pytest.fixture
 def fresh(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line on settings without a run."""
+    """The command line on a settings file, without a run."""
     shutil.copy(finished_run / "tiny.yaml", tmp_path)
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     return Cli(tmp_path, capsys)
@@ -98,7 +98,7 @@ def cut(path: Path, share: float = 0.5) -> None:
 
 
 def write_cifar(folder: Path, labels: np.ndarray) -> None:
-    """CIFAR-10 as .npz under `folder`, 200 images a split."""
+    """Write CIFAR-10 as .npz files under `folder`, with one black image per label in each split."""
     (folder / "cifar10").mkdir(parents=True)
     images = np.zeros((len(labels), 32, 32, 3), np.uint8)
     for split in ("train", "test"):
@@ -159,7 +159,7 @@ def test_a_missing_data_folder_is_refused(fresh: Cli) -> None:
     fresh.refused("run", "--set", override, says=["nowhere is not a folder", "data.root"])
 
 
-def test_no_data_folder_at_all_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unset_data_folder_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     fresh.refused("run", "--set", "data.name=cifar10", says=["Where is CIFAR-10?", DATA_VARIABLE])
 
@@ -238,7 +238,7 @@ def test_storage_of_another_kind_is_refused(
     assert not list(fresh.folder.glob("*:*"))
 
 
-def test_cuda_where_there_is_none_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_a_gpu_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     fresh.refused("run", "--set", "device=cuda", says=["device=cuda", "device=cpu"])
 
@@ -246,7 +246,7 @@ def test_cuda_where_there_is_none_is_refused(fresh: Cli, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("verb", "says"), [("score", "mine"), ("train", "mine"), ("repair", "mine"), ("report", "repair")]
 )
-def test_a_stage_before_the_one_it_needs_is_refused_with_that_one(fresh: Cli, verb: str, says: str) -> None:
+def test_a_stage_without_its_prerequisite_is_refused_and_names_it(fresh: Cli, verb: str, says: str) -> None:
     fresh.refused(
         verb,
         says=["gaussian_noise" if verb == "report" else "is not finished", f"metarepair {says} --config"],
@@ -281,10 +281,10 @@ def test_a_truncated_store_is_refused_by_the_name_of_the_file(done: Cli) -> None
     done.refused("score", says=["shot_noise/collect.arrow", "`metarepair mine`"], unfinished="features")
 
 
-def test_mining_again_mends_what_is_damaged_and_nothing_else(done: Cli) -> None:
+def test_mining_again_mends_only_the_damaged_file(done: Cli) -> None:
     def pixels_and_index() -> Files:
         found = files_under(done.root / "experiences")
-        return {k: v for k, v in found.items() if k != "shot_noise/manifest.json"}  # it has the seconds, too
+        return {k: v for k, v in found.items() if k != "shot_noise/manifest.json"}  # it also records seconds
 
     before = pixels_and_index()
     cut(done.root / "experiences" / "shot_noise" / "collect.arrow")
@@ -319,7 +319,7 @@ def test_changed_settings_of_a_finished_stage_are_refused_with_the_difference(
     done.refused(verb, "--set", override, says=says)
 
 
-def test_restart_begins_a_stage_and_those_after_it_anew(done: Cli) -> None:
+def test_restart_repeats_a_stage_and_discards_the_later_ones(done: Cli) -> None:
     mined = files_under(done.root / "experiences")
     code, stderr = done.run("score", "--restart", "--set", "experiences.rule=uniform")
     assert code == 0, stderr
@@ -335,14 +335,14 @@ def test_a_restart_with_a_wrong_setting_deletes_nothing(done: Cli) -> None:
     done.refused("run", "--restart", "--set", "data={name: cifar10, root: /nowhere}", says=["/nowhere"])
 
 
-def test_a_pretraining_begun_anew_with_a_wrong_setting_deletes_nothing(fresh: Cli) -> None:
+def test_restarting_pretraining_with_a_wrong_setting_deletes_nothing(fresh: Cli) -> None:
     (fresh.root / "deployed").mkdir()
     (fresh.root / "deployed" / "model.safetensors").write_bytes(b"hours of work")
     override = "data={name: cifar10, root: /nowhere}"
     fresh.refused("pretrain", "--restart", "--set", override, says=["/nowhere is not a folder"])
 
 
-def test_a_finished_run_is_left_as_it_is_by_the_same_command(done: Cli) -> None:
+def test_repeating_the_command_leaves_a_finished_run_unchanged(done: Cli) -> None:
     before = files_under(done.root)
     assert done.run("run")[0] == 0
     after = files_under(done.root)
@@ -363,7 +363,7 @@ def test_a_damaged_manifest_is_refused_by_name(done: Cli, folder: str, verb: str
     ("folder", "verb"),
     [("experiences/shot_noise", "mine"), ("features/experience-shot_noise", "score"), ("score", "score")],
 )
-def test_doing_it_again_mends_a_damaged_manifest(done: Cli, folder: str, verb: str, content: str) -> None:
+def test_repeating_a_stage_mends_a_damaged_manifest(done: Cli, folder: str, verb: str, content: str) -> None:
     path = done.root / folder / "manifest.json"
     before = path.read_text(encoding="utf-8")
     path.write_text(content, encoding="utf-8")
@@ -392,7 +392,7 @@ def test_a_damaged_result_is_refused_by_name(done: Cli, content: str) -> None:
 def interrupt(
     monkeypatch: pytest.MonkeyPatch, place: str, calls: int, error: BaseException | None = None
 ) -> None:
-    """Lets the function at `place` do its work `calls` times, then raises Ctrl-C (or `error`)."""
+    """Let the function at `place` run `calls` times, then raise KeyboardInterrupt (or `error`)."""
     module, _, name = place.rpartition(".")
     try:
         owner: Any = importlib.import_module(module)
@@ -415,7 +415,7 @@ def interrupt(
 RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
 
 
-# One place in each of mining, features, training and repair is quick enough for every run of the tests.
+# One place in each of mining, features, training and repair is quick; the others are marked slow.
 @pytest.mark.parametrize(
     ("place", "calls"),
     [
@@ -431,7 +431,7 @@ RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
         pytest.param("metarepair.repairs.result._write_samples", 0, marks=pytest.mark.slow),
     ],
 )
-def test_after_ctrl_c_the_same_command_ends_in_the_same_bytes(
+def test_after_ctrl_c_the_same_command_produces_identical_bytes(
     fresh: Cli, finished_run: Path, monkeypatch: pytest.MonkeyPatch, place: str, calls: int
 ) -> None:
     with monkeypatch.context() as patch:
@@ -451,7 +451,7 @@ def test_after_ctrl_c_the_same_command_ends_in_the_same_bytes(
     }
 
 
-def test_half_mined_with_other_settings_is_refused_with_the_difference(
+def test_resuming_half_done_mining_with_other_settings_is_refused_with_the_difference(
     fresh: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -463,7 +463,7 @@ def test_half_mined_with_other_settings_is_refused_with_the_difference(
     assert code == 0, stderr
 
 
-def test_an_interrupted_training_is_not_gone_on_with_under_other_settings(
+def test_an_interrupted_training_is_not_resumed_with_other_settings(
     done: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for stage in ("meta", "repaired", "report"):
@@ -498,7 +498,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_checkpoi
     assert done.run("train")[0] == 0
 
 
-def test_a_full_disk_is_said_and_the_same_command_goes_on(
+def test_a_full_disk_is_reported_and_the_same_command_resumes(
     fresh: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:

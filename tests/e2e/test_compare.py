@@ -1,4 +1,4 @@
-"""`metarepair compare`: what it writes, what it skips, what it refuses, and that D_fail is opened last and once."""
+"""`metarepair compare`: what it writes, skips and refuses, and that it opens D_fail last and only once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def compare(folder: Path, *more: str) -> int:
 
 @pytest.fixture(scope="module")
 def compared(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny run and a finished comparison in it; not to be written to."""
+    """A folder with the tiny run and its finished comparison; tests must not write to it."""
     folder = tmp_path_factory.mktemp("compared") / "run"
     shutil.copytree(finished_run, folder)
     assert compare(folder) == 0
@@ -86,7 +86,7 @@ def test_a_comparison_has_a_row_for_every_method_target_and_seed(compared: Path)
         assert words in text
 
 
-def test_a_finished_comparison_is_finished_and_whole_and_inspected_as_it_was_reported(compared: Path) -> None:
+def test_status_and_inspect_agree_with_a_finished_comparison(compared: Path) -> None:
     root = str(run_of(compared).root)
     status = status_of(root)
     assert (status.state, status.damaged) == ("finished", ())
@@ -102,7 +102,7 @@ def test_a_finished_comparison_is_finished_and_whole_and_inspected_as_it_was_rep
     )
 
 
-def test_damaged_weights_are_made_again_by_what_the_inspection_says(copied: Path) -> None:
+def test_the_remedy_from_inspect_restores_damaged_weights(copied: Path) -> None:
     run = run_of(copied)
     path = run.compared("gaussian_noise", "finetune", 1) / "model.safetensors"
     whole = path.read_bytes()
@@ -133,12 +133,12 @@ def test_no_repair_reads_d_fail(copied: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(store, "read_failures", guarded)
     shutil.rmtree(run_of(copied).compare)
-    with pytest.raises(AssertionError, match="D_fail was opened"):  # by the evaluator, which comes last
+    with pytest.raises(AssertionError, match="D_fail was opened"):  # only by the evaluator, which runs last
         comparison_of(copied).compare()
     assert len(units_of(copied)) == 8
 
 
-def test_what_is_repaired_and_judged_is_not_done_again(
+def test_finished_repairs_and_evaluations_are_not_repeated(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = run_of(copied).d_fail_log.read_text()
@@ -147,13 +147,13 @@ def test_what_is_repaired_and_judged_is_not_done_again(
     assert run_of(copied).d_fail_log.read_text() == log
 
 
-def test_an_added_method_is_judged_alone(copied: Path) -> None:
+def test_only_an_added_method_is_evaluated(copied: Path) -> None:
     assert compare(copied, "--set", "compare.methods=[none, bn_adapt, finetune, metarepair, tent]") == 0
     last = json.loads(run_of(copied).d_fail_log.read_text().splitlines()[-1])
     assert sorted(last["judged"]) == ["tent/0", "tent/1"]
 
 
-def test_an_interrupted_comparison_ends_as_an_undisturbed_one(
+def test_an_interrupted_comparison_ends_like_an_uninterrupted_one(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = [p.parent.joinpath("model.safetensors").read_bytes() for p in units_of(copied)]
@@ -168,7 +168,7 @@ def test_an_interrupted_comparison_ends_as_an_undisturbed_one(
     assert [p.parent.joinpath("model.safetensors").read_bytes() for p in units_of(copied)] == undisturbed
 
 
-def test_another_budget_is_refused_with_the_difference_and_taken_with_restart(
+def test_another_budget_is_refused_with_the_difference_and_accepted_with_restart(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert compare(copied, "--budget", "2steps") == 2
@@ -178,7 +178,7 @@ def test_another_budget_is_refused_with_the_difference_and_taken_with_restart(
     assert {r["gradient_steps"] for r in rows} <= {0, 1, 2}
 
 
-def test_a_pair_is_not_drawn_with_images_that_nobody_was_judged_on(
+def test_a_pair_is_not_drawn_from_images_outside_the_evaluation(
     compared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = ("--pair", "none", "bn_adapt")
@@ -192,7 +192,7 @@ def test_a_pair_is_not_drawn_with_images_that_nobody_was_judged_on(
     assert len(units_of(compared)) == 8
 
 
-def test_a_stage_before_that_refuses_leaves_what_is_repaired_and_says_what_to_do(
+def test_a_refusal_of_an_earlier_stage_keeps_the_repairs_and_names_the_remedy(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in units_of(copied)}
@@ -202,7 +202,7 @@ def test_a_stage_before_that_refuses_leaves_what_is_repaired_and_says_what_to_do
 
 
 @pytest.mark.slow
-def test_a_target_is_added_and_left_out_again_and_nothing_else_is_made_anew(
+def test_adding_and_removing_a_target_remakes_nothing_else(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(copied)
@@ -239,7 +239,7 @@ def test_a_changed_bit_of_repaired_weights_is_refused(copied: Path) -> None:
         load_candidate(run, comparison.config, unit, comparison.pipeline.here)
 
 
-def test_a_damaged_judgement_is_made_again(copied: Path) -> None:
+def test_a_damaged_evaluation_is_repeated(copied: Path) -> None:
     run, unit = run_of(copied), ComparedRepair(target="gaussian_noise", method="none", seed=0)
     path = run.compared(unit.target, unit.method, unit.seed) / judging.ROW
     whole = path.read_bytes()
@@ -248,7 +248,7 @@ def test_a_damaged_judgement_is_made_again(copied: Path) -> None:
     assert json.loads(path.read_bytes())["d_fail"] == 0.0
 
 
-def test_a_loaded_candidate_predicts_as_what_was_saved(compared: Path) -> None:
+def test_a_loaded_candidate_predicts_like_the_saved_one(compared: Path) -> None:
     comparison = comparison_of(compared)
     here = comparison.pipeline.here
     unit = ComparedRepair(target="gaussian_noise", method="bn_adapt", seed=0)
@@ -277,7 +277,7 @@ def test_a_pair_shows_where_two_methods_differ(copied: Path, capsys: pytest.Capt
     assert len(list((run_of(copied).compare / "pairs").glob("*.png"))) == 1
 
 
-def test_seeds_are_outermost_so_that_a_part_of_a_comparison_has_whole_seeds(compared: Path) -> None:
+def test_repairs_are_ordered_by_seed_so_that_a_partial_comparison_has_complete_seeds(compared: Path) -> None:
     seeds = [unit.seed for unit in compared_units(comparison_of(compared).config)]
     assert seeds == sorted(seeds)
 
@@ -303,7 +303,7 @@ def test_seeds_are_outermost_so_that_a_part_of_a_comparison_has_whole_seeds(comp
         ("methods={tent: 3}", "methods.tent"),
     ],
 )
-def test_bad_settings_are_refused_in_a_paragraph(
+def test_bad_settings_are_refused_in_one_paragraph(
     copied: Path, capsys: pytest.CaptureFixture[str], setting: str, said: str
 ) -> None:
     assert compare(copied, "--set", setting) == 2
@@ -318,20 +318,18 @@ def test_a_bad_pair_is_refused(copied: Path, pair: tuple[str, str]) -> None:
     assert compare(copied, "--pair", *pair) == 2
 
 
-def test_a_pair_of_a_run_that_is_not_there_leaves_nothing_behind(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pair_of_a_missing_run_creates_no_files(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(copied, "--set", "name=absent", "--pair", "finetune", "bn_adapt") == 2
     assert "holds no comparison" in capsys.readouterr().err
     assert not (copied / "runs" / "absent").exists()
 
 
-def test_a_pair_that_is_not_judged_names_the_remedy(compared: Path) -> None:
+def test_a_pair_without_evaluation_names_the_remedy(compared: Path) -> None:
     with pytest.raises(StageError, match="metarepair compare"):
         load_pair(run_of(compared), "gaussian_noise", ("finetune", "tent"), 0)
 
 
-def test_a_method_that_needs_what_a_dnn_lacks_is_refused_before_anything_begins(
+def test_a_method_that_does_not_fit_the_dnn_is_refused_before_any_work(
     compared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comparison = comparison_of(compared)

@@ -1,4 +1,4 @@
-"""Storage that fails in the middle of a training: one paragraph, and the same command goes on to the very weights."""
+"""Storage that fails during training gives a one-paragraph error, and a rerun ends with bit-identical weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train(tiny_run: Path, storage: str, *more: str) -> int:
 
 
 def fails_from(call: int, error: OSError) -> Callable[..., Any]:
-    """shutil.copyfile, which puts files of checkpoints in their place, but for the calls from number `call` on."""
+    """A `shutil.copyfile` that raises `error` from call number `call` on; it writes the files of checkpoints."""
     copy, calls = shutil.copyfile, list[int]()
 
     def copying(*arguments: Any, **options: Any) -> Any:
@@ -42,7 +42,7 @@ def fails_from(call: int, error: OSError) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def undisturbed(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The storage of a training of four episodes that nothing came in the way of."""
+    """The storage of an uninterrupted training of four episodes."""
     folder = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("whole") / "finished"))
     assert train(folder, str(folder / "runs"), "--restart") == 0
     return folder / "runs"
@@ -56,7 +56,7 @@ def undisturbed(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) ->
         OSError(errno.ESTALE, "Stale file handle"),
     ],
 )
-def test_a_disk_that_fails_in_mid_training(
+def test_training_resumes_after_a_disk_failure(
     tiny_run: Path,
     undisturbed: Path,
     error: OSError,
@@ -65,7 +65,7 @@ def test_a_disk_that_fails_in_mid_training(
 ) -> None:
     runs = str(tiny_run / "runs")
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copyfile", fails_from(6, error))  # in the midst of the second checkpoint
+        patch.setattr(shutil, "copyfile", fails_from(6, error))  # within the second checkpoint
         assert train(tiny_run, runs, "--restart") == 2
     said = capsys.readouterr().err
     assert "checkpoint of episode" in said
@@ -81,7 +81,7 @@ def test_a_disk_that_fails_in_mid_training(
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ThreadedMotoServer]:
-    """An S3 of this test's own, that may go away and come back with what it held."""
+    """An S3 server for one test, which can stop and come back with its contents."""
     made = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     made.start()
     endpoint = "http://{}:{}".format(*made.get_host_and_port())
@@ -100,7 +100,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Threaded
 
 @pytest.mark.slow
 @pytest.mark.soak
-def test_an_endpoint_that_goes_away_and_comes_back(
+def test_training_resumes_after_an_endpoint_goes_away_and_comes_back(
     tiny_run: Path,
     server: ThreadedMotoServer,
     monkeypatch: pytest.MonkeyPatch,

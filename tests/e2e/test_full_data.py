@@ -1,4 +1,4 @@
-"""What only the full CIFAR-10 can show; part of `make accept`."""
+"""Checks that need the full CIFAR-10; part of `make accept`."""
 
 from __future__ import annotations
 

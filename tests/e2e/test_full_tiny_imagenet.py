@@ -1,4 +1,4 @@
-"""What only real images of tiny-ImageNet-200 can show; part of `make accept`, passed over where they are not there."""
+"""Checks that need real tiny-ImageNet-200 images; part of `make accept`, skipped where the images are missing."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def grey_share(images_NHWC: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_published_files_are_read_whole_and_balanced(split: Split) -> None:
+def test_the_published_files_are_read_completely_with_balanced_classes(split: Split) -> None:
     data = load_dataset("tinyimagenet", split)
     counts = np.bincount(data.labels_N, minlength=200)
     assert counts.tolist() == [counts[0]] * 200
     assert (
         counts[0] == 50 if split == "test" else counts[0] in (100, 500)
-    )  # a part has 100 training images a class
+    )  # a subset has 100 training images per class
     assert data.image_shape == (64, 64, 3)
-    assert len(set(data.labels_N[:200].tolist())) == 200  # a head has all classes
+    assert len(set(data.labels_N[:200].tolist())) == 200  # the first 200 rows have all classes
     assert 0.01 < grey_share(data.images(slice(None))) < 0.03
 
 
-def test_mean_and_deviation_are_those_stated() -> None:
+def test_mean_and_standard_deviation_equal_the_stated_ones() -> None:
     info, train = dataset_info("tinyimagenet"), load_dataset("tinyimagenet", "train")
     moments = []
     for start in range(0, 20_000, 1000):

@@ -1,4 +1,4 @@
-"""The target's D_fail is opened by the evaluator alone, after every repair of that target is made and saved."""
+"""Only the evaluator opens a target's D_fail, after every repair of that target is finished and saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OpenedTooEarlyError(Exception):
 
 @pytest.fixture
 def locked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any reading of a target's fail.arrow raises, whoever reads it."""
+    """Make every read of a target's fail.arrow raise."""
     read = store.read_failures
 
     def guarded(path: Path) -> Failures:
@@ -55,17 +55,17 @@ def test_nothing_before_the_evaluation_reads_d_fail(
     fresh.mine()
     fresh.score()
     fresh.train()
-    with pytest.raises(OpenedTooEarlyError):  # the guard does see the evaluator's reading
+    with pytest.raises(OpenedTooEarlyError):  # shows that the guard sees the evaluator's read
         fresh.repair()
-    assert [len(weights) for weights in reached] == [2]  # both methods' weights were saved before
+    assert [len(weights) for weights in reached] == [2]  # both methods' weights were already saved
 
 
-def test_each_opening_of_d_fail_is_written_down(finished_run: Path) -> None:
+def test_each_opening_of_d_fail_is_logged(finished_run: Path) -> None:
     log = Run(finished_run / "runs" / "tiny").d_fail_log
     assert [json.loads(line)["target"] for line in log.read_text().splitlines()] == ["gaussian_noise"]
 
 
-def test_what_a_method_is_given_has_no_way_to_d_fail(finished_run: Path) -> None:
+def test_a_methods_inputs_give_no_access_to_d_fail(finished_run: Path) -> None:
     assert {f.name for f in fields(RepairData)} == {"target", "learn", "validation", "clean"}
     run = Run(finished_run / "runs" / "tiny")
     collect = store.read_failures(run.target("gaussian_noise") / "collect.arrow")

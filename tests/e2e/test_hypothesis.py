@@ -1,4 +1,4 @@
-"""The study of the hypothesis on a handful of images: complete, resumable, refused with other settings."""
+"""The hypothesis study on a few images is complete, resumes after a kill, and is refused with other settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REPAIR = Finetune.repair
 
 
 class KilledError(Exception):
-    """The process died here."""
+    """Stands in for the death of the process."""
 
 
 class OpenedError(Exception):
@@ -68,7 +68,7 @@ def pipeline_of(folder: Path) -> Pipeline:
 
 
 def opened(pipeline: Pipeline, environment: str, side: store.Side) -> Failures:
-    """One side of `experiences/NAME` or `targets/NAME`."""
+    """Return one side of `experiences/NAME` or `targets/NAME`."""
     folder = pipeline.run.root / environment
     split = pipeline.here.split("train" if environment.startswith("experiences") else "test")
     return open_side(folder, side, require_manifest(folder, ""), split)
@@ -76,7 +76,7 @@ def opened(pipeline: Pipeline, environment: str, side: store.Side) -> Failures:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `tiny.yaml` and the finished study `runs/tiny/hypothesis`; not to be written to."""
+    """A folder with `tiny.yaml` and the finished study `runs/tiny/hypothesis`; tests must not write to it."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
     assert run(folder) == 0
@@ -85,13 +85,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    """A copy of `finished` of one's own."""
+    """A copy of `finished` that the test may change."""
     return Path(shutil.copytree(finished, tmp_path / "copied"))
 
 
 @pytest.fixture
 def repairs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Experience and seed of every fine-tune that is made from here on."""
+    """A list that gains the experience and seed of each fine-tune from here on."""
     made: list[tuple[str, int]] = []
 
     def counted(
@@ -104,7 +104,7 @@ def repairs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return made
 
 
-def test_a_study_has_every_ordered_pair_and_says_so(
+def test_a_study_has_every_ordered_pair_and_reports_their_number(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = study_of(finished)
@@ -156,13 +156,13 @@ def test_d_fail_is_not_opened(copied: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return read(path)
 
     monkeypatch.setattr(store, "read_failures", guarded)
-    assert run(copied, "--restart", "--set", "inner.steps=2") == 0  # other fine-tunes: none is kept
+    assert run(copied, "--restart", "--set", "inner.steps=2") == 0  # no fine-tune is kept
     assert not list(copied.rglob("d_fail_reads.jsonl"))
-    with pytest.raises(OpenedError):  # the guard does see who reads it
+    with pytest.raises(OpenedError):  # shows that the guard sees a read
         opened(pipeline_of(copied), "targets/fog", "fail")
 
 
-def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(
+def test_a_killed_study_resumes_and_ends_like_an_uninterrupted_one(
     copied: Path, repairs: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = contents(study_of(copied))
@@ -187,7 +187,7 @@ def test_a_killed_study_goes_on_and_ends_as_an_undisturbed_one(
     assert contents(study_of(copied)) == undisturbed
 
 
-def test_killed_before_the_manifest_it_makes_its_tables_again_and_no_fine_tune(
+def test_a_study_killed_before_its_manifest_remakes_its_tables_but_no_fine_tune(
     copied: Path, repairs: list[tuple[str, int]]
 ) -> None:
     undisturbed = contents(study_of(copied))
@@ -212,7 +212,7 @@ def test_other_settings_are_refused(
     assert repairs == []
 
 
-def test_a_restart_begins_the_study_anew_and_nothing_else(
+def test_a_restart_with_other_settings_repeats_only_the_study(
     copied: Path, repairs: list[tuple[str, int]]
 ) -> None:
     before = contents(copied / "runs")
@@ -225,7 +225,7 @@ def test_a_restart_begins_the_study_anew_and_nothing_else(
     assert all(name.startswith("tiny/hypothesis/") for name in changed)
 
 
-def test_a_restart_keeps_fine_tunes_that_would_come_out_the_same(
+def test_a_restart_with_the_same_settings_keeps_the_fine_tunes(
     copied: Path, repairs: list[tuple[str, int]]
 ) -> None:
     before = contents(study_of(copied))
@@ -236,7 +236,7 @@ def test_a_restart_keeps_fine_tunes_that_would_come_out_the_same(
 
 @pytest.mark.parametrize("done", [True, False])
 @pytest.mark.parametrize("damage", ["cut", "another value", "another fine-tune"])
-def test_a_damaged_result_is_named_and_it_alone_is_done_again(
+def test_a_damaged_result_is_named_and_only_its_fine_tune_is_repeated(
     copied: Path,
     repairs: list[tuple[str, int]],
     capsys: pytest.CaptureFixture[str],
@@ -258,7 +258,7 @@ def test_a_damaged_result_is_named_and_it_alone_is_done_again(
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "summary.json", "scatter.png", "manifest.json"])
-def test_damaged_tables_are_made_again_from_the_fine_tunes_that_are_there(
+def test_damaged_tables_are_remade_from_the_existing_fine_tunes(
     copied: Path, repairs: list[tuple[str, int]], name: str
 ) -> None:
     undisturbed = contents(study_of(copied))
@@ -276,7 +276,7 @@ def test_damaged_tables_are_made_again_from_the_fine_tunes_that_are_there(
         ("mining.experiences=[fog, contrast, shot_noise]", "mining.experiences lacks speckle_noise"),
     ],
 )
-def test_pairs_that_would_be_missing_are_said_before_any_work(
+def test_missing_pairs_are_reported_before_any_work(
     tmp_path: Path, setting: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")

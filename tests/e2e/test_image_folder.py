@@ -1,4 +1,4 @@
-"""A user's own images, as a folder of class folders, from the command line to D_collect and distances."""
+"""A run on the user's own images, in one folder per class, from the command line to D_collect and distances."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ features: {{extractor: deployed}}
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """100 training and 100 test images of the sample as PNG files, ten a class."""
+    """100 training and 100 test images of the sample as PNG files, ten per class, with a configuration."""
     splits: tuple[Split, ...] = ("train", "test")
     for split in splits:
         data = load_dataset("cifar10_sample", split)
@@ -53,14 +53,14 @@ def test_a_run_on_a_folder_of_images(own: Path, capsys: pytest.CaptureFixture[st
         f"Passed over in {own / 'images' / 'train'}: 1 hidden (cat/.ipynb_checkpoints); 1 with another suffix"
     )
     assert capsys.readouterr().out.count(noted) == 1
-    Image.new("RGB", (32, 32)).save(hidden / "0-checkpoint.png")  # no other data to the run that goes on
+    Image.new("RGB", (32, 32)).save(hidden / "0-checkpoint.png")  # hidden, so not part of the data
     assert call("score", own) == 0
     run = own / "runs" / "own"
     manifest = require_manifest(run / "targets" / "gaussian_noise", "")
     assert manifest.facts["examined"] == {"3": 100, "5": 100}
     assert manifest.facts["class_names"] == list(CIFAR10_CLASSES)
     assert "root" not in manifest.config["data"]
-    # Clean accuracy of the sample is 90 %: were rows and labels not of one image, most of all would be failures.
+    # Clean accuracy on the sample is 90 %. If images and labels did not match, most images would be failures.
     assert manifest.facts["correct"]["3"] > 40
     failures = open_side(run / "targets" / "gaussian_noise", "collect", manifest)
     assert failures.images_NHWC.shape[1:] == (32, 32, 3)
@@ -72,7 +72,7 @@ def test_a_run_on_a_folder_of_images(own: Path, capsys: pytest.CaptureFixture[st
     assert [list(counts) for counts in named] == [list(CIFAR10_CLASSES)] * 2
 
 
-def test_other_images_at_the_same_place_are_another_run(
+def test_changed_images_under_the_same_path_are_refused(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("mine", own) == 0
@@ -82,7 +82,7 @@ def test_other_images_at_the_same_place_are_another_run(
     assert "inputs.test" in capsys.readouterr().err
 
 
-def test_doctor_finds_it(
+def test_doctor_finds_the_image_folder(
     own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DATA_VARIABLE, str(own / "images"))
@@ -102,7 +102,7 @@ def test_doctor_finds_it(
         ("class", "does not have"),
     ],
 )
-def test_images_that_cannot_be_used_are_one_paragraph(
+def test_unusable_images_are_refused_in_one_paragraph(
     own: Path, capsys: pytest.CaptureFixture[str], damage: str, message: str
 ) -> None:
     folder = own / "images" / "test" / "frog"

@@ -1,4 +1,4 @@
-"""Inner rules and outer settings from the command line, all the way to a repaired DNN."""
+"""Inner rules and outer settings take effect from the command line to the repaired DNN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from metarepair.cli import main
 
 
-def test_a_rule_goes_all_the_way_to_the_repair(tiny_run: Path) -> None:
+def test_a_configured_inner_rule_takes_effect_in_training_and_repair(tiny_run: Path) -> None:
     config, storage = str(tiny_run / "tiny.yaml"), tiny_run / "runs"
     changes = [
         "inner.learned_rates=true",
@@ -41,7 +41,7 @@ def test_a_rule_goes_all_the_way_to_the_repair(tiny_run: Path) -> None:
     assert any(not torch.equal(repaired[k], theta[k]) for k in factors)
 
 
-def test_a_part_that_the_dnn_lacks_is_said_before_any_work(
+def test_a_part_that_the_dnn_lacks_is_refused_before_any_work(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(tiny_run / "tiny.yaml")

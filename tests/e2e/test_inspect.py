@@ -1,4 +1,4 @@
-"""`metarepair inspect` on a finished run: it tells what the stages did, and its remedies are true."""
+"""`metarepair inspect` reports what each stage of a run did, and its remedies work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_finished_run_is_told_stage_by_stage(
+def test_a_finished_run_is_reported_stage_by_stage(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = finished_run / "runs" / "tiny"
@@ -94,7 +94,7 @@ def test_the_remedy_for_a_damaged_file_mends_the_run(
     )
 
 
-def test_a_run_without_its_last_stages_is_unfinished_where_it_was_begun(
+def test_a_run_without_its_last_stages_is_unfinished_at_the_last_started_stage(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tiny_run / "runs" / "tiny"
@@ -109,7 +109,7 @@ def test_a_run_without_its_last_stages_is_unfinished_where_it_was_begun(
     assert "meta/gaussian_noise: unfinished" in capsys.readouterr().out
 
 
-def test_every_stage_of_a_run_has_the_settings_that_the_table_lists(finished_run: Path) -> None:
+def test_every_manifest_records_only_settings_listed_for_its_stage(finished_run: Path) -> None:
     manifests = [
         read_manifest(path.parent) for path in sorted((finished_run / "runs").rglob("manifest.json"))
     ]

@@ -1,4 +1,4 @@
-"""Cases that once lost work, mixed settings or ended in a traceback."""
+"""Regression tests for cases that lost work, mixed settings or ended in a traceback."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_a_report_without_metarepair_can_be_made(tiny_run: Path) -> None:
     assert "BN-adapted" in (tiny_run / "runs/tiny/report/table.md").read_text()
 
 
-def test_a_query_larger_than_the_clean_images_is_cut(tiny_run: Path) -> None:
+def test_a_query_set_larger_than_the_clean_images_is_reduced(tiny_run: Path) -> None:
     settings = ["train.clean_weight=0.5", "task.query_size=5000", "data.max_train_images=200"]
     assert run(tiny_run, "train", "--restart", *[a for s in settings for a in ("--set", s)]) == 0
 
 
-def test_half_done_features_of_another_extractor_are_not_gone_on_with(
+def test_half_done_features_of_another_extractor_are_not_resumed(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = tiny_run / "test_resnet.safetensors"
@@ -67,7 +67,7 @@ def test_half_done_features_of_another_extractor_are_not_gone_on_with(
 
 
 @pytest.mark.parametrize("name", ["collect.arrow", "fail.arrow"])
-def test_a_flipped_byte_of_a_target_is_noticed(
+def test_a_flipped_byte_of_a_target_is_refused(
     tiny_run: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tiny_run / "runs/tiny/targets/gaussian_noise" / name
@@ -78,7 +78,7 @@ def test_a_flipped_byte_of_a_target_is_noticed(
     assert "differs from its checksum" in capsys.readouterr().err
 
 
-def test_pretraining_goes_on_with_its_own_settings_alone(
+def test_pretraining_resumes_only_with_its_own_settings(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["--set", "pretrain.batch_size=50", "--set", "name=pre"]

@@ -1,4 +1,4 @@
-"""A run on an object store is the run on a local path: the same weights, scores and results, resumed after a kill."""
+"""A run on an object store, even after an interruption, gives the weights, scores and results of a local run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(folder: Path, storage: Place | str, *arguments: str) -> int:
 
 
 def contents(root: Place) -> dict[str, Any]:
-    """What must not differ: all but times, addresses and pictures."""
+    """The contents that must be equal: all except times, addresses and pictures."""
     found: dict[str, Any] = {}
     for path in find(root, "*.*", deep=True):
         name = inside(path, root)
@@ -42,7 +42,7 @@ def contents(root: Place) -> dict[str, Any]:
     return found
 
 
-def test_a_run_on_an_object_store_is_the_local_run(tiny_run: Path, s3: str) -> None:
+def test_a_run_on_an_object_store_equals_the_local_run(tiny_run: Path, s3: str) -> None:
     assert run(tiny_run, s3, "run") == 0
     there, here = contents(place(s3) / "tiny"), contents(tiny_run / "runs" / "tiny")
     assert len(here) > 10
@@ -53,7 +53,7 @@ def test_a_run_on_an_object_store_is_the_local_run(tiny_run: Path, s3: str) -> N
     assert not list(tiny_run.glob("s3:*"))
 
 
-def test_a_finished_run_on_an_object_store_is_left_as_it_is(
+def test_a_finished_stage_on_an_object_store_is_left_unchanged(
     tiny_run: Path, s3: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_run, s3, "mine") == 0
@@ -73,7 +73,7 @@ def test_a_finished_run_on_an_object_store_is_left_as_it_is(
         ("train", "metarepair.runs.checkpoint.publish"),
     ],
 )
-def test_a_stage_that_was_stopped_goes_on_from_the_object_store(
+def test_an_interrupted_stage_resumes_from_the_object_store(
     tiny_run: Path, s3: str, stage: str, function: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for before in ("mine", "score")[: ("mine", "score", "train").index(stage)]:
@@ -92,7 +92,7 @@ def test_a_stage_that_was_stopped_goes_on_from_the_object_store(
     with monkeypatch.context() as patch:
         patch.setattr(function, stopping)
         assert run(tiny_run, s3, stage) == 1
-    shutil.rmtree(tmp_path / "cache")  # another node goes on
+    shutil.rmtree(tmp_path / "cache")  # as if another node resumed
     assert run(tiny_run, s3, stage) == 0
     there, here = contents(place(s3) / "tiny"), contents(tiny_run / "runs" / "tiny")
     assert [name for name in there if there[name] != here[name]] == []
@@ -108,7 +108,7 @@ def test_a_store_without_pixels_gives_the_same_repair(tiny_run: Path, s3: str) -
     assert "gaussian_noise_examples.png" in page
 
 
-def test_an_endpoint_that_does_not_answer_is_one_paragraph(
+def test_a_missing_bucket_is_reported_in_one_paragraph(
     tiny_run: Path, s3: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_run, "s3://no-such-bucket/runs", "mine") == 2

@@ -1,4 +1,4 @@
-"""A run of a version that did not know some settings: its manifests lack their keys, which count as the defaults."""
+"""Runs of older versions remain valid: a setting that their manifests lack counts as its default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.experiences.mining import mine
 from tasks.storage.manifest import CHECKSUM, Manifest, content_hash, read_manifest
 from tasks.storage.sealed_parts import seal
 
-# The settings that came when runs without them were on record.
+# Settings that were added after runs without them had been recorded.
 LATER = {
     "model": ("entry", "stem", "input_size", "normalisation", "mean", "std"),
     "task": ("clean_support",),
@@ -29,14 +29,14 @@ def run(folder: Path, verb: str, *arguments: str) -> int:
 
 
 def strip(config: dict[str, Any]) -> None:
-    """Leaves the later settings out; each must have been there."""
+    """Delete the later settings from `config`; raise KeyError if a group lacks one."""
     for group, names in LATER.items():
         for name in names if group in config else ():
             del config[group][name]
 
 
 def make_older(root: Path) -> dict[str, str]:
-    """Rewrites the manifests of a finished run as an older version wrote them: their digests change with them."""
+    """Rewrite the manifests of a finished run as an older version wrote them; return old digests by present digest."""
     digests: dict[str, str] = {}
     for pattern in STAGES:
         for path in sorted(root.glob(f"{pattern}/manifest.json")):
@@ -54,7 +54,7 @@ def make_older(root: Path) -> dict[str, str]:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """The files that stages are made of; the page of the report is made anew each time."""
+    """The files of all stages but the report, which is written again each time."""
     files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.relative_to(root).parts[0] != "report"]
     return {str(p.relative_to(root)): p.read_bytes() for p in files}
 
@@ -67,7 +67,9 @@ def older_run(tiny_run: Path) -> Path:
     return tiny_run
 
 
-def test_every_stage_of_an_older_run_is_done(older_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_stage_of_an_older_run_counts_as_complete(
+    older_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(older_run / "runs/tiny")
     assert run(older_run, "run") == 0
     assert contents(older_run / "runs/tiny") == before
@@ -107,7 +109,7 @@ def test_an_older_run_is_refused_with_a_changed_value(
     assert contents(older_run / "runs/tiny") == before
 
 
-def test_what_is_damaged_of_an_older_run_is_mended_as_it_was_recorded(older_run: Path) -> None:
+def test_a_damaged_file_of_an_older_run_is_mended_with_its_recorded_settings(older_run: Path) -> None:
     root = older_run / "runs/tiny"
     folder = root / "experiences/shot_noise"
     before, promised = contents(root), read_manifest(folder)
@@ -122,12 +124,12 @@ def test_what_is_damaged_of_an_older_run_is_mended_as_it_was_recorded(older_run:
     assert (mended.config, mended.digest) == (promised.config, promised.digest)
     after = contents(root)
     assert {name for name in before | after if before.get(name) != after.get(name)} <= {
-        "experiences/shot_noise/manifest.json"  # which says how long it took
+        "experiences/shot_noise/manifest.json"  # which records the seconds
     }
 
 
 class KilledError(Exception):
-    """The process died here."""
+    """Stands in for the death of the process."""
 
 
 def killed(*_: object, **__: object) -> Manifest:
@@ -139,7 +141,7 @@ def test_parts_that_an_older_version_mined_are_kept(tiny_run: Path, monkeypatch:
     assert run(tiny_run, "mine", "--restart", *settings) == 0
     uninterrupted = {path.parent: read_manifest(path.parent) for path in root.glob("*/*/manifest.json")}
     with monkeypatch.context() as patch:
-        patch.setattr(mining, "finish_environment", killed)  # after the two parts of the first environment
+        patch.setattr(mining, "finish_environment", killed)  # after both parts of the first environment
         with pytest.raises(KilledError):
             run(tiny_run, "mine", "--restart", *settings)
     for mark in root.glob("*/*/parts/begun.json"):

@@ -1,4 +1,4 @@
-"""Somebody else's DNN through the command line: the whole way with it, and what may be wrong with what is brought."""
+"""A user's own DNN on the command line: a whole run and its exports, and the refusal of unusable DNNs and weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from metarepair.models.weights_file import load_pickle
 from metarepair.weights import SHIPPED
 from tasks.datasets import dataset_info, load_dataset
 
-# The shipped ResNet-8 as a stranger's: in a module of the user's folder, its weights as a training program saves them.
+# The shipped ResNet-8 as a user's own DNN, in a module of the user's folder, with variants that must be refused.
 MODULE = """\
 import metarepair.models.resnet8 as resnet8
 from torch import nn
@@ -51,13 +51,13 @@ def shipped() -> dict[str, Tensor]:
 
 
 def wrapped() -> dict[str, Any]:
-    """As many training programs save: under `state_dict`, with the prefix of data-parallel training."""
+    """The shipped weights as many training programs save them: under `state_dict`, with the data-parallel prefix."""
     return {"best_prec1": 88.8, "state_dict": {PREFIX + k: v for k, v in shipped().items()}}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_settings: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The user's folder, which is the current one: a module, a weights file, settings."""
+    """The user's folder with a module, a weights file and settings; it is the current directory."""
     (tmp_path / "strange_nets.py").write_text(MODULE, encoding="utf-8")
     (tmp_path / "own.yaml").write_text(tiny_settings.replace("name: tiny", "name: own"), encoding="utf-8")
     torch.save(wrapped(), tmp_path / "net.th")
@@ -73,7 +73,7 @@ def run(verb: str, *arguments: str) -> int:
 
 
 @pytest.mark.slow
-def test_the_whole_way_with_a_strangers_dnn_equals_the_same_dnn_by_name(
+def test_a_run_with_a_users_module_equals_a_run_with_the_same_dnn_by_name(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("run", *NET, "--weights", "net.th") == 0
@@ -91,11 +91,13 @@ def test_the_whole_way_with_a_strangers_dnn_equals_the_same_dnn_by_name(
     given = {key: value for key, value in result["config"]["model"].items() if value is not None}
     defaults = {"stem": "imagenet", "normalisation": "dataset"}
     assert given == {"name": "strange_nets:net", "weights": "net.th", **defaults}
-    _goes_back(folder, own, capsys)
+    _assert_exports_match(folder, own, capsys)
 
 
-def _goes_back(folder: Path, repaired: dict[str, Tensor], capsys: pytest.CaptureFixture[str]) -> None:
-    """`export` of that run, as the file was and as a program."""
+def _assert_exports_match(
+    folder: Path, repaired: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Check both exports of the run: in the format of the original file and as a torch program."""
     assert main(["export", "runs/own", "--format", "original", "--out", "back.th"]) == 0
     content = load_pickle(folder / "back.th")
     assert content["best_prec1"] == 88.8
@@ -110,7 +112,7 @@ def _goes_back(folder: Path, repaired: dict[str, Tensor], capsys: pytest.Capture
     assert torch.allclose(logits_BK, deployed.logits(images), atol=1e-4)
 
 
-def test_a_run_exports_what_its_settings_ask_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_exports_the_formats_in_its_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ["--set", "repair.methods=[none, finetune]", "--set", "repair.export=[torch]"]
     assert run("mine", *methods) == 0
     assert run("repair", *methods) == 0
@@ -120,7 +122,7 @@ def test_a_run_exports_what_its_settings_ask_for(folder: Path, capsys: pytest.Ca
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, says: list[str]) -> None:
-    """Exit code 2 and one paragraph, at the end, that says these words."""
+    """Check for exit code 2 and one final paragraph on stderr that contains all words of `says`."""
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith("metarepair: ")]
     assert (code, len(lines)) == (2, 1), error
@@ -224,7 +226,7 @@ def test_weights_that_cannot_be_used_are_refused(
         ("repair.export=[tensorrt]", ["repair.export", "onnx"]),
     ],
 )
-def test_settings_of_the_dnn_that_cannot_be_are_refused(
+def test_invalid_settings_of_the_dnn_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], override: str, says: list[str]
 ) -> None:
     refused(capsys, run("run", *NET, "--weights", "net.th", "--set", override), says)
@@ -237,7 +239,7 @@ def test_settings_of_the_dnn_that_cannot_be_are_refused(
         ("net.th", ["is not in a run's repaired/", "--config FILE"]),
     ],
 )
-def test_what_cannot_be_exported_is_refused(
+def test_a_path_that_cannot_be_exported_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], what: str, says: list[str]
 ) -> None:
     refused(capsys, main(["export", what, "--format", "torch", "--out", "x.pt2"]), says)
@@ -281,7 +283,7 @@ def test_published_cifar_resnets_have_their_published_accuracy(
     assert float((predicted == test.labels_N).mean()) == pytest.approx(accuracy, abs=1e-4)
 
 
-def test_a_small_net_of_the_examples_takes_a_file_of_that_format(
+def test_a_small_cifar_resnet_loads_a_file_in_the_published_format(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
@@ -292,7 +294,7 @@ def test_a_small_net_of_the_examples_takes_a_file_of_that_format(
         "tiny.th: the weights are its entry 'state_dict'; the prefix 'module.' was left out of the names",
     )
     count = sum(p.numel() for p in first.module.parameters())
-    assert count == 75_290  # 6n + 2 layers, n = 1, without parameters in shortcuts
+    assert count == 75_290  # 6n + 2 layers with n = 1; shortcuts have no parameters
     images = load_dataset("cifar10_sample", "test").images(np.arange(3))
     assert first.logits(images).shape == (3, 10)
 

@@ -1,4 +1,4 @@
-"""Settings that only `score` needs, wrong: refused before mining has cost anything."""
+"""Wrong settings that only `score` uses are refused before any mining."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metarepair.cli import main
         (["features.weights=here.pth"], "features.weights=here.pth would not be read"),
     ],
 )
-def test_it_is_refused_before_mining(
+def test_a_wrong_score_setting_is_refused_before_mining(
     tmp_path: Path,
     tiny_settings: str,
     monkeypatch: pytest.MonkeyPatch,

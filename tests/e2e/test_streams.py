@@ -1,4 +1,4 @@
-"""A run whose output cannot be shown, or is read by nobody, keeps its work and gives its hold back."""
+"""A run whose output has no reader keeps its work and releases its lock; a report prints in any encoding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def command(verb: str, folder: Path, stdout: int, **environment: str) -> subproc
 
 
 @pytest.mark.slow
-def test_a_run_that_nobody_reads_any_more_stops_and_goes_on_later(tmp_path: Path, tiny_settings: str) -> None:
+def test_a_run_with_a_closed_output_pipe_stops_and_resumes_later(tmp_path: Path, tiny_settings: str) -> None:
     (tmp_path / "tiny.yaml").write_text(tiny_settings, encoding="utf-8")
     read, write = os.pipe()
     os.close(read)
@@ -48,13 +48,11 @@ def test_a_run_that_nobody_reads_any_more_stops_and_goes_on_later(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_report_is_printed_on_a_stream_of_any_encoding(
-    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_prints_to_a_stream_of_any_encoding(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = command("report", tiny_run, subprocess.PIPE, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr.decode("ascii")
     printed = {"ascii": done.stdout}
-    # A process that has imported everything before: the encoding is the stream's, whoever gives it.
+    # The same in this process, which has imported everything already: the encoding is still the stream's.
     for encoding in ("latin-1", "euc-jp"):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
         monkeypatch.setattr(sys, "stdout", stream)

@@ -1,4 +1,4 @@
-"""Two commands into one run: the second is refused and the first ends unharmed; a killed one keeps nobody out."""
+"""Two commands on one run: the second is refused and the first ends normally; a killed command blocks no other."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ STAGES = ("experiences/shot_noise", "targets/gaussian_noise")
 
 
 @contextmanager
-def begun(verb: str, folder: Path, storage: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a process of its own, which has begun to write."""
+def started_command(verb: str, folder: Path, storage: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in its own process, which already holds the lease of the run; it is killed at the end."""
     command = [sys.executable, "-m", "metarepair", *arguments(verb, folder, storage)]
     root = Path(str(metarepair.__file__)).parent.parent
     child = subprocess.Popen(command, cwd=root)
@@ -49,11 +49,11 @@ def status(run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_the_second_is_refused_and_the_first_ends_unharmed(
+def test_a_second_command_is_refused_and_the_first_ends_normally(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "tiny"
-    with begun("run", finished_run, tmp_path) as first:
+    with started_command("run", finished_run, tmp_path) as first:
         for verb in ("run", "mine", "pretrain", "report"):
             assert main(arguments(verb, finished_run, tmp_path)) == 2
             error = capsys.readouterr().err
@@ -73,7 +73,7 @@ def test_the_second_is_refused_and_the_first_ends_unharmed(
     assert status(run, capsys)["state"] == "finished"
 
 
-def test_what_was_killed_in_the_middle_is_told_from_what_is_there(
+def test_status_of_an_interrupted_run_follows_from_its_files(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tiny_run / "runs" / "tiny"
@@ -99,11 +99,11 @@ def test_what_was_killed_in_the_middle_is_told_from_what_is_there(
     assert status(run, capsys)["state"] == "finished"
 
 
-def test_a_killed_one_keeps_nobody_out(
+def test_a_killed_command_does_not_block_the_next_one(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "tiny"
-    with begun("mine", finished_run, tmp_path) as first:
+    with started_command("mine", finished_run, tmp_path) as first:
         first.kill()
         first.wait()
         assert (run / LEASE).exists()

@@ -1,4 +1,4 @@
-"""--quiet and --verbose: results are printed in any case, and what else is."""
+"""`--quiet` and `--verbose`: both print results and warnings; they differ in what else is printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def run(folder: Path, *options: str) -> int:
     return main(["run", "--config", str(folder / "tiny.yaml"), "--storage", str(folder / "runs"), *options])
 
 
-def test_a_quiet_run_prints_its_table_and_where_things_are_alone(
+def test_a_quiet_run_prints_only_its_table_and_output_paths(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_run) == 0
@@ -36,7 +36,7 @@ def test_a_quiet_run_still_warns_of_damage(tiny_run: Path, capsys: pytest.Captur
     assert f"{damaged} is damaged" in capsys.readouterr().out
 
 
-def test_a_verbose_run_says_when_and_where_and_which_stages_begin(
+def test_a_verbose_run_logs_times_loggers_and_the_start_of_stages(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_run, "--verbose") == 0
