@@ -1,6 +1,7 @@
-"""A configuration in, its mining or meta-training done on a cluster whose nodes lose their raylets at random moments.
+"""Run mining or meta-training on a cluster whose nodes lose their raylets at random moments.
 
-A program of its own: nodes are added from the main thread alone, and what it leaves behind is its own.
+This is a separate program, because nodes can be added only from the main thread, and so that nothing
+that it leaves behind affects the tests.
     python tests/distributed/losing_nodes.py CONFIG mine|train KILLS SEED
 """
 
@@ -28,7 +29,7 @@ NODE = {"num_cpus": 1, "include_dashboard": False}
 
 
 def main(config_path: str, stage: str, kills: int, seed: int) -> None:
-    """Two nodes with a worker each; a killed one is replaced by another."""
+    """Run `stage` on two nodes with one worker each; replace each killed node by a new one."""
     config, generator = load_config(Path(config_path), []), np.random.default_rng(seed)
     with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
@@ -58,7 +59,7 @@ def main(config_path: str, stage: str, kills: int, seed: int) -> None:
 
 
 def done(run: Run, stage: str) -> int:
-    """Shards, or episodes that a checkpoint has."""
+    """Return the number of Arrow files, or of episodes in the newest checkpoint."""
     if stage == "mine":
         return len(list(run.root.rglob("*.arrow")))
     names = [path.parent.name for path in run.root.rglob("checkpoint-*/state.json")]

@@ -1,4 +1,4 @@
-"""A comparison on a real local Ray: the same repairs as in this process, errors as themselves, pieces in order."""
+"""A comparison on a real local Ray repairs like one process; results keep their order, and errors their type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tiny = Callable[..., Config]
 # Tasks cannot import a test module by its name.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 SETTINGS = {"methods": ["none", "bn_adapt", "finetune", "apricot"], "seeds": [0, 1], "budget": "4steps"}
-REDUCED = {"apricot": {"reduced": {"models": 2, "per_class": 5, "epochs": 1}}}  # prepared by pieces
+REDUCED = {"apricot": {"reduced": {"models": 2, "per_class": 5, "epochs": 1}}}  # prepared in pieces
 
 
 def backwards(item: int) -> int:
@@ -43,7 +43,7 @@ def logging_work(config: Config, words: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_repair_as_one_process_does(
+def test_two_workers_make_the_same_repairs_as_one_process(
     cluster: None, tiny: Tiny, storage_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     found = []
@@ -63,14 +63,14 @@ def test_two_workers_repair_as_one_process_does(
     assert found[0] == found[1]
 
 
-def test_pieces_come_back_in_their_order(cluster: None, tiny: Tiny, tmp_path: Path) -> None:
+def test_results_of_workers_keep_the_order_of_their_items(cluster: None, tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(tmp_path, workers=2)
     assert list(map_on_workers(config, backwards, [0, 1, 2, 3])) == [0, -1, -2, -3]
     with pytest.raises(DataError, match="piece 99"):
         list(map_on_workers(config, backwards, [1, 99]))
 
 
-def test_what_a_worker_logs_comes_back_and_its_error_as_itself(
+def test_a_workers_log_lines_and_error_reach_the_driver_unchanged(
     cluster: None, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(DataError, match="it broke"):

@@ -1,4 +1,4 @@
-"""The control plane's benchmark on a small cluster of its own: every item is mined, over nodes of one CPU each."""
+"""The control-plane benchmark works on its own small cluster, whose nodes have one CPU each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.distributed
 def test_mining_and_features_are_spread_over_many_nodes_and_counted(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks.control_plane", "--smoke", "--stages", "mine", "pairs"]
-    # A process of its own: this one may be connected to the session's cluster.
+    # A separate process, because this one may be connected to the session's cluster.
     done = subprocess.run(
         [*command, "--json", str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

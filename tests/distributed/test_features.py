@@ -1,4 +1,4 @@
-"""Features by shard: the same bits for any number of actors, nothing lost to a death, and damage found and mended."""
+"""Features by shard: equal bits for any number of actors, no loss when processes die, and repair of damaged files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARDS = {"extractor": "deployed", "shard_images": 4}
 
 
 def rescored(tiny: Tiny, storage: Path, **changes: Any) -> Path:
-    """Scores a mined run anew and returns its folder."""
+    """Score a mined run again and return its folder."""
     for name in ("features", "score"):
         shutil.rmtree(storage / "tiny" / name, ignore_errors=True)
     Pipeline(tiny(storage, features=SHARDS, **changes), executor_for).score()
@@ -53,7 +53,7 @@ def results(run: Path) -> dict[str, bytes]:
 def test_one_process_and_four_actors_give_the_same_bits(
     cluster: None, tiny: Tiny, storage_of: Callable[[str], Path]
 ) -> None:
-    half = {"cpus_per_worker": 0.5}  # four of them share the cluster's two
+    half = {"cpus_per_worker": 0.5}  # four actors share the cluster's two CPUs
     found = [
         results(rescored(tiny, storage_of(f"w{workers}"), workers=workers, ray=half)) for workers in (0, 4)
     ]
@@ -61,7 +61,7 @@ def test_one_process_and_four_actors_give_the_same_bits(
     assert found[0] == found[1]
 
 
-def test_the_size_of_a_shard_shows_in_the_distances_by_rounding_alone(
+def test_the_size_of_a_shard_changes_distances_only_by_rounding(
     tiny: Tiny, storage_of: Callable[[str], Path]
 ) -> None:
     storage, distances = storage_of("s"), []
@@ -88,7 +88,7 @@ def parts_of(folder: Path, features_ND: np.ndarray, size: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("count", [2, 19, 20, 21, 200])
-def test_moments_of_parts_are_those_of_all_rows(tmp_path: Path, count: int) -> None:
+def test_moments_of_parts_equal_those_of_all_rows(tmp_path: Path, count: int) -> None:
     generator = np.random.default_rng(count)
     mixing = generator.normal(size=(20, 20))
     x = (generator.normal(size=(count, 20)) @ mixing).astype(np.float32)
@@ -106,7 +106,7 @@ def test_a_nan_feature_names_its_image(tmp_path: Path) -> None:
         moments_of_parts(parts_of(tmp_path, x, 4))
 
 
-def test_damaged_files_are_named_and_they_alone_made_again(
+def test_damaged_files_are_named_and_only_they_are_made_again(
     tiny: Tiny,
     storage_of: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -147,13 +147,13 @@ def test_a_damaged_shard_of_an_unfinished_environment_is_made_again(
 
 
 def flip(path: Path) -> None:
-    """One bit in the middle of the values."""
+    """Flip one bit in the middle of the values."""
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(bytes(content))
 
 
-def test_a_changed_bit_of_a_feature_is_never_read(tmp_path: Path) -> None:
+def test_a_feature_file_with_a_changed_bit_is_refused(tmp_path: Path) -> None:
     (path,) = parts_of(tmp_path, np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32), 50)
     whole = path.read_bytes()
     start = whole.index(read_features(path)[0][20].tobytes())
@@ -216,7 +216,7 @@ def test_killing_the_driver_at_random_moments_loses_nothing(tiny: Tiny, scored: 
     assert results(run) == expected
 
 
-def test_moments_come_back_as_they_were(tmp_path: Path) -> None:
+def test_moments_are_read_as_they_were_written(tmp_path: Path) -> None:
     found = moments(np.random.default_rng(0).normal(size=(5, 7)))
     write_moments(tmp_path / MOMENTS, found)
     again = read_moments(tmp_path / MOMENTS)

@@ -1,4 +1,4 @@
-"""The study's fine-tunes on actors are the ones made in this process."""
+"""The study's fine-tunes on actors equal those made in this process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NAMES = ["shot_noise", "speckle_noise", "fog", "contrast"]
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As an actor has: sums are then added in the same order."""
+    """Use one torch thread, as an actor does, so that sums are added in the same order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def test_two_actors_measure_what_this_process_does(
+def test_two_actors_measure_the_same_gains_as_this_process(
     cluster: None, one_thread: None, tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     mining = {"experiences": NAMES, "severities": [5]}

@@ -1,6 +1,6 @@
-"""The commands of cluster/README.md in, what they do on a real head with a token out: what is documented is what runs.
+"""The commands of cluster/README.md work as documented on a real cluster with a token.
 
-One head and one more node on this machine; ports, home and temporary directory are their own.
+The cluster is a head and one more node on this machine, with their own ports, home and temporary directories.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from waiting import output_at_end, wait_until
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
-# Ray gives a raylet half a minute to start, which a busy machine may not hold; see `started_node`.
+# Ray gives a raylet half a minute to start, which can be too short on a busy machine; see `started_node`.
 STARTS = 5
 TOO_SLOW = "timed out during startup"
 SECRET = "not-a-real-key-0123456789abcdef"
@@ -42,7 +42,7 @@ train: {episodes: 2, round_episodes: 1, tasks: 1}
 repair: {episodes: 1, tasks: 1, methods: [none, metarepair]}
 evaluate: {others: [], others_images: 20}
 """
-# What a command begins with: who runs it, or why nobody can here.
+# Beginnings of README commands: RUN says what runs each here, and ELSEWHERE why it cannot run here.
 RUN = {
     "(umask 077; ray get-auth-token": "the fixture `head`",
     "export RAY_AUTH_MODE=token": "the environment of the fixture `head`",
@@ -68,7 +68,7 @@ ELSEWHERE = {
     "(umask 077; kubectl": "reads a Secret of Kubernetes",
 }
 
-# What a README command names and is another here.
+# Parts of README commands that have other values here.
 PARTS = {
     "config": "tune_configs/sample.yaml",
     "workers": "--set workers=2",
@@ -82,14 +82,14 @@ PARTS = {
 
 
 def readme_commands() -> list[str]:
-    """The commands of the README's indented blocks, without comments, continued lines joined."""
+    """Return the commands of the README's indented blocks, without comments and with continued lines joined."""
     blocks = re.findall(r"(?m)^ {4,}\S.*$", README)
     lines = "\n".join(line.strip() for line in blocks).replace("\\\n", "")
     return [re.sub(r"\s+# .*$", "", line) for line in lines.splitlines()]
 
 
 def readme_command(beginning: str, **replaced: str) -> str:
-    """The one command that begins so, with the named parts (PARTS) replaced by what they are here."""
+    """Return the one command that starts with `beginning`, with the named PARTS replaced."""
     (command,) = {line for line in readme_commands() if line.startswith(beginning)}
     for name, after in replaced.items():
         assert PARTS[name] in command, f"{PARTS[name]} is not in {command}"
@@ -99,7 +99,7 @@ def readme_command(beginning: str, **replaced: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A running cluster: how to reach it, and where its runs go."""
+    """A running cluster: how to reach it, and where its runs are stored."""
 
     folder: Path
     server: str
@@ -113,7 +113,7 @@ class Head:
     def start(
         self, command: str, output: int | IO[str] = subprocess.PIPE, **changed: str
     ) -> subprocess.Popen[str]:
-        """A README command in the checkout, in the environment that the README asks for; it goes on by itself."""
+        """Start a README command in the checkout, in the environment that the README asks for; do not wait for it."""
         return subprocess.Popen(
             ["bash", "-c", command],
             cwd=ROOT,
@@ -125,15 +125,15 @@ class Head:
         )
 
     def run(self, command: str, **changed: str) -> tuple[int, str]:
-        """Exit code and output of a README command."""
+        """Run a README command; return its exit code and output."""
         return ended(self.start(command, **changed))
 
     def last_words(self, command: str) -> Callable[[], str]:
-        """What that command says now, for a message of what did not come."""
+        """Return a function that gives the output of `command`, for the message of a timeout."""
         return lambda: self.run(command)[1]
 
     def submit(self, **changed: str) -> subprocess.Popen[str]:
-        """The README's job on the tiny settings."""
+        """Submit the README's job with the tiny settings."""
         parts = {
             "config": str(self.folder / "tiny.yaml"),
             "workers": "--set workers=1",
@@ -144,7 +144,7 @@ class Head:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and output, once it has ended. Fails with its output where it does not end."""
+    """Wait for the process; return its exit code and output. Fail with its output if it does not end."""
     output = output_at_end(process)
     return process.returncode, output
 
@@ -156,7 +156,7 @@ def free_port() -> int:
 
 
 def environment_of(folder: Path) -> dict[str, str]:
-    """This process' environment as somebody else's: own home, no Ray, fake credentials, the README's exports."""
+    """Return the environment of another user: own home, no Ray, fake credentials, the README's exports."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "PYTEST_"))}
     exported = [line.removeprefix("export ") for line in readme_commands() if line.startswith("export ")]
     return (
@@ -177,18 +177,18 @@ def environment_of(folder: Path) -> dict[str, str]:
 
 
 def remaining(folder: Path) -> list[str]:
-    """Command lines of processes that belong to a Ray in `folder`."""
+    """Return the command lines of all processes that belong to a Ray in `folder`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended meanwhile
             found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
     return [line for line in found if str(folder) in line]
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """`ray start` twice, as children of ours that are ended by their own handles."""
-    folder = Path(tempfile.mkdtemp(prefix="mrj", dir="/tmp"))  # short: sockets have short names
+    """A head and a node, started by two `ray start` child processes and ended through their handles."""
+    folder = Path(tempfile.mkdtemp(prefix="mrj", dir="/tmp"))  # a short path, for socket names
     port, server = free_port(), free_port()
     found = Head(
         folder=folder,
@@ -205,14 +205,15 @@ def head() -> Iterator[Head]:
     commands = [
         f"exec {start_head} {own} {free_port()} --dashboard-port {server} --ray-client-server-port {free_port()} "
         f"--temp-dir {folder / 'head'}",
-        # Its own temporary directory, as on another host: nodes that share one delete each other's working directories.
+        # Its own temporary directory, as on another host. Nodes that share one delete each other's working
+        # directories.
         f"exec {start_node} {own} {free_port()} --temp-dir {folder / 'node'}",
     ]
     nodes: list[subprocess.Popen[str]] = []
     try:
         for number, command in enumerate(commands):
             nodes.append(started_node(found, command, folder / f"node-{number}.log"))
-        wait_until_a_job_is_taken(found)
+        wait_until_jobs_are_accepted(found)
         yield found
     finally:
         stop(nodes)
@@ -227,7 +228,7 @@ def head() -> Iterator[Head]:
 
 
 def stop(nodes: list[subprocess.Popen[str]]) -> None:
-    """Ends them in order, and after some seconds their process groups: Ray's log monitor would take half a minute."""
+    """End the nodes in order; kill a process group after 5 s, since Ray's log monitor would take half a minute."""
     for node in nodes:
         node.terminate()
     for node in nodes:
@@ -239,7 +240,7 @@ def stop(nodes: list[subprocess.Popen[str]]) -> None:
 
 
 def started_node(head: Head, command: str, said: Path) -> subprocess.Popen[str]:
-    """A `ray start` that has said it is running. It is begun again where its raylet was too slow for Ray."""
+    """Run `ray start` and return it once Ray has started. Start it again if its raylet was too slow for Ray."""
     for starts_left in reversed(range(STARTS)):
         with said.open("w", encoding="utf-8") as log:
             node = head.start(command, log)
@@ -255,10 +256,10 @@ def started_node(head: Head, command: str, said: Path) -> subprocess.Popen[str]:
     return node
 
 
-def wait_until_a_job_is_taken(head: Head) -> None:
-    """Returns once the job server takes a job: its agent may come up long after `ray start` has returned.
+def wait_until_jobs_are_accepted(head: Head) -> None:
+    """Wait until the job server accepts a job; its agent may start long after `ray start` has returned.
 
-    Until then a submission ends with "No available agent". Fails with the server's last answer.
+    Until then a submission ends with "No available agent". Fail with the server's last answer.
     """
     submission, _ = readme_command("ray job submit", server=head.server).split(" -- ")
     submit = f"{submission} --no-wait -- true"
@@ -278,7 +279,7 @@ class Jobs:
 
 @pytest.fixture(scope="module")
 def jobs(head: Head) -> Jobs:
-    """One that goes the whole way, one with a wrong setting, one whose sender has no token."""
+    """One job that runs all stages, one with a wrong setting, and one submitted without the token."""
     good = head.submit()
     wrong = head.submit(workers="--set mining.severities=[7]", storage=str(head.folder / "wrong"))
     stranger = head.start(readme_command("ray job submit", server=head.server), RAY_AUTH_MODE="disabled")
@@ -299,7 +300,7 @@ def test_the_environment_of_a_node(tmp_path: Path) -> None:
     environment = environment_of(tmp_path)
     for command in (
         readme_command("python cluster/dependencies.py", requirements=str(listed)),
-        # What is asked for is what this environment has, so that nothing is looked for in the network.
+        # This environment meets the requirements, so pip needs no network.
         readme_command("pip install", requirements=str(listed)) + " --dry-run --no-index --quiet",
     ):
         subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, check=True)
@@ -311,7 +312,7 @@ def test_the_environment_of_a_node(tmp_path: Path) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_job_goes_the_whole_way(head: Head, jobs: Jobs) -> None:
+def test_a_job_runs_all_stages(head: Head, jobs: Jobs) -> None:
     code, output = jobs.good
     assert code == 0, output
     assert "succeeded" in output
@@ -325,7 +326,7 @@ def test_a_job_goes_the_whole_way(head: Head, jobs: Jobs) -> None:
 def test_a_wrong_setting_fails_the_submission_with_one_paragraph(head: Head, jobs: Jobs) -> None:
     code, output = jobs.wrong
     assert code == 1, output
-    # Twice the same: as it comes, and in the status of the job.
+    # The paragraph appears twice: in the job's output and in its status.
     (paragraph,) = {line for line in output.splitlines() if line.startswith("metarepair: ")}
     assert "mining.severities.0=7" in paragraph
     assert "exit code 2" in output
@@ -357,7 +358,7 @@ def test_no_credential_is_printed_or_stored(head: Head, jobs: Jobs) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_driver_joins_directly_and_finds_the_job_s_run_done(head: Head, jobs: Jobs) -> None:
+def test_a_driver_joins_directly_and_finds_the_jobs_run_complete(head: Head, jobs: Jobs) -> None:
     command = readme_command(
         "metarepair run",
         config=str(head.folder / "tiny.yaml"),
@@ -374,7 +375,7 @@ def test_a_driver_joins_directly_and_finds_the_job_s_run_done(head: Head, jobs: 
 @pytest.mark.slow
 def test_a_job_is_listed_and_stopped(head: Head) -> None:
     submission, _ = readme_command("ray job submit", server=head.server).split(" -- ")
-    # Seen by the job, and so what the search for credentials would find if a run stored its environment.
+    # The job sees the key, so the search for credentials would find it if a run stored its environment.
     program = "import os, time; print('key of', len(os.environ['AWS_SECRET_ACCESS_KEY'])); time.sleep(600)"
     code, output = head.run(f'{submission} --no-wait -- python -c "{program}"')
     assert code == 0, output
@@ -389,7 +390,7 @@ def test_a_job_is_listed_and_stopped(head: Head) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_the_job_server_listens_on_loopback_alone(head: Head) -> None:
+def test_the_job_server_listens_only_on_loopback(head: Head) -> None:
     port = int(head.server.rsplit(":", 1)[1])
     listening = "0A"
     rows = [

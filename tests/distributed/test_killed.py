@@ -1,6 +1,6 @@
-"""SIGKILL of a worker, an actor, the driver and a raylet at random moments: the very weights and shards, no orphans.
+"""SIGKILL of a worker, an actor, the driver or a raylet at random moments changes no bit of weights and shards.
 
-METAREPAIR_KILLS says how many of each (1; `make accept` takes 5).
+No process is left behind. METAREPAIR_KILLS is the number of kills of each kind (default 1; `make accept` uses 5).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ KILLS = int(os.environ.get("METAREPAIR_KILLS", "1"))
 TARGET = "gaussian_noise"
 LOSING_NODES = Path(__file__).with_name("losing_nodes.py")
 done: Callable[[Run, str], int] = runpy.run_path(str(LOSING_NODES))["done"]
-# Twelve rounds for each life; one takes a second or two.
+# Twelve rounds for each kill, and twelve more; a round takes a second or two.
 TRAIN = {"episodes": 24 * (1 + KILLS), "round_episodes": 2}
 MINING = {"shard_images": 20}
 
 
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
-    """Of a driver with a Ray of its own, in a temporary folder with a short name (sockets have short names)."""
+    """The environment of a driver with its own Ray, in a temporary folder whose path is short, for socket names."""
     with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp", ignore_cleanup_errors=True) as folder:
         ours = {**os.environ, "RAY_TMPDIR": folder, "OMP_NUM_THREADS": "1"}
         ours["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
@@ -55,7 +55,7 @@ def environment() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def seed() -> int:
-    """Another one each time, printed so that a failure can be looked at."""
+    """A new seed each time, printed so that a failure can be examined."""
     chosen = int(time.time())
     print("seed", chosen)
     return chosen
@@ -63,7 +63,7 @@ def seed() -> int:
 
 @pytest.fixture(scope="session")
 def whole(tiny: Tiny, scored: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """θ_meta of an undisturbed training without Ray, which two workers equal bit for bit, in float32, too."""
+    """θ_meta of an uninterrupted training without Ray; two workers give the same bits, also in float32."""
     import shutil
 
     storage = Path(shutil.copytree(scored, tmp_path_factory.mktemp("whole") / "runs"))
@@ -73,7 +73,7 @@ def whole(tiny: Tiny, scored: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def mined(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The store of an undisturbed mining without Ray."""
+    """The shards of an uninterrupted mining without Ray."""
     storage = tmp_path_factory.mktemp("mined")
     Pipeline(tiny(storage, mining=MINING), executor_for).mine()
     return shards(storage)
@@ -96,7 +96,7 @@ def written(config: Config, folder: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Driver:
-    """A `metarepair` command under way, and the file that it prints to."""
+    """A running `metarepair` command, and the file that receives its output."""
 
     process: subprocess.Popen[bytes]
     said: Path
@@ -112,7 +112,7 @@ def started(verb: str, config: str, environment: dict[str, str]) -> Driver:
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Command lines of all processes below `pid`."""
+    """Return the command lines of all processes below `pid`, by process id."""
     children: dict[int, list[int]] = {}
     names: dict[int, str] = {}
     for path in Path("/proc").glob("[0-9]*"):
@@ -131,7 +131,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def alive(pids: dict[int, str]) -> dict[int, str]:
-    """Those that still run what they ran."""
+    """Return those of `pids` that still run."""
     now = {}
     for pid, name in pids.items():
         try:
@@ -160,7 +160,7 @@ def wait_for_progress(driver: Driver, run: Run, stage: str, seen: int) -> None:
 
 
 def kill_at_random(driver: Driver, run: Run, stage: str, who: str, generator: np.random.Generator) -> None:
-    """Kills `who`, the beginning of a command line, KILLS times, each time soon after progress."""
+    """Kill a process whose command line starts with `who`, KILLS times, each time soon after progress."""
 
     def them() -> list[int]:
         return [pid for pid, name in descendants(driver.process.pid).items() if name.startswith(who)]
@@ -173,13 +173,13 @@ def kill_at_random(driver: Driver, run: Run, stage: str, who: str, generator: np
 
 
 def assert_ends_well(driver: Driver) -> None:
-    """It ends with exit code 0, and nothing that it started is left."""
+    """Check that the driver ends with exit code 0 and that no process that it started is left."""
     below = descendants(driver.process.pid)
     assert wait_for_end(driver.process, output=driver.said) == 0, driver.said.read_text(encoding="utf-8")
     wait_until_gone(below)
 
 
-def test_killed_training_workers(
+def test_training_survives_killed_workers(
     tiny: Tiny, storage_of: StorageOf, tmp_path: Path, environment: dict[str, str], seed: int, whole: object
 ) -> None:
     storage = storage_of("killed")
@@ -191,7 +191,7 @@ def test_killed_training_workers(
     assert_same(weights(storage), whole)
 
 
-def test_killed_mining_actors(
+def test_mining_survives_killed_actors(
     tiny: Tiny, tmp_path: Path, environment: dict[str, str], seed: int, mined: object
 ) -> None:
     config = tiny(tmp_path, workers=2, mining=MINING)
@@ -203,7 +203,7 @@ def test_killed_mining_actors(
 
 
 @pytest.mark.parametrize("stage", [pytest.param("mine", marks=pytest.mark.soak), "train"])
-def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(
+def test_a_killed_driver_leaves_no_orphans_and_the_same_command_resumes(
     stage: str,
     tiny: Tiny,
     storage_of: StorageOf,
@@ -233,7 +233,7 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize("stage", ["mine", pytest.param("train", marks=pytest.mark.soak)])
-def test_a_killed_raylet_of_another_node(
+def test_a_stage_survives_the_killed_raylet_of_another_node(
     stage: str,
     tiny: Tiny,
     storage_of: StorageOf,

@@ -1,4 +1,4 @@
-"""Actors that are killed while they make features: what a manifest or a seal had promised stays as it was."""
+"""Killing actors while they compute features changes no finished file; only shards in flight are repeated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Files = dict[Path, tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Death:
-    """The files of features just before it: those that a manifest promises, other sealed ones, all there are."""
+    """The feature files just before a kill: those in a manifest, other sealed ones, and all."""
 
     promised: Files
     sealed: Files
@@ -53,12 +53,12 @@ def test_killing_actors_at_random_moments_loses_nothing(
     Pipeline(tiny(storage, features=SHARDS), executor_for).score()
     expected = results(run)
     monkeypatch.setattr(stage, "_build_extractor", build_slowly)
-    monkeypatch.setattr(pool, "ATTEMPTS", DEATHS + 1)  # chance may have every death meet the same shard
+    monkeypatch.setattr(pool, "ATTEMPTS", DEATHS + 1)  # by chance, every kill may hit the same shard
     generator, total, in_the_midst = np.random.default_rng(0), 0, 0
     while total < DEATHS:
         shutil.rmtree(run / "score")
         for folder in run.glob("features/*"):
-            if folder.name != "experience-snow":  # is finished before the first death
+            if folder.name != "experience-snow":  # stays finished from the start
                 shutil.rmtree(folder)
         pipeline = Pipeline(tiny(storage, features=SHARDS, workers=WORKERS), executor_for)
         deaths = deaths_during(pipeline.score, run, generator, DEATHS - total)
@@ -68,7 +68,7 @@ def test_killing_actors_at_random_moments_loses_nothing(
         for death, later in zip(deaths, following, strict=True):
             assert death.promised
             assert death.promised.items() <= later.items()
-            # What was handed out and not yet reported done may be done again, and nothing else.
+            # Only shards that were handed out and not yet reported done may be repeated.
             assert len(death.sealed.items() - later.items()) <= WORKERS * pool.IN_FLIGHT
         total += len(deaths)
         in_the_midst += sum(bool(death.sealed) for death in deaths)
@@ -76,8 +76,8 @@ def test_killing_actors_at_random_moments_loses_nothing(
 
 
 def build_slowly(config: Config) -> Callable[[stage.FeatureShard], int]:
-    """Shards that take long enough to be killed in."""
-    work = stage._build_extractor(config)  # in an actor, which has the module as it is
+    """Build an extractor that is slow enough to be killed while it works on a shard."""
+    work = stage._build_extractor(config)  # runs in an actor, where the module is not patched
 
     def slowly(shard: stage.FeatureShard) -> int:
         time.sleep(0.2)
@@ -89,7 +89,7 @@ def build_slowly(config: Config) -> Callable[[stage.FeatureShard], int]:
 def deaths_during(
     score: Callable[[], object], run: Path, generator: np.random.Generator, most: int
 ) -> list[Death]:
-    """Scores while actors are killed, by turns at any moment and soon after a file is finished."""
+    """Call `score` while actors are killed, alternately at any moment and soon after a file is finished."""
     over, deaths = threading.Event(), list[Death]()
 
     def kill() -> None:
@@ -113,10 +113,10 @@ def deaths_during(
 
 
 def feature_files(run: Path) -> Death:
-    """Inode and time of change of each."""
+    """Record the inode and modification time of each feature file."""
     every: Files = {}
     for path in run.glob("features/*/*"):
-        with suppress(FileNotFoundError):  # a file under way takes its name
+        with suppress(FileNotFoundError):  # a file in progress was renamed meanwhile
             every[path] = (path.stat().st_ino, path.stat().st_mtime_ns)
     finished = [path.parent for path in every if path.name == "manifest.json"]
     return Death(
@@ -127,7 +127,7 @@ def feature_files(run: Path) -> Death:
 
 
 def actor_pids() -> list[int]:
-    """Those of this process' own cluster: another on the machine is not ours to kill."""
+    """Return the process ids of actors in this process's cluster; another cluster's must not be killed."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -141,7 +141,7 @@ def actor_pids() -> list[int]:
 def is_descendant(pid: int) -> bool:
     while pid > 1 and pid != os.getpid():
         status = Path(f"/proc/{pid}/stat").read_text()
-        pid = int(status.rpartition(")")[2].split()[1])  # the parent; a name may hold spaces
+        pid = int(status.rpartition(")")[2].split()[1])  # the parent's id; a name may contain spaces
     return pid == os.getpid()
 
 

@@ -1,4 +1,4 @@
-"""A real Ray of this machine: a port that is taken at first, and two that start at once in a home without a token."""
+"""A real local Ray starts although its port is taken at first, and next to another in a home without a token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from waiting import output_at_end
 
 pytestmark = pytest.mark.distributed
-# Programs of their own: this process may be connected to the session's cluster.
+# Separate programs, because this process may be connected to the session's cluster.
 START = """
 import sys
 import ray
@@ -64,14 +64,14 @@ except Exception as error:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Of somebody with an empty home, and nothing set for Ray but a temporary folder with a short name."""
+    """The environment of a user with an empty home; Ray gets only a short temporary folder and a timeout."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield kept | {
             "HOME": str(tmp_path),
             "PYTHONPATH": str(Path(__file__).parents[2]),
             "RAY_TMPDIR": folder,
-            "RAY_py_gcs_connect_timeout_s": "2",  # the same for every try of a port that answers nothing
+            "RAY_py_gcs_connect_timeout_s": "2",  # for each attempt at a port that does not answer
         }
 
 
@@ -81,7 +81,7 @@ def started(code: str, environment: dict[str, str]) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_ray_whose_port_is_taken_at_first_starts_when_it_is_free(environment: dict[str, str]) -> None:
+def test_ray_starts_once_its_occupied_port_is_free(environment: dict[str, str]) -> None:
     said = output_at_end(started(TAKEN, environment))
     first, last = said.strip().splitlines()
     assert first.startswith("Ray did not start (Failed to start GCS")
@@ -89,14 +89,14 @@ def test_a_ray_whose_port_is_taken_at_first_starts_when_it_is_free(environment: 
 
 
 @pytest.mark.slow
-def test_two_that_start_at_once_in_a_home_without_a_token_write_none(environment: dict[str, str]) -> None:
+def test_two_concurrent_starts_in_a_home_without_a_token_write_none(environment: dict[str, str]) -> None:
     both = [started("main()", environment) for _ in range(2)]
     assert [output_at_end(process).splitlines()[-1:] for process in both] == [["started"]] * 2
     assert not (Path(environment["HOME"]) / ".ray").exists()
 
 
 @pytest.mark.slow
-def test_what_calls_ray_after_its_end_starts_no_other(environment: dict[str, str]) -> None:
+def test_a_call_to_ray_after_its_shutdown_starts_no_other_ray(environment: dict[str, str]) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", AFTERWARDS], env=environment, stdout=subprocess.PIPE, text=True
     )

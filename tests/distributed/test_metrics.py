@@ -1,4 +1,4 @@
-"""Speed, skipped episodes and restarted actors, as Prometheus reads them from a node."""
+"""A node exports speed, skipped episodes and actor restarts in the form that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def dying_once(marker: Path) -> Callable[[int], int]:
-    """Its process ends at the first item, the first time only."""
+    """Return a function whose process ends at the first item, the first time only."""
     import os
 
     def work(item: int) -> int:
@@ -31,7 +31,7 @@ def dying_once(marker: Path) -> Callable[[int], int]:
     return work
 
 
-def test_they_are_there(cluster: None, tmp_path: Path) -> None:
+def test_a_node_exports_speed_episodes_and_actor_restarts(cluster: None, tmp_path: Path) -> None:
     marker = tmp_path / "died"
     assert dict(map_items(lambda: dying_once(marker), [3], workers=1)) == {3: 3}
     for episodes in ([{"episode": 1.0}], [{"episode": 2.0}, {"episode": 3.0, "skipped": 1.0}]):
@@ -54,7 +54,7 @@ def test_they_are_there(cluster: None, tmp_path: Path) -> None:
 
 
 def scraped() -> dict[str, float]:
-    """Our metrics of the cluster's one node, by name."""
+    """Return this project's metrics from the cluster's only node, by name."""
     port = ray.nodes()[0]["MetricsExportPort"]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()

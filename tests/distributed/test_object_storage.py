@@ -1,4 +1,4 @@
-"""Ray's actors and Ray Train on an object store: a whole run from the command line, with a Ray of its own."""
+"""A whole run from the command line with Ray's actors and Ray Train on an object store; it starts its own Ray."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Tiny = Callable[..., Config]
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_ray_runs_on_an_object_store(
+def test_a_run_on_ray_completes_on_an_object_store(
     s3: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp") as folder:  # sockets have short names
+    with tempfile.TemporaryDirectory(prefix="mr", dir="/tmp") as folder:  # short, for socket names
         monkeypatch.setenv("RAY_TMPDIR", folder)
         changes = {"train": {"episodes": 2, "round_episodes": 1, "tasks": 2}, "evaluate": {"others": []}}
         settings = tiny(Path("/unused"), workers=1, **changes).model_dump(mode="json", exclude_none=True)

@@ -1,4 +1,4 @@
-"""A DNN of the user's folder on Ray: workers import its module, whether they mine, score or train."""
+"""A DNN from a module in the user's folder works on Ray: workers that mine, score or train import the module."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def net(num_classes):
 
 
 @pytest.mark.slow
-def test_workers_of_a_ray_that_the_command_starts_import_the_users_module_and_our_packages(
+def test_workers_import_the_users_module_but_not_user_files_named_like_our_packages(
     tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     (tmp_path / "strange_nets.py").write_text(MODULE, encoding="utf-8")
@@ -45,7 +45,7 @@ def test_workers_of_a_ray_that_the_command_starts_import_the_users_module_and_ou
         evaluate={"others": []},
     )
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    # As the installed command: the current folder is not on the path. The checkout is, on the workers' as well.
+    # Like the installed command, without the current folder on the path. The checkout is on it, also on workers.
     code = "import sys; sys.path[:] = [p for p in sys.path if p]; from metarepair.cli import main; sys.exit(main())"
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])

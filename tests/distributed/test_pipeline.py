@@ -1,4 +1,4 @@
-"""A whole run on Ray with several targets: what waits for nothing is done at once, and comes out the same."""
+"""A whole run on Ray with several targets runs independent stages concurrently, with equal results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 TARGETS = ("gaussian_noise", "fog")
 
 
-def test_targets_that_are_learned_at_once_come_out_as_one_after_the_other(
+def test_targets_trained_concurrently_give_the_same_results_as_in_sequence(
     cluster: None, tiny: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     changes = {
@@ -37,11 +37,11 @@ def test_targets_that_are_learned_at_once_come_out_as_one_after_the_other(
         assert all(any(f"{target}: repaired by metarepair" in line for line in lines) for target in TARGETS)
     assert found[0] == found[1]
     began, ended = zip(*(lifetime(pipeline.run.meta(target)) for target in TARGETS), strict=True)
-    assert max(began) < min(ended)  # both were under way at one time
+    assert max(began) < min(ended)  # the two trainings overlapped
 
 
 def results(run: Run) -> dict[str, object]:
-    """What each target's methods came to, and θ_meta to the bit."""
+    """Return the results of each target's methods, and the exact values of θ_meta."""
     found: dict[str, object] = {}
     for target in TARGETS:
         rows = json.loads((run.repaired(target) / "result.json").read_text())["methods"]
@@ -54,5 +54,5 @@ def results(run: Run) -> dict[str, object]:
 
 
 def lifetime(folder: Path) -> tuple[int, int]:
-    """When training of a target began, and when it ended."""
+    """Return when the training in `folder` started and ended, in nanoseconds."""
     return (folder / "begun.json").stat().st_mtime_ns, (folder / "manifest.json").stat().st_mtime_ns

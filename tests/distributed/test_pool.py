@@ -1,4 +1,4 @@
-"""The actor pool on a real local Ray: the same results as in-process, errors as themselves, deaths survived."""
+"""The actor pool on a real local Ray gives the same results as one process, keeps errors, and survives deaths."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def failing() -> Callable[[int], int]:
 
 
 def dying_once(marker: Path) -> Callable[[int], int]:
-    """Its process ends at item 2, the first time only."""
+    """Return a function whose process ends at item 2, the first time only."""
 
     def work(x: int) -> int:
         if x == 2 and not marker.exists():
@@ -52,7 +52,7 @@ def dying_once(marker: Path) -> Callable[[int], int]:
 def mapped(
     build: Callable[[], Callable[[int], int]], items: Sequence[int], workers: int
 ) -> Iterator[tuple[int, int]]:
-    """On so many actors; with 0, in this process."""
+    """Map `items` on `workers` actors; with 0, in this process."""
     config = parse_config({"name": "pool", "workers": workers, "mining": {"experiences": ["fog"]}})
     return executor_for(config).map(build, items, one_cpu=True)
 
@@ -64,7 +64,7 @@ def test_every_item_is_done_once(cluster: None, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_user_error_comes_out_as_itself(cluster: None, workers: int) -> None:
+def test_a_user_error_keeps_its_type_and_message(cluster: None, workers: int) -> None:
     with pytest.raises(DataError, match="item 3 is broken"):
         list(mapped(failing, list(range(6)), workers))
 
@@ -74,7 +74,7 @@ def unbuildable() -> Callable[[int], int]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_user_error_of_building_the_worker_comes_out_as_itself(cluster: None, workers: int) -> None:
+def test_a_user_error_in_building_the_worker_keeps_its_type_and_message(cluster: None, workers: int) -> None:
     with pytest.raises(DataError, match="cannot be built"):
         list(mapped(unbuildable, list(range(3)), workers))
 
@@ -87,7 +87,7 @@ def test_an_actor_that_dies_is_restarted_and_its_item_done_again(cluster: None, 
 
 
 class Unloadable:
-    """Its import fails in the actor, as where a module is missing on a node."""
+    """A builder whose import fails in the actor, as when a module is missing on a node."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return __import__, ("a_module_that_is_missing",)
@@ -96,7 +96,7 @@ class Unloadable:
         raise AssertionError("it never gets there")
 
 
-def test_an_actor_that_cannot_be_started_is_told_with_its_error_and_no_guess(cluster: None) -> None:
+def test_an_actor_that_cannot_be_started_is_reported_with_rays_error_and_no_guess(cluster: None) -> None:
     with pytest.raises(WorkerError) as failed:
         list(map_items(Unloadable(), [1, 2], workers=1))
     said = str(failed.value)
@@ -120,22 +120,22 @@ def test_actors_mine_and_score_the_same_bytes_as_one_process(
     assert all((ours / n).read_bytes() == (theirs / n).read_bytes() for n in names)
 
 
-def test_mining_goes_on_with_the_shards_that_are_missing(tiny: Tiny, scored: Path, tmp_path: Path) -> None:
+def test_mining_resumes_with_the_missing_shards(tiny: Tiny, scored: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tiny(tmp_path), executor_for)
     kept = stopped_after(pipeline, parts=5)
-    # Four shards each: the first environment is finished, and of the second there is one.
+    # An environment has four shards: the first environment is finished, and the second has one shard.
     assert [p.name for p in kept] == ["collect.arrow", "fail.arrow", "part-00000.arrow"]
     pipeline = Pipeline(tiny(tmp_path), executor_for)
     seen = stopped_after(pipeline, parts=2)
     assert len(seen) == 5
-    assert {p: m for p, m in seen.items() if p in kept} == kept  # none was done again
+    assert {p: m for p, m in seen.items() if p in kept} == kept  # no shard was mined again
     pipeline.mine()
     for path in (scored / "tiny").rglob("*.arrow"):
         assert (tmp_path / "tiny" / path.relative_to(scored / "tiny")).read_bytes() == path.read_bytes()
 
 
 def stopped_after(pipeline: Pipeline, parts: int) -> dict[Path, int]:
-    """Mines `parts` shards, then is interrupted; the Arrow files that there are then, and their times."""
+    """Interrupt mining after `parts` shards; return the Arrow files that exist then, with their times."""
     from metarepair.stages import mining
 
     root, write, written = pipeline.run.root, mining.write_part, []

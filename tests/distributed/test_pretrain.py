@@ -1,4 +1,4 @@
-"""Pretraining on a real local Ray trains what one process trains."""
+"""Pretraining on a real local Ray trains the same model as one process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pretraining(tiny: Callable[..., Config], storage: Path, workers: int, **chan
 
 
 @pytest.mark.slow
-def test_two_workers_pretrain_what_one_process_does_and_no_worker_goes_on_from_it(
+def test_two_workers_pretrain_like_one_process_and_a_run_without_workers_resumes_theirs(
     cluster: None, tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     alone, crew = pretraining(tiny, tmp_path / "alone", 0), pretraining(tiny, tmp_path / "crew", 2)
@@ -44,11 +44,11 @@ def test_two_workers_pretrain_what_one_process_does_and_no_worker_goes_on_from_i
     pretrain_stage(crew, restart=False, train_elsewhere=pretrain_on_ray)
     folders = [tmp_path / name / "tiny" / "deployed" for name in ("alone", "crew")]
     one, two = (load_file(folder / "model.safetensors") for folder in folders)
-    assert all(torch.allclose(one[k], two[k], rtol=0, atol=1e-6) for k in one)  # kept as float32
+    assert all(torch.allclose(one[k], two[k], rtol=0, atol=1e-6) for k in one)  # stored as float32
     losses = [[epoch["loss"] for epoch in read_epochs(place(str(folder)))] for folder in folders]
     assert losses[0] == pytest.approx(losses[1], rel=1e-10)
     assert losses[0][0] != losses[0][1]
     assert not (folders[1] / "ray").exists()
-    (folders[1] / "manifest.json").unlink()  # as if killed before the end: without Ray it is found whole
+    (folders[1] / "manifest.json").unlink()  # as if killed just before the end
     pretrain_stage(pretraining(tiny, tmp_path / "crew", 0), restart=False)
     assert all(torch.equal(two[k], v) for k, v in load_file(folders[1] / "model.safetensors").items())

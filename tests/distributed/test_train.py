@@ -1,4 +1,4 @@
-"""Meta-training on a real local Ray: the number of workers and a killed run do not show in the weights."""
+"""Meta-training on a real local Ray gives the same weights for any number of workers and after a kill."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Tiny = Callable[..., Config]
 
 
 def trained(config: Config) -> dict[str, torch.Tensor]:
-    """θ_meta and its buffers after the training stage."""
+    """Run the training stage; return θ_meta and its buffers."""
     pipeline = Pipeline(config, executor_for)
     pipeline.train()
     return load_file(pipeline.run.meta("gaussian_noise") / "model.safetensors")
@@ -42,7 +42,7 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("episodes", [10, pytest.param(50, marks=pytest.mark.soak)])
-def test_no_worker_one_two_and_four_workers_train_the_same_model(
+def test_zero_one_two_and_four_workers_train_the_same_model(
     cluster: None, storage_of: StorageOf, tiny: Tiny, episodes: int
 ) -> None:
     precise = {"precision": "float64", "episodes": episodes, "round_episodes": episodes // 2}
@@ -55,18 +55,18 @@ def test_no_worker_one_two_and_four_workers_train_the_same_model(
     assert all(difference(none, other) < 1e-9 for other in others)
 
 
-def test_more_workers_than_tasks_and_than_room_train_on_with_fewer(
+def test_training_with_too_few_cpus_and_tasks_uses_fewer_workers(
     cluster: None, storage_of: StorageOf, tiny: Tiny
 ) -> None:
     train = {"episodes": 6, "round_episodes": 3, "tasks": 1}
     one = trained(tiny(storage_of("one"), workers=0, train=train))
-    # Three CPUs are asked for, there are two: elastic, two workers begin, one of them without a task.
+    # Three CPUs are requested and two exist. Training is elastic: two workers start, one of them without a task.
     elastic = tiny(storage_of("elastic"), workers=3, train=train, ray={"min_workers": 1})
     assert difference(one, trained(elastic)) == 0.0
 
 
 @pytest.mark.slow
-def test_what_a_worker_finds_wrong_comes_out_as_itself_after_one_more_start(
+def test_a_workers_data_error_keeps_its_type_after_one_restart(
     cluster: None, storage_of: StorageOf, tiny: Tiny, tmp_path: Path
 ) -> None:
     storage = storage_of("damaged")
@@ -89,7 +89,7 @@ def command(config: Config, folder: Path) -> list[str]:
 
 
 def killed_after(episodes: int, config: Config, folder: Path) -> None:
-    """Starts a training, kills its driver once a checkpoint of `episodes` is there, and waits for the workers."""
+    """Start a training, kill its process group once a checkpoint has `episodes` episodes, and wait for its end."""
     environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     said = folder / "killed.log"
@@ -117,7 +117,7 @@ def killed_after(episodes: int, config: Config, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_ray_a_run_killed_in_the_middle_ends_with_the_very_same_weights(
+def test_without_ray_a_killed_run_resumes_and_ends_with_identical_weights(
     storage_of: StorageOf, tiny: Tiny, tmp_path: Path
 ) -> None:
     train = {"episodes": 16, "round_episodes": 2}

@@ -1,4 +1,4 @@
-"""A search on a real local Ray: honest, the same again, gone on with after a kill, and clear when it cannot be."""
+"""A search on a real local Ray never reads D_fail, is reproducible, resumes after a kill, and explains its refusals."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def searching(tiny: Tiny, storage: Path, search: dict[str, Any], **changes: Any)
 
 
 def searched(config: Config) -> list[Trial]:
-    """The trials of a search, begun or gone on with."""
+    """Start or resume a search; return its trials."""
     search = TuneSearch(config)
     search.search()
     return trials_of(search)
@@ -80,12 +80,12 @@ def trials_of(search: TuneSearch) -> list[Trial]:
 
 
 def outcome(trials: list[Trial]) -> list[tuple[Any, ...]]:
-    """All that does not depend on the clock."""
+    """Return everything that does not depend on the clock."""
     return [(t.name, t.state, t.objective, t.rounds, dict(t.drawn), t.error) for t in trials]
 
 
 def prepared(config: Config) -> TrialSetup:
-    """What trials are given, without Ray."""
+    """Prepare the inputs of trials, without Ray."""
     from distributed.stages.executor import executor_for
     from metarepair.stages.search_inputs import prepare_inputs
 
@@ -106,7 +106,7 @@ def joint(setup: TrialSetup, name: str, drawn: dict[str, Any]) -> JointTraining:
 def trained_here(
     setup: TrialSetup, name: str, drawn: dict[str, Any], donor: Donor | None = None
 ) -> TrialRecord:
-    """A trial's last record, trained in this process."""
+    """Train a trial in this process; return its last record."""
     record, training = begin_trial(setup, name, drawn, donor), joint(setup, name, drawn)
     *_, last = training.records(record, donor, training.total)
     return last
@@ -116,7 +116,7 @@ def trained_here(
 def undisturbed(
     cluster: None, scored: Path, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Config, list[Trial]]:
-    """A search that nothing came in the way of, and its trials."""
+    """The configuration and trials of an uninterrupted search."""
     storage = Path(shutil.copytree(scored, tmp_path_factory.mktemp("search") / "whole"))
     config = searching(tiny, storage, SPACE)
     return config, searched(config)
@@ -138,7 +138,7 @@ def d_fail_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def paths_in(value: Any) -> Iterator[Path]:
-    """Every path in what a trial is given, however deep."""
+    """Yield every path inside `value`, at any depth."""
     if isinstance(value, Path):
         yield value
     elif isinstance(value, dict):
@@ -151,20 +151,20 @@ def paths_in(value: Any) -> Iterator[Path]:
         yield from paths_in([getattr(value, name) for name in value.__dataclass_fields__])
 
 
-def test_what_a_trial_is_given_has_no_path_to_a_target(storage_of: StorageOf, tiny: Tiny) -> None:
+def test_the_inputs_of_a_trial_hold_no_path_to_a_target(storage_of: StorageOf, tiny: Tiny) -> None:
     setup = prepared(searching(tiny, storage_of("paths"), SPACE))
     settings = trial_settings(setup, "trial-0001", {"inner.rate": 0.1, "task.shots": 1})
     assert settings is not None
     given = [setup.trials, *paths_in(setup.judges), *paths_in(trial_inputs(setup, settings))]
-    assert len(given) == 1 + 1 + 4  # the judge's folder; it again, and three experiences
+    assert len(given) == 1 + 1 + 4  # trials; judge's folder; that folder and three experiences
     assert not [p for p in given if "targets" in p.parts]
     copied = setup.judges[0].collect
     assert sorted(p.name for p in copied.iterdir()) == ["collect.arrow", "manifest.json"]
-    # Its settings name the folder of trials in place of the run's.
+    # The trial's storage path is the folder of trials, not the storage of the run.
     assert settings.storage_path == str(setup.trials)
 
 
-def test_a_trial_trains_and_is_judged_with_d_fail_gone_and_locked(
+def test_a_trial_trains_and_is_judged_without_d_fail(
     storage_of: StorageOf, tiny: Tiny, d_fail_is_locked: None
 ) -> None:
     drawn = {"inner.rate": 0.1, "task.shots": 1}
@@ -179,7 +179,7 @@ def test_a_trial_trains_and_is_judged_with_d_fail_gone_and_locked(
 
 
 @pytest.mark.slow
-def test_the_whole_search_is_the_same_without_d_fail_and_though_a_trial_dies(
+def test_a_search_without_d_fail_and_with_a_killed_trial_has_the_same_outcome(
     undisturbed: tuple[Config, list[Trial]],
     storage_of: StorageOf,
     tiny: Tiny,
@@ -206,7 +206,7 @@ def test_the_whole_search_is_the_same_without_d_fail_and_though_a_trial_dies(
 
 @contextmanager
 def a_trial_killed_once(begun: Path) -> Iterator[list[int]]:
-    """Kills the process of some trial of ours as soon as that file is there; yields who was killed."""
+    """Kill the process of one trial as soon as the file `begun` exists; yield the killed process ids."""
     killed: list[int] = []
     over = threading.Event()
 
@@ -227,7 +227,7 @@ def a_trial_killed_once(begun: Path) -> Iterator[list[int]]:
 
 
 def trial_processes() -> list[int]:
-    """Those of Tune's trials that are below this process."""
+    """Return the process ids of Tune's trials below this process."""
     parents: dict[int, int] = {}
     trials = []
     for path in Path("/proc").glob("[0-9]*"):
@@ -235,7 +235,7 @@ def trial_processes() -> list[int]:
             parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             if (path / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc"):
                 trials.append(int(path.name))
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
 
     def ours(pid: int) -> bool:
@@ -244,11 +244,11 @@ def trial_processes() -> list[int]:
     return [pid for pid in trials if ours(pid)]
 
 
-def test_a_pseudo_target_learns_from_the_others_alone_and_needs_no_target(tmp_path: Path, tiny: Tiny) -> None:
+def test_a_pseudo_target_learns_only_from_the_others_and_needs_no_target(tmp_path: Path, tiny: Tiny) -> None:
     search = SPACE | {"objective": "pseudo_targets", "pseudo_targets": ["snow", "shot_noise"]}
     config = searching(tiny, tmp_path, search, mining={"collect": 25, "severities": [5]})
     setup = prepared(config)
-    assert not (tmp_path / "tiny" / "targets").exists()  # nothing of a target was even mined
+    assert not (tmp_path / "tiny" / "targets").exists()  # no target was mined
     drawn = {"inner.rate": 0.1, "task.shots": 1}
     settings = trial_settings(setup, "trial-0001", drawn)
     assert settings is not None
@@ -260,7 +260,7 @@ def test_a_pseudo_target_learns_from_the_others_alone_and_needs_no_target(tmp_pa
     assert record.objective == pytest.approx(sum(record.accuracies.values()) / 2)
 
 
-# Going on
+# Resuming
 
 
 def test_a_finished_search_says_so_and_other_settings_are_refused_with_the_difference(
@@ -281,7 +281,7 @@ def test_a_finished_search_says_so_and_other_settings_are_refused_with_the_diffe
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_and_does_nothing_twice(
+def test_a_killed_search_resumes_and_repeats_no_finished_trial(
     undisturbed: tuple[Config, list[Trial]], storage_of: StorageOf, tiny: Tiny, tmp_path: Path
 ) -> None:
     config = searching(tiny, storage_of("killed"), SPACE | {"max_concurrent": 1})
@@ -303,7 +303,7 @@ def _rounds(trial: Path) -> int:
 
 
 def kill_when(config: Config, folder: Path, reached: Callable[[], bool], what: str) -> None:
-    """Runs the search by its command until it is somewhere, and kills it with all that it started."""
+    """Run the search command until `reached()` is true, then kill it and every process that it started."""
     path, said = folder / "search.yaml", folder / "search.log"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
@@ -325,7 +325,7 @@ def kill_when(config: Config, folder: Path, reached: Callable[[], bool], what: s
             process.wait()
 
 
-def test_a_trial_that_died_goes_on_from_its_checkpoints_to_the_same_record(
+def test_a_trial_that_died_resumes_from_its_checkpoints_to_the_same_record(
     storage_of: StorageOf, tiny: Tiny
 ) -> None:
     train = {"episodes": 6, "round_episodes": 2, "tasks": 2}
@@ -335,11 +335,11 @@ def test_a_trial_that_died_goes_on_from_its_checkpoints_to_the_same_record(
     training = joint(setup, "trial-0002", drawn)
     going = training.records(begin_trial(setup, "trial-0002", drawn, None), None, training.total)
     assert next(going).rounds == 1
-    going.close()  # as an exception or a stop from outside ends it
+    going.close()  # as if ended by an exception or from outside
     again = joint(setup, "trial-0002", drawn)
     record = begin_trial(setup, "trial-0002", drawn, None)
     told = list(again.records(record, None, again.total))
-    assert [r.rounds for r in told] == [1, 2, 3]  # the first is told once more, and not trained
+    assert [r.rounds for r in told] == [1, 2, 3]  # the first is reported again, not trained
     assert told[-1].objective == whole.objective
     weights = [
         (setup.trials / n / "gaussian_noise/checkpoints/checkpoint-000006/model.safetensors").read_bytes()
@@ -348,9 +348,7 @@ def test_a_trial_that_died_goes_on_from_its_checkpoints_to_the_same_record(
     assert weights[0] == weights[1]
 
 
-def test_a_name_that_other_values_were_drawn_under_before_begins_anew(
-    storage_of: StorageOf, tiny: Tiny
-) -> None:
+def test_a_trial_name_with_other_drawn_values_starts_from_scratch(storage_of: StorageOf, tiny: Tiny) -> None:
     setup = prepared(searching(tiny, storage_of("names"), SPACE))
     drawn = {"inner.rate": 0.1, "task.shots": 1}
     done = trained_here(setup, "trial-0001", drawn)
@@ -360,7 +358,7 @@ def test_a_name_that_other_values_were_drawn_under_before_begins_anew(
     assert sorted(p.name for p in (setup.trials / "trial-0001").iterdir()) == ["record.json"]
 
 
-def test_a_trial_that_pbt_copied_begins_at_the_other_with_settings_of_its_own(
+def test_a_trial_copied_by_pbt_starts_from_its_donor_with_its_own_settings(
     storage_of: StorageOf, tiny: Tiny
 ) -> None:
     search = SPACE | {"trials": 4, "scheduler": "pbt", "perturbation_rounds": 1}
@@ -379,14 +377,14 @@ def test_a_trial_that_pbt_copied_begins_at_the_other_with_settings_of_its_own(
     assert losses[0][4:] != losses[1][4:]
 
 
-# Schedulers, failures, room
+# Schedulers, failures, resources
 
 
 @pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_one_without_experiences_has_objective_0(
     cluster: None, storage_of: StorageOf, tiny: Tiny
 ) -> None:
-    """Every subset of two experiences: both and the near one train, the far one is beyond β, none has objective 0."""
+    """Both experiences together and the near one alone train; the far one is beyond β; the empty set scores 0."""
     setup = prepared(searching(tiny, storage_of("look"), SPACE))
     distance = {s.experience: s.distance for s in setup.judges[0].scores}
     near, *_, far = sorted(distance, key=lambda name: distance[name])
@@ -398,7 +396,7 @@ def test_a_trial_that_fails_is_recorded_and_one_without_experiences_has_objectiv
     )
     trials = {(t.drawn[f"experience {near}"], t.drawn[f"experience {far}"]): t for t in searched(config)}
     assert trials[True, True].state == trials[True, False].state == "finished"
-    assert trials[True, True].objective == trials[True, False].objective  # β leaves the far one no weight
+    assert trials[True, True].objective == trials[True, False].objective  # β gives the far one no weight
     assert (trials[False, False].objective, trials[False, False].rounds) == (0.0, 0)
     failed = trials[False, True]
     assert (failed.state, failed.objective) == ("failed", None)
@@ -407,14 +405,14 @@ def test_a_trial_that_fails_is_recorded_and_one_without_experiences_has_objectiv
 
 @pytest.mark.slow
 def test_asha_stops_a_poor_trial_early(cluster: None, storage_of: StorageOf, tiny: Tiny) -> None:
-    """Nothing moves but batch-norm statistics: frozen, all failures stay failures, and the objective is 0."""
+    """Only batch-norm statistics can change; if they are frozen, no failure is repaired and the objective is 0."""
     search = {
         "space": {"inner.batch_norm": {"choice": ["adapt", "frozen"]}},
         "searcher": "grid",
         "scheduler": "asha",
         "reduction": 2.0,
         "trials": 1,
-        "max_concurrent": 1,  # asha compares with those who were there before
+        "max_concurrent": 1,  # ASHA compares a trial with earlier ones
     }
     still = {"train": SHORT | {"outer_rate": 1e-6}, "inner": {"rate": 1e-6, "batch_norm_momentum": 0.5}}
     adapting, frozen = searched(searching(tiny, storage_of("asha"), search, **still))
@@ -424,7 +422,7 @@ def test_asha_stops_a_poor_trial_early(cluster: None, storage_of: StorageOf, tin
 
 
 @pytest.mark.soak
-def test_a_population_exchanges_and_all_of_it_trains_to_the_end(
+def test_a_pbt_population_copies_weights_and_every_trial_trains_to_the_end(
     cluster: None, storage_of: StorageOf, tiny: Tiny
 ) -> None:
     search = {
@@ -443,17 +441,17 @@ def test_a_population_exchanges_and_all_of_it_trains_to_the_end(
     ]
     assert len({t.drawn["inner.rate"] for t in trials}) == 4
     begun = [state["history"][0]["query_loss"] for state in histories]
-    assert len(set(begun)) == 3  # the worst went on from the weights of the best, and not with its rate
+    assert len(set(begun)) == 3  # the worst resumed from the best one's weights, with its own rate
 
 
 @pytest.mark.slow
-def test_trials_on_ray_train_give_what_trials_in_their_own_process_do(
+def test_trials_on_ray_train_match_trials_in_their_own_process(
     undisturbed: tuple[Config, list[Trial]], storage_of: StorageOf, tiny: Tiny
 ) -> None:
     trials = searched(searching(tiny, storage_of("train"), SPACE | {"trials": 1}, workers=1))
-    for here, there in zip(undisturbed[1], trials, strict=False):  # the first of the three
+    for here, there in zip(undisturbed[1], trials, strict=False):  # only the first of the three
         assert (here.name, here.state, here.drawn) == (there.name, there.state, there.drawn)
-        assert here.objective == pytest.approx(there.objective, abs=0.2)  # one of 7 examples, to rounding
+        assert here.objective == pytest.approx(there.objective, abs=0.2)  # one of 7 examples may differ
 
 
 @pytest.mark.parametrize(
@@ -467,7 +465,7 @@ def test_trials_on_ray_train_give_what_trials_in_their_own_process_do(
         ({"ray": {"cpus_per_worker": 8.0}}, "needs 8 CPUs on one node, the cluster has 2 CPUs in all"),
     ],
 )
-def test_what_the_cluster_cannot_place_is_refused_before_anything_is_mined(
+def test_a_search_that_the_cluster_cannot_place_is_refused_before_mining(
     cluster: None, tmp_path: Path, tiny: Tiny, changes: dict[str, Any], message: str
 ) -> None:
     config = searching(tiny, tmp_path, SPACE, **changes)
@@ -477,7 +475,7 @@ def test_what_the_cluster_cannot_place_is_refused_before_anything_is_mined(
     assert [p.name for p in (tmp_path / "tiny").iterdir()] == []
 
 
-def test_when_all_trials_fail_the_first_error_is_one_paragraph(
+def test_if_all_trials_fail_the_first_error_is_reported_in_one_paragraph(
     storage_of: StorageOf, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = searching(tiny, storage_of("failing"), SPACE)
@@ -496,10 +494,10 @@ def test_when_all_trials_fail_the_first_error_is_one_paragraph(
         search.try_all(setup)
 
 
-# What Tune is given, and what is shown
+# Inputs of Tune, and progress
 
 
-def test_choices_are_given_to_tune_by_number_and_come_back_as_they_were(tmp_path: Path, tiny: Tiny) -> None:
+def test_choices_are_passed_to_tune_by_number_and_converted_back(tmp_path: Path, tiny: Tiny) -> None:
     space = {
         "inner.parts": {"choice": [["*"], ["head"]]},
         "train.tasks": {"integers": [1, 3]},
@@ -531,7 +529,7 @@ def test_the_same_seed_draws_the_same_trials_and_another_seed_others(
 
 
 def drawn_by_tune(config: Config, count: int) -> list[dict[str, Any]]:
-    """What Tune's searcher draws when every trial has the same result."""
+    """Return what Tune's searcher draws if every trial has the same result."""
     from ray import tune
 
     searcher, space = build_searcher(config, 1), param_space(config)
@@ -610,7 +608,7 @@ def test_progress_is_a_table_on_a_terminal_and_a_line_elsewhere(
     assert ("\n  trial-0002   stopped early        1/4      25.0%  inner.rate 0.1" in text) == terminal
 
 
-def test_a_record_reads_back_and_a_torn_one_is_none(tmp_path: Path) -> None:
+def test_a_record_is_read_back_and_a_truncated_one_gives_none(tmp_path: Path) -> None:
     from metarepair.stages.search_trial import write_record
 
     record = write_record(tmp_path, TrialRecord(drawn={"inner.rate": 0.1}, rounds=2, objective=0.5))
