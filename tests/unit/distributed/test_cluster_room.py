@@ -117,15 +117,28 @@ def test_what_accepts_and_does_not_answer_is_given_up(monkeypatch: pytest.Monkey
             cluster._join(address, {})
 
 
-def test_a_server_that_speaks_rays_protocol_is_taken() -> None:
+def answers(address: str) -> bool:
+    try:
+        _check_listening(address)
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_a_server_that_speaks_the_protocol_of_ray_is_told_from_a_silent_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     server = grpc.server(ThreadPoolExecutor(max_workers=1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        _check_listening(f"127.0.0.1:{port}")
-        _check_listening(f"ray://127.0.0.1:{port}")
+        assert answers(f"127.0.0.1:{port}")
+        assert answers(f"ray://127.0.0.1:{port}")
     finally:
         server.stop(grace=None)
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert not answers(f"ray://127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_only_an_address_with_host_and_port_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
