@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from metarepair import __version__
 from metarepair.console.options import (
@@ -133,8 +133,15 @@ def _fail(given: argparse.Namespace, error: UserError, code: int) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and where the options are listed."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"metarepair: {message}. `{self.prog} --help` lists what is allowed.\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="metarepair",
         description="Learns from past repairs how to repair a deployed image classifier.",
         epilog="Start with: metarepair run --config tune_configs/sample.yaml",

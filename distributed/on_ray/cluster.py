@@ -88,6 +88,8 @@ def _handler_kept(number: signal.Signals) -> Iterator[None]:
 def _log_options() -> dict[str, object]:
     """Options of `ray.init`: --verbose also shows Ray's own lines and the output of its workers."""
     shown = logger.isEnabledFor(logging.DEBUG)
+    if not shown:  # it advises to switch off the authentication that we switch on
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     return {"logging_level": "info" if shown else "warning", "log_to_driver": shown}
 
 

@@ -45,7 +45,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct
             values |= {key: before | given} if given and isinstance(before, dict) else {}
         elif value is not None:
             values[key] = value
-    return parse_config(values, where="the command line" if path is None else str(path))
+    where = "the command line" if path is None else f"{path} and --set" if overrides else str(path)
+    return parse_config(values, where=where)
 
 
 def parse_config(values: dict[str, Any], *, where: str = "the configuration") -> Config:
@@ -88,6 +89,7 @@ WORDS = {
 }
 
 
+SHIPPED_CONFIGS = "The files in tune_configs/ are examples; tune_configs/sample.yaml is the shortest."
 LARGEST_BYTES = 1 << 20  # of a file of settings
 MOST_VALUES = 100_000  # of one, with what its aliases stand for
 
@@ -175,18 +177,40 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             )
         values = _parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        near = [str(p) for p in sorted(Path("tune_configs").glob("*.yaml"))]
-        raise ConfigError(
-            f"--config {path} cannot be read ({error}). Shipped configurations: "
-            f"{', '.join(near) or 'tune_configs/*.yaml'}"
-        ) from error
+        raise ConfigError(f"--config {path} cannot be read: {_why(error)}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
         raise ConfigError(
-            f"{path} holds {type(values).__name__}, not a group of settings. Write `name: …`, `mining: …`."
+            f"{path}{_line_of(error)} is not YAML: {getattr(error, 'problem', None) or error}. Check the indentation "
+            "and the colons there."
+        ) from error
+    if not isinstance(values, dict):
+        kind = (
+            "is empty"
+            if values is None
+            else "holds a list"
+            if isinstance(values, list)
+            else "holds one value"
+        )
+        raise ConfigError(
+            f"{path} {kind}, and settings are `key: value` lines, such as `name: mine`. {SHIPPED_CONFIGS}"
         )
     return values
+
+
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    """The reason why a file of settings cannot be read, and what to give instead."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not a text file in UTF-8. Give a YAML file."
+    if isinstance(error, FileNotFoundError):
+        return f"it does not exist. {SHIPPED_CONFIGS}"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder. Give a YAML file in it."
+    return f"{error.strerror}."
+
+
+def _line_of(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1},"
 
 
 def _set(values: dict[str, Any], override: str) -> None:

@@ -68,6 +68,8 @@ def _read_with(weights: Place, config: Config, config_file: Path | None) -> list
 
 
 def _refuse_input(target: Place, inputs: Iterable[Place]) -> None:
+    if target.is_dir():
+        raise ConfigError(f"--out {target} is a folder. Name a file in it, such as {target / 'model.pt2'}.")
     for path in inputs:
         if _are_same(target, path):
             raise ConfigError(

@@ -24,7 +24,7 @@ from metarepair.methods.registry import (
     method_settings,
     settings_of,
 )
-from metarepair.methods.repaired import RepairedModel
+from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.sensei import method as sensei
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "method_settings",
     "none",
     "parse_limit",
+    "repaired_from",
     "sensei",
     "settings_of",
     "tent",

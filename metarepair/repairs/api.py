@@ -106,7 +106,7 @@ def repair(
             `metarepair.data.given_images.collect_images`.
         method: The name of a repair method: `finetune`, `bn_adapt`, `metarepair`, or another of docs/methods.md that
             prepares nothing beforehand. None is `metarepair` if `start` is given, else `finetune`.
-        start: The folder meta/<target>/ of a run with this DNN, for `metarepair` only: the repair starts from the
+        start: The folder `meta/<target>/` of a run with this DNN, for `metarepair` only: the repair starts from the
             θ_meta in it.
         config: Settings of the repair. None is the defaults, or with `start` the inner loop and the shots that θ_meta
             was trained for.

@@ -224,7 +224,11 @@ def _against_tuned(meta: Sequence[Row], tuned: Sequence[Row]) -> list[str]:
 
 def _best(groups: Mapping[str, list[Row]]) -> list[str]:
     means = {method: mean for method, rows in groups.items() if (mean := _means(rows, "d_fail")) is not None}
-    best = max(means, key=lambda method: means[method], default="metarepair")
+    best = max(
+        means,
+        key=lambda method: (round(100 * means[method], 1), method == "metarepair"),
+        default="metarepair",
+    )
     if best in ("metarepair", "finetune"):
         return []
     return [f"Another method is best on D_fail: {method_words(best)} with {percent(means[best])}%."]
@@ -249,12 +253,13 @@ def _clean(meta: Sequence[Row], tuned: Sequence[Row] | None) -> list[str]:
     held = round(100 * (before - ours), 1) <= CLEAN_HELD_POINTS
     lines = [
         f"Clean accuracy {'was maintained' if held else 'fell'}: {percent(before)}% before, {percent(ours)}% after "
-        f"MetaRepair, {points(ours - before)} (maintained: at most {CLEAN_HELD_POINTS:.1f} points lost)."
+        f"MetaRepair, {points(ours - before)}. (A loss of at most {CLEAN_HELD_POINTS:.1f} points counts as maintained.)"
     ]
     if theirs is not None:
-        worse = round(100 * (theirs - ours), 1) > CLEAN_HELD_POINTS
+        gain = round(100 * (ours - theirs), 1)
+        verdict = "higher" if gain > 0 else "lower" if gain < 0 else "the same"
         lines.append(
-            f"Compared with fine-tuned, clean accuracy is {'lower' if worse else 'maintained'}: {percent(ours)}% for "
+            f"Compared with fine-tuned, clean accuracy is {verdict}: {percent(ours)}% for "
             f"MetaRepair, {percent(theirs)}% for fine-tuned, {points(ours - theirs)}."
         )
     return lines
