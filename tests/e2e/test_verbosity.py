@@ -53,4 +53,15 @@ def test_quiet_and_verbose_together_are_refused(tiny_run: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as end:
         run(tiny_run, "--quiet", "--verbose")
     assert end.value.code == 2
-    assert "not allowed with argument" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("metarepair: argument --verbose: not allowed with argument --quiet.")
+    assert "--help" in line
+
+
+def test_a_wrong_verb_is_one_line_with_the_right_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["runn"])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "invalid choice: 'runn'" in line
+    assert "'pretrain'" in line

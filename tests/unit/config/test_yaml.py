@@ -91,6 +91,40 @@ def test_anchors_merges_and_numbers_are_read_as_before(tmp_path: Path) -> None:
     assert load_config(tmp_path / "b.yaml").compare.seeds == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x89PNG\x00\xff", "it is not a text file in UTF-8. Give a YAML file."),
+        (b"", r"is empty, and settings are `key: value` lines"),
+        (b"[1, 2]", "holds a list, and settings are"),
+        (b"text", "holds one value, and settings are"),
+        (b"a: [1\nb: c: d", r"line 2, column 2, is not YAML: .*Check the indentation"),
+    ],
+    ids=["binary", "empty", "a list", "text", "no YAML"],
+)
+def test_a_file_that_holds_something_else_is_told_in_plain_words(
+    content: bytes, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as refused:
+        load_config(tmp_path / "a.yaml")
+    assert "codec" not in str(refused.value)
+    assert "NoneType" not in str(refused.value)
+
+
+def test_a_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"it is a folder\. Give a YAML file in it"):
+        load_config(tmp_path)
+    with pytest.raises(ConfigError, match=r"it does not exist\. .*tune_configs/sample\.yaml"):
+        load_config(tmp_path / "missing.yaml")
+
+
+def test_a_wrong_setting_of_the_command_line_does_not_blame_the_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(LEAST, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"train\.episodes='four': .*a\.yaml and --set\)"):
+        load_config(tmp_path / "a.yaml", ["train.episodes=four"])
+
+
 def test_a_file_of_settings_has_at_most_a_mebibyte(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(LEAST + "#" * (1 << 20), encoding="utf-8")
     with pytest.raises(ConfigError, match="at most 1 MiB"):

@@ -240,7 +240,7 @@ def test_verdict_states_the_gain_and_that_clean_accuracy_was_kept() -> None:
         "Accuracy on the whole corrupted set rose: 51.2% before, 68.3% after MetaRepair, +17.1 points" in text
     )
     assert "Clean accuracy was maintained: 91.5% before, 91.1% after MetaRepair, −0.4 points" in text
-    assert "Compared with fine-tuned, clean accuracy is maintained: 91.1% for MetaRepair, 89.0%" in text
+    assert "Compared with fine-tuned, clean accuracy is higher: 91.1% for MetaRepair, 89.0%" in text
 
 
 def test_verdict_flips_when_metarepair_is_worse_and_clean_accuracy_falls() -> None:
@@ -261,6 +261,13 @@ def test_verdict_calls_a_tie_a_tie_and_names_a_better_third_method() -> None:
     text = "\n".join(verdict(result))
     assert "MetaRepair is equal to fine-tuned on D_fail" in text
     assert "Another method is best on D_fail: BN-adapted with 60.0%" in text
+
+
+def test_verdict_calls_no_method_best_that_is_only_as_good_as_metarepair() -> None:
+    result = made_result(seeds=(1,))
+    change(result, "metarepair", d_fail=0.6)
+    change(result, "bn_adapt", d_fail=0.6 + 1e-9)
+    assert "Another method" not in "\n".join(verdict(result))
 
 
 def test_verdict_without_metarepair_says_so() -> None:
