@@ -1,8 +1,8 @@
 """Write and read a run's lease: `lock.json`, which names the process that writes in the run and its last heartbeat.
 
-On an object store, which has no file locks, the lease is the only protection. A lease of this machine is dead as soon
-as its process is gone. Any other lease is watched, and is dead once its heartbeat is a minute old and does not change.
-Clocks that disagree cost waiting time, never a run.
+On an object store, which has no file locks, the lease is the only protection. If the owner ran on this machine, its
+lease ends with its process. Another machine's lease counts as dead when its heartbeat is over a minute old and does not
+change while we watch. If clocks disagree we may wait longer, but never take over a live run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ SETTLE_S = 0.2  # least wait between writing a lease and reading which one was w
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """The process that writes in a run. Times are ISO 8601; `machine` tells apart hosts and containers of one name."""
+    """The process that writes in a run. Times are ISO 8601.
+
+    `machine` distinguishes hosts or containers that have the same name.
+    """
 
     token: str
     host: str
@@ -54,7 +57,7 @@ class Owner:
         return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(self.beat)).total_seconds())
 
     @property
-    def is_of_here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether the process id belongs to this machine."""
         return self.machine == _machine()
 
@@ -107,10 +110,10 @@ def known_owner(root: Place) -> Owner | None:
 
 
 def take_lease(root: Place, owner: Owner, *, alone: bool) -> Owner | None:
-    """Write the lease and return its owner. With `alone`, no other process can be taking it now.
+    """Write the lease, wait, and return the owner that it then has.
 
-    If two processes take it at the same time, both have written before either has finished waiting, so both read the
-    lease that was written last.
+    Pass `alone=True` if a file lock already excludes other processes; this skips the wait. If two processes take the
+    lease at the same time, each waits after writing, so both then read the same, last-written lease.
     """
     started = time.monotonic()
     write_text(root / LEASE, json.dumps(asdict(owner)))
@@ -143,7 +146,7 @@ def end_lease(root: Place, owner: Owner) -> bool:
 
 def lives(root: Place, other: Owner, *, beat_s: float, dead_s: float) -> bool:
     """Whether the owner of a lease is still running. Watches the lease as long as needed, with a log line."""
-    if other.is_of_here and not runs(other.pid):
+    if other.is_local and not runs(other.pid):
         return False
     started, logged = time.monotonic(), False
     while True:

@@ -77,7 +77,7 @@ def holder(root: Place, *, dead_s: float = DEAD_S) -> Holder | None:
         return Holder(owner=owner, alive=True)
     if owner is None:
         return None
-    gone = owner.is_of_here and (held is False or not runs(owner.pid))
+    gone = owner.is_local and (held is False or not runs(owner.pid))
     return Holder(owner=owner, alive=not gone and owner.age_s <= dead_s)
 
 
@@ -117,7 +117,7 @@ def _take(root: Place, owner: Owner, beat_s: float, dead_s: float) -> int | None
     try:
         other = known_owner(root)
         # flock is reliable for processes of this machine; it may not see those of another machine.
-        freed = other is not None and other.is_of_here and descriptor is not None
+        freed = other is not None and other.is_local and descriptor is not None
         if other is not None and not freed and lives(root, other, beat_s=beat_s, dead_s=dead_s):
             raise LockError(_refusal(root, other))
         last = take_lease(root, owner, alone=descriptor is not None)
