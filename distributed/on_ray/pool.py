@@ -35,8 +35,8 @@ def map_items(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, result) in the order of completion. `build` creates the worker inside each actor.
 
-    resources: the CPUs and GPUs that each of the `workers` actors reserves. An actor that the cluster has no room for
-    gets no items until it has started.
+    resources: the CPUs and GPUs that each of the `workers` actors reserves. Actors that do not fit yet get items once
+    they start.
     Raises a UserError or OSError of the worker as itself and any other as Ray's RayTaskError; WorkerError if an actor
     cannot be started, or is lost in every attempt at an item.
     """
@@ -72,7 +72,7 @@ def _map_on_actors(
                 item = running.pop(done)[1]
                 yield item, _result(done, item)
             if not any(busy is actor for busy, _ in running.values()):
-                ray.kill(actor)  # it has no more work: free its place for an actor whose node was lost
+                ray.kill(actor)  # no work left: release its CPUs and GPUs for a restarted actor
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -97,7 +97,7 @@ def _result(reference: Any, item: Any) -> Any:
         raise_cause(error)
     except ray.exceptions.RayActorError as error:
         raise WorkerError(
-            f"A worker was lost in each of {ATTEMPTS} attempts at {item} or at the item in progress beside it. "
+            f"Workers died in all {ATTEMPTS} attempts at {item} (or at the item queued with it). "
             f"{_said_and_remedy(error)}"
         ) from error
 
@@ -126,6 +126,6 @@ class _Actor:
         """Return once the actor has started."""
 
     def do(self, item: Any) -> Any:
-        if self.work is None:  # not in the constructor, where an error would look like the actor's death
+        if self.work is None:  # not in the constructor: Ray would report an error there as a dead actor
             self.work = self.build()
         return self.work(item)

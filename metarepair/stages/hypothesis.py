@@ -53,12 +53,15 @@ from tasks.storage.settings import Settings
 from tasks.storage.stages import HYPOTHESIS, SCORE, TARGET
 
 logger = logging.getLogger(__name__)
-FEWEST = 4  # corruptions: a correlation within a target needs three experiences besides it
+FEWEST = 4  # fewest corruptions: each target is correlated over the others, and that takes three
 
 
 @dataclass(frozen=True)
 class FineTune:
-    """A fine-tune on one experience with one seed; `path` is its result, `made_of` digests its settings and inputs."""
+    """A fine-tune on one experience with one seed.
+
+    `path` is its result; `made_of` is a digest of its settings and inputs.
+    """
 
     experience: str
     seed: int
@@ -83,8 +86,8 @@ class HypothesisStudy:
     def study(self, *, restart: bool = False) -> None:
         """Mine and score if that is not done yet, then measure.
 
-        `restart` starts only the study over. Fine-tunes that would come out the same are kept, so that distances in
-        other features cost no more than scoring.
+        `restart` starts only the study over. Unaffected fine-tunes are kept, so trying other features costs only a
+        new score.
         """
         if restart or not (self.run.hypothesis / MANIFEST).is_file():
             self.pipeline.probe(("finetune",), trains=False)
@@ -176,14 +179,17 @@ def _corruptions(config: Config) -> tuple[str, ...]:
         )
     if len(targets) < FEWEST:
         raise ConfigError(
-            f"targets names {len(targets)} corruptions; the hypothesis needs {FEWEST} or more, in targets and in "
-            "mining.experiences, for a correlation within a target to mean anything."
+            f"targets names {len(targets)} corruptions, too few for a correlation within each target. Name at least "
+            f"{FEWEST} corruptions in both targets and mining.experiences."
         )
     return tuple(name for name in CORRUPTIONS if name in targets)
 
 
 def _build_worker(config: Config, run: Run, mined: MinedManifests) -> Callable[[FineTune], float]:
-    """Build the worker where it runs: it fine-tunes the DNN on an item's experience and tests it on all targets."""
+    """Return the function that fine-tunes the DNN on one experience and tests it on all targets.
+
+    Called on the machine that does the work.
+    """
     here = load_surroundings(config)
     deployed, test = here.deployed, here.split("test")
     targets = {t: open_side(run.target(t), "collect", mined["target", t], test) for t in config.targets}

@@ -187,7 +187,8 @@ def deadly() -> Callable[[int], int]:
 def test_an_item_that_kills_every_actor_is_named(cluster: None) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.raises(
-        WorkerError, match=r"lost in each of 4 attempts at [012] or .* beside it\. Ray says: .*run the same"
+        WorkerError,
+        match=r"Workers died in all 4 attempts at [012] \(or .* with it\)\. Ray says: .*run the same",
     ):
         list(pool.map_items(deadly, [0, 1, 2], workers=1))
 

@@ -289,4 +289,5 @@ def test_three_corruptions_are_too_few(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
     three = "[fog, contrast, shot_noise]"
     assert run(tmp_path, "--set", f"targets={three}", "--set", f"mining.experiences={three}") == 2
-    assert "targets names 3 corruptions; the hypothesis needs 4 or more" in capsys.readouterr().err
+    assert "targets names 3 corruptions, too few" in (said := capsys.readouterr().err)
+    assert "Name at least 4 corruptions in both targets and mining.experiences." in said
