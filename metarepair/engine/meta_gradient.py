@@ -227,7 +227,7 @@ class _Graph:
 
 
 class _Unrolled:
-    """A task's unrolled inner loop: `forward` records an entry for each step, and `backward` uses them up."""
+    """A task's unrolled inner loop: `forward` saves one entry per step; `backward` consumes them."""
 
     def __init__(
         self,

@@ -188,7 +188,7 @@ def _accuracy(predicted_N: Ints, labels_N: Ints) -> float:
 
 
 def _broken(pairs: Sequence[tuple[Ints, Ints]], labels_N: Ints) -> float:
-    """Of the images classified correctly before the repair, the share classified wrongly after it."""
+    """Share of images that were right before the repair and are wrong after it, among those right before."""
     right_before = sum(int((before == labels_N).sum()) for before, _ in pairs)
     broken = sum(int(((before == labels_N) & (after != labels_N)).sum()) for before, after in pairs)
     return broken / max(right_before, 1)

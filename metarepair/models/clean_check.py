@@ -44,7 +44,7 @@ USUAL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Remedies:
-    """What a user can change and check, in the words of a run's YAML file or of a call in Python."""
+    """Remedies, worded for a YAML file or for a Python call."""
 
     normalisation: str
     size: str
@@ -87,7 +87,7 @@ class CleanAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """A different preprocessing or order of classes, the settings for it, and its accuracy on `images` images."""
+    """An alternative preprocessing or class order, with its settings and its accuracy on `images` images."""
 
     kind: str
     words: str

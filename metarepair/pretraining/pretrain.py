@@ -216,7 +216,7 @@ class Pretrainer:
                 )
 
     def _validate(self) -> float:
-        """Accuracy of the averaged weights on the validation images, which are divided among the workers, too."""
+        """Validation accuracy of the averaged weights; each worker evaluates its share of the images."""
         if len(self.validation_N) == 0:
             return math.nan
         block = slots_of(self.context.rank, self.context.world_size, len(self.validation_N))

@@ -204,7 +204,10 @@ def _doubled(net: FunctionalNet, task: TaskBatch) -> tuple[FunctionalNet, TaskBa
 
 
 def _beside(net: FunctionalNet) -> State:
-    """The DNN's parameters, moved by a thousandth of each tensor's size, so that no value is at a kink such as 0."""
+    """The DNN's parameters, shifted slightly: gradients are undefined at kinks such as ReLU's 0.
+
+    The shift is random, 0.1% of each tensor's root mean square (of 0.001 if that is larger).
+    """
     generator = torch.Generator().manual_seed(0)
 
     def moved(key: str, value: Tensor) -> Tensor:

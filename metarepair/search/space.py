@@ -95,9 +95,10 @@ def learners(config: Config) -> tuple[str, ...]:
 def experiences_of(
     config: Config, environment: str, distances: Mapping[str, float] | None = None
 ) -> tuple[str, ...]:
-    """Return the experiences that an environment may learn from. Raises ConfigError as `choose_experiences` does.
+    """Return the experiences usable for this environment.
 
-    Without distances, the choice `top_k` returns the right number of experiences, but not the right ones.
+    Raises ConfigError if there are none, and otherwise as `choose_experiences` does. Without distances, the choice
+    `top_k` returns the right number of experiences, but not the right ones.
     """
     settings = config.experiences
     return choose_experiences(

@@ -272,7 +272,7 @@ class ZoomTaps:
 
 
 def stretched(layers: Pixels | Levels, taps: ZoomTaps, *, axis: int) -> Levels:
-    """Resample one axis of the layers at the taps."""
+    """Interpolate `layers`, an array of images or channels, linearly along `axis` at the positions in `taps`."""
     shape = [1] * layers.ndim
     shape[axis] = -1
     upper = layers.take(taps.upper, axis=axis).astype(np.float32, copy=False)

@@ -32,7 +32,7 @@ class IgnoredFiles:
         self._names: dict[str, list[str]] = {}
 
     def add(self, kind: str, path: Path) -> None:
-        """Record one file or folder; `kind` is a phrase that says why it is passed over."""
+        """Record one file or folder; `kind` says why it is skipped."""
         self._counts[kind] = self._counts.get(kind, 0) + 1
         names = self._names.setdefault(kind, [])
         if len(names) < _SHOWN:

@@ -1,14 +1,18 @@
 """Move the weights toward the reduced models that classify a failure correctly, and away from the others.
 
-Source: Zhang & Chan 2019 (Apricot, ASE): for each failure, with the models C that are right (a of them) and the models
-I that are wrong (b of them), w ← w − rate · (a/(a+b) · (w − mean C) − b/(a+b) · (w − mean I)). An update is linear in w
-and the models, so the updates for a whole batch, applied one after the other, are one weighted sum of w and the models.
+Source: Zhang & Chan 2019 (Apricot, ASE). The update for one failure is
+
+    w ← w − rate · (a/(a+b) · (w − mean C) − b/(a+b) · (w − mean I))
+
+- C: the reduced models that classify the failure correctly; a: their number
+- I: the reduced models that classify it wrongly; b: their number
+
+An update is linear in w and the models, so the successive updates for a batch are one weighted sum of w and the models.
 Its coefficients sum to one.
 
-Buffers: the statistics of norms belong to the weights, so they move with them. Means move by the same sum. A variance
-could become negative if that of a wrong model is far larger; so the sum is applied to log(variance + eps), which keeps
-it positive. Tensors that are equal in the DNN and all models (tables of positions) stay bit-identical, and so do
-tensors of whole numbers.
+Buffers: batch-norm statistics move together with the weights. Means use the same weighted sum. A variance could become
+negative if that of a wrong model is far larger; so the sum is applied to log(variance + eps), which keeps it positive.
+Integer tensors, and tensors equal in the DNN and all models (such as position tables), stay bit-identical.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from metarepair.models.build import DeployedModel, read_tensors, save_weights
 Strategy = Literal["both", "correct", "incorrect"]
 Bools = NDArray[np.bool_]
 
-SHARE = 0.5  # of the budget, for the adjustment; the training has the rest
+SHARE = 0.5  # share of the budget for adjusting; training gets the rest
 CHECKPOINT_S = 60.0
 SAID_S = 15.0  # between log lines
 CHECKPOINT = "adjusting.safetensors"
@@ -54,7 +58,7 @@ class Mixture:
 
 
 def mixture(right_MB: Bools, *, rate: float, strategy: Strategy) -> Mixture:
-    """Return the updates for a batch of failures, applied one after the other, as one weighted sum.
+    """Combine the successive updates for a batch of failures into one weighted sum.
 
     A failure that all models or no model classify correctly changes nothing.
     """
@@ -72,7 +76,7 @@ def mixture(right_MB: Bools, *, rate: float, strategy: Strategy) -> Mixture:
 
 
 class Coordinates:
-    """Maps the part of a DNN's state that moves to a vector [P], in which an update is a weighted sum."""
+    """Flattens the tensors that change into a vector [P], in which an update is a weighted sum."""
 
     def __init__(self, module: nn.Module, models: Sequence[State]) -> None:
         self.like = {
@@ -102,7 +106,7 @@ class Coordinates:
 
 
 class Walk:
-    """Adjusts the weights by batch after batch of failures, and keeps an adjustment if validation improves.
+    """Adjusts the weights, one batch of failures at a time, and keeps an adjustment if validation improves.
 
     The DNN itself does not change: `run` returns the adjusted tensors.
     """

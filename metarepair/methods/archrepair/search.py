@@ -105,7 +105,7 @@ def block_loss(deployed: DeployedModel, block: nn.Module) -> Loss:
 
 
 class Half(Examples):
-    """Some rows of each source of other examples, as examples of their own. Pixels are copied only on request."""
+    """A subset of each source as a new set of examples. Pixels are copied only on request."""
 
     def __init__(self, whole: Examples, rows_of_sources: tuple[Ints, ...]) -> None:
         self._whole, self._rows_N = whole, np.concatenate(rows_of_sources)
