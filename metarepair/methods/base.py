@@ -97,8 +97,7 @@ class Method(ABC):
             `inner` and `repair`.
 
     Example:
-        >>> from metarepair.methods import Method
-        >>> from metarepair.methods.repaired import repaired_from
+        >>> from metarepair.methods import Method, repaired_from
         >>> class Unchanged(Method):
         ...     name, words = "unchanged", "no change"
         ...     uses, changes, cost = (), (), "nothing"
@@ -168,7 +167,7 @@ class Method(ABC):
             context: Settings, budget and folders. Check `context.budget.over` before each piece of work.
 
         Returns:
-            The repaired DNN; `metarepair.methods.repaired.repaired_from` makes it from a module changed in place.
+            The repaired DNN; `metarepair.methods.repaired_from` makes it from a module changed in place.
 
         Raises:
             UserError: The data or the DNN cannot be used, or the repair diverged.

@@ -124,7 +124,7 @@ class Training:
         best_accuracy: Its accuracy on validation, from 0 to 1.
 
     Example:
-        In `Method.repair`, with a `Settings` that subclasses TrainingSettings::
+        In `Method.repair`, with a `Settings` that subclasses `TrainingSettings`:
 
             def loss(net, batch):
                 return F.cross_entropy(net(deployed.normalise(batch.images_BHWC_u8)), batch.labels_B)

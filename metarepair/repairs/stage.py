@@ -175,7 +175,7 @@ def repair_fairly(
     if not isinstance(repaired, RepairedModel):
         raise ConfigError(
             f"the method {method.name} returned a {type(repaired).__name__}; `repair` returns a RepairedModel "
-            "(metarepair.methods.repaired.repaired_from makes one)."
+            "(metarepair.methods.repaired_from makes one)."
         )
     _check_frozen(deployed.module, repaired)
     return repaired
