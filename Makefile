@@ -1,9 +1,11 @@
-# make run        create a virtual environment, install, and run all stages on the shipped sample
+# make install    create a virtual environment in .venv and install; every other target but clean does it first
+# make run        run all stages on the shipped sample
 # make test       run the quick tests in the same environment; no other data is needed
 # make test-slow  run the tests marked slow: most tests that start Ray, benchmarks, large images
 # make check      check format, lint, types and documentation, then make test
 # make docs       build the documentation as a site: site/index.html opens without a network
 # make accept     run the tests that need the full CIFAR-10 (METAREPAIR_DATA), and the long runs
+# make clean      delete the virtual environment, the site, and what builds and tools left
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV ?= .venv
