@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from metarepair.config.run import Config
     from metarepair.models.build import DeployedModel
 
+SAMPLE = "cifar10_sample"
+
 
 def examine(storage: str) -> str:
     """Return one line per finding; a line on something missing includes its remedy."""
     lines = [
-        f"python     {platform.python_version()}, {os.cpu_count()} CPUs",
+        f"python     {platform.python_version()}, {_counted(os.cpu_count() or 1, 'CPU')}",
         f"packages   {', '.join(f'{k} {v}' for k, v in versions().items())}",
         f"devices    {_devices()}",
         f"ray        {'installed' if find_spec('ray') else 'not installed: only workers=0 works'}",
@@ -79,20 +81,41 @@ def _devices() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return f"cpu only, {torch.get_num_threads()} threads"
+        return f"cpu only, {_counted(torch.get_num_threads(), 'thread')}"
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
 
 
+def _counted(number: int, noun: str) -> str:
+    """Return `1 thread` or `2 threads`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _data() -> str:
-    """Return a line for each published data set, and for a user's own data set in METAREPAIR_DATA itself."""
-    lines = []
-    for name in sorted(NAMES, key=lambda n: n != "cifar10_sample"):
+    """Return a line for each published data set, and for a user's own data set in METAREPAIR_DATA itself.
+
+    Without a usable METAREPAIR_DATA, the published data sets that are not found share one line.
+    """
+    root = os.environ.get(DATA_VARIABLE)
+    no_root = f"{DATA_VARIABLE} is not set" if not root else f"{DATA_VARIABLE}={root} is not a folder"
+    has_root = bool(root) and Path(root or "").expanduser().is_dir()
+    lines: list[str] = []
+    without_root: list[str] = []
+    for name in sorted(NAMES, key=lambda n: n != SAMPLE):
         try:
             images, classes = count_images(name, "test")
             lines.append(f"{name}: {images} test images of {classes} classes")
         except UserError as error:
-            if name not in USERS:
-                lines.append(f"{name}: not found. {error} ({DATA_VARIABLE}={os.environ.get(DATA_VARIABLE)})")
+            if name in USERS:
+                continue
+            if has_root or name == SAMPLE:  # the sample is shipped
+                lines.append(f"{name}: not found. {error} ({DATA_VARIABLE}={root})")
+            else:
+                without_root.append(name)
+    if without_root:
+        lines.append(
+            f"{', '.join(without_root)}: not found ({no_root}). Set it to the folder that holds them; "
+            f"`--set data.name={SAMPLE}` uses the shipped sample instead."
+        )
     return f"\n{' ' * 11}".join(lines)
 
 

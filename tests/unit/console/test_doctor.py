@@ -41,6 +41,54 @@ def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     return code, said.out, said.err
 
 
+@pytest.mark.parametrize(
+    ("root", "says"),
+    [
+        (None, "METAREPAIR_DATA is not set"),
+        ("", "METAREPAIR_DATA is not set"),
+        ("nowhere", "METAREPAIR_DATA=nowhere is not a folder"),
+    ],
+)
+def test_data_sets_without_a_folder_share_one_line(
+    root: str | None,
+    says: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("METAREPAIR_DATA", raising=False)
+    if root is not None:
+        monkeypatch.setenv("METAREPAIR_DATA", root)
+    code, out, err = examined(capsys)
+    assert code == 0, err
+    assert "data       cifar10_sample: " in out
+    (line,) = (line.strip() for line in out.splitlines() if "not found" in line)
+    assert line.startswith(f"cifar10, cifar100, tinyimagenet: not found ({says}). Set it to the folder")
+
+
+def test_a_data_set_that_its_folder_lacks_has_a_line_of_its_own(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("METAREPAIR_DATA", str(here))
+    code, out, err = examined(capsys)
+    assert code == 0, err
+    missing = [line.strip() for line in out.splitlines() if "not found" in line]
+    assert [line.partition(":")[0] for line in missing] == ["cifar10", "cifar100", "tinyimagenet"]
+    assert all(line.endswith(f"(METAREPAIR_DATA={here})") for line in missing)
+    assert f"No CIFAR-10 under {here}" in missing[0]
+
+
+@pytest.mark.parametrize(("threads", "says"), [(1, "1 thread"), (2, "2 threads")])
+def test_threads_are_counted_in_words(
+    threads: int, says: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    code, out, err = examined(capsys)
+    assert code == 0, err
+    assert f"devices    cpu only, {says}\n" in out
+
+
 def test_a_repairable_dnn_is_reported_as_such(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = examined(capsys, "--model", "nets_of_doctor:right")
     assert code == 0, err
