@@ -207,9 +207,9 @@ def _training(facts: TrainingFacts) -> list[str]:
     if facts.validation_accuracy is not None:
         lines.append(f"  last validation accuracy {percent(facts.validation_accuracy)}")
     good = [str(c.episode) for c in facts.checkpoints if c.whole]
-    lines.append(
-        f"  checkpoints: {', at episodes '.join([str(len(good)), ', '.join(good)]) if good else 'none'}"
-    )
+    plural = "" if len(good) == 1 else "s"
+    at_episodes = f", at episode{plural} {', '.join(good)}" if good else ""
+    lines.append(f"  {len(good) or 'no'} checkpoint{plural}{at_episodes}")
     lines += [f"  checkpoint {c.path} is incomplete: it is ignored" for c in facts.checkpoints if not c.whole]
     return lines
 

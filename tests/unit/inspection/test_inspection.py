@@ -260,6 +260,7 @@ def test_training_lists_its_checkpoints_and_skips_an_incomplete_one(here: Path) 
         for name in ("model", "optimizer"):
             save_file({"w": np.zeros(episode, np.float32)}, checkpoint / f"{name}.safetensors")
         write_state(checkpoint, {"episode": episode})
+    assert "  2 checkpoints, at episodes 3, 6\n" in describe(inspect(str(folder)))
     damage(folder / "checkpoints" / "checkpoint-000006" / "optimizer.safetensors", "one bit")
     facts: Any = stage(inspect(str(here)), "meta/snow").details
     assert [(c.episode, c.whole) for c in facts.checkpoints] == [(3, True), (None, False)]
@@ -277,7 +278,12 @@ def test_training_lists_its_checkpoints_and_skips_an_incomplete_one(here: Path) 
     found = inspect(str(folder))
     assert (found.kind, found.damaged) == ("meta", ())
     text = describe(found)
-    for words in ("9 of 9 episodes, 1 skipped, took 1 min 1 s", "25.0%", "at episodes 3", "is ignored"):
+    for words in (
+        "9 of 9 episodes, 1 skipped, took 1 min 1 s",
+        "25.0%",
+        "  1 checkpoint, at episode 3\n",
+        "is ignored",
+    ):
         assert words in text
 
 
