@@ -48,6 +48,7 @@ VERBS = {
     "corruptions": "list the corruptions, or show all of them on one image",
     "doctor": "report what this machine and environment can do",
 }
+OUTSIDE_THE_STAGES = ("compare", "hypothesis", "pretrain", "tune")  # not stages of `metarepair run`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,9 +173,10 @@ def _parser() -> argparse.ArgumentParser:
         if verb == "doctor":
             continue
         add_verbosity_options(sub)
-        sub.add_argument(
-            "--restart", action="store_true", help="run this stage and the later ones from scratch"
+        restarted = (
+            "this verb's own results" if verb in OUTSIDE_THE_STAGES else "this stage and those after it"
         )
+        sub.add_argument("--restart", action="store_true", help=f"start over: {restarted}")
         if verb == "compare":
             add_comparison_options(sub)
         sub.add_argument(
