@@ -425,7 +425,7 @@ RESULTS = (".arrow", ".safetensors", "metrics.json", "confidence.csv")
         ("metarepair.stages.features.write_features", 1),
         pytest.param("metarepair.stages.score.write_scores", 0, marks=pytest.mark.slow),
         ("metarepair.meta_training.meta_train.MetaTrainer.run_episode", 1),
-        pytest.param("metarepair.meta_training.meta_train.seal", 1, marks=pytest.mark.slow),
+        pytest.param("metarepair.meta_training.meta_train.write_state", 1, marks=pytest.mark.slow),
         pytest.param("metarepair.runs.run_stage.write_manifest", 1, marks=pytest.mark.slow),
         ("metarepair.repairs.stage.save_weights", 1),
         pytest.param("metarepair.repairs.result._write_samples", 0, marks=pytest.mark.slow),
