@@ -55,6 +55,7 @@ def test_zero_one_two_and_four_workers_train_the_same_model(
     assert all(difference(none, other) < 1e-9 for other in others)
 
 
+@pytest.mark.slow
 def test_training_with_too_few_cpus_and_tasks_uses_fewer_workers(
     cluster: None, storage_of: StorageOf, tiny: Tiny
 ) -> None:

@@ -70,7 +70,7 @@ def test_a_finished_stage_on_an_object_store_is_left_unchanged(
     [
         ("mine", "metarepair.stages.mining.write_part"),
         ("score", "metarepair.stages.features.write_features"),
-        ("train", "metarepair.runs.checkpoint.publish"),
+        pytest.param("train", "metarepair.runs.checkpoint.publish", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_stage_resumes_from_the_object_store(

@@ -25,9 +25,10 @@ def short() -> Iterator[str]:
         yield folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "workers",
-    [0, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.distributed])],
+    [0, pytest.param(1, marks=pytest.mark.distributed)],
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_stopped_training_ends_in_order_with_one_line(

@@ -186,7 +186,7 @@ RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], N
         two_photos,
     ),
     "docs/meta_gradient.md: import timm, torch": (a_small_densenet, a_meta_gradient),
-    "docs/methods.md: from metarepair.methods import Method": (nothing, the_method_repairs),
+    "docs/methods.md: from metarepair.methods import Method, repaired_from": (nothing, the_method_repairs),
     'docs/models.md: timm.create_model("convnext_atto", num_classes=10, checkpoint_path="…/model.safetensors")': (
         repaired_weights,
         has_the_weights,
