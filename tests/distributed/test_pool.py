@@ -107,6 +107,7 @@ def test_an_actor_that_cannot_be_started_is_reported_with_rays_error_and_no_gues
     assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_actors_mine_and_score_the_same_bytes_as_one_process(
     cluster: None, tiny: Tiny, scored: Path, tmp_path: Path
 ) -> None:

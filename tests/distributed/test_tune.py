@@ -325,6 +325,7 @@ def kill_when(config: Config, folder: Path, reached: Callable[[], bool], what: s
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_trial_that_died_resumes_from_its_checkpoints_to_the_same_record(
     storage_of: StorageOf, tiny: Tiny
 ) -> None:

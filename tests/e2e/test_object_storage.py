@@ -42,6 +42,7 @@ def contents(root: Place) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_on_an_object_store_equals_the_local_run(tiny_run: Path, s3: str) -> None:
     assert run(tiny_run, s3, "run") == 0
     there, here = contents(place(s3) / "tiny"), contents(tiny_run / "runs" / "tiny")
