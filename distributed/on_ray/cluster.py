@@ -116,7 +116,7 @@ def _check_listening(address: str) -> None:
         return
     socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
     if os.environ.get("RAY_USE_TLS", "0") not in ("", "0", "false"):
-        return  # the answer to a connection without TLS would be none
+        return  # such a cluster does not answer the plain connection that is tried below
     import grpc  # which Ray brings
 
     with grpc.insecure_channel(place) as channel:

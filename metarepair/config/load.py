@@ -97,8 +97,8 @@ MOST_VALUES = 100_000  # of one, with what its aliases stand for
 class _Loader(yaml.SafeLoader):
     """Reads numbers, text, lists and maps alone, up to MOST_VALUES of them.
 
-    1e-3 is a number, which YAML 1.1 reads as text; a date is text. A key that occurs twice is refused, of which PyYAML
-    silently keeps the last, and so is an anchor that contains itself.
+    1e-3 is a number, although YAML 1.1 reads it as text. A date is text. Two errors are refused: an anchor that
+    contains itself, and a key that occurs twice, where PyYAML would silently keep the last value.
     """
 
     def get_single_data(self) -> Any:
@@ -162,9 +162,8 @@ def _parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
-    except (
-        ValueError
-    ) as error:  # of int() and float(): a tag that its value does not fit, or thousands of digits
+    except ValueError as error:
+        # From int() and float(): the value does not fit its tag, or it has thousands of digits.
         raise yaml.YAMLError(f"a number cannot be read: {str(error)[:200]}") from error
 
 
@@ -184,13 +183,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             "and the colons there."
         ) from error
     if not isinstance(values, dict):
-        kind = (
-            "is empty"
-            if values is None
-            else "holds a list"
-            if isinstance(values, list)
-            else "holds one value"
-        )
+        kind = {type(None): "is empty", list: "holds a list"}.get(type(values), "holds one value")
         raise ConfigError(
             f"{path} {kind}, and settings are `key: value` lines, such as `name: mine`. {SHIPPED_CONFIGS}"
         )

@@ -203,16 +203,20 @@ def append_line(path: Place, line: str) -> None:
     """
     if isinstance(path, Path):
         with path.open("ab+") as stream:
-            torn = stream.tell() > 0 and stream.seek(-1, os.SEEK_END) >= 0 and stream.read(1) != b"\n"
-            stream.write((b"\n" if torn else b"") + line.encode() + b"\n")
+            stream.seek(max(0, stream.tell() - 1))
+            stream.write(_whole_line(line, after=stream.read(1)))
         return
     before = path.read_bytes() if path.is_file() else b""
-    torn = before != b"" and not before.endswith(b"\n")
-    path.write_bytes(before + (b"\n" if torn else b"") + line.encode() + b"\n")
+    path.write_bytes(before + _whole_line(line, after=before[-1:]))
+
+
+def _whole_line(line: str, *, after: bytes) -> bytes:
+    """The bytes of a line that begins on its own, whatever the last byte before it is."""
+    return (b"" if after in (b"", b"\n") else b"\n") + line.encode() + b"\n"
 
 
 def read_json_lines(path: Place) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of a log that `append_line` writes, and the number of lines that are none.
+    """The JSON objects of a log that `append_line` writes, and the number of lines that are not JSON objects.
 
     A line is damaged if its writer was killed. No log gives no lines. Raises DataError if the log cannot be read.
     """
