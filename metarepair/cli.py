@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -48,6 +50,7 @@ VERBS = {
     "corruptions": "list the corruptions, or show all of them on one image",
     "doctor": "report what this machine and environment can do",
 }
+PATIENCE_S = 10.0
 OUTSIDE_THE_STAGES = ("compare", "hypothesis", "pretrain", "tune")  # not stages of `metarepair run`
 
 
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    _stop_on_termination()
+    _stop_on_signals()
     try:
         _check_own_packages()
         from metarepair.console.lines import printed
@@ -116,15 +119,25 @@ def _do(given: argparse.Namespace) -> int:
     return _run(given)
 
 
-def _stop_on_termination() -> None:
+def _stop_on_signals() -> None:
     """Handle SIGTERM (sent by `ray job stop`, for example) and a closed terminal like Ctrl-C: end in order.
 
-    Under `nohup` a closed terminal is ignored, and stays so.
+    A signal that the environment ignores stays ignored, as SIGHUP under `nohup`. While the command ends, further
+    signals must not break off the ending; they count again after PATIENCE_S seconds.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, signal.default_int_handler)
+    if threading.current_thread() is not threading.main_thread():
+        return
+    last = -math.inf
+
+    def interrupt(_number: int, _frame: object) -> None:
+        nonlocal last
+        if time.monotonic() - last > PATIENCE_S:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
 
 
 def _fail(given: argparse.Namespace, error: UserError, code: int) -> int:

@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from distributed.on_ray.local_ray import start_local_ray
+from distributed.on_ray.local_ray import local_ray, warn_of_readable_token
 from distributed.on_ray.own_packages import worker_options
 from distributed.on_ray.ray_words import raise_ray_failures, words_of
 from metarepair.config.run import Config
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 POLL_S = 1.0
 KNOCK_S = 10.0
 ANSWER_S = 30.0
+STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @contextmanager
@@ -53,36 +54,64 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # A thread that outlives Ray's shutdown may still call Ray, which would then start a new cluster for it.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    import ray
-
-    if ray.is_initialized():
+    with ExitStack() as stack:
+        if not _is_connected():
+            with _own_signals():
+                stack.enter_context(_connection(address or os.environ.get("RAY_ADDRESS")))
+        stack.enter_context(raise_ray_failures())
         check_room(config)
         yield
-        return
-    remote = address or os.environ.get("RAY_ADDRESS")
-    options = worker_options(str(Path.cwd()), sys.path) | _log_options()
-    with _handler_kept(signal.SIGTERM):
-        if remote:
-            _join(remote, options)
-        else:
-            start_local_ray(options)
-    try:
-        with raise_ray_failures():
-            check_room(config)
-            yield
-    finally:
-        ray.shutdown()
+
+
+def _is_connected() -> bool:
+    """Whether this process is connected to Ray. Does not import it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 @contextmanager
-def _handler_kept(number: signal.Signals) -> Iterator[None]:
-    """Put the process' own handler of a signal back after the block: `ray.init` replaces that of SIGTERM."""
-    before = signal.getsignal(number)
-    try:
+def _connection(address: str | None) -> Iterator[None]:
+    """Be connected for the block: to the cluster at `address`, or without one to a Ray of our own."""
+    options = worker_options(str(Path.cwd()), sys.path) | _log_options()
+    if address:
+        import ray
+
+        _join(address, options)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+    else:
+        with local_ray(options):
+            yield
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the process' own handling of signals while Ray starts, which replaces the handler of SIGTERM.
+
+    Each signal of that time interrupts the block, or follows it: what a handler raises inside some of the
+    interpreter's callbacks is lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
-    finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(number, before)
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    reading, writing = socket.socketpair()
+    with reading, writing:
+        reading.setblocking(False)
+        writing.setblocking(False)
+        before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        except SystemExit as stopped:  # by Ray's handler
+            raise KeyboardInterrupt from stopped
+        finally:
+            signal.set_wakeup_fd(before)
+            signal.signal(signal.SIGTERM, handler)
+        with suppress(BlockingIOError):
+            if STOPPING.intersection(reading.recv(256)):
+                raise KeyboardInterrupt
 
 
 def _log_options() -> dict[str, object]:
@@ -97,6 +126,7 @@ def _join(address: str, options: Mapping[str, object]) -> None:
     """Connect to the cluster at `address`. Raises UserError with Ray's message if that fails."""
     import ray
 
+    warn_of_readable_token()
     try:
         _check_listening(address)
         ray.init(address=address, **options)

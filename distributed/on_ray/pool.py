@@ -104,9 +104,8 @@ def _result(reference: Any, item: Any) -> Any:
 
 def _said_and_remedy(error: Exception) -> str:
     return (
-        f"Ray says: {words_of(error)} See Ray's logs for details (on this machine: ray/session_latest/logs in "
-        "RAY_TMPDIR or the system's temporary folder). If the kernel or Ray killed the worker for lack of memory, "
-        f"lower workers or the batch sizes. {GO_ON}"
+        f"Ray says: {words_of(error)} See Ray's logs for details. If the kernel or Ray killed the worker for lack of "
+        f"memory, lower workers or the batch sizes. {GO_ON}"
     )
 
 

@@ -17,20 +17,21 @@ pytestmark = pytest.mark.distributed
 # Separate programs, because this process may be connected to the session's cluster.
 START = """
 import sys
-import ray
-from distributed.on_ray.local_ray import start_local_ray
+from distributed.on_ray.local_ray import local_ray
 
-def main():
-    start_local_ray({})
-    ray.get(ray.remote(lambda: 1).remote())
-    print("started", flush=True)
-    ray.shutdown()
+def main(look=lambda: None):
+    with local_ray({}):
+        import ray  # only now, as in a command
+
+        ray.get(ray.remote(lambda: 1).remote())
+        print("started", flush=True)
+        look()
 """
 TAKEN = """
 import logging, os, socket
-from distributed.on_ray import local_ray
+from distributed.on_ray import local_ray as starting
 
-local_ray.WAIT_S = (0.0, 0.1)
+starting.WAIT_S = (0.0, 0.1)
 taken = socket.socket()
 taken.bind(("0.0.0.0", 0))
 taken.listen()
@@ -43,6 +44,44 @@ class Freed(logging.Handler):
 
 logging.getLogger("distributed").addHandler(Freed())
 main()
+"""
+
+
+# Prints every address on which a process of this Ray listens, and how the agent answers who asks it to run a command.
+SEEN_FROM_OUTSIDE = """
+import json, os, urllib.error, urllib.request
+from pathlib import Path
+
+def answer(port, token):
+    body = json.dumps({"entrypoint": "true"}).encode()
+    headers = {"Content-Type": "application/json"} | ({"Authorization": "Bearer " + token} if token else {})
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/job_agent/jobs/", body, headers)
+    try:
+        return urllib.request.urlopen(request, timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+def look():
+    import psutil
+
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = {p.pid: [c.laddr for c in p.net_connections("inet") if c.status == "LISTEN"] for p in processes}
+    for addresses in listening.values():
+        for address in addresses:
+            print("listens", address.ip)
+    token = os.environ["RAY_AUTH_TOKEN"]
+    print("on a command line", any(token in " ".join(p.cmdline()) for p in processes))
+    print("in a file", any(token.encode() in path.read_bytes() for path in Path(os.environ["RAY_TMPDIR"]).rglob("*")
+                           if path.is_file()))
+    agent = next(p.pid for p in processes if "DashboardAgent" in p.name())
+    stolen = (Path.home() / ".ray" / "auth_token").read_text()
+    for port in [address.port for address in listening[agent]]:
+        try:
+            print("answers", *(answer(port, given) for given in (None, stolen, token)))
+        except Exception:
+            pass  # not the port of the job server
+
+main(look)
 """
 
 
@@ -101,3 +140,24 @@ def test_a_call_to_ray_after_its_shutdown_starts_no_other_ray(environment: dict[
         [sys.executable, "-c", AFTERWARDS], env=environment, stdout=subprocess.PIPE, text=True
     )
     assert output_at_end(process).splitlines()[-1:] == ["RaySystemError False"]
+
+
+@pytest.mark.slow
+def test_other_users_cannot_reach_a_ray_of_our_own(environment: dict[str, str]) -> None:
+    stolen = Path(environment["HOME"]) / ".ray" / "auth_token"
+    stolen.parent.mkdir()
+    stolen.write_text("0" * 64, encoding="utf-8")
+    said = output_at_end(started(SEEN_FROM_OUTSIDE, environment)).splitlines()
+    listens = {line.removeprefix("listens ") for line in said if line.startswith("listens ")}
+    assert listens
+    assert listens <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert "on a command line False" in said
+    assert "in a file False" in said
+    assert "answers 401 403 200" in said, said
+    assert not list(Path(environment["RAY_TMPDIR"]).iterdir())
+
+
+@pytest.mark.slow
+def test_ray_starts_in_a_home_that_cannot_be_written(environment: dict[str, str]) -> None:
+    said = output_at_end(started("main()", environment | {"HOME": "/proc/absent"}))
+    assert said.splitlines()[-1:] == ["started"]
