@@ -14,7 +14,7 @@ import tasks.errors
 from distributed.on_ray.ray_words import GO_ON, words_of
 from tasks.errors import UserError, WorkerError
 from tasks.storage.names import remove_listed
-from tasks.storage.paths import Place, write_text
+from tasks.storage.paths import Place, read_json, write_text
 
 FAILURE = "failure.json"
 
@@ -30,7 +30,7 @@ def write_failure(folder: Place, error: UserError | None) -> None:
 def read_failure(folder: Place) -> UserError | None:
     """The error that was written to `folder`, or None."""
     try:
-        content = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+        content = read_json(folder / FAILURE)
         kind = getattr(tasks.errors, content["kind"])
     except FileNotFoundError:
         return None

@@ -32,6 +32,7 @@ from metarepair.stages.search_trial import (
     write_record,
 )
 from tasks.errors import ConfigError, DivergedError, UserError
+from tasks.storage.paths import parse_json
 
 DONOR = "donor.json"
 
@@ -75,7 +76,7 @@ def _donor() -> Donor | None:
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        return Donor(**json.loads((Path(folder) / DONOR).read_text(encoding="utf-8")))
+        return Donor(**parse_json((Path(folder) / DONOR).read_text(encoding="utf-8")))
 
 
 def _report(setup: TrialSetup, name: str, record: TrialRecord, *, episode: int | None = None) -> None:

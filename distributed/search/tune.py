@@ -53,7 +53,7 @@ from metarepair.stages.search_inputs import TrialSetup, prepare_inputs, searched
 from metarepair.stages.search_trial import TrialRecord, read_record
 from tasks.errors import DataError, UserError
 from tasks.storage.manifest import MANIFEST, begin, check_done, discard, require_manifest, write_manifest
-from tasks.storage.paths import find, remove_tree, write_text
+from tasks.storage.paths import find, read_json, remove_tree, write_text
 from tasks.storage.settings import Settings
 from tasks.storage.stages import SEARCH, TARGET
 
@@ -88,7 +88,7 @@ class TuneSearch:
         if restart:
             discard(folder)
         if check_done(folder, stage=SEARCH.title(), config=settings, inputs=inputs) is not None:
-            trials = [Trial(**t) for t in json.loads((folder / TRIALS).read_text(encoding="utf-8"))]
+            trials = [Trial(**t) for t in read_json(folder / TRIALS)]
             logger.info(f"search: already complete, see {folder}")
         else:
             begin(folder, config=settings | placement(self.config), inputs=inputs)

@@ -22,7 +22,7 @@ from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.manifest import require_manifest
 from tasks.storage.names import remove_listed
-from tasks.storage.paths import write_table, write_text
+from tasks.storage.paths import read_json, write_table, write_text
 from tasks.storage.sealed_parts import is_sealed, seal, seal_of
 from tasks.storage.stages import COMPARED
 
@@ -100,7 +100,7 @@ def read_row(run: Run, unit: ComparedRepair) -> Mapping[str, Any]:
     """The row of a judged repair. Raises StageError if it is not judged, DataError if the row is damaged."""
     path = run.compared(unit.target, unit.method, unit.seed) / ROW
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = read_json(path)
     except FileNotFoundError as error:
         raise StageError(f"{path} is missing: {unit.words} is not judged yet. {COMPARED.remedy}") from error
     except (OSError, ValueError) as error:

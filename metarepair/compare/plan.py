@@ -13,7 +13,7 @@ from typing import Any
 
 from tasks.errors import DataError, unreadable
 from tasks.storage.names import plain_name
-from tasks.storage.paths import Place, write_text
+from tasks.storage.paths import Place, read_json, write_text
 
 PLAN = "comparison.json"
 
@@ -58,7 +58,7 @@ def read_plan(folder: Place) -> Plan | None:
     """The plan in a run's folder compare/, or None. Raises DataError if it is damaged."""
     path = folder / PLAN
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         kinds = {"targets": str, "methods": str, "seeds": int}
         lists = all(isinstance(content[key], list) for key in kinds)
         if not lists or not all(isinstance(one, kind) for key, kind in kinds.items() for one in content[key]):
@@ -68,7 +68,7 @@ def read_plan(folder: Place) -> Plan | None:
         return Plan(**{key: tuple(content[key]) for key in kinds}, config=dict(content.get("config", {})))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{unreadable(path, error)}. Compare again to rewrite it.") from error
 
 

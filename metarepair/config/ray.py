@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from metarepair.config.section import Positive, Section
+from metarepair.config.section import LARGEST, Positive, Section
 
 Amount = Annotated[float, Field(gt=0, le=128)]
 
@@ -27,7 +27,7 @@ class RayConfig(Section):
         description="GPUs that each worker reserves with `device: cuda`; above 0, at most 128. Below 1, workers share "
         "a GPU.",
     )
-    max_failures: Annotated[int, Field(ge=-1)] = Field(
+    max_failures: Annotated[int, Field(ge=-1, le=LARGEST)] = Field(
         3,
         description="Number of times that a training restarts after its worker group failed; 0 or more, -1: no limit.",
     )

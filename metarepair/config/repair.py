@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from metarepair.config.load import explain
 from metarepair.config.run import Config, MethodSettings, RepairSettings, TaskConfig
-from metarepair.config.section import Section
+from metarepair.config.section import Count, Section
 from metarepair.config.training import InnerConfig
 from tasks.errors import ConfigError
 
@@ -38,7 +38,7 @@ class RepairConfig(Section):
         ((0.01, 0.03), 5)
     """
 
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of every random draw; 0 or more.")
+    seed: Count = Field(0, description="Seed of every random draw; 0 or more.")
     task: TaskConfig = Field(TaskConfig(), description="The tasks of a repair.")
     inner: InnerConfig = Field(InnerConfig(), description="The inner loop.")
     repair: RepairSettings = Field(RepairSettings(), description="The repair itself.")

@@ -135,7 +135,7 @@ class FeatureConfig(Section):
     shard_images: Positive = Field(
         250, description="Collected examples per work item of a feature actor; at least 1."
     )
-    bootstrap: Annotated[int, Field(ge=0)] = Field(
+    bootstrap: Count = Field(
         0,
         description="Bootstrap resamples for the 95 % interval of each experience's distance to a target, 40 or more; "
         "0: no interval.",
@@ -257,10 +257,10 @@ class RepairSettings(Section):
         min_length=1,
         description="Repair methods to run and report; at least one, each once.",
     )
-    seeds: tuple[int, ...] = Field(
+    seeds: tuple[Count, ...] = Field(
         (0,),
         min_length=1,
-        description="Seeds of the repairs, one repair per method and seed; whole numbers, at least one, each once.",
+        description="Seeds of the repairs, one repair per method and seed; whole numbers, 0 or more, each once.",
     )
     export: tuple[Literal["torch", "onnx"], ...] | None = Field(
         None,
@@ -305,11 +305,11 @@ class Config(Section):
     storage_path: str = Field(
         "runs", min_length=1, description="Folder that holds the runs: a path, `s3://…` or `gs://…`."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of every random draw; 0 or more.")
+    seed: Count = Field(0, description="Seed of every random draw; 0 or more.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of the DNN; `auto`: `cuda` if there is a GPU, else `cpu`."
     )
-    workers: Annotated[int, Field(ge=0)] = Field(
+    workers: Count = Field(
         0, description="Number of Ray workers; 0: everything runs in this process, without Ray."
     )
     targets: tuple[Corruption, ...] = Field(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.runs.logs import RESULTS
 from metarepair.weights import SCHEME, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
-from tasks.storage.paths import Place, find, local, place
+from tasks.storage.paths import Place, find, local, place, read_json
 
 logger = logging.getLogger(__name__)
 Format = Literal["torch", "onnx", "original"]
@@ -153,6 +152,6 @@ def _config_of(weights: Place, file: Path | None) -> Config:
             "unknown. Add --config FILE with its model and data."
         )
     try:
-        return parse_config(json.loads(told[0].read_text(encoding="utf-8"))["config"], where=str(told[0]))
+        return parse_config(read_json(told[0])["config"], where=str(told[0]))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{unreadable(told[0], error)}. Add --config FILE.") from error

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from metarepair.config.run import Config
-from metarepair.config.section import Section, in_yaml
+from metarepair.config.section import LARGEST, Section, in_yaml
 from metarepair.methods import all_methods
 
 HEAD = """# Settings
@@ -17,7 +17,8 @@ Every setting of a YAML file and of `--set KEY=VALUE`, with its type, range and 
 or value is an error that lists near names. This page is made from the descriptions in
 `metarepair/config/` by `python -m metarepair.console.settings_page > docs/settings.md`.
 
-A key in a section is written as `section.key` with `--set`, for example `--set train.episodes=20`.
+No integer is above 2,147,483,647. A key in a section is written as `section.key` with `--set`, for
+example `--set train.episodes=20`.
 """
 Schema = Mapping[str, Any]
 
@@ -110,7 +111,8 @@ def _array(field: Schema, schema: Schema) -> str:
 
 def _range(field: Schema) -> list[str]:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {field[name]:g}" for name, sign in signs.items() if name in field]
+    given = {sign: field[name] for name, sign in signs.items() if field.get(name, LARGEST) != LARGEST}
+    limits = [f"{sign} {limit:g}" for sign, limit in given.items()]
     return [" and ".join(limits)] if limits else []
 
 

@@ -29,8 +29,8 @@ from metarepair.inspection.stored import (
     as_object,
     checkpoint_state,
     episodes_of,
+    json_or_none,
     newest,
-    read_json,
     real,
     rows_of,
     section,
@@ -227,4 +227,4 @@ def _repair(methods: Iterable[MethodFacts], states: States) -> RepairFacts:
 
 def _read(stage: StoredStage, name: str, states: States) -> Any:
     """Return the content of a small JSON file; None if the file differs from its checksum."""
-    return read_json(stage.folder / name) if states.get(name) in ("ok", "unchecked") else None
+    return json_or_none(stage.folder / name) if states.get(name) in ("ok", "unchecked") else None

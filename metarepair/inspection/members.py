@@ -5,7 +5,6 @@ A unit counts only if it would be kept if its writer died now.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,8 +14,8 @@ from metarepair.inspection.facts import Member
 from metarepair.inspection.stored import (
     StoredStage,
     episodes_of,
+    json_or_none,
     newest,
-    read_json,
     real,
     reals,
     rows_of,
@@ -25,6 +24,7 @@ from metarepair.inspection.stored import (
     whole,
 )
 from metarepair.runs.checkpoint import STATE
+from tasks.storage.paths import read_json
 
 
 def member_of(stage: StoredStage) -> Member:
@@ -72,13 +72,13 @@ def _training(member: Member, stage: StoredStage) -> Member:
     for name in sorted(stage.matching(f"*/{STATE}"), reverse=True):
         checkpoint = name.removesuffix(f"/{STATE}")
         try:
-            state = json.loads((stage.folder / name).read_text(encoding="utf-8"))
+            state = read_json(stage.folder / name)
             tensors = [f"{checkpoint}/{tensor}" for tensor in state["files"]]
             if whole(state["episode"]) is not None and all(tensor in stage.files for tensor in tensors):
                 return _trained(replace(member, written=moment(stage.files[name].written_s)), state)
         except FileNotFoundError:
             continue  # an older checkpoint, which its writer has just deleted
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass
         member = replace(member, passed_over=(*member.passed_over, checkpoint))
     return member
@@ -102,7 +102,7 @@ def _training_metrics(state: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _pretraining(member: Member, stage: StoredStage) -> Member:
-    rows = read_json(stage.folder / "epochs.json")
+    rows = json_or_none(stage.folder / "epochs.json")
     try:
         last, seconds = dict(rows[-1]), [float(row["seconds"]) for row in rows]
     except (ValueError, KeyError, TypeError, IndexError):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from metarepair.inspection.damage import damage_by_size
 from metarepair.inspection.facts import BestTrial, Damage, RunningTrial, SearchStatus
 from metarepair.inspection.members import moment
-from metarepair.inspection.stored import as_object, read_json, read_stage, real, section, whole
+from metarepair.inspection.stored import as_object, json_or_none, read_stage, real, section, whole
 from metarepair.inspection.walk import Listing, stage_folder, under
 from tasks.storage.paths import Place, local
 from tasks.storage.stages import BEGUN, SEARCH
@@ -74,7 +74,7 @@ def _trials(folder: Place, files: Listing, *, going_on: str) -> list[KnownTrial]
     begun = {name.split("/")[1] for name in files if name.startswith(f"{TRIALS}/") and name.count("/") > 1}
     for name in begun - found.keys():
         record = f"{TRIALS}/{name}/{RECORD}"
-        content = as_object(read_json(folder / record)) if record in files else {}
+        content = as_object(json_or_none(folder / record)) if record in files else {}
         found[name] = _recorded(name, content, going_on)
     return [found[name] for name in sorted(found)]
 
@@ -107,7 +107,7 @@ def _recorded(name: str, record: Mapping[str, Any], going_on: str) -> KnownTrial
 
 def _total(folder: Place) -> int | None:
     """Return how many trials there will be; None for a grid, whose settings alone do not determine it."""
-    search = section(section(read_json(folder / BEGUN), "config"), "search")
+    search = section(section(json_or_none(folder / BEGUN), "config"), "search")
     return None if search.get("searcher") == "grid" else whole(search.get("trials"))
 
 

@@ -6,7 +6,6 @@ Another version or a damaged disk may have written values of any type, so types 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from metarepair.inspection.walk import StageFolder
 from metarepair.runs.checkpoint import read_state
 from tasks.errors import DataError
 from tasks.storage.manifest import Manifest, read_manifest
-from tasks.storage.paths import Place
+from tasks.storage.paths import Place, read_json
 from tasks.storage.sealed_parts import SUFFIX
 
 JUDGED = ("judged.json", "samples.parquet")  # a comparison's judgement of one repair; each file has a seal
@@ -50,7 +49,7 @@ def read_stage(folder: StageFolder) -> StoredStage:
     """Read a stage's manifest, or else its start mark."""
     manifest, state = read_promise(folder.folder)
     mark = folder.mark if manifest is None else None
-    found = as_object(read_json(folder.folder / mark)) if mark is not None else {}
+    found = as_object(json_or_none(folder.folder / mark)) if mark is not None else {}
     begun_with = found if isinstance(found.get("config"), dict) else {}
     return StoredStage(**vars(folder), manifest=manifest, manifest_state=state, begun_with=begun_with)
 
@@ -59,7 +58,7 @@ def read_promise(folder: Place) -> tuple[Manifest | None, Literal["ok", "missing
     """Read the manifest, and return it with its state. A manifest with a part of the wrong type is damaged."""
     try:
         manifest = read_manifest(folder)
-    except (DataError, RecursionError):
+    except DataError:
         return None, "damaged"
     if manifest is None:
         return None, "missing"
@@ -75,11 +74,11 @@ def sealed_parts(stage: StageFolder) -> list[str]:
     return [name for name in names if f"{name}{SUFFIX}" in stage.files]
 
 
-def read_json(path: Place) -> Any:
+def json_or_none(path: Place) -> Any:
     """Return the content of a small JSON file; None if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except (OSError, ValueError):
         return None
 
 
@@ -87,7 +86,7 @@ def checkpoint_state(folder: Place) -> dict[str, Any] | None:
     """Return the state of a complete checkpoint; None if any of its files is missing or damaged."""
     try:
         return read_state(folder)
-    except (TypeError, AttributeError, RecursionError):  # JSON of another shape
+    except (TypeError, AttributeError):  # JSON of another shape
         return None
 
 

@@ -147,7 +147,7 @@ def _by_place(folder: Place) -> tuple[Stage, str | None] | None:
             return stage, "/".join(names) or None
     try:
         manifest = read_manifest(folder)
-    except (DataError, RecursionError):
+    except DataError:
         return None
     if manifest is None or not isinstance(manifest.stage, str):
         return None

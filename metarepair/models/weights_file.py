@@ -6,10 +6,10 @@ plain containers. The format is recognised by the first bytes of the file, not b
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tasks.datasets.bounded import ALWAYS_BYTES, RATIO, check_member, read_member
 from tasks.errors import WeightsError, near_names
-from tasks.storage.paths import Place, local, require_regular
+from tasks.storage.paths import Place, local, parse_json, require_regular, size_of
 
 # Entries under which training programs save a state dict, averages first, since an average is made to be deployed
 # (timm's loader takes them in this order as well).
@@ -75,7 +76,10 @@ def read_weights(path: Place, *, entry: str | None = None) -> WeightsFile:
 
 
 def _refuse_without_plain_values(file: WeightsFile) -> None:
-    found = {key: form for key, tensor in file.tensors.items() if (form := _other_form(tensor)) is not None}
+    limit = max(ALWAYS_BYTES, RATIO * (size_of(file.path) or 0))
+    found = {
+        key: form for key, tensor in file.tensors.items() if (form := _other_form(tensor, limit)) is not None
+    }
     if found:
         key, form = next(iter(found.items()))
         raise WeightsError(
@@ -84,14 +88,19 @@ def _refuse_without_plain_values(file: WeightsFile) -> None:
         )
 
 
-def _other_form(tensor: Tensor) -> str | None:
-    """Describe the form of a tensor whose elements are not plain values; None if they are."""
+def _other_form(tensor: Tensor, limit: int) -> str | None:
+    """Describe the form of a tensor whose elements are not plain values of the file; None if they are.
+
+    limit: bytes that a tensor may have.
+    """
     if tensor.is_quantized or tensor.dtype in PACKED:
         return f"quantised, as {tensor.dtype}"
     if tensor.is_meta:
         return "a meta tensor, which has no values"
     if tensor.layout != torch.strided:
         return f"not dense but of the layout {tensor.layout}"
+    if tensor.nbytes > limit:
+        return f"of {tensor.nbytes:,} bytes, far more than the file has"
     return None
 
 
@@ -122,6 +131,7 @@ def _read_file(path: Place, entry: str | None) -> WeightsFile:
 
 def load_pickle(path: Place) -> Any:
     """Return everything in a torch.save file, read with weights_only. Raises WeightsError with the reason."""
+    _refuse_costly(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols that torch does not expect
@@ -150,6 +160,26 @@ def load_pickle(path: Place) -> Any:
             f"{path} is truncated or damaged ({type(error).__name__}: {said[:120]}), or not a torch.save file. "
             "Copy it again."
         ) from error
+
+
+def _refuse_costly(path: Place) -> None:
+    """Raise WeightsError if reading a torch.save file would take far more memory than its size."""
+    here = require_regular(local(path))
+    try:
+        if zipfile.is_zipfile(here):
+            with zipfile.ZipFile(here) as archive:
+                pickles = [read_member(archive, n) for n in archive.namelist() if n.endswith("/data.pkl")]
+                for name in archive.namelist():
+                    check_member(archive, name)
+        else:
+            pickles = [here.read_bytes()]  # and the tensors after it
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}). Copy it again.") from error
+    if any(b"bytearray" in content for content in pickles):
+        raise WeightsError(
+            f"{path} is a pickle that asks for a bytearray, which can have any size and which no state dict needs. "
+            "Save only the tensors: torch.save(model.state_dict(), …)."
+        )
 
 
 def _head(path: Place) -> bytes:
@@ -197,7 +227,7 @@ def _read_safetensors(path: Place) -> WeightsFile:
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}). Copy it again.") from error
     try:
-        names = json.loads((notes or {}).get("classes", "null"))
+        names = parse_json((notes or {}).get("classes", "null"))
     except ValueError:
         names = None
     classes = _classes({"classes": names})

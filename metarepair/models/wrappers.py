@@ -40,18 +40,19 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _check_tensors(module: nn.Module) -> None:
-    """Raise ConfigError for a parameter that has no values yet, or complex ones, which a repair does not support."""
-    for name, parameter in module.named_parameters():
-        tensor: Tensor = parameter
+    """Raise ConfigError for a tensor without values, or a complex parameter, which a repair does not support."""
+    parameters = dict[str, Tensor](module.named_parameters())
+    for name, tensor in (parameters | dict(module.named_buffers())).items():
+        kind = "parameter" if name in parameters else "buffer"
         if is_lazy(tensor):
             what, remedy = "has no shape yet", "Call the module once on a batch first"
         elif tensor.device.type == "meta":
             what, remedy = "has no values (device meta)", "Load its weights first"
-        elif tensor.is_complex():
+        elif tensor.is_complex() and name in parameters:
             what, remedy = "is complex", "A repair needs a DNN with real parameters"
         else:
             continue
-        raise ConfigError(f"{type(module).__name__}: the parameter {name} {what}. {remedy}.")
+        raise ConfigError(f"{type(module).__name__}: the {kind} {name} {what}. {remedy}.")
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from metarepair.methods import get_method
 from metarepair.models.build import DeployedModel, read_tensors
 from metarepair.models.wrappers import copied
 from tasks.errors import DataError, unreadable
-from tasks.storage.paths import Place
+from tasks.storage.paths import Place, read_json
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 
@@ -41,7 +40,7 @@ def repaired_architecture(folder: Place, method: str, module: nn.Module) -> nn.M
     if not path.is_file():
         return copied(module)
     try:
-        architecture: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        architecture: Mapping[str, Any] = read_json(path)
         return get_method(method).rebuild(module, architecture)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{unreadable(path, error)}. Repair again with --restart.") from error

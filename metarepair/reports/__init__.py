@@ -8,13 +8,13 @@ html.py      the whole report in report/index.html, one file that opens offline
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.names import plain_name
+from tasks.storage.paths import read_json
 
 __all__ = ["SCHEMA_VERSION", "load_results"]
 
@@ -27,7 +27,7 @@ def load_results(run: Run, targets: Iterable[str]) -> list[dict[str, Any]]:
     for target in targets:
         path = run.repaired(target) / "result.json"
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = read_json(path)
             version, methods = result["schema_version"], result["methods"]
             for weights in (row["weights"] for row in methods if "weights" in row):
                 plain_name(weights)
@@ -36,7 +36,7 @@ def load_results(run: Run, targets: Iterable[str]) -> list[dict[str, Any]]:
                 f"{path} is missing: {target} is not repaired yet. "
                 "Repair it first: metarepair repair --config FILE."
             ) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{unreadable(path, error)}. Make it again: metarepair repair --config FILE --restart."
             ) from error

@@ -5,7 +5,6 @@ Pictures are embedded in the page as base64; there is no script. Text from setti
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -39,7 +38,7 @@ from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS, Dataset
 from tasks.errors import StageError
 from tasks.storage.manifest import read_manifest
-from tasks.storage.paths import Place, find, inside, read_json_lines, read_table, write_text
+from tasks.storage.paths import Place, find, inside, read_json, read_json_lines, read_table, write_text
 
 BUDGET = ("seed", "images_seen", "gradient_steps")
 
@@ -146,7 +145,7 @@ def _training(run: Run, target: str) -> str:
     metrics = run.meta(target) / "metrics.json"
     if not metrics.is_file():
         return f"<p>No training curve: {escaped(inside(metrics, run.root))} is missing.</p>\n"
-    rows = json.loads(metrics.read_text(encoding="utf-8"))
+    rows = read_json(metrics)
     png = figures.training_curve(rows, f"Meta-training for {plain_words(target)}")
     return picture(run.report, f"{_file_name(target)}_training.png", png, "Meta-training by episode.")
 

@@ -17,7 +17,7 @@ from typing import Any
 from tasks.errors import StorageError
 from tasks.storage.manifest import file_hash
 from tasks.storage.names import plain_name
-from tasks.storage.paths import Place, copy_file, find, remove_tree, write_text
+from tasks.storage.paths import Place, copy_file, find, read_json, remove_tree, write_text
 
 logger = logging.getLogger(__name__)
 STATE = "state.json"
@@ -61,7 +61,7 @@ def newest_checkpoint(folder: Place, *, level: int = logging.WARNING) -> Place |
 def _claim(folder: Place) -> dict[str, Any] | None:
     """The content of state.json, or None if it cannot be read."""
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state: dict[str, Any] = read_json(folder / STATE)
         names = [plain_name(name) for name in dict(state["files"])]
         return state if isinstance(state["episode"], int) and names else None
     except (OSError, ValueError, KeyError, TypeError):

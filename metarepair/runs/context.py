@@ -21,7 +21,7 @@ from torch import Tensor
 
 from metarepair.runs.checkpoint import Checkpoints
 from metarepair.runs.tensorboard import EventLog
-from tasks.storage.paths import Place, write_text
+from tasks.storage.paths import Place, read_json, write_text
 
 Metrics = Mapping[str, float]
 LAST_REPORT = "last_report.json"
@@ -126,7 +126,7 @@ def write_last_report(folder: Place, metrics: Metrics) -> None:
 def last_report(folder: Place) -> Metrics | None:
     """The metrics that `write_last_report` wrote, or None before the first."""
     try:
-        metrics: dict[str, float] = json.loads((folder / LAST_REPORT).read_text(encoding="utf-8"))
+        metrics: dict[str, float] = read_json(folder / LAST_REPORT)
     except (OSError, ValueError):
         return None
     return metrics

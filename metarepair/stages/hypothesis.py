@@ -47,7 +47,7 @@ from tasks.storage.manifest import (
     verify_checksums,
 )
 from tasks.storage.names import remove_listed
-from tasks.storage.paths import Place, read_table, write_text, writing
+from tasks.storage.paths import Place, read_json, read_table, write_text, writing
 from tasks.storage.sealed_parts import missing_parts, seal
 from tasks.storage.settings import Settings
 from tasks.storage.stages import HYPOTHESIS, SCORE, TARGET
@@ -112,7 +112,7 @@ class HypothesisStudy:
             return self._judge(self._fine_tune(mined, content_hash([settings, repaired_from])))
 
         run_stage(HYPOTHESIS, folder, make, config=settings, inputs=inputs)
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(folder / "summary.json")
         logger.log(RESULTS, describe(summary))
 
     def _discard(self, settings: Mapping[str, Any], repaired_from: Mapping[str, str]) -> None:
@@ -224,9 +224,7 @@ def _read_gains(items: Sequence[FineTune], names: Sequence[str], seeds: Sequence
     """Gains [S, C, C]: the deployed DNN has accuracy 0 on its failures, so a gain is the accuracy after repair."""
     gains_SCC = np.full((len(seeds), len(names), len(names)), np.nan)
     for item in items:
-        accuracies = json.loads(item.path.read_text(encoding="utf-8"))[
-            "accuracies"
-        ]  # sealed, so it is as it was written
+        accuracies = read_json(item.path)["accuracies"]  # sealed, so it is as it was written
         row = [float(accuracies[name]) for name in names]
         gains_SCC[list(seeds).index(item.seed), list(names).index(item.experience)] = row
     return gains_SCC

@@ -22,7 +22,7 @@ from metarepair.runs.progress import Progress
 from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
 from tasks.storage.manifest import discard
-from tasks.storage.paths import Place, write_text
+from tasks.storage.paths import Place, read_json, write_text
 from tasks.storage.settings import Settings
 from tasks.storage.stages import DEPLOYED
 
@@ -137,5 +137,5 @@ def read_epochs(folder: Place) -> list[dict[str, float]]:
     log = folder / EPOCHS
     if not log.exists():
         return []
-    epochs: list[dict[str, float]] = json.loads(log.read_text(encoding="utf-8"))
+    epochs: list[dict[str, float]] = read_json(log)
     return epochs

@@ -20,7 +20,7 @@ from metarepair.runs.context import Context, Journal
 from metarepair.search.space import search_of, trial_config
 from metarepair.stages.search_inputs import TrialSetup, trial_inputs
 from metarepair.stages.train import build_trainer
-from tasks.storage.paths import Place, remove_tree, write_text
+from tasks.storage.paths import Place, read_json, remove_tree, write_text
 
 RECORD = "record.json"
 
@@ -55,7 +55,7 @@ class Donor:
 def read_record(folder: Place) -> TrialRecord | None:
     """The record of a trial, or None if the trial has not started or was cut off while it did."""
     try:
-        return TrialRecord(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        return TrialRecord(**read_json(folder / RECORD))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

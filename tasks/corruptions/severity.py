@@ -7,7 +7,6 @@ Source: github.com/hendrycks/robustness, ImageNet-C/create_c (Apache-2.0); only 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError, unknown_name
+from tasks.storage.paths import parse_json
 
 TABLES = ("cifar", "tinyimagenet", "imagenet")
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -64,7 +64,7 @@ def load_table(table: str) -> SeverityTable:
 @functools.cache
 def _read_table(table: str) -> SeverityTable:
     text = resources.files("tasks.corruptions").joinpath(f"severity_{table}.json").read_text("utf-8")
-    content = json.loads(text)
+    content = parse_json(text)
     meta = content.pop("_meta")
     return SeverityTable(
         constants={

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from tasks.corruptions import CORRUPTIONS, resolve
 from tasks.corruptions.severity import SEVERITIES, check_severity
+from tasks.datasets.bounded import read_array
+from tasks.datasets.images import UnreadableImageError, decode_image
 from tasks.datasets.own_files import HIDDEN, IgnoredFiles, entries, is_hidden, iter_files
 from tasks.errors import DataError, unknown_name
 from tasks.records import Ints, Pixels
@@ -140,7 +141,7 @@ class ArrayArchive:
 
     def images(self, rows: Ints | Sequence[int], *, corruption: str, severity: int) -> Pixels:
         name, wanted = _checked(self, rows, corruption, severity)
-        stored = _load(self.root / f"{name}.npy", mapped=True)
+        stored = _load(self.root / f"{name}.npy")
         expected = (len(SEVERITIES) * len(self.labels_N), *self.image_shape)
         if stored.dtype != np.uint8 or stored.shape != expected:
             raise DataError(
@@ -151,7 +152,7 @@ class ArrayArchive:
 
 
 def _open_arrays(root: Path, there: Sequence[Path]) -> ArrayArchive:
-    labels = _load(root / "labels.npy", mapped=False)
+    labels = _load(root / "labels.npy")
     count, rest = divmod(labels.size, len(SEVERITIES))
     whole = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and count and not rest
     if not whole or (labels.reshape(len(SEVERITIES), -1) != labels[:count]).any():
@@ -163,7 +164,7 @@ def _open_arrays(root: Path, there: Sequence[Path]) -> ArrayArchive:
     names = _own(there, ".npy", passed)
     if not names:
         raise DataError(f"{root} holds labels.npy, but no <corruption>.npy. {REMEDY}")
-    height, width, channels = (*_load(root / f"{names[0]}.npy", mapped=True).shape[1:], 0, 0, 0)[:3]
+    height, width, channels = (*_load(root / f"{names[0]}.npy").shape[1:], 0, 0, 0)[:3]
     return ArrayArchive(
         root=root,
         corruptions=names,
@@ -173,11 +174,9 @@ def _open_arrays(root: Path, there: Sequence[Path]) -> ArrayArchive:
     )
 
 
-def _load(path: Path, *, mapped: bool) -> np.ndarray:
+def _load(path: Path) -> np.ndarray:
     try:
-        return np.asarray(
-            np.load(require_regular(path), mmap_mode="r" if mapped else None, allow_pickle=False)
-        )
+        return read_array(require_regular(path))
     except (OSError, ValueError, EOFError, TypeError) as error:
         raise DataError(f"{path} cannot be read as an array ({error}). {REMEDY}") from error
 
@@ -269,7 +268,6 @@ def _image_files(folder: Path, passed: IgnoredFiles) -> tuple[str, ...]:
 
 def _decode(path: Path) -> Pixels:
     try:
-        with Image.open(require_regular(path)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+        return decode_image(require_regular(path))
+    except (OSError, UnreadableImageError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}). {REMEDY}") from error

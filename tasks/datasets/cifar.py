@@ -16,12 +16,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from tasks.datasets.base import ArrayDataset, Split, whole_labels
+from tasks.datasets.bounded import check_pickle, empty_array, read_array_member, read_member
 from tasks.datasets.own_files import HIDDEN, IgnoredFiles, entries, is_hidden
 from tasks.datasets.source import DATA_VARIABLE, DATASETS, DataSource
 from tasks.errors import DataError
@@ -118,11 +119,11 @@ def _dataset(
 def _read_npz(path: Path, name: str, split: Split) -> ArrayDataset:
     passed = IgnoredFiles(path)
     try:
-        with np.load(require_regular(path), allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-            for other in sorted(set(arrays) - {"images", "labels"}):
-                passed.add("not named images or labels", Path(other))
-    except (*_DAMAGED, TypeError) as error:  # TypeError: a single array is not an archive
+        with zipfile.ZipFile(require_regular(path)) as archive:
+            images, labels = (read_array_member(archive, f"{name}.npy") for name in ("images", "labels"))
+            for other in sorted(set(archive.namelist()) - {"images.npy", "labels.npy"}):
+                passed.add("not named images or labels", Path(other.removesuffix(".npy")))
+    except _DAMAGED as error:
         raise DataError(
             f"{path} cannot be read as a NumPy archive of arrays `images` [N, 32, 32, 3] and `labels` [N] ({error}). "
             "Write one with numpy.savez."
@@ -141,12 +142,12 @@ def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
             for other in sorted(set(archive.namelist()) - {*own, "labels_u1.npy", "ids.npy"}):
                 passed.add("neither strips nor labels", Path(other))
             for member in sorted(own):
-                with Image.open(io.BytesIO(archive.read(member))) as strip:
+                with Image.open(io.BytesIO(read_member(archive, member))) as strip:
                     strips.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
-            labels = np.load(io.BytesIO(archive.read(member := "labels_u1.npy")), allow_pickle=False)
+            labels = read_array_member(archive, member := "labels_u1.npy")
             ids = np.arange(len(labels))
             if "ids.npy" in archive.namelist():
-                ids = np.load(io.BytesIO(archive.read(member := "ids.npy")), allow_pickle=False)
+                ids = read_array_member(archive, member := "ids.npy")
     except _DAMAGED as error:
         raise DataError(
             f"{path}: {member} cannot be read ({error}). Give a zip of lossless WebP strips and labels_u1.npy."
@@ -160,23 +161,28 @@ def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
     return _dataset(name, split, images, labels, ids=ids, passed=passed)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds only NumPy arrays and plain containers, so that a pickle cannot run code."""
+def _encode(text: str, encoding: str) -> bytes:
+    """The bytes that Python 2 pickled as text."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}, which no CIFAR batch needs")
+    return text.encode("latin1")
 
-    _ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds only NumPy arrays and plain containers, so that a pickle can neither run code nor take much memory."""
+
+    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): empty_array,
+        ("numpy._core.multiarray", "_reconstruct"): empty_array,
+        ("numpy", "ndarray"): None,  # an argument of the function above
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _encode,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR batch needs")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return self._ALLOWED[module, name]
 
 
 def _read_python_batches(folder: Path, name: str, split: Split) -> ArrayDataset:
@@ -184,11 +190,19 @@ def _read_python_batches(folder: Path, name: str, split: Split) -> ArrayDataset:
     images, labels = [], []
     for path in (folder / file for file in (published.train if split == "train" else published.test)):
         try:
-            with require_regular(path).open("rb") as stream:
-                batch = _ArrayUnpickler(stream, encoding="bytes").load()
+            content = require_regular(path).read_bytes()
+            check_pickle(content)
+            batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
             images.append(np.asarray(batch[b"data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(whole_labels(np.asarray(batch[published.labels]), where=str(path)))
-        except (*_DAMAGED, pickle.UnpicklingError, TypeError, AttributeError, IndexError) as error:
+        except (
+            *_DAMAGED,
+            pickle.UnpicklingError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            MemoryError,
+        ) as error:
             raise DataError(
                 f"{path} cannot be read as a {published.title} batch ({error}). Give the file as it is in the "
                 "published archive."

@@ -62,7 +62,9 @@ def values_of(column: pa.Array) -> list[Any]:
 def _holds(kind: pa.DataType, tests: Sequence[Test]) -> bool:
     plain = _value_type(kind)
     if types.is_struct(plain):
-        return plain.get_field_index("bytes") >= 0 and _holds(plain.field("bytes").type, tests)
+        if plain.get_field_index("bytes") < 0:
+            return False
+        plain = _value_type(plain.field("bytes").type)
     return any(test(plain) for test in tests)
 
 

@@ -25,7 +25,7 @@ from tasks.datasets.base import ArrayDataset, Split, digest_of
 from tasks.datasets.images import UnreadableImageError, decode_image
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
-from tasks.storage.paths import write_text, writing
+from tasks.storage.paths import read_json, write_text, writing
 from tasks.storage.remote import cache_folder
 
 # N images, H W C pixels
@@ -173,7 +173,7 @@ def _kept(listing: Listing, order_N: Ints, shape: tuple[int, ...]) -> tuple[Pixe
         write_text(note, json.dumps({"digest": digest, "files": len(listing.files)}))
     try:
         images: Pixels = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        digest = str(json.loads(note.read_text(encoding="utf-8"))["digest"])
+        digest = str(read_json(note)["digest"])
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(
             f"{path}, or {note.name} beside it, cannot be read ({error}). Delete both; the next run makes them again."

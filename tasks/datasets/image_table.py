@@ -8,7 +8,6 @@ sorted labels of the training split.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from tasks.datasets.source import IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, Data
 from tasks.datasets.table_files import iter_rows, read_schema, split_files
 from tasks.errors import DataError, near_names
 from tasks.records import Ints
+from tasks.storage.paths import parse_json
 
 LABEL_ROWS = 65536  # labels in memory at a time
 
@@ -122,7 +122,7 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
     """Hugging Face's metadata of the columns; empty if there is none."""
     text = (schema.metadata or {}).get(b"huggingface")
     try:
-        features = json.loads(text)["info"]["features"] if text else {}
+        features = parse_json(text)["info"]["features"] if text else {}
     except (ValueError, KeyError, TypeError):
         return {}
     return {k: v for k, v in features.items() if isinstance(v, dict)} if isinstance(features, dict) else {}

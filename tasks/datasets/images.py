@@ -17,6 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tasks.records import Pixels
 
 _U16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_EIGHT_BITS = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # of a 16-bit value
+_MOST_PIXELS = 1 << 26  # of a resized image, beyond which it is cropped before
 
 
 class UnreadableImageError(Exception):
@@ -70,10 +72,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to 8-bit RGB. Raises UnreadableImageError for values without a known range."""
     if image.mode in _U16_MODES or image.mode == "I":
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UnreadableImageError("its pixels are 32-bit numbers; save it with 8 or 16 bits")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_EIGHT_BITS[values]).convert("RGB")
     if image.mode == "F":
         raise UnreadableImageError("its pixels are floating-point numbers; save it with 8 or 16 bits")
     if image.mode in ("P", "PA"):
@@ -86,14 +88,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def fit(image: Image.Image, image_size: int | None) -> Image.Image:
     """Resize the shorter side to `image_size` (bilinear, antialiased) and crop the centre; `None` changes nothing.
 
-    The sizes and offsets are those of torchvision's Resize(image_size) and CenterCrop(image_size).
+    The sizes and offsets are those of torchvision's Resize(image_size) and CenterCrop(image_size). Of an image that is
+    very long only the part that is kept is resized: 65,500 x 1 pixels would become 3 billion for a size of 224.
     """
     if image_size is None or image.size == (image_size, image_size):
         return image
     width, height = image.size
     shorter = min(width, height)
     size = (int(image_size * width / shorter), int(image_size * height / shorter))
+    left, top = round((size[0] - image_size) / 2), round((size[1] - image_size) / 2)
+    box = (left, top, left + image_size, top + image_size)
+    if size[0] * size[1] > _MOST_PIXELS:
+        x, y = width / size[0], height / size[1]
+        kept = (box[0] * x, box[1] * y, min(box[2] * x, width), min(box[3] * y, height))
+        return image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=kept)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = round((size[0] - image_size) / 2), round((size[1] - image_size) / 2)
-    return image.crop((left, top, left + image_size, top + image_size))
+    return image.crop(box)

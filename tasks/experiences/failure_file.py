@@ -18,7 +18,7 @@ import pyarrow as pa
 from tasks.errors import DataError
 from tasks.experiences.pixels import RecomputedPixels
 from tasks.records import Failures, Ints, PixelRows, Pixels, failure_schema
-from tasks.storage.paths import Place, local, writing
+from tasks.storage.paths import Place, local, parse_json, writing
 
 # N failures
 
@@ -96,7 +96,7 @@ def read_with_facts(path: Place) -> tuple[Failures, dict[str, Any]]:
         reader = pa.ipc.open_file(pa.memory_map(str(local(path))))
         texts = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
         shape = tuple(int(x) for x in texts["image_shape"].split(","))
-        facts: dict[str, Any] = json.loads(texts["facts"])
+        facts: dict[str, Any] = parse_json(texts["facts"])
         if reader.num_record_batches != 1:
             raise DataError(
                 f"{path} has {reader.num_record_batches} record batches; it must have one. Mine it again with "

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from tasks.errors import StorageError
-from tasks.storage.paths import Place, write_text
+from tasks.storage.paths import Place, parse_json, write_text
 
 logger = logging.getLogger(__name__)
 LEASE = "lock.json"
@@ -85,10 +85,10 @@ def new_owner(verb: str) -> Owner:
 def read_lease(root: Place) -> Owner | None:
     """The lease's owner, `None` if there is no lease. Raises ValueError if it is damaged, StorageError."""
     try:
-        return Owner(**json.loads(_content(root / LEASE)))
+        return Owner(**parse_json(_content(root / LEASE)))
     except FileNotFoundError:
         return None
-    except (TypeError, RecursionError) as error:  # JSON of another shape
+    except TypeError as error:  # JSON of another shape
         raise ValueError(str(error)) from error
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.names import plain_name, remove_listed
-from tasks.storage.paths import Place, local, remove_tree, size_of, write_text
+from tasks.storage.paths import Place, local, read_json, remove_tree, size_of, write_text
 from tasks.storage.remote import RemotePath, forget_copies
 from tasks.storage.settings import changes, difference, plain
 from tasks.storage.stages import BEGUN, COMPARED, PREPARED, STAGES
@@ -123,7 +123,7 @@ def read_manifest(folder: Place) -> Manifest | None:
     """The manifest of `folder`, `None` if the stage is unfinished. Raises DataError if it is damaged."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content.pop(CHECKSUM) != content_hash(content):
             raise ValueError("it does not match its checksum")
         files = content["files"].items()
@@ -254,7 +254,7 @@ def begin(
 
 
 def _read_mark(path: Place) -> dict[str, Any]:
-    mark = json.loads(path.read_text(encoding="utf-8"))
+    mark = read_json(path)
     if not isinstance(mark, dict) or not isinstance(mark.get("config"), dict):
         raise ValueError("it records no settings")
     return {key: value for key, value in mark.items() if key != PARTS}

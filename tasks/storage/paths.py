@@ -18,7 +18,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,6 +40,8 @@ from tasks.storage.remote import (
 
 SCHEMES = ("s3", "gs")
 CHUNK_BYTES = 1 << 22
+DEEPEST = 64  # lists and maps inside each other in a JSON file
+TOO_DEEP = f"it has more than {DEEPEST} lists or maps inside each other"
 
 Place = Path | RemotePath
 
@@ -215,6 +217,31 @@ def _whole_line(line: str, *, after: bytes) -> bytes:
     return (b"" if after in (b"", b"\n") else b"\n") + line.encode() + b"\n"
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The content of a JSON text. Raises ValueError if it is damaged, or nested more deeply than any file of ours."""
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [v for c in level for v in _values(c) if isinstance(v, dict | list)]
+        if not level:
+            return content
+    raise ValueError(TOO_DEEP)
+
+
+def _values(content: Any) -> Iterable[Any]:
+    if isinstance(content, dict):
+        return content.values()
+    return content if isinstance(content, list) else ()
+
+
+def read_json(path: Place) -> Any:
+    """The content of a JSON file. Raises OSError, and ValueError if it is damaged."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
 def read_json_lines(path: Place) -> tuple[list[dict[str, Any]], int]:
     """The JSON objects of a log that `append_line` writes, and the number of lines that are not JSON objects.
 
@@ -228,8 +255,8 @@ def read_json_lines(path: Place) -> tuple[list[dict[str, Any]], int]:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     objects = []
     for line in lines:
-        with suppress(ValueError, RecursionError):
-            content = json.loads(line)
+        with suppress(ValueError):
+            content = parse_json(line)
             if isinstance(content, dict):
                 objects.append(content)
     return objects, len(lines) - len(objects)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from tasks.storage.manifest import content_hash, file_hash
-from tasks.storage.paths import Place, write_text
+from tasks.storage.paths import Place, read_json, write_text
 
 logger = logging.getLogger(__name__)
 SUFFIX = ".seal"
@@ -46,7 +46,7 @@ def is_untouched(path: Place) -> bool:
 def _read_seal(path: Place) -> dict[str, Any]:
     """The content of a part's seal; empty if the seal is missing or damaged."""
     try:
-        content = json.loads(seal_of(path).read_text(encoding="utf-8"))
+        content = read_json(seal_of(path))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

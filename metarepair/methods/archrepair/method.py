@@ -51,7 +51,7 @@ from metarepair.models.build import DeployedModel, read_tensors, save_weights
 from metarepair.models.wrappers import copied
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
-from tasks.storage.paths import write_text
+from tasks.storage.paths import read_json, write_text
 
 LOCALISED, SEARCHED = (
     "localised.json",
@@ -169,7 +169,7 @@ def _localised(deployed: DeployedModel, data: RepairData, context: MethodContext
     """Return the most vulnerable block: from the file of an interrupted repair, or found now."""
     path = None if context.folder is None else context.folder / LOCALISED
     if path is not None and path.is_file():
-        return _read_localised(json.loads(path.read_text(encoding="utf-8")), context)
+        return _read_localised(read_json(path), context)
     settings = context.settings
     assert isinstance(settings, ArchRepairSettings)
     images = data.learn.images_NHWC[:PROBED]

@@ -164,6 +164,9 @@ def test_a_list_that_is_too_short_is_refused_with_its_first_missing_entry() -> N
     ("changes", "named"),
     [
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**63}, "seed=9223372036854775808"),
+        ({"task": {"shots": 2**63}}, "task.shots=9223372036854775808"),
+        ({"repair": {"seeds": [2**31]}}, "repair.seeds.0=2147483648"),
         ({"workers": -1}, "workers=-1"),
         ({"name": "a/b"}, "name='a/b'"),
         ({"name": "a" * 201}, "name='aaa"),
@@ -187,6 +190,19 @@ def test_a_list_that_is_too_short_is_refused_with_its_first_missing_entry() -> N
 )
 def test_a_value_out_of_range_is_refused_with_its_name_and_value(changes: dict[str, Any], named: str) -> None:
     assert refusal(**changes).startswith(named)
+
+
+def test_every_whole_number_has_a_largest_value() -> None:
+    def unbounded(field: Any, name: str) -> list[str]:
+        if isinstance(field, list):
+            return [found for entry in field for found in unbounded(entry, name)]
+        if not isinstance(field, dict):
+            return []
+        own = field.get("type") == "integer" and not {"maximum", "exclusiveMaximum", "const"} & field.keys()
+        below = [found for key, value in field.items() for found in unbounded(value, f"{name}.{key}")]
+        return [*([name] if own else []), *below]
+
+    assert unbounded(Config.model_json_schema(), "") == []
 
 
 def test_a_missing_setting_is_named_with_the_way_to_give_it() -> None:

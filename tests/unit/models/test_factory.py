@@ -15,6 +15,7 @@ from metarepair.models.factory import build_from_factory, is_import_path
 from tasks.errors import ConfigError, WeightsError
 
 MODULE = """\
+import torch
 from torch import nn
 
 NUMBER = 3
@@ -50,6 +51,17 @@ def nothing():
 
 def empty():
     return nn.Identity()
+
+def lazy():
+    return nn.LazyLinear(3)
+
+def meta():
+    return nn.Linear(2, 3, device="meta")
+
+def meta_buffer():
+    net = nn.Linear(2, 3)
+    net.register_buffer("mean", torch.zeros(3, device="meta"))
+    return net
 """
 
 
@@ -97,6 +109,9 @@ def test_a_factory_of_the_current_folder_is_called_with_num_classes_where_it_tak
         ("own_nets:breaks", "raised RuntimeError: no luck"),
         ("own_nets:leaves", "raised SystemExit: 3"),
         ("own_nets:nothing", "returned NoneType, not a torch.nn.Module"),
+        ("own_nets:lazy", "the parameter weight has no shape yet"),
+        ("own_nets:meta", "the parameter weight has no values"),
+        ("own_nets:meta_buffer", "the buffer mean has no values"),
         ("own_nets:empty", "without parameters"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from metarepair.models.build import read_tensors, save_weights, state_hash
 from metarepair.models.fit import fit, load_weights
 from metarepair.models.weights_file import read_weights
+from tasks.datasets.bounded import ALWAYS_BYTES
 from tasks.errors import WeightsError
+from watch import watched
 
 
 class Net(nn.Module):
@@ -295,6 +298,7 @@ def test_counters_that_were_averaged_with_the_weights_are_taken(tmp_path: Path) 
         (lambda v: v.to("meta"), "a meta tensor, which has no values"),
         (lambda v: v.to(torch.float8_e8m0fnu), r"quantised, as torch\.float8_e8m0fnu"),
         (lambda v: v.byte().view(torch.float4_e2m1fn_x2), r"quantised, as torch\.float4_e2m1fn_x2"),
+        (lambda _: torch.zeros(1).expand(10**11), "of 400,000,000,000 bytes, far more than the file has"),
     ],
 )
 def test_a_tensor_without_plain_values_is_refused_with_its_name(
@@ -404,3 +408,31 @@ def test_a_damaged_file_of_a_run_is_refused_in_the_same_words(
     path.unlink()
     with pytest.raises(WeightsError, match=r"model\.safetensors cannot be read"):
         read_tensors(path)
+
+
+class Costly:
+    """Pickles as the call `bytearray(10**11)`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (10**11,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_asks_for_much_memory_is_refused(tmp_path: Path, legacy: bool) -> None:
+    path = saved(tmp_path / "net.pt", state() | {"more": Costly()}, legacy=legacy)
+    with watched() as watch, pytest.raises(WeightsError, match="asks for a bytearray"):
+        read_weights(path)
+    assert watch.grown_bytes < 1 << 28
+
+
+def test_an_archive_of_zeros_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "plain.pt", {"head.weight": torch.zeros(2 * ALWAYS_BYTES // 4)})
+    with (
+        zipfile.ZipFile(path) as plain,
+        zipfile.ZipFile(tmp_path / "net.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with watched() as watch, pytest.raises(WeightsError, match="pack it without compression"):
+        read_weights(tmp_path / "net.pt")
+    assert watch.grown_bytes < 1 << 28

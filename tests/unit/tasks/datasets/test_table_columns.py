@@ -160,7 +160,13 @@ def test_a_hash_or_a_thumbnail_of_another_type_is_not_taken_for_the_images(
 
 @pytest.mark.parametrize(
     "images",
-    [pa.array(["a"] * 4), pa.array([1, 2, 3, 4]), pa.array([[1]] * 4), pa.array([{"path": "a"}] * 4)],
+    [
+        pa.array(["a"] * 4),
+        pa.array([1, 2, 3, 4]),
+        pa.array([[1]] * 4),
+        pa.array([{"path": "a"}] * 4),
+        pa.array([{"bytes": {"bytes": b"a"}}] * 4),
+    ],
 )
 def test_other_types_of_images_are_refused_with_the_supported_ones(tmp_path: Path, images: pa.Array) -> None:
     write(tmp_path, "file", images, pa.array(NAMES))
