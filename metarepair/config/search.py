@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from metarepair.config.section import LARGEST, Count, Positive, Section
+from metarepair.config.section import Count, Positive, Section, Whole
 from tasks.corruptions import Category, resolve
 from tasks.errors import unknown_name
 
 Bounds = tuple[float, float]
-Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
 
 TARGETS_OWN = "target"  # stands for the category of the target that a trial is for
 KINDS = ("choice", "uniform", "log_uniform", "integers")

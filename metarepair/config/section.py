@@ -13,6 +13,7 @@ from tasks.storage.settings import Settings
 LARGEST = 2**31 - 1  # so that a product of two settings fits into 64 bits
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Value = TypeVar("Value")
 Rate = Annotated[float, Field(gt=0, le=10)]

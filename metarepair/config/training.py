@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from metarepair.config.optimizers import OPTIMIZERS, check_options
-from metarepair.config.section import Count, Fraction, Positive, Rate, Section, in_yaml
+from metarepair.config.section import Count, Fraction, Positive, Rate, Section, Whole, in_yaml
 from tasks.errors import near_names
 
 BatchNorm = Literal["frozen", "adapt", "batch"]
@@ -78,7 +78,7 @@ class TrainConfig(Section):
     outer_optimizer: str = Field(
         "Adam", description=f"Outer optimizer, from torch.optim: {', '.join(OPTIMIZERS)}."
     )
-    outer_options: dict[str, bool | int | float | list[float]] = Field(
+    outer_options: dict[str, bool | Whole | float | list[float]] = Field(
         default_factory=dict,
         description="Further arguments of the outer optimizer, such as `betas` or `weight_decay`.",
     )

@@ -111,7 +111,7 @@ def _array(field: Schema, schema: Schema) -> str:
 
 def _range(field: Schema) -> list[str]:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    given = {sign: field[name] for name, sign in signs.items() if field.get(name, LARGEST) != LARGEST}
+    given = {sign: field[name] for name, sign in signs.items() if abs(field.get(name, LARGEST)) != LARGEST}
     limits = [f"{sign} {limit:g}" for sign, limit in given.items()]
     return [" and ".join(limits)] if limits else []
 
