@@ -7,7 +7,6 @@ as `head` does; 1 anything else.
 from __future__ import annotations
 
 import argparse
-import errno
 import math
 import signal
 import sys
@@ -51,6 +50,7 @@ VERBS = {
     "doctor": "report what this machine and environment can do",
 }
 PATIENCE_S = 10.0
+KEPT = "Finished work is kept: run the same command again to resume"
 OUTSIDE_THE_STAGES = ("compare", "hypothesis", "pretrain", "tune")  # not stages of `metarepair run`
 
 
@@ -81,22 +81,26 @@ def _main(arguments: Sequence[str] | None) -> int:
     except UserError as error:
         return _fail(given, error, 2)
     except KeyboardInterrupt:
-        print(
-            "\nStopped. Finished work is kept: run the same command again to resume.",
-            file=sys.stderr,
-        )
+        print(f"\nStopped. {KEPT}.", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+        said = f"The system refused a file or a connection: {error}."
+        remedy = "Make room, grant the permission, or give another path."
+        return _fail(given, UserError(f"{said} {remedy} {KEPT}."), 2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
             raise
-        return _fail(
-            given,
-            UserError(
-                f"Writing failed: {error}. Make room or grant the permission, then run the same command again to "
-                "resume."
-            ),
-            2,
+        said = f"There is not enough memory ({str(error).splitlines()[0]})."
+        remedy = (
+            "Lower the settings named batch_size, task.shots or task.query_size, data.image_size or workers."
         )
+        return _fail(given, UserError(f"{said} {remedy} {KEPT}."), 1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's or NumPy's, or PyTorch's, whose error on the CPU has no class of its own."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 def _do(given: argparse.Namespace) -> int:

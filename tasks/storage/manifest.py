@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -79,8 +80,12 @@ def file_hash(path: Place) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that results depend on."""
-    installed = {}
+    """What the bits of a result depend on besides its settings: versions of packages, and `cpu`.
+
+    `cpu` is the instruction set that PyTorch's kernels use here, such as AVX2; it is left out if PyTorch is not loaded.
+    """
+    torch = sys.modules.get("torch")
+    installed = {} if torch is None else {"cpu": str(torch.backends.cpu.get_cpu_capability())}
     for package in _PACKAGES:
         try:
             installed[package] = version(package)
