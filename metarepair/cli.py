@@ -196,6 +196,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--restart", action="store_true", help=f"start over: {restarted}")
         if verb == "compare":
             add_comparison_options(sub)
+        if verb == "report":
+            sub.add_argument(
+                "--out", metavar="FOLDER", help="write the report there, and nothing into the run's folder"
+            )
         sub.add_argument(
             "--address",
             help="address of a Ray cluster (default: RAY_ADDRESS, or else a local Ray on this machine)",
@@ -301,8 +305,14 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
     from distributed.on_ray.cluster import connected
     from distributed.stages.executor import executor_for
     from metarepair.stages.pipeline import Pipeline
+    from tasks.storage.paths import place
     from tasks.storage.run_lock import locked
 
+    if given.verb == "report" and given.out:
+        if given.restart:
+            raise UserError("--out writes a new report and leaves the run as it is; leave out --restart.")
+        Pipeline(config, executor_for, report_to=place(given.out)).report()
+        return 0
     pipeline = Pipeline(config, executor_for)
     do: Callable[[], object] = pipeline.whole if given.verb == "run" else getattr(pipeline, given.verb)
     cluster = nullcontext() if given.verb == "report" else connected(config, given.address)

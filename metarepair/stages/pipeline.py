@@ -34,7 +34,7 @@ from metarepair.reports import load_results
 from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
-from metarepair.runs.layout import RATES, Run, open_run
+from metarepair.runs.layout import RATES, Run, open_run, run_of
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
@@ -72,14 +72,19 @@ VERBS: tuple[Verb, ...] = ("mine", "score", "train", "repair", "report")
 
 
 class Pipeline:
-    """The stages of one run. A stage already complete with the same settings is skipped, with a log line."""
+    """The stages of one run. A stage already complete with the same settings is skipped, with a log line.
 
-    def __init__(self, config: Config, executor: ExecutorOf = in_process) -> None:
+    report_to: a folder for the report; then nothing is written in the run, and only `report` may be called.
+    """
+
+    def __init__(
+        self, config: Config, executor: ExecutorOf = in_process, *, report_to: Place | None = None
+    ) -> None:
         self.config, self._checked, self._probed = config, False, False
         self.executor = executor(config)
         self._judging = threading.Lock()
         _check_names(config)
-        self.run: Run = open_run(config)
+        self.run: Run = open_run(config) if report_to is None else Run(run_of(config).root, report_to)
 
     @cached_property
     def here(self) -> Surroundings:

@@ -66,6 +66,11 @@ def place(text: str) -> Place:
             f"{text!r} has the scheme {scheme!r}. Give a local path, s3://BUCKET/… or gs://BUCKET/…"
         )
     key = str(PurePosixPath(key.strip("/")))
+    if "@" in key.partition("/")[0] or "?" in key:  # not repeated here, as it would be in logs and records
+        raise ConfigError(
+            f"An {scheme}:// path holds credentials or options (it has an @ before its first / or a ?). Give "
+            f"{scheme}://BUCKET/PATH, and credentials as the cloud's own tools take them: AWS_ACCESS_KEY_ID and others."
+        )
     if key in ("", ".") or ".." in PurePosixPath(key).parts:
         raise ConfigError(f"{text!r} names no bucket and path. Give {scheme}://BUCKET/PATH")
     return RemotePath(scheme, key)

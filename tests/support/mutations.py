@@ -35,10 +35,11 @@ def at_each_change(
     do: Callable[[int, str], None],
     *,
     events: Sequence[str] = (*EVENTS, "open"),
+    lease: bool = False,
 ) -> Iterator[list[str]]:
     """Call `do(number, path)` before each change below `folder` in the block, from number 1; give the paths so far.
 
-    events: the kinds of changes that count. The run's lease, which is renewed by time, never does.
+    events: the kinds of changes that count. lease: whether those of the run's lease do, which is renewed by time.
     """
     global _hooked, _watcher
     if not _hooked:
@@ -47,7 +48,7 @@ def at_each_change(
     paths: list[str] = []
 
     def watch(event: str, path: str) -> None:
-        if event in events and path.startswith(os.fspath(folder)) and LEASE not in path:
+        if event in events and path.startswith(os.fspath(folder)) and (lease or LEASE not in path):
             paths.append(path)
             do(len(paths), path)
 

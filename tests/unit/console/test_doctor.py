@@ -9,6 +9,7 @@ import torch
 
 from metarepair.cli import main
 from metarepair.weights import resolve_weights
+from tasks.storage.paths import Place
 
 FACTORIES = """
 import torch
@@ -130,3 +131,18 @@ def test_an_obstacle_is_reported_in_one_paragraph(
     assert code == 2
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_storage_is_examined_where_it_is(capsys: pytest.CaptureFixture[str], root: Place) -> None:
+    code, out, _ = examined(capsys, "--storage", str(root / "runs"))
+    assert code == 0
+    assert f"storage    {root / 'runs'}: writable" in out
+
+
+def test_a_bucket_that_does_not_exist_is_reported_with_the_remedy(
+    capsys: pytest.CaptureFixture[str], s3: str
+) -> None:
+    code, out, _ = examined(capsys, "--storage", "s3://absent-bucket/runs")
+    assert code == 0
+    assert "storage    NOT usable: s3://absent-bucket" in out
+    assert "Check the bucket's name" in out

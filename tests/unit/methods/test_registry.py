@@ -142,7 +142,12 @@ def test_a_method_that_returns_no_repaired_model_is_refused(monkeypatch: pytest.
     [
         ("import no_such_package_at_all", "cannot be loaded .ModuleNotFoundError: No module named"),
         ("raise RuntimeError('half installed')", "cannot be loaded .RuntimeError: half installed"),
+        ("raise SystemExit(3)", "cannot be loaded .SystemExit: 3"),
         ("Another = 1", "cannot be loaded .AttributeError"),
+        (
+            OWN.replace("def repair", "def __init__(self):\n        1 / 0\n\n    def repair"),
+            "cannot be called .*ZeroDiv",
+        ),
         ("class Own: pass", "is not a subclass of metarepair.methods.Method"),
         ("Own = 'not a class'", "is not a subclass of metarepair.methods.Method"),
         (OWN.replace('"own", "our own"', '"tent", "our own"'), "takes the name 'tent' of another method"),

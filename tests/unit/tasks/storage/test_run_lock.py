@@ -185,7 +185,7 @@ def gone_process() -> int:
     return child.pid
 
 
-@pytest.mark.parametrize("clock_s", [0.0, 3600.0, -3600.0])
+@pytest.mark.parametrize("clock_s", [0.0, 3600.0, -3600.0, 86_400.0, -86_400.0])
 def test_a_remote_owner_that_renews_its_lease_is_alive_whatever_its_clock_says(
     root: Place, clock_s: float, caplog: pytest.LogCaptureFixture
 ) -> None:
