@@ -25,7 +25,6 @@ from metarepair.reports import load_results
 from metarepair.reports.table import COLUMNS, Column, Row, aligned, cell, method_words, spread
 from metarepair.runs.layout import Run
 from tasks.storage.manifest import read_manifest
-from tasks.storage.processors import PROCESSORS
 
 VARIABLE, AS_IS = "ATEN_CPU_CAPABILITY", "as_is"
 CAPABILITIES = ("default", "avx2", AS_IS)
@@ -42,17 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = options.parse_args(arguments)
     found: dict[tuple[str, int], Mapping[str, Row]] = {}
-    processors: dict[str, set[str]] = {}
-    for (
-        seed
-    ) in given.seeds:  # all capabilities of a seed before the next seed, so that a stopped series compares
+    used_by: dict[str, set[str]] = {}
+    for seed in given.seeds:  # all capabilities of a seed first, so that a stopped series can be compared
         for capability in given.capabilities:
             run = Run(given.out / f"{capability}-{seed}")
             measure(run, capability, ["--config", given.config], [*given.set, f"seed={seed}"])
             found[capability, seed], used = rows_of(run)
-            processors.setdefault(capability, set()).update(used)
+            used_by.setdefault(capability, set()).update(used)
     lines = [
-        *(f"{name}: {' and '.join(sorted(used))}" for name, used in processors.items()),
+        *(f"{name}: {' and '.join(sorted(used))}" for name, used in used_by.items()),
         *("", "Mean ± standard deviation over seeds:", "", *means(found, given.capabilities)),
         *("", f"Difference from {given.capabilities[-1]} in points, mean (largest amount) over seeds:", ""),
         *differences(found, given.capabilities),
@@ -81,11 +78,11 @@ def measure(run: Run, capability: str, config: Sequence[str], settings: Sequence
 
 
 def rows_of(run: Run) -> tuple[dict[str, Row], set[str]]:
-    """The rows of the run's target by method, and the processors that its stages name."""
+    """The rows of the run's target by method, and the instruction sets that its stages name."""
     (target,) = (path.name for path in run.root.glob("repaired/*"))
     (result,) = load_results(run, [target])
     stages = [read_manifest(path.parent) for path in run.root.rglob("manifest.json")]
-    used = {words for stage in stages if stage is not None for words in stage.facts.get(PROCESSORS, ())}
+    used = {stage.versions["cpu"] for stage in stages if stage is not None and "cpu" in stage.versions}
     return {str(row["method"]): row for row in result["methods"]}, used
 
 

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 
+# Columns of tables and keys of JSON files that hold what was measured: they differ between equal runs. `memory` is a
+# sentence among the facts of meta-training, which may say how much memory was free.
+MEASURED = ("episodes_per_s", "images_per_s", "memory", "memory_bytes", "seconds", "tasks_per_s")
+
 
 class PixelRows(Protocol):
     """Pixels [N, H, W, C] uint8 that are read by row: an array, a memory map, or images computed on demand."""

@@ -258,7 +258,8 @@ def _beside_paper(result: Result, target: str) -> str:
 def _files(run: Run, result: Result, target: str) -> str:
     folder = inside(run.repaired(target), run.root)
     weights = [str(row["weights"]) for row in result["methods"] if row.get("weights")]
-    others = [f"{folder}/result.json", f"{folder}/samples.parquet", "report/results.csv"]
-    pictures = [p.name for p in find(run.report, f"{_file_name(target)}_*.png")]
-    everything = [*weights, *others, *(f"report/{name}" for name in pictures)]
+    beside = ["results.csv", *(p.name for p in find(run.report, f"{_file_name(target)}_*.png"))]
+    report = "report" if run.report_to is None else run.report  # elsewhere: the whole path
+    others = [f"{folder}/result.json", f"{folder}/samples.parquet"]
+    everything = [*weights, *others, *(f"{report}/{name}" for name in beside)]
     return "<p>Paths are relative to the run's folder:</p>\n" + bullets(everything, "small")

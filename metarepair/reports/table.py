@@ -19,7 +19,6 @@ from tasks.storage.paths import Place, write_table
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]
 
-MEASURED = ("seconds", "memory_bytes")  # columns and keys of results that differ between equal runs
 CLEAN_HELD_POINTS = 1.0  # clean accuracy counts as maintained if at most this much is lost
 LEGEND = (
     "D_fail: accuracy on the failures that no method learned from. D_fail holds only failures, so its accuracy is 0 "

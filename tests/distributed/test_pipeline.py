@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from distributed.stages.executor import executor_for
+from equal_runs import without_measured
 from metarepair.config.run import Config
 from metarepair.runs.layout import Run
 from metarepair.stages.pipeline import Pipeline
@@ -45,9 +46,7 @@ def results(run: Run) -> dict[str, object]:
     found: dict[str, object] = {}
     for target in TARGETS:
         rows = json.loads((run.repaired(target) / "result.json").read_text())["methods"]
-        found[target] = [
-            {k: v for k, v in row.items() if k not in ("seconds", "memory_bytes")} for row in rows
-        ]
+        found[target] = without_measured(rows)
         theta = load_file(run.meta(target) / "model.safetensors")
         found[f"θ {target}"] = {k: v.tolist() for k, v in theta.items()}
     return found

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import torch
 
+from equal_runs import comparable
 from metarepair.cli import main
-from metarepair.reports.table import MEASURED
 from metarepair.stages.pipeline import Pipeline
 from mutations import at_each_change
 
+RUN = Path("runs") / "tiny"
 MOMENTS = 3 * int(os.environ.get("METAREPAIR_KILLS", "1"))
 ERRORS = [
     ("mine", errno.EIO),
@@ -37,21 +36,9 @@ def command(verb: str, folder: Path, *options: str) -> list[str]:
     return [verb, "--config", str(folder / "tiny.yaml"), "--storage", str(folder / "runs"), *options]
 
 
-def results(folder: Path) -> dict[str, bytes]:
-    """The bytes of all images, weights and judged examples of a run, and its table without what is measured."""
-    run = folder / "runs" / "tiny"
-    kinds = ("*.arrow", "*.safetensors", "samples.parquet", "confidence.parquet")
-    found = {str(p.relative_to(run)): p.read_bytes() for kind in kinds for p in run.rglob(kind)}
-    table = pa.parquet.read_table(run / "report" / "results.parquet")
-    kept = table.drop_columns([name for name in table.column_names if name in MEASURED])
-    return {name: content for name, content in found.items() if "/checkpoints/" not in name} | {
-        "table": repr(kept.to_pylist()).encode()
-    }
-
-
 def changes_of(folder: Path, arguments: list[str], **options: Any) -> int:
     """The number of changes that a command makes in the run."""
-    with at_each_change(folder / "runs" / "tiny", lambda *_: None, **options) as paths:
+    with at_each_change(folder / RUN, lambda *_: None, **options) as paths:
         assert main(arguments) == 0
     return len(paths)
 
@@ -67,14 +54,14 @@ def in_a_child(do: Callable[[], object]) -> int:
 
 
 @pytest.mark.slow
-def test_a_restart_that_dies_at_any_moment_goes_on_to_the_same_results(
-    finished_run: Path, tmp_path: Path
+def test_a_restart_that_dies_at_any_moment_goes_on_to_the_same_comparable(
+    finished_run: Path, tmp_path: Path / RUN
 ) -> None:
-    whole = results(finished_run)
+    whole = comparable(finished_run / RUN)
     arguments = ("run", tmp_path / "counted", "--restart")
     shutil.copytree(finished_run, tmp_path / "counted")
     moments = np.linspace(1, changes_of(tmp_path / "counted", command(*arguments)), MOMENTS).astype(int)
-    assert results(tmp_path / "counted") == whole
+    assert comparable(tmp_path / "counted" / RUN) == whole
     for moment in moments.tolist():
         folder = tmp_path / str(moment)
         shutil.copytree(finished_run, folder)
@@ -84,12 +71,12 @@ def test_a_restart_that_dies_at_any_moment_goes_on_to_the_same_results(
                 os._exit(9)
 
         def dying(folder: Path = folder, die: Callable[[int, str], None] = die) -> None:
-            with at_each_change(folder / "runs" / "tiny", die):
+            with at_each_change(folder / RUN, die):
                 main(command("run", folder, "--restart"))
 
         assert in_a_child(dying) == 9, moment
         assert main(command("run", folder)) == 0, moment
-        assert results(folder) == whole, moment
+        assert comparable(folder / RUN) == whole, moment
         shutil.rmtree(folder)
 
 
@@ -107,7 +94,7 @@ def test_an_error_of_the_storage_in_any_stage_is_one_paragraph(
             raise OSError(number, os.strerror(number), path)
 
     capsys.readouterr()
-    with at_each_change(tmp_path / "runs" / "tiny", fail, events=["os.rename"]):
+    with at_each_change(tmp_path / RUN, fail, events=["os.rename"]):
         assert main(arguments) == 2
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
@@ -115,7 +102,7 @@ def test_an_error_of_the_storage_in_any_stage_is_one_paragraph(
     assert last.startswith("metarepair: ")
     assert os.strerror(number) in last
     assert main(command("run", tmp_path)) == 0
-    assert results(tmp_path) == results(finished_run)
+    assert comparable(tmp_path / RUN) == comparable(finished_run / RUN)
 
 
 def no_memory_for_numpy(*_: object) -> None:
@@ -135,7 +122,7 @@ def test_a_lack_of_memory_is_one_paragraph_and_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    before = results(tiny_run)
+    before = comparable(tiny_run / RUN)
     monkeypatch.setattr(Pipeline, stage, exhaust)
     assert main(command(stage, tiny_run)) == 1
     printed = capsys.readouterr().err
@@ -143,4 +130,4 @@ def test_a_lack_of_memory_is_one_paragraph_and_nothing_is_lost(
     assert "Traceback" not in printed
     assert "memory" in printed
     assert "batch_size" in printed
-    assert results(tiny_run) == before
+    assert comparable(tiny_run / RUN) == before
