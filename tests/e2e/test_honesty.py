@@ -13,6 +13,7 @@ from metarepair.cli import main
 from metarepair.config.load import load_config
 from metarepair.evaluation import evaluate
 from metarepair.repairs import stage as repair_stage
+from metarepair.reports import examples
 from metarepair.runs.layout import Run
 from metarepair.stages.pipeline import Pipeline
 from tasks.experiences import store
@@ -81,3 +82,19 @@ def test_a_torn_line_in_the_log_of_d_fail_is_said_in_the_report(tiny_run: Path) 
     assert main(arguments) == 0
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
     assert "opened D_fail once. 1 of its lines cannot be read, so there may be more." in page
+
+
+def test_the_report_opens_d_fail_again_and_does_not_log_it(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, opened = Run(tiny_run / "runs" / "tiny").d_fail_log, []
+    before, read = log.read_bytes(), store.read_failures
+
+    def watched(path: Path) -> Failures:
+        opened.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(examples, "read_failures", watched)
+    assert main(["report", "--config", str(tiny_run / "tiny.yaml"), "--storage", str(tiny_run / "runs")]) == 0
+    assert "fail.arrow" in opened
+    assert log.read_bytes() == before

@@ -1,0 +1,221 @@
+"""Every sentence of SECURITY.md on what runs code and what is promised has tests; CLAIMS names them.
+
+To add a sentence, add a row with the sentence as it stands in SECURITY.md, on one line, and the tests that show it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+SECTIONS = ("What runs code", "What is promised")
+HERE = "unit/house/test_security.py"
+NAMES = "unit/tasks/storage/test_names.py"
+WITHOUT_ROWS = ("A Ray cluster:",)  # bullets that have no rows yet
+
+# The sentence, and its tests below tests/.
+CLAIMS: dict[str, tuple[str, ...]] = {
+    "MetaRepair reads data and weights without running anything from them:": (
+        f"{HERE}::test_what_could_run_code_is_called_only_where_it_is_meant",
+        f"{HERE}::test_loaders_of_arrays_and_weights_are_told_to_unpickle_nothing",
+    ),
+    "Weights: `.safetensors`, or files of `torch.save` read with `weights_only=True`.": (
+        "unit/models/test_weights_file.py::test_a_safetensors_file_is_known_by_its_bytes_and_needs_no_note",
+        "unit/models/test_weights_file.py::test_a_torch_file_is_known_by_its_bytes_whatever_its_suffix",
+        f"{HERE}::test_loaders_of_arrays_and_weights_are_told_to_unpickle_nothing",
+    ),
+    "A pickle that asks for more than tensors and plain containers is refused.": (
+        "e2e/test_bad_input.py::test_a_pickle_in_place_of_weights_is_refused_and_runs_nothing",
+        "unit/features/test_inception.py::test_a_pickle_of_other_objects_is_refused_with_the_remedy_and_no_warning",
+        "unit/features/test_inception.py::test_a_file_that_would_run_code_is_refused",
+    ),
+    "Experiences, features, tables and results: Arrow, Parquet, JSON and NumPy files without pickled objects.": (
+        f"{HERE}::test_a_moments_file_with_pickled_objects_is_refused_and_runs_nothing",
+        f"{HERE}::test_loaders_of_arrays_and_weights_are_told_to_unpickle_nothing",
+        "unit/tasks/datasets/test_datasets.py::test_npz_with_a_pickled_array_is_refused",
+        "unit/tasks/datasets/test_archives.py::test_a_damaged_array_is_refused_by_name",
+    ),
+    "The published CIFAR-10 batches are pickles; an unpickler that builds arrays and plain containers alone reads "
+    "them.": (
+        "unit/tasks/datasets/test_datasets.py::test_a_batch_that_would_run_code_is_refused_and_runs_nothing",
+        "unit/tasks/datasets/test_datasets.py::test_the_published_python_batches_are_read_in_order_with_channels_last",
+    ),
+    "Settings: YAML, read as data: numbers, text, lists and maps of a bounded size.": (
+        "unit/config/test_config.py::test_a_yaml_tag_runs_no_code",
+        "unit/config/test_yaml.py::test_anything_but_plain_settings_is_refused_in_one_paragraph",
+        "unit/config/test_yaml.py::test_a_file_of_settings_has_at_most_a_mebibyte",
+        "unit/config/test_yaml.py::test_values_on_the_command_line_are_bounded_as_well",
+    ),
+    "Names of files in manifests, checkpoints, results and plans: relative paths inside their folder.": (
+        f"{NAMES}::test_hostile_names_are_refused",
+        f"{NAMES}::test_an_accepted_name_never_leaves_its_folder",
+        f"{NAMES}::test_a_checkpoint_that_lists_hostile_names_is_damaged",
+        f"{NAMES}::test_results_and_plans_with_hostile_names_are_refused",
+    ),
+    "A run that you received cannot have anything else read or deleted.": (
+        f"{NAMES}::test_a_received_manifest_deletes_nothing_outside_its_stage",
+        f"{NAMES}::test_a_link_that_leads_out_of_the_stage_is_not_followed",
+        f"{NAMES}::test_a_link_in_place_of_a_file_is_deleted_and_its_target_is_not",
+        f"{NAMES}::test_a_pipe_in_place_of_a_checkpoint_file_is_not_opened",
+    ),
+    "These do run code, and you must trust where they come from:": (
+        f"{HERE}::test_what_could_run_code_is_called_only_where_it_is_meant",
+    ),
+    "`--model module:FACTORY` imports the module that you name, from your folder or environment.": (
+        "unit/models/test_factory.py::test_a_factory_of_the_current_folder_is_called_with_num_classes_where_it_takes_it",
+        f"{HERE}::test_what_could_run_code_is_called_only_where_it_is_meant",
+    ),
+    "Repair methods of other packages, which are found by the entry point `metarepair.methods`.": (
+        "unit/methods/test_registry.py::test_a_method_of_another_package_is_found_by_its_entry_point",
+        f"{HERE}::test_what_could_run_code_is_called_only_where_it_is_meant",
+    ),
+    "Exported programs (`model.pt2`, `model.onnx`) when you load and run them.": (
+        f"{HERE}::test_programs_are_loaded_by_the_export_alone_which_checks_them",
+        "unit/repairs/test_export.py::test_a_program_with_other_results_than_the_dnn_is_not_written",
+    ),
+    "Files that you did not write yourself cannot run code through MetaRepair, except in the ways above.": (
+        f"{HERE}::test_what_could_run_code_is_called_only_where_it_is_meant",
+        f"{HERE}::test_loaders_of_arrays_and_weights_are_told_to_unpickle_nothing",
+    ),
+    "A damaged file is named and refused; it is not taken for a finished result.": (
+        "e2e/test_mended.py::test_a_flipped_byte_of_a_target_is_refused",
+        "e2e/test_inspect.py::test_the_remedy_for_a_damaged_file_mends_the_run",
+        "unit/models/test_weights_file.py::test_a_damaged_file_of_a_run_is_refused_in_the_same_words",
+        "unit/runs/test_run_stage.py::test_damage_is_repaired_by_the_stages_that_mend_and_refused_by_others",
+    ),
+    "A target's D_fail, the failures that judge a repair, is opened for judging by the evaluation alone, which "
+    "records each time.": (
+        "e2e/test_honesty.py::test_nothing_before_the_evaluation_reads_d_fail",
+        "e2e/test_honesty.py::test_each_opening_of_d_fail_is_logged",
+        "e2e/test_honesty.py::test_a_methods_inputs_give_no_access_to_d_fail",
+    ),
+    "The report opens it again, unrecorded, to draw examples.": (
+        "e2e/test_honesty.py::test_the_report_opens_d_fail_again_and_does_not_log_it",
+    ),
+}
+
+# What could run code from a file or by a name, and the only modules that use it.
+COULD_RUN_CODE = {
+    "import_module": {
+        "distributed/on_ray/own_packages.py",  # these two import our own packages by name
+        "metarepair/own_packages.py",
+        "metarepair/__init__.py",
+        "metarepair/models/factory.py",
+    },
+    "entry_points": {"metarepair/methods/registry.py"},
+    "export.load": {"metarepair/repairs/export.py"},
+    "InferenceSession": {"metarepair/repairs/export.py"},
+    "import pickle": {"tasks/datasets/cifar.py"},
+    "Tuner.restore": {"distributed/search/tune.py"},  # Ray Tune's own state, which is pickled
+}
+NOWHERE = ("unsafe_load", "full_load", "load_module", "jit.load", "hub.load")
+BUILTINS = ("eval", "exec", "compile", "__import__")
+PICKLERS = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy")
+
+
+def sentences() -> list[str]:
+    """The sentences of the two sections, each on one line. A bullet's or a paragraph's lines are joined first."""
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    found = []
+    for section in SECTIONS:
+        body = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+        assert body is not None, section
+        for block in re.split(r"\n\n|\n(?=- )", body[1].strip()):
+            line = " ".join(block.removeprefix("- ").split())
+            if not line.startswith(WITHOUT_ROWS):
+                found += re.split(r"(?<=\.) (?=[A-Z`])", line)
+    return found
+
+
+def test_every_sentence_of_the_policy_has_a_row_and_every_row_a_sentence() -> None:
+    found = sentences()
+    assert [sentence for sentence in found if sentence not in CLAIMS] == []
+    assert [sentence for sentence in CLAIMS if sentence not in found] == []
+
+
+@pytest.mark.parametrize("test", sorted({test for tests in CLAIMS.values() for test in tests}))
+def test_every_named_test_exists(test: str) -> None:
+    file, _, name = test.partition("::")
+    tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_each_claim_has_a_test() -> None:
+    assert [sentence for sentence, tests in CLAIMS.items() if not tests] == []
+
+
+def iter_calls() -> Iterator[tuple[str, str, ast.Call]]:
+    """Yield each call in the three packages: the file, the called name with its dots, and the call."""
+    for package in ("tasks", "metarepair", "distributed"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    yield path.relative_to(ROOT).as_posix(), ast.unparse(node.func), node
+
+
+def picklers_imported() -> Iterator[str]:
+    """Yield the files of the three packages that import a module which runs code from files."""
+    for package in ("tasks", "metarepair", "distributed"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+                if any(name.split(".")[-1] in PICKLERS for name in names):
+                    yield path.relative_to(ROOT).as_posix()
+
+
+def test_what_could_run_code_is_called_only_where_it_is_meant() -> None:
+    calls = [(file, name) for file, name, _ in iter_calls()]
+    assert [call for call in calls if call[1] in BUILTINS] == []
+    found = {
+        what: {file for file, name in calls if name == what or name.endswith(f".{what}")}
+        for what in (*COULD_RUN_CODE, *NOWHERE)
+    }
+    found["import pickle"] = set(picklers_imported())
+    assert found == COULD_RUN_CODE | {what: set() for what in NOWHERE}
+
+
+def test_loaders_of_arrays_and_weights_are_told_to_unpickle_nothing() -> None:
+    safe = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+    calls = [(file, name, call) for file, name, call in iter_calls() if name in safe]
+    assert {name for _, name, _ in calls} == safe.keys()
+    for file, name, call in calls:
+        given = {
+            word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg == safe[name][0]
+        }
+        assert given == dict([safe[name]]), f"{file}: {name}"
+
+
+def test_programs_are_loaded_by_the_export_alone_which_checks_them() -> None:
+    tree = ast.parse((ROOT / "metarepair/repairs/export.py").read_text(encoding="utf-8"))
+    loading = {
+        function.name
+        for function in tree.body
+        if isinstance(function, ast.FunctionDef)
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) in ("torch.export.load", "onnxruntime.InferenceSession")
+    }
+    assert loading == {"_read_torch", "_read_onnx"}  # of the file that the export has just written
+
+
+def test_a_moments_file_with_pickled_objects_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    import numpy as np
+
+    from metarepair.features.files import read_moments
+
+    ran = tmp_path / "ran"
+
+    class Attack:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (ran,)
+
+    np.save(tmp_path / "moments.npy", np.array([Attack()]), allow_pickle=True)
+    with pytest.raises(Exception, match=r"moments\.npy"):
+        read_moments(tmp_path / "moments.npy")
+    assert not ran.exists()
