@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 SECTIONS = ("What runs code", "What is promised")
 HERE = "unit/house/test_security.py"
 NAMES = "unit/tasks/storage/test_names.py"
-WITHOUT_ROWS = ("A Ray cluster:",)  # bullets that have no rows yet
+LOCAL_RAY = "distributed/test_local_ray.py"
 
 # The sentence, and its tests below tests/.
 CLAIMS: dict[str, tuple[str, ...]] = {
@@ -78,6 +78,30 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         f"{HERE}::test_programs_are_loaded_by_the_export_alone_which_checks_them",
         "unit/repairs/test_export.py::test_a_program_with_other_results_than_the_dnn_is_not_written",
     ),
+    "A Ray cluster: whoever can submit jobs to it can run anything on it.": (
+        f"{LOCAL_RAY}::test_other_users_cannot_reach_a_ray_of_our_own",  # who has its token runs a command
+    ),
+    "The files in `cluster/` turn on token authentication and do not expose the dashboard; keep both.": (
+        "unit/cluster/test_cluster_files.py::test_kubernetes_cluster_autoscales_requires_a_token_and_is_not_exposed",
+        "unit/cluster/test_ray_up_files.py::test_nodes_get_the_files_that_commands_use_and_every_ray_requires_the_token",
+    ),
+    "A Ray that MetaRepair starts on your machine is closed to its other users: it listens on loopback, has a random "
+    "token of its own, and keeps its files in a folder that only you can enter.": (
+        f"{LOCAL_RAY}::test_other_users_cannot_reach_a_ray_of_our_own",
+        "unit/distributed/test_local_ray.py::test_rays_files_are_for_this_user_alone_and_removed_at_the_end",
+        "unit/distributed/test_local_ray.py::test_a_local_ray_has_a_token_of_its_own_unless_the_environment_has_one",
+    ),
+    "One port of PyTorch's stays open while several workers train ([docs/ray.md](docs/ray.md#a-local-ray)).": (
+        f"{LOCAL_RAY}::test_other_users_cannot_reach_a_ray_of_our_own",  # no other port is open
+    ),
+    "Memory, too, is bounded by what a file holds.": (
+        "unit/tasks/datasets/test_bounded.py::test_a_file_that_claims_more_than_it_holds_is_refused_in_little_memory",
+        "unit/models/test_weights_file.py::test_a_pickle_that_asks_for_much_memory_is_refused",
+    ),
+    "Secrets of the environment are written nowhere, and paths with credentials are refused.": (
+        "e2e/test_secrets.py::test_a_run_writes_and_prints_no_secret_of_the_environment",
+        "e2e/test_secrets.py::test_credentials_in_a_path_are_refused_without_being_repeated",
+    ),
     "Files that you did not write yourself cannot run code through MetaRepair, except in the ways above.": (
         f"{HERE}::test_what_could_run_code_is_called_only_where_it_is_meant",
         f"{HERE}::test_loaders_of_arrays_and_weights_are_told_to_unpickle_nothing",
@@ -126,9 +150,7 @@ def sentences() -> list[str]:
         body = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
         assert body is not None, section
         for block in re.split(r"\n\n|\n(?=- )", body[1].strip()):
-            line = " ".join(block.removeprefix("- ").split())
-            if not line.startswith(WITHOUT_ROWS):
-                found += re.split(r"(?<=\.) (?=[A-Z`])", line)
+            found += re.split(r"(?<=\.) (?=[A-Z`])", " ".join(block.removeprefix("- ").split()))
     return found
 
 
