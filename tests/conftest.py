@@ -30,6 +30,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith("tests/distributed/"))
 
 
+@pytest.fixture
+def watched(request: pytest.FixtureRequest, record_property: Any) -> Iterator[None]:
+    """Fail the test if it takes over 60 s or 2 GiB, and record what it took."""
+    from _pytest.faulthandler import (
+        fault_handler_stderr_fd_key,  # standard error that pytest does not capture
+    )
+
+    from watchdog import PROPERTY, Use
+    from watchdog import watched as within_limits
+
+    use = Use()
+    try:
+        with within_limits(stderr=request.config.stash.get(fault_handler_stderr_fd_key, 2)) as use:
+            yield
+    finally:
+        record_property(PROPERTY, (use.seconds, use.grown_bytes))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what the watched tests took."""
+    from watchdog import summary
+
+    found = [report for outcome in ("", "failed", "error") for report in terminalreporter.getreports(outcome)]
+    if lines := summary([report for report in found if hasattr(report, "user_properties")]):
+        terminalreporter.section("watched tests")
+        terminalreporter.write_line("\n".join(lines))
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A server for this process only, with an empty bucket."""

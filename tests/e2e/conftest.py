@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bad_input import Cli
 from metarepair.cli import main
 
 TINY = """\
@@ -44,3 +45,17 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of `finished_run` that the test may change."""
     return Path(shutil.copytree(finished_run, tmp_path / "finished"))
+
+
+@pytest.fixture
+def done(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line on a finished run."""
+    return Cli(tiny_run, capsys)
+
+
+@pytest.fixture
+def fresh(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line on a settings file, without a run."""
+    shutil.copy(finished_run / "tiny.yaml", tmp_path)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    return Cli(tmp_path, capsys)

@@ -8,7 +8,6 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,84 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from metarepair.cli import main
+from bad_input import Cli, Files, cut, files_under
 from metarepair.meta_training.meta_train import MetaTrainer
 from metarepair.weights import SHIPPED
 from tasks.datasets import DATA_VARIABLE, SAMPLE
 
-Files = dict[str, bytes]
-
-
-def files_under(folder: Path) -> Files:
-    """The path and bytes of every file under `folder`."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-@dataclass
-class Cli:
-    """Calls the command line on one folder and captures its output."""
-
-    folder: Path
-    capsys: pytest.CaptureFixture[str]
-
-    @property
-    def root(self) -> Path:
-        return self.folder / "runs" / "tiny"
-
-    def run(self, verb: str, *arguments: str) -> tuple[int, str]:
-        """Run a command; return its exit code and stderr."""
-        code, _, err = self.answer(verb, *arguments)
-        return code, err
-
-    def answer(self, verb: str, *arguments: str) -> tuple[int, str, str]:
-        """Run a command; return its exit code, stdout and stderr."""
-        config = [] if "--config" in arguments else ["--config", str(self.folder / "tiny.yaml")]
-        storage = [] if "--storage" in arguments else ["--storage", str(self.folder / "runs")]
-        self.capsys.readouterr()
-        code = main([verb, *config, *storage, *arguments])
-        found = self.capsys.readouterr()
-        return code, found.out, found.err
-
-    def refused(self, verb: str, *arguments: str, says: list[str], unfinished: str = "") -> str:
-        """Run a command that must be refused, check that it changed no existing file, and return its message.
-
-        unfinished: folder of a stage that may gain files to resume from, but no manifest.
-        """
-        before = files_under(self.folder)
-        code, stderr = self.run(verb, *arguments)
-        assert code == 2, stderr
-        assert "Traceback" not in stderr
-        lines = [line for line in stderr.splitlines() if line.startswith("metarepair: ")]
-        assert len(lines) == 1, stderr
-        assert stderr.endswith(lines[0] + "\n"), "the message is the last line"
-        for word in says:
-            assert word in lines[0]
-        after = files_under(self.folder)
-        assert not [name for name in after if name.endswith(".tmp") or ".tmp/" in name]
-        assert {name: after.get(name) for name in before} == before
-        if unfinished:
-            assert not (self.root / unfinished / "manifest.json").exists()
-        else:
-            assert after.keys() == before.keys()
-        return lines[0]
-
-
-@pytest.fixture
-def done(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line on a finished run."""
-    return Cli(tiny_run, capsys)
-
-
-@pytest.fixture
-def fresh(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line on a settings file, without a run."""
-    shutil.copy(finished_run / "tiny.yaml", tmp_path)
-    (tmp_path / "runs" / "tiny").mkdir(parents=True)
-    return Cli(tmp_path, capsys)
-
-
-def cut(path: Path, share: float = 0.5) -> None:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+pytestmark = pytest.mark.usefixtures("watched")
 
 
 def write_cifar(folder: Path, labels: np.ndarray) -> None:
@@ -132,17 +59,19 @@ def write_cifar(folder: Path, labels: np.ndarray) -> None:
 def test_a_wrong_setting_is_refused_before_anything_is_written(
     fresh: Cli, override: str, says: list[str]
 ) -> None:
-    fresh.refused("run", "--set", override, says=says)
+    fresh.assert_refused("run", "--set", override, says=says)
 
 
 def test_a_missing_configuration_is_refused(fresh: Cli) -> None:
-    fresh.refused("run", "--config", str(fresh.folder / "absent.yaml"), says=["absent.yaml cannot be read"])
+    fresh.assert_refused(
+        "run", "--config", str(fresh.folder / "absent.yaml"), says=["absent.yaml cannot be read"]
+    )
 
 
 @pytest.mark.parametrize("text", ["name: [", "just words", "", "\x00", "name: a\nname: b\n"])
 def test_a_configuration_that_is_not_settings_is_refused(fresh: Cli, text: str) -> None:
     (fresh.folder / "bad.yaml").write_text(text, encoding="utf-8")
-    fresh.refused("run", "--config", str(fresh.folder / "bad.yaml"), says=["bad.yaml"])
+    fresh.assert_refused("run", "--config", str(fresh.folder / "bad.yaml"), says=["bad.yaml"])
 
 
 def test_an_empty_data_folder_is_refused_with_the_layouts(
@@ -151,17 +80,17 @@ def test_an_empty_data_folder_is_refused_with_the_layouts(
     (fresh.folder / "data").mkdir()
     monkeypatch.setenv(DATA_VARIABLE, str(fresh.folder / "data"))
     says = ["No CIFAR-10 under", "cifar-10-batches-py", "data.name=cifar10_sample"]
-    fresh.refused("run", "--set", "data.name=cifar10", says=says)
+    fresh.assert_refused("run", "--set", "data.name=cifar10", says=says)
 
 
 def test_a_missing_data_folder_is_refused(fresh: Cli) -> None:
     override = f"data={{name: cifar10, root: {fresh.folder / 'nowhere'}}}"
-    fresh.refused("run", "--set", override, says=["nowhere is not a folder", "data.root"])
+    fresh.assert_refused("run", "--set", override, says=["nowhere is not a folder", "data.root"])
 
 
 def test_an_unset_data_folder_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    fresh.refused("run", "--set", "data.name=cifar10", says=["Where is CIFAR-10?", DATA_VARIABLE])
+    fresh.assert_refused("run", "--set", "data.name=cifar10", says=["Where is CIFAR-10?", DATA_VARIABLE])
 
 
 def test_a_truncated_image_file_is_refused_by_name(fresh: Cli) -> None:
@@ -172,7 +101,7 @@ def test_a_truncated_image_file_is_refused_by_name(fresh: Cli) -> None:
     cut(path)
     override = f"data={{name: cifar10, root: {fresh.folder / 'data'}}}"
     says = ["cifar10_train_webp.zip", "cannot be read", "Give a zip of lossless WebP strips"]
-    fresh.refused("run", "--set", override, says=says)
+    fresh.assert_refused("run", "--set", override, says=says)
 
 
 def test_a_label_outside_the_classes_is_refused_with_its_row(fresh: Cli) -> None:
@@ -180,13 +109,13 @@ def test_a_label_outside_the_classes_is_refused_with_its_row(fresh: Cli) -> None
     labels[17] = 10
     write_cifar(fresh.folder / "data", labels)
     override = f"data={{name: cifar10, root: {fresh.folder / 'data'}}}"
-    fresh.refused("run", "--set", override, says=["label of image 17 is 10", "10 classes"])
+    fresh.assert_refused("run", "--set", override, says=["label of image 17 is 10", "10 classes"])
 
 
 def test_too_few_failures_are_refused_with_how_many_there_are(fresh: Cli) -> None:
     says = ["shot_noise on the train split", "mining.collect=100000"]
     unfinished = "experiences/shot_noise"
-    message = fresh.refused("mine", "--set", "mining.collect=100000", says=says, unfinished=unfinished)
+    message = fresh.assert_refused("mine", "--set", "mining.collect=100000", says=says, unfinished=unfinished)
     assert re.search(r"fails on [1-9]\d+ examples", message)
 
 
@@ -196,7 +125,7 @@ def test_weights_of_another_dnn_are_refused_with_the_counts(fresh: Cli) -> None:
     save_file(narrow, fresh.folder / "other.safetensors")
     override = f"model.weights={fresh.folder / 'other.safetensors'}"
     says = ["other.safetensors does not fit resnet8_cifar", "of another shape", "model.name"]
-    fresh.refused("mine", "--set", override, says=says)
+    fresh.assert_refused("mine", "--set", override, says=says)
 
 
 @pytest.mark.parametrize("protocol", ["torch", "plain"])
@@ -211,7 +140,9 @@ def test_a_pickle_in_place_of_weights_is_refused_and_runs_nothing(fresh: Cli, pr
         torch.save({"a": Attack()}, path)
     else:
         path.write_bytes(pickle.dumps(Attack()))
-    fresh.refused("mine", "--set", f"model.weights={path}", says=["model.pt is a pickle", "safetensors"])
+    fresh.assert_refused(
+        "mine", "--set", f"model.weights={path}", says=["model.pt is a pickle", "safetensors"]
+    )
     assert not trace.exists()
 
 
@@ -220,13 +151,13 @@ def test_truncated_weights_are_refused(fresh: Cli) -> None:
     shutil.copy(SHIPPED / "resnet8_cifar10.safetensors", path)
     cut(path)
     says = ["model.safetensors is not a whole safetensors file", "Copy it again"]
-    fresh.refused("mine", "--set", f"model.weights={path}", says=says)
+    fresh.assert_refused("mine", "--set", f"model.weights={path}", says=says)
 
 
 def test_a_storage_path_that_is_a_file_is_refused(fresh: Cli) -> None:
     path = fresh.folder / "taken"
     path.write_text("mine", encoding="utf-8")
-    fresh.refused("run", "--storage", str(path), says=["taken' cannot be written", "--storage"])
+    fresh.assert_refused("run", "--storage", str(path), says=["taken' cannot be written", "--storage"])
 
 
 @pytest.mark.parametrize("storage", ["ftp://host/runs", "s3://", "s3:///", "gs://bucket/../x", "hdfs://a/b"])
@@ -234,20 +165,20 @@ def test_storage_of_another_kind_is_refused(
     fresh: Cli, monkeypatch: pytest.MonkeyPatch, storage: str
 ) -> None:
     monkeypatch.chdir(fresh.folder)
-    fresh.refused("run", "--storage", storage, says=[storage, "Give "])
+    fresh.assert_refused("run", "--storage", storage, says=[storage, "Give "])
     assert not list(fresh.folder.glob("*:*"))
 
 
 def test_cuda_without_a_gpu_is_refused(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    fresh.refused("run", "--set", "device=cuda", says=["device=cuda", "device=cpu"])
+    fresh.assert_refused("run", "--set", "device=cuda", says=["device=cuda", "device=cpu"])
 
 
 @pytest.mark.parametrize(
     ("verb", "says"), [("score", "mine"), ("train", "mine"), ("repair", "mine"), ("report", "repair")]
 )
 def test_a_stage_without_its_prerequisite_is_refused_and_names_it(fresh: Cli, verb: str, says: str) -> None:
-    fresh.refused(
+    fresh.assert_refused(
         verb,
         says=["gaussian_noise" if verb == "report" else "is not finished", f"metarepair {says} --config"],
     )
@@ -256,7 +187,7 @@ def test_a_stage_without_its_prerequisite_is_refused_and_names_it(fresh: Cli, ve
 def test_repair_before_training_is_refused(done: Cli) -> None:
     for stage in ("meta", "repaired", "report"):
         shutil.rmtree(done.root / stage)
-    done.refused("repair", says=["meta/gaussian_noise is not finished", "metarepair train --config"])
+    done.assert_refused("repair", says=["meta/gaussian_noise is not finished", "metarepair train --config"])
 
 
 def test_missing_inception_weights_are_an_error_and_never_another_extractor(
@@ -270,7 +201,7 @@ def test_missing_inception_weights_are_an_error_and_never_another_extractor(
     monkeypatch.setenv("HOME", str(done.folder / "home"))
     monkeypatch.setenv("TORCH_HOME", str(done.folder / "home"))
     says = ["no FID Inception weights", "METAREPAIR_WEIGHTS", "efficientnet_lite0"]
-    done.refused("score", "--set", "features.extractor=inception", says=says, unfinished="features")
+    done.assert_refused("score", "--set", "features.extractor=inception", says=says, unfinished="features")
     assert not list(done.root.glob("features/*.parquet"))
 
 
@@ -278,7 +209,9 @@ def test_a_truncated_store_is_refused_by_the_name_of_the_file(done: Cli) -> None
     shutil.rmtree(done.root / "features")
     shutil.rmtree(done.root / "score")
     cut(done.root / "experiences" / "shot_noise" / "collect.arrow")
-    done.refused("score", says=["shot_noise/collect.arrow", "`metarepair mine`"], unfinished="features")
+    done.assert_refused(
+        "score", says=["shot_noise/collect.arrow", "`metarepair mine`"], unfinished="features"
+    )
 
 
 def test_mining_again_mends_only_the_damaged_file(done: Cli) -> None:
@@ -298,7 +231,7 @@ def test_mining_again_mends_only_the_damaged_file(done: Cli) -> None:
 def test_a_changed_byte_of_θ_meta_is_refused(done: Cli) -> None:
     shutil.rmtree(done.root / "repaired")
     cut(done.root / "meta" / "gaussian_noise" / "model.safetensors")
-    done.refused(
+    done.assert_refused(
         "repair", says=["meta/gaussian_noise/model.safetensors"], unfinished="repaired/gaussian_noise"
     )
 
@@ -316,7 +249,7 @@ def test_a_changed_byte_of_θ_meta_is_refused(done: Cli) -> None:
 def test_changed_settings_of_a_finished_stage_are_refused_with_the_difference(
     done: Cli, verb: str, override: str, says: list[str]
 ) -> None:
-    done.refused(verb, "--set", override, says=says)
+    done.assert_refused(verb, "--set", override, says=says)
 
 
 def test_restart_repeats_a_stage_and_discards_the_later_ones(done: Cli) -> None:
@@ -326,20 +259,24 @@ def test_restart_repeats_a_stage_and_discards_the_later_ones(done: Cli) -> None:
     assert (done.root / "score" / "manifest.json").exists()
     assert files_under(done.root / "experiences") == mined
     assert not (done.root / "repaired").exists()
-    done.refused("repair", "--set", "experiences.rule=uniform", says=["metarepair train"])
+    done.assert_refused("repair", "--set", "experiences.rule=uniform", says=["metarepair train"])
 
 
 def test_a_restart_with_a_wrong_setting_deletes_nothing(done: Cli) -> None:
-    done.refused("run", "--restart", "--set", "model.weights=absent.safetensors", says=["absent.safetensors"])
-    done.refused("run", "--restart", "--set", "repair.methods=[metarepiar]", says=["metarepiar"])
-    done.refused("run", "--restart", "--set", "data={name: cifar10, root: /nowhere}", says=["/nowhere"])
+    done.assert_refused(
+        "run", "--restart", "--set", "model.weights=absent.safetensors", says=["absent.safetensors"]
+    )
+    done.assert_refused("run", "--restart", "--set", "repair.methods=[metarepiar]", says=["metarepiar"])
+    done.assert_refused(
+        "run", "--restart", "--set", "data={name: cifar10, root: /nowhere}", says=["/nowhere"]
+    )
 
 
 def test_restarting_pretraining_with_a_wrong_setting_deletes_nothing(fresh: Cli) -> None:
     (fresh.root / "deployed").mkdir()
     (fresh.root / "deployed" / "model.safetensors").write_bytes(b"hours of work")
     override = "data={name: cifar10, root: /nowhere}"
-    fresh.refused("pretrain", "--restart", "--set", override, says=["/nowhere is not a folder"])
+    fresh.assert_refused("pretrain", "--restart", "--set", override, says=["/nowhere is not a folder"])
 
 
 def test_repeating_the_command_leaves_a_finished_run_unchanged(done: Cli) -> None:
@@ -355,7 +292,7 @@ def test_repeating_the_command_leaves_a_finished_run_unchanged(done: Cli) -> Non
 @pytest.mark.parametrize(("folder", "verb"), [("experiences/shot_noise", "score"), ("score", "train")])
 def test_a_damaged_manifest_is_refused_by_name(done: Cli, folder: str, verb: str, content: str) -> None:
     (done.root / folder / "manifest.json").write_text(content, encoding="utf-8")
-    done.refused(verb, says=[f"{folder}/manifest.json is damaged", "--restart"])
+    done.assert_refused(verb, says=[f"{folder}/manifest.json is damaged", "--restart"])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"files": {}}', "null"])
@@ -386,7 +323,7 @@ def test_scoring_again_mends_a_damaged_score(done: Cli, name: str) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 1}'])
 def test_a_damaged_result_is_refused_by_name(done: Cli, content: str) -> None:
     (done.root / "repaired/gaussian_noise/result.json").write_text(content, encoding="utf-8")
-    done.refused("report", says=["gaussian_noise/result.json", "--restart"])
+    done.assert_refused("report", says=["gaussian_noise/result.json", "--restart"])
 
 
 def interrupt(
@@ -458,7 +395,7 @@ def test_resuming_half_done_mining_with_other_settings_is_refused_with_the_diffe
         interrupt(patch, "metarepair.stages.mining.write_part", 1)
         assert fresh.run("mine")[0] == 1
     says = ["started with other settings", "mining.collect: 20 -> 10", "--restart"]
-    fresh.refused("mine", "--set", "mining.collect=10", says=says)
+    fresh.assert_refused("mine", "--set", "mining.collect=10", says=says)
     code, stderr = fresh.run("mine", "--restart", "--set", "mining.collect=10")
     assert code == 0, stderr
 
@@ -473,7 +410,7 @@ def test_an_interrupted_training_is_not_resumed_with_other_settings(
         assert done.run("train")[0] == 1
     assert list(done.root.glob("meta/gaussian_noise/checkpoints/*/state.json"))
     says = ["train.outer_rate: 0.001 -> 0.5", "--restart"]
-    done.refused("train", "--set", "train.outer_rate=0.5", says=says, unfinished="meta/gaussian_noise")
+    done.assert_refused("train", "--set", "train.outer_rate=0.5", says=says, unfinished="meta/gaussian_noise")
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_checkpoint(
@@ -491,7 +428,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_checkpoi
 
     monkeypatch.setattr(MetaTrainer, "run_episode", explode)
     says = ["query loss of episode 2", "nan", "inner.rate", "last checkpoint is kept"]
-    done.refused("train", "--set", "train.max_skipped=0", says=says, unfinished="meta/gaussian_noise")
+    done.assert_refused("train", "--set", "train.max_skipped=0", says=says, unfinished="meta/gaussian_noise")
     kept = sorted(done.root.glob("meta/gaussian_noise/checkpoints/*"))
     assert [path.name for path in kept] == ["checkpoint-000001"]
     monkeypatch.undo()
@@ -505,5 +442,7 @@ def test_a_full_disk_is_reported_and_the_same_command_resumes(
         interrupt(
             patch, "metarepair.stages.mining.write_part", 2, OSError(28, "No space left on device", "part")
         )
-        fresh.refused("mine", says=["No space left", "Make room"], unfinished="experiences/impulse_noise")
+        fresh.assert_refused(
+            "mine", says=["No space left", "Make room"], unfinished="experiences/impulse_noise"
+        )
     assert fresh.run("mine")[0] == 0
