@@ -147,8 +147,16 @@ def _stop_on_signals() -> None:
 def _fail(given: argparse.Namespace, error: UserError, code: int) -> int:
     if given.debug:
         traceback.print_exception(error)
-    print(f"metarepair: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"metarepair: {_in_one_line(str(error))}", file=sys.stderr)
     return code
+
+
+def _in_one_line(message: str) -> str:
+    """Join the lines of a message, and write characters that a terminal would obey, such as ESC, as \\x1b."""
+    line = " ".join(message.split())
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -210,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
 def _export(given: argparse.Namespace) -> int:
     from metarepair.console.paths import check_export
 
-    check_export(given.path, given.config)
+    check_export(given.path, given.config, out=given.out)
     from metarepair.console.export import export
 
     export(given.path, kind=given.format, out=given.out, config_file=given.config)

@@ -109,6 +109,13 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(problem=f"it has more than {MOST_VALUES:,} values")
         return self.construct_document(node)
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        if isinstance(node.value, str) and "\0" in node.value:  # no path may have one
+            raise yaml.constructor.ConstructorError(
+                problem="a text has a null character", problem_mark=node.start_mark
+            )
+        return super().construct_scalar(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         twice = [key for key in keys if keys.count(key) > 1]
@@ -179,7 +186,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path} cannot be read: {_why(error)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"{path}{_line_of(error)} is not YAML: {getattr(error, 'problem', None) or error}. Check the indentation "
+            f"{path}{_line_of(error)} is not YAML: {_problem(error)}. Check the indentation "
             "and the colons there."
         ) from error
     if not isinstance(values, dict):
@@ -206,11 +213,20 @@ def _line_of(error: yaml.YAMLError) -> str:
     return "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1},"
 
 
+def _problem(error: yaml.YAMLError) -> str:
+    return str(getattr(error, "problem", None) or error)
+
+
 def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override!r} is not key=value, such as --set train.episodes=20.")
     *sections, last = _steps(key)
+    if not all((*sections, last)):
+        raise ConfigError(
+            f"--set {override!r}: {key!r} has an empty name before or after a dot. Write SECTION.SETTING=VALUE, such "
+            "as --set train.episodes=20."
+        )
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
@@ -218,7 +234,7 @@ def _set(values: dict[str, Any], override: str) -> None:
     try:
         values[last] = _parse_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value.") from error
+        raise ConfigError(f"--set {override!r} is not a YAML value: {_problem(error)}.") from error
 
 
 def _steps(key: str) -> list[str]:

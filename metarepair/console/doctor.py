@@ -148,8 +148,7 @@ def _storage(path: Place) -> str:
         except UserError as error:
             return f"NOT usable: {error}"
         return f"{path}: writable"
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    writable = existing.is_dir() and os.access(existing, os.W_OK)
     free = shutil.disk_usage(existing).free / 2**30
-    return f"{path}: {'writable' if os.access(existing, os.W_OK) else 'NOT writable'}, {free:.0f} GiB free"
+    return f"{path}: {'writable' if writable else 'NOT writable'}, {free:.0f} GiB free"

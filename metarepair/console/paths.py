@@ -16,19 +16,41 @@ from metarepair.weights import extractor_file, resolve_weights
 from tasks.datasets import check_folders
 from tasks.datasets.archives import archive_folder
 from tasks.errors import ConfigError, StageError, WeightsError, unknown_name
-from tasks.storage.paths import place
+from tasks.storage.paths import place, refuse_special
 
 
 def check_paths(config: Config, verb: str) -> None:
     """Raise WeightsError or DataError for the first path that `verb` would read and that does not exist."""
     if verb == "report":  # it reads only the run
         return
+    _check_names(config)
     if verb != "pretrain":
         resolve_weights(config.model.weights)
         _check_extractor_weights(config)
         if config.data.archive is not None:
             archive_folder(Path(config.data.archive).expanduser())
     check_folders(config.data.source())
+
+
+def _check_names(config: Config) -> None:
+    """Raise ConfigError for a path that the system refuses to look up: too long, forbidden, ~ of an unknown user."""
+    data = config.data
+    named = {
+        "model.weights": config.model.weights,
+        "features.weights": config.features.weights,
+        "data.root": data.root,
+        "data.train": data.train,
+        "data.test": data.test,
+        "data.archive": data.archive,
+    }
+    for name, path in named.items():
+        try:
+            Path(path or "").expanduser().exists()
+        except (OSError, RuntimeError) as error:
+            why = getattr(error, "strerror", None) or "the home folder of an unknown user"
+            raise ConfigError(
+                f"{name}={path!r} cannot be looked up ({why}). Name a file or folder that you can read."
+            ) from error
 
 
 def check_pair(config: Config, pair: Sequence[str]) -> None:
@@ -45,13 +67,15 @@ def check_pair(config: Config, pair: Sequence[str]) -> None:
         raise StageError(f"{run.root} holds no comparison. Repair first: metarepair compare --config …")
 
 
-def check_export(what: str, config_file: Path | None) -> None:
-    """Raise ConfigError if the run or weights file to export does not exist, or `config_file` is not valid."""
-    path = place(what)
+def check_export(what: str, config_file: Path | None, *, out: str) -> None:
+    """Raise ConfigError if the run or weights file to export does not exist, or `config_file` or `out` is not valid."""
+    path, target = place(what), place(out)
     if isinstance(path, Path) and not path.exists():
         raise ConfigError(
             f"{path} does not exist. Give STORAGE/NAME of a repaired run, or a model.safetensors."
         )
+    if isinstance(target, Path):
+        refuse_special(target)
     if config_file is not None:
         load_config(config_file, [])
 

@@ -5,7 +5,6 @@ Rows are the 19 corruptions, grouped by category; columns are the unchanged imag
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tasks.corruptions.shapes import MIN_SIZE
 from tasks.datasets.images import UnreadableImageError, to_rgb
 from tasks.errors import ConfigError, DataError
 from tasks.records import Pixels
+from tasks.storage.paths import require_regular, writing
 
 # Pixels of a tile's longer side: small images are enlarged to TILE, large ones shrunk to LARGEST_TILE.
 TILE, LARGEST_TILE = 128, 224
@@ -94,16 +94,12 @@ def check_ending(out: Path, option: str) -> None:
 def save_sheet(sheet: Image.Image, out: Path, option: str, *, quality: int = 75) -> None:
     """Save the sheet under a temporary name first, so that an existing sheet is only replaced by a complete one.
 
-    quality: JPEG quality. Raises DataError naming the option.
+    quality: JPEG quality. Raises DataError naming the option or, if something else than a file is there, `out`.
     """
-    part = out.with_name(out.name + ".tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(part, format=ENDINGS[out.suffix.lower()], quality=quality)
-        part.replace(out)
+        with writing(out) as part:
+            sheet.save(part, format=ENDINGS[out.suffix.lower()], quality=quality)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise DataError(
             f"{option} {out} cannot be written ({error}). Name a file in a folder that you can write to."
         ) from error
@@ -114,7 +110,7 @@ def load_rgb(path: Path) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            with Image.open(require_regular(path)) as opened:
                 upright = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
     except FileNotFoundError as error:
         raise DataError(

@@ -60,7 +60,7 @@ def place(text: str) -> Place:
     """The path that `text` names: a RemotePath for s3:// and gs://, else a local path. Raises ConfigError."""
     scheme, separator, key = text.partition("://")
     if not separator:
-        return Path(text).expanduser().absolute()
+        return _local_place(text)
     if scheme not in SCHEMES:
         raise ConfigError(
             f"{text!r} has the scheme {scheme!r}. Give a local path, s3://BUCKET/… or gs://BUCKET/…"
@@ -74,6 +74,17 @@ def place(text: str) -> Place:
     if key in ("", ".") or ".." in PurePosixPath(key).parts:
         raise ConfigError(f"{text!r} names no bucket and path. Give {scheme}://BUCKET/PATH")
     return RemotePath(scheme, key)
+
+
+def _local_place(text: str) -> Path:
+    if not text:
+        raise ConfigError("a path is empty. Give a file or folder, or . for the current folder.")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # ~NAME of no user
+        raise ConfigError(
+            f"{text!r} starts with the home folder of an unknown user. Give a path without ~."
+        ) from error
 
 
 def local(path: Place) -> Path:
@@ -108,6 +119,7 @@ def writing(path: Place) -> Iterator[Path]:
     if isinstance(path, Path):
         part = _unique(path)
         with _right_kinds(path):
+            refuse_special(path)
             _make_folder(part.parent)
     else:
         part = _unique(copies_of(path) / path.name)
@@ -134,6 +146,12 @@ def _right_kinds(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror}, {error.filename}. Something else is there; move it away, "
             "then run the same command again."
         ) from error
+
+
+def refuse_special(path: Path) -> None:
+    """Raise DataError for a pipe, a socket or a device: the rename would put a file in place of /dev/null."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} cannot be written: it is a pipe, a socket or a device. Name a regular file.")
 
 
 def _make_folder(folder: Path) -> None:
