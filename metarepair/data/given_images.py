@@ -88,7 +88,14 @@ def _from_pairs(given: Any, name: str, channels: int) -> tuple[np.ndarray, list[
     images: list[np.ndarray] = []
     labels = []
     for i in range(len(given)):
-        pair, item = given[i], f"{name}: item {i}"
+        item = f"{name}: item {i}"
+        try:
+            pair = given[i]
+        except Exception as error:  # the code of a caller's data set
+            raise DataError(
+                f"{item} cannot be read: {type(given).__name__} raised {type(error).__name__}: {error}. Correct the "
+                "data set, or leave this item out."
+            ) from error
         if not isinstance(pair, Sequence) or len(pair) != 2:
             raise DataError(f"{item} is {type(pair).__name__}, not a pair (image, label).")
         image, label = pair
@@ -146,6 +153,8 @@ def _array(image: Any, name: str) -> np.ndarray:
                 f"{name}: a tensor of {image.dtype} and {image.layout} on {image.device} cannot be read as an array "
                 f"({' '.join(str(error).split())[:120]}). Give a dense tensor."
             ) from error
+    if isinstance(image, np.ma.MaskedArray):
+        raise DataError(f"{name}: images are a masked array. Give a plain array: images.filled(0) makes one.")
     if not isinstance(image, np.ndarray):
         raise DataError(
             f"{name}: an image is {type(image).__name__}; it must be a PIL image, an array or a tensor."
@@ -173,7 +182,8 @@ def _channels_last(images: np.ndarray, name: str) -> np.ndarray:
         )
     if floats or (images.shape[-1] not in (1, 3) and images.shape[1] in (1, 3)):
         images = images.transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images, dtype=np.float32 if floats else np.uint8)
+    with np.errstate(over="ignore"):  # beyond float32: infinity, which _check_pixels refuses
+        return np.ascontiguousarray(images, dtype=np.float32 if floats else np.uint8)
 
 
 def _check_pixels(images_NHWC: np.ndarray, name: str) -> None:

@@ -142,7 +142,8 @@ def repair(
         >>> repaired.validation_before, repaired.validation_after
         (0.0, 1.0)
     """
-    chosen = get_method(method or ("finetune" if start is None else "metarepair"))
+    usual = "finetune" if start is None else "metarepair"
+    chosen = get_method(usual if method is None else method)
     _check_start(chosen, start)
     given = collect_given(model, failures, clean=clean, clean_training=clean_training, mean=mean, std=std)
     deployed, clean_images = fed(given.deployed, given.failures), given.clean

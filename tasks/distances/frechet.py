@@ -310,7 +310,11 @@ def _real_numbers(features: ArrayLike) -> NDArray[Any]:
         )
     try:
         array = np.asarray(features)
-    except (TypeError, ValueError) as error:  # rows of different lengths
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # rows of different lengths, a tensor with a gradient
         raise DataError(f"features are not an array ({error}); give one row per example, [N, D]") from error
     if array.dtype.kind not in REAL_KINDS:
         raise DataError(f"features are {array.dtype}; give real numbers, as float32 or float64")

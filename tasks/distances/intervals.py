@@ -250,6 +250,8 @@ def _check_settings(level: float, resamples: int, method: str) -> None:
     if not 0.0 < level < 1.0:
         raise ConfigError(f"level={level} is outside 0..1; 0.95 is usual")
     fewest = fewest_resamples(level)
+    if isinstance(resamples, bool) or not isinstance(resamples, int | np.integer):
+        raise ConfigError(f"resamples={resamples!r} is not an integer; give at least {fewest}")
     if resamples < fewest:
         raise ConfigError(f"resamples={resamples} are too few for level={level}; give at least {fewest}")
 

@@ -129,9 +129,10 @@ def split_failures(
     or if none is left for D_fail.
     """
     if len(labels_N) <= collect:
+        less = f"Set mining.collect to less than {len(labels_N)}, or mine" if len(labels_N) > 1 else "Mine"
         raise TooFewFailuresError(
             f"{environment}: the deployed DNN fails on {len(labels_N)} examples, and mining.collect={collect} needs "
-            f"at least one more than it collects. Set mining.collect to less than {len(labels_N)}, or mine more images "
+            f"at least one more than it collects. {less} more images "
             "(data.max_train_images, data.max_test_images) or severities (mining.severities)."
         )
     groups = image_ids_N if split_by == "image" else np.arange(len(labels_N))
