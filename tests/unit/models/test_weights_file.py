@@ -18,7 +18,7 @@ from metarepair.models.fit import fit, load_weights
 from metarepair.models.weights_file import read_weights
 from tasks.datasets.bounded import ALWAYS_BYTES
 from tasks.errors import WeightsError
-from watch import watched
+from watchdog import watched
 
 
 class Net(nn.Module):

@@ -20,7 +20,7 @@ from tasks.datasets.images import fit
 from tasks.datasets.source import DataSource
 from tasks.errors import DataError
 from tasks.storage.paths import read_json
-from watch import watched
+from watchdog import watched
 
 HUGE = 10**11
 
