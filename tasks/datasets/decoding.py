@@ -67,7 +67,10 @@ class Listing:
 def decode_listing(listing: Listing) -> ArrayDataset:
     """Decode the listed split. Raises DataError naming images that cannot be used or that differ in size."""
     order_N = rows_by_class(listing.labels_N)
-    side = listing.image_size or native_size(next(listing.batches())[0])
+    first = next(listing.batches(), ())
+    if not first:
+        raise _other_count(listing, 0)
+    side = listing.image_size or native_size(first[0])
     shape = (len(order_N), side, side, 3)
     known_digest = None
     if np.prod(shape, dtype=np.int64) > MAPPED_BYTES:
@@ -137,10 +140,14 @@ def _fill(images_NHWC: Pixels, listing: Listing, order_N: Ints) -> None:
             f"{'; '.join(unreadable[:_SHOWN])}{more}. Correct or remove them."
         )
     if done != len(order_N):
-        raise DataError(
-            f"{listing.files[0].parent}: {len(order_N)} images of the {listing.split} split were listed, but {done} "
-            "were read. Run the command again while nothing writes there."
-        )
+        raise _other_count(listing, done)
+
+
+def _other_count(listing: Listing, done: int) -> DataError:
+    return DataError(
+        f"{listing.files[0].parent}: {len(listing.labels_N)} images of the {listing.split} split were listed, but "
+        f"{done} were read. Run the command again while nothing writes there."
+    )
 
 
 def _decode(encoded: EncodedImage, *, side: int, resize: bool) -> Pixels | str:

@@ -114,7 +114,7 @@ def find_columns(source: DataSource, path: Path) -> Columns:
     _check_columns(path, image=image, label=label)
     names = features.get(label, {}).get("names")
     return Columns(
-        image=image, label=label, names=tuple(map(str, names)) if isinstance(names, list) else None
+        image=image, label=label, names=tuple(map(str, names)) if isinstance(names, list) and names else None
     )
 
 
@@ -153,6 +153,11 @@ def _check_columns(path: Path, *, image: str, label: str) -> None:
             raise DataError(
                 f"{path} has no column {name!r}{near_names(name, schema.names) or '.'} There are: "
                 f"{', '.join(schema.names)}. Set data.{what}_column."
+            )
+        if schema.names.count(name) > 1:
+            raise DataError(
+                f"{path} has {schema.names.count(name)} columns {name!r}; rename all but one, or set "
+                f"data.{what}_column to another."
             )
     kind = schema.field(image).type
     if not holds_bytes(kind):

@@ -87,9 +87,12 @@ def read_schema(path: Path) -> pa.Schema:
     """The columns and metadata of a file. Raises DataError if it is damaged."""
     with _reading(path):
         if path.suffix.lower() == ".parquet":
-            return pa.parquet.read_schema(path)
-        with pa.memory_map(str(path)) as stream:
-            return _open_arrow(stream)[0]
+            schema = pa.parquet.read_schema(path)
+        else:
+            with pa.memory_map(str(path)) as stream:
+                schema = _open_arrow(stream)[0]
+        _ = [child.name for field in schema for child in field.flatten()]  # names are decoded only here
+        return schema
 
 
 def iter_rows(path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -97,14 +100,30 @@ def iter_rows(path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[p
     with _reading(path):
         if path.suffix.lower() == ".parquet":
             with pa.parquet.ParquetFile(path) as file:
+                _check_rows(path, file.metadata.num_rows)
                 for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns)):
+                    batch.validate(full=True)  # of the text
                     if batch.num_rows:  # a row group may be empty
                         yield batch
             return
         with pa.memory_map(str(path)) as stream:
+            rows = 0
             for batch in _open_arrow(stream)[1]:
+                rows += batch.num_rows
+                _check_rows(path, rows)
+                chosen = batch.select(list(columns))
+                chosen.validate(full=True)  # offsets that lead out of the file would crash the process
                 for start in range(0, batch.num_rows, batch_rows):
-                    yield batch.select(list(columns)).slice(start, batch_rows)
+                    yield chosen.slice(start, batch_rows)
+
+
+def _check_rows(path: Path, rows: int) -> None:
+    """Raise DataError if there are more rows than bytes. Run lengths can claim any number of rows in a few bytes."""
+    size = path.stat().st_size
+    if rows > size:
+        raise DataError(
+            f"{path} has {size:,} bytes and claims {rows:,} rows; an image takes at least one byte. Give a whole file."
+        )
 
 
 def _open_arrow(stream: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -123,7 +142,7 @@ def _reading(path: Path) -> Iterator[None]:
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "an Arrow file or stream"
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} cannot be read as {kind} ({' '.join(str(error).split())}). Give a whole file of that format, or "
             "remove it."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,77 @@ def test_files_that_number_the_classes_differently_are_refused(tmp_path: Path) -
             load_dataset(source(tmp_path), "test")
     renamed = load_dataset(source(tmp_path, classes=("a", "b", "c")), "test")
     assert renamed.classes == ("a", "b", "c")
+
+
+def stream_of(content: pa.Table, **options: Any) -> bytearray:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, content.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(content)
+    return bytearray(sink.getvalue().to_pybytes())
+
+
+def refusal(root: Path, content: bytes) -> str:
+    (root / "train.arrow").write_bytes(content)
+    given = DataSource(
+        name="parquet",
+        train=str(root / "train.arrow"),
+        test=str(root / "train.arrow"),
+        classes=("cat", "dog"),
+        image_column="image",
+    )
+    with pytest.raises(DataError) as error:
+        load_dataset(given, "train")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("ends", [(2**31 - 1, 2**31 - 1), (-5, 2**30), (60, 10)])
+def test_offsets_that_lead_out_of_the_file_are_refused(tmp_path: Path, ends: tuple[int, int]) -> None:
+    content, size = stream_of(table([0, 1])), len(png(0))
+    place = bytes(content).index(struct.pack("<iii", 0, size, size + len(png(1))))
+    content[place + 4 : place + 12] = struct.pack("<ii", *ends)
+    assert "train.arrow cannot be read as an Arrow file or stream" in refusal(tmp_path, content)
+
+
+def test_a_compressed_buffer_that_claims_an_absurd_size_is_refused(tmp_path: Path) -> None:
+    large = table([0, 1] * 50)
+    content = stream_of(large, compression="zstd")
+    unpacked = sum(len(value) for value in large["image"].to_pylist())
+    place = bytes(content).index(struct.pack("<q", unpacked))
+    content[place : place + 8] = struct.pack("<q", 10**11)
+    assert "train.arrow cannot be read as an Arrow file or stream" in refusal(tmp_path, content)
+
+
+def test_more_rows_than_bytes_are_refused(tmp_path: Path) -> None:
+    def runs(value: Any) -> pa.Array:
+        return pa.RunEndEncodedArray.from_arrays(pa.array([2 * 10**9], pa.int64()), pa.array([value]))
+
+    content = pa.table({"image": runs(png(0)), "label": runs(1)})
+    assert "claims 2,000,000,000 rows; an image takes at least one byte" in refusal(
+        tmp_path, stream_of(content)
+    )
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    plain = table(["cat", "dog"])
+    for wrong in (b"cat", b"note", b"label"):
+        content = stream_of(plain)
+        content[:] = content.replace(wrong, b"\xff" + wrong[1:])
+        assert re.search("train.arrow (cannot be read|: the label)", refusal(tmp_path, content))
+
+
+@pytest.mark.parametrize("features", ["[" * 100_000, '{"info": {"features": ' + "[" * 900 + "]" * 900 + "}}"])
+def test_deeply_nested_metadata_is_passed_over(tmp_path: Path, features: str) -> None:
+    content = table(["cat", "dog"]).replace_schema_metadata({"huggingface": features})
+    write(tmp_path / "train.parquet", content)
+    write(tmp_path / "test.parquet", content)
+    assert load_dataset(source(tmp_path), "train").classes == ("cat", "dog")
+
+
+def test_an_empty_list_of_class_names_in_the_metadata_is_passed_over(tmp_path: Path) -> None:
+    content = as_hugging_face(table(["cat", "dog"]), [])
+    write(tmp_path / "train.parquet", content)
+    assert dataset_info(source(tmp_path)).classes == ("cat", "dog")
 
 
 def test_missing_empty_and_damaged_tables_are_refused_by_name(tmp_path: Path) -> None:

@@ -268,3 +268,52 @@ def test_a_folder_with_only_hidden_tables_is_refused_and_they_are_listed(tmp_pat
     given = DataSource(name="parquet", train=str(tmp_path), test=str(tmp_path))
     with pytest.raises(DataError, match=r"neither a file nor a folder .*1 hidden"):
         dataset_info(given)
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("levels", [2, 3, 40])
+def test_structs_in_structs_are_refused_as_images(tmp_path: Path, form: str, levels: int) -> None:
+    kind: pa.DataType = pa.binary()
+    values: list[Any] = BYTES
+    for _ in range(levels):
+        kind, values = pa.struct([("bytes", kind)]), [{"bytes": value} for value in values]
+    write(tmp_path, form, pa.array(values, kind), pa.array(NAMES))
+    with pytest.raises(
+        DataError, match=r"the column 'image' is struct<bytes: struct<.*it must hold the bytes of im"
+    ):
+        load_dataset(source(tmp_path, image_column="image"), "train")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([[0], [1], [0], [1]]),
+        pa.array([{"a": 0}] * 4),
+        pa.array([{"a": {"b": 0}}] * 4),
+        pa.array([[("a", 1)]] * 4, pa.map_(pa.string(), pa.int64())),
+        pa.nulls(4),
+        pa.array([[0, 1]] * 4, pa.list_(pa.int64(), 2)),
+    ],
+    ids=["list", "struct", "struct in struct", "map", "null", "fixed list"],
+)
+def test_nested_labels_are_refused_with_the_supported_types(tmp_path: Path, labels: pa.Array) -> None:
+    write(tmp_path, "arrow", pa.array(BYTES), labels)
+    with pytest.raises(
+        DataError, match=r"the labels in column 'label' are .*they must be integers or strings"
+    ):
+        load_dataset(source(tmp_path, classes=("dog", "cat")), "train")
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("twice", ["image", "label"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, form: str, twice: str) -> None:
+    columns = {"image": pa.array(BYTES), "label": pa.array(NAMES)}
+    content = pa.Table.from_arrays([*columns.values(), columns[twice]], names=[*columns, twice])
+    path = tmp_path / f"train.{form}"
+    if form == "parquet":
+        pyarrow.parquet.write_table(content, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, content.schema) as writer:
+            writer.write_table(content)
+    with pytest.raises(DataError, match=rf"2 columns '{twice}'; rename all but one"):
+        dataset_info(source(tmp_path, image_column="image", label_column="label"))
