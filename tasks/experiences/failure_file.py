@@ -96,19 +96,33 @@ def read_with_facts(path: Place) -> tuple[Failures, dict[str, Any]]:
         reader = pa.ipc.open_file(pa.memory_map(str(local(path))))
         texts = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
         shape = tuple(int(x) for x in texts["image_shape"].split(","))
-        facts: dict[str, Any] = parse_json(texts["facts"])
+        facts: dict[str, Any] = dict(parse_json(texts["facts"]))
         if reader.num_record_batches != 1:
             raise DataError(
                 f"{path} has {reader.num_record_batches} record batches; it must have one. Mine it again with "
                 "--restart."
             )
         batch = reader.get_batch(0)
+        _check_columns(batch, shape)
         return _failures(batch, texts["corruption"], shape, facts), facts
-    except (OSError, pa.ArrowException, KeyError, ValueError, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, OverflowError) as error:
         raise DataError(
             f"{path} cannot be read as a file of an experience store ({' '.join(str(error).split())}). Mine it again "
             "with --restart."
         ) from error
+
+
+def _check_columns(batch: pa.RecordBatch, shape: tuple[int, ...]) -> None:
+    """Raise ValueError or ArrowInvalid unless the columns have their types and the file has all their bytes."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"its images are of the shape {list(shape)[:3]}, not [H, W, C]")
+    batch.validate()  # of buffers alone: no pixel is read
+    expected = failure_schema(shape, stored="pixels" in batch.schema.names)
+    kinds = [(field.name, field.type) for field in expected]
+    if [(field.name, field.type) for field in batch.schema] != kinds:
+        raise ValueError(f"its columns are not {', '.join(f'{name} ({kind})' for name, kind in kinds)}")
+    if any(column.null_count for column in batch.columns):
+        raise ValueError("it lacks values")
 
 
 def _failures(

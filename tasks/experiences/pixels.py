@@ -103,6 +103,11 @@ class RecomputedPixels:
                 f"The store of {self.corruption} keeps no pixels (mining.pixels: recomputed), and the clean images "
                 "from which to recompute them were not given. Open it with its data set."
             )
+        if self.image_shape != self.data.image_shape:
+            raise DataError(
+                f"The store of {self.corruption} has images of {list(self.image_shape)}, and the given data set of "
+                f"{list(self.data.image_shape)}. Give the split that it was mined from."
+            )
         images = np.empty((len(rows_B), *self.image_shape), dtype=np.uint8)
         severities = self.severities_N[rows_B]
         for severity in np.unique(severities):

@@ -38,8 +38,10 @@ def read_part(path: Place) -> MinedShard:
     """Read what `write_part` wrote. Raises DataError if it is damaged."""
     failures, facts = read_with_facts(path)
     try:
-        by_severity = {key: {int(s): n for s, n in facts[key].items()} for key in ("examined", "correct")}
-    except (KeyError, ValueError, AttributeError) as error:
+        by_severity = {
+            key: {int(s): int(n) for s, n in facts[key].items()} for key in ("examined", "correct")
+        }
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} lacks the number of examples per severity that a part of a mined environment has. Mine it again "
             "with --restart."

@@ -136,6 +136,15 @@ def test_another_split_or_seed_is_detected(data: ArrayDataset) -> None:
         replace(made, seed=SEED + 1)[0]
 
 
+def test_an_absurd_size_of_the_recomputed_images_is_refused(data: ArrayDataset) -> None:
+    images = mined(data, range(60), "recomputed").failures.images_NHWC
+    assert isinstance(images, RecomputedPixels)
+    with pytest.raises(
+        DataError, match=r"has images of \[1000000, 1000000, 3\], and the given data set of \[\d+, "
+    ):
+        replace(images, image_shape=(1_000_000, 1_000_000, 3))[:]
+
+
 def test_a_digest_covers_every_byte() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
     before = pixel_digests(images)

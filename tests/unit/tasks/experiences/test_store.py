@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tasks.errors import DataError, StageError
@@ -111,6 +112,61 @@ def test_a_truncated_file_is_refused_by_name(root: Place, share: float) -> None:
     with pytest.raises(
         DataError, match=r"collect\.arrow cannot be read as a file of an experience store .*--restart"
     ):
+        read_failures(path)
+
+
+def rewritten(path: Path, **changes: Any) -> None:
+    """Write a file of failures anew, with other metadata or columns; None removes a column."""
+    with pa.OSFile(str(path)) as stream:
+        table = pa.ipc.open_file(stream).read_all()
+    metadata = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
+    for name, value in changes.items():
+        if isinstance(value, str):
+            metadata[name] = value
+        else:
+            table = table.drop_columns([name])
+            table = table if value is None else table.append_column(name, [value])
+    schema = table.schema.with_metadata(metadata)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(table.combine_chunks().to_batches()[0].cast(schema))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_shape": "8,6"},
+        {"image_shape": "100000000000,6,3"},
+        {"image_shape": "0,6,3"},
+        {"image_shape": "-8,-6,3"},
+        {"image_shape": "8,6,4"},
+        {"facts": "[" * 100_000},
+        {"facts": "[1]"},
+        {"pixels": None},
+        {"pixels": pa.array(["a"] * 5)},
+        {"predicted": pa.array([{"a": {"b": 1}}] * 5)},
+        {"pixels": None, "label": pa.array([[1]] * 5)},
+    ],
+    ids=str,
+)
+def test_a_file_of_other_columns_or_absurd_metadata_is_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    write_failures(tmp_path / "a.arrow", failures(5))
+    rewritten(tmp_path / "a.arrow", **changes)
+    with pytest.raises(
+        DataError, match=r"a\.arrow cannot be read as a file of an experience store \(.*--restart\.$"
+    ):
+        read_failures(tmp_path / "a.arrow")
+
+
+def test_a_file_with_absurd_sizes_of_its_buffers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    write_failures(path, failures(5))
+    content = path.read_bytes()
+    size = (5 * 8 * 6 * 3).to_bytes(8, "little")
+    assert content.count(size) >= 1
+    path.write_bytes(content.replace(size, (10**11).to_bytes(8, "little")))
+    with pytest.raises(DataError, match=r"a\.arrow cannot be read as a file of an experience store"):
         read_failures(path)
 
 
