@@ -9,6 +9,9 @@ decoded raises UnreadableImageError, whatever error the decoder raises.
 from __future__ import annotations
 
 import io
+import threading
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,12 @@ from tasks.records import Pixels
 
 _U16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _EIGHT_BITS = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # of a 16-bit value
-_MOST_PIXELS = 1 << 26  # of a resized image, beyond which it is cropped before
+MOST_PIXELS = 89_478_485  # Pillow's first limit, at which it only warns; decoding then takes up to 1.5 GB
+_LARGE_PIXELS = (
+    1 << 24
+)  # images of more are decoded one at a time, so that threads do not add up their memory
+_RUN_PROGRAMS = ("EPS",)
+_large = threading.Lock()
 
 
 class UnreadableImageError(Exception):
@@ -30,17 +38,36 @@ def decode_image(content: bytes | Path, image_size: int | None = None) -> Pixels
 
     If `image_size` is given, the image is resized and cropped to a square of that side. Raises UnreadableImageError.
     """
+    source = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            image.load()
-            upright = _upright(image)
+        with Image.open(source, formats=_formats()) as image:
+            _check_size(image)
+            with _large if image.width * image.height > _LARGE_PIXELS else nullcontext():
+                image.load()
+                return np.array(fit(to_rgb(_upright(image)), image_size))
+    except UnreadableImageError:
+        raise
     except FileNotFoundError as error:
         raise UnreadableImageError("no such file") from error
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image") from error
     except Exception as error:
         raise _undecodable(error) from error
-    return np.array(fit(to_rgb(upright), image_size))
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that Pillow decodes itself: for EPS it would run Ghostscript, a program that the image controls."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in _RUN_PROGRAMS)
+
+
+def _check_size(image: Image.Image) -> None:
+    """Refuse an image that would take too much memory; its header tells its size before any pixel is decoded."""
+    if image.width * image.height > MOST_PIXELS:
+        raise UnreadableImageError(
+            f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}; make it smaller"
+        )
 
 
 def opened_pixels(image: Image.Image) -> Pixels:
@@ -48,6 +75,7 @@ def opened_pixels(image: Image.Image) -> Pixels:
 
     Raises UnreadableImageError.
     """
+    _check_size(image)
     try:
         image.load()  # reads an opened file
     except Exception as error:
@@ -98,7 +126,7 @@ def fit(image: Image.Image, image_size: int | None) -> Image.Image:
     size = (int(image_size * width / shorter), int(image_size * height / shorter))
     left, top = round((size[0] - image_size) / 2), round((size[1] - image_size) / 2)
     box = (left, top, left + image_size, top + image_size)
-    if size[0] * size[1] > _MOST_PIXELS:
+    if size[0] * size[1] > MOST_PIXELS:
         x, y = width / size[0], height / size[1]
         kept = (box[0] * x, box[1] * y, min(box[2] * x, width), min(box[3] * y, height))
         return image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=kept)

@@ -78,6 +78,11 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         f"{HERE}::test_programs_are_loaded_by_the_export_alone_which_checks_them",
         "unit/repairs/test_export.py::test_a_program_with_other_results_than_the_dnn_is_not_written",
     ),
+    "`metarepair tune` on an unfinished search: Ray Tune keeps its state as pickles in `search/tune/` and reads them "
+    "to resume.": (f"{HERE}::test_what_could_run_code_is_called_only_where_it_is_meant",),
+    "Delete that folder in a run that you received.": (
+        "distributed/test_tune.py::test_a_trial_that_died_resumes_from_its_checkpoints_to_the_same_record",
+    ),
     "A Ray cluster: whoever can submit jobs to it can run anything on it.": (
         f"{LOCAL_RAY}::test_other_users_cannot_reach_a_ray_of_our_own",  # who has its token runs a command
     ),

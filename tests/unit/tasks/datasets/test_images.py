@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import functional as published
 
-from tasks.datasets.images import UnreadableImageError, decode_image, fit
+from tasks.datasets.images import UnreadableImageError, decode_image, fit, opened_pixels
+from watchdog import watched
 
 RAMP = np.arange(12 * 16 * 3, dtype=np.uint8).reshape(12, 16, 3)
 GREY = RAMP[..., 0]
@@ -184,3 +186,22 @@ def test_an_image_of_the_right_size_is_returned_unchanged() -> None:
     image = Image.fromarray(NOISE)
     assert fit(image, 24) is image
     assert fit(image, None) is image
+
+
+def test_a_picture_that_is_a_program_is_not_run() -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "EPS")
+    with pytest.raises(UnreadableImageError, match="not an image"):
+        decode_image(content.getvalue())
+
+
+def test_an_image_of_more_pixels_than_fit_the_memory_is_refused_by_its_header() -> None:
+    content = io.BytesIO()
+    Image.new("1", (9460, 9460)).save(content, "PNG")
+    with warnings.catch_warnings(), watched() as use:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with pytest.raises(UnreadableImageError, match="it has 9460 x 9460 pixels, more than 89,478,485"):
+            decode_image(content.getvalue())
+        with pytest.raises(UnreadableImageError, match="make it smaller"):
+            opened_pixels(Image.open(content))
+    assert use.grown_bytes < 1 << 26
