@@ -287,7 +287,11 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         assert re.search("train.arrow (cannot be read|: the label)", refusal(tmp_path, content))
 
 
-@pytest.mark.parametrize("features", ["[" * 100_000, '{"info": {"features": ' + "[" * 900 + "]" * 900 + "}}"])
+@pytest.mark.parametrize(
+    "features",
+    ["[" * 100_000, '{"info": {"features": ' + "[" * 900 + "]" * 900 + "}}"],
+    ids=["not closed", "closed"],
+)
 def test_deeply_nested_metadata_is_passed_over(tmp_path: Path, features: str) -> None:
     content = table(["cat", "dog"]).replace_schema_metadata({"huggingface": features})
     write(tmp_path / "train.parquet", content)

@@ -146,7 +146,19 @@ def rewritten(path: Path, **changes: Any) -> None:
         {"predicted": pa.array([{"a": {"b": 1}}] * 5)},
         {"pixels": None, "label": pa.array([[1]] * 5)},
     ],
-    ids=str,
+    ids=[
+        "two sides",
+        "enormous sides",
+        "no height",
+        "negative sides",
+        "another size",
+        "deeply nested facts",
+        "a list of facts",
+        "no pixels",
+        "pixels as text",
+        "a struct of predictions",
+        "a list of labels",
+    ],
 )
 def test_a_file_of_other_columns_or_absurd_metadata_is_refused(
     tmp_path: Path, changes: dict[str, Any]
