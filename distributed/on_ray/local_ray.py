@@ -34,6 +34,7 @@ ATTEMPTS = 5
 WAIT_S = (2.0, 15.0)  # between two attempts; random, so that commands started together do not retry together
 END_S = 2.0  # for processes that are told to end, before they are killed
 REAP_S = 10.0
+LEAST_BYTES = 4 << 20  # of disk; a small run was seen to need no more
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": this Ray is for this machine only; the same on Linux
 
 
@@ -93,8 +94,12 @@ def local_ray(options: Mapping[str, object]) -> Iterator[None]:
 
 def _own_folder() -> str:
     """Make a folder that only this user can enter. Its path is short, as Ray's sockets need."""
+    where = os.environ.get("RAY_TMPDIR") or _system_folder()
     try:
-        return tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR") or _system_folder())
+        free = shutil.disk_usage(where).free
+        if free < LEAST_BYTES:  # Ray would wait for its own files for minutes
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {free:,} bytes are free", where)
+        return tempfile.mkdtemp(prefix="ray-", dir=where)
     except OSError as error:
         raise _refusal(error, 1) from error
 

@@ -261,7 +261,9 @@ def _values(content: Any) -> Iterable[Any]:
 
 
 def read_json(path: Place) -> Any:
-    """The content of a JSON file. Raises OSError, and ValueError if it is damaged."""
+    """The content of a JSON file. Raises OSError, also for a pipe or a device, and ValueError if it is damaged."""
+    if isinstance(path, Path):
+        require_regular(path)
     return parse_json(path.read_text(encoding="utf-8"))
 
 

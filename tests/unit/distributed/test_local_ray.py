@@ -107,6 +107,15 @@ def test_a_missing_folder_for_rays_files_is_reported(fake: FakeRay, monkeypatch:
     assert not fake.given
 
 
+def test_a_full_disk_is_reported_before_ray_waits_for_its_files(
+    fake: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_ray_module, "LEAST_BYTES", 1 << 62)
+    with pytest.raises(WorkerError, match="No space left on device, .* bytes are free"):
+        start()
+    assert not fake.given
+
+
 def test_rays_files_are_for_this_user_alone_and_removed_at_the_end(fake: FakeRay, tmp_path: Path) -> None:
     with local_ray({}):
         folder = Path(str(fake.given[0]["_temp_dir"]))

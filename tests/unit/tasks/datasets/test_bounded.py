@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -144,3 +145,9 @@ def test_a_json_file_of_lists_inside_lists_is_refused(depth: int, tmp_path: Path
         read_json(path)
     path.write_text(json.dumps({"a": [[{"b": [1, 2]}]]}), encoding="utf-8")
     assert read_json(path) == {"a": [[{"b": [1, 2]}]]}
+
+
+def test_a_pipe_in_place_of_a_json_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(OSError, match="a pipe, a socket or a device"):
+        read_json(tmp_path / "manifest.json")
