@@ -111,7 +111,7 @@ def test_a_full_disk_is_reported_before_ray_waits_for_its_files(
     fake: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_ray_module, "LEAST_BYTES", 1 << 62)
-    with pytest.raises(WorkerError, match="No space left on device, .* bytes are free"):
+    with pytest.raises(WorkerError, match=r"No space left on device, .* bytes are free"):
         start()
     assert not fake.given
 
