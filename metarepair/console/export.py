@@ -20,7 +20,8 @@ from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.runs.logs import RESULTS
 from metarepair.weights import SCHEME, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
-from tasks.storage.paths import Place, find, local, place, read_json
+from tasks.storage.manifest import read_manifest, verify_checksums
+from tasks.storage.paths import Place, find, inside, local, place, read_json
 
 logger = logging.getLogger(__name__)
 Format = Literal["torch", "onnx", "original"]
@@ -30,11 +31,13 @@ def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> No
     """Write a repaired DNN to `out` as a program, or in the format of its original weights file.
 
     what: a run's folder, or a weights file, which needs `config_file` unless a run made it. Raises ConfigError if no
-    repaired weights are found or `out` would overwrite an input, DataError if the run's settings are damaged.
+    repaired weights are found or `out` would overwrite an input, DataError if the run's settings or weights are
+    damaged.
     """
     if kind != "original":
         require_packages(kind)
     weights = _find_weights(place(what))
+    _check_undamaged(weights)
     config = _config_of(weights, config_file)
     target = place(out)
     _refuse_input(target, [weights, *_read_with(weights, config, config_file)])
@@ -48,6 +51,14 @@ def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> No
     images = equality_images(here.split("test"))
     exported = export_program(here.deployed, images, kind, target.parent, name=target.name)
     logger.log(RESULTS, exported.words)
+
+
+def _check_undamaged(weights: Place) -> None:
+    """Raise DataError if the weights are those of a run's stage and differ from what its manifest promises."""
+    for folder in (weights.parent, weights.parent.parent.parent):  # a comparison's repair, and a run's target
+        manifest = read_manifest(folder)
+        if manifest is not None and inside(weights, folder) in manifest.files:
+            verify_checksums(folder, manifest)
 
 
 def _read_with(weights: Place, config: Config, config_file: Path | None) -> list[Place]:

@@ -424,3 +424,15 @@ def test_a_run_that_is_a_link_to_nothing_is_refused(done: Cli) -> None:
     assert code == 2
     assert "does not exist" in err
     assert len(files_under(done.folder)) == len(before)
+
+
+def test_damaged_weights_of_a_run_are_not_exported(done: Cli) -> None:
+    weights = done.root / "repaired" / "gaussian_noise" / "metarepair" / "0" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    out = done.folder / "program.pt2"
+    done.assert_refused(
+        "export", str(done.root), "--format", "torch", "--out", str(out), says=["differs from its checksum"]
+    )
+    assert not out.exists()
