@@ -46,7 +46,7 @@ docs: $(READY)
 
 accept: $(READY)
 	$(BIN)/python -m pytest -m 'full_data or soak'
-	METAREPAIR_KILLS=5 $(BIN)/python -m pytest tests/distributed/test_killed.py
+	METAREPAIR_KILLS=5 $(BIN)/python -m pytest tests/distributed/test_killed.py tests/e2e/test_any_moment.py
 	$(BIN)/metarepair run --config tune_configs/cifar10_small.yaml
 	$(BIN)/python -m benchmarks.fid --quick
 	$(BIN)/python -m benchmarks.meta_gradient --quick --without higher --without torchopt

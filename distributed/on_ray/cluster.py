@@ -96,17 +96,24 @@ def _own_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, report = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+
+    def report_others(lost: Any) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
+            report(lost)
+
     reading, writing = socket.socketpair()
     with reading, writing:
         reading.setblocking(False)
         writing.setblocking(False)
         before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        sys.unraisablehook = report_others
         try:
             yield
         except SystemExit as stopped:  # by Ray's handler
             raise KeyboardInterrupt from stopped
         finally:
+            sys.unraisablehook = report
             signal.set_wakeup_fd(before)
             signal.signal(signal.SIGTERM, handler)
         with suppress(BlockingIOError):

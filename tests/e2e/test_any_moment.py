@@ -22,7 +22,7 @@ from metarepair.stages.pipeline import Pipeline
 from mutations import at_each_change
 
 RUN = Path("runs") / "tiny"
-MOMENTS = 3 * int(os.environ.get("METAREPAIR_KILLS", "1"))
+MOMENTS = 2 * int(os.environ.get("METAREPAIR_KILLS", "1"))
 ERRORS = [
     ("mine", errno.EIO),
     ("score", errno.EFBIG),

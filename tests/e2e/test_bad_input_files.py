@@ -281,7 +281,7 @@ def test_export_refuses_damaged_settings_of_a_run(done: Cli, content: bytes, say
         ("", "a path is empty"),
         ("~no-such-user", "home folder of an unknown user"),
         ("ftp://host/run", "has the scheme 'ftp'"),
-        ("x" * 300, "is too long"),
+        ("x" * 300, "too long"),
     ],
 )
 def test_export_refuses_a_path_without_repaired_weights(
@@ -301,7 +301,7 @@ def test_export_refuses_a_path_without_repaired_weights(
         ("", "a path is empty"),
         ("~no-such-user/out.pt2", "home folder of an unknown user"),
         ("ftp://host/out.pt2", "has the scheme 'ftp'"),
-        ("x" * 300, "is too long"),
+        ("x" * 300, "too long"),
         ("runs/tiny/repaired/gaussian_noise/metarepair/0/model.safetensors", "would be overwritten"),
     ],
 )

@@ -238,7 +238,7 @@ def test_every_verb_refuses_a_missing_configuration(fresh: Cli, verb: str) -> No
         (["--set", "seed=1"], "need a DNN to examine"),
         (["--config", "absent.yaml"], "absent.yaml cannot be read"),
         (["--storage", "s3://b/../x"], "names no bucket"),
-        (["--storage", LONG], "is too long"),
+        (["--storage", LONG], "too long"),
         (["--storage", "~no-such-user"], "home folder of an unknown user"),
         (["--storage", "ftp://host/x"], "has the scheme 'ftp'"),
         (["--storage", "s3://"], "names no bucket"),

@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "mining": {"shard_images": 10},
     "features": {"shard_images": 2},
-    "train": {"episodes": 20},
-    "repair": {"seeds": [0, 1, 2], "episodes": 4, "methods": ["none", "finetune", "metarepair"]},
+    "train": {"episodes": 8},
+    "repair": {"seeds": [0, 1], "episodes": 4, "methods": ["none", "finetune", "metarepair"]},
 }
 STAGES = {
     "mine": ("experiences/*/**/*.arrow", "targets/*/manifest.json", [signal.SIGTERM]),
