@@ -316,7 +316,7 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
     from tasks.storage.paths import place
     from tasks.storage.run_lock import locked
 
-    if given.verb == "report" and given.out:
+    if given.verb == "report" and given.out is not None:
         if given.restart:
             raise UserError("--out writes a new report and leaves the run as it is; leave out --restart.")
         Pipeline(config, executor_for, report_to=place(given.out)).report()

@@ -94,11 +94,11 @@ def local_ray(options: Mapping[str, object]) -> Iterator[None]:
 
 def _own_folder() -> str:
     """Make a folder that only this user can enter. Its path is short, as Ray's sockets need."""
-    where = os.environ.get("RAY_TMPDIR") or _system_folder()
+    where = Path(os.environ.get("RAY_TMPDIR") or _system_folder()).absolute()
     try:
         free = shutil.disk_usage(where).free
         if free < LEAST_BYTES:  # Ray would wait for its own files for minutes
-            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {free:,} bytes are free", where)
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {free:,} bytes are free", str(where))
         return tempfile.mkdtemp(prefix="ray-", dir=where)
     except OSError as error:
         raise _refusal(error, 1) from error

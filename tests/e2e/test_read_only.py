@@ -61,7 +61,11 @@ def test_a_report_into_the_run_that_cannot_be_written_is_refused(
         assert main(["report", *given]) == 2
         assert "--storage PATH" in capsys.readouterr().err
         assert main(["report", *given, "--out", "elsewhere", "--restart"]) == 2
-    assert "leave out --restart" in capsys.readouterr().err
+        assert "leave out --restart" in capsys.readouterr().err
+        assert main(["report", *given, "--out", ""]) == 2
+        assert "a path is empty" in capsys.readouterr().err
+    assert main(["report", *given, "--out", str(tiny_run / "tiny.yaml")]) == 2
+    assert "Something else is there" in capsys.readouterr().err
 
 
 def test_data_and_weights_are_used(tmp_path: Path, tiny_settings: str) -> None:

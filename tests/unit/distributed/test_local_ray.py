@@ -116,7 +116,11 @@ def test_a_full_disk_is_reported_before_ray_waits_for_its_files(
     assert not fake.given
 
 
-def test_rays_files_are_for_this_user_alone_and_removed_at_the_end(fake: FakeRay, tmp_path: Path) -> None:
+def test_rays_files_are_for_this_user_alone_and_removed_at_the_end(
+    fake: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_TMPDIR", ".")
     with local_ray({}):
         folder = Path(str(fake.given[0]["_temp_dir"]))
         assert folder.parent == tmp_path
