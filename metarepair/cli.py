@@ -90,7 +90,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        said = f"There is not enough memory ({str(error).splitlines()[0]})."
+        said = f"There is not enough memory ({(str(error) or type(error).__name__).splitlines()[0]})."
         remedy = (
             "Lower the settings named batch_size, task.shots or task.query_size, data.image_size or workers."
         )

@@ -113,7 +113,11 @@ def no_memory_for_torch(*_: object) -> None:
     torch.empty(2**60, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("exhaust", [no_memory_for_numpy, no_memory_for_torch])
+def no_memory_for_python(*_: object) -> None:
+    raise MemoryError  # without a message, as Python raises it
+
+
+@pytest.mark.parametrize("exhaust", [no_memory_for_python, no_memory_for_numpy, no_memory_for_torch])
 @pytest.mark.parametrize("stage", ["mine", "score", "train", "repair"])
 def test_a_lack_of_memory_is_one_paragraph_and_nothing_is_lost(
     stage: str,
