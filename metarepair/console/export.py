@@ -37,8 +37,8 @@ def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> No
     if kind != "original":
         require_packages(kind)
     weights = _find_weights(place(what))
-    _check_undamaged(weights)
     config = _config_of(weights, config_file)
+    _check_undamaged(weights)
     target = place(out)
     _refuse_input(target, [weights, *_read_with(weights, config, config_file)])
     if kind == "original":
