@@ -33,7 +33,7 @@ from metarepair.pretraining.pretrain import Pretrainer
 from metarepair.runs.context import LocalContext
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, DataSource, dataset_info, load_dataset
-from tasks.experiences.corrupted_images import corrupted_images
+from tasks.environments import corrupted_images
 from tasks.storage.paths import place
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.measure import Times, machine, parser, peak_resident_bytes, publish
 from tasks.datasets import load_dataset
+from tasks.environments import corrupted
 from tasks.experiences.failure_file import CHUNK, read_failures, write_failures
 from tasks.experiences.mining import mine
 from tasks.records import Experience, Failures
@@ -83,10 +84,8 @@ def write_index(path: Path, rows: int) -> Failures:
     data = load_dataset("cifar10_sample", "train")
     found = mine(
         lambda images: np.full(len(images), -1),
-        data,
+        corrupted(data, NAME, severities=[1, 2, 3, 4, 5], seed=0),
         np.arange(min(rows, len(data.labels_N))),
-        corruption=NAME,
-        severities=[1, 2, 3, 4, 5],
         seed=0,
         batch_size=500,
         keep="recomputed",

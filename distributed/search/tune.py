@@ -102,7 +102,7 @@ class TuneSearch:
         self.pipeline.mine()
         config = self.pipeline.config
         mined = {
-            (e.role, e.corruption): require_manifest(e.folder, TARGET.remedy)
+            (e.role, e.name): require_manifest(e.folder, TARGET.remedy)
             for e in environments(self.run, config)
         }
         return mined, extract_all(self.run, config, mined, self.pipeline.executor)

@@ -17,6 +17,9 @@ from metarepair.data.batches import support_batch
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.types import Batch
 from metarepair.models.build import DeployedModel
+from tasks.environments import SELECT, Environment
+from tasks.errors import TooFewFailuresError
+from tasks.experiences.pixels import rows_of_images
 from tasks.keys import keyed_generator
 from tasks.records import Failures
 from tasks.sampling.sampler import semantic_cover, split_validation
@@ -38,8 +41,16 @@ class RepairData:
     clean: CleanImages | None = None
 
 
-def split_collected(collect: Failures, config: AnyConfig, seed: int) -> RepairData:
-    """Split D_collect by image. All methods get the same split for the same repair seed."""
+def split_collected(
+    collect: Failures, config: AnyConfig, seed: int, source: Environment | None = None
+) -> RepairData:
+    """Split D_collect by image. All methods get the same split for the same repair seed.
+
+    source: the environment, whose own images to select by are the validation part, if it has any. Raises
+    TooFewFailuresError if the DNN fails on none of these, or on none of the images to learn from.
+    """
+    if source is not None and (source.parts_N == SELECT).any():
+        return _by_parts(collect, source)
     learn, validation = split_validation(
         collect.image_ids_N,
         fraction=config.repair.validation_fraction,
@@ -49,6 +60,19 @@ def split_collected(collect: Failures, config: AnyConfig, seed: int) -> RepairDa
     return RepairData(
         target=collect.corruption, learn=collect.take(learn), validation=collect.take(validation)
     )
+
+
+def _by_parts(collect: Failures, source: Environment) -> RepairData:
+    rows_N = rows_of_images(source.image_ids_N, np.argsort(source.image_ids_N), collect.image_ids_N)
+    selects_N = source.parts_N[rows_N] == SELECT
+    learn, validation = np.flatnonzero(~selects_N), np.flatnonzero(selects_N)
+    if not len(learn) or not len(validation):
+        raise TooFewFailuresError(
+            f"{source.name}: of the {len(collect)} failures collected, {len(learn)} are of images to learn from and "
+            f"{len(validation)} of images to select by; a repair needs at least one of each. Give more photographs, "
+            "or a column of finer groups."
+        )
+    return RepairData(target=source.name, learn=collect.take(learn), validation=collect.take(validation))
 
 
 def cut_to_uses(data: RepairData, uses: Sequence[Uses]) -> RepairData:

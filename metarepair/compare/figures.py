@@ -75,7 +75,7 @@ def radar(results: Sequence[Result]) -> bytes:
 def _radar_of(axes: Axes, result: Result) -> None:
     target = result["target"]
     shown = {n for row in result["methods"] for n in row["other_corruptions"]} | {target}
-    names = [n for n in CORRUPTIONS if n in shown]
+    names = [*(n for n in CORRUPTIONS if n in shown), *sorted(shown - CORRUPTIONS.keys())]
     angles = np.linspace(0, 2 * math.pi, len(names), endpoint=False)
     for number, (method, rows) in enumerate(by_method(result).items()):
         values = []

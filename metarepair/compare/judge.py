@@ -51,7 +51,7 @@ def judge(run: Run, config: Config, units: Sequence[ComparedRepair], here: Surro
     waiting = [unit for unit in units if not is_judged(run, config, unit)]
     for some in _portions(waiting, here):
         candidates = [load_candidate(run, config, unit, here) for unit in some]
-        judged = evaluate(run, config, some[0].target, here.deployed, here.split("test"), candidates)
+        judged = evaluate(run, config, some[0].target, here, candidates)
         for number, unit in enumerate(some):
             folder, identity = (
                 run.compared(unit.target, unit.method, unit.seed),
@@ -63,7 +63,7 @@ def judge(run: Run, config: Config, units: Sequence[ComparedRepair], here: Surro
             ):  # the seal of an earlier judgement would make the new file count as damaged
                 remove_listed(folder, seal_of(folder / name).name)
             write_table(folder / SAMPLES, _samples(judged, number))
-            row = asdict(judged.results[number])
+            row = asdict(judged.results[number]) | {"judging": asdict(judged.judging)}
             write_text(folder / ROW, json.dumps(row, indent=1, allow_nan=False) + "\n")
             for name in (SAMPLES, ROW):
                 seal(folder / name, identity | {"file": name})
@@ -83,7 +83,7 @@ def _samples(judged: Judgement, number: int) -> pa.Table:
     A clean image's id is its row in the test split, and its severity is 0.
     """
     fail, clean = judged.fail, judged.clean_before_N
-    rows = np.arange(len(clean))
+    rows = judged.clean_rows_N
     return pa.table(
         {
             "part": ["fail"] * len(fail) + ["clean"] * len(clean),

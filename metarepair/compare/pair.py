@@ -1,6 +1,6 @@
 """Compare two methods example by example, as a table and a picture.
 
-Pixels are made again from the test split, so D_fail stays closed.
+Pixels are read again from the environment, so D_fail stays closed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from metarepair.reports.figures import blank, plain, save, to_png
 from metarepair.reports.table import aligned, method_words
 from metarepair.runs.layout import Run
 from tasks.datasets import Dataset
+from tasks.environments import Environment
 from tasks.errors import DataError, StageError
-from tasks.experiences.corrupted_images import corrupted_images
 from tasks.records import Ints, Pixels
 from tasks.storage.paths import Place, read_table, write_table
 from tasks.storage.stages import COMPARED
@@ -93,22 +93,22 @@ def _kinds(table: pa.Table, methods: tuple[str, str]) -> tuple[Kind, ...]:
     )
 
 
-def write_pair(run: Run, pair: Pair, test: Dataset, seed: int) -> list[str]:
+def write_pair(run: Run, pair: Pair, test: Dataset, source: Environment) -> list[str]:
     """Write the examples as Parquet and CSV, and a picture of some on which the methods differ.
 
-    seed: the run's, by which corrupted images are drawn. Returns lines to log.
+    test: the clean test split. source: the target's environment. Returns lines to log.
     """
     name = f"{pair.target}_{pair.methods[0]}_{pair.methods[1]}_{pair.seed}"
     for ending in ("parquet", "csv"):
         write_table(run.compare / "pairs" / f"{name}.{ending}", pair.table)
     picture: Place = run.compare / "pairs" / f"{name}.png"
-    save(picture, _draw(pair, test, seed))
+    save(picture, _draw(pair, test, source))
     rows = [[kind.words, f"{len(kind.rows_N):,}"] for kind in pair.kinds]
     lines = aligned([f"{pair.target}, seed {pair.seed}", "examples"], rows)
     return [*lines, f"Example by example: {picture} and {name}.parquet beside it"]
 
 
-def _draw(pair: Pair, test: Dataset, seed: int) -> bytes:
+def _draw(pair: Pair, test: Dataset, source: Environment) -> bytes:
     kinds = [kind for kind in pair.kinds if "does not" in kind.words]
     figure = blank(1.5 * EACH + 0.8, 2.3 * len(kinds) + 0.5)
     grid = figure.subplots(len(kinds), EACH, squeeze=False)
@@ -129,13 +129,13 @@ def _draw(pair: Pair, test: Dataset, seed: int) -> bytes:
         for axes in line:
             axes.set_axis_off()
         for axes, row in zip(line, chosen.tolist(), strict=False):
-            _example(axes, pair, row, test, seed)
+            _example(axes, pair, row, test, source)
     return to_png(figure)
 
 
-def _example(axes: Axes, pair: Pair, row: int, test: Dataset, seed: int) -> None:
+def _example(axes: Axes, pair: Pair, row: int, test: Dataset, source: Environment) -> None:
     example = pair.table.slice(row, 1).to_pylist()[0]
-    axes.imshow(_pixels(pair.target, example["part"], example["image_id"], example["severity"], test, seed))
+    axes.imshow(_pixels(example["part"], example["image_id"], example["severity"], test, source))
     names = [_class(test.classes, example[key]) for key in ("label", "before")]
     answers = [_class(test.classes, example[f"after_{method}"]) for method in pair.methods]
     words = [f"true: {names[0]}", f"before: {names[1]}"]
@@ -143,11 +143,11 @@ def _example(axes: Axes, pair: Pair, row: int, test: Dataset, seed: int) -> None
     axes.set_title(plain("\n".join(words)), fontsize=6, loc="left")
 
 
-def _pixels(target: str, part: str, image_id: int, severity: int, test: Dataset, seed: int) -> Pixels:
+def _pixels(part: str, image_id: int, severity: int, test: Dataset, source: Environment) -> Pixels:
     if part == "clean":
         return np.asarray(test.images(np.array([image_id]))[0])
-    rows = np.flatnonzero(test.image_ids_N == image_id)
-    return np.asarray(corrupted_images(test, rows, corruption=target, severity=severity, seed=seed)[0])
+    rows = np.flatnonzero(source.image_ids_N == image_id)
+    return np.asarray(source.images(rows, severity)[0])
 
 
 def _class(classes: Sequence[str], index: int) -> str:

@@ -15,6 +15,7 @@ from metarepair.reports.table import (
     Row,
     by_method,
     cell,
+    judged_by,
     method_words,
     others_mean,
     percent,
@@ -29,10 +30,10 @@ Result = dict[str, Any]
 LEGEND = (
     "D_fail: accuracy on the target's failures that nothing has learned from; 0 before repair by construction. It is "
     "the repair rate.",
-    "corrupted: accuracy on all test images with the target corruption, mean over severities; clean: without "
-    "corruption; others: mean over the corruptions that were not the target.",
+    "corrupted: accuracy in the target's environment, mean over severities; clean: on clean test images; others: mean "
+    "over the environments that were not the target.",
     "broken: break rate, the share of the clean test images that were right before and are wrong now; of corrupted: "
-    "the same for the images with the target corruption.",
+    "the same for the images of the target's environment.",
     "seconds, images: of the repair alone, including the choice of its settings; memory: the peak of its process.",
     "Accuracies and rates are in percent; ± is the standard deviation over seeds.",
 )
@@ -79,7 +80,9 @@ def title_of(config: Config, results: Sequence[Result]) -> str:
 def parts_of(run: Run, config: Config, results: Sequence[Result]) -> list[ReportPart]:
     """All sections, in order."""
     over = [_columns("mean over targets", _over_targets(results))] if len(results) > 1 else []
-    each = [_columns(r["target"].replace("_", " "), r, leaders(r)) for r in results]
+    each = [
+        _columns(r["target"].replace("_", " "), r, (*leaders(r), *judged_by(_judged(r)))) for r in results
+    ]
     legend = ReportPart(title="what the columns mean", lines=LEGEND)
     return [*over, *each, legend, _terms(run, config, results), _beside_paper(config, results)]
 
@@ -91,6 +94,11 @@ def _columns(title: str, result: Mapping[str, Any], lines: Iterable[str] = ()) -
     ]
     header = ["method", *(c.title for c in COLUMNS)]
     return ReportPart(title=title, lines=tuple(lines), header=tuple(header), rows=tuple(map(tuple, rows)))
+
+
+def _judged(result: Result) -> Result:
+    """The result with the judging of its first row, which is that of all rows."""
+    return result | {"judging": result["methods"][0].get("judging")}
 
 
 def _over_targets(results: Sequence[Result]) -> Result:
@@ -129,7 +137,7 @@ def leaders(result: Mapping[str, Any]) -> Iterator[str]:
     before = by_method(result).get("none")
     for key, words in (
         ("d_fail", "D_fail"),
-        ("corrupted", "the whole corrupted set"),
+        ("corrupted", "the target's environment"),
         ("clean", "clean images"),
     ):
         means = {m: mean for m, rows in groups.items() if (mean := _mean(rows, _number(key))) is not None}

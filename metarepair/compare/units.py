@@ -194,5 +194,5 @@ def load_candidate(run: Run, config: Config, unit: ComparedRepair, here: Surroun
 
 def _data(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> RepairData:
     mined = require_manifest(run.target(unit.target), TARGET.remedy)
-    collect = open_side(run.target(unit.target), "collect", mined, here.split("test"))
+    collect = open_side(run.target(unit.target), "collect", mined, here.environment("test", unit.target))
     return unit_data(config, here, [unit.method], collect, unit.seed)

@@ -5,23 +5,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from metarepair.config.comparison import CompareConfig
 from metarepair.config.data import Colour, DataConfig
+from metarepair.config.environments import EnvironmentConfig, check_environment_name, naming, resolve_names
 from metarepair.config.pretraining import PretrainConfig
 from metarepair.config.ray import RayConfig
 from metarepair.config.search import SearchConfig
 from metarepair.config.section import Count, Fraction, Positive, Rate, Section, each_once
 from metarepair.config.training import InnerConfig, TrainConfig
-from tasks.corruptions import resolve
 from tasks.datasets.normalisation import check_mean, check_std
 from tasks.distances.intervals import FEWEST_ROWS, LEVEL, fewest_resamples
-from tasks.errors import ConfigError
 
-Corruption = str
+EnvironmentName = str  # the name of a corruption, or a key of `environments`
 MethodSettings = dict[str, dict[str, Any]]
 
 
@@ -80,8 +79,9 @@ class ModelConfig(Section):
 class MiningConfig(Section):
     """Mining: corrupt images, classify them, keep the failures (paper Sec. 5.1.3)."""
 
-    experiences: tuple[Corruption, ...] = Field(
-        min_length=1, description="Corruptions to mine experiences from; at least one, each once."
+    experiences: tuple[EnvironmentName, ...] = Field(
+        min_length=1,
+        description="Corruptions and environments to mine experiences from; at least one, each once.",
     )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(
         (1, 2, 3, 4, 5),
@@ -95,6 +95,12 @@ class MiningConfig(Section):
         "random",
         description="How failures are drawn into D_collect: at random, as in the paper, or equally many of each class "
         "(`stratified`).",
+    )
+    judge_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        0.5,
+        description="Share of the test images, above 0 and below 1, that are set aside before mining and only judge: "
+        "D_fail and every accuracy come from them, D_collect from the others. If not set (null), as in the paper: "
+        "D_fail is every failure that was not collected.",
     )
     split_by: Literal["image", "example"] = Field(
         "image",
@@ -119,7 +125,7 @@ class MiningConfig(Section):
     @field_validator("experiences")
     @classmethod
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _resolved(names)
+        return resolve_names(names)
 
 
 class FeatureConfig(Section):
@@ -177,8 +183,8 @@ class ExperienceConfig(Section):
     top_k: Positive | None = Field(
         None, description="Number of nearest experiences, with `choice: top_k`; at least 1."
     )
-    names: tuple[Corruption, ...] = Field(
-        (), description="The experiences, with `choice: list`; corruptions, each once."
+    names: tuple[EnvironmentName, ...] = Field(
+        (), description="The experiences, with `choice: list`; each once."
     )
     rule: Literal["softmax", "hinge", "cutoff", "uniform"] = Field(
         "hinge",
@@ -199,7 +205,7 @@ class ExperienceConfig(Section):
     @field_validator("names")
     @classmethod
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _resolved(names)
+        return resolve_names(names)
 
     @model_validator(mode="after")
     def _complete(self) -> ExperienceConfig:
@@ -278,9 +284,10 @@ class RepairSettings(Section):
 class EvaluateConfig(Section):
     """The evaluation of repaired DNNs."""
 
-    others: tuple[Corruption, ...] | None = Field(
+    others: tuple[EnvironmentName, ...] | None = Field(
         None,
-        description="Other corruptions to evaluate on, each once; the target itself is left out. If not set, all.",
+        description="Other corruptions and environments to evaluate on, each once; the target itself is left out. If "
+        "not set, the 19 published corruptions.",
     )
     others_images: Positive = Field(
         500, description="Test images per severity of each other corruption; at least 1."
@@ -289,7 +296,7 @@ class EvaluateConfig(Section):
     @field_validator("others")
     @classmethod
     def _names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if names is None else _resolved(names)
+        return None if names is None else resolve_names(names)
 
 
 class Config(Section):
@@ -312,10 +319,13 @@ class Config(Section):
     workers: Count = Field(
         0, description="Number of Ray workers; 0: everything runs in this process, without Ray."
     )
-    targets: tuple[Corruption, ...] = Field(
+    targets: tuple[EnvironmentName, ...] = Field(
         ("gaussian_noise",),
         min_length=1,
-        description="Corruptions to repair the DNN for; at least one, each once.",
+        description="Corruptions and environments to repair the DNN for; at least one, each once.",
+    )
+    environments: dict[str, EnvironmentConfig] = Field(
+        {}, description="Environments by name: your own images, or corruptions of published archives."
     )
     data: DataConfig = Field(DataConfig(), description="The data set of clean images.")
     model: ModelConfig = Field(ModelConfig(), description="The deployed DNN.")
@@ -341,10 +351,25 @@ class Config(Section):
         None, description="The search of `metarepair tune`; other verbs ignore it."
     )
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _knows_its_environments(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        """Let every setting that takes a corruption take the name of an environment."""
+        given = values.get("environments") if isinstance(values, dict) else None
+        with naming(given if isinstance(given, dict) else ()):
+            return check(values)
+
+    @field_validator("environments")
+    @classmethod
+    def _can_be_named(cls, given: dict[str, EnvironmentConfig]) -> dict[str, EnvironmentConfig]:
+        for name in given:
+            check_environment_name(name)
+        return given
+
     @field_validator("targets")
     @classmethod
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _resolved(names)
+        return resolve_names(names)
 
     @model_validator(mode="after")
     def _can_be_extrapolated(self) -> Config:
@@ -369,10 +394,3 @@ class Config(Section):
                 "inner.learned_rates needs a query gradient, and train.order: reptile has none; change one of the two"
             )
         return self
-
-
-def _resolved(names: tuple[str, ...]) -> tuple[str, ...]:
-    resolved = tuple(resolve(name) for name in names)
-    if len(set(resolved)) != len(resolved):
-        raise ConfigError(f"a corruption is named twice in {', '.join(names)}. Name each once.")
-    return resolved

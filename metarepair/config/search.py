@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from metarepair.config.environments import resolve_name
 from metarepair.config.section import Count, Positive, Section, Whole
-from tasks.corruptions import Category, resolve
+from tasks.corruptions import Category
 from tasks.errors import unknown_name
 
 Bounds = tuple[float, float]
@@ -244,8 +245,8 @@ def _bounds(what: str, bounds: Any, kinds: tuple[type, ...]) -> Any:
 
 
 def _corruptions(what: str, names: Any) -> tuple[str, ...]:
-    """Return the published names of corruptions, each once. Raises ConfigError for an unknown one."""
-    resolved: Sequence[str] = [resolve(name) for name in _list_of("corruption", names)]
+    """Return the names of corruptions and environments, each once. Raises ConfigError for an unknown one."""
+    resolved: Sequence[str] = [resolve_name(name) for name in _list_of("corruption", names)]
     return tuple(_list_of(f"corruption of {what}", resolved))
 
 

@@ -6,17 +6,31 @@ import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from metarepair.config.run import Config
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.adapted import adapted_names
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
-from tasks.corruptions import CORRUPTIONS
+from metarepair.runs.layout import run_of
+from tasks.corruptions import CORRUPTIONS, resolve
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
 from tasks.datasets.archives import Archive, load_archive
+from tasks.environments import (
+    LEARN,
+    Environment,
+    UserImages,
+    check_archive,
+    corrupted,
+    judge_half,
+    read_images,
+)
+from tasks.environments.parts import JUDGE, Parts
 from tasks.errors import ConfigError, DataError
-from tasks.experiences.corrupted_images import check_archive
+from tasks.records import Ints
+from tasks.storage.manifest import require_manifest
+from tasks.storage.stages import IMAGES
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +46,7 @@ class Surroundings:
     deployed: DeployedModel
     _splits: dict[Split, ArrayDataset] = field(default_factory=dict)
     _inputs: dict[str, str] = field(default_factory=dict)
+    _environments: dict[tuple[Split, str], Environment] = field(default_factory=dict)
     notes: bool = False
     _noted: set[str] = field(default_factory=set)
 
@@ -58,9 +73,80 @@ class Surroundings:
     def _archive(self, test: ArrayDataset) -> Archive:
         archive = load_archive(Path(self.config.data.archive or "").expanduser())
         others = self.config.evaluate.others
-        check_archive(
-            archive, test, needed=(*self.config.targets, *(CORRUPTIONS if others is None else others))
+        needed = (*self.config.targets, *(CORRUPTIONS if others is None else others))
+        own = self.config.environments
+        check_archive(archive, test, needed=tuple(n for n in needed if n not in own), setting="data.archive")
+        return archive
+
+    def environment(self, split: Split, name: str) -> Environment:
+        """The environment `name`, as an experience (`train`), or as a target or for side effects (`test`).
+
+        A corruption is applied to the images of `split`; other environments bring their own. Raises StageError if a
+        user's images are not yet in the run's storage.
+        """
+        key = split, name
+        if key not in self._environments:
+            self._environments[key] = self._build_environment(split, name)
+        return self._environments[key]
+
+    def _build_environment(self, split: Split, name: str) -> Environment:
+        config, given = self.config, self.config.environments.get(name)
+        if given is not None and given.kind == "images":
+            return self._user_images(name)
+        data, corruption = self.split(split), name
+        if given is not None:
+            corruption = resolve(str(given.corruption))
+            data = replace(self.split("test"), archive=self._given_archive(name))
+        parts_N = self.test_parts() if data.split == "test" else None
+        return corrupted(
+            data,
+            corruption,
+            severities=config.mining.severities,
+            seed=config.seed,
+            name=name,
+            parts_N=parts_N,
         )
+
+    def _user_images(self, name: str) -> UserImages:
+        folder = run_of(self.config).environment(name)
+        manifest = require_manifest(folder, IMAGES.remedy)
+        classes = dataset_info(self.config.data.source()).classes
+        return read_images(folder, manifest, name=name, classes=classes, seed=self.config.seed)
+
+    def test_parts(self) -> Parts:
+        """int8 [N], what each image of the test split is for: LEARN or JUDGE."""
+        images = len(self.split("test").labels_N)
+        return judge_half(images, fraction=self.config.mining.judge_fraction, seed=self.config.seed)
+
+    def judged_rows(self, name: str, collected_ids: Ints) -> Ints:
+        """The rows of the test split by which repairs for the target `name` are judged.
+
+        They are those set aside to judge, and without any, all but those of D_collect (`collected_ids`).
+        """
+        test, parts_N = self.split("test"), self.test_parts()
+        if (parts_N == JUDGE).any():
+            return np.flatnonzero(parts_N == JUDGE)
+        given = self.config.environments.get(name)
+        if given is not None and given.kind == "images":
+            return np.flatnonzero(parts_N == LEARN)
+        return np.flatnonzero(~np.isin(test.image_ids_N, collected_ids))
+
+    def inputs_of(self, name: str) -> dict[str, str]:
+        """Digests of what the environment `name` is made from, besides `inputs`; none for a corruption."""
+        given = self.config.environments.get(name)
+        if given is None:
+            return {}
+        if given.kind == "images":
+            folder = run_of(self.config).environment(name)
+            return {f"environment {name}": require_manifest(folder, IMAGES.remedy).digest}
+        return {f"environment {name}": self._given_archive(name).digest}
+
+    def _given_archive(self, name: str) -> Archive:
+        """The archive that the environment `name` is of."""
+        given = self.config.environments[name]
+        archive = load_archive(Path(str(given.archive)).expanduser())
+        needed = (resolve(str(given.corruption)),)
+        check_archive(archive, self.split("test"), needed=needed, setting=f"environments.{name}.archive")
         return archive
 
     def inputs(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Measures repaired DNNs on D_fail, the whole corrupted set, clean images and other corruptions.
+"""Measure repaired DNNs on D_fail, the target's environment, clean images and other environments.
 
 Only the evaluator opens a target's D_fail. It does so after every repair of that target is saved, and logs the time.
 Source: paper Eq. 6 and Algorithm 1, lines 20 and 23; repair and break rate: Sohn et al. 2022.
@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarepair.adaptation.accuracy import accuracy_on
 from metarepair.config.run import Config
-from metarepair.evaluation.predictions import Called, Predictions, called, predict_all, predicted_on
+from metarepair.data.workspace import Surroundings
+from metarepair.evaluation.judging import Judging, judging_of
+from metarepair.evaluation.predictions import Predictions, called, predict_all, predicted_on
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.runs.layout import Run
 from tasks.corruptions import CORRUPTIONS
-from tasks.datasets import Dataset
+from tasks.environments import JUDGE, Environment
 from tasks.experiences.store import open_side
 from tasks.keys import keyed_generator
-from tasks.records import Failures, Ints, RepairResult
+from tasks.records import Failures, Ints, Pixels, RepairResult
 from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import append_line
+from tasks.storage.stages import TARGET
 
 # N examples, M models
 
@@ -52,77 +56,106 @@ class Candidate:
 class Judgement:
     """Results in the order of the candidates, and the predictions on D_fail and on the clean test images.
 
-    predicted_MN: predictions of the M candidates on D_fail. clean_MN: theirs on the clean test images. clean_before_N:
-    the deployed DNN's on the same images. clean_labels_N: the labels of these images.
+    predicted_MN: predictions of the M candidates on D_fail. clean_rows_N: the rows of the clean test images that judge.
+    clean_MN: the candidates' predictions on them. clean_before_N: the deployed DNN's. clean_labels_N: their labels.
+    judging: how many images judged, by which protocol.
     """
 
     results: tuple[RepairResult, ...]
     fail: Failures
     predicted_MN: NDArray[np.int64]
+    clean_rows_N: Ints
     clean_before_N: NDArray[np.int64]
     clean_MN: NDArray[np.int64]
     clean_labels_N: Ints
+    judging: Judging
 
 
-def open_target_fail(run: Run, target: str, test: Dataset, *, judged: Sequence[str] = ()) -> Failures:
-    """D_fail of a target. Each call adds a line to the run's log of openings: the time, and what is `judged` on it."""
-    manifest = require_manifest(run.target(target), "Mine it first: metarepair mine.")
-    line = {"target": target, "opened": datetime.now(UTC).isoformat(), "judged": list(judged)}
+def open_target_fail(
+    run: Run, target: str, source: Environment, *, judged: Sequence[str] = (), data: str = ""
+) -> Failures:
+    """D_fail of a target. Each call adds a line to the run's log of openings.
+
+    The line holds the time, what is `judged`, and a digest of the images that judge it (`data`).
+    """
+    manifest = require_manifest(run.target(target), TARGET.remedy)
+    line = {"target": target, "opened": datetime.now(UTC).isoformat(), "judged": list(judged), "data": data}
     append_line(run.d_fail_log, json.dumps(line))
-    return open_side(run.target(target), "fail", manifest, test)
+    return open_side(run.target(target), "fail", manifest, source)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TestMeasures:
-    """Predictions on clean test images and by severity of the target's corruption; accuracy on other corruptions."""
+class _Measures:
+    """Predictions on the images that judge: clean ones, and the target's environment by severity, with their labels.
+
+    others: accuracy in other environments, [1 + M] each.
+    """
 
     clean: Predictions
+    clean_labels_N: Ints
     corrupted: dict[int, Predictions]
-    others: dict[str, NDArray[np.float64]]  # [1 + M] each
+    labels_N: Ints
+    others: dict[str, NDArray[np.float64]]
 
 
 def evaluate(
-    run: Run,
-    config: Config,
-    target: str,
-    deployed: DeployedModel,
-    test: Dataset,
-    candidates: Sequence[Candidate],
+    run: Run, config: Config, target: str, here: Surroundings, candidates: Sequence[Candidate]
 ) -> Judgement:
     """Evaluate all candidates on the same images; a corrupted image has the same pixels for all of them.
 
-    D_fail is opened last.
+    Nothing was learned from these images, and nothing was chosen by them. D_fail is opened last.
     """
+    deployed, test, source = here.deployed, here.split("test"), here.environment("test", target)
     models = [c.model for c in candidates]
-    nets = called(deployed, models)
-    rows = np.arange(len(test.labels_N))
-    clean = predict_all(deployed, nets, test, rows, None, 0, config)
+    predict = partial(predict_all, deployed, called(deployed, models), batch_size=config.mining.batch_size)
+    clean_rows = here.judged_rows(target, _collected_ids(run, target))
+    clean = predict(test.images, clean_rows)
     logger.info(f"{target}: clean images done")
+    rows = _judging_rows(source, clean_rows)
     corrupted = {}
-    for severity in config.mining.severities:
-        corrupted[severity] = predict_all(deployed, nets, test, rows, target, severity, config)
+    for severity in source.severities:
+        corrupted[severity] = predict(partial(source.images, severity=severity), rows)
         logger.info(f"{target}: severity {severity} done")
     names = tuple(CORRUPTIONS) if config.evaluate.others is None else config.evaluate.others
-    others = {n: _other(deployed, nets, test, n, config) for n in names if n != target}
-    logger.info(f"{target}: other corruptions done")
-    measures = _TestMeasures(clean=clean, corrupted=corrupted, others=others)
-    fail = open_target_fail(run, target, test, judged=[f"{c.model.method}/{c.seed}" for c in candidates])
-    predicted_MN = predicted_on(fail, deployed, models, test, corrupted)
+    others = {n: _other(predict, here, n, clean_rows, config) for n in names if n != target}
+    logger.info(f"{target}: other environments done")
+    measures = _Measures(
+        clean=clean,
+        clean_labels_N=test.labels_N[clean_rows],
+        corrupted=corrupted,
+        labels_N=source.labels_N[rows],
+        others=others,
+    )
+    judging = judging_of(config, source, images=len(rows), clean_images=len(clean_rows), shown=corrupted)
+    judged = [f"{c.model.method}/{c.seed}" for c in candidates]
+    fail = open_target_fail(run, target, source, judged=judged, data=judging.data)
+    predicted_MN = predicted_on(fail, deployed, models, source.image_ids_N[rows], corrupted)
     results = []
     for index, candidate in enumerate(candidates):
         rate = float((predicted_MN[index] == fail.labels_N).mean())
-        results.append(
-            _result(index, rate, candidate, target, deployed, test.labels_N, measures, fail, config)
-        )
+        results.append(_result(index, rate, candidate, target, deployed, measures, fail, config))
         logger.info(f"{target}: {candidate.model.method} seed {candidate.seed} judged on D_fail")
     return Judgement(
         results=tuple(results),
         fail=fail,
         predicted_MN=predicted_MN,
+        clean_rows_N=clean_rows,
         clean_before_N=clean.classes[0],
         clean_MN=clean.classes[1:],
-        clean_labels_N=test.labels_N,
+        clean_labels_N=measures.clean_labels_N,
+        judging=judging,
     )
+
+
+def _collected_ids(run: Run, target: str) -> Ints:
+    manifest = require_manifest(run.target(target), TARGET.remedy)
+    return open_side(run.target(target), "collect", manifest).image_ids_N
+
+
+def _judging_rows(source: Environment, clean_rows: Ints) -> Ints:
+    """The rows set aside to judge; without any, those of the clean images that judge."""
+    judging = np.flatnonzero(source.parts_N == JUDGE)
+    return judging if len(judging) else clean_rows
 
 
 def _result(
@@ -131,14 +164,13 @@ def _result(
     candidate: Candidate,
     target: str,
     deployed: DeployedModel,
-    labels_N: Ints,
-    measures: _TestMeasures,
+    measures: _Measures,
     fail: Failures,
     config: Config,
 ) -> RepairResult:
     """One row of the table: candidate `index`, whose repair rate is its accuracy on D_fail."""
     paper, episodes = _paper_accuracies(deployed, candidate, fail, config)
-    row, corrupted = index + 1, measures.corrupted
+    row, corrupted, labels_N = index + 1, measures.corrupted, measures.labels_N
     severities = {str(s): _accuracy(p.classes[row], labels_N) for s, p in corrupted.items()}
     clean_before_N, clean_N = measures.clean.classes[0], measures.clean.classes[row]
     return RepairResult(
@@ -152,11 +184,11 @@ def _result(
         validation=candidate.validation,
         corrupted=float(np.mean(list(severities.values()))),
         corrupted_by_severity=severities,
-        clean=_accuracy(clean_N, labels_N),
-        clean_before=_accuracy(clean_before_N, labels_N),
+        clean=_accuracy(clean_N, measures.clean_labels_N),
+        clean_before=_accuracy(clean_before_N, measures.clean_labels_N),
         other_corruptions={name: float(values[row]) for name, values in measures.others.items()},
         repair_rate=repair_rate,
-        break_rate=_broken([(clean_before_N, clean_N)], labels_N),
+        break_rate=_broken([(clean_before_N, clean_N)], measures.clean_labels_N),
         break_rate_corrupted=_broken([(p.classes[0], p.classes[row]) for p in corrupted.values()], labels_N),
         calibration_error=_calibration(
             [(p.confidence[row], p.classes[row]) for p in corrupted.values()], labels_N
@@ -170,14 +202,20 @@ def _result(
 
 
 def _other(
-    deployed: DeployedModel, nets: Sequence[Called], test: Dataset, corruption: str, config: Config
+    predict: Callable[[Callable[[Ints], Pixels], Ints], Predictions],
+    here: Surroundings,
+    name: str,
+    clean_rows: Ints,
+    config: Config,
 ) -> NDArray[np.float64]:
-    """Accuracy [1 + M] on another corruption, over all severities of the same random test images for all DNNs."""
-    size = min(config.evaluate.others_images, len(test.labels_N))
-    rows = np.sort(keyed_generator("others", config.seed).permutation(len(test.labels_N))[:size])
+    """Accuracy [1 + M] in another environment, over all severities of the same random images for all DNNs."""
+    source = here.environment("test", name)
+    judging = _judging_rows(source, clean_rows)
+    size = min(config.evaluate.others_images, len(judging))
+    rows = np.sort(judging[keyed_generator("others", config.seed).permutation(len(judging))[:size]])
     right = [
-        predict_all(deployed, nets, test, rows, corruption, severity, config).classes == test.labels_N[rows]
-        for severity in config.mining.severities
+        predict(partial(source.images, severity=severity), rows).classes == source.labels_N[rows]
+        for severity in source.severities
     ]
     accuracies: NDArray[np.float64] = np.mean(right, axis=(0, 2))
     return accuracies

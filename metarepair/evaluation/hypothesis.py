@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from metarepair.features.extractors import distance_name
-from tasks.corruptions import category_of
+from tasks.environments import category_of
 from tasks.keys import keyed_generator
 
 # C corruptions (rows are experiences, columns targets), S seeds, R resamples, N pairs

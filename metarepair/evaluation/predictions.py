@@ -1,8 +1,8 @@
-"""Predicts the test split with several DNNs; each image is corrupted once for all of them."""
+"""Predict the same images with several DNNs; each image is read or corrupted once for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from metarepair.adaptation.accuracy import frozen_net, predict
-from metarepair.config.run import Config
 from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.vectors import State
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
-from tasks.datasets import Dataset
-from tasks.experiences.corrupted_images import corrupted_images
 from tasks.experiences.pixels import Digests, digests_of, pixel_digests, rows_of_images
-from tasks.records import Failures, Ints
+from tasks.records import Failures, Ints, Pixels
 
 # N examples, M models
 
@@ -47,20 +44,15 @@ def called(deployed: DeployedModel, models: Sequence[RepairedModel]) -> list[Cal
 def predict_all(
     deployed: DeployedModel,
     nets: Sequence[Called],
-    test: Dataset,
+    read: Callable[[Ints], Pixels],
     rows: Ints,
-    corruption: str | None,
-    severity: int,
-    config: Config,
+    *,
+    batch_size: int,
 ) -> Predictions:
-    """Predictions on rows of the test split under a corruption; clean images if `corruption` is None."""
+    """Predict the images that `read` returns for some rows."""
     classes, confidence, digests = [], [], []
-    for start in range(0, len(rows), config.mining.batch_size):
-        batch = rows[start : start + config.mining.batch_size]
-        if corruption is None:
-            images = test.images(batch)
-        else:
-            images = corrupted_images(test, batch, corruption=corruption, severity=severity, seed=config.seed)
+    for start in range(0, len(rows), batch_size):
+        images = read(rows[start : start + batch_size])
         digests.append(pixel_digests(images))
         x_BCHW = deployed.normalise(images)
         tops = [torch.softmax(n.logits(p, b, x_BCHW).float(), dim=1).max(1) for n, p, b in nets]
@@ -77,15 +69,16 @@ def predicted_on(
     fail: Failures,
     deployed: DeployedModel,
     models: Sequence[RepairedModel],
-    test: Dataset,
+    image_ids: Ints,
     corrupted: Mapping[int, Predictions],
 ) -> NDArray[np.int64]:
     """The classes [M, N] that each model predicts on D_fail.
 
-    D_fail's images are among the corrupted test images, so most predictions are in `corrupted` already. An image that
-    was mined with other pixels (by another version of a library) is predicted from its mined pixels.
+    D_fail's images are among those that were judged, with these `image_ids`, so most predictions are in `corrupted`
+    already, by severity. An image that was mined with other pixels (by another version of a library) is predicted from
+    its mined pixels.
     """
-    rows_N = rows_of_images(test.image_ids_N, np.argsort(test.image_ids_N), fail.image_ids_N)
+    rows_N = rows_of_images(image_ids, np.argsort(image_ids), fail.image_ids_N)
     mined_N, predicted = digests_of(fail.images_NHWC), np.zeros(len(fail), dtype=bool)
     classes = np.zeros((len(models), len(fail)), dtype=np.int64)
     for severity, predictions in corrupted.items():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from metarepair.config.run import ExperienceConfig
 from metarepair.runs.layout import Run
-from tasks.corruptions import category_of
+from tasks.environments import category_of
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.records import FID_SCHEMA, FidScore
 from tasks.sampling.confidence import (

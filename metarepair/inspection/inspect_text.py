@@ -91,6 +91,7 @@ def title(stage: StageFacts) -> str:
     """Return a stage's title."""
     named = f" {stage.name}" if stage.name else ""
     words = {
+        "images": f"images of{named}",
         "environment": f"{stage.role or 'environment'}{named}",
         "features": f"features of {stage.role or 'an environment'}{named}",
         "score": "distances and confidence",

@@ -13,7 +13,7 @@ from tasks.storage.stages import LISTED
 GROUPS = tuple(stage.group for stage in LISTED)
 READS = "d_fail_reads.jsonl"
 PARTS = (
-    "Name a run's folder (STORAGE/NAME), a folder in it (experiences/CORRUPTION, targets/CORRUPTION, "
+    "Name a run's folder (STORAGE/NAME), a folder in it (experiences/ENVIRONMENT, targets/ENVIRONMENT, "
     "features/ENVIRONMENT, score, meta/TARGET, repaired/TARGET, prepared/METHOD, compare/TARGET/METHOD/SEED), "
     "or an .arrow, .parquet or .safetensors file in such a folder"
 )

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from metarepair.inspection.facts import BAD, EnvironmentFacts, Inspection, LoneFile, StageFacts
 from metarepair.reports.contact_sheet import FAINT, GAP, INK, PAPER, TILE, check_ending, save_sheet, tile_size
-from tasks.datasets import Dataset, load_dataset, source_from
+from tasks.datasets import load_dataset, source_from
+from tasks.environments import Environment, corrupted
 from tasks.errors import ConfigError, DataError
 from tasks.experiences.failure_file import read_failures
 from tasks.experiences.pixels import RecomputedPixels
@@ -45,7 +46,7 @@ def write_sheet(inspection: Inspection, out: Path) -> None:
     if not any(row.images for row in rows):
         raise DataError(
             f"{inspection.path} has no collected failures to draw: --sheet needs a run, an environment "
-            "(experiences/CORRUPTION, targets/CORRUPTION) or its collect.arrow, fully mined and undamaged."
+            "(experiences/ENVIRONMENT, targets/ENVIRONMENT) or its collect.arrow, fully mined and undamaged."
         )
     save_sheet(draw(rows), out, "--sheet")
 
@@ -82,20 +83,22 @@ def _collected(stage: StageFacts, root: Place) -> Failures | None:
     failures = read_failures(folder / "collect.arrow")
     images = failures.images_NHWC
     if isinstance(images, RecomputedPixels):
-        return replace(failures, images_NHWC=images.with_data(_clean_images(stage)))
+        return replace(failures, images_NHWC=images.read_from(_environment(stage, images.seed)))
     return failures
 
 
-def _clean_images(stage: StageFacts) -> Dataset:
-    """Load the split that an environment was mined from, from METAREPAIR_DATA or the shipped sample."""
-    data = stage.config.get("data")
-    if not isinstance(data, dict) or (stage.role == "target" and "archive" in stage.inputs):
+def _environment(stage: StageFacts, seed: int) -> Environment:
+    """The corrupted split that was mined, from METAREPAIR_DATA or the shipped sample."""
+    data, archived = stage.config.get("data"), stage.role == "target" and "archive" in stage.inputs
+    if not isinstance(data, dict) or archived or "environment" in stage.config:
         raise DataError(
             f"{stage.path} stores no pixels (mining.pixels: recomputed), and they cannot be made for --sheet: its "
-            "images came from a published archive, or its manifest names no data set. Inspect another environment."
+            "images came from a published archive or from files of yours, or its manifest names no data set. "
+            "Inspect another environment."
         )
     clean = load_dataset(source_from(data), "train" if stage.role == "experience" else "test")
-    return replace(clean, corruption_table=data.get("corruption_table"))
+    table = replace(clean, corruption_table=data.get("corruption_table"))
+    return corrupted(table, str(stage.name), severities=(), seed=seed)
 
 
 def _environment_row(stage: StageFacts, failures: Failures | None) -> SheetRow:

@@ -14,7 +14,7 @@ from metarepair.data.clean_images import CleanImages
 from metarepair.engine.types import Batch, TaskBatch
 from metarepair.models.build import DeployedModel
 from tasks.datasets import Dataset
-from tasks.experiences.corrupted_images import corrupted_images
+from tasks.environments import corrupted_images
 from tasks.keys import keyed_generator
 from tasks.records import Experience
 from tasks.sampling.confidence import Confidence

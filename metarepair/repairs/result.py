@@ -58,6 +58,7 @@ def _result(
         "config": config.model_dump(mode="json"),
         "versions": versions(),
         "target": target,
+        "judging": asdict(judged.judging),
         "d_collect": {
             "collect": mined.rows["collect"],
             "fail": mined.rows["fail"],

@@ -72,6 +72,8 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> 
     folder = run.repaired(target)
     mined = require_manifest(run.target(target), TARGET.remedy)
     inputs = {"target": mined.digest, **here.inputs()}
+    for other in config.evaluate.others or ():
+        inputs |= here.inputs_of(other)
     if "metarepair" in config.repair.methods:
         inputs["meta"] = require_manifest(run.meta(target), META.remedy).digest
     make = partial(_repair, run, config, target, here, mined)
@@ -81,7 +83,7 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> 
 def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Manifest) -> StageOutput:
     """Make all repairs of a target, then evaluate them."""
     folder = run.repaired(target)
-    collect = open_side(run.target(target), "collect", mined, here.split("test"))
+    collect = open_side(run.target(target), "collect", mined, here.environment("test", target))
     candidates, files = [], [RESULT, SAMPLES]
     methods = config.repair.methods
     parts = {seed: unit_data(config, here, methods, collect, seed) for seed in config.repair.seeds}
@@ -93,7 +95,7 @@ def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Ma
             files += [f"{name}/{seed}/{file}" for file in files_of(unit.folder, config)]
             notes = "".join(f"; {note}" for note in candidates[-1].model.notes)
             logger.info(f"{target}: repaired by {name}, seed {seed}, {candidates[-1].seconds:.1f} s{notes}")
-    judged = evaluate(run, config, target, here.deployed, here.split("test"), candidates)
+    judged = evaluate(run, config, target, here, candidates)
     write_result(run, config, target, mined, judged, validation=len(parts[config.repair.seeds[0]].validation))
     return StageOutput(files=files)
 
@@ -102,7 +104,7 @@ def unit_data(
     config: Config, here: Surroundings, methods: Sequence[str], collect: Failures, seed: int
 ) -> RepairData:
     """Return D_collect in its two parts, with the clean training split if one of the methods uses it."""
-    data = split_collected(collect, config, seed)
+    data = split_collected(collect, config, seed, here.environment("test", collect.corruption))
     if not any("clean" in get_method(name).uses_with(config) for name in methods):
         return data
     return replace(data, clean=here.clean())

@@ -13,12 +13,13 @@ import numpy as np
 from metarepair.reports import figures
 from metarepair.reports.table import Result, by_method, method_words
 from metarepair.runs.layout import Run
-from tasks.datasets import Dataset
+from tasks.environments import Environment
 from tasks.experiences.failure_file import read_failures
 from tasks.experiences.pixels import RecomputedPixels
 from tasks.records import Failures, Ints
 from tasks.storage.paths import Place, inside, read_table
 
+SourceOf = Callable[[str], Environment]  # of a target's name
 REPAIR_AGAIN = "Repair again: metarepair repair --config FILE --restart."
 
 
@@ -31,11 +32,11 @@ class Picture:
 
 
 def example_figure(
-    run: Run, result: Result, target: str, classes: Sequence[str], test: Callable[[], Dataset] | None
+    run: Run, result: Result, target: str, classes: Sequence[str], source: SourceOf | None
 ) -> Picture | str:
     """Return examples for MetaRepair's first seed (or the last method's, without MetaRepair), or why there are none.
 
-    `test` loads the test split; it is called only if the store holds no pixels.
+    `source` loads the target's environment; it is called only if the store holds no pixels.
     """
     samples, store = run.repaired(target) / "samples.parquet", run.target(target) / "fail.arrow"
     missing = [inside(path, run.root) for path in (samples, store) if not path.is_file()]
@@ -45,9 +46,9 @@ def example_figure(
     method = "metarepair" if "metarepair" in groups else list(groups)[-1]
     fail, seed = read_failures(store), int(groups[method][0]["seed"])
     if isinstance(fail.images_NHWC, RecomputedPixels):
-        if test is None:
-            return "the store holds no pixels, and the test split was not given"
-        fail = replace(fail, images_NHWC=fail.images_NHWC.with_data(test()))
+        if source is None:
+            return "the store holds no pixels, and the data set was not given"
+        fail = replace(fail, images_NHWC=fail.images_NHWC.read_from(source(target)))
     after_N = _after(samples, fail, method, seed)
     if not np.any(after_N >= 0):
         return f"{samples.name} has no examples of {method}"

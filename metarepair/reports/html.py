@@ -6,21 +6,23 @@ Pictures are embedded in the page as base64; there is no script. Text from setti
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from metarepair.evaluation.judging import count_readings
 from metarepair.features.confidence_tables import SCORE_AGAIN
 from metarepair.features.extractors import distance_name
 from metarepair.reports import figures
-from metarepair.reports.examples import example_figure
+from metarepair.reports.examples import SourceOf, example_figure
 from metarepair.reports.page import bullets, escaped, html_page, html_table, picture, plain_words
 from metarepair.reports.paper import DIFFERENCES, nearest_experiences, table_for
 from metarepair.reports.table import (
     LEGEND,
     Result,
     by_method,
+    judged_by,
     method_words,
     paper_measure,
     percent,
@@ -35,7 +37,8 @@ from metarepair.reports.table import (
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import times
 from tasks.corruptions import CORRUPTIONS
-from tasks.datasets import DATASETS, Dataset
+from tasks.datasets import DATASETS
+from tasks.environments import category_of
 from tasks.errors import StageError
 from tasks.storage.manifest import read_manifest
 from tasks.storage.paths import Place, find, inside, read_json, read_json_lines, read_table, write_text
@@ -43,18 +46,16 @@ from tasks.storage.paths import Place, find, inside, read_json, read_json_lines,
 BUDGET = ("seed", "images_seen", "gradient_steps")
 
 
-def write_report(
-    run: Run, results: Sequence[Mapping[str, Any]], test: Callable[[], Dataset] | None = None
-) -> Place:
+def write_report(run: Run, results: Sequence[Mapping[str, Any]], source: SourceOf | None = None) -> Place:
     """Write the whole report under report/, the page last, and return the page. Raises StageError without results.
 
-    `test` loads the test split; it is called only if the store holds no pixels.
+    `source` loads a target's environment; it is called only if the store holds no pixels.
     """
     if not results:
         raise StageError(
             f"{run.root} has no results to report. Repair a target first: metarepair repair --config FILE."
         )
-    sections = [_target_section(run, result, test) for result in results]
+    sections = [_target_section(run, result, source) for result in results]
     overview = _overview(run, results)
     write_tables(run.report, results)
     write_text(run.report / "table.md", "\n".join(results_table(result) for result in results))
@@ -87,28 +88,25 @@ def _heat_map(run: Run) -> str:
     found = {name for pair in scores for name in pair}
     names = [n for n in CORRUPTIONS if n in found] + sorted(found - CORRUPTIONS.keys())
     label = distance_name(str(rows[0]["extractor"]))
-    png = figures.heat_map(scores, names, _category, "Distance between environments", label)
+    png = figures.heat_map(scores, names, category_of, "Distance between environments", label)
     caption = (
         f"{label} between environments, by category; smaller means more alike (as in the paper's Fig. 4)."
     )
     return picture(run.report, "heatmap.png", png, caption)
 
 
-def _category(name: str) -> str:
-    return CORRUPTIONS[name].category if name in CORRUPTIONS else "other"
-
-
-def _target_section(run: Run, result: Result, test: Callable[[], Dataset] | None) -> str:
+def _target_section(run: Run, result: Result, source: SourceOf | None) -> str:
     target = target_of(result)
     parts = (
         f'<section id="{escaped(_file_name(target))}"><h2>{escaped(plain_words(target))}</h2>\n',
         bullets(verdict(result), "verdict"),
+        bullets(judged_by(result)),
         html_table(*table_cells(result)),
         bullets(paper_measure(result)),
         f"<p>{escaped(preparation(result))}</p>\n<details open><summary>What the columns mean</summary>",
         bullets(LEGEND, "small"),
         "</details>\n",
-        _pictures(run, result, target, test),
+        _pictures(run, result, target, source),
         "<h3>Experiences and their confidence</h3>\n",
         _experiences(run, result, target),
         "<h3>How the results were obtained</h3>\n",
@@ -122,7 +120,7 @@ def _target_section(run: Run, result: Result, test: Callable[[], Dataset] | None
     return "".join(parts)
 
 
-def _pictures(run: Run, result: Result, target: str, test: Callable[[], Dataset] | None) -> str:
+def _pictures(run: Run, result: Result, target: str, source: SourceOf | None) -> str:
     name, words = _file_name(target), plain_words(target)
     bars = figures.method_bars(result, f"Accuracy by method: {words}")
     several = any(len(rows) > 1 for rows in by_method(result).values())
@@ -135,7 +133,7 @@ def _pictures(run: Run, result: Result, target: str, test: Callable[[], Dataset]
         )
     if "metarepair" in by_method(result):
         page += _training(run, target)
-    found = example_figure(run, result, target, _classes(run, result, target), test)
+    found = example_figure(run, result, target, _classes(run, result, target), source)
     if isinstance(found, str):
         return page + f"<p>No examples are shown: {escaped(found)}.</p>\n"
     return page + picture(run.report, f"{name}_examples.png", found.png, found.caption)
@@ -219,6 +217,7 @@ def _obtained(run: Run, result: Result, target: str) -> str:
         _protocol(result),
         f"The log shows that the evaluator opened D_fail {times(opened)}.{unread} This report reads it only for "
         "pictures.",
+        *_readings(run, result),
         f"Classes without a collected failure: {', '.join(map(str, without)) or 'none'}.",
         f"Seeds: {', '.join(map(str, seeds))}.{extractor}",
         f"Versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}.",
@@ -235,6 +234,21 @@ def _obtained(run: Run, result: Result, target: str) -> str:
         f"{html_table(['method', *map(plain_words, BUDGET), 'seconds', 'notes'], budget)}"
         f"<details><summary>Settings</summary><pre>{escaped(text)}</pre></details>\n"
     )
+
+
+def _readings(run: Run, result: Result) -> list[str]:
+    """How often the images that judge have judged repairs, with a warning from the second time on."""
+    data = (result.get("judging") or {}).get("data")
+    if not data:
+        return []
+    count = count_readings(run, data)
+    line = f"In all runs of this storage folder, repairs were judged by these images {times(count)}."
+    if count > 1:
+        line += (
+            " If a repair or a setting was chosen by earlier results, these figures are too good: judge the final "
+            "choice once, on images that have not judged before."
+        )
+    return [line]
 
 
 def _beside_paper(result: Result, target: str) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from metarepair.evaluation.hypothesis import Floats, Study, different, relative_gains
 from metarepair.reports.figures import COLOURS
-from tasks.corruptions import category_of
+from tasks.environments import category_of
 
 # C corruptions (rows are experiences, columns targets), N pairs
 

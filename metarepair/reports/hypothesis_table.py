@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from metarepair.evaluation.hypothesis import Study, different, relative_gains
-from tasks.corruptions import category_of
+from tasks.environments import category_of
 from tasks.storage.paths import Place, writing
 
 # C corruptions (rows are experiences, columns targets)

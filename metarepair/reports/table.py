@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from scipy.stats import binomtest
 
 from metarepair.methods import METHODS, all_methods
 from tasks.storage.paths import Place, write_table
@@ -19,13 +20,14 @@ from tasks.storage.paths import Place, write_table
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]
 
+FEW_IMAGES = 100  # below this, the report says that differences may be chance
 CLEAN_HELD_POINTS = 1.0  # clean accuracy counts as maintained if at most this much is lost
 LEGEND = (
     "D_fail: accuracy on the failures that no method learned from. D_fail holds only failures, so its accuracy is 0 "
     "before repair; read it together with the other columns.",
-    "corrupted: accuracy on all test images with the target corruption, mean over severities.",
-    "clean: accuracy on the test images without corruption.",
-    "others: mean accuracy on the corruptions other than the target.",
+    "corrupted: accuracy in the target's environment, on right and wrong images alike; mean over severities.",
+    "clean: accuracy on the clean test images.",
+    "others: mean accuracy in the environments other than the target.",
     "repaired: repair rate, the share of D_fail that the repaired DNN classifies correctly (the same as D_fail).",
     "broken: break rate, the share of clean test images that were right before the repair and are wrong after it.",
     "calibration: expected calibration error on corrupted images, the gap between the DNN's confidence and its "
@@ -71,7 +73,7 @@ COLUMNS = (
 
 
 def target_of(result: Result) -> str:
-    """Return the name of the repaired corruption."""
+    """Return the name of the target."""
     return str(result["methods"][0]["target"])
 
 
@@ -148,6 +150,54 @@ def paper_measure(result: Result) -> list[str]:
     return lines
 
 
+def judged_by(result: Result) -> list[str]:
+    """Describe by which images the repairs were judged."""
+    found = result.get("judging")
+    if not found:
+        return [
+            "Judged as in older versions: D_fail is every failure that was not collected, and the other columns are of "
+            "all test images, those of D_collect included."
+        ]
+    images, clean = found["images"], found["clean_images"]
+    if found["protocol"] == "own images":
+        where = f"{images:,} of your images, which were set aside before anything else, and {clean:,} clean test images"
+        return [
+            f"Judged by {where}. Nothing was learned from them or chosen by them.",
+            *_intervals(result, images),
+        ]
+    if found["protocol"] == "set aside":
+        return [
+            f"Judged by {images:,} test images ({float(found['fraction']):.0%}) that were set aside before mining: "
+            "D_fail and every other column are of these. Nothing was learned from them or chosen by them."
+        ]
+    return [
+        "Judged by the paper's protocol (mining.judge_fraction: null): D_fail is every failure that was not collected. "
+        f"The other columns are of the {images:,} test images outside of D_collect, which are easier than all: images "
+        "were left out because the DNN failed on them."
+    ]
+
+
+def _intervals(result: Result, images: int) -> list[str]:
+    """Accuracy in the target's environment with its interval, by method, and whether the images are too few."""
+    parts = []
+    for method, rows in by_method(result).items():
+        accuracy = _means(rows, "corrupted")
+        if accuracy is None:
+            continue
+        right = round(accuracy * images)
+        low, high = binomtest(right, images).proportion_ci(method="wilson")
+        parts.append(f"{method_words(method)} {percent(accuracy)}% ({percent(low)} to {percent(high)})")
+    lines = (
+        [f"Accuracy in the environment with its 95% interval (Wilson): {'; '.join(parts)}."] if parts else []
+    )
+    if images < FEW_IMAGES:
+        lines.append(
+            f"With only {images} images to judge by, a difference smaller than these intervals may be chance. Give "
+            "more photographs, or a holdout, before you decide."
+        )
+    return lines
+
+
 def preparation(result: Result) -> str:
     """Describe the cost of preparation before any repair, which a row's seconds do not include."""
     if "metarepair" not in by_method(result):
@@ -165,7 +215,7 @@ def results_table(result: Result) -> str:
     """Return the verdict, table, paper's measure and legend, as Markdown that also reads as plain text."""
     header, rows = table_cells(result)
     lines = [f"## {_markdown(target_of(result)).replace('_', ' ')}", ""]
-    lines += [f"- {_markdown(line)}" for line in verdict(result)]
+    lines += [f"- {_markdown(line)}" for line in (*verdict(result), *judged_by(result))]
     lines += ["", *aligned(header, rows), ""]
     measured = paper_measure(result)
     if measured:
@@ -241,7 +291,7 @@ def _on_corrupted(before: Sequence[Row] | None, meta: Sequence[Row]) -> list[str
     change = round(100 * (new - old), 1)
     verb = "rose" if change > 0 else "fell" if change < 0 else "did not change"
     return [
-        f"Accuracy on the whole corrupted set {verb}: {percent(old)}% before, {percent(new)}% after MetaRepair, "
+        f"Accuracy in the target's environment {verb}: {percent(old)}% before, {percent(new)}% after MetaRepair, "
         f"{points(new - old)}."
     ]
 

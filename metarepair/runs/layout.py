@@ -1,8 +1,9 @@
 """The paths of everything in a run's folder.
 
 <storage_path>/<name>/
-    experiences/<corruption>/   collect.arrow fail.arrow manifest.json      from the training split
-    targets/<corruption>/       the same, from the test split
+    environments/<name>/        images.bin index.parquet                    a user's own images, decoded
+    experiences/<name>/         collect.arrow fail.arrow manifest.json      of a corruption: from the training split
+    targets/<name>/             the same; of a corruption: from the test split
     features/                   one Parquet file per environment
     score/                      fid.parquet matrix.parquet confidence.parquet heatmap.png
     meta/<target>/              model.safetensors metrics.json              θ_meta depends on the target
@@ -39,11 +40,14 @@ class Run:
     root: Place
     report_to: Place | None = None
 
-    def experience(self, corruption: str) -> Place:
-        return self.root / "experiences" / corruption
+    def environment(self, name: str) -> Place:
+        return self.root / "environments" / name
 
-    def target(self, corruption: str) -> Place:
-        return self.root / "targets" / corruption
+    def experience(self, name: str) -> Place:
+        return self.root / "experiences" / name
+
+    def target(self, name: str) -> Place:
+        return self.root / "targets" / name
 
     @property
     def features(self) -> Place:

@@ -26,7 +26,7 @@ from metarepair.search.space import (
     search_of,
     trial_config,
 )
-from tasks.corruptions import category_of
+from tasks.environments import category_of
 from tasks.errors import ConfigError, unknown_name
 from tasks.keys import keyed_generator
 from tasks.sampling.confidence import confidence

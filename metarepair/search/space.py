@@ -14,7 +14,7 @@ import numpy as np
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.config.search import TARGETS_OWN, Distribution, ExperienceSets, SearchConfig
-from tasks.corruptions import category_of
+from tasks.environments import category_of
 from tasks.errors import ConfigError
 from tasks.sampling.confidence import choose_experiences
 

@@ -86,7 +86,7 @@ class Comparison:
         test = self.pipeline.here.split("test")
         for target in self.config.targets:
             pair = load_pair(self.run, target, (first, second), self.config.compare.seeds[0])
-            for line in write_pair(self.run, pair, test, self.config.seed):
+            for line in write_pair(self.run, pair, test, self.pipeline.here.environment("test", target)):
                 logger.log(RESULTS, line)
 
     def _restart(self) -> None:

@@ -26,7 +26,7 @@ from metarepair.features.files import read_features, write_features, write_momen
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
 from metarepair.stages.executor import Executor
-from metarepair.stages.mining import Environment, MinedManifests, Role, environments
+from metarepair.stages.mining import EnvironmentStage, MinedManifests, Role, environments
 from tasks.distances.frechet import Moments, merge_in_order, moments, scatter
 from tasks.errors import DataError
 from tasks.experiences.store import open_side
@@ -46,7 +46,7 @@ MOMENTS = "moments.npy"
 class FeatureShard:
     """Rows `start` to `stop` of an environment's D_collect, and where their features go."""
 
-    environment: Environment
+    environment: EnvironmentStage
     mined: Manifest
     start: int
     stop: int
@@ -56,7 +56,7 @@ class FeatureShard:
     @property
     def identity(self) -> dict[str, Any]:
         """The identity that its file is sealed with."""
-        name = [self.environment.role, self.environment.corruption]
+        name = [self.environment.role, self.environment.name]
         return {"features of": name, "rows": [self.start, self.stop], "made of": self.made_of}
 
 
@@ -84,9 +84,9 @@ def feature_settings(config: Config) -> Settings:
     return settings | {"weights_digest": weights_digest(config.features.extractor, config.features.weights)}
 
 
-def feature_folder(run: Run, environment: Environment) -> Place:
+def feature_folder(run: Run, environment: EnvironmentStage) -> Place:
     """The folder of an environment's features."""
-    return run.features / f"{environment.role}-{environment.corruption}"
+    return run.features / f"{environment.role}-{environment.name}"
 
 
 def feature_parts(run: Run, experience: str, target: str) -> tuple[list[Place], list[Place]]:
@@ -136,19 +136,21 @@ def feature_stages(run: Run, config: Config, mined: MinedManifests) -> dict[tupl
     """The feature stage of every environment in `mined`. Raises WeightsError as `feature_settings` does."""
     settings = feature_settings(config)
     return {
-        (e.role, e.corruption): _stage(run, e, mined[e.role, e.corruption], settings)
+        (e.role, e.name): _stage(run, e, mined[e.role, e.name], settings)
         for e in environments(run, config)
-        if (e.role, e.corruption) in mined
+        if (e.role, e.name) in mined
     }
 
 
-def _stage(run: Run, environment: Environment, manifest: Manifest, settings: dict[str, Any]) -> FeatureStage:
+def _stage(
+    run: Run, environment: EnvironmentStage, manifest: Manifest, settings: dict[str, Any]
+) -> FeatureStage:
     folder, count, size = feature_folder(run, environment), manifest.rows["collect"], settings["shard_images"]
     settings, inputs = as_recorded(folder, settings), {"mined": manifest.digest}
     made_of = content_hash([settings, inputs])
     return FeatureStage(
         folder=folder,
-        stage=FEATURES.title(environment.role, environment.corruption),
+        stage=FEATURES.title(environment.role, environment.name),
         settings=settings,
         inputs=inputs,
         shards=tuple(
@@ -173,7 +175,7 @@ def _extract(config: Config, shards: Sequence[FeatureShard], executor: Executor)
     progress = Progress("features", len(shards), "shards", done=len(shards) - len(missing))
     build = partial(_build_extractor, config)
     for shard, _ in executor.map(build, missing):
-        progress.advance(note=shard.environment.corruption)
+        progress.advance(note=shard.environment.name)
 
 
 def load_extractor(config: Config, here: Surroundings) -> FeatureExtractor:
@@ -195,7 +197,12 @@ def _build_extractor(config: Config) -> Callable[[FeatureShard], int]:
 
     def work(shard: FeatureShard) -> int:
         environment = shard.environment
-        collect = open_side(environment.folder, "collect", shard.mined, here.split(environment.split))
+        collect = open_side(
+            environment.folder,
+            "collect",
+            shard.mined,
+            here.environment(environment.split, environment.name),
+        )
         size = config.features.batch_size
         starts = range(shard.start, shard.stop, size)
         images = collect.images_NHWC

@@ -94,9 +94,7 @@ class HypothesisStudy:
         self.pipeline.mine()
         self.pipeline.score()
         every = environments(self.run, self.config)
-        mined: MinedManifests = {
-            (e.role, e.corruption): require_manifest(e.folder, TARGET.remedy) for e in every
-        }
+        mined: MinedManifests = {(e.role, e.name): require_manifest(e.folder, TARGET.remedy) for e in every}
         score = require_manifest(self.run.score, SCORE.remedy)
         verify_checksums(self.run.score, score)
         folder = self.run.hypothesis
@@ -182,7 +180,8 @@ def _corruptions(config: Config) -> tuple[str, ...]:
             f"targets names {len(targets)} corruptions, too few for a correlation within each target. Name at least "
             f"{FEWEST} corruptions in both targets and mining.experiences."
         )
-    return tuple(name for name in CORRUPTIONS if name in targets)
+    own = [name for name in config.targets if name not in CORRUPTIONS]
+    return (*(name for name in CORRUPTIONS if name in targets), *own)
 
 
 def _build_worker(config: Config, run: Run, mined: MinedManifests) -> Callable[[FineTune], float]:
@@ -191,16 +190,19 @@ def _build_worker(config: Config, run: Run, mined: MinedManifests) -> Callable[[
     Called on the machine that does the work.
     """
     here = load_surroundings(config)
-    deployed, test = here.deployed, here.split("test")
-    targets = {t: open_side(run.target(t), "collect", mined["target", t], test) for t in config.targets}
+    deployed = here.deployed
+    targets = {
+        t: open_side(run.target(t), "collect", mined["target", t], here.environment("test", t))
+        for t in config.targets
+    }
 
     def work(item: FineTune) -> float:
         name = item.experience
-        train = here.split("train")
-        collect = open_side(run.experience(name), "collect", mined["experience", name], train)
+        source = here.environment("train", name)
+        collect = open_side(run.experience(name), "collect", mined["experience", name], source)
         context, data = (
             MethodContext(config=config, seed=item.seed),
-            split_collected(collect, config, item.seed),
+            split_collected(collect, config, item.seed, source),
         )
         model = repair_fairly(get_method("finetune"), deployed, data, context)
         if model.first_not_finite() is not None:

@@ -20,9 +20,12 @@ from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
 from metarepair.stages.executor import Executor
+from metarepair.stages.images import read_user_images
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.datasets import Split
+from tasks.environments import JUDGE, LEARN, SELECT, UNUSED, UserImages
 from tasks.experiences.mining import Predict, mine, split_failures
+from tasks.experiences.pixels import rows_of_images
 from tasks.experiences.store import finish_environment, write_part
 from tasks.records import Failures, Ints, Pixels
 from tasks.storage.manifest import Manifest, as_recorded, begin, check_whole, content_hash, read_manifest
@@ -37,30 +40,31 @@ SHARD_IMAGES = "mining.shard_images"  # recorded with the settings only while th
 
 
 @dataclass(frozen=True, kw_only=True)
-class Environment:
-    """A corruption of one split, and its folder."""
+class EnvironmentStage:
+    """The mining of one environment in one role, and its folder."""
 
     role: Role
-    corruption: str
+    name: str
     folder: Place
 
     @property
     def split(self) -> Split:
+        """The split whose images a corruption is applied to."""
         return "train" if self.role == "experience" else "test"
 
     @property
     def stage(self) -> str:
-        return (EXPERIENCE if self.role == "experience" else TARGET).title(self.corruption)
+        return (EXPERIENCE if self.role == "experience" else TARGET).title(self.name)
 
 
-OnDone = Callable[[Environment, Manifest], object]
+OnDone = Callable[[EnvironmentStage, Manifest], object]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows `start` to `stop` of an environment's split; `made_of` digests settings and inputs."""
+    """Places `start` to `stop` among the rows to mine; `made_of` digests settings and inputs."""
 
-    environment: Environment
+    environment: EnvironmentStage
     index: int
     start: int
     stop: int
@@ -76,23 +80,38 @@ class Shard:
         return self.environment.folder / "parts" / f"part-{self.index:05d}.arrow"
 
 
-def environments(run: Run, config: Config) -> list[Environment]:
-    """Experiences from the training split, then targets from the test split."""
+def environments(run: Run, config: Config) -> list[EnvironmentStage]:
+    """Experiences, then targets. Corruptions are mined from the training and from the test split."""
     experiences = [
-        Environment(role="experience", corruption=c, folder=run.experience(c))
-        for c in config.mining.experiences
+        EnvironmentStage(role="experience", name=name, folder=run.experience(name))
+        for name in config.mining.experiences
     ]
-    targets = [Environment(role="target", corruption=t, folder=run.target(t)) for t in config.targets]
+    targets = [EnvironmentStage(role="target", name=name, folder=run.target(name)) for name in config.targets]
     return experiences + targets
 
 
-def mining_settings(config: Config) -> Settings:
-    """The settings that failures depend on. Batch and shard sizes are not among them."""
-    return config.settings(include={"seed", "model"}) | {
+def mining_settings(config: Config, environment: EnvironmentStage) -> Settings:
+    """The settings that an environment's failures depend on. Batch and shard sizes are not among them."""
+    given = config.environments.get(environment.name)
+    unused = {"experiences", "batch_size", "shard_images"}
+    if environment.role == "experience" and (given is None or given.kind != "archive"):
+        unused |= {"judge_fraction"}
+    if given is not None and given.kind == "images":
+        unused |= {"judge_fraction", "severities"}
+    mining = config.mining.settings(exclude=unused)
+    # Runs of older versions set no images aside.
+    mining.defaults |= {"judge_fraction": None} if "judge_fraction" in mining else {}
+    settings = config.settings(include={"seed", "model"}) | {
         "data": config.data.settings(exclude={"root", "train", "test", "archive"}),
-        "mining": config.mining.settings(exclude={"experiences", "batch_size", "shard_images"}),
+        "mining": mining,
         "corruption_draws": DRAWS_VERSION,
     }
+    return settings if given is None else settings | {"environment": {"corruption": given.corruption}}
+
+
+def mining_inputs(here: Surroundings, environment: EnvironmentStage) -> dict[str, str]:
+    """Digests of what an environment's failures depend on: the DNN, the data set, and its own images."""
+    return here.inputs() | here.inputs_of(environment.name)
 
 
 def mine_all(
@@ -106,12 +125,13 @@ def mine_all(
 
     `on_done` is called with each as soon as it is complete. Raises TooFewFailuresError, StageError, DataError.
     """
-    present, inputs = mining_settings(config), here.inputs()
-    settings: dict[Environment, dict[str, Any]] = {}
-    shards: dict[Environment, list[Shard]] = {}
-    manifests: dict[Environment, Manifest] = {}
+    read_user_images(run, config, here)
+    settings: dict[EnvironmentStage, dict[str, Any]] = {}
+    shards: dict[EnvironmentStage, list[Shard]] = {}
+    manifests: dict[EnvironmentStage, Manifest] = {}
     for environment in environments(run, config):
-        own = as_recorded(environment.folder, present)
+        inputs = mining_inputs(here, environment)
+        own = as_recorded(environment.folder, mining_settings(config, environment))
         manifest = check_whole(environment.folder, stage=environment.stage, config=own, inputs=inputs)
         if manifest is not None:
             manifests[environment] = manifest
@@ -120,28 +140,36 @@ def mine_all(
         folder, size = environment.folder / "parts", config.mining.shard_images
         parts = as_recorded(folder, own | {SHARD_IMAGES: size})
         settings[environment] = own = {key: value for key, value in parts.items() if key != SHARD_IMAGES}
-        made_of, images = content_hash([own, inputs]), len(here.split(environment.split).labels_N)
+        made_of, images = content_hash([own, inputs]), len(_rows_to_mine(here, environment))
         shards[environment] = _shards(environment, images, size, made_of)
         begin(folder, config=parts, inputs=inputs, sealed=True, parts=len(shards[environment]))
     for environment in _mine_shards(config, shards, executor):
         manifest = finish_environment(
             environment.folder,
             [shard.path for shard in shards[environment]],
-            partial(_sides, config=config, environment=environment),
+            partial(_sides, config=config, here=here, environment=environment),
             stage=environment.stage,
             config=settings[environment],
-            inputs=inputs,
+            inputs=mining_inputs(here, environment),
             num_classes=here.deployed.num_classes,
-            class_names=here.split(environment.split).classes,
+            class_names=here.split("test").classes,
         )
         manifests[environment] = manifest
         on_done(environment, manifest)
-    return {(e.role, e.corruption): manifests[e] for e in environments(run, config)}
+    return {(e.role, e.name): manifests[e] for e in environments(run, config)}
+
+
+def _rows_to_mine(here: Surroundings, environment: EnvironmentStage) -> Ints:
+    """The rows of the images that are read: of an experience, those to learn from; of a target, all that are used."""
+    parts_N = here.environment(environment.split, environment.name).parts_N
+    if environment.role == "experience":
+        return np.flatnonzero((parts_N == LEARN) | (parts_N == SELECT))
+    return np.flatnonzero(parts_N != UNUSED)
 
 
 def _mine_shards(
-    config: Config, shards: Mapping[Environment, Sequence[Shard]], executor: Executor
-) -> Iterator[Environment]:
+    config: Config, shards: Mapping[EnvironmentStage, Sequence[Shard]], executor: Executor
+) -> Iterator[EnvironmentStage]:
     """Mine shards that are missing or do not match their seal; yield each environment once its shards are complete."""
     every = [shard for of_environment in shards.values() for shard in of_environment]
     if not every:
@@ -152,27 +180,37 @@ def _mine_shards(
     progress = Progress("mine", len(every), "shards", done=len(every) - len(missing))
     build = partial(_build_worker, config)
     for shard, failures in executor.map(build, missing):
-        progress.advance(note=f"{shard.environment.corruption}: {failures} failures")
+        progress.advance(note=f"{shard.environment.name}: {failures} failures")
         left[shard.environment] -= 1
         if not left[shard.environment]:
             yield shard.environment
 
 
-def _shards(environment: Environment, num_images: int, shard_images: int, made_of: str) -> list[Shard]:
+def _shards(environment: EnvironmentStage, num_images: int, shard_images: int, made_of: str) -> list[Shard]:
     starts = range(0, num_images, shard_images)
     ends = [min(start + shard_images, num_images) for start in starts]
     return [Shard(environment, i, s, e, made_of) for i, (s, e) in enumerate(zip(starts, ends, strict=True))]
 
 
-def _sides(failures: Failures, *, config: Config, environment: Environment) -> np.ndarray:
+def _sides(
+    failures: Failures, *, config: Config, here: Surroundings, environment: EnvironmentStage
+) -> np.ndarray:
+    source = here.environment(environment.split, environment.name)
+    rows_N = rows_of_images(source.image_ids_N, np.argsort(source.image_ids_N), failures.image_ids_N)
+    judges_N = source.parts_N[rows_N] == JUDGE
+    set_aside = environment.role == "target" and bool((source.parts_N == JUDGE).any())
+    users = isinstance(source, UserImages)
+    split = "" if users else f" on the {environment.split} split"
     return split_failures(
-        failures.image_ids_N,
+        source.groups_N[rows_N],
         failures.labels_N,
         collect=config.mining.collect,
         rule=config.mining.collect_rule,
         split_by=config.mining.split_by,
         seed=config.seed,
-        environment=f"{environment.corruption} on the {environment.split} split",
+        environment=f"{environment.name}{split}",
+        judges_N=judges_N if set_aside else None,
+        at_most=users,
     )
 
 
@@ -184,10 +222,8 @@ def _build_worker(config: Config) -> Callable[[Shard], int]:
         environment = shard.environment
         mined = mine(
             _predictor(here),
-            here.split(environment.split),
-            np.arange(shard.start, shard.stop),
-            corruption=environment.corruption,
-            severities=config.mining.severities,
+            here.environment(environment.split, environment.name),
+            _rows_to_mine(here, environment)[shard.start : shard.stop],
             seed=config.seed,
             batch_size=config.mining.batch_size,
             keep=config.mining.pixels,

@@ -40,17 +40,18 @@ from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
 from metarepair.stages.mining import (
-    Environment,
+    EnvironmentStage,
     MinedManifests,
     OnDone,
     Role,
     environments,
     mine_all,
+    mining_inputs,
     mining_settings,
 )
 from metarepair.stages.score import score_stage, stale_features
 from metarepair.stages.together import Follower, each_at_once
-from tasks.corruptions import category_of
+from tasks.environments import category_of
 from tasks.errors import DataError
 from tasks.sampling.confidence import choose_experiences
 from tasks.storage.manifest import (
@@ -168,12 +169,12 @@ class Pipeline:
 
     def mined(self) -> dict[tuple[Role, str], Manifest]:
         """Manifests of all environments, mined with exactly these settings, data and DNN. Raises StageError if not."""
-        settings, inputs = mining_settings(self.config), self.here.inputs()
         manifests: dict[tuple[Role, str], Manifest] = {}
         for environment in environments(self.run, self.config):
-            folder = environment.folder
+            folder, settings = environment.folder, mining_settings(self.config, environment)
+            inputs = mining_inputs(self.here, environment)
             manifest = check_done(folder, stage=environment.stage, config=settings, inputs=inputs)
-            manifests[environment.role, environment.corruption] = manifest or require_manifest(
+            manifests[environment.role, environment.name] = manifest or require_manifest(
                 folder, TARGET.remedy
             )
         return manifests
@@ -201,8 +202,8 @@ class Pipeline:
             yield lambda *_: None
             return
 
-        def extract(batch: Sequence[tuple[Environment, Manifest]]) -> None:
-            mined = {(environment.role, environment.corruption): manifest for environment, manifest in batch}
+        def extract(batch: Sequence[tuple[EnvironmentStage, Manifest]]) -> None:
+            mined = {(environment.role, environment.name): manifest for environment, manifest in batch}
             extract_all(self.run, self.config, mined, self.executor)
 
         follower = Follower(extract)
@@ -214,7 +215,7 @@ class Pipeline:
         follower.finish()
 
     def mine(self) -> None:
-        """Mine experiences from the training split and targets from the test split."""
+        """Mine experiences and targets."""
         self._mine(lambda *_: None)
 
     def _mine(self, on_done: OnDone) -> None:
@@ -309,7 +310,7 @@ class Pipeline:
                 if manifest is not None:
                     verify_checksums(folder, manifest)
         results = load_results(self.run, self.config.targets)
-        page = write_report(self.run, results, lambda: self.here.split("test"))
+        page = write_report(self.run, results, lambda target: self.here.environment("test", target))
         for result in results:
             logger.log(RESULTS, results_table(result))
             for row in result["methods"]:

@@ -26,7 +26,7 @@ from metarepair.stages.distances import all_distances, with_intervals
 from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, extract_all, feature_folder, feature_parts, feature_stages
 from metarepair.stages.mining import MinedManifests, environments
-from tasks.corruptions import category_of
+from tasks.environments import category_of
 from tasks.errors import DataError, StageError
 from tasks.records import FidScore
 from tasks.storage.manifest import (
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 def score_stage(run: Run, config: Config, mined: MinedManifests, executor: Executor) -> None:
     """Compute features of all environments, distances of all pairs, confidence of each target's experiences."""
     for environment in environments(run, config):
-        verify_checksums(environment.folder, mined[environment.role, environment.corruption])
+        verify_checksums(environment.folder, mined[environment.role, environment.name])
     features = extract_all(run, config, mined, executor)
     settings = as_recorded(run.score, score_settings(config))
     inputs = {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}
@@ -107,7 +107,7 @@ def _score(
         config.mining.experiences,
         config.targets,
         extractor=config.features.extractor,
-        rows=[features[e.role, e.corruption].rows["features"] for e in every],
+        rows=[features[e.role, e.name].rows["features"] for e in every],
     )
     # Before the intervals, which take long: this refuses a β that leaves a target no experience.
     confidences = {t: confidence_of(plain, t, config.experiences) for t in config.targets}
@@ -119,7 +119,7 @@ def _score(
         seed=config.seed,
         executor=executor,
     )
-    names = [e.corruption + (TARGET_SUFFIX if e.role == "target" else "") for e in every]
+    names = [e.name + (TARGET_SUFFIX if e.role == "target" else "") for e in every]
     files = write_scores(run.score, scores, matrix, names, confidences)
     pairs = {(a, b): float(matrix[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
     title, label = f"Distances of {len(names)} environments", distance_name(config.features.extractor)

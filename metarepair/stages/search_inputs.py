@@ -23,7 +23,7 @@ from metarepair.search.space import judged_environments, search_of
 from metarepair.stages.distances import all_distances
 from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, feature_folder
-from metarepair.stages.mining import Environment, MinedManifests, Role, environments
+from metarepair.stages.mining import EnvironmentStage, MinedManifests, Role, environments
 from tasks.datasets import Split
 from tasks.records import FID_SCHEMA, FidScore
 from tasks.storage.manifest import check_whole, write_manifest
@@ -67,15 +67,15 @@ def prepare_inputs(
     """
     role: Role = "target" if search_of(config).objective == "validation" else "experience"
     every = environments(run, searched_config(config))
-    of = {(e.role, e.corruption): e for e in every}
+    of = {(e.role, e.name): e for e in every}
     judging = [of[role, name] for name in judged_environments(config)]
     scores = _distances(run, config, every, judging, features, executor)
     judges = tuple(
         Judge(
-            name=e.corruption,
+            name=e.name,
             collect=_copied(run, e, mined),
             split=e.split,
-            scores=tuple(s for s in scores if s.target == e.corruption),
+            scores=tuple(s for s in scores if s.target == e.name),
         )
         for e in judging
     )
@@ -88,11 +88,11 @@ def prepare_inputs(
     )
 
 
-def _copied(run: Run, environment: Environment, mined: MinedManifests) -> Place:
+def _copied(run: Run, environment: EnvironmentStage, mined: MinedManifests) -> Place:
     """A folder with a copy of the environment's D_collect, without its D_fail."""
-    source = mined[environment.role, environment.corruption]
-    folder = run.search / "inputs" / environment.corruption
-    stage, inputs = f"search input {environment.corruption}", {"mined": source.digest}
+    source = mined[environment.role, environment.name]
+    folder = run.search / "inputs" / environment.name
+    stage, inputs = f"search input {environment.name}", {"mined": source.digest}
     if check_whole(folder, stage=stage, config={}, inputs=inputs) is None:
         copy_file(environment.folder / "collect.arrow", folder / "collect.arrow")
         rows = {"collect": source.rows["collect"]}
@@ -103,15 +103,15 @@ def _copied(run: Run, environment: Environment, mined: MinedManifests) -> Place:
 def _distances(
     run: Run,
     config: Config,
-    every: list[Environment],
-    judging: list[Environment],
+    every: list[EnvironmentStage],
+    judging: list[EnvironmentStage],
     features: MinedManifests,
     executor: Executor,
 ) -> list[FidScore]:
     """The distances of every experience to every other environment that judges; read if already measured."""
     folder = run.search / "inputs" / "distances"
     stage = "search distances"
-    settings = {"judged": [[e.role, e.corruption] for e in judging]}
+    settings = {"judged": [[e.role, e.name] for e in judging]}
     inputs = {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}
     if check_whole(folder, stage=stage, config=settings, inputs=inputs) is None:
         rows = [asdict(s) for s in _measured(run, config, every, judging, features, executor)]
@@ -123,17 +123,17 @@ def _distances(
 def _measured(
     run: Run,
     config: Config,
-    every: list[Environment],
-    judging: list[Environment],
+    every: list[EnvironmentStage],
+    judging: list[EnvironmentStage],
     features: MinedManifests,
     executor: Executor,
 ) -> list[FidScore]:
     matrix = all_distances([feature_folder(run, e) / MOMENTS for e in every], executor)
-    rows = {e: features[e.role, e.corruption].rows["features"] for e in every}
+    rows = {e: features[e.role, e.name].rows["features"] for e in every}
     return [
         FidScore(
-            experience=experience.corruption,
-            target=judge.corruption,
+            experience=experience.name,
+            target=judge.name,
             distance=float(matrix[every.index(experience), every.index(judge)]),
             extractor=config.features.extractor,
             num_experience=rows[experience],
@@ -141,7 +141,7 @@ def _measured(
         )
         for judge in judging
         for experience in every
-        if experience.role == "experience" and experience.corruption != judge.corruption
+        if experience.role == "experience" and experience.name != judge.name
     ]
 
 

@@ -50,11 +50,12 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
         manifest = require_manifest(folder, TARGET.remedy)
         experiences[name] = Experience(
             corruption=name,
-            collect=open_side(folder, "collect", manifest, here.split("train")),
-            fail=open_side(folder, "fail", manifest, here.split("train")),
+            collect=open_side(folder, "collect", manifest, here.environment("train", name)),
+            fail=open_side(folder, "fail", manifest, here.environment("train", name)),
         )
     mined = require_manifest(inputs.collect, TARGET.remedy)
-    collect = open_side(inputs.collect, "collect", mined, here.split(inputs.split))
+    target = here.environment(inputs.split, inputs.target)
+    collect = open_side(inputs.collect, "collect", mined, target)
     source = TaskSource(
         deployed=here.deployed,
         experiences=experiences,
@@ -63,7 +64,7 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
         clean=here.clean() if config.train.clean_weight > 0 or config.task.clean_support > 0 else None,
         train=here.split("train") if config.train.clean_corrupted > 0 else None,
     )
-    validation = replace(split_collected(collect, config, seed=0), clean=source.clean)
+    validation = replace(split_collected(collect, config, 0, target), clean=source.clean)
     return MetaTrainer(source, config, context, validation=validation)
 
 

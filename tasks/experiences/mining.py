@@ -14,9 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets import Dataset
+from tasks.environments import Environment
 from tasks.errors import TooFewFailuresError
-from tasks.experiences.corrupted_images import corrupted_images
 from tasks.experiences.pixels import RecomputedPixels, StackedPixels, joined, pixel_digests
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, PixelRows, Pixels
@@ -39,30 +38,29 @@ class MinedShard:
 
 def mine(
     predict: Predict,
-    data: Dataset,
+    environment: Environment,
     rows: Sequence[int] | Ints,
     *,
-    corruption: str,
-    severities: Sequence[int],
     seed: int,
     batch_size: int,
     keep: Literal["stored", "recomputed"] = "stored",
 ) -> MinedShard:
-    """Corrupt the images of `rows` at every severity and keep those that `predict` gets wrong.
+    """Read the environment's images of `rows` at every severity and keep those that `predict` gets wrong.
 
     The failures are ordered by severity, then as in `rows`, whatever `batch_size` is. keep: `stored` keeps the
-    failures' pixels, `recomputed` only their digests.
+    failures' pixels, `recomputed` only their digests. seed: recorded with these.
     """
     rows_B = np.asarray(rows, dtype=np.int64)
     parts: list[Failures] = []
+    severities = environment.severities
     examined, correct = dict.fromkeys(severities, 0), dict.fromkeys(severities, 0)
     seconds = {"corrupt": 0.0, "classify": 0.0}
     for severity in severities:
         for start in range(0, len(rows_B), batch_size):
             batch = rows_B[start : start + batch_size]
-            ids, labels = data.image_ids_N[batch], data.labels_N[batch]
+            ids, labels = environment.image_ids_N[batch], environment.labels_N[batch]
             started = time.perf_counter()
-            images = corrupted_images(data, batch, corruption=corruption, severity=severity, seed=seed)
+            images = environment.images(batch, severity)
             corrupted = time.perf_counter()
             predicted = predict(images)
             seconds["corrupt"] += corrupted - started
@@ -71,19 +69,19 @@ def mine(
             examined[severity] += len(batch)
             correct[severity] += len(batch) - len(wrong)
             failures = Failures(
-                corruption=corruption,
+                corruption=environment.name,
                 image_ids_N=ids[wrong],
                 severities_N=np.full(len(wrong), severity),
                 labels_N=labels[wrong],
                 predicted_N=predicted[wrong],
                 images_NHWC=images[wrong],
             )
-            parts.append(failures if keep == "stored" else without_pixels(failures, data, seed=seed))
+            parts.append(failures if keep == "stored" else without_pixels(failures, environment, seed=seed))
     return MinedShard(failures=concatenate(parts), examined=examined, correct=correct, seconds=seconds)
 
 
-def without_pixels(failures: Failures, data: Dataset, *, seed: int) -> Failures:
-    """The same failures, with pixels that are recomputed from `data` when they are read."""
+def without_pixels(failures: Failures, source: Environment, *, seed: int) -> Failures:
+    """The same failures, with pixels that `source` recomputes when they are read."""
     height, width, channels = failures.images_NHWC.shape[1:]
     pixels = RecomputedPixels(
         corruption=failures.corruption,
@@ -92,7 +90,7 @@ def without_pixels(failures: Failures, data: Dataset, *, seed: int) -> Failures:
         digests_N=pixel_digests(failures.images_NHWC[:]),
         image_shape=(height, width, channels),
         seed=seed,
-        data=data,
+        source=source,
     )
     return replace(failures, images_NHWC=pixels)
 
@@ -113,7 +111,7 @@ def concatenate(parts: Sequence[Failures], *, copy: bool = True) -> Failures:
 
 
 def split_failures(
-    image_ids_N: Ints,
+    groups_N: Ints,
     labels_N: Ints,
     *,
     collect: int,
@@ -121,37 +119,65 @@ def split_failures(
     split_by: Literal["image", "example"],
     seed: int,
     environment: str,
+    judges_N: NDArray[np.bool_] | None = None,
+    at_most: bool = False,
 ) -> NDArray[np.int8]:
     """Each failure's side: COLLECT (exactly `collect` of them), FAIL, or UNUSED.
 
-    By image, whole images go to D_collect until it is full. Failures of the last image that no longer fit are UNUSED,
-    since its other failures are in D_collect. Raises TooFewFailuresError if there are fewer than `collect` failures,
-    or if none is left for D_fail.
+    groups_N: the image of each failure, or the group of images that it belongs to. judges_N: the failures of images
+    that were set aside; they are D_fail, and D_collect is drawn from the others, of which the rest is UNUSED. Without
+    it, whole images go to D_collect until it is full, and the other images' failures are D_fail. Failures of the last
+    image that no longer fit are UNUSED, since its other failures are in D_collect. at_most: whether fewer than
+    `collect` are enough (and, without judges_N, at most half of all). Raises TooFewFailuresError if there are too few
+    failures, or if none is left for D_fail.
     """
-    if len(labels_N) <= collect:
-        less = f"Set mining.collect to less than {len(labels_N)}, or mine" if len(labels_N) > 1 else "Mine"
-        raise TooFewFailuresError(
-            f"{environment}: the deployed DNN fails on {len(labels_N)} examples, and mining.collect={collect} needs "
-            f"at least one more than it collects. {less} more images "
-            "(data.max_train_images, data.max_test_images) or severities (mining.severities)."
-        )
-    groups = image_ids_N if split_by == "image" else np.arange(len(labels_N))
+    aside = np.zeros(len(labels_N), dtype=bool) if judges_N is None else judges_N
+    candidates = np.flatnonzero(~aside)
+    if at_most:
+        collect = min(collect, len(candidates) if judges_N is not None else len(candidates) // 2)
+    _check_enough(len(candidates), int(aside.sum()), collect, environment, judged=judges_N is not None)
+    groups = groups_N[candidates] if split_by == "image" else candidates
     generator = keyed_generator("split", seed, environment)
     unique = np.unique(groups)
     rank_of_group = np.empty(len(unique), dtype=np.int64)
     rank_of_group[generator.permutation(len(unique))] = np.arange(len(unique))
-    ranks_N = rank_of_group[np.searchsorted(unique, groups)]
-    order = np.argsort(ranks_N, kind="stable")
-    chosen = order[:collect] if rule == "random" else _stratified(order, labels_N, collect)
+    ranks = rank_of_group[np.searchsorted(unique, groups)]
+    order = np.argsort(ranks, kind="stable")
+    chosen = order[:collect] if rule == "random" else _stratified(order, labels_N[candidates], collect)
     sides = np.full(len(labels_N), FAIL, dtype=np.int8)
-    sides[np.isin(groups, groups[chosen])] = UNUSED
-    sides[chosen] = COLLECT
+    if judges_N is None:
+        sides[candidates[np.isin(groups, groups[chosen])]] = UNUSED
+    else:
+        sides[candidates] = UNUSED
+    sides[candidates[chosen]] = COLLECT
     if not np.any(sides == FAIL):
         raise TooFewFailuresError(
             f"{environment}: all images that fail are needed to collect {collect} failures; none is left for D_fail. "
             "Set mining.collect lower."
         )
     return sides
+
+
+def _check_enough(candidates: int, aside: int, collect: int, environment: str, *, judged: bool) -> None:
+    """Raise TooFewFailuresError unless `collect` failures can be collected and D_fail has some."""
+    more = "more images (data.max_train_images, data.max_test_images) or severities (mining.severities)"
+    if judged and (candidates < max(collect, 1) or not aside):
+        where = (
+            "among its images to learn from"
+            if candidates < max(collect, 1)
+            else "among those set aside to judge"
+        )
+        less = f"Set mining.collect to at most {candidates}, or give" if candidates and aside else "Give"
+        raise TooFewFailuresError(
+            f"{environment}: the deployed DNN fails on {candidates} examples to learn from, and on {aside} of those "
+            f"set aside to judge; that is too few {where} (mining.collect={collect}). {less} {more}."
+        )
+    if not judged and candidates <= collect:
+        less = f"Set mining.collect to less than {candidates}, or mine" if candidates > 1 else "Mine"
+        raise TooFewFailuresError(
+            f"{environment}: the deployed DNN fails on {candidates} examples, and mining.collect={collect} needs "
+            f"at least one more than it collects. {less} {more}."
+        )
 
 
 def _stratified(order: Ints, labels_N: Ints, collect: int) -> Ints:

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets import Dataset
+from tasks.environments import Environment
 from tasks.errors import DataError
-from tasks.experiences.corrupted_images import corrupted_images
 from tasks.records import Ints, PixelRows, Pixels
 
 # N failures, B of them
@@ -54,8 +53,8 @@ def rows_of_images(ids_N: Ints, order_N: Ints, image_ids_B: Ints) -> Ints:
 class RecomputedPixels:
     """Pixels [N, H, W, C] uint8 that are recomputed when indexed with a row number, an array of them, or a slice.
 
-    `data` is the split whose images were corrupted, with its table of constants or archive. Indexing without it, or
-    pixels that differ from their digests, raises DataError.
+    `source` is the environment that was mined. Indexing without it, or pixels that differ from their digests, raises
+    DataError.
     """
 
     corruption: str
@@ -64,7 +63,7 @@ class RecomputedPixels:
     digests_N: Digests
     image_shape: tuple[int, int, int]
     seed: int
-    data: Dataset | None = None
+    source: Environment | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids_N)
@@ -73,9 +72,9 @@ class RecomputedPixels:
     def shape(self) -> tuple[int, ...]:
         return (len(self), *self.image_shape)
 
-    def with_data(self, data: Dataset) -> RecomputedPixels:
-        """The same pixels, recomputed from these clean images."""
-        return replace(self, data=data)
+    def read_from(self, source: Environment) -> RecomputedPixels:
+        """The same pixels, recomputed by this environment."""
+        return replace(self, source=source)
 
     def select(self, rows: Ints) -> RecomputedPixels:
         """The given rows; no pixels are computed."""
@@ -98,34 +97,28 @@ class RecomputedPixels:
         return self[:] if dtype is None else self[:].astype(dtype)
 
     def _computed(self, rows_B: Ints) -> Pixels:
-        if self.data is None:
+        if self.source is None:
             raise DataError(
                 f"The store of {self.corruption} keeps no pixels (mining.pixels: recomputed), and the clean images "
                 "from which to recompute them were not given. Open it with its data set."
             )
-        if self.image_shape != self.data.image_shape:
+        if self.image_shape != self.source.image_shape:
             raise DataError(
                 f"The store of {self.corruption} has images of {list(self.image_shape)}, and the given data set of "
-                f"{list(self.data.image_shape)}. Give the split that it was mined from."
+                f"{list(self.source.image_shape)}. Give the split that it was mined from."
             )
         images = np.empty((len(rows_B), *self.image_shape), dtype=np.uint8)
         severities = self.severities_N[rows_B]
         for severity in np.unique(severities):
             here = np.flatnonzero(severities == severity)
-            images[here] = corrupted_images(
-                self.data,
-                self._rows_of(self.image_ids_N[rows_B[here]]),
-                corruption=self.corruption,
-                severity=int(severity),
-                seed=self.seed,
-            )
+            images[here] = self.source.images(self._rows_of(self.image_ids_N[rows_B[here]]), int(severity))
         self._check(images, rows_B)
         return images
 
     def _rows_of(self, image_ids_B: Ints) -> Ints:
         """The rows of the images in the split."""
-        assert self.data is not None
-        rows = rows_of_images(self.data.image_ids_N, self._order, image_ids_B)
+        assert self.source is not None
+        rows = rows_of_images(self.source.image_ids_N, self._order, image_ids_B)
         missing = image_ids_B[rows < 0]
         if len(missing):
             raise DataError(
@@ -136,8 +129,8 @@ class RecomputedPixels:
 
     @cached_property
     def _order(self) -> Ints:
-        assert self.data is not None
-        order: Ints = np.argsort(self.data.image_ids_N, kind="stable")
+        assert self.source is not None
+        order: Ints = np.argsort(self.source.image_ids_N, kind="stable")
         return order
 
     def _check(self, images_BHWC_u8: Pixels, rows_B: Ints) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tasks.datasets import Dataset
+from tasks.environments import Environment
 from tasks.errors import DataError
 from tasks.experiences.failure_file import read_failures, read_with_facts, write_failures
 from tasks.experiences.mining import COLLECT, FAIL, UNUSED, MinedShard, concatenate
@@ -122,10 +122,11 @@ def _sum(counts: Sequence[Mapping[int, int]]) -> dict[str, int]:
     return {str(severity): sum(c[severity] for c in counts) for severity in counts[0]}
 
 
-def open_side(folder: Place, side: Side, manifest: Manifest, data: Dataset | None = None) -> Failures:
+def open_side(folder: Place, side: Side, manifest: Manifest, source: Environment | None = None) -> Failures:
     """Open one side of a finished environment. Raises DataError if it does not match its manifest.
 
-    Pixels are a memory map. If the store keeps only digests, they are recomputed from `data`, the split that was mined.
+    Pixels are a memory map. If the store keeps only digests, `source`, the environment that was mined, recomputes
+    them.
     """
     name = f"{side}.arrow"
     failures = read_failures(folder / name)
@@ -134,6 +135,6 @@ def open_side(folder: Place, side: Side, manifest: Manifest, data: Dataset | Non
             f"{folder / name} has {len(failures)} rows, its manifest promises {manifest.rows[side]}. "
             "Mine it again with --restart."
         )
-    if data is not None and isinstance(failures.images_NHWC, RecomputedPixels):
-        return replace(failures, images_NHWC=failures.images_NHWC.with_data(data))
+    if source is not None and isinstance(failures.images_NHWC, RecomputedPixels):
+        return replace(failures, images_NHWC=failures.images_NHWC.read_from(source))
     return failures

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal[
+    "images",
     "environment",
     "features",
     "score",
@@ -92,20 +93,31 @@ DEPLOYED = Stage(
     traces=(BEGUN, "epochs.json", "model.safetensors"),
     unit="epochs",
 )
+IMAGES = Stage(
+    kind="images",
+    name="images",
+    verb="mine",
+    folder="environments/ENVIRONMENT",
+    missing="Mine first",
+    settings=("image_size", "classes"),
+    traces=(BEGUN, "images.bin", "index.parquet"),
+    mends=True,
+)
 EXPERIENCE = Stage(
     kind="environment",
     role="experience",
     name="mine",
     verb="mine",
-    folder="experiences/CORRUPTION",
+    folder="experiences/ENVIRONMENT",
     missing="Mine it first",
-    settings=("seed", "model", "data", "mining", "corruption_draws"),
+    settings=("seed", "model", "data", "mining", "corruption_draws", "environment"),
+    needs=("images",),
     traces=(f"parts/{BEGUN}", "parts/*.arrow", "collect.arrow", "fail.arrow"),
     parts="parts/*.arrow",
     unit="shards",
     mends=True,
 )
-TARGET = replace(EXPERIENCE, role="target", folder="targets/CORRUPTION")
+TARGET = replace(EXPERIENCE, role="target", folder="targets/ENVIRONMENT")
 FEATURES = Stage(
     kind="features",
     name="features",
@@ -197,6 +209,7 @@ SEARCH = Stage(
 )
 STAGES = (
     DEPLOYED,
+    IMAGES,
     EXPERIENCE,
     TARGET,
     FEATURES,

@@ -156,9 +156,9 @@ def test_parts_that_an_older_version_mined_are_kept(tiny_run: Path, monkeypatch:
             seal(part, {"stage": stage, "rows": [100 * number, 100 * number + 100], "made of": made_of})
     mined = []
 
-    def count(*arguments: Any, corruption: str, **others: Any) -> Any:
-        mined.append(corruption)
-        return mine(*arguments, corruption=corruption, **others)
+    def count(predict: Any, environment: Any, rows: Any, **others: Any) -> Any:
+        mined.append(environment.name)
+        return mine(predict, environment, rows, **others)
 
     monkeypatch.setattr(mining, "mine", count)
     assert run(tiny_run, "mine", *settings) == 0

@@ -13,7 +13,7 @@ from benchmarks import models_table
 from metarepair.models.build import build_model
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DataSource, load_dataset
-from tasks.experiences.corrupted_images import corrupted_images
+from tasks.environments import corrupted_images
 
 
 def test_multiply_adds_of_convolutions_and_matrices_are_counted() -> None:

@@ -21,6 +21,7 @@ from small import failures_of
 from tasks.datasets import ArrayDataset, DataSource, image_table, load_dataset
 from tasks.datasets.decoding import EncodedImage, Listing, decode_listing
 from tasks.datasets.image_folder import files_listing
+from tasks.environments import corrupted
 from tasks.errors import DataError
 from tasks.experiences import failure_file
 from tasks.experiences.failure_file import read_failures, write_failures
@@ -132,9 +133,9 @@ def test_mining_in_batches_of_any_size_finds_the_same_failures(count: int, batch
         labels_N=np.arange(24) % 3,
         images_NHWC=IMAGES,
     )
-    options: Any = {"corruption": "gaussian_noise", "severities": [1, 3], "seed": 5}
-    found = mine(predict, data, range(count), batch_size=batch, keep=keep, **options)
-    alone = mine(predict, data, range(count), batch_size=1, **options)
+    noisy = corrupted(data, "gaussian_noise", severities=[1, 3], seed=5)
+    found = mine(predict, noisy, range(count), seed=5, batch_size=batch, keep=keep)
+    alone = mine(predict, noisy, range(count), seed=5, batch_size=1)
     assert (found.examined, found.correct) == (alone.examined, alone.correct)
     assert_same(found.failures, alone.failures)
     if keep == "stored":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,20 +12,19 @@ from torch import nn
 
 import metarepair.evaluation.predictions as predictions
 from metarepair.adaptation.accuracy import predict
-from metarepair.config.run import Config
 from metarepair.evaluation.evaluate import _calibration
 from metarepair.evaluation.predictions import Predictions, called, predict_all, predicted_on
 from metarepair.methods import RepairedModel
 from metarepair.models.build import DeployedModel
 from small import deployed_of
 from tasks.datasets import ArrayDataset, load_dataset
+from tasks.environments import CorruptedImages
+from tasks.environments import corrupted as corrupted_split
 from tasks.experiences.mining import mine
 from tasks.records import Failures
 
 SEVERITIES = (2, 5)
-CONFIG = Config.model_validate(
-    {"name": "x", "seed": 3, "mining": {"experiences": ["fog"], "collect": 10, "batch_size": 7}}
-)
+BATCH = 11
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,15 @@ def corrupted(
     deployed: DeployedModel, models: list[RepairedModel], test_split: ArrayDataset
 ) -> dict[int, Predictions]:
     nets = called(deployed, models)
-    return {s: predict_all(deployed, nets, test_split, np.arange(40), "fog", s, CONFIG) for s in SEVERITIES}
+    fog = foggy(test_split)
+    return {
+        s: predict_all(deployed, nets, partial(fog.images, severity=s), np.arange(40), batch_size=BATCH)
+        for s in SEVERITIES
+    }
+
+
+def foggy(data: ArrayDataset) -> CorruptedImages:
+    return corrupted_split(data, "fog", severities=SEVERITIES, seed=3)
 
 
 def mined(deployed: DeployedModel, data: ArrayDataset, keep: str) -> Failures:
@@ -80,17 +88,15 @@ def mined(deployed: DeployedModel, data: ArrayDataset, keep: str) -> Failures:
     with torch.no_grad():
         found = mine(
             classes,
-            data,
+            foggy(data),
             range(40),
-            corruption="fog",
-            severities=SEVERITIES,
             seed=3,
             batch_size=11,
             keep=keep,
         ).failures  # type: ignore[arg-type]  # the tests' strings are kinds
     assert len(found) > 20
     if keep == "recomputed":
-        return replace(found, images_NHWC=found.images_NHWC.with_data(data))  # type: ignore[union-attr]
+        return replace(found, images_NHWC=found.images_NHWC.read_from(foggy(data)))  # type: ignore[union-attr]
     return found
 
 
@@ -111,7 +117,7 @@ def test_classes_on_d_fail_equal_a_prediction_on_its_pixels_without_predicting_a
     wanted = predict_again(deployed, models, fail)
     assert (wanted[0] != wanted[1]).any()  # the models differ in their predictions
     monkeypatch.setattr(predictions, "predict", None)  # a call would fail
-    assert (predicted_on(fail, deployed, models, test_split, corrupted) == wanted).all()
+    assert (predicted_on(fail, deployed, models, test_split.image_ids_N[:40], corrupted) == wanted).all()
 
 
 def test_images_that_were_mined_with_other_pixels_are_predicted_on_with_those_pixels(
@@ -126,7 +132,7 @@ def test_images_that_were_mined_with_other_pixels_are_predicted_on_with_those_pi
     other = replace(fail, images_NHWC=pixels)
     wanted = predict_again(deployed, models, other)
     assert (wanted != predict_again(deployed, models, fail)).any()
-    assert (predicted_on(other, deployed, models, test_split, corrupted) == wanted).all()
+    assert (predicted_on(other, deployed, models, test_split.image_ids_N[:40], corrupted) == wanted).all()
 
 
 def test_severities_and_images_outside_the_corrupted_set_are_predicted_on(
@@ -137,15 +143,17 @@ def test_severities_and_images_outside_the_corrupted_set_are_predicted_on(
 ) -> None:
     fail = mined(deployed, test_split, "stored")
     wanted = predict_again(deployed, models, fail)
-    assert (predicted_on(fail, deployed, models, test_split, {2: corrupted[2]}) == wanted).all()
+    assert (
+        predicted_on(fail, deployed, models, test_split.image_ids_N[:40], {2: corrupted[2]}) == wanted
+    ).all()
     foreign = replace(fail, image_ids_N=fail.image_ids_N + 1)  # between the split's ids, and after the last
-    assert (predicted_on(foreign, deployed, models, test_split, corrupted) == wanted).all()
+    assert (predicted_on(foreign, deployed, models, test_split.image_ids_N[:40], corrupted) == wanted).all()
 
 
 def test_confidence_is_the_softmax_of_the_predicted_class(
     deployed: DeployedModel, test_split: ArrayDataset
 ) -> None:
-    clean = predict_all(deployed, called(deployed, []), test_split, np.arange(40), None, 0, CONFIG)
+    clean = predict_all(deployed, called(deployed, []), test_split.images, np.arange(40), batch_size=BATCH)
     with torch.no_grad():
         x = deployed.normalise(test_split.images(np.arange(40)))
         top = torch.softmax(deployed.module(x), dim=1).max(1)

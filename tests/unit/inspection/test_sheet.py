@@ -17,6 +17,7 @@ from metarepair.inspection.sheet import CAPTION, COLUMNS, LABEL_WIDTH, evenly_sp
 from metarepair.reports.contact_sheet import GAP, TILE
 from small import failures_of
 from tasks.datasets import load_dataset
+from tasks.environments import corrupted
 from tasks.errors import ConfigError, DataError
 from tasks.experiences.failure_file import read_failures, write_failures
 from tasks.experiences.mining import mine
@@ -104,10 +105,8 @@ def test_pixels_that_are_not_stored_are_recomputed_for_the_sheet(tmp_path: Path)
     data = load_dataset("cifar10_sample", "test")
     found = mine(
         lambda images: np.full(len(images), 1),
-        data,
+        corrupted(data, "fog", severities=(1, 5), seed=3),
         np.arange(40),
-        corruption="fog",
-        severities=(1, 5),
         seed=3,
         batch_size=20,
         keep="recomputed",
@@ -118,7 +117,7 @@ def test_pixels_that_are_not_stored_are_recomputed_for_the_sheet(tmp_path: Path)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     collect = read_failures(folder / "collect.arrow")
     pixels: Any = collect.images_NHWC
-    whole = replace(collect, images_NHWC=pixels.with_data(data))
+    whole = replace(collect, images_NHWC=pixels.read_from(corrupted(data, "fog", severities=(1, 5), seed=3)))
     rows = evenly_spaced(np.flatnonzero(collect.severities_N == 5))
     assert np.array_equal(tile(sheet, 1, 2, 32), whole.images_NHWC[rows[2]])
     facts: Any = inspect(str(folder)).stages[0].details

@@ -16,7 +16,7 @@ from metarepair.meta_training.meta_train import training_settings
 from metarepair.meta_training.task_source import TaskSource
 from metarepair.models.build import DeployedModel
 from tasks.datasets import load_dataset
-from tasks.experiences.corrupted_images import corrupted_images
+from tasks.environments import corrupted, corrupted_images
 from tasks.experiences.mining import mine
 from tasks.records import Experience, Failures, Pixels
 from tasks.sampling.confidence import Confidence
@@ -42,10 +42,8 @@ def always_wrong(images: Pixels) -> np.ndarray:
 def failures(corruption: str, rows: range) -> Failures:
     return mine(
         always_wrong,
-        TRAIN,
+        corrupted(TRAIN, corruption, severities=SEVERITIES, seed=4),
         rows,
-        corruption=corruption,
-        severities=SEVERITIES,
         seed=4,
         batch_size=50,
         keep="stored",

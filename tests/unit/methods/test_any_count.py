@@ -210,13 +210,13 @@ def test_predictions_of_any_number_of_images_are_those_of_each_alone(number: int
     data = RepairData(target="snow", learn=failures(1), validation=failures(1))
     model = NoRepair().repair(dnn, data, MethodContext(config=whole, seed=0))
     rows = np.arange(number)
-    found = predict_all(dnn, called(dnn, [model]), test, rows, None, 0, whole)
+    found = predict_all(dnn, called(dnn, [model]), test.images, rows, batch_size=batch_size)
     alone = np.concatenate(
         [dnn.logits(test.images(rows[i : i + 1])).argmax(1).numpy() for i in range(number)]
     )
     assert found.classes.tolist() == [alone.tolist()] * 2
     given = failures(number)
-    on_fail = predicted_on(given, dnn, [model], test, {1: found})
+    on_fail = predicted_on(given, dnn, [model], test.image_ids_N, {1: found})
     assert on_fail.shape == (1, number)
 
 

@@ -13,7 +13,7 @@ from metarepair.adaptation.repair_data import RepairData
 from metarepair.methods import MethodContext, get_method
 from metarepair.models.build import DeployedModel, build_model, load_deployed
 from tasks.datasets import ArrayDataset, DataSource, dataset_info, load_dataset
-from tasks.experiences.corrupted_images import corrupted_images
+from tasks.environments import corrupted_images
 from tasks.records import Failures
 
 SAMPLE = DataSource(name="cifar10_sample")

@@ -569,11 +569,9 @@ def test_a_changed_architecture_is_judged_as_its_own_module() -> None:
     accuracy = accuracy_on(found.architecture_of(net), found.parameters, found.buffers, fail)
     assert accuracy == pytest.approx(float((expected == fail.labels_N).mean()))
 
-    class Test:
-        def images(self, rows: Any) -> Any:
-            return pixels[rows]
-
-    judged = predict_all(net, called(net, [found]), Test(), np.arange(9), None, 0, CONFIG).classes  # type: ignore[arg-type]
+    judged = predict_all(
+        net, called(net, [found]), lambda rows: pixels[rows], np.arange(9), batch_size=4
+    ).classes
     assert np.array_equal(judged[0], net.logits(pixels).argmax(1).numpy())
     assert np.array_equal(judged[1], expected)
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from tasks.datasets import ArrayDataset
 from tasks.datasets.archives import load_archive
+from tasks.environments import check_archive, corrupted, corrupted_images
 from tasks.errors import ConfigError, DataError
-from tasks.experiences.corrupted_images import check_archive, corrupted_images
 from tasks.experiences.mining import mine
 
 NUM = 12
@@ -109,10 +109,8 @@ def test_mining_an_archive_keeps_its_pixels(tmp_path):
     )
     mined = mine(
         lambda images: np.full(len(images), 3),
-        archived,
+        corrupted(archived, "snow", severities=[2, 5], seed=0),
         np.arange(3),
-        corruption="snow",
-        severities=[2, 5],
         seed=0,
         batch_size=2,
     )

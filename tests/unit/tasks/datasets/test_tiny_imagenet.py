@@ -10,8 +10,8 @@ from PIL import Image
 
 from tasks.datasets import DataSource, dataset_info, load_dataset
 from tasks.datasets.archives import load_archive
+from tasks.environments import check_archive
 from tasks.errors import DataError
-from tasks.experiences.corrupted_images import check_archive
 
 # In the order of wnids.txt, which is not sorted.
 WORDS = {"n02": "cardigan, Cardigan Welsh corgi", "n03": "cardigan", "n01": "goldfish, Carassius auratus"}

@@ -9,6 +9,7 @@ import pytest
 
 from tasks.corruptions import corrupt
 from tasks.datasets import load_dataset
+from tasks.environments import corrupted
 from tasks.errors import TooFewFailuresError
 from tasks.experiences.mining import COLLECT, FAIL, UNUSED, mine, split_failures
 
@@ -105,7 +106,9 @@ def test_exactly_the_wrong_predictions_are_kept_with_the_pixels_that_were_classi
     def predict(images: np.ndarray) -> np.ndarray:  # depends only on the pixels, as a DNN does
         return images.reshape(len(images), -1).sum(1, dtype=np.int64) % 10
 
-    mined = mine(predict, data, rows, corruption="fog", severities=[2, 4], seed=3, batch_size=batch_size)
+    mined = mine(
+        predict, corrupted(data, "fog", severities=[2, 4], seed=3), rows, seed=3, batch_size=batch_size
+    )
     expected = []
     for severity in (2, 4):
         images = corrupt(
@@ -128,10 +131,8 @@ def test_a_dnn_that_is_always_right_has_no_failures() -> None:
     data = load_dataset("cifar10_sample", "test").head(6)
     mined = mine(
         lambda _: data.labels_N,
-        data,
+        corrupted(data, "fog", severities=[1], seed=0),
         np.arange(6),
-        corruption="fog",
-        severities=[1],
         seed=0,
         batch_size=6,
     )

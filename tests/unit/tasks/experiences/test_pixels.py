@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tasks.datasets import ArrayDataset, load_dataset
+from tasks.environments import CorruptedImages, corrupted
 from tasks.errors import DataError
 from tasks.experiences.failure_file import CHUNK, read_failures, write_failures
 from tasks.experiences.mining import MinedShard, mine
@@ -44,14 +45,16 @@ def mined(
 ) -> MinedShard:
     return mine(
         predict,
-        data,
+        corrupted(data, corruption, severities=[1, 4], seed=SEED),
         rows,
-        corruption=corruption,
-        severities=[1, 4],
         seed=SEED,
         batch_size=7,
         keep=keep,  # type: ignore[arg-type]  # the strings of the loop are valid kinds
     )
+
+
+def noisy(data: ArrayDataset) -> CorruptedImages:
+    return corrupted(data, "gaussian_noise", severities=[1, 4], seed=SEED)
 
 
 def environment(folder: Place, data: ArrayDataset, keep: str) -> Manifest:
@@ -67,7 +70,7 @@ def environment(folder: Place, data: ArrayDataset, keep: str) -> Manifest:
 
 def tensors(folder: Place, data: ArrayDataset, manifest: Manifest) -> list[np.ndarray]:
     """The pixels and labels of some tasks."""
-    sides = {side: open_side(folder, side, manifest, data) for side in ("collect", "fail")}  # type: ignore[arg-type]
+    sides = {side: open_side(folder, side, manifest, noisy(data)) for side in ("collect", "fail")}  # type: ignore[arg-type]
     experience = Experience(corruption="gaussian_noise", **sides)
     one = Confidence(
         names=("gaussian_noise",), probabilities_K=np.ones(1), rule="uniform", alpha=0.0, beta=0.0
@@ -128,10 +131,10 @@ def test_another_split_or_seed_is_detected(data: ArrayDataset) -> None:
     made = mined(data, range(40), "recomputed").failures.images_NHWC
     assert isinstance(made, RecomputedPixels)
     with pytest.raises(DataError, match="no such image among its 3"):
-        made.with_data(data.head(3))[:]
+        made.read_from(noisy(data.head(3)))[:]
     other = replace(data, images_NHWC=data.images_NHWC[::-1].copy())
     with pytest.raises(DataError, match=r"other pixels than were mined.*manifest\.json"):
-        made.with_data(other)[:]
+        made.read_from(noisy(other))[:]
     with pytest.raises(DataError, match="other pixels"):
         replace(made, seed=SEED + 1)[0]
 

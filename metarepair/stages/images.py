@@ -1,0 +1,78 @@
+"""Read the user's own images into the run's storage, once, before anything is mined."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from metarepair.config.run import Config
+from metarepair.data.workspace import Surroundings
+from metarepair.runs.layout import Run
+from metarepair.runs.run_stage import StageOutput, run_stage
+from tasks.environments import ListedImages, list_images, listing_digest, write_images
+from tasks.errors import DataError, StageError
+from tasks.storage.manifest import read_manifest
+from tasks.storage.paths import Place
+from tasks.storage.stages import IMAGES
+
+logger = logging.getLogger(__name__)
+LISTING = "listing"
+
+
+def user_environments(config: Config) -> list[str]:
+    """The names of the environments with a user's own images that the run uses, each once."""
+    named = (*config.mining.experiences, *config.targets, *(config.evaluate.others or ()))
+    given = config.environments
+    return [n for n in dict.fromkeys(named) if n in given and given[n].kind == "images"]
+
+
+def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
+    """Read the images of every environment that is not yet in the run's storage.
+
+    Raises DataError for images or labels that cannot be used, StageError if images were added, removed or relabelled
+    since they were read.
+    """
+    for name in user_environments(config):
+        _read(run, config, name, here)
+
+
+def _read(run: Run, config: Config, name: str, here: Surroundings) -> None:
+    folder, classes = run.environment(name), here.split("test").classes
+    side = here.split("test").image_shape[0]
+    settings = {"image_size": side, "classes": list(classes)}
+    sources = config.environments[name].sources(name)
+    held = _held(folder)
+    if held is not None and not any(source.location.exists() for source in sources.values()):
+        logger.info(f"{name}: its files are no longer there; the images in {folder} are used")
+        return
+    listed = {part: list_images(source, classes) for part, source in sources.items()}
+    for part in listed.values():
+        for note in part.passed_over:
+            logger.warning(note)
+    inputs = {LISTING: listing_digest(listed)}
+    if held is not None and held.get(LISTING) != inputs[LISTING]:
+        raise StageError(
+            f"{sources['collect'].location} has changed since its images were read into {folder}. Give this run "
+            "another name, or start over with --restart."
+        )
+    make = partial(_make, folder, listed, name, side, config.environments[name].unreadable)
+    run_stage(IMAGES, folder, make, names=[name], config=settings, inputs=inputs)
+
+
+def _held(folder: Place) -> dict[str, str] | None:
+    """The inputs of the images that the run holds; `None` if it holds none, or their manifest is damaged."""
+    try:
+        manifest = read_manifest(folder)
+    except DataError:  # run_stage says so, and makes it again
+        return None
+    return None if manifest is None else manifest.inputs
+
+
+def _make(
+    folder: Place, listed: dict[str, ListedImages], name: str, side: int, most_unreadable: float
+) -> StageOutput:
+    files, rows, facts = write_images(
+        folder, listed, name=name, image_size=side, most_unreadable=most_unreadable
+    )
+    logger.info(f"{name}: {rows['images']} images in {facts['groups']} groups")
+    return StageOutput(files=files, rows=rows, facts=facts)

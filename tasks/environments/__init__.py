@@ -1,0 +1,37 @@
+"""Environments: corruptions, published archives, and users' own labelled images, behind one interface."""
+
+from tasks.environments.environment import (
+    AS_GIVEN,
+    CorruptedImages,
+    Environment,
+    UserImages,
+    category_of,
+    check_archive,
+    corrupted,
+    corrupted_images,
+)
+from tasks.environments.parts import JUDGE, LEARN, SELECT, UNUSED, judge_half
+from tasks.environments.sources import ImageSource, ListedImages, list_images
+from tasks.environments.stored import listing_digest, read_images, write_images
+
+__all__ = [
+    "AS_GIVEN",
+    "JUDGE",
+    "LEARN",
+    "SELECT",
+    "UNUSED",
+    "CorruptedImages",
+    "Environment",
+    "ImageSource",
+    "ListedImages",
+    "UserImages",
+    "category_of",
+    "check_archive",
+    "corrupted",
+    "corrupted_images",
+    "judge_half",
+    "list_images",
+    "listing_digest",
+    "read_images",
+    "write_images",
+]

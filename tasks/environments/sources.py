@@ -1,0 +1,313 @@
+"""List a user's own labelled images: class folders, a CSV or JSON Lines file, Parquet or Arrow tables.
+
+    class folders   FOLDER/CLASS/…/FILE; a class may lack a folder
+    CSV             a header with the columns path, label and, if wanted, group
+    JSON Lines      an object per line with the same keys
+    Parquet, Arrow  a column of encoded images and one of labels, as `data.name: parquet` reads them
+
+A label is the name of a class or its number, from 0. Class names come from the clean images, never from these files.
+Paths in a table are relative to its own folder or to `root`, and may not leave it.
+"""
+
+# N images
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tasks.datasets import DataSource
+from tasks.datasets.column_kinds import values_of
+from tasks.datasets.decoding import BATCH, EncodedImage, Listing
+from tasks.datasets.image_folder import list_folder
+from tasks.datasets.image_table import LABEL_ROWS, list_table
+from tasks.datasets.own_files import entries, is_hidden
+from tasks.datasets.table_files import SUFFIXES as TABLES
+from tasks.datasets.table_files import iter_rows, read_schema
+from tasks.errors import DataError, near_names
+from tasks.storage.paths import parse_json, require_regular
+
+CSV, LINES = (".csv",), (".jsonl", ".ndjson")
+DEFAULT_GROUP = "group"  # the column of groups that is used without being named, if there is one
+LONGEST_LINE = 1 << 20  # characters
+_SHOWN = 3
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Where a user's labelled images lie.
+
+    Attributes:
+        setting: the setting that names `location`, for messages.
+        location: a folder of class folders, a CSV or JSON Lines file, or Parquet or Arrow tables.
+        root: folder that the paths of a CSV or JSON Lines file are relative to; `None` for the folder of the file.
+        path_column: column of the images' paths.
+        label_column: column of the labels; `None` for `label`, or the only candidate of a Parquet table.
+        group_column: column of the groups; `None` for `group`, if there is such a column.
+    """
+
+    setting: str
+    location: Path
+    root: Path | None = None
+    path_column: str = "path"
+    label_column: str | None = None
+    group_column: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedImages:
+    """Labelled images that are not decoded yet.
+
+    Attributes:
+        labels: the number of each image's class.
+        groups: the name of each image's group; `None` if there are no groups.
+        batches: iterates over the encoded images, in the order of `labels`, from the first one each time it is called.
+        passed_over: sentences about files that are not read.
+    """
+
+    labels: Sequence[int]
+    groups: Sequence[str] | None
+    batches: Callable[[], Iterator[Sequence[EncodedImage]]]
+    passed_over: tuple[str, ...] = ()
+
+
+def list_images(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
+    """List the labelled images of a source. No image is opened.
+
+    Args:
+        source: where they lie.
+        classes: names of the classes, in the order of the labels.
+
+    Returns:
+        The images, with at least one.
+
+    Raises:
+        DataError: nothing is found, a label is of no class, or a path leads out of its folder.
+    """
+    path = source.location
+    if not path.exists():
+        raise DataError(
+            f"{source.setting} {path} does not exist. Give a folder of class folders, or a table."
+        )
+    suffix = path.suffix.lower()
+    if path.is_dir() and not _holds_tables(path):
+        listed = _listed(list_folder(_as_split(source, "imagefolder", classes), "train"))
+    elif path.is_dir() or suffix in TABLES:
+        listed = _list_tables(source, classes)
+    elif suffix in CSV or suffix in LINES:
+        listed = _list_rows(source, classes)
+    else:
+        raise DataError(
+            f"{source.setting} {path} is neither a folder nor a table ({', '.join((*CSV, *LINES, *TABLES))}). Give one "
+            "of these."
+        )
+    if not len(listed.labels):
+        raise DataError(f"{source.setting} {path} lists no images. Give some, with their right labels.")
+    return listed
+
+
+def _holds_tables(folder: Path) -> bool:
+    """Whether a folder holds tables and no class folders."""
+    there = [path for path in entries(folder) if not is_hidden(path.name)]
+    return any(p.suffix.lower() in TABLES for p in there) and not any(p.is_dir() for p in there)
+
+
+def _as_split(source: ImageSource, name: str, classes: tuple[str, ...]) -> DataSource:
+    """The source as both splits of a data set, for the readers of data sets."""
+    location = str(source.location)
+    return DataSource(
+        name=name,
+        train=location,
+        test=location,
+        classes=classes,
+        label_column=source.label_column if name == "parquet" else None,
+    )
+
+
+def _listed(listing: Listing, groups: Sequence[str] | None = None) -> ListedImages:
+    return ListedImages(
+        labels=listing.labels_N.tolist(),
+        groups=groups,
+        batches=listing.batches,
+        passed_over=listing.passed_over,
+    )
+
+
+def _list_tables(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
+    listing = list_table(_as_split(source, "parquet", classes), "train")
+    groups: list[str] = []
+    named = [_group_column(source, path, read_schema(path).names) for path in listing.files]
+    if not all(named):
+        return _listed(listing)
+    for path, column in zip(listing.files, named, strict=True):
+        assert column is not None
+        for batch in iter_rows(path, [column], LABEL_ROWS):
+            groups += map(str, values_of(batch.column(0)))
+    return _listed(listing, groups)
+
+
+def _group_column(source: ImageSource, path: Path, columns: Sequence[str]) -> str | None:
+    """The column of groups, `None` if there is none. Raises DataError if the one that is named is missing."""
+    name = source.group_column or DEFAULT_GROUP
+    if name in columns:
+        return name
+    if source.group_column is None:
+        return None
+    raise _no_column(path, name, columns)
+
+
+def _no_column(path: Path, name: str, columns: Sequence[str]) -> DataError:
+    return DataError(
+        f"{path} has no column {name!r}{near_names(name, columns) or '.'} There are: "
+        f"{', '.join(map(str, columns[:20])) or 'none'}. Name the columns by the settings path, label and group."
+    )
+
+
+@dataclass
+class _Rows:
+    """The rows of a CSV or JSON Lines file so far."""
+
+    paths: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+
+
+def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
+    """Read a CSV or JSON Lines file row by row."""
+    path = require_regular(source.location)
+    root = (source.root or path.parent).absolute()
+    if not root.is_dir():
+        raise DataError(f"The root {root} of {path} is not a folder. Give the one that its paths start from.")
+    inside = _Inside(root)
+    number = {name: label for label, name in enumerate(classes)}
+    rows, label_column = _Rows(), source.label_column or "label"
+    group_column: str | None = None
+    for line, row in _iter_rows(path):
+        if not rows.labels:
+            columns = list(row)
+            for name in (source.path_column, label_column):
+                if name not in row:
+                    raise _no_column(path, name, columns)
+            group_column = _group_column(source, path, columns)
+        where = f"{path}, line {line}"
+        image = row.get(source.path_column)
+        if not isinstance(image, str) or not image.strip():
+            raise DataError(
+                f"{where}: the path is {image!r}. Give the path of an image, or leave the row out."
+            )
+        inside.check(image, where)
+        rows.paths.append(image)
+        rows.labels.append(_label(row.get(label_column), number, classes, where))
+        if group_column is not None:
+            group = row.get(group_column)
+            if group is None or isinstance(group, list | dict) or str(group).strip() == "":
+                raise DataError(
+                    f"{where}: the group is {group!r}. Give every image a group, or leave the column out."
+                )
+            rows.groups.append(str(group))
+
+    def batches() -> Iterator[Sequence[EncodedImage]]:
+        for start in range(0, len(rows.paths), BATCH):
+            some = rows.paths[start : start + BATCH]
+            yield [EncodedImage(name=n, content=Path(os.path.normpath(root / n))) for n in some]
+
+    return ListedImages(
+        labels=rows.labels, groups=rows.groups if group_column is not None else None, batches=batches
+    )
+
+
+class _Inside:
+    """Checks that paths stay in a folder, also through links."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._real = root, root.resolve()
+        self._folder_is_inside = cache(self._is_inside)
+
+    def check(self, name: str, where: str) -> None:
+        """Raise DataError if the path leads out of the folder."""
+        path = Path(os.path.normpath(self._root / name)) if "\0" not in name else self._root
+        if path.is_symlink():
+            path = path.resolve()
+        if not self._folder_is_inside(path.parent):
+            raise DataError(
+                f"{where}: the path {name[:200]!r} leads out of {self._root}. Move the image there, or name a folder "
+                "that holds all of them (root)."
+            )
+
+    def _is_inside(self, folder: Path) -> bool:
+        return folder.resolve().is_relative_to(self._real)
+
+
+def _label(value: Any, number: dict[str, int], classes: tuple[str, ...], where: str) -> int:
+    """The number of the class that a label names. Raises DataError if it names none."""
+    label = value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, str):
+        name = value.strip()
+        label = number.get(name)
+        if label is None and _NUMBER.fullmatch(name):
+            label = int(name)
+    if label is not None and 0 <= label < len(classes):
+        return label
+    hint = near_names(value, classes) if isinstance(value, str) else ""
+    shown = f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
+    raise DataError(
+        f"{where}: the label is {str(value)[:80]!r}, which names no class{hint or '.'} There are {len(classes)}: "
+        f"{shown}; or give a number, 0 to {len(classes) - 1}. Correct the label, or leave the row out."
+    )
+
+
+def _iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, row) of a CSV or JSON Lines file. Raises DataError."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield from (_csv_rows if path.suffix.lower() in CSV else _json_rows)(path, stream)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror or error}). Give a readable file."
+        ) from error
+
+
+def _csv_rows(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(stream, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise DataError(f"{path} has the column {twice[0]!r} twice. Rename or remove one.")
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(cells)} values for {len(header)} columns. Put a value "
+                    "that holds a comma in double quotes."
+                )
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: it cannot be read as CSV ({error}). Correct it."
+        ) from error
+
+
+def _json_rows(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    line = 0
+    while text := stream.readline(LONGEST_LINE):
+        line += 1
+        if not text.strip():
+            continue
+        try:
+            row = parse_json(text)
+        except ValueError as error:
+            raise DataError(f"{path}, line {line}: it is not JSON ({error}). Correct the line.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {line}: it is {type(row).__name__}, not an object with keys.")
+        yield line, row

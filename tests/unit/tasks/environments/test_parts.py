@@ -1,0 +1,67 @@
+"""Check that images are set aside by whole groups, the same ones each time, and that some are left to learn from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.environments.parts import JUDGE, LEARN, SELECT, SHARE, UNUSED, judge_half, set_aside
+from tasks.errors import DataError
+
+NO_HOLDOUT = np.zeros(100, bool)
+
+
+def test_a_share_of_the_images_judges_and_a_share_selects() -> None:
+    parts = set_aside(np.arange(100), NO_HOLDOUT, name="cam", seed=0)
+    assert np.bincount(parts).tolist() == [60, 20, 20]
+    assert (parts == set_aside(np.arange(100), NO_HOLDOUT, name="cam", seed=0)).all()
+    assert (parts != set_aside(np.arange(100), NO_HOLDOUT, name="cam", seed=1)).any()
+    assert (parts != set_aside(np.arange(100), NO_HOLDOUT, name="other", seed=0)).any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(groups=st.lists(st.integers(0, 9), min_size=1, max_size=60), held=st.integers(0, 5))
+def test_no_group_is_on_two_sides(groups: list[int], held: int) -> None:
+    groups_N = np.array(groups)
+    holdout_N = np.arange(len(groups)) < held
+    left = len(np.unique(groups_N[~np.isin(groups_N, groups_N[holdout_N])]))
+    if left < (2 if holdout_N.any() else 3):
+        with pytest.raises(DataError, match="too few to judge by some"):
+            set_aside(groups_N, holdout_N, name="cam", seed=0)
+        return
+    parts = set_aside(groups_N, holdout_N, name="cam", seed=0)
+    assert ((parts == JUDGE) == holdout_N).all() or not holdout_N.any()
+    sides = {part: set(groups_N[parts == part]) for part in (LEARN, SELECT, JUDGE)}
+    assert all(sides.values())
+    assert not sides[LEARN] & sides[SELECT]
+    assert not (sides[LEARN] | sides[SELECT]) & sides[JUDGE]
+
+
+def test_near_duplicates_of_the_holdout_are_not_used() -> None:
+    groups = np.array([0, 0, 1, 2, 3, 4])
+    parts = set_aside(groups, np.array([True, False, False, False, False, False]), name="cam", seed=0)
+    assert parts[:2].tolist() == [JUDGE, UNUSED]
+    assert set(parts[2:].tolist()) == {LEARN, SELECT}
+
+
+def test_a_group_that_holds_everything_is_refused() -> None:
+    with pytest.raises(DataError, match=r"its 100 images form 1 group\. That is too few"):
+        set_aside(np.zeros(100, int), NO_HOLDOUT, name="cam", seed=0)
+
+
+def test_a_random_part_of_the_test_images_judges() -> None:
+    parts = judge_half(1001, fraction=0.5, seed=3)
+    assert np.bincount(parts, minlength=3).tolist() == [501, 0, 500]
+    assert (parts != judge_half(1001, fraction=0.5, seed=4)).any()
+    assert not judge_half(10, fraction=None, seed=0).any()
+    with pytest.raises(DataError, match="both sides need"):
+        judge_half(2, fraction=0.1, seed=0)
+
+
+def test_the_share_is_met_with_groups_of_unequal_size() -> None:
+    groups = np.repeat(np.arange(40), np.arange(40) % 7 + 1)
+    parts = set_aside(groups, np.zeros(len(groups), bool), name="cam", seed=0)
+    for part in (JUDGE, SELECT):
+        assert SHARE * len(groups) <= (parts == part).sum() <= SHARE * len(groups) + 7
