@@ -1,4 +1,4 @@
-"""Corrupt images with the 19 published corruptions at severities 1 to 5.
+"""Corrupt images with the 19 published corruptions, or with those of other packages, at severities 1 to 5.
 
 A corrupted image is a pure function of (seed, image_id, corruption, severity) and the clean pixels: each image has
 its own random generator, and the arithmetic that a batch shares never mixes images. So batches, order, processes
@@ -10,6 +10,8 @@ and restarts do not change a single byte.
     image_property   brightness BR, contrast CT, saturate SA
     digital          elastic_transform ET, pixelate PIX, jpeg_compression JPEG
 
+Other packages add corruptions by an entry point (`tasks.corruptions.plugins`).
+
 Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", ICLR 2019; short names and categories as in the paper that MetaRepair reproduces.
 """
@@ -20,116 +22,78 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.corruptions import blur, digital, image_property, noise, weather
-from tasks.corruptions.severity import NUDGE, Dose, Levels, constants_at, load_table, severity_table
+from tasks.corruptions.plugins import CorruptionPlugin, InstalledPlugin, find_plugin, plugin_names
+from tasks.corruptions.published import BY_LOWER_NAME, CORRUPTIONS, Category, Corruption
+from tasks.corruptions.severity import NUDGE, Dose, Levels, load_table, severity_table
 from tasks.corruptions.shapes import channels_first_note, check_shape
 from tasks.errors import ConfigError, DataError, unknown_name
 from tasks.keys import iter_keyed_generators
 from tasks.records import Ints, Pixels
 
-__all__ = ["CORRUPTIONS", "Category", "Corruption", "category_of", "corrupt", "resolve", "severity_table"]
-
-Category = Literal["noise", "blur", "weather", "image_property", "digital"]
-Apply = Callable[[Pixels, Dose], Pixels | Levels]
+__all__ = [
+    "CORRUPTIONS",
+    "Category",
+    "Corruption",
+    "CorruptionPlugin",
+    "Dose",
+    "category_of",
+    "corrupt",
+    "resolve",
+    "severity_table",
+]
 
 # Values processed at once, so that the arrays of a step stay in the processor's cache. Results do not depend on it.
 CHUNK_VALUES = 2**18
 
 
-@dataclass(frozen=True)
-class Corruption:
-    """One corruption.
-
-    Attributes:
-        name: the published name, such as `gaussian_noise`.
-        short: the paper's short name, such as `GN`.
-        category: the paper's category: noise, blur, weather, image_property or digital.
-        apply: a function of uint8 images [B, H, W, C] and a `Dose`. It returns, in the same shape, uint8 pixels, or
-            float32 grey levels on the scale 0..255 that `corrupt` clips and truncates.
-
-    Source: Hendrycks & Dietterich, ICLR 2019 (names); the reproduced paper (short names and categories).
-    """
-
-    name: str
-    short: str
-    category: Category
-    apply: Apply
-
-
-# All corruptions by published name, grouped by category.
-CORRUPTIONS: dict[str, Corruption] = {
-    c.name: c
-    for c in (
-        Corruption("gaussian_noise", "GN", "noise", noise.gaussian_noise),
-        Corruption("shot_noise", "SN", "noise", noise.shot_noise),
-        Corruption("impulse_noise", "IN", "noise", noise.impulse_noise),
-        Corruption("speckle_noise", "SKN", "noise", noise.speckle_noise),
-        Corruption("defocus_blur", "DB", "blur", blur.defocus_blur),
-        Corruption("glass_blur", "GB", "blur", blur.glass_blur),
-        Corruption("motion_blur", "MB", "blur", blur.motion_blur),
-        Corruption("zoom_blur", "ZM", "blur", blur.zoom_blur),
-        Corruption("gaussian_blur", "GAB", "blur", blur.gaussian_blur),
-        Corruption("snow", "SW", "weather", weather.snow),
-        Corruption("frost", "FR", "weather", weather.frost),
-        Corruption("fog", "FOG", "weather", weather.fog),
-        Corruption("spatter", "SP", "weather", weather.spatter),
-        Corruption("brightness", "BR", "image_property", image_property.brightness),
-        Corruption("contrast", "CT", "image_property", image_property.contrast),
-        Corruption("saturate", "SA", "image_property", image_property.saturate),
-        Corruption("elastic_transform", "ET", "digital", digital.elastic_transform),
-        Corruption("pixelate", "PIX", "digital", digital.pixelate),
-        Corruption("jpeg_compression", "JPEG", "digital", digital.jpeg_compression),
-    )
-}
-
-_BY_LOWER_NAME = {key.lower(): c for c in CORRUPTIONS.values() for key in (c.name, c.short)}
-
-
 def resolve(name: str) -> str:
-    """Find the published name of a corruption.
+    """Find the full name of a corruption.
 
     Args:
-        name: a published or short name, in upper or lower case.
+        name: a published or short name, or the name of a plugin, in upper or lower case.
 
     Returns:
-        The published name, a key of `CORRUPTIONS`.
+        The published name, a key of `CORRUPTIONS`, or the plugin's name.
 
     Raises:
-        ConfigError: there is no such corruption; the message suggests similar names.
+        ConfigError: there is no such corruption (the message suggests similar names), or its plugin is broken.
 
     Example:
         >>> resolve("GN")
         'gaussian_noise'
     """
-    match = _BY_LOWER_NAME.get(str(name).lower())
-    if match is None:
-        raise ConfigError(unknown_name("corruption", str(name), CORRUPTIONS))
-    return match.name
+    return _find(name).name
 
 
-def category_of(name: str) -> Category:
-    """Find the paper's category of a corruption.
+def category_of(name: str) -> str:
+    """Find the category of a corruption.
 
     Args:
-        name: a published or short name, in upper or lower case.
+        name: a published or short name, or the name of a plugin, in upper or lower case.
 
     Returns:
-        noise, blur, weather, image_property or digital.
+        noise, blur, weather, image_property or digital, as in the paper; a plugin may have a word of its own.
 
     Raises:
-        ConfigError: there is no such corruption.
+        ConfigError: there is no such corruption, or its plugin is broken.
 
     Example:
         >>> category_of("fog")
         'weather'
     """
-    return CORRUPTIONS[resolve(name)].category
+    return _find(name).category
+
+
+def _find(name: str) -> Corruption | InstalledPlugin:
+    """The corruption of this name. Plugins are looked up only if no published corruption has it."""
+    found = BY_LOWER_NAME.get(str(name).lower()) or find_plugin(str(name).lower())
+    if found is None:
+        raise ConfigError(unknown_name("corruption", str(name), (*CORRUPTIONS, *plugin_names())))
+    return found
 
 
 def corrupt(
@@ -150,7 +114,7 @@ def corrupt(
         images: uint8 [B, H, W, 3] (RGB), [B, H, W, 1] or [B, H, W] (grey), with H and W at least 8 px, in any memory
             layout. They are not changed.
         image_ids_B: B integers, one per image. An image's random numbers depend on its id, not on its row.
-        corruption: a published or short name, in upper or lower case.
+        corruption: a published or short name, or the name of a plugin, in upper or lower case.
         severity: 1 to 5.
         seed: an integer, the same for all images.
         table: the table of constants, named after the images that it was made for: cifar (32 px), tinyimagenet (64 px)
@@ -160,7 +124,7 @@ def corrupt(
         Corrupted images, uint8, of the same shape.
 
     Raises:
-        ConfigError: the corruption, severity, seed or table is unknown or out of range.
+        ConfigError: the corruption, severity, seed or table is unknown or out of range, or a plugin is broken.
         DataError: the images or ids have another type or shape, or the images are too small or too large.
 
     Example:
@@ -175,7 +139,7 @@ def corrupt(
 
     Source: Hendrycks & Dietterich, ICLR 2019; docs/corruptions.md lists the differences.
     """
-    chosen = CORRUPTIONS[resolve(corruption)]
+    chosen = _find(corruption)
     dose_for(
         [], corruption=chosen.name, severity=severity, seed=seed, table=table
     )  # no ids: checks the settings before the images
@@ -191,15 +155,15 @@ def corrupt(
 
 
 def dose_for(ids: Sequence[int], *, corruption: str, severity: int, seed: int, table: str) -> Dose:
-    """The `Dose` of a corruption (by published name) for the images with these ids. Raises ConfigError."""
+    """The `Dose` of a corruption for the images with these ids. Raises ConfigError."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise ConfigError(f"seed={seed!r} is not an integer; give one")
-    made_for = load_table(table)
+    made_for, chosen = load_table(table), _find(corruption)
     return Dose(
-        constants=constants_at(table, corruption=corruption, severity=severity),
+        constants=chosen.constants_at(table, severity=severity),
         native_size=made_for.native_size,
         frost_scale=made_for.frost_scale,
-        rngs=iter_keyed_generators("corrupt", seed, corruption, int(severity), last=ids),
+        rngs=iter_keyed_generators("corrupt", seed, chosen.name, int(severity), last=ids),
     )
 
 

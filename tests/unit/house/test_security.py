@@ -74,6 +74,12 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "unit/methods/test_registry.py::test_a_method_of_another_package_is_found_by_its_entry_point",
         f"{HERE}::test_what_could_run_code_is_called_only_where_it_is_meant",
     ),
+    "Corruptions of other packages, which are found by the entry point `metarepair.corruptions` when a setting or a "
+    "run names one.": (
+        "unit/tasks/corruptions/test_plugins.py::test_a_plugin_is_found_by_its_name_in_any_case_and_gives_its_category",
+        "unit/tasks/corruptions/test_plugins.py::test_published_names_load_no_plugin",
+        f"{HERE}::test_what_could_run_code_is_called_only_where_it_is_meant",
+    ),
     "Exported programs (`model.pt2`, `model.onnx`) when you load and run them.": (
         f"{HERE}::test_programs_are_loaded_by_the_export_alone_which_checks_them",
         "unit/repairs/test_export.py::test_a_program_with_other_results_than_the_dnn_is_not_written",
@@ -136,7 +142,7 @@ COULD_RUN_CODE = {
         "metarepair/__init__.py",
         "metarepair/models/factory.py",
     },
-    "entry_points": {"metarepair/methods/registry.py"},
+    "entry_points": {"metarepair/methods/registry.py", "tasks/corruptions/plugins.py"},
     "export.load": {"metarepair/repairs/export.py"},
     "InferenceSession": {"metarepair/repairs/export.py"},
     "import pickle": {"tasks/datasets/cifar.py"},
