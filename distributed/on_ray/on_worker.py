@@ -11,6 +11,7 @@ from logging.handlers import QueueHandler
 from typing import Any, TypeVar
 
 from distributed.on_ray.cluster import worker_resources, workers_that_fit
+from distributed.on_ray.corruption_plugins import Versions, build_checked, check_worker, plugins_of
 from distributed.on_ray.pool import map_items
 from distributed.on_ray.ray_words import raise_cause
 from metarepair.config.load import parse_config
@@ -35,7 +36,9 @@ def call_on_worker(work: Callable[..., object], config: Config, *arguments: Any)
     task = ray.remote(num_returns="streaming", **options)(_records_of)
     level = logger.getEffectiveLevel()
     try:
-        for reference in task.remote(work, config.model_dump(mode="json"), arguments, level):
+        for reference in task.remote(
+            work, config.model_dump(mode="json"), plugins_of(config), arguments, level
+        ):
             record: logging.LogRecord = ray.get(reference)
             logging.getLogger(record.name).handle(record)
     except ray.exceptions.RayTaskError as error:
@@ -43,9 +46,14 @@ def call_on_worker(work: Callable[..., object], config: Config, *arguments: Any)
 
 
 def _records_of(
-    work: Callable[..., object], settings: dict[str, Any], arguments: Sequence[Any], level: int
+    work: Callable[..., object],
+    settings: dict[str, Any],
+    plugins: Versions,
+    arguments: Sequence[Any],
+    level: int,
 ) -> Iterator[logging.LogRecord]:
     """Run `work` in a thread, and yield its log records of `level` and above."""
+    check_worker(plugins)  # first: without the plugins, the settings name unknown corruptions
     config, records = parse_config(settings), queue.SimpleQueue[logging.LogRecord | None]()
     failed: list[BaseException] = []
 
@@ -75,7 +83,7 @@ def map_on_workers(config: Config, work: Callable[[Item], Result], items: Sequen
     done: dict[int, Result] = {}
     shared = ray.put(work)  # stored once for all actors: it may hold the clean images
     results = map_items(
-        partial(_build_numbered, shared),
+        partial(build_checked, plugins_of(config), partial(_build_numbered, shared)),
         numbered,
         workers=workers_that_fit(config),
         resources=worker_resources(config),

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from distributed.on_ray.corruption_plugins import Versions, check_worker
 from distributed.on_ray.failures import read_failure, write_failure
 from distributed.search.draws import OBJECTIVE, OVER, ROUND, drawn_of
 from distributed.stages.train import fit
@@ -37,7 +38,7 @@ from tasks.storage.paths import parse_json
 DONOR = "donor.json"
 
 
-def train_trial(config: dict[str, Any], *, setup: TrialSetup) -> None:
+def train_trial(config: dict[str, Any], *, setup: TrialSetup, plugins: Versions) -> None:
     """Tune's trainable: report after every round; the last report says that the trial is over.
 
     A ConfigError or DivergedError would recur, so it becomes the trial's result. Any other error is raised, and Tune
@@ -45,6 +46,7 @@ def train_trial(config: dict[str, Any], *, setup: TrialSetup) -> None:
     """
     from ray import tune
 
+    check_worker(plugins)  # outside the block that records a ConfigError as the trial's result
     name, donor = tune.get_context().get_trial_name(), _donor()
     drawn = drawn_of(dimensions(setup.config), config)
     record = begin_trial(setup, name, drawn, donor)

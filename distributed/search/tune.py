@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
+from distributed.on_ray.corruption_plugins import plugins_of
 from distributed.search.draws import (
     OBJECTIVE,
     OVER,
@@ -139,7 +140,7 @@ class TuneSearch:
 
         from distributed.search.trainable import train_trial
 
-        trainable = tune.with_parameters(train_trial, setup=setup)
+        trainable = tune.with_parameters(train_trial, setup=setup, plugins=plugins_of(self.config))
         trainable = tune.with_resources(trainable, trial_resources(self.config))
         if tune.Tuner.can_restore(str(self.run.search / TUNE)):
             try:

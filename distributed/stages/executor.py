@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from distributed.on_ray.cluster import trainings_that_fit, worker_resources, workers_that_fit
+from distributed.on_ray.corruption_plugins import build_checked, plugins_of
 from distributed.on_ray.on_worker import call_on_worker, map_on_workers
 from distributed.on_ray.pool import ONE_CPU, map_items
 from distributed.stages.train import train_on_ray
@@ -42,7 +44,8 @@ class OnRay:
     ) -> Iterator[tuple[Item, Result]]:
         """As `Executor.map`, on `workers` actors."""
         resources = ONE_CPU if one_cpu else worker_resources(self.config)
-        return map_items(build, items, workers=self.config.workers, resources=resources)
+        checked = partial(build_checked, plugins_of(self.config), build)
+        return map_items(checked, items, workers=self.config.workers, resources=resources)
 
     def map_in_order(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """As `Executor.map_in_order`, on as many actors as the cluster has room for."""

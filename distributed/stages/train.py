@@ -13,11 +13,12 @@ recur, so it ends the training instead (`distributed.on_ray.failures`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from distributed.on_ray.cluster import worker_resources
+from distributed.on_ray.corruption_plugins import Versions, check_worker, plugins_of
 from distributed.on_ray.failures import read_failure, user_error, write_failure
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
@@ -50,7 +51,7 @@ def fit(loop: Any, settings: dict[str, Any], config: Config, folder: Place, **ru
 
     least, most = config.ray.min_workers or config.workers, config.workers
     trainer = TorchTrainer(
-        loop,
+        _checked(loop, plugins_of(config), folder),
         train_loop_config={**settings, "config": config.model_dump(mode="json"), "folder": str(folder)},
         torch_config=TorchConfig(timeout_s=config.ray.timeout_s),
         scaling_config=ScalingConfig(
@@ -73,6 +74,22 @@ def fit(loop: Any, settings: dict[str, Any], config: Config, folder: Place, **ru
     failure = read_failure(folder)
     if failure is not None:
         raise failure
+
+
+def _checked(loop: Callable[[Any], None], plugins: Versions, folder: Place) -> Callable[[Any], None]:
+    """`loop`, preceded on each rank by a check of its corruption plugins."""
+
+    def run(settings: Any) -> None:
+        if read_failure(folder) is not None:
+            return
+        try:
+            check_worker(plugins)
+        except UserError as error:
+            write_failure(folder, error)
+            raise
+        loop(settings)
+
+    return run
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from distributed.on_ray.on_worker import call_on_worker, map_on_workers
 from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.stages.compare import Comparison
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.distributed
 Tiny = Callable[..., Config]
@@ -76,3 +76,18 @@ def test_a_workers_log_lines_and_error_reach_the_driver_unchanged(
     with pytest.raises(DataError, match="it broke"):
         call_on_worker(logging_work, tiny(tmp_path, workers=1), "break")
     assert caplog.record_tuples == [("metarepair.somewhere", logging.INFO, "tiny: break")]
+
+
+def test_a_worker_without_the_drivers_corruption_plugin_is_refused(
+    cluster: None, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(tmp_path, workers=1)
+    for module in ("on_ray.on_worker", "stages.executor", "stages.train"):
+        monkeypatch.setattr(f"distributed.{module}.plugins_of", lambda _: {"grains": "grain-kit==2.0"})
+    refused = r"'grains' is that of grain-kit==2\.0, but a Ray worker on .* has no such corruption"
+    with pytest.raises(ConfigError, match=refused):
+        call_on_worker(logging_work, config, "go")
+    with pytest.raises(ConfigError, match=refused):
+        list(map_on_workers(config, backwards, [1, 2]))
+    with pytest.raises(ConfigError, match=refused):
+        list(executor_for(config).map(lambda: backwards, [1, 2], one_cpu=True))
