@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from metarepair.runs.progress import Progress
 from tasks.corruptions import CORRUPTIONS, corrupt
+from tasks.corruptions.plugins import plugins_and_refusals
 from tasks.corruptions.severity import SEVERITIES, TABLES, load_table, severity_table
 from tasks.corruptions.shapes import MIN_SIZE
 from tasks.datasets.images import UnreadableImageError, to_rgb
@@ -29,13 +30,21 @@ INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 
 def describe_corruptions(table: str = "cifar") -> str:
-    """Return a line for each corruption: name, short name, category, and the constants of severities 1 to 5."""
+    """Return a line for each corruption: name, short name, category, and the constants of severities 1 to 5.
+
+    Those of other packages follow, with their packages; a broken plugin has a line that says so.
+    """
     constants = severity_table(table)
     lines = [f"{'corruption':18s} {'short':5s} {'category':15s} severities 1 to 5 (table {table})"]
     for c in CORRUPTIONS.values():
         doses = "  ".join("/".join(f"{value:g}" for value in row) for row in constants[c.name])
         lines.append(f"{c.name:18s} {c.short:5s} {c.category:15s} {doses}")
-    return "\n".join(lines)
+    plugins, refused = plugins_and_refusals()
+    for plugin in plugins:
+        rows = plugin.constants.get(table)
+        doses = "no constants" if rows is None else "  ".join("/".join(f"{v:g}" for v in row) for row in rows)
+        lines.append(f"{plugin.name:18s} {'':5s} {plugin.category:15s} {doses} (of {plugin.requirement})")
+    return "\n".join([*lines, *refused])
 
 
 def table_for(height: int, width: int) -> str:

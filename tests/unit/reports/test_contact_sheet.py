@@ -17,6 +17,7 @@ from metarepair.reports.contact_sheet import (
     shrunk,
     table_for,
 )
+from plugin_packages import install, plugin_path
 from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.datasets import load_dataset
 
@@ -77,6 +78,16 @@ def test_the_list_has_all_names_and_constants():
         assert f"{name} " in text
         assert f" {corruption.short} " in text
     assert "0.08  0.12  0.18  0.26  0.38" in text
+
+
+def test_the_list_has_plugins_and_the_errors_of_broken_ones(tmp_path, monkeypatch):
+    with plugin_path(monkeypatch):
+        install(tmp_path / "good", version="1.4")
+        install(tmp_path / "bad", code="1 / 0", entries={"broken": "OWN"}, distribution="bad-kit")
+        *published, good, bad = describe_corruptions("imagenet").splitlines()
+    assert len(published) == 20
+    assert good.split() == ["grains", "noise", "10", "20", "40", "60", "80", "(of", "grain-kit==1.4)"]
+    assert "'broken' of bad-kit 1.0" in bad
 
 
 def test_the_command_writes_the_sheet_and_prints_its_path(image_path, tmp_path, capsys):
