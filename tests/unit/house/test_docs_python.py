@@ -23,7 +23,9 @@ from metarepair.config.load import parse_config
 from metarepair.methods import MethodContext
 from metarepair.models.build import DeployedModel
 from metarepair.repairs.stage import repair_fairly
+from plugin_packages import install, plugin_path
 from small import clean_of, deployed_of, failures_of
+from tasks.corruptions import corrupt
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "cluster/README.md"]
@@ -161,6 +163,18 @@ def shapes(names: Names) -> None:
     assert names["corrupted"].shape == (2, 16, 16, 3)
 
 
+def the_plugin_corrupts(names: Names) -> None:
+    """Install the plugin of the docs as a package, and apply it by its name."""
+    code = dict(python_blocks())["docs/corruptions.md: import numpy as np"]
+    with pytest.MonkeyPatch.context() as patch, plugin_path(patch):
+        install(Path("package"), code=code, entries={"dust": "DUST"}, distribution="my-package")
+        black = np.zeros((20, 32, 32, 3), np.uint8)
+        dusty = corrupt(black, image_ids_B=range(20), corruption="dust", severity=5, seed=0)
+    assert names["DUST"].name == "dust"
+    assert set(np.unique(dusty)) == {0, 255}
+    assert (dusty == 255).mean() == pytest.approx(0.1, abs=0.01)
+
+
 def is_repaired(names: Names) -> None:
     assert isinstance(names["repaired"].module, nn.Module)
     assert 0 <= names["repaired"].validation_after <= 1
@@ -181,6 +195,7 @@ RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], N
     "README.md: from metarepair import repair": (failing, is_repaired),
     "docs/architecture.md: from metarepair.config.load import load_config": (a_small_run, a_report),
     "docs/corruptions.md: from tasks.corruptions import corrupt": (some_images, shapes),
+    "docs/corruptions.md: import numpy as np": (nothing, the_plugin_corrupts),
     "docs/data.md: from tasks.datasets import DataSource, dataset_info, load_dataset": (
         a_folder_of_photos,
         two_photos,
