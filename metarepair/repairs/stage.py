@@ -32,6 +32,7 @@ from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS
 from metarepair.runs.layout import Run
 from metarepair.runs.peak_memory import peak_memory
 from metarepair.runs.run_stage import StageOutput, run_stage
+from tasks.corruptions.plugins import plugin_settings
 from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.experiences.store import open_side
 from tasks.records import Failures
@@ -64,7 +65,7 @@ def repair_settings(config: Config) -> Settings:
     values = config.settings(include={"seed", "model", "task", "inner", "repair", "evaluate"})
     values["severities"] = list(config.mining.severities)
     own = {name: config.methods[name] for name in config.repair.methods if config.methods.get(name)}
-    return values | ({"methods": own} if own else {})
+    return values | ({"methods": own} if own else {}) | plugin_settings(config.evaluate.others or ())
 
 
 def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> Manifest:

@@ -34,6 +34,7 @@ from tasks.keys import iter_keyed_generators, keyed_generator
 from tasks.records import Pixels
 
 GROUP = "metarepair.corruptions"
+SETTING = "corruption_plugins"  # in manifests
 NAME = re.compile("[a-z][a-z0-9_]*")  # names are also names of folders
 FIELDS = ("name", "category", "constants", "apply")
 REMEDY = "Fix or uninstall its package."
@@ -182,6 +183,16 @@ def plugin_versions(names: Iterable[str]) -> dict[str, str]:
             raise ConfigError(unknown_name("corruption plugin", name, plugin_names()))
         versions[name] = plugin.requirement
     return versions
+
+
+def plugin_settings(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """`plugin_versions` as a setting for the manifest of a stage; empty without plugins, so that it stays as it was.
+
+    With it, a stage that was made with another version of a plugin is refused when it is resumed. Raises ConfigError as
+    `plugin_versions` does.
+    """
+    versions = plugin_versions(names)
+    return {SETTING: versions} if versions else {}
 
 
 def check_plugin_versions(recorded: Mapping[str, str], *, where: str = "this process") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from metarepair.stages.hypothesis import study_settings
 from metarepair.stages.mining import mining_settings
 from metarepair.stages.pretrain import pretraining_settings
 from metarepair.stages.score import score_settings
+from plugin_packages import install, plugin_path
+from tasks.storage.settings import changes
 
 RECORDED: dict[str, Callable[[Config], Mapping[str, Any]]] = {
     "pretrain": pretraining_settings,
@@ -69,3 +72,18 @@ def test_no_fact_of_the_machine_is_among_the_recorded_settings(stage: str) -> No
     assert recorded(one) == recorded(other)
     reseeded = parse_config(SETTINGS | {"seed": 1})
     assert (recorded(one) != recorded(reseeded)) == (stage not in ("features", "score"))
+
+
+def test_a_repair_records_the_versions_of_plugins_that_it_is_evaluated_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = repair_settings(parse_config(SETTINGS | {"evaluate": {"others": ["fog"]}}))
+    assert "corruption_plugins" not in plain
+    with plugin_path(monkeypatch):
+        install(tmp_path, version="1.0")
+        first = repair_settings(parse_config(SETTINGS | {"evaluate": {"others": ["grains"]}}))
+    assert first["corruption_plugins"] == {"grains": "grain-kit==1.0"}
+    with plugin_path(monkeypatch):
+        install(tmp_path / "newer", version="1.1")
+        second = repair_settings(parse_config(SETTINGS | {"evaluate": {"others": ["grains"]}}))
+    assert changes(first, second) == ["corruption_plugins.grains: grain-kit==1.0 -> grain-kit==1.1"]

@@ -16,6 +16,7 @@ from tasks.corruptions.plugins import (
     check_plugin_versions,
     find_plugin,
     plugin_names,
+    plugin_settings,
     plugin_versions,
     plugins_and_refusals,
 )
@@ -360,6 +361,12 @@ def test_versions_are_those_of_the_packages_of_plugins_alone(tmp_path: Path) -> 
     assert plugin_versions(["fog", "grains", "Grains", "GN"]) == {"grains": "grain-kit==1.2.post3"}
     with pytest.raises(ConfigError, match="no corruption plugin 'grain'; did you mean 'grains'"):
         plugin_versions(["grain"])
+
+
+def test_the_setting_for_manifests_is_left_out_without_plugins(tmp_path: Path) -> None:
+    assert plugin_settings(["fog", "GN"]) == {}
+    install(tmp_path)
+    assert plugin_settings(["fog", "grains"]) == {"corruption_plugins": {"grains": "grain-kit==1.0"}}
 
 
 def test_the_same_version_passes_and_another_is_refused_with_both(tmp_path: Path) -> None:
