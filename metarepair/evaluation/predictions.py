@@ -14,7 +14,8 @@ from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.vectors import State
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
-from tasks.experiences.pixels import Digests, digests_of, pixel_digests, rows_of_images
+from tasks.environments.digests import Digests, pixel_digests
+from tasks.experiences.pixels import digests_of, rows_of_images
 from tasks.records import Failures, Ints, Pixels
 
 # N examples, M models

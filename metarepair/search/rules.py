@@ -29,6 +29,7 @@ REASONS = {
     "data": _BEFORE,
     "model": _BEFORE,
     "mining": _BEFORE,
+    "environments": _BEFORE,
     "features": _BEFORE,
     "device": _WHERE,
     "workers": _WHERE,

@@ -9,7 +9,9 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import StageOutput, run_stage
+from tasks.datasets import Dataset
 from tasks.environments import ListedImages, list_images, listing_digest, write_images
+from tasks.environments.digests import pixel_digests
 from tasks.errors import DataError, StageError
 from tasks.storage.manifest import read_manifest
 from tasks.storage.paths import Place
@@ -38,8 +40,7 @@ def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
 
 def _read(run: Run, config: Config, name: str, here: Surroundings) -> None:
     folder, classes = run.environment(name), here.split("test").classes
-    side = here.split("test").image_shape[0]
-    settings = {"image_size": side, "classes": list(classes)}
+    settings = {"image_size": here.split("test").image_shape[0], "classes": list(classes)}
     sources = config.environments[name].sources(name)
     held = _held(folder)
     if held is not None and not any(source.location.exists() for source in sources.values()):
@@ -55,7 +56,7 @@ def _read(run: Run, config: Config, name: str, here: Surroundings) -> None:
             f"{sources['collect'].location} has changed since its images were read into {folder}. Give this run "
             "another name, or start over with --restart."
         )
-    make = partial(_make, folder, listed, name, side, config.environments[name].unreadable)
+    make = partial(_make, folder, listed, name, config.environments[name].unreadable, here.split("test"))
     run_stage(IMAGES, folder, make, names=[name], config=settings, inputs=inputs)
 
 
@@ -69,10 +70,15 @@ def _held(folder: Place) -> dict[str, str] | None:
 
 
 def _make(
-    folder: Place, listed: dict[str, ListedImages], name: str, side: int, most_unreadable: float
+    folder: Place, listed: dict[str, ListedImages], name: str, most_unreadable: float, test: Dataset
 ) -> StageOutput:
     files, rows, facts = write_images(
-        folder, listed, name=name, image_size=side, most_unreadable=most_unreadable
+        folder,
+        listed,
+        name=name,
+        image_size=test.image_shape[0],
+        most_unreadable=most_unreadable,
+        clean=pixel_digests(test.images(slice(None))),
     )
     logger.info(f"{name}: {rows['images']} images in {facts['groups']} groups")
     return StageOutput(files=files, rows=rows, facts=facts)

@@ -22,6 +22,7 @@ from metarepair.runs.progress import Progress
 from metarepair.stages.executor import Executor
 from metarepair.stages.images import read_user_images
 from tasks.corruptions.draws import DRAWS_VERSION
+from tasks.corruptions.plugins import plugin_settings
 from tasks.datasets import Split
 from tasks.environments import JUDGE, LEARN, SELECT, UNUSED, UserImages
 from tasks.experiences.mining import Predict, mine, split_failures
@@ -106,6 +107,8 @@ def mining_settings(config: Config, environment: EnvironmentStage) -> Settings:
         "mining": mining,
         "corruption_draws": DRAWS_VERSION,
     }
+    name = environment.name if given is None else given.corruption
+    settings |= plugin_settings([] if name is None else [name])
     return settings if given is None else settings | {"environment": {"corruption": given.corruption}}
 
 

@@ -17,11 +17,11 @@ from typing import Protocol
 import numpy as np
 
 from tasks import corruptions
-from tasks.corruptions import CORRUPTIONS, corrupt
+from tasks.corruptions import corrupt
 from tasks.datasets import ArrayDataset, Dataset, corruption_table_of
 from tasks.datasets.archives import Archive
 from tasks.environments.parts import Parts, judge_half
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError
 from tasks.records import Ints, Pixels
 
 AS_GIVEN = 0  # the severity of images that a user collected
@@ -249,9 +249,12 @@ def category_of(name: str) -> str:
         name: its name.
 
     Returns:
-        The paper's category of a corruption; `environment` for a user's own environment.
+        The category of a corruption; `environment` for a user's own environment.
     """
-    return corruptions.category_of(name) if name in CORRUPTIONS else USERS
+    try:
+        return corruptions.category_of(name)
+    except ConfigError:  # no corruption, or a plugin that is not installed here
+        return USERS
 
 
 def check_archive(

@@ -181,7 +181,7 @@ class _Rows:
 
 def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
     """Read a CSV or JSON Lines file row by row."""
-    path = require_regular(source.location)
+    path = source.location
     root = (source.root or path.parent).absolute()
     if not root.is_dir():
         raise DataError(f"The root {root} of {path} is not a folder. Give the one that its paths start from.")
@@ -266,7 +266,7 @@ def _label(value: Any, number: dict[str, int], classes: tuple[str, ...], where: 
 def _iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, row) of a CSV or JSON Lines file. Raises DataError."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with require_regular(path).open(encoding="utf-8-sig", newline="") as stream:
             yield from (_csv_rows if path.suffix.lower() in CSV else _json_rows)(path, stream)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error

@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from tasks.datasets.decoding import EncodedImage
 from tasks.datasets.images import UnreadableImageError, decode_image
+from tasks.environments.digests import Digests, pixel_digests
 from tasks.environments.environment import UserImages
 from tasks.environments.near_duplicates import group_images, perceptual_hashes
 from tasks.environments.parts import set_aside
@@ -50,6 +51,7 @@ class _Decoded:
 
     names: list[str] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
+    pixels: list[int] = field(default_factory=list)  # digests of the decoded pixels
     labels: list[int] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
     holdout: list[bool] = field(default_factory=list)
@@ -87,7 +89,13 @@ def _size(image: EncodedImage) -> int:
 
 
 def write_images(
-    folder: Place, parts: Mapping[str, ListedImages], *, name: str, image_size: int, most_unreadable: float
+    folder: Place,
+    parts: Mapping[str, ListedImages],
+    *,
+    name: str,
+    image_size: int,
+    most_unreadable: float,
+    clean: Digests | None = None,
 ) -> tuple[list[str], dict[str, int], dict[str, Any]]:
     """Decode listed images and write them with their index.
 
@@ -97,12 +105,14 @@ def write_images(
         name: name of the environment, for messages.
         image_size: side in pixels of the square that each image is resized and cropped to.
         most_unreadable: share of the images that may be unreadable, 0 to 1.
+        clean: uint64 [M], pixel digests of the clean test images, none of which may be among the images.
 
     Returns:
         The names of the files, the numbers of images, and facts for the manifest.
 
     Raises:
-        DataError: too many images cannot be read, one image has two labels, or the holdout shares images with the rest.
+        DataError: too many images cannot be read, one image has two labels, the holdout shares images with the rest,
+            or a clean test image is among them.
     """
     found, hashes = _Decoded(), [np.empty(0, np.uint64)]
     with writing(folder / IMAGES) as part, part.open("wb") as stream:
@@ -116,6 +126,7 @@ def write_images(
     hashes_N = np.concatenate(hashes)
     groups_N = group_images(hashes_N, _given_groups(found.groups))
     _check_twice(found, name)
+    _check_not_clean(found, name, clean)
     table = pa.table(
         {
             "file": found.names,
@@ -174,6 +185,7 @@ def _decode_part(
             if pixels:
                 images_BHWC = np.stack(pixels)
                 stream.write(images_BHWC.data)
+                found.pixels += pixel_digests(images_BHWC).tolist()
                 yield perceptual_hashes(images_BHWC)
     if place != len(listed.labels):
         raise DataError(f"{len(listed.labels)} images were listed, but {place} were read. {_QUIET}")
@@ -223,9 +235,9 @@ def _named(unreadable: Sequence[tuple[str, str]]) -> str:
 
 def _check_twice(found: _Decoded, name: str) -> None:
     """Raise DataError for an image that has two labels, or that is both in the holdout and outside of it."""
-    first: dict[bytes, int] = {}
+    first: dict[int, int] = {}
     two_labels, both = [], []
-    for row, digest in enumerate(found.digests):
+    for row, digest in enumerate(found.pixels):
         other = first.setdefault(digest, row)
         pair = f"{found.names[other]} and {found.names[row]}"
         if found.labels[other] != found.labels[row]:
@@ -240,6 +252,17 @@ def _check_twice(found: _Decoded, name: str) -> None:
         raise DataError(
             f"{name}: the holdout shares images with those to learn from: {_few(both)}. What judges must not be "
             "learned from: remove them from one of the two."
+        )
+
+
+def _check_not_clean(found: _Decoded, name: str, clean: Digests | None) -> None:
+    """Raise DataError if images are also among the clean test images, which judge."""
+    known = set() if clean is None else set(clean.tolist())
+    both = [file for file, digest in zip(found.names, found.pixels, strict=True) if digest in known]
+    if both:
+        raise DataError(
+            f"{name}: {len(both)} of its images are also among the clean test images: {_few(both)}. What judges must "
+            "not be learned from: remove them from one of the two."
         )
 
 

@@ -7,29 +7,19 @@ and recomputed pixels are checked against it, since other versions of a library 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks.environments import Environment
+from tasks.environments.digests import Digests, pixel_digests
 from tasks.errors import DataError
 from tasks.records import Ints, PixelRows, Pixels
 
 # N failures, B of them
-
-Digests = NDArray[np.uint64]
-
-
-def pixel_digests(images_BHWC_u8: Pixels) -> Digests:
-    """The 64-bit BLAKE2b digest of each image's bytes, [B]."""
-    images = np.ascontiguousarray(images_BHWC_u8)
-    digests = [hashlib.blake2b(image.data, digest_size=8).digest() for image in images]
-    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
 def digests_of(images_NHWC: PixelRows, *, batch_size: int = 500) -> Digests:

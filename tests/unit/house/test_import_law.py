@@ -50,6 +50,7 @@ metarepair.engine
 metarepair.own_packages metarepair.weights
 tasks.sampling
 tasks.experiences
+tasks.environments
 tasks.datasets
 tasks.corruptions
 tasks.distances

@@ -237,7 +237,8 @@ def test_verdict_states_the_gain_and_that_clean_accuracy_was_kept() -> None:
         in text
     )
     assert (
-        "Accuracy on the whole corrupted set rose: 51.2% before, 68.3% after MetaRepair, +17.1 points" in text
+        "Accuracy in the target's environment rose: 51.2% before, 68.3% after MetaRepair, +17.1 points"
+        in text
     )
     assert "Clean accuracy was maintained: 91.5% before, 91.1% after MetaRepair, −0.4 points" in text
     assert "Compared with fine-tuned, clean accuracy is higher: 91.1% for MetaRepair, 89.0%" in text
@@ -249,7 +250,7 @@ def test_verdict_flips_when_metarepair_is_worse_and_clean_accuracy_falls() -> No
     text = "\n".join(verdict(result))
     assert "MetaRepair is worse than fine-tuned on D_fail" in text
     assert "−17.1 points; better in 0 of 3 seeds" in text
-    assert "Accuracy on the whole corrupted set fell" in text
+    assert "Accuracy in the target's environment fell" in text
     assert "Clean accuracy fell: 91.5% before, 80.0% after MetaRepair, −11.5 points" in text
     assert "Compared with fine-tuned, clean accuracy is lower" in text
 

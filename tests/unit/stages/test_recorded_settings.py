@@ -16,9 +16,10 @@ from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import training_settings
 from metarepair.methods import get_method
 from metarepair.repairs.stage import repair_settings
+from metarepair.runs.layout import run_of
 from metarepair.stages.features import feature_settings
 from metarepair.stages.hypothesis import study_settings
-from metarepair.stages.mining import mining_settings
+from metarepair.stages.mining import environments, mining_settings
 from metarepair.stages.pretrain import pretraining_settings
 from metarepair.stages.score import score_settings
 from plugin_packages import install, plugin_path
@@ -26,7 +27,7 @@ from tasks.storage.settings import changes
 
 RECORDED: dict[str, Callable[[Config], Mapping[str, Any]]] = {
     "pretrain": pretraining_settings,
-    "mine": mining_settings,
+    "mine": lambda config: mining_settings(config, environments(run_of(config), config)[-1]),
     "features": feature_settings,
     "score": score_settings,
     "train": training_settings,

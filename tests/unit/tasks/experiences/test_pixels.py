@@ -10,10 +10,11 @@ import pytest
 
 from tasks.datasets import ArrayDataset, load_dataset
 from tasks.environments import CorruptedImages, corrupted
+from tasks.environments.digests import pixel_digests
 from tasks.errors import DataError
 from tasks.experiences.failure_file import CHUNK, read_failures, write_failures
 from tasks.experiences.mining import MinedShard, mine
-from tasks.experiences.pixels import RecomputedPixels, StackedPixels, joined, pixel_digests
+from tasks.experiences.pixels import RecomputedPixels, StackedPixels, joined
 from tasks.experiences.store import finish_environment, open_side, write_part
 from tasks.records import Experience, Failures, Pixels
 from tasks.sampling.confidence import Confidence
