@@ -15,14 +15,8 @@ Versions = Mapping[str, str]
 
 def plugins_of(config: Config) -> Versions:
     """The packages of all corruptions that are named in the settings; empty if all are published ones."""
-    return plugin_versions(
-        (
-            *config.mining.experiences,
-            *config.targets,
-            *config.experiences.names,
-            *(config.evaluate.others or ()),
-        )
-    )
+    named = (*config.mining.experiences, *config.targets, *config.experiences.names)
+    return plugin_versions(config.corruptions_of((*named, *(config.evaluate.others or ()))))
 
 
 def check_worker(versions: Versions) -> None:

@@ -107,16 +107,16 @@ class EnvironmentConfig(Section):
         }
 
 
-def check_environment_name(name: str) -> None:
-    """Raise ValueError if an environment cannot have this name."""
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{name[:80]!r} cannot name an environment: use 1 to 200 letters, digits, `_`, `-` or `.`, with no `.` at "
-            "the start"
+def check_environment_name(name: object) -> None:
+    """Raise ConfigError if an environment cannot have this name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"environments: {str(name)[:80]!r} cannot name an environment: use 1 to 200 letters, digits, `_`, "
+            "`-` or `.`, with no `.` at the start"
         )
     if name in _RESERVED or _is_corruption(name):
-        raise ValueError(
-            f"{name!r} cannot name an environment, since "
+        raise ConfigError(
+            f"environments: {name!r} cannot name an environment, since "
             f"{'it is reserved' if name in _RESERVED else 'a corruption has this name'}; choose another"
         )
 

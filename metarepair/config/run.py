@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
@@ -356,15 +357,11 @@ class Config(Section):
     def _knows_its_environments(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
         """Let every setting that takes a corruption take the name of an environment."""
         given = values.get("environments") if isinstance(values, dict) else None
-        with naming(given if isinstance(given, dict) else ()):
-            return check(values)
-
-    @field_validator("environments")
-    @classmethod
-    def _can_be_named(cls, given: dict[str, EnvironmentConfig]) -> dict[str, EnvironmentConfig]:
-        for name in given:
+        names = given if isinstance(given, dict) else ()
+        for name in names:
             check_environment_name(name)
-        return given
+        with naming(names):
+            return check(values)
 
     @field_validator("targets")
     @classmethod
@@ -394,3 +391,13 @@ class Config(Section):
                 "inner.learned_rates needs a query gradient, and train.order: reptile has none; change one of the two"
             )
         return self
+
+    def corruptions_of(self, names: Iterable[str]) -> list[str]:
+        """Return the corruptions among the named environments, with those of archives; a user's images have none."""
+        found = []
+        for name in names:
+            given = self.environments.get(name)
+            corruption = name if given is None else given.corruption
+            if corruption is not None:
+                found.append(corruption)
+        return found

@@ -65,7 +65,11 @@ def repair_settings(config: Config) -> Settings:
     values = config.settings(include={"seed", "model", "task", "inner", "repair", "evaluate"})
     values["severities"] = list(config.mining.severities)
     own = {name: config.methods[name] for name in config.repair.methods if config.methods.get(name)}
-    return values | ({"methods": own} if own else {}) | plugin_settings(config.evaluate.others or ())
+    return (
+        values
+        | ({"methods": own} if own else {})
+        | plugin_settings(config.corruptions_of(config.evaluate.others or ()))
+    )
 
 
 def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> Manifest:

@@ -107,8 +107,7 @@ def mining_settings(config: Config, environment: EnvironmentStage) -> Settings:
         "mining": mining,
         "corruption_draws": DRAWS_VERSION,
     }
-    name = environment.name if given is None else given.corruption
-    settings |= plugin_settings([] if name is None else [name])
+    settings |= plugin_settings(config.corruptions_of([environment.name]))
     return settings if given is None else settings | {"environment": {"corruption": given.corruption}}
 
 

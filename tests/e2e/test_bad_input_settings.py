@@ -84,7 +84,7 @@ LONG = "x" * 300  # longer than a file's name may be
         ("targets=[3]", "targets.0=3: it must be text"),
         ("targets=[null]", "targets.0=null: it must be text"),
         ("targets=[[gaussian_noise]]", "it must be text"),
-        ("targets=[gaussian_noise, GN]", "a corruption is named twice"),
+        ("targets=[gaussian_noise, GN]", "a corruption or environment is named twice"),
         ("mining.experiences=[]", "it must have 1 or more entries"),
         ("mining.severities=3", "it must be a list"),
         ("mining.severities=[3, 3]", "3 is listed twice"),

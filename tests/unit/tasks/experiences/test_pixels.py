@@ -137,7 +137,7 @@ def test_another_split_or_seed_is_detected(data: ArrayDataset) -> None:
     with pytest.raises(DataError, match=r"other pixels than were mined.*manifest\.json"):
         made.read_from(noisy(other))[:]
     with pytest.raises(DataError, match="other pixels"):
-        replace(made, seed=SEED + 1)[0]
+        made.read_from(replace(noisy(data), seed=SEED + 1))[0]
 
 
 def test_an_absurd_size_of_the_recomputed_images_is_refused(data: ArrayDataset) -> None:
