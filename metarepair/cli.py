@@ -50,6 +50,7 @@ VERBS = {
     "doctor": "report what this machine and environment can do",
 }
 PATIENCE_S = 10.0
+LONGEST_WORD = 4096  # characters, as many as a path may have
 KEPT = "Finished work is kept: run the same command again to resume"
 OUTSIDE_THE_STAGES = ("compare", "hypothesis", "pretrain", "tune")  # not stages of `metarepair run`
 
@@ -152,8 +153,11 @@ def _fail(given: argparse.Namespace, error: UserError, code: int) -> int:
 
 
 def _in_one_line(message: str) -> str:
-    """Join the lines of a message, and write characters that a terminal would obey, such as ESC, as \\x1b."""
-    line = " ".join(message.split())
+    """Join the lines of a message, and write characters that a terminal would obey, such as ESC, as \\x1b.
+
+    A word that is longer than any path is cut in the middle.
+    """
+    line = " ".join(w if len(w) <= LONGEST_WORD else f"{w[:500]}…{w[-500:]}" for w in message.split())
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line
     )

@@ -19,6 +19,7 @@ from tasks.errors import ConfigError, near_names
 Kind = Literal["images", "archive"]
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 _RESERVED = ("shared",)
+MOST_SHOWN = 40  # names in a message, in which all published corruptions have room twice
 _names: ContextVar[tuple[str, ...]] = ContextVar("names of environments", default=())
 
 

@@ -92,6 +92,7 @@ WORDS = {
 SHIPPED_CONFIGS = "The files in tune_configs/ are examples; tune_configs/sample.yaml is the shortest."
 LARGEST_BYTES = 1 << 20  # of a file of settings
 MOST_VALUES = 100_000  # of one, with what its aliases stand for
+LONGEST_SHOWN = 1000  # characters of a wrong value in a message
 
 
 class _Loader(yaml.SafeLoader):
@@ -116,13 +117,19 @@ class _Loader(yaml.SafeLoader):
             )
         return super().construct_scalar(node)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value: int = super().construct_yaml_int(node)
+        str(value)  # raises ValueError for more digits than Python writes, as a hexadecimal number may have
+        return value
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                problem=f"the key {twice[0]!r} occurs twice", problem_mark=node.start_mark
-            )
+        seen = set()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} occurs twice", problem_mark=node.start_mark
+                )
+            seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -145,6 +152,7 @@ _PLAIN = {
 _Loader.yaml_constructors = {
     t: c for t, c in yaml.SafeLoader.yaml_constructors.items() if t is None or t in _PLAIN
 }
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag in _PLAIN]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -261,13 +269,17 @@ def explain(error: ValidationError, where: str, *, root: type[BaseModel] = Confi
         return f"{name}: entry {int(number) + 1} is missing (in {where})"
     if first["type"] == "missing":
         return f"the setting {key!r} is missing in {where}. Add it, or `--set {key}=…`."
-    came = "" if first["type"] in {"value_error", "model_type"} else f"={in_yaml(first['input'])}"
+    came = "" if first["type"] in {"value_error", "model_type"} else f"={_shortened(in_yaml(first['input']))}"
     message = WORDS[first["type"]].format(**first.get("ctx", {})) if first["type"] in WORDS else first["msg"]
     message = message.removeprefix("Value error, ")
     if first["type"] == "literal_error":
         message += near_names(str(first["input"]), re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     named = f"{key}{came}: " if key else ""  # a rule across groups names its settings itself
     return f"{named}{message[:1].lower()}{message[1:]} (in {where})"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _unknown(key: str, group: type[BaseModel], known: list[str]) -> str:

@@ -6,6 +6,7 @@ Each setting is checked here on its own. `metarepair.search.check` checks that t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -119,8 +120,8 @@ class ExperienceSets(Section):
                 f"{_words(sets)} is not a group of named lists; write {{near: [snow, fog], all_noise: […]}}"
             )
         found = {str(name): _corruptions(f"the set {name!r}", names) for name, names in sets.items()}
-        members = [set(names) for names in found.values()]
-        alike = [name for name, own in zip(found, members, strict=True) if members.count(own) > 1]
+        times = Counter(frozenset(names) for names in found.values())
+        alike = [name for name, names in found.items() if times[frozenset(names)] > 1]
         if alike:
             raise ValueError(f"{' and '.join(alike)} hold the same experiences; list each set once")
         return found
@@ -218,10 +219,13 @@ def _list_of(thing: str, values: Any) -> Any:
         )
     if not values:
         raise ValueError(f"the list is empty, so there is nothing to choose; give at least one {thing}")
-    kinds = [isinstance(value, bool) for value in values]  # Python's True equals 1, but they are two values
-    twice = [v for i, v in enumerate(values) if (v, kinds[i]) in list(zip(values, kinds, strict=True))[:i]]
-    if twice:
-        raise ValueError(f"{_words(twice[0])} is listed twice; list each {thing} once")
+    seen = set()
+    for value in values:
+        # Python's True equals 1, but they are two values. Lists and maps have no hash, so their text stands for them.
+        key = (repr(value) if isinstance(value, list | tuple | dict) else value, isinstance(value, bool))
+        if key in seen:
+            raise ValueError(f"{_words(value)} is listed twice; list each {thing} once")
+        seen.add(key)
     return tuple(values)
 
 

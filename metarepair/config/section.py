@@ -45,9 +45,11 @@ class Section(BaseModel):
 
 
 def each_once(values: tuple[Value, ...]) -> tuple[Value, ...]:
-    twice = [value for value in values if values.count(value) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is listed twice; list each once")
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{value!r} is listed twice; list each once")
+        seen.add(value)
     return values
 
 
@@ -57,6 +59,8 @@ def in_yaml(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(in_yaml, value)) + "]"
+    if isinstance(value, int) and value.bit_length() > 10_000:  # Python writes at most 4,300 digits
+        return hex(value)
     try:
         text: str = yaml.safe_dump(value, default_flow_style=True, width=1_000_000)
     except yaml.YAMLError:  # a Python value that YAML has no form for

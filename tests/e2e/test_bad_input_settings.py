@@ -36,6 +36,8 @@ LONG = "x" * 300  # longer than a file's name may be
         ("train.episodes=*a", "found undefined alias"),
         ("train.episodes=!!python/object:os.system x", "could not determine a constructor"),
         ("train.episodes=" + "9" * 5000, "a number cannot be read"),
+        ("train.episodes=0x" + "f" * 5000, "a number cannot be read"),
+        ("train={episodes: 1" + ":59" * 3000 + "}", "a number cannot be read"),
         ("mining=" + "[" * 1500, "it is nested too deeply"),
         ('storage_path="a\\0b"', "a text has a null character"),
         # a number of another kind
@@ -136,6 +138,19 @@ LONG = "x" * 300  # longer than a file's name may be
 )
 def test_a_wrong_setting_is_refused(fresh: Cli, override: str, says: str) -> None:
     fresh.assert_refused("run", "--set", override, says=[says])
+
+
+@pytest.mark.parametrize(
+    ("override", "start", "end"),
+    [
+        ("device='" + "x" * 100_000 + "'", "device='xxxx", "it must be 'auto', 'cpu' or 'cuda'"),
+        ("targets=[" + "fog, " * 20_000 + "]", "a corruption is named twice in fog, fog", "Name each once"),
+        ("features.extractor='" + "x" * 100_000 + "'", "'xxxx", "There are: "),
+    ],
+)
+def test_a_long_value_is_not_repeated_in_full(fresh: Cli, override: str, start: str, end: str) -> None:
+    message = fresh.assert_refused("run", "--set", override, says=[start, end])
+    assert len(message) < 3100
 
 
 @pytest.mark.parametrize(

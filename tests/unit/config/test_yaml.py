@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,7 @@ REFUSED = {
     "an integer tag on text": "name: !!int x",
     "a float tag on text": "name: !!float x",
     "an integer of 5,000 digits": f"seed: {'9' * 5000}",
+    "a hexadecimal integer of 5,000 digits": f"seed: 0x{'f' * 5000}",
     "a hexadecimal integer without digits": "seed: !!int 0x",
     "lists in lists": f"name: {'[' * 5000}{']' * 5000}",
     "lists in lists without an end": f"name: {'[' * 100_000}",
@@ -112,6 +114,11 @@ def test_a_file_that_holds_something_else_is_told_in_plain_words(
     assert "NoneType" not in str(refused.value)
 
 
+def test_a_number_of_more_digits_than_python_writes_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"seed=0x.*…: it must be at (most|least)"):
+        load_config(None, name="a", mining={"experiences": ["fog"]}, seed=10**5000)
+
+
 def test_a_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"it is a folder\. Give a YAML file in it"):
         load_config(tmp_path)
@@ -129,6 +136,26 @@ def test_a_file_of_settings_has_at_most_a_mebibyte(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(LEAST + "#" * (1 << 20), encoding="utf-8")
     with pytest.raises(ConfigError, match="at most 1 MiB"):
         load_config(tmp_path / "a.yaml")
+
+
+MANY = 45_000
+SEARCH = {"space": {"seed": {"choice": [*range(MANY), 0]}}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "direct", "says"),
+    [
+        (["train={" + ", ".join(f"a{n}: 1" for n in range(MANY)) + "}"], {}, "no setting 'train.a0'"),
+        ([], {"repair": {"seeds": [*range(MANY), 0]}}, "0 is listed twice"),
+        ([], {"search": SEARCH}, "0 is listed twice"),
+    ],
+    ids=["map", "list", "search"],
+)
+def test_many_keys_and_values_are_checked_in_seconds(
+    overrides: list[str], direct: dict[str, Any], says: str
+) -> None:
+    with within(60), pytest.raises(ConfigError, match=says):
+        load_config(None, overrides, name="a", mining={"experiences": ["fog"]}, **direct)
 
 
 @pytest.mark.parametrize("value", ["[*a]", "!!int x", "9" * 5000, "[" * 5000])
