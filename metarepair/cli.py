@@ -88,7 +88,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         said = f"The system refused a file or a connection: {error}."
         remedy = "Make room, grant the permission, or give another path."
         return _fail(given, UserError(f"{said} {remedy} {KEPT}."), 2)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not _is_out_of_memory(error):
             raise
         said = f"There is not enough memory ({(str(error) or type(error).__name__).splitlines()[0]})."
@@ -99,9 +99,12 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python's or NumPy's, or PyTorch's, whose error on the CPU has no class of its own."""
+    """Whether memory ran out: Python's, NumPy's or PyTorch's, whose error on the CPU has no class of its own.
+
+    An ImportError says so if the loader finds no room for the code of a library.
+    """
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
+    return named or any(words in str(error) for words in ("can't allocate memory", "failed to map segment"))
 
 
 def _do(given: argparse.Namespace) -> int:

@@ -117,7 +117,13 @@ def no_memory_for_python(*_: object) -> None:
     raise MemoryError  # without a message, as Python raises it
 
 
-@pytest.mark.parametrize("exhaust", [no_memory_for_python, no_memory_for_numpy, no_memory_for_torch])
+def no_memory_for_a_library(*_: object) -> None:
+    raise ImportError("libtorch_cpu.so: failed to map segment from shared object")  # as under `ulimit -v`
+
+
+@pytest.mark.parametrize(
+    "exhaust", [no_memory_for_python, no_memory_for_numpy, no_memory_for_torch, no_memory_for_a_library]
+)
 @pytest.mark.parametrize("stage", ["mine", "score", "train", "repair"])
 def test_a_lack_of_memory_is_one_paragraph_and_nothing_is_lost(
     stage: str,
