@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tasks.datasets.bounded import ALWAYS_BYTES, RATIO, check_member, read_member
+from tasks.datasets.bounded import ALWAYS_BYTES, RATIO, check_archive, read_member
 from tasks.errors import WeightsError, near_names
 from tasks.storage.paths import Place, local, parse_json, require_regular, size_of
 
@@ -168,9 +168,8 @@ def _refuse_costly(path: Place) -> None:
     try:
         if zipfile.is_zipfile(here):
             with zipfile.ZipFile(here) as archive:
+                check_archive(archive)
                 pickles = [read_member(archive, n) for n in archive.namelist() if n.endswith("/data.pkl")]
-                for name in archive.namelist():
-                    check_member(archive, name)
         else:
             pickles = [here.read_bytes()]  # and the tensors after it
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:

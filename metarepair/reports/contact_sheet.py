@@ -16,7 +16,7 @@ from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.corruptions.plugins import plugins_and_refusals
 from tasks.corruptions.severity import SEVERITIES, TABLES, load_table, severity_table
 from tasks.corruptions.shapes import MIN_SIZE
-from tasks.datasets.images import UnreadableImageError, to_rgb
+from tasks.datasets.images import UnreadableImageError, safe_formats, to_rgb
 from tasks.errors import ConfigError, DataError
 from tasks.records import Pixels
 from tasks.storage.paths import require_regular, writing
@@ -119,7 +119,7 @@ def load_rgb(path: Path) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(require_regular(path)) as opened:
+            with Image.open(require_regular(path), formats=safe_formats()) as opened:
                 upright = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
     except FileNotFoundError as error:
         raise DataError(

@@ -86,7 +86,7 @@ def texture_size(number: int, scale: float, *, height: int, width: int) -> tuple
 def photograph(number: int) -> Pixels:
     """Texture 1..5 as shipped. Read-only."""
     with resources.files("tasks.corruptions").joinpath(f"frost/frost{number}.jpg").open("rb") as file:
-        texture = np.array(Image.open(file).convert("RGB"))
+        texture = np.array(Image.open(file, formats=["JPEG"]).convert("RGB"))
     texture.setflags(write=False)
     return texture
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as NumPy and PyTorch write them
+_ENCRYPTED = 0x41  # either kind of encryption, in a member's flags
 RATIO = 200  # how many times its packed size the members of an archive may have
 ALWAYS_BYTES = 1 << 28  # which they may have in any case
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -50,14 +52,34 @@ def read_array_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def check_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    """The entry of a member. Raises KeyError, and ValueError if it would be unpacked to far more than its size."""
+    """The entry of a member.
+
+    Raises KeyError, and ValueError if it would be unpacked to far more than its size, or cannot be unpacked here.
+    """
     info = archive.getinfo(name)
-    if info.file_size > max(ALWAYS_BYTES, RATIO * info.compress_size):
+    if info.flag_bits & _ENCRYPTED:
+        raise ValueError(f"{name} is encrypted; write the archive without a password")
+    if info.compress_type not in _PACKED:
+        raise ValueError(f"{name} is compressed by method {info.compress_type}; store or deflate it")
+    packed = min(
+        info.compress_size, archive.start_dir
+    )  # no member is larger than what is before the list of them
+    if info.file_size > max(ALWAYS_BYTES, RATIO * packed):
         raise ValueError(
-            f"it has {info.file_size:,} bytes and is packed into {info.compress_size:,}; more than {RATIO} times is "
+            f"it has {info.file_size:,} bytes and is packed into {packed:,}; more than {RATIO} times is "
             "refused, so pack it without compression"
         )
     return info
+
+
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError if a member may not be read, or if all of them would be unpacked to far more than their size."""
+    total = sum(check_member(archive, name).file_size for name in archive.namelist())
+    if total > max(ALWAYS_BYTES, RATIO * archive.start_dir):
+        raise ValueError(
+            f"its members have {total:,} bytes and are packed into {archive.start_dir:,}; more than {RATIO} times is "
+            "refused, so pack it without compression"
+        )
 
 
 def check_pickle(content: bytes) -> None:

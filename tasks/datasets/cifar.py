@@ -19,10 +19,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
 from tasks.datasets.base import ArrayDataset, Split, whole_labels
-from tasks.datasets.bounded import check_pickle, empty_array, read_array_member, read_member
+from tasks.datasets.bounded import (
+    ALWAYS_BYTES,
+    RATIO,
+    check_pickle,
+    empty_array,
+    read_array_member,
+    read_member,
+)
+from tasks.datasets.images import UnreadableImageError, decode_image
 from tasks.datasets.own_files import HIDDEN, IgnoredFiles, entries, is_hidden
 from tasks.datasets.source import DATA_VARIABLE, DATASETS, DataSource
 from tasks.errors import DataError
@@ -31,7 +38,15 @@ from tasks.storage.paths import require_regular
 
 SAMPLE = Path(__file__).parents[1] / "sample"
 # The errors that damaged bytes of an array, an image or a zip raise.
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    UnreadableImageError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +153,15 @@ def _read_strips(path: Path, name: str, split: Split) -> ArrayDataset:
     passed = IgnoredFiles(path)
     try:
         with zipfile.ZipFile(require_regular(path)) as archive:
+            left = max(ALWAYS_BYTES, RATIO * path.stat().st_size)
             own = [n for n in archive.namelist() if n.endswith(".webp") and not is_hidden(Path(n).name)]
             for other in sorted(set(archive.namelist()) - {*own, "labels_u1.npy", "ids.npy"}):
                 passed.add("neither strips nor labels", Path(other))
             for member in sorted(own):
-                with Image.open(io.BytesIO(read_member(archive, member))) as strip:
-                    strips.append(np.asarray(strip.convert("RGB")).reshape(-1, 32, 32, 3))
+                strips.append(decode_image(read_member(archive, member)).reshape(-1, 32, 32, 3))
+                left -= strips[-1].nbytes
+                if left < 0:
+                    raise ValueError(f"its images take more than {RATIO} times the archive's size")
             labels = read_array_member(archive, member := "labels_u1.npy")
             ids = np.arange(len(labels))
             if "ids.npy" in archive.namelist():

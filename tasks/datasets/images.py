@@ -40,7 +40,7 @@ def decode_image(content: bytes | Path, image_size: int | None = None) -> Pixels
     """
     source = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
-        with Image.open(source, formats=_formats()) as image:
+        with Image.open(source, formats=safe_formats()) as image:
             _check_size(image)
             with _large if image.width * image.height > _LARGE_PIXELS else nullcontext():
                 image.load()
@@ -56,7 +56,7 @@ def decode_image(content: bytes | Path, image_size: int | None = None) -> Pixels
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def safe_formats() -> tuple[str, ...]:
     """The formats that Pillow decodes itself: for EPS it would run Ghostscript, a program that the image controls."""
     Image.init()
     return tuple(name for name in Image.OPEN if name not in _RUN_PROGRAMS)

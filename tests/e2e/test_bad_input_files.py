@@ -342,6 +342,9 @@ def half_a_picture(path: Path) -> None:
         pytest.param(written(b"hello"), "cannot be read as an image", id="text"),
         pytest.param(written(b"<svg/>"), "cannot be read as an image", id="SVG"),
         pytest.param(written(b"%PDF-1.4"), "cannot be read as an image", id="PDF"),
+        pytest.param(
+            lambda path: Image.fromarray(NOISE).save(path, "EPS"), "cannot be read as an image", id="EPS"
+        ),
         pytest.param(half_a_picture, "cannot be read as an image", id="truncated"),
         pytest.param(tiff(np.float32), "its pixels are floating-point numbers", id="floats"),
         pytest.param(tiff(np.int32), "its pixels are 32-bit numbers", id="32 bits"),

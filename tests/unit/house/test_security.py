@@ -224,6 +224,15 @@ def test_loaders_of_arrays_and_weights_are_told_to_unpickle_nothing() -> None:
         assert given == dict([safe[name]]), f"{file}: {name}"
 
 
+def test_images_are_opened_in_formats_that_run_no_program() -> None:
+    opened = [(file, call) for file, name, call in iter_calls() if name == "Image.open"]
+    assert len(opened) == 3
+    for file, call in opened:
+        assert "formats" in [word.arg for word in call.keywords], (
+            f"{file}: Pillow would run Ghostscript for EPS"
+        )
+
+
 def test_programs_are_loaded_by_the_export_alone_which_checks_them() -> None:
     tree = ast.parse((ROOT / "metarepair/repairs/export.py").read_text(encoding="utf-8"))
     loading = {

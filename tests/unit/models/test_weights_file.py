@@ -425,8 +425,10 @@ def test_a_pickle_that_asks_for_much_memory_is_refused(tmp_path: Path, legacy: b
     assert watch.grown_bytes < 1 << 28
 
 
-def test_an_archive_of_zeros_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path / "plain.pt", {"head.weight": torch.zeros(2 * ALWAYS_BYTES // 4)})
+@pytest.mark.parametrize("tensors", [1, 4])
+def test_an_archive_of_zeros_that_would_fill_the_memory_is_refused(tmp_path: Path, tensors: int) -> None:
+    zeros = {f"head.{n}": torch.zeros(2 * ALWAYS_BYTES // tensors // 4) for n in range(tensors)}
+    path = saved(tmp_path / "plain.pt", zeros)
     with (
         zipfile.ZipFile(path) as plain,
         zipfile.ZipFile(tmp_path / "net.pt", "w", zipfile.ZIP_DEFLATED) as packed,
