@@ -132,16 +132,35 @@ def read_manifest(folder: Place) -> Manifest | None:
         if content.pop(CHECKSUM) != content_hash(content):
             raise ValueError("it does not match its checksum")
         files = content["files"].items()
-        content["files"] = {plain_name(name): (int(size), digest) for name, (size, digest) in files}
-        return Manifest(**content)
+        content["files"] = {plain_name(name): (size, digest) for name, (size, digest) in files}
+        _check_kinds(manifest := Manifest(**content))
+        return manifest
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged (it is not valid JSON). {DAMAGED}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged (it lacks fields of a manifest). {DAMAGED}") from error
+        raise DataError(f"{path} is damaged (its fields are not those of a manifest). {DAMAGED}") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{unreadable(path, error)}. {DAMAGED}") from error
+
+
+def _check_kinds(manifest: Manifest) -> None:
+    """Raise TypeError if a field holds something else than the class says: somebody else may have written it."""
+    groups = (manifest.config, manifest.inputs, manifest.rows, manifest.facts, manifest.versions)
+    sizes = [*manifest.rows.values(), *(size for size, _ in manifest.files.values())]
+    texts = [
+        manifest.stage,
+        *manifest.inputs.values(),
+        *manifest.versions.values(),
+        *(digest for _, digest in manifest.files.values()),
+    ]
+    if not all(isinstance(group, dict) for group in groups):
+        raise TypeError("a group is not a map")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a name or digest is not text")
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise TypeError("a size or count is not a whole number")
 
 
 def require_manifest(folder: Place, remedy: str) -> Manifest:

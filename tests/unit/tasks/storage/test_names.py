@@ -80,9 +80,14 @@ def test_an_accepted_name_never_leaves_its_folder(parts: list[str]) -> None:
 
 def with_files(folder: Path, files: dict[str, Any]) -> None:
     """Write a manifest that lists `files` and has the correct checksum."""
+    with_fields(folder, files=files)
+
+
+def with_fields(folder: Path, **fields: Any) -> None:
+    """Write a manifest with these fields and the correct checksum."""
     write_manifest(folder, **TERMS, files=[])
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    content["files"] = files
+    content |= fields
     del content[CHECKSUM]
     content[CHECKSUM] = content_hash(content)
     (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
@@ -110,6 +115,38 @@ def test_a_received_manifest_deletes_nothing_outside_its_stage(
     assert check_whole(stage, **TERMS) is None
     assert (victim / "id").read_text(encoding="utf-8") == "a key"
     assert [path.name for path in stage.iterdir()] == ["own.bin"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stage": ["s"]},
+        {"config": "x"},
+        {"config": [1]},
+        {"inputs": [1]},
+        {"inputs": {"a": 1}},
+        {"rows": {"collect": "many"}},
+        {"rows": {"collect": 1.5}},
+        {"rows": {"collect": -1}},
+        {"facts": None},
+        {"versions": ["x"]},
+        {"versions": {"torch": {}}},
+        {"files": [["a", [1, "x"]]]},
+        {"files": {"a": [float("inf"), "x"]}},
+        {"files": {"a": [True, "x"]}},
+        {"files": {"a": ["1", "x"]}},
+        {"files": {"a": [1, 3]}},
+        {"files": {"a": [1]}},
+        {"later": 1},
+    ],
+    ids=str,
+)
+def test_a_received_manifest_with_fields_of_other_kinds_is_damaged(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    with_fields(tmp_path, **fields)
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        read_manifest(tmp_path)
 
 
 def test_a_link_that_leads_out_of_the_stage_is_not_followed(tmp_path: Path, victim: Path) -> None:
