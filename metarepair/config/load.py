@@ -35,6 +35,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct
     Raises:
         ConfigError: The file cannot be read, or a setting is unknown (the message has the nearest names) or wrong.
     """
+    if not isinstance(path, str | Path | None):
+        raise ConfigError(f"path is {type(path).__name__}; give the path of a YAML file, or None.")
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
+        raise ConfigError("overrides must be a list of texts, such as ['train.episodes=20'].")
     values = {} if path is None else _read_yaml(Path(path))
     for override in overrides:
         _set(values, override)
@@ -190,7 +194,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
                 f"--config {path} has {path.stat().st_size:,} bytes; settings have at most 1 MiB."
             )
         values = _parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a null character
         raise ConfigError(f"--config {path} cannot be read: {_why(error)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(
@@ -205,7 +209,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _why(error: OSError | UnicodeDecodeError) -> str:
+def _why(error: OSError | ValueError) -> str:
     """The reason why a file of settings cannot be read, and what to give instead."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not a text file in UTF-8. Give a YAML file."
@@ -213,7 +217,7 @@ def _why(error: OSError | UnicodeDecodeError) -> str:
         return f"it does not exist. {SHIPPED_CONFIGS}"
     if isinstance(error, IsADirectoryError):
         return "it is a folder. Give a YAML file in it."
-    return f"{error.strerror}."
+    return f"{getattr(error, 'strerror', None) or error}."
 
 
 def _line_of(error: yaml.YAMLError) -> str:

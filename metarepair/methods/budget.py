@@ -52,6 +52,8 @@ def parse_limit(text: str) -> Limit:
         >>> parse_limit("60s")
         Limit(amount=60.0, unit='s')
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"budget={text!r} is not text. {ALLOWED}")
     match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][0-9]+)?)\s*([a-z]+)\s*", text)
     units = get_args(Unit)
     if match is None or match[2] not in units:

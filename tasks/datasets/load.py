@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import get_args
 
 from tasks.datasets.base import ArrayDataset, Split
 from tasks.datasets.cifar import BATCHES, load_cifar
@@ -17,12 +18,29 @@ from tasks.datasets.tiny_imagenet import (
     list_tiny_imagenet,
     tiny_imagenet_folder,
 )
+from tasks.errors import ConfigError
 
 _ON_DISK: Mapping[str, tuple[Callable[[DataSource], DatasetInfo], Callable[[DataSource, Split], Listing]]] = {
     "tinyimagenet": (describe_tiny_imagenet, list_tiny_imagenet),
     "imagefolder": (describe_folder, list_folder),
     "parquet": (describe_table, list_table),
 }
+
+
+def _source_of(source: str | DataSource, *, root: str | None = None) -> DataSource:
+    """The source itself, or that of a name. Raises ConfigError for anything else."""
+    if isinstance(source, DataSource):
+        return source
+    if not isinstance(source, str):
+        raise ConfigError(
+            f"source is {type(source).__name__}; give the name of a data set, such as 'cifar10', or a DataSource."
+        )
+    return DataSource(name=source, root=root)
+
+
+def _check_split(split: str) -> None:
+    if split not in get_args(Split):
+        raise ConfigError(f"split={split!r} is not a split; give 'train' or 'test'.")
 
 
 def dataset_info(source: str | DataSource) -> DatasetInfo:
@@ -46,7 +64,7 @@ def dataset_info(source: str | DataSource) -> DatasetInfo:
         >>> info.image_size, info.classes[:2]
         (32, ('airplane', 'automobile'))
     """
-    source = DataSource(name=source) if isinstance(source, str) else source
+    source = _source_of(source)
     if source.name in _ON_DISK:
         describe, _ = _ON_DISK[source.name]
         return describe(source)
@@ -67,7 +85,7 @@ def load_dataset(source: str | DataSource, split: Split, *, root: str | None = N
         The split, with pixels uint8 [N, H, W, 3] in RGB. Large data sets are memory-mapped.
 
     Raises:
-        ConfigError: the name is unknown; the message suggests similar names.
+        ConfigError: the name is unknown (the message suggests similar names), or the split is.
         DataError: nothing readable is found, or images or labels cannot be used.
 
     Example:
@@ -76,7 +94,8 @@ def load_dataset(source: str | DataSource, split: Split, *, root: str | None = N
         >>> data.image_shape, len(data.classes)
         ((32, 32, 3), 10)
     """
-    source = DataSource(name=source, root=root) if isinstance(source, str) else source
+    source = _source_of(source, root=root)
+    _check_split(split)
     if source.name in _ON_DISK:
         _, list_images = _ON_DISK[source.name]
         return decode_listing(list_images(source, split))
@@ -113,10 +132,11 @@ def count_images(source: str | DataSource, split: Split) -> tuple[int, int]:
         The number of images and the number of classes.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name or the split is unknown.
         DataError: nothing readable is found.
     """
-    source = DataSource(name=source) if isinstance(source, str) else source
+    source = _source_of(source)
+    _check_split(split)
     if source.name in _ON_DISK:
         _, list_images = _ON_DISK[source.name]
         listing = list_images(source, split)

@@ -95,7 +95,14 @@ class DataSource:
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise ConfigError(unknown_name("data set", self.name, NAMES))
+            raise ConfigError(unknown_name("data set", str(self.name), NAMES))
+        for setting in ("root", "train", "test"):
+            if not isinstance(getattr(self, setting), str | Path | None):
+                raise ConfigError(
+                    f"data.{setting}={getattr(self, setting)!r} is not the path of a folder or file."
+                )
+        if self.image_size is not None and (type(self.image_size) is not int or self.image_size < 1):
+            raise ConfigError(f"data.image_size={self.image_size!r} is not a number of pixels, 1 or more.")
         allowed = {
             "image_size": ("tinyimagenet", *USERS),
             "train": USERS,

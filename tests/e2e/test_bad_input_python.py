@@ -16,7 +16,7 @@ from metarepair import RepairConfig, repair
 from metarepair.config.load import load_config
 from metarepair.methods import get_method, parse_limit
 from tasks.corruptions import category_of, corrupt, resolve, severity_table
-from tasks.datasets import DataSource, dataset_info, load_dataset
+from tasks.datasets import DataSource, count_images, dataset_info, load_dataset
 from tasks.distances import (
     bootstrap_interval,
     fid_infinity,
@@ -371,6 +371,16 @@ def split(count: int, collect: int) -> Make:
     [
         (lambda: load_dataset("nope", "test"), "no data set 'nope'"),
         (lambda: dataset_info("nope"), "no data set 'nope'"),
+        (lambda: load_dataset(3, "test"), "source is int; give the name"),  # type: ignore[arg-type]
+        (lambda: load_dataset(Path("cifar10"), "test"), "Path; give the name"),  # type: ignore[arg-type]
+        (lambda: load_dataset("cifar10_sample", "validation"), "split='validation' is not a split"),  # type: ignore[arg-type]
+        (lambda: load_dataset("cifar10_sample", ["test"]), "split=['test'] is not a split"),  # type: ignore[arg-type]
+        (lambda: dataset_info(None), "source is NoneType; give the name"),  # type: ignore[arg-type]
+        (lambda: count_images([], "test"), "source is list; give the name"),  # type: ignore[arg-type]
+        (lambda: DataSource(name=3), "no data set '3'"),  # type: ignore[arg-type]
+        (lambda: DataSource(name="cifar10", root=3), "data.root=3 is not the path"),  # type: ignore[arg-type]
+        (lambda: DataSource(name="imagefolder", image_size="x"), "data.image_size='x' is not a number"),  # type: ignore[arg-type]
+        (lambda: DataSource(name="imagefolder", image_size=0), "data.image_size=0 is not a number"),
         (
             lambda: load_dataset(DataSource(name="cifar10", root="/nowhere"), "test"),
             "/nowhere is not a folder",
@@ -380,9 +390,14 @@ def split(count: int, collect: int) -> Make:
         (lambda: severity_table("nope"), "no severity table 'nope'"),
         (lambda: get_method("nope"), "no repair method 'nope'"),
         (lambda: parse_limit(""), "budget='' is not a budget"),
+        (lambda: parse_limit(3), "budget=3 is not text"),  # type: ignore[arg-type]
         (lambda: parse_limit("-1s"), "budget='-1s' is not a budget"),
         (lambda: parse_limit("0steps"), "must be above 0"),
         (lambda: load_config("absent.yaml"), "does not exist"),
+        (lambda: load_config(3), "path is int"),  # type: ignore[arg-type]
+        (lambda: load_config("a\0b"), "embedded null byte"),
+        (lambda: load_config(None, "seed=1"), "overrides must be a list of texts"),
+        (lambda: load_config(None, [3]), "overrides must be a list of texts"),  # type: ignore[list-item]
         (lambda: load_config(None), "the setting 'name' is missing"),
         (lambda: load_config(None, name="a", mining=3), "mining: it must be a group of settings"),
         (lambda: load_config(None, name="a", mining={"experiences": ["fog"]}, nope=3), "no setting 'nope'"),
