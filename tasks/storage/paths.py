@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -39,6 +40,7 @@ from tasks.storage.remote import (
 )
 
 SCHEMES = ("s3", "gs")
+_ADDRESS = re.compile(r"((?:s3[an]?|gs|file|https?|ftp|hdfs|abfss?|az):)", re.IGNORECASE)
 CHUNK_BYTES = 1 << 22
 DEEPEST = 64  # lists and maps inside each other in a JSON file
 TOO_DEEP = f"it has more than {DEEPEST} lists or maps inside each other"
@@ -77,6 +79,12 @@ def place(text: str) -> Place:
 
 
 def _local_place(text: str) -> Path:
+    address = _ADDRESS.match(text)
+    if address:
+        raise ConfigError(
+            f"{text!r} begins with {address[1]!r} and has no //. Give s3://BUCKET/… or gs://BUCKET/…, or write ./{text} "
+            "for a local path."
+        )
     if not text:
         raise ConfigError("a path is empty. Give a file or folder, or . for the current folder.")
     try:

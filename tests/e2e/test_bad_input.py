@@ -160,7 +160,23 @@ def test_a_storage_path_that_is_a_file_is_refused(fresh: Cli) -> None:
     fresh.assert_refused("run", "--storage", str(path), says=["taken' cannot be written", "--storage"])
 
 
-@pytest.mark.parametrize("storage", ["ftp://host/runs", "s3://", "s3:///", "gs://bucket/../x", "hdfs://a/b"])
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "ftp://host/runs",
+        "s3://",
+        "s3:///",
+        "gs://bucket/../x",
+        "hdfs://a/b",
+        "s3:/bucket/x",
+        "s3:bucket",
+        "S3:/bucket",
+        "gs:/bucket",
+        "file:",
+        "file:/tmp/x",
+        "https:/host/x",
+    ],
+)
 def test_storage_of_another_kind_is_refused(
     fresh: Cli, monkeypatch: pytest.MonkeyPatch, storage: str
 ) -> None:
