@@ -82,8 +82,8 @@ def _local_place(text: str) -> Path:
     address = _ADDRESS.match(text)
     if address:
         raise ConfigError(
-            f"{text!r} begins with {address[1]!r} and has no //. Give s3://BUCKET/… or gs://BUCKET/…, or write ./{text} "
-            "for a local path."
+            f"{text!r} begins with {address[1]!r} and has no //. Give s3://BUCKET/… or gs://BUCKET/…, or write "
+            f"./{text} for a local path."
         )
     if not text:
         raise ConfigError("a path is empty. Give a file or folder, or . for the current folder.")
