@@ -211,6 +211,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--restart", action="store_true", help=f"start over: {restarted}")
         if verb == "compare":
             add_comparison_options(sub)
+        if verb in ("run", "report"):
+            sub.add_argument(
+                "--no-images",
+                dest="images",
+                action="store_false",
+                help="leave images of the data and paths of this machine out of the report",
+            )
         if verb == "report":
             sub.add_argument(
                 "--out", metavar="FOLDER", help="write the report there, and nothing into the run's folder"
@@ -326,9 +333,9 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
     if given.verb == "report" and given.out is not None:
         if given.restart:
             raise UserError("--out writes a new report and leaves the run as it is; leave out --restart.")
-        Pipeline(config, executor_for, report_to=place(given.out)).report()
+        Pipeline(config, executor_for, report_to=place(given.out), show_images=given.images).report()
         return 0
-    pipeline = Pipeline(config, executor_for)
+    pipeline = Pipeline(config, executor_for, show_images=getattr(given, "images", True))
     do: Callable[[], object] = pipeline.whole if given.verb == "run" else getattr(pipeline, given.verb)
     cluster = nullcontext() if given.verb == "report" else connected(config, given.address)
     with locked(pipeline.run.root, given.verb), cluster:

@@ -378,6 +378,22 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _experiences_can_be_learned_from(self) -> Config:
+        given = [name for name in self.mining.experiences if name in self.environments]
+        archived = [name for name in given if self.environments[name].kind == "archive"]
+        if archived and self.mining.judge_fraction is None:
+            raise ValueError(
+                f"the experience {archived[0]} is an archive, of the test images that judge when mining.judge_fraction "
+                "is null; give a fraction, or leave it out of mining.experiences"
+            )
+        if given and self.train.clean_corrupted:
+            raise ValueError(
+                f"train.clean_corrupted={self.train.clean_corrupted} corrupts clean images like a task's experience, "
+                f"and {given[0]} is not a corruption; set it to 0, or leave {given[0]} out of mining.experiences"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fewer_at_least(self) -> Config:
         least = self.ray.min_workers
         if least is not None and least > self.workers:

@@ -43,19 +43,38 @@ from tasks.errors import StageError
 from tasks.storage.manifest import read_manifest
 from tasks.storage.paths import Place, find, inside, read_json, read_json_lines, read_table, write_text
 
+PATHS = (
+    "storage_path",
+    "root",
+    "train",
+    "test",
+    "images",
+    "table",
+    "holdout",
+    "archive",
+    "weights",
+)  # settings
+LEFT_OUT = "left out"
 BUDGET = ("seed", "images_seen", "gradient_steps")
 
 
-def write_report(run: Run, results: Sequence[Mapping[str, Any]], source: SourceOf | None = None) -> Place:
+def write_report(
+    run: Run,
+    results: Sequence[Mapping[str, Any]],
+    source: SourceOf | None = None,
+    *,
+    show_images: bool = True,
+) -> Place:
     """Write the whole report under report/, the page last, and return the page. Raises StageError without results.
 
-    `source` loads a target's environment; it is called only if the store holds no pixels.
+    `source` loads a target's environment; it is called only if the store holds no pixels. Without `show_images`, the
+    report holds no image of a data set and no path of a machine.
     """
     if not results:
         raise StageError(
             f"{run.root} has no results to report. Repair a target first: metarepair repair --config FILE."
         )
-    sections = [_target_section(run, result, source) for result in results]
+    sections = [_target_section(run, result, source, show_images) for result in results]
     overview = _overview(run, results)
     write_tables(run.report, results)
     write_text(run.report / "table.md", "\n".join(results_table(result) for result in results))
@@ -95,7 +114,7 @@ def _heat_map(run: Run) -> str:
     return picture(run.report, "heatmap.png", png, caption)
 
 
-def _target_section(run: Run, result: Result, source: SourceOf | None) -> str:
+def _target_section(run: Run, result: Result, source: SourceOf | None, show_images: bool) -> str:
     target = target_of(result)
     parts = (
         f'<section id="{escaped(_file_name(target))}"><h2>{escaped(plain_words(target))}</h2>\n',
@@ -106,21 +125,21 @@ def _target_section(run: Run, result: Result, source: SourceOf | None) -> str:
         f"<p>{escaped(preparation(result))}</p>\n<details open><summary>What the columns mean</summary>",
         bullets(LEGEND, "small"),
         "</details>\n",
-        _pictures(run, result, target, source),
+        _pictures(run, result, target, source, show_images),
         "<h3>Experiences and their confidence</h3>\n",
         _experiences(run, result, target),
         "<h3>How the results were obtained</h3>\n",
-        _obtained(run, result, target),
+        _obtained(run, result, target, show_images),
         "<h3>Comparison with the paper</h3>\n",
         _beside_paper(result, target),
         "<h3>Files</h3>\n",
-        _files(run, result, target),
+        _files(run, result, target, show_images),
         "</section>\n",
     )
     return "".join(parts)
 
 
-def _pictures(run: Run, result: Result, target: str, source: SourceOf | None) -> str:
+def _pictures(run: Run, result: Result, target: str, source: SourceOf | None, show_images: bool) -> str:
     name, words = _file_name(target), plain_words(target)
     bars = figures.method_bars(result, f"Accuracy by method: {words}")
     several = any(len(rows) > 1 for rows in by_method(result).values())
@@ -133,6 +152,8 @@ def _pictures(run: Run, result: Result, target: str, source: SourceOf | None) ->
         )
     if "metarepair" in by_method(result):
         page += _training(run, target)
+    if not show_images:
+        return page + "<p>No examples are shown (--no-images).</p>\n"
     found = example_figure(run, result, target, _classes(run, result, target), source)
     if isinstance(found, str):
         return page + f"<p>No examples are shown: {escaped(found)}.</p>\n"
@@ -204,7 +225,7 @@ def _protocol(result: Result) -> str:
     )
 
 
-def _obtained(run: Run, result: Result, target: str) -> str:
+def _obtained(run: Run, result: Result, target: str, show_paths: bool) -> str:
     config, sizes = result["config"], result.get("d_collect") or {}
     without = sizes.get("classes_without_failures") or []
     seeds = sorted({int(row["seed"]) for row in result["methods"]})
@@ -228,7 +249,8 @@ def _obtained(run: Run, result: Result, target: str) -> str:
     ]
     for cells, row in zip(budget, result["methods"], strict=True):
         cells += [f"{row['seconds']:.1f}", "; ".join(row.get("notes") or ())]
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    shown = dict(config) if show_paths else _without_paths(config)
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     return (
         f"{bullets(lines)}<p>Budget that each repair used:</p>\n"
         f"{html_table(['method', *map(plain_words, BUDGET), 'seconds', 'notes'], budget)}"
@@ -269,11 +291,21 @@ def _beside_paper(result: Result, target: str) -> str:
     return f"<p>{escaped(DIFFERENCES)}</p>\n" + html_table(header, rows)
 
 
-def _files(run: Run, result: Result, target: str) -> str:
+def _without_paths(settings: Any) -> Any:
+    """The settings, with the values that are paths replaced, in all groups."""
+    if isinstance(settings, Mapping):
+        return {
+            key: LEFT_OUT if key in PATHS and isinstance(value, str) else _without_paths(value)
+            for key, value in settings.items()
+        }
+    return [_without_paths(value) for value in settings] if isinstance(settings, list | tuple) else settings
+
+
+def _files(run: Run, result: Result, target: str, show_paths: bool) -> str:
     folder = inside(run.repaired(target), run.root)
     weights = [str(row["weights"]) for row in result["methods"] if row.get("weights")]
     beside = ["results.csv", *(p.name for p in find(run.report, f"{_file_name(target)}_*.png"))]
-    report = "report" if run.report_to is None else run.report  # elsewhere: the whole path
+    report = "report" if run.report_to is None or not show_paths else run.report  # elsewhere: the whole path
     others = [f"{folder}/result.json", f"{folder}/samples.parquet"]
     everything = [*weights, *others, *(f"{report}/{name}" for name in beside)]
     return "<p>Paths are relative to the run's folder:</p>\n" + bullets(everything, "small")

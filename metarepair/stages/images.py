@@ -38,6 +38,19 @@ def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
         _read(run, config, name, here)
 
 
+def check_user_images(config: Config, here: Surroundings) -> None:
+    """List the images of every environment, without opening them. Raises DataError if they cannot be used."""
+    for name in user_environments(config):
+        _listed(config, name, here)
+
+
+def _listed(config: Config, name: str, here: Surroundings) -> dict[str, ListedImages]:
+    classes = here.split("test").classes
+    return {
+        part: list_images(source, classes) for part, source in config.environments[name].sources(name).items()
+    }
+
+
 def _read(run: Run, config: Config, name: str, here: Surroundings) -> None:
     folder, classes = run.environment(name), here.split("test").classes
     settings = {"image_size": here.split("test").image_shape[0], "classes": list(classes)}
@@ -46,7 +59,7 @@ def _read(run: Run, config: Config, name: str, here: Surroundings) -> None:
     if held is not None and not any(source.location.exists() for source in sources.values()):
         logger.info(f"{name}: its files are no longer there; the images in {folder} are used")
         return
-    listed = {part: list_images(source, classes) for part, source in sources.items()}
+    listed = _listed(config, name, here)
     for part in listed.values():
         for note in part.passed_over:
             logger.warning(note)

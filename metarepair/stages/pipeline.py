@@ -39,6 +39,7 @@ from metarepair.runs.logs import RESULTS
 from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
+from metarepair.stages.images import check_user_images
 from metarepair.stages.mining import (
     EnvironmentStage,
     MinedManifests,
@@ -76,11 +77,18 @@ class Pipeline:
     """The stages of one run. A stage already complete with the same settings is skipped, with a log line.
 
     report_to: a folder for the report; then nothing is written in the run, and only `report` may be called.
+    show_images: whether the report may hold images and paths.
     """
 
     def __init__(
-        self, config: Config, executor: ExecutorOf = in_process, *, report_to: Place | None = None
+        self,
+        config: Config,
+        executor: ExecutorOf = in_process,
+        *,
+        report_to: Place | None = None,
+        show_images: bool = True,
     ) -> None:
+        self._show_images = show_images
         self.config, self._checked, self._probed = config, False, False
         self.executor = executor(config)
         self._judging = threading.Lock()
@@ -135,6 +143,7 @@ class Pipeline:
         if stage != "report":
             self.here.inputs()
         if stage == "mine":
+            check_user_images(self.config, self.here)
             self.check_clean()
         mined = self.mined() if VERBS.index(stage) > VERBS.index("mine") else {}
         if stage == "score":
@@ -310,7 +319,12 @@ class Pipeline:
                 if manifest is not None:
                     verify_checksums(folder, manifest)
         results = load_results(self.run, self.config.targets)
-        page = write_report(self.run, results, lambda target: self.here.environment("test", target))
+        page = write_report(
+            self.run,
+            results,
+            lambda target: self.here.environment("test", target),
+            show_images=self._show_images,
+        )
         for result in results:
             logger.log(RESULTS, results_table(result))
             for row in result["methods"]:

@@ -124,6 +124,22 @@ def test_photographs_are_target_experience_and_witness(camera: Camera) -> None:
     assert "repaired.safetensors" in out
 
 
+def test_a_report_without_images_holds_no_pixels_and_no_paths(camera: Camera) -> None:
+    camera.run("run", "--no-images")
+    out = camera.folder / "passed_on"
+    camera.run("report", "--no-images", "--out", str(out))
+    for folder in (camera.root / "report", out):
+        page = (folder / "index.html").read_text()
+        assert "No examples are shown (--no-images)" in page
+        assert not list(folder.glob("*examples*"))
+        for path in ("photos/", str(camera.folder), "labels.csv"):
+            assert path not in page
+        for file in ("table.md", "results.csv"):
+            assert "photos/" not in (folder / file).read_text()
+    camera.run("report")
+    assert list((camera.root / "report").glob("*examples*"))
+
+
 def test_what_judges_is_not_learned_from(camera: Camera) -> None:
     camera.run("mine")
     folder = camera.root / "environments" / "phone"

@@ -170,3 +170,21 @@ def test_parts_that_an_older_version_mined_are_kept(tiny_run: Path, monkeypatch:
         assert "stem" in full.config["model"]
         assert "stem" not in manifest.config["model"]
         assert (manifest.rows, manifest.files) == (full.rows, full.files)
+
+
+def test_a_run_of_before_judging_images_were_set_aside_goes_on_with_the_papers_protocol(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    papers = ("--set", "mining.judge_fraction=null")
+    assert run(tiny_run, "run", "--restart", *papers) == 0
+    root = tiny_run / "runs" / "tiny"
+    for path in root.glob("targets/*/manifest.json"):
+        content = json.loads(path.read_text())
+        del content[CHECKSUM]
+        assert content["config"]["mining"].pop("judge_fraction") is None
+        path.write_text(json.dumps(content | {CHECKSUM: content_hash(content)}))
+    assert not any("judge_fraction" in p.read_text() for p in root.glob("experiences/*/manifest.json"))
+    capsys.readouterr()
+    assert run(tiny_run, "mine") == 2
+    assert "mining.judge_fraction: None -> 0.5" in capsys.readouterr().err
+    assert run(tiny_run, "mine", *papers) == 0
