@@ -1,7 +1,7 @@
 """Repair image classifiers: models, inner loop, meta-gradient, repair, evaluation, reports, command line.
 
-In Python: `from metarepair import RepairConfig, repair`. Both are imported on first use, so that the help of the
-command line does not import torch.
+In Python: `from metarepair import RepairConfig, repair, save_images`. All are imported on first use, so that the help
+of the command line does not import torch.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from metarepair.own_packages import import_own
 
 if TYPE_CHECKING:
     from metarepair.config.repair import RepairConfig
+    from metarepair.data.save_images import save_images
     from metarepair.repairs.api import Repaired, repair
 
-__all__ = ["RepairConfig", "Repaired", "__version__", "repair"]
+__all__ = ["RepairConfig", "Repaired", "__version__", "repair", "save_images"]
 __version__ = "0.1.0"
 
 import_own("tasks")  # so that a user's tasks.py cannot take its place
@@ -23,6 +24,7 @@ _LAZY = {
     "RepairConfig": "metarepair.config.repair",
     "Repaired": "metarepair.repairs.api",
     "repair": "metarepair.repairs.api",
+    "save_images": "metarepair.data.save_images",
 }
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -190,6 +191,17 @@ def a_report(names: Names) -> None:
     assert Path("runs/mine/report/index.html").is_file()
 
 
+def labelled_images(_: pytest.MonkeyPatch) -> Names:
+    images = np.random.default_rng(0).integers(256, size=(4, 9, 9, 3), dtype=np.uint8)
+    return {"images": images, "labels": [0, 1, 1, 0], "days": ["mon", "mon", "tue", "wed"]}
+
+
+def a_table(names: Names) -> None:
+    table = pq.read_table("night.parquet")
+    assert table["label"].to_pylist() == names["labels"]
+    assert table["group"].to_pylist() == names["days"]
+
+
 # The names that a block needs, and the assertions on the names that it defines.
 RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], None]]] = {
     "README.md: from metarepair import repair": (failing, is_repaired),
@@ -200,6 +212,7 @@ RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], N
         a_folder_of_photos,
         two_photos,
     ),
+    "docs/environments.md: from metarepair import save_images": (labelled_images, a_table),
     "docs/meta_gradient.md: import timm, torch": (a_small_densenet, a_meta_gradient),
     "docs/methods.md: from metarepair.methods import Method, repaired_from": (nothing, the_method_repairs),
     'docs/models.md: timm.create_model("convnext_atto", num_classes=10, checkpoint_path="…/model.safetensors")': (
