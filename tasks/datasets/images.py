@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tasks.records import Pixels
+from tasks.storage.paths import require_regular
 
 _U16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _EIGHT_BITS = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # of a 16-bit value
@@ -38,8 +39,8 @@ def decode_image(content: bytes | Path, image_size: int | None = None) -> Pixels
 
     If `image_size` is given, the image is resized and cropped to a square of that side. Raises UnreadableImageError.
     """
-    source = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
+        source = io.BytesIO(content) if isinstance(content, bytes) else require_regular(content)
         with Image.open(source, formats=safe_formats()) as image:
             _check_size(image)
             with _large if image.width * image.height > _LARGE_PIXELS else nullcontext():

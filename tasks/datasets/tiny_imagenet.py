@@ -19,6 +19,7 @@ from tasks.datasets.image_folder import SUFFIXES, files_listing
 from tasks.datasets.own_files import HIDDEN, IgnoredFiles, entries, is_hidden, iter_files
 from tasks.datasets.source import DATA_VARIABLE, DatasetInfo, DataSource, table_for
 from tasks.errors import DataError
+from tasks.storage.paths import require_regular
 
 FOLDER = "tiny-imagenet-200"
 REMEDY = "Give the folder as it is in the published archive."
@@ -112,7 +113,9 @@ def _pass_over_others(folder: Path, own: set[str], kind: str, passed: IgnoredFil
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [
+            line for line in require_regular(path).read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}). {REMEDY}") from error
 

@@ -93,7 +93,12 @@ def read_lease(root: Place) -> Owner | None:
 
 
 def _content(path: Place) -> bytes:
-    """Read a file, with retries: some stores fail to return an object while it is being replaced."""
+    """Read a file, with retries: some stores fail to return an object while it is being replaced.
+
+    Raises ValueError for a pipe or a device, which could be waited for without end.
+    """
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise ValueError("it is not a regular file")
     for _ in range(READS - 1):
         with suppress(StorageError):
             return path.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,12 @@ def test_an_image_of_the_right_size_is_returned_unchanged() -> None:
     image = Image.fromarray(NOISE)
     assert fit(image, 24) is image
     assert fit(image, None) is image
+
+
+def test_a_pipe_in_place_of_a_picture_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with watched(), pytest.raises(UnreadableImageError, match="a pipe, a socket or a device"):
+        decode_image(tmp_path / "a.png")
 
 
 def test_a_picture_that_is_a_program_is_not_run() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import LockError, StorageError
+from tasks.errors import DataError, LockError, StorageError
 from tasks.storage import run_lock
 from tasks.storage.lease import LEASE, Owner, new_owner, read_lease, renew_lease
 from tasks.storage.paths import Place, write_text
@@ -308,6 +308,21 @@ def test_a_damaged_lease_names_no_owner_and_is_rewritten(root: Place, content: b
             return None if held is None else held.owner
 
         assert wait_until(owner, "a lease that names its owner", every_s=0.02).pid == os.getpid()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_in_place_of_a_lease_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / LEASE
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    assert holder(tmp_path) is None
+    with pytest.raises(DataError, match="cannot be written"), locked(tmp_path, "run", **QUICK):
+        pass
+    assert not path.is_file()
 
 
 @pytest.mark.parametrize(
