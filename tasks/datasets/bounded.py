@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as NumPy and PyTorch write them
 _ENCRYPTED = 0x41  # either kind of encryption, in a member's flags
 RATIO = 200  # how many times its packed size the members of an archive may have
-ALWAYS_BYTES = 1 << 28  # which they may have in any case
+ALWAYS_BYTES = 1 << 28  # that they may have, however small they are packed
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
