@@ -159,7 +159,8 @@ def resolve_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of environments and corruptions, each once. Raises ConfigError."""
     resolved = tuple(map(resolve_name, names))
     if len(set(resolved)) != len(resolved):
+        shown = names if len(names) <= MOST_SHOWN else (*names[:MOST_SHOWN], "…")
         raise ConfigError(
-            f"a corruption or environment is named twice in {', '.join(names)}. Name each once."
+            f"a corruption or environment is named twice in {', '.join(shown)}. Name each once."
         )
     return resolved

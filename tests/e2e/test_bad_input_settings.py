@@ -144,7 +144,7 @@ def test_a_wrong_setting_is_refused(fresh: Cli, override: str, says: str) -> Non
     ("override", "start", "end"),
     [
         ("device='" + "x" * 100_000 + "'", "device='xxxx", "it must be 'auto', 'cpu' or 'cuda'"),
-        ("targets=[" + "fog, " * 20_000 + "]", "a corruption is named twice in fog, fog", "Name each once"),
+        ("targets=[" + "fog, " * 20_000 + "]", "is named twice in fog, fog", "Name each once"),
         ("features.extractor='" + "x" * 100_000 + "'", "'xxxx", "There are: "),
     ],
 )
