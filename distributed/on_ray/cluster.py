@@ -88,10 +88,10 @@ def _connection(address: str | None) -> Iterator[None]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep the process' own handling of signals while Ray starts, which replaces the handler of SIGTERM.
+    """Keep the process' own handling of signals while Ray starts, because Ray replaces the handler of SIGTERM.
 
-    Each signal of that time interrupts the block, or follows it: what a handler raises inside some of the
-    interpreter's callbacks is lost.
+    A signal that arrives meanwhile raises what our handler raises, in the block or right after it: Python drops what a
+    handler raises inside some of its callbacks.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

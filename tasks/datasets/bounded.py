@@ -1,4 +1,4 @@
-"""Read arrays of other people's files without giving them more memory than they can fill.
+"""Read arrays, archives and pickles of other people's files without giving them more memory than they can fill.
 
 A header of a few bytes may claim 10^11 numbers, and a small archive may hold hundreds of gigabytes of zeros. What a
 file claims is compared with its size before anything is allocated.

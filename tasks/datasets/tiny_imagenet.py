@@ -96,6 +96,8 @@ def _validation(folder: Path, wnids: tuple[str, ...], passed: IgnoredFiles) -> l
         wnid = rest.partition("\t")[0]
         if wnid not in wnids:
             raise DataError(f"{path}, line {number}: {wnid!r} is not in wnids.txt. {REMEDY}")
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise DataError(f"{path}, line {number}: {name[:80]!r} is not the name of a file. {REMEDY}")
         pairs.append((wnid, images / name))
     if not pairs:
         raise DataError(f"{path} is empty; it must have a line for each image. {REMEDY}")

@@ -44,7 +44,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "unit/tasks/datasets/test_datasets.py::test_npz_with_a_pickled_array_is_refused",
         "unit/tasks/datasets/test_archives.py::test_a_damaged_array_is_refused_by_name",
     ),
-    "The published CIFAR-10 batches are pickles; an unpickler that builds arrays and plain containers alone reads "
+    "The published CIFAR batches are pickles; an unpickler that builds arrays and plain containers alone reads "
     "them.": (
         "unit/tasks/datasets/test_datasets.py::test_a_batch_that_would_run_code_is_refused_and_runs_nothing",
         "unit/tasks/datasets/test_datasets.py::test_the_published_python_batches_are_read_in_order_with_channels_last",
@@ -61,7 +61,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         f"{NAMES}::test_a_checkpoint_that_lists_hostile_names_is_damaged",
         f"{NAMES}::test_results_and_plans_with_hostile_names_are_refused",
     ),
-    "A run that you received cannot have anything else read or deleted.": (
+    "A run that you received cannot have anything else deleted.": (
         f"{NAMES}::test_a_received_manifest_deletes_nothing_outside_its_stage",
         f"{NAMES}::test_a_link_that_leads_out_of_the_stage_is_not_followed",
         f"{NAMES}::test_a_link_in_place_of_a_file_is_deleted_and_its_target_is_not",

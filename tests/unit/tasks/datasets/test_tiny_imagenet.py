@@ -94,6 +94,11 @@ def test_the_images_can_be_resized(source: DataSource) -> None:
             "val_0.JPEG\tn77\t0\n",
             r"annotations\.txt, line 1: 'n77' is not in wnids\.txt",
         ),
+        (
+            "val/val_annotations.txt",
+            "../../x.JPEG\tn01\t0\n",
+            r"line 1: '\.\./\.\./x\.JPEG' is not the name of a file",
+        ),
         ("val/val_annotations.txt", "", r"val_annotations\.txt is empty"),
         ("val/val_annotations.txt", None, r"val_annotations\.txt cannot be read"),
         ("val/images/val_3.JPEG", None, r"1 of 12 images .*val_3\.JPEG \(no such file\)"),
