@@ -36,7 +36,6 @@ from tasks.storage.paths import parse_json, require_regular
 CSV, LINES = (".csv",), (".jsonl", ".ndjson")
 DEFAULT_GROUP = "group"  # the column of groups that is used without being named, if there is one
 LONGEST_LINE = 1 << 20  # characters
-_SHOWN = 3
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
@@ -144,13 +143,28 @@ def _list_tables(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
     listing = list_table(_as_split(source, "parquet", classes), "train")
     groups: list[str] = []
     named = [_group_column(source, path, read_schema(path).names) for path in listing.files]
-    if not all(named):
+    if not any(named):
         return _listed(listing)
     for path, column in zip(listing.files, named, strict=True):
-        assert column is not None
+        if column is None:
+            raise DataError(
+                f"{path} has no column {DEFAULT_GROUP!r}, but other tables of {source.location} have. Give every image a "
+                "group, or leave the column out."
+            )
+        start = len(groups)
         for batch in iter_rows(path, [column], LABEL_ROWS):
-            groups += map(str, values_of(batch.column(0)))
+            for value in values_of(batch.column(0)):
+                groups.append(_group(value, f"{path}, row {len(groups) - start + 1}"))
     return _listed(listing, groups)
+
+
+def _group(value: Any, where: str) -> str:
+    """The name of a group. Raises DataError if the value names none."""
+    if value is None or isinstance(value, list | dict) or value != value or not str(value).strip():  # noqa: PLR0124
+        raise DataError(
+            f"{where}: the group is {value!r}. Give every image a group, or leave the column out."
+        )
+    return str(value)
 
 
 def _group_column(source: ImageSource, path: Path, columns: Sequence[str]) -> str | None:
@@ -206,12 +220,12 @@ def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
         rows.paths.append(image)
         rows.labels.append(_label(row.get(label_column), number, classes, where))
         if group_column is not None:
-            group = row.get(group_column)
-            if group is None or isinstance(group, list | dict) or str(group).strip() == "":
-                raise DataError(
-                    f"{where}: the group is {group!r}. Give every image a group, or leave the column out."
-                )
-            rows.groups.append(str(group))
+            rows.groups.append(_group(row.get(group_column), where))
+        elif DEFAULT_GROUP in row:
+            raise DataError(
+                f"{where}: it has a group, and the first row has none. Give every image a group, or leave the column "
+                "out."
+            )
 
     def batches() -> Iterator[Sequence[EncodedImage]]:
         for start in range(0, len(rows.paths), BATCH):

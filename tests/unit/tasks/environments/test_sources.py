@@ -211,3 +211,37 @@ def test_a_million_rows_are_listed(tmp_path: Path) -> None:
     assert len(found.labels) == 1_000_000
     assert found.groups is not None
     assert found.groups[-1] == str(999_999 % 97)
+
+
+def table_of(path: Path, groups: list[Any] | None) -> None:
+    content = write_image(path.parent.parent / "a.png").read_bytes()
+    columns: dict[str, Any] = {"image": [content, content], "label": ["dog", "horse"]}
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns if groups is None else columns | {"group": groups}), path)
+
+
+@pytest.mark.parametrize("empty", [None, "", " "])
+def test_an_image_of_a_parquet_table_without_a_group_is_refused(tmp_path: Path, empty: str | None) -> None:
+    table_of(tmp_path / "tables" / "t.parquet", ["x", empty])
+    with pytest.raises(DataError, match="row 2: the group is"):
+        listed(tmp_path / "tables" / "t.parquet")
+
+
+def test_a_group_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
+    table_of(tmp_path / "tables" / "t.parquet", [1.0, float("nan")])
+    with pytest.raises(DataError, match="row 2: the group is nan"):
+        listed(tmp_path / "tables" / "t.parquet")
+
+
+def test_groups_in_some_parquet_tables_only_are_refused(tmp_path: Path) -> None:
+    table_of(tmp_path / "tables" / "a.parquet", ["x", "y"])
+    table_of(tmp_path / "tables" / "b.parquet", None)
+    with pytest.raises(DataError, match=r"b\.parquet has no column 'group', but other tables"):
+        listed(tmp_path / "tables")
+
+
+def test_groups_in_later_json_lines_only_are_refused(tmp_path: Path) -> None:
+    rows = [{"path": "a.png", "label": 1}, {"path": "b.png", "label": 1, "group": "x"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(DataError, match="line 2: it has a group, and the first row has none"):
+        listed(tmp_path / "t.jsonl")
