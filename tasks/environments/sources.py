@@ -246,10 +246,16 @@ class _Inside:
 
     def check(self, name: str, where: str) -> None:
         """Raise DataError if the path leads out of the folder."""
-        path = Path(os.path.normpath(self._root / name)) if "\0" not in name else self._root
-        if path.is_symlink():
-            path = path.resolve()
-        if not self._folder_is_inside(path.parent):
+        if "\0" in name:
+            raise DataError(f"{where}: the path {name[:200]!r} holds a NUL character. Correct the path.")
+        path = Path(os.path.normpath(self._root / name))
+        try:
+            if path.is_symlink():
+                path = path.resolve()
+            inside = self._folder_is_inside(path.parent)
+        except (OSError, RuntimeError):  # too long a name, or links in a circle: listed as unreadable later
+            return
+        if not inside:
             raise DataError(
                 f"{where}: the path {name[:200]!r} leads out of {self._root}. Move the image there, or name a folder "
                 "that holds all of them (root)."

@@ -245,3 +245,17 @@ def test_groups_in_later_json_lines_only_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     with pytest.raises(DataError, match="line 2: it has a group, and the first row has none"):
         listed(tmp_path / "t.jsonl")
+
+
+def test_a_path_that_cannot_be_followed_is_listed_and_unreadable_later(tmp_path: Path) -> None:
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    (tmp_path / "folder").symlink_to("folder")
+    names = ["circle.png", "folder/a.png", "x" * 5000, "x/" * 5000 + "a.png"]
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"{n},dog\n" for n in names), encoding="utf-8")
+    assert listed(tmp_path / "t.csv")[2] == names
+
+
+def test_a_path_with_a_nul_character_is_refused_with_that_reason(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,label\na\0b.png,dog\n", encoding="utf-8")
+    with pytest.raises(DataError, match="holds a NUL character"):
+        listed(tmp_path / "t.csv")
