@@ -148,8 +148,8 @@ def _list_tables(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
     for path, column in zip(listing.files, named, strict=True):
         if column is None:
             raise DataError(
-                f"{path} has no column {DEFAULT_GROUP!r}, but other tables of {source.location} have. Give every image a "
-                "group, or leave the column out."
+                f"{path} has no column {DEFAULT_GROUP!r}, but other tables of {source.location} have. Give every "
+                "image a group, or leave the column out."
             )
         start = len(groups)
         for batch in iter_rows(path, [column], LABEL_ROWS):
@@ -160,7 +160,7 @@ def _list_tables(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
 
 def _group(value: Any, where: str) -> str:
     """The name of a group. Raises DataError if the value names none."""
-    if value is None or isinstance(value, list | dict) or value != value or not str(value).strip():  # noqa: PLR0124
+    if value is None or isinstance(value, list | dict) or value != value or not str(value).strip():
         raise DataError(
             f"{where}: the group is {value!r}. Give every image a group, or leave the column out."
         )
