@@ -5,12 +5,23 @@ from __future__ import annotations
 import logging
 from functools import partial
 
+import numpy as np
+
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.datasets import Dataset
-from tasks.environments import ListedImages, list_images, listing_digest, write_images
+from tasks.environments import (
+    JUDGE,
+    LEARN,
+    SELECT,
+    ListedImages,
+    UserImages,
+    list_images,
+    listing_digest,
+    write_images,
+)
 from tasks.environments.digests import pixel_digests
 from tasks.errors import DataError, StageError
 from tasks.storage.manifest import read_manifest
@@ -31,11 +42,32 @@ def user_environments(config: Config) -> list[str]:
 def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
     """Read the images of every environment that is not yet in the run's storage.
 
-    Raises DataError for images or labels that cannot be used, StageError if images were added, removed or relabelled
-    since they were read.
+    Raises DataError for images or labels that cannot be used, and for images that judge one environment and are learned
+    from in another; StageError if images were added, removed or relabelled since they were read.
     """
     for name in user_environments(config):
         _read(run, config, name, here)
+    _check_apart(config, here)
+
+
+def _check_apart(config: Config, here: Surroundings) -> None:
+    """Raise DataError if an image that judges one environment is learned from in another."""
+    given, others = user_environments(config), config.evaluate.others or ()
+    found = {n: source for n in given if isinstance(source := here.environment("test", n), UserImages)}
+    digests = {name: pixel_digests(source.images_NHWC) for name, source in found.items()}
+    for judging, judge in found.items():
+        judges = dict(zip(digests[judging].tolist(), judge.names, strict=True))
+        aside = set(digests[judging][judge.parts_N == JUDGE].tolist())
+        roles = (*config.mining.experiences, *(config.targets if judging in others else ()))
+        for learned in (n for n in found if n in roles and n != judging):
+            learns_N = np.isin(found[learned].parts_N, (LEARN, SELECT))
+            both = [d for d in digests[learned][learns_N].tolist() if d in aside]
+            if both:
+                raise DataError(
+                    f"{len(both)} images that judge {judging} are learned from as images of {learned}, such as "
+                    f"{judges[both[0]]}. What judges must not be learned from: remove them from {learned}, or give "
+                    f"{judging} a holdout of other images."
+                )
 
 
 def check_user_images(config: Config, here: Surroundings) -> None:

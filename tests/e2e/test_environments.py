@@ -214,6 +214,28 @@ def test_killed_between_the_stages_gives_the_same_weights(
     assert weights(camera.root) == expected
 
 
+@pytest.mark.parametrize(
+    ("environments", "changes"),
+    [
+        ({"holdout": "photos/colour"}, {"experiences": ["shot_noise", "old"]}),
+        ({}, {"experiences": ["shot_noise", "old"]}),
+        ({}, {"others": ["old"]}),
+    ],
+)
+def test_what_judges_an_environment_is_not_learned_from_in_another(
+    camera: Camera, environments: dict[str, str], changes: dict[str, Any]
+) -> None:
+    phone = {"images": "photos/compression" if environments else "photos/colour"} | environments
+    settings = change(SETTINGS, environments={"phone": phone, "old": {"images": "photos/colour"}})
+    settings["mining"]["experiences"] = changes.get("experiences", ["shot_noise"])
+    settings["evaluate"]["others"] = changes.get("others", [])
+    camera.write(settings)
+    code, err = camera.cli.run("mine")
+    assert code == 2
+    assert "What judges must not be learned from" in err
+    assert not list(camera.root.glob("targets/*/manifest.json"))
+
+
 def photographs_as_failures(camera: Camera, count: int = 100) -> dict[str, Any]:
     """Clean training images that the DNN classifies correctly."""
     data = load_dataset("cifar10_sample", "train")
