@@ -153,6 +153,7 @@ def _pictures(run: Run, result: Result, target: str, source: SourceOf | None, sh
     if "metarepair" in by_method(result):
         page += _training(run, target)
     if not show_images:
+        (run.report / f"{name}_examples.png").unlink(missing_ok=True)  # of an earlier report
         return page + "<p>No examples are shown (--no-images).</p>\n"
     found = example_figure(run, result, target, _classes(run, result, target), source)
     if isinstance(found, str):

@@ -138,6 +138,8 @@ def test_a_report_without_images_holds_no_pixels_and_no_paths(camera: Camera) ->
             assert "photos/" not in (folder / file).read_text()
     camera.run("report")
     assert list((camera.root / "report").glob("*examples*"))
+    camera.run("report", "--no-images")
+    assert not list((camera.root / "report").glob("*examples*"))
 
 
 def test_what_judges_is_not_learned_from(camera: Camera) -> None:
