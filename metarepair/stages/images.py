@@ -11,7 +11,6 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import StageOutput, run_stage
-from tasks.datasets import Dataset
 from tasks.environments import (
     JUDGE,
     LEARN,
@@ -101,7 +100,7 @@ def _read(run: Run, config: Config, name: str, here: Surroundings) -> None:
             f"{sources['collect'].location} has changed since its images were read into {folder}. Give this run "
             "another name, or start over with --restart."
         )
-    make = partial(_make, folder, listed, name, config.environments[name].unreadable, here.split("test"))
+    make = partial(_make, folder, listed, name, config.environments[name].unreadable, here)
     run_stage(IMAGES, folder, make, names=[name], config=settings, inputs=inputs)
 
 
@@ -115,15 +114,19 @@ def _held(folder: Place) -> dict[str, str] | None:
 
 
 def _make(
-    folder: Place, listed: dict[str, ListedImages], name: str, most_unreadable: float, test: Dataset
+    folder: Place, listed: dict[str, ListedImages], name: str, most_unreadable: float, here: Surroundings
 ) -> StageOutput:
+    test, train = here.split("test"), here.split("train")
     files, rows, facts = write_images(
         folder,
         listed,
         name=name,
         image_size=test.image_shape[0],
         most_unreadable=most_unreadable,
-        clean=pixel_digests(test.images(slice(None))),
+        clean={
+            "test": pixel_digests(test.images_NHWC),
+            "training": pixel_digests(train.images_NHWC),
+        },
     )
     logger.info(f"{name}: {rows['images']} images in {facts['groups']} groups")
     return StageOutput(files=files, rows=rows, facts=facts)

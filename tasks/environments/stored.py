@@ -95,7 +95,7 @@ def write_images(
     name: str,
     image_size: int,
     most_unreadable: float,
-    clean: Digests | None = None,
+    clean: Mapping[str, Digests] | None = None,
 ) -> tuple[list[str], dict[str, int], dict[str, Any]]:
     """Decode listed images and write them with their index.
 
@@ -105,14 +105,15 @@ def write_images(
         name: name of the environment, for messages.
         image_size: side in pixels of the square that each image is resized and cropped to.
         most_unreadable: share of the images that may be unreadable, 0 to 1.
-        clean: uint64 [M], pixel digests of the clean test images, none of which may be among the images.
+        clean: uint64 [M], pixel digests of the clean images of each split (`test`, `training`), none of which may be
+            among the images.
 
     Returns:
         The names of the files, the numbers of images, and facts for the manifest.
 
     Raises:
         DataError: too many images cannot be read, one image has two labels, the holdout shares images with the rest,
-            or a clean test image is among them.
+            or a clean image is among them.
     """
     found, hashes = _Decoded(), [np.empty(0, np.uint64)]
     with writing(folder / IMAGES) as part, part.open("wb") as stream:
@@ -255,15 +256,16 @@ def _check_twice(found: _Decoded, name: str) -> None:
         )
 
 
-def _check_not_clean(found: _Decoded, name: str, clean: Digests | None) -> None:
-    """Raise DataError if images are also among the clean test images, which judge."""
-    known = set() if clean is None else set(clean.tolist())
-    both = [file for file, digest in zip(found.names, found.pixels, strict=True) if digest in known]
-    if both:
-        raise DataError(
-            f"{name}: {len(both)} of its images are also among the clean test images: {_few(both)}. What judges must "
-            "not be learned from: remove them from one of the two."
-        )
+def _check_not_clean(found: _Decoded, name: str, clean: Mapping[str, Digests] | None) -> None:
+    """Raise DataError if images are also among the clean test images, which judge, or those to learn from."""
+    for split, digests in (clean or {}).items():
+        known = set(digests.tolist())
+        both = [file for file, digest in zip(found.names, found.pixels, strict=True) if digest in known]
+        if both:
+            raise DataError(
+                f"{name}: {len(both)} of its images are also among the clean {split} images: {_few(both)}. What "
+                "judges must not be learned from: remove them from one of the two."
+            )
 
 
 def _few(pairs: Sequence[str]) -> str:

@@ -286,6 +286,13 @@ def of_the_clean_test_images(camera: Camera) -> dict[str, Any]:
     return {"phone": {"images": "photos/compression"}}
 
 
+def of_the_clean_training_images(camera: Camera) -> dict[str, Any]:
+    data = load_dataset("cifar10_sample", "train")
+    path = camera.folder / "photos" / "compression" / data.classes[data.labels_N[7]] / "clean.png"
+    Image.fromarray(data.images_NHWC[7]).save(path)
+    return {"phone": {"images": "photos/compression"}}
+
+
 def mostly_broken(camera: Camera) -> dict[str, Any]:
     for path in list((camera.folder / "photos" / "compression" / "cat").iterdir()):
         path.write_bytes(b"no image")
@@ -339,6 +346,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "holdout overlaps": (overlapping, "the holdout shares images"),
     "two labels": (two_labels, "has two labels"),
     "clean test images": (of_the_clean_test_images, "also among the clean test images"),
+    "clean training images": (of_the_clean_training_images, "also among the clean training images"),
     "too many unreadable": (mostly_broken, "cannot be read, more than 5%"),
     "a label of no class": (lambda c: table(c, "path,label\na.jpg,bear\n"), "names no class"),
     "a float label": (lambda c: table(c, "path,label\na.jpg,1.5\n"), "names no class"),
