@@ -187,7 +187,7 @@ def _environment(stage: StageFacts, facts: EnvironmentFacts) -> list[str]:
 ROWS = {
     "collect": "in D_collect",
     "fail": "in D_fail",
-    "unused": "unused (D_collect has the same image)",
+    "unused": "unused (not drawn into D_collect, or of an image that it has)",
 }
 
 

@@ -119,7 +119,8 @@ def test_photographs_are_target_experience_and_witness(camera: Camera) -> None:
     assert "repairs were judged by these images once" in page
     assert "phone" in camera.run("status", str(camera.root))
     assert "phone" in camera.run("inspect", str(camera.root))
-    camera.run("inspect", str(camera.root / "targets" / "phone"), "--sheet", "sheet.png")
+    said = camera.run("inspect", str(camera.root / "targets" / "phone"), "--sheet", "sheet.png")
+    assert "unused (not drawn into D_collect, or of an image that it has)" in said
     out = camera.run("export", str(camera.root), "--format", "original", "--out", "repaired.safetensors")
     assert "repaired.safetensors" in out
 
