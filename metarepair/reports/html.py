@@ -145,10 +145,10 @@ def _pictures(run: Run, result: Result, target: str, source: SourceOf | None, sh
     several = any(len(rows) > 1 for rows in by_method(result).values())
     spreads = "; error bars: standard deviation over seeds" if several else ""
     page = picture(run.report, f"{name}_methods.png", bars, f"Accuracy by method{spreads}.")
-    if any(row["corrupted_by_severity"] for row in result["methods"]):
+    if any(set(row["corrupted_by_severity"]) - {"0"} for row in result["methods"]):
         png = figures.severity_curve(result, f"Accuracy by severity: {words}")
         page += picture(
-            run.report, f"{name}_severity.png", png, "Accuracy on all corrupted test images by severity."
+            run.report, f"{name}_severity.png", png, "Accuracy on the images that judge, by severity."
         )
     if "metarepair" in by_method(result):
         page += _training(run, target)

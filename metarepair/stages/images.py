@@ -22,6 +22,7 @@ from tasks.environments import (
     write_images,
 )
 from tasks.environments.digests import pixel_digests
+from tasks.environments.near_duplicates import perceptual_hashes
 from tasks.errors import DataError, StageError
 from tasks.storage.manifest import read_manifest
 from tasks.storage.paths import Place
@@ -127,6 +128,7 @@ def _make(
             "test": pixel_digests(test.images_NHWC),
             "training": pixel_digests(train.images_NHWC),
         },
+        clean_hashes=perceptual_hashes(test.images_NHWC),
     )
-    logger.info(f"{name}: {rows['images']} images in {facts['groups']} groups")
+    logger.info(f"{name}: {rows['images']} images; {facts['groups']} groups")
     return StageOutput(files=files, rows=rows, facts=facts)

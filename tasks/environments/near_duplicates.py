@@ -70,6 +70,20 @@ def group_images(hashes_N: Hashes, given_N: Ints | None = None) -> Ints:
     return _in_order(component[labels_N].astype(np.int64))
 
 
+def near_duplicates(hashes_N: Hashes, others: Hashes) -> NDArray[np.bool_]:
+    """Find the images that are in a group with some other images.
+
+    Args:
+        hashes_N: uint64 [N], perceptual hashes of the images.
+        others: uint64 [M], perceptual hashes of the other images.
+
+    Returns:
+        bool [N].
+    """
+    groups = group_images(np.concatenate([hashes_N, others]))
+    return np.isin(groups[: len(hashes_N)], groups[len(hashes_N) :])
+
+
 def _near_pairs(unique: Hashes) -> Ints:
     """Pairs [2, P] of rows of different hashes that differ in at most NEAR bits."""
     pairs = [np.empty((2, 0), np.int64)]

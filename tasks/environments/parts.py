@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,15 +46,18 @@ def judge_half(num_images: int, *, fraction: float | None, seed: int) -> Parts:
     return parts_N
 
 
-def set_aside(groups_N: Ints, holdout_N: Mask, *, name: str, seed: int) -> Parts:
+def set_aside(
+    groups_N: Ints, holdout_N: Mask, *, name: str, seed: int, unused_N: Mask | None = None
+) -> Parts:
     """Choose whole groups of a user's images that judge, and whole groups that select, at random.
 
     Args:
         groups_N: int64 [N], the number of each image's group.
         holdout_N: bool [N], the images of the user's own holdout. If there are any, they judge, and other images of
-            their groups (near-duplicates) are not used.
+            their groups (near-duplicates among them) are not used.
         name: name of the environment.
         seed: the run's seed.
+        unused_N: bool [N], images that are neither learned from nor judge, unless they are of the holdout.
 
     Returns:
         int8 [N]: LEARN, SELECT, JUDGE or UNUSED.
@@ -62,26 +67,47 @@ def set_aside(groups_N: Ints, holdout_N: Mask, *, name: str, seed: int) -> Parts
     """
     parts_N = np.full(len(groups_N), LEARN, np.int8)
     parts_N[np.isin(groups_N, groups_N[holdout_N])] = UNUSED
+    if unused_N is not None:
+        parts_N[unused_N] = UNUSED
     parts_N[holdout_N] = JUDGE
-    total = int((parts_N == LEARN).sum())
-    if not holdout_N.any():
-        parts_N[_some_groups(groups_N, parts_N, round(SHARE * total), name, "judge", seed)] = JUDGE
-    parts_N[_some_groups(groups_N, parts_N, round(SHARE * total), name, "select", seed)] = SELECT
+    images = max(round(SHARE * int((parts_N == LEARN).sum())), 1)
+    for part, purpose, leave in ((JUDGE, "judge", 2), (SELECT, "select", 1)):
+        if part == SELECT or not holdout_N.any():
+            order = keyed_generator("set aside", seed, name, purpose).permutation
+            chosen_N = _some_groups(groups_N, parts_N, images, leave=leave, order=order)
+            if chosen_N is None:
+                raise _too_few(groups_N[parts_N == LEARN], name, held=bool(holdout_N.any()))
+            parts_N[chosen_N] = part
     return parts_N
 
 
-def _some_groups(groups_N: Ints, parts_N: Parts, images: int, name: str, purpose: str, seed: int) -> Mask:
-    """At least `images` of the images to learn from: those of random groups, but never of all groups."""
+def _some_groups(
+    groups_N: Ints, parts_N: Parts, images: int, *, leave: int, order: Callable[[int], Ints]
+) -> Mask | None:
+    """The images of random groups, about `images` of those to learn from; `None` if fewer than `leave` groups are left.
+
+    A group that would make them more than twice as many is passed over, unless all are that large.
+    """
     groups, sizes = np.unique(groups_N[parts_N == LEARN], return_counts=True)
-    if len(groups) < 2:
-        count = len(np.unique(groups_N))
-        raise DataError(
-            f"{name}: its {len(groups_N)} images form {count} group{'' if count == 1 else 's'}. That is too few to "
-            "judge by some, select by others and learn from the rest, as images of one group and near-duplicates stay "
-            "together. Give more images, a column of finer groups, or a holdout."
-        )
-    order = keyed_generator("set aside", seed, name, purpose).permutation(len(groups))
-    enough = int(np.searchsorted(np.cumsum(sizes[order]), max(images, 1))) + 1
-    chosen = groups[order[: min(enough, len(groups) - 1)]]
-    mask: Mask = (parts_N == LEARN) & np.isin(groups_N, chosen)
+    if len(groups) <= leave:
+        return None
+    taken = 0
+    chosen: list[int] = []
+    for place in order(len(groups)):
+        if taken >= images or len(chosen) == len(groups) - leave:
+            break
+        if taken + sizes[place] <= 2 * images:
+            taken += int(sizes[place])
+            chosen.append(int(place))
+    mask: Mask = (parts_N == LEARN) & np.isin(groups_N, groups[chosen or [int(sizes.argmin())]])
     return mask
+
+
+def _too_few(groups_L: Ints, name: str, *, held: bool) -> DataError:
+    count = len(np.unique(groups_L))
+    where, other = (" outside the groups of its holdout", " of other groups") if held else ("", "")
+    return DataError(
+        f"{name}: its {len(groups_L)} images{where} form {count} group{'' if count == 1 else 's'}. That is too few to "
+        "judge by some, select by others and learn from the rest, as images of one group and near-duplicates stay "
+        f"together. Give more images, a column of finer groups, or a holdout{other}."
+    )

@@ -30,7 +30,7 @@ from tasks.datasets.decoding import EncodedImage
 from tasks.datasets.images import UnreadableImageError, decode_image
 from tasks.environments.digests import Digests, pixel_digests
 from tasks.environments.environment import UserImages
-from tasks.environments.near_duplicates import group_images, perceptual_hashes
+from tasks.environments.near_duplicates import Hashes, group_images, near_duplicates, perceptual_hashes
 from tasks.environments.parts import set_aside
 from tasks.environments.sources import ListedImages
 from tasks.errors import DataError
@@ -96,6 +96,7 @@ def write_images(
     image_size: int,
     most_unreadable: float,
     clean: Mapping[str, Digests] | None = None,
+    clean_hashes: Hashes | None = None,
 ) -> tuple[list[str], dict[str, int], dict[str, Any]]:
     """Decode listed images and write them with their index.
 
@@ -107,6 +108,8 @@ def write_images(
         most_unreadable: share of the images that may be unreadable, 0 to 1.
         clean: uint64 [M], pixel digests of the clean images of each split (`test`, `training`), none of which may be
             among the images.
+        clean_hashes: uint64 [M], perceptual hashes of the clean test images. Near-duplicates of these are not used,
+            because the clean test images judge.
 
     Returns:
         The names of the files, the numbers of images, and facts for the manifest.
@@ -128,6 +131,12 @@ def write_images(
     groups_N = group_images(hashes_N, _given_groups(found.groups))
     _check_twice(found, name)
     _check_not_clean(found, name, clean)
+    near_N = near_duplicates(hashes_N, np.empty(0, np.uint64) if clean_hashes is None else clean_hashes)
+    if near_N.any():
+        logger.warning(
+            f"{name}: {int(near_N.sum())} images are near-duplicates of clean test images, which judge; they are "
+            "not used"
+        )
     table = pa.table(
         {
             "file": found.names,
@@ -136,6 +145,7 @@ def write_images(
             "group": pa.array(groups_N, pa.int64()),
             "given_group": pa.array(found.groups, pa.string()),
             "holdout": found.holdout,
+            "near_clean": near_N,
         }
     )
     write_table(folder / INDEX, table)
@@ -305,7 +315,9 @@ def read_images(
         groups_N=groups_N,
         images_NHWC=np.memmap(path, np.uint8, mode="r", shape=(count, side, side, 3)),
         names=tuple(index.column("file").to_pylist()),
-        parts_N=set_aside(groups_N, holdout_N, name=name, seed=seed),
+        parts_N=set_aside(
+            groups_N, holdout_N, name=name, seed=seed, unused_N=index.column("near_clean").to_numpy()
+        ),
     )
 
 

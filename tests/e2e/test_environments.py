@@ -19,7 +19,7 @@ from metarepair.config.load import parse_config
 from metarepair.data.workspace import load_surroundings
 from metarepair.stages import images
 from tasks.datasets import load_dataset
-from tasks.environments import JUDGE, LEARN, SELECT, corrupted_images, read_images
+from tasks.environments import JUDGE, LEARN, SELECT, UNUSED, corrupted_images, read_images
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import read_manifest
 
@@ -372,6 +372,31 @@ def test_an_environment_that_cannot_be_used_is_refused(camera: Camera, name: str
     assert says in lines[0]
     assert "Traceback" not in err
     assert not list(camera.root.glob("targets/*/manifest.json"))
+
+
+def test_near_duplicates_of_clean_test_images_are_not_used(camera: Camera) -> None:
+    data = load_dataset("cifar10_sample", "test")
+    for row in range(20):
+        path = camera.folder / "photos" / "colour" / data.classes[data.labels_N[row]] / f"near{row}.jpg"
+        Image.fromarray(data.images_NHWC[row]).save(path, quality=97, subsampling=0)
+    said = camera.run("mine")
+    assert "old: " in said
+    assert "images are near-duplicates of clean test images, which judge; they are not used" in said
+    folder = camera.root / "environments" / "old"
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    source = read_images(folder, manifest, name="old", classes=data.classes, seed=0)
+    near_N = np.array(["near" in Path(name).name for name in source.names])
+    assert (source.parts_N[near_N] == UNUSED).sum() >= 15
+
+
+def test_a_search_takes_no_environment_yet(camera: Camera) -> None:
+    settings = change(SETTINGS)
+    settings["search"] = {"trials": 2, "space": {"inner.rate": {"choice": [0.01, 0.03]}}}
+    camera.write(settings)
+    code, err = camera.cli.run("tune")
+    assert code == 2
+    assert "a search cannot use the environment old yet" in err
 
 
 def test_an_archive_may_have_a_name_of_its_own(camera: Camera) -> None:

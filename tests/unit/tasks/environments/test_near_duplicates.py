@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.datasets import load_dataset
-from tasks.environments.near_duplicates import NEAR, group_images, perceptual_hashes
+from tasks.environments.near_duplicates import NEAR, group_images, near_duplicates, perceptual_hashes
 
 IMAGES = load_dataset("cifar10_sample", "test").images(slice(0, 400))
 
@@ -46,6 +46,15 @@ def test_images_of_one_given_group_stay_together_also_through_a_near_duplicate()
     # The last image repeats one of the first group and belongs to the second.
     chained = np.append(far[:4], far[0])
     assert group_images(chained, np.array([7, 7, 5, 5, 5])).tolist() == [0] * 5
+
+
+def test_near_duplicates_of_other_images_are_found() -> None:
+    others = perceptual_hashes(IMAGES[:50])
+    again = perceptual_hashes(np.stack([as_jpeg(image, 95) for image in IMAGES[40:90]]))
+    found = near_duplicates(again, others)
+    assert found[:10].mean() > 0.8
+    assert not found[10:].any()
+    assert not near_duplicates(again, others[:0]).any()
 
 
 @settings(max_examples=50, deadline=None)

@@ -46,6 +46,31 @@ def test_near_duplicates_of_the_holdout_are_not_used() -> None:
     assert set(parts[2:].tolist()) == {LEARN, SELECT}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_group_that_is_too_large_to_be_set_aside_is_learned_from(seed: int) -> None:
+    groups = np.concatenate([np.zeros(300, int), np.arange(1, 101)])
+    parts = set_aside(groups, np.zeros(400, bool), name="cam", seed=seed)
+    assert (parts[:300] == LEARN).all()
+    assert (parts == JUDGE).sum() == 80
+    assert (parts == SELECT).any()
+
+
+def test_images_that_are_not_to_be_used_do_neither_and_a_holdout_still_judges() -> None:
+    unused, holdout = np.arange(100) < 30, np.arange(100) >= 90
+    parts = set_aside(np.arange(100), NO_HOLDOUT, name="cam", seed=0, unused_N=unused)
+    assert (parts[:30] == UNUSED).all()
+    assert not (parts[30:] == UNUSED).any()
+    parts = set_aside(np.arange(100), holdout, name="cam", seed=0, unused_N=~unused)
+    assert ((parts == JUDGE) == holdout).all()
+
+
+def test_a_holdout_of_the_same_groups_leaves_nothing_to_learn_from() -> None:
+    with pytest.raises(
+        DataError, match=r"its 0 images outside the groups of its holdout form 0 groups.*other groups"
+    ):
+        set_aside(np.arange(100) % 3, np.arange(100) < 10, name="cam", seed=0)
+
+
 def test_a_group_that_holds_everything_is_refused() -> None:
     with pytest.raises(DataError, match=r"its 100 images form 1 group\. That is too few"):
         set_aside(np.zeros(100, int), NO_HOLDOUT, name="cam", seed=0)
