@@ -239,9 +239,7 @@ def _check_readable(found: _Decoded, parts: Mapping[str, ListedImages], *, name:
 
 
 def _named(unreadable: Sequence[tuple[str, str]]) -> str:
-    shown = "; ".join(f"{file} ({reason})" for file, reason in unreadable[:_SHOWN])
-    more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
-    return f"{shown}{more}."
+    return f"{_few([f'{file} ({reason})' for file, reason in unreadable])}."
 
 
 def _check_twice(found: _Decoded, name: str) -> None:
