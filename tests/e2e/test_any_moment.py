@@ -60,7 +60,9 @@ def test_a_restart_that_dies_at_any_moment_goes_on_to_the_same_comparable(
     whole = comparable(finished_run / RUN)
     arguments = ("run", tmp_path / "counted", "--restart")
     shutil.copytree(finished_run, tmp_path / "counted")
-    moments = np.linspace(1, changes_of(tmp_path / "counted", command(*arguments)), MOMENTS).astype(int)
+    # Not the very last: the number of changes differs by a few from run to run.
+    last = changes_of(tmp_path / "counted", command(*arguments)) - 10
+    moments = np.linspace(1, last, MOMENTS).astype(int)
     assert comparable(tmp_path / "counted" / RUN) == whole
     for moment in moments.tolist():
         folder = tmp_path / str(moment)
