@@ -47,6 +47,7 @@ class Surroundings:
     _splits: dict[Split, ArrayDataset] = field(default_factory=dict)
     _inputs: dict[str, str] = field(default_factory=dict)
     _environments: dict[tuple[Split, str], Environment] = field(default_factory=dict)
+    _archives: dict[str, Archive] = field(default_factory=dict)
     notes: bool = False
     _noted: set[str] = field(default_factory=set)
 
@@ -142,12 +143,14 @@ class Surroundings:
         return {f"environment {name}": self._given_archive(name).digest}
 
     def _given_archive(self, name: str) -> Archive:
-        """The archive that the environment `name` is of."""
-        given = self.config.environments[name]
-        archive = load_archive(Path(str(given.archive)).expanduser())
-        needed = (resolve(str(given.corruption)),)
-        check_archive(archive, self.split("test"), needed=needed, setting=f"environments.{name}.archive")
-        return archive
+        """The archive that the environment `name` is of, opened once."""
+        if name not in self._archives:
+            given = self.config.environments[name]
+            archive = load_archive(Path(str(given.archive)).expanduser())
+            needed = (resolve(str(given.corruption)),)
+            check_archive(archive, self.split("test"), needed=needed, setting=f"environments.{name}.archive")
+            self._archives[name] = archive
+        return self._archives[name]
 
     def inputs(self) -> dict[str, str]:
         """Digests of the deployed weights, of both splits, and of the archive if there is one."""

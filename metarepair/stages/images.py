@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +24,8 @@ from tasks.environments import (
     listing_digest,
     write_images,
 )
-from tasks.environments.digests import pixel_digests
-from tasks.environments.near_duplicates import perceptual_hashes
+from tasks.environments.digests import Digests, pixel_digests
+from tasks.environments.near_duplicates import Hashes, perceptual_hashes
 from tasks.errors import DataError, StageError
 from tasks.storage.manifest import read_manifest
 from tasks.storage.paths import Place
@@ -45,23 +48,37 @@ def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
     Raises DataError for images or labels that cannot be used, and for images that judge one environment and are learned
     from in another; StageError if images were added, removed or relabelled since they were read.
     """
+    clean = cache(partial(_clean_images, here))  # computed once for all environments, if one has to be read
     for name in user_environments(config):
-        _read(run, config, name, here)
+        _read(run, config, name, here, clean)
     _check_apart(config, here)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clean:
+    """Pixel digests of both clean splits, and perceptual hashes of the test split."""
+
+    digests: Mapping[str, Digests]
+    test_hashes: Hashes
+
+
+def _clean_images(here: Surroundings) -> _Clean:
+    test, train = here.split("test").images_NHWC, here.split("train").images_NHWC
+    digests = {"test": pixel_digests(test), "training": pixel_digests(train)}
+    return _Clean(digests=digests, test_hashes=perceptual_hashes(test))
 
 
 def _check_apart(config: Config, here: Surroundings) -> None:
     """Raise DataError if an image that judges one environment is learned from in another."""
     given, others = user_environments(config), config.evaluate.others or ()
     found = {n: source for n in given if isinstance(source := here.environment("test", n), UserImages)}
-    digests = {name: pixel_digests(source.images_NHWC) for name, source in found.items()}
     for judging, judge in found.items():
-        judges = dict(zip(digests[judging].tolist(), judge.names, strict=True))
-        aside = set(digests[judging][judge.parts_N == JUDGE].tolist())
+        judges = dict(zip(judge.digests_N.tolist(), judge.names, strict=True))
+        aside = set(judge.digests_N[judge.parts_N == JUDGE].tolist())
         roles = (*config.mining.experiences, *(config.targets if judging in others else ()))
         for learned in (n for n in found if n in roles and n != judging):
             learns_N = np.isin(found[learned].parts_N, (LEARN, SELECT))
-            both = [d for d in digests[learned][learns_N].tolist() if d in aside]
+            both = [d for d in found[learned].digests_N[learns_N].tolist() if d in aside]
             if both:
                 raise DataError(
                     f"{len(both)} images that judge {judging} are learned from as images of {learned}, such as "
@@ -83,9 +100,9 @@ def _listed(config: Config, name: str, here: Surroundings) -> dict[str, ListedIm
     }
 
 
-def _read(run: Run, config: Config, name: str, here: Surroundings) -> None:
+def _read(run: Run, config: Config, name: str, here: Surroundings, clean: Callable[[], _Clean]) -> None:
     folder, classes = run.environment(name), here.split("test").classes
-    settings = {"image_size": here.split("test").image_shape[0], "classes": list(classes)}
+    settings: dict[str, Any] = {"image_size": here.split("test").image_shape[0], "classes": list(classes)}
     sources = config.environments[name].sources(name)
     held = _held(folder)
     if held is not None and not any(source.location.exists() for source in sources.values()):
@@ -101,7 +118,9 @@ def _read(run: Run, config: Config, name: str, here: Surroundings) -> None:
             f"{sources['collect'].location} has changed since its images were read into {folder}. Give this run "
             "another name, or start over with --restart."
         )
-    make = partial(_make, folder, listed, name, config.environments[name].unreadable, here)
+    make = partial(
+        _make, folder, listed, name, config.environments[name].unreadable, settings["image_size"], clean
+    )
     run_stage(IMAGES, folder, make, names=[name], config=settings, inputs=inputs)
 
 
@@ -115,20 +134,21 @@ def _held(folder: Place) -> dict[str, str] | None:
 
 
 def _make(
-    folder: Place, listed: dict[str, ListedImages], name: str, most_unreadable: float, here: Surroundings
+    folder: Place,
+    listed: dict[str, ListedImages],
+    name: str,
+    most_unreadable: float,
+    image_size: int,
+    clean: Callable[[], _Clean],
 ) -> StageOutput:
-    test, train = here.split("test"), here.split("train")
     files, rows, facts = write_images(
         folder,
         listed,
         name=name,
-        image_size=test.image_shape[0],
+        image_size=image_size,
         most_unreadable=most_unreadable,
-        clean={
-            "test": pixel_digests(test.images_NHWC),
-            "training": pixel_digests(train.images_NHWC),
-        },
-        clean_hashes=perceptual_hashes(test.images_NHWC),
+        clean=clean().digests,
+        clean_hashes=clean().test_hashes,
     )
     logger.info(f"{name}: {rows['images']} images; {facts['groups']} groups")
     return StageOutput(files=files, rows=rows, facts=facts)

@@ -20,6 +20,7 @@ from tasks import corruptions
 from tasks.corruptions import corrupt
 from tasks.datasets import ArrayDataset, Dataset, corruption_table_of
 from tasks.datasets.archives import Archive
+from tasks.environments.digests import Digests
 from tasks.environments.parts import Parts, judge_half
 from tasks.errors import ConfigError, DataError
 from tasks.records import Ints, Pixels
@@ -202,6 +203,7 @@ class UserImages:
         groups_N: int64 [N], the number of each image's group.
         images_NHWC: uint8 [N, H, W, 3], RGB; usually a memory map.
         names: the name of each image's file, or its row in a table.
+        digests_N: uint64 [N], the digest of each image's pixels.
         parts_N: int8 [N]: LEARN, SELECT, JUDGE or UNUSED.
     """
 
@@ -211,6 +213,7 @@ class UserImages:
     groups_N: Ints
     images_NHWC: Pixels
     names: tuple[str, ...]
+    digests_N: Digests
     parts_N: Parts
 
     @property

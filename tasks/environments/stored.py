@@ -2,7 +2,8 @@
 
     <run>/environments/<name>/
         images.bin        uint8 [N, H, W, 3], one image after the other
-        index.parquet     per image: its file, the digest of its bytes, label, group, and whether it is of the holdout
+        index.parquet     per image: its file, the digests of its bytes and of its decoded pixels, label, group, whether
+                          it is of the holdout, and whether it is a near-duplicate of a clean test image
         unreadable.csv    what could not be read, and why; only if there is any
         manifest.json     written last
 
@@ -141,6 +142,7 @@ def write_images(
         {
             "file": found.names,
             "digest": pa.array(found.digests, pa.binary(16)),
+            "pixels": pa.array(found.pixels, pa.uint64()),
             "label": pa.array(found.labels, pa.int32()),
             "group": pa.array(groups_N, pa.int64()),
             "given_group": pa.array(found.groups, pa.string()),
@@ -313,6 +315,7 @@ def read_images(
         groups_N=groups_N,
         images_NHWC=np.memmap(path, np.uint8, mode="r", shape=(count, side, side, 3)),
         names=tuple(index.column("file").to_pylist()),
+        digests_N=index.column("pixels").to_numpy(),
         parts_N=set_aside(
             groups_N, holdout_N, name=name, seed=seed, unused_N=index.column("near_clean").to_numpy()
         ),
