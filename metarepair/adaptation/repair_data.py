@@ -63,7 +63,7 @@ def split_collected(
 
 
 def _by_parts(collect: Failures, source: Environment) -> RepairData:
-    rows_N = rows_of_images(source.image_ids_N, np.argsort(source.image_ids_N), collect.image_ids_N)
+    rows_N = rows_of_images(source.image_ids_N, collect.image_ids_N)
     selects_N = source.parts_N[rows_N] == SELECT
     learn, validation = np.flatnonzero(~selects_N), np.flatnonzero(selects_N)
     if not len(learn) or not len(validation):

@@ -408,6 +408,11 @@ class Config(Section):
             )
         return self
 
+    def has_own_images(self, name: str) -> bool:
+        """Whether the named environment has images of the user's own; a corruption and an archive have none."""
+        given = self.environments.get(name)
+        return given is not None and given.kind == "images"
+
     def corruptions_of(self, names: Iterable[str]) -> list[str]:
         """Return the corruptions among the named environments, with those of archives; a user's images have none."""
         found = []

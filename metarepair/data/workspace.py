@@ -18,7 +18,6 @@ from tasks.corruptions import CORRUPTIONS, resolve
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
 from tasks.datasets.archives import Archive, load_archive
 from tasks.environments import (
-    LEARN,
     Environment,
     UserImages,
     check_archive,
@@ -92,7 +91,7 @@ class Surroundings:
 
     def _build_environment(self, split: Split, name: str) -> Environment:
         config, given = self.config, self.config.environments.get(name)
-        if given is not None and given.kind == "images":
+        if config.has_own_images(name):
             return self._user_images(name)
         data, corruption = self.split(split), name
         if given is not None:
@@ -127,17 +126,15 @@ class Surroundings:
         test, parts_N = self.split("test"), self.test_parts()
         if (parts_N == JUDGE).any():
             return np.flatnonzero(parts_N == JUDGE)
-        given = self.config.environments.get(name)
-        if given is not None and given.kind == "images":
-            return np.flatnonzero(parts_N == LEARN)
+        if self.config.has_own_images(name):
+            return np.arange(len(parts_N))
         return np.flatnonzero(~np.isin(test.image_ids_N, collected_ids))
 
     def inputs_of(self, name: str) -> dict[str, str]:
         """Digests of what the environment `name` is made from, besides `inputs`; none for a corruption."""
-        given = self.config.environments.get(name)
-        if given is None:
+        if name not in self.config.environments:
             return {}
-        if given.kind == "images":
+        if self.config.has_own_images(name):
             folder = run_of(self.config).environment(name)
             return {f"environment {name}": require_manifest(folder, IMAGES.remedy).digest}
         return {f"environment {name}": self._given_archive(name).digest}

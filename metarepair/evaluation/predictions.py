@@ -79,7 +79,7 @@ def predicted_on(
     already, by severity. An image that was mined with other pixels (by another version of a library) is predicted from
     its mined pixels.
     """
-    rows_N = rows_of_images(image_ids, np.argsort(image_ids), fail.image_ids_N)
+    rows_N = rows_of_images(image_ids, fail.image_ids_N)
     mined_N, predicted = digests_of(fail.images_NHWC), np.zeros(len(fail), dtype=bool)
     classes = np.zeros((len(models), len(fail)), dtype=np.int64)
     for severity, predictions in corrupted.items():

@@ -38,8 +38,7 @@ LISTING = "listing"
 def user_environments(config: Config) -> list[str]:
     """The names of the environments with a user's own images that the run uses, each once."""
     named = (*config.mining.experiences, *config.targets, *(config.evaluate.others or ()))
-    given = config.environments
-    return [n for n in dict.fromkeys(named) if n in given and given[n].kind == "images"]
+    return [name for name in dict.fromkeys(named) if config.has_own_images(name)]
 
 
 def read_user_images(run: Run, config: Config, here: Surroundings) -> None:

@@ -97,7 +97,7 @@ def mining_settings(config: Config, environment: EnvironmentStage) -> Settings:
     unused = {"experiences", "batch_size", "shard_images"}
     if environment.role == "experience" and (given is None or given.kind != "archive"):
         unused |= {"judge_fraction"}
-    if given is not None and given.kind == "images":
+    if config.has_own_images(environment.name):
         unused |= {"judge_fraction", "severities"}
     mining = config.mining.settings(exclude=unused)
     # Runs of older versions set no images aside.
@@ -198,7 +198,7 @@ def _sides(
     failures: Failures, *, config: Config, here: Surroundings, environment: EnvironmentStage
 ) -> np.ndarray:
     source = here.environment(environment.split, environment.name)
-    rows_N = rows_of_images(source.image_ids_N, np.argsort(source.image_ids_N), failures.image_ids_N)
+    rows_N = rows_of_images(source.image_ids_N, failures.image_ids_N)
     judges_N = source.parts_N[rows_N] == JUDGE
     set_aside = environment.role == "target" and bool((source.parts_N == JUDGE).any())
     users = isinstance(source, UserImages)

@@ -31,8 +31,12 @@ def digests_of(images_NHWC: PixelRows, *, batch_size: int = 500) -> Digests:
     return np.concatenate([np.empty(0, dtype=np.uint64), *parts])
 
 
-def rows_of_images(ids_N: Ints, order_N: Ints, image_ids_B: Ints) -> Ints:
-    """The rows [B] of images in a split with ids `ids_N`, -1 for images it lacks; `order_N` sorts the split's ids."""
+def rows_of_images(ids_N: Ints, image_ids_B: Ints, *, order_N: Ints | None = None) -> Ints:
+    """The rows [B] of images in a split with ids `ids_N`, -1 for images it lacks.
+
+    order_N: the order that sorts the split's ids, if it is known already.
+    """
+    order_N = np.argsort(ids_N, kind="stable") if order_N is None else order_N
     places = np.minimum(np.searchsorted(ids_N, image_ids_B, sorter=order_N), len(order_N) - 1)
     rows_B = order_N[places]
     rows: Ints = np.where(ids_N[rows_B] == image_ids_B, rows_B, -1)
@@ -108,7 +112,7 @@ class RecomputedPixels:
     def _rows_of(self, image_ids_B: Ints) -> Ints:
         """The rows of the images in the split."""
         assert self.source is not None
-        rows = rows_of_images(self.source.image_ids_N, self._order, image_ids_B)
+        rows = rows_of_images(self.source.image_ids_N, image_ids_B, order_N=self._order)
         missing = image_ids_B[rows < 0]
         if len(missing):
             raise DataError(
