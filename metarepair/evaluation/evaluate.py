@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from metarepair.adaptation.accuracy import accuracy_on
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
-from metarepair.evaluation.judging import Judging, judging_of
+from metarepair.evaluation.judging import Judging, judging_of, sample_of
 from metarepair.evaluation.predictions import Predictions, called, predict_all, predicted_on
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.runs.layout import Run
 from tasks.corruptions import CORRUPTIONS
 from tasks.environments import JUDGE, Environment
+from tasks.environments.digests import Digests
 from tasks.experiences.store import open_side
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, Pixels, RepairResult
@@ -72,14 +73,26 @@ class Judgement:
 
 
 def open_target_fail(
-    run: Run, target: str, source: Environment, *, judged: Sequence[str] = (), data: str = ""
+    run: Run,
+    target: str,
+    source: Environment,
+    *,
+    judged: Sequence[str] = (),
+    judging: Mapping[str, Digests] | None = None,
 ) -> Failures:
     """D_fail of a target. Each call adds a line to the run's log of openings.
 
-    The line holds the time, what is `judged`, and a digest of the images that judge it (`data`).
+    The line holds the time, what is `judged`, and a sample of the images that judge it, from their digests by the
+    environment's name (`judging`).
     """
     manifest = require_manifest(run.target(target), TARGET.remedy)
-    line = {"target": target, "opened": datetime.now(UTC).isoformat(), "judged": list(judged), "data": data}
+    images = {name: sample_of(digests_N) for name, digests_N in (judging or {}).items()}
+    line = {
+        "target": target,
+        "opened": datetime.now(UTC).isoformat(),
+        "judged": list(judged),
+        "images": images,
+    }
     append_line(run.d_fail_log, json.dumps(line))
     return open_side(run.target(target), "fail", manifest, source)
 
@@ -117,18 +130,19 @@ def evaluate(
         corrupted[severity] = predict(partial(source.images, severity=severity), rows)
         logger.info(f"{target}: severity {severity} done")
     names = tuple(CORRUPTIONS) if config.evaluate.others is None else config.evaluate.others
-    others = {n: _other(predict, here, n, clean_rows, config) for n in names if n != target}
+    shown = {n: _other(predict, here, n, clean_rows, config) for n in names if n != target}
     logger.info(f"{target}: other environments done")
     measures = _Measures(
         clean=clean,
         clean_labels_N=test.labels_N[clean_rows],
         corrupted=corrupted,
         labels_N=source.labels_N[rows],
-        others=others,
+        others={name: other.accuracies for name, other in shown.items()},
     )
-    judging = judging_of(config, source, images=len(rows), clean_images=len(clean_rows), shown=corrupted)
+    digests = {target: np.concatenate([p.digests_N for p in corrupted.values()])}
+    digests |= {name: other.digests_N for name, other in shown.items()}
     judged = [f"{c.model.method}/{c.seed}" for c in candidates]
-    fail = open_target_fail(run, target, source, judged=judged, data=judging.data)
+    fail = open_target_fail(run, target, source, judged=judged, judging=digests)
     predicted_MN = predicted_on(fail, deployed, models, source.image_ids_N[rows], corrupted)
     results = []
     for index, candidate in enumerate(candidates):
@@ -143,7 +157,7 @@ def evaluate(
         clean_before_N=clean.classes[0],
         clean_MN=clean.classes[1:],
         clean_labels_N=measures.clean_labels_N,
-        judging=judging,
+        judging=judging_of(config, source, images=len(rows), clean_images=len(clean_rows)),
     )
 
 
@@ -201,24 +215,31 @@ def _result(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Other:
+    """Accuracies [1 + M] in another environment, and the digests of the images that were shown."""
+
+    accuracies: NDArray[np.float64]
+    digests_N: Digests
+
+
 def _other(
     predict: Callable[[Callable[[Ints], Pixels], Ints], Predictions],
     here: Surroundings,
     name: str,
     clean_rows: Ints,
     config: Config,
-) -> NDArray[np.float64]:
-    """Accuracy [1 + M] in another environment, over all severities of the same random images for all DNNs."""
+) -> _Other:
+    """Judge in another environment, over all severities of the same random images for all DNNs."""
     source = here.environment("test", name)
     judging = _judging_rows(source, clean_rows)
     size = min(config.evaluate.others_images, len(judging))
     rows = np.sort(judging[keyed_generator("others", config.seed).permutation(len(judging))[:size]])
-    right = [
-        predict(partial(source.images, severity=severity), rows).classes == source.labels_N[rows]
-        for severity in source.severities
-    ]
-    accuracies: NDArray[np.float64] = np.mean(right, axis=(0, 2))
-    return accuracies
+    shown = [predict(partial(source.images, severity=severity), rows) for severity in source.severities]
+    return _Other(
+        accuracies=np.mean([p.classes == source.labels_N[rows] for p in shown], axis=(0, 2)),
+        digests_N=np.concatenate([p.digests_N for p in shown]),
+    )
 
 
 def _accuracy(predicted_N: Ints, labels_N: Ints) -> float:

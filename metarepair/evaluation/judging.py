@@ -1,19 +1,22 @@
-"""Describe by which images repairs were judged, and how often the same images have judged before."""
+"""Describe by which images repairs were judged, and how often some of them have judged before."""
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from metarepair.config.run import Config
-from metarepair.evaluation.predictions import Predictions
 from metarepair.runs.layout import Run
 from tasks.environments import JUDGE, Environment, UserImages
+from tasks.environments.digests import Digests
 from tasks.storage.paths import find, read_json_lines
 
 Protocol = Literal["set aside", "paper", "own images"]
+SAMPLE = 128  # digests of a set of images that are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,38 +26,72 @@ class Judging:
     protocol: `set aside`: by test images that were set aside before mining; `paper`: D_fail is every failure that was
     not collected, and the other columns leave out the images of D_collect; `own images`: by the user's own images, set
     aside before anything else. images: images of the environment, each in all severities. clean_images: clean test
-    images. fraction: the share of the test images that was set aside; None if none were. data: a digest of the images
-    of the environment.
+    images. fraction: the share of the test images that was set aside; None if none were.
     """
 
     protocol: Protocol
     images: int
     clean_images: int
     fraction: float | None
-    data: str
 
 
-def judging_of(
-    config: Config, source: Environment, *, images: int, clean_images: int, shown: Mapping[int, Predictions]
-) -> Judging:
-    """Describe the judging of one target by `images` images of its environment, `shown` by severity."""
-    users = isinstance(source, UserImages)
+def judging_of(config: Config, source: Environment, *, images: int, clean_images: int) -> Judging:
+    """Describe the judging of one target by `images` images of its environment."""
     set_aside = bool((source.parts_N == JUDGE).any())
-    digest = hashlib.blake2b(digest_size=12)
-    for severity, predictions in sorted(shown.items()):
-        digest.update(repr(severity).encode() + predictions.digests_N.tobytes())
+    users = isinstance(source, UserImages)
     return Judging(
         protocol="own images" if users else "set aside" if set_aside else "paper",
         images=images,
         clean_images=clean_images,
         fraction=config.mining.judge_fraction,
-        data=digest.hexdigest(),
     )
 
 
-def count_readings(run: Run, data: str) -> int:
-    """Count how often the images with this digest have judged repairs, in all runs of the storage folder."""
-    lines = (
-        line for log in find(run.root.parent, f"*/{run.d_fail_log.name}") for line in read_json_lines(log)[0]
-    )
-    return sum(line.get("data") == data and bool(line.get("judged")) for line in lines)
+def sample_of(digests_N: Digests) -> list[str]:
+    """The smallest of the digests [N] of some images, by which a later reading of the same images is recognised.
+
+    Two sets of images that share one with a small digest share it in their samples: the more they share, the surer
+    (bottom-k sketches; Broder 1997). Up to SAMPLE images are compared in full.
+    """
+    return [f"{digest:016x}" for digest in np.unique(digests_N)[:SAMPLE]]
+
+
+def count_readings(run: Run, target: str) -> int:
+    """Count how often the images that judged a target last have judged repairs, in all runs of the storage folder.
+
+    Images that judged as those of another environment count as well. The targets of a run that show each other's images
+    count once together. 0 if the log of this run does not have the target's images.
+    """
+    lines = _judgements(run)
+    samples = [line.images[target] for line in lines if line.target == target and target in line.images]
+    if not samples:
+        return 0
+    count = 0
+    for folder in find(run.root.parent, "*"):
+        seen = Counter(line.target for line in _judgements(Run(folder)) if line.shows(samples[-1]))
+        count += max(seen.values(), default=0)
+    return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judgement:
+    """One judgement of a run's log: its target, and by the environment's name a sample of the images that judged."""
+
+    target: str
+    images: Mapping[str, frozenset[str]]
+
+    def shows(self, sample: frozenset[str]) -> bool:
+        return any(not sample.isdisjoint(other) for other in self.images.values())
+
+
+def _judgements(run: Run) -> list[_Judgement]:
+    """The judgements in a run's log; lines that are damaged or of earlier versions are left out."""
+    found = []
+    for line in read_json_lines(run.d_fail_log)[0]:
+        images = line.get("images")
+        if line.get("judged") and isinstance(images, dict):
+            samples = {
+                n: frozenset(map(str, sample)) for n, sample in images.items() if isinstance(sample, list)
+            }
+            found.append(_Judgement(target=str(line.get("target")), images=samples))
+    return found

@@ -239,7 +239,7 @@ def _obtained(run: Run, result: Result, target: str, show_paths: bool) -> str:
         _protocol(result),
         f"The log shows that the evaluator opened D_fail {times(opened)}.{unread} This report reads it only for "
         "pictures.",
-        *_readings(run, result),
+        *_readings(run, target),
         f"Classes without a collected failure: {', '.join(map(str, without)) or 'none'}.",
         f"Seeds: {', '.join(map(str, seeds))}.{extractor}",
         f"Versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}.",
@@ -259,13 +259,12 @@ def _obtained(run: Run, result: Result, target: str, show_paths: bool) -> str:
     )
 
 
-def _readings(run: Run, result: Result) -> list[str]:
+def _readings(run: Run, target: str) -> list[str]:
     """How often the images that judge have judged repairs, with a warning from the second time on."""
-    data = (result.get("judging") or {}).get("data")
-    if not data:
+    count = count_readings(run, target)
+    if not count:
         return []
-    count = count_readings(run, data)
-    line = f"In all runs of this storage folder, repairs were judged by these images {times(count)}."
+    line = f"In all runs of this storage folder, repairs were judged by these images, or some of them, {times(count)}."
     if count > 1:
         line += (
             " If a repair or a setting was chosen by earlier results, these figures are too good: judge the final "
