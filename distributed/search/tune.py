@@ -93,7 +93,8 @@ class TuneSearch:
             logger.info(f"search: already complete, see {folder}")
         else:
             begin(folder, config=settings | placement(self.config), inputs=inputs)
-            setup = prepare_inputs(self.run, self.config, mined, features, self.pipeline.executor)
+            pipeline = self.pipeline
+            setup = prepare_inputs(self.run, self.config, pipeline.here, mined, features, pipeline.executor)
             trials = self.try_all(setup)
             self._write(trials, settings, inputs)
         logger.log(RESULTS, results_table(trials, self.config))

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from metarepair.config.environments import resolve_name
 from metarepair.config.section import Count, Positive, Section, Whole
 from tasks.corruptions import Category
+from tasks.environments import USERS
 from tasks.errors import unknown_name
 
 Bounds = tuple[float, float]
@@ -84,15 +85,15 @@ class ExperienceSets(Section):
     )
     categories: tuple[str, ...] | None = Field(
         None,
-        description="Categories, any of which is drawn: all its experiences; `target` stands for the target's own "
-        "category.",
+        description="Categories, any of which is drawn: all its experiences; `environment` is that of your own images, "
+        "and `target` stands for the target's own category.",
     )
     sets: dict[str, tuple[str, ...]] | None = Field(
-        None, description="Named lists of corruptions, any of which is drawn; no two alike."
+        None, description="Named lists of experiences, any of which is drawn; no two alike."
     )
     free: tuple[str, ...] | Literal[True] | None = Field(
         None,
-        description="Corruptions, any subset of which is drawn, each included or left out; `true`: all that are "
+        description="Experiences, any subset of which is drawn, each included or left out; `true`: all that are "
         "mined.",
     )
 
@@ -104,7 +105,7 @@ class ExperienceSets(Section):
     @field_validator("categories", mode="before")
     @classmethod
     def _known(cls, names: Any) -> Any:
-        known = (*get_args(Category), TARGETS_OWN)
+        known = (*get_args(Category), USERS, TARGETS_OWN)
         for name in () if names is None else _list_of("category", names):
             if name not in known:
                 raise ValueError(unknown_name("category", str(name), known))

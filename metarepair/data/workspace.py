@@ -29,6 +29,7 @@ from tasks.environments.parts import JUDGE, Parts
 from tasks.errors import ConfigError, DataError
 from tasks.records import Ints
 from tasks.storage.manifest import require_manifest
+from tasks.storage.paths import Place
 from tasks.storage.stages import IMAGES
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 class Surroundings:
     """The deployed DNN and the data set; a split is read when it is first used.
 
-    notes: whether to log, once for each, the files beside a split's own that are not read.
+    notes: whether to log, once for each, the files beside a split's own that are not read. folder: where the user's own
+    images lie, decoded; None for that of the run.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Surroundings:
     _environments: dict[tuple[Split, str], Environment] = field(default_factory=dict)
     _archives: dict[str, Archive] = field(default_factory=dict)
     notes: bool = False
+    folder: Place | None = None
     _noted: set[str] = field(default_factory=set)
 
     def split(self, split: Split) -> ArrayDataset:
@@ -108,7 +111,7 @@ class Surroundings:
         )
 
     def _user_images(self, name: str) -> UserImages:
-        folder = run_of(self.config).environment(name)
+        folder = (self.folder or run_of(self.config).environments) / name
         manifest = require_manifest(folder, IMAGES.remedy)
         classes = dataset_info(self.config.data.source()).classes
         return read_images(folder, manifest, name=name, classes=classes, seed=self.config.seed)
@@ -180,9 +183,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_surroundings(
-    config: Config, *, device: torch.device | None = None, notes: bool = False
+    config: Config, *, device: torch.device | None = None, notes: bool = False, folder: Place | None = None
 ) -> Surroundings:
-    """Load the deployed DNN on `device` (None: the configured one). No data are read yet."""
+    """Load the deployed DNN on `device` (None: the configured one). No data are read yet.
+
+    notes, folder: of `Surroundings`.
+    """
     info = dataset_info(config.data.source())
     deployed = load_deployed(
         config.model.name,
@@ -197,4 +203,4 @@ def load_surroundings(
         device=device or pick_device(config.device),
     )
     adapted_names(deployed.module, config.inner.parts)  # fail before any work if a part names nothing
-    return Surroundings(config, deployed, notes=notes)
+    return Surroundings(config, deployed, notes=notes, folder=folder)

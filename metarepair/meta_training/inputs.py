@@ -15,7 +15,8 @@ class TrainingInputs:
     """Where the data for learning and for selection lie. The D_fail of `target` is not among them.
 
     experiences: the mined folder of each experience in `confidence`. collect: a folder with the target's
-    `collect.arrow` and a manifest that lists it. split: the split that it was mined from.
+    `collect.arrow` and a manifest that lists it. split: the split that it was mined from. images: the folder of the
+    user's own environments, if the run has any.
     """
 
     target: str
@@ -23,3 +24,4 @@ class TrainingInputs:
     collect: Place
     split: Split
     confidence: Confidence
+    images: Place

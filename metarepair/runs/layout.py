@@ -40,8 +40,12 @@ class Run:
     root: Place
     report_to: Place | None = None
 
+    @property
+    def environments(self) -> Place:
+        return self.root / "environments"
+
     def environment(self, name: str) -> Place:
-        return self.root / "environments" / name
+        return self.environments / name
 
     def experience(self, name: str) -> Place:
         return self.root / "experiences" / name

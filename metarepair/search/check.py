@@ -41,12 +41,6 @@ Drawn = dict[str, Any]
 def check_space(config: Config) -> None:
     """Raise ConfigError for a search with a trial that would be refused, or a setting that no trial depends on."""
     search = search_of(config)
-    own = [n for n in (*config.mining.experiences, *config.targets) if n in config.environments]
-    if own:
-        raise ConfigError(
-            f"a search cannot use the environment {own[0]} yet: its trials read copies of mined failures, and not "
-            "images of your own. Search on corruptions, and put the settings that it finds into this run."
-        )
     for name in search.space:
         check_setting(name)
     if search.experience_sets is not None:

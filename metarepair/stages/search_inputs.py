@@ -3,18 +3,20 @@
 <run>/search/inputs/
     distances/          fid.parquet: from every experience to every environment that judges
     <environment>/      collect.arrow: a copy of its D_collect, with a manifest of its own
+    images/<name>/      a copy of a user's own environment, without the images that judge
 The environments that judge are the targets, or experiences that are left out in turn (search.objective).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metarepair.config.run import Config
+from metarepair.data.workspace import Surroundings
 from metarepair.features.confidence_tables import confidence_of
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.runs.layout import Run
@@ -25,6 +27,7 @@ from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, feature_folder
 from metarepair.stages.mining import EnvironmentStage, MinedManifests, Role, environments
 from tasks.datasets import Split
+from tasks.environments import UserImages, copy_what_is_learned
 from tasks.records import FID_SCHEMA, FidScore
 from tasks.storage.manifest import check_whole, write_manifest
 from tasks.storage.paths import Place, copy_file, local, write_table
@@ -42,12 +45,16 @@ class Judge:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSetup:
-    """Everything that a trial is given besides its drawn settings. trials: the folder of all trials' folders."""
+    """Everything that a trial is given besides its drawn settings.
+
+    trials: the folder of all trials' folders. images: the folder of the user's own environments.
+    """
 
     config: Config
     trials: Place
     experiences: Mapping[str, Place]
     judges: tuple[Judge, ...]
+    images: Place
 
 
 def searched_config(config: Config) -> Config:
@@ -58,7 +65,12 @@ def searched_config(config: Config) -> Config:
 
 
 def prepare_inputs(
-    run: Run, config: Config, mined: MinedManifests, features: MinedManifests, executor: Executor
+    run: Run,
+    config: Config,
+    here: Surroundings,
+    mined: MinedManifests,
+    features: MinedManifests,
+    executor: Executor,
 ) -> TrialSetup:
     """Copy and measure what trials read, if that is not done yet.
 
@@ -85,7 +97,24 @@ def prepare_inputs(
         trials=run.search / "trials",
         experiences={name: run.experience(name) for name in config.mining.experiences},
         judges=judges,
+        images=_copied_images(run, every, here),
     )
+
+
+def _copied_images(run: Run, every: Sequence[EnvironmentStage], here: Surroundings) -> Place:
+    """The folder with a copy of each of the user's own environments, without the images that judge."""
+    folder = run.search / "inputs" / "images"
+    for name in dict.fromkeys(e.name for e in every if here.config.has_own_images(e.name)):
+        own, inputs = folder / name, here.inputs_of(name)
+        stage, settings = f"search input images {name}", {"seed": here.config.seed}
+        if check_whole(own, stage=stage, config=settings, inputs=inputs) is None:
+            source = here.environment("test", name)
+            assert isinstance(source, UserImages)
+            files, rows, facts = copy_what_is_learned(run.environment(name), source, own)
+            write_manifest(
+                own, stage=stage, config=settings, inputs=inputs, files=files, rows=rows, facts=facts
+            )
+    return folder
 
 
 def _copied(run: Run, environment: EnvironmentStage, mined: MinedManifests) -> Place:
@@ -157,6 +186,7 @@ def trial_inputs(setup: TrialSetup, settings: Config) -> tuple[TrainingInputs, .
                 collect=judge.collect,
                 split=judge.split,
                 confidence=confidence,
+                images=setup.images,
             )
         )
     return tuple(inputs)

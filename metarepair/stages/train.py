@@ -37,13 +37,14 @@ def inputs_of(run: Run, target: str) -> TrainingInputs:
         collect=run.target(target),
         split="test",
         confidence=confidence,
+        images=run.environments,
     )
 
 
 def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> MetaTrainer:
     """Build the trainer of a rank from storage: experiences as memory maps, confidence, validation part."""
     torch.set_num_threads(config.train.threads)
-    here = load_surroundings(config, device=context.device)
+    here = load_surroundings(config, device=context.device, folder=inputs.images)
     here.deployed.module.to(torch.float64 if config.train.precision == "float64" else torch.float32)
     experiences = {}
     for name, folder in inputs.experiences.items():

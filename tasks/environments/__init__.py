@@ -2,6 +2,7 @@
 
 from tasks.environments.environment import (
     AS_GIVEN,
+    USERS,
     CorruptedImages,
     Environment,
     UserImages,
@@ -12,7 +13,7 @@ from tasks.environments.environment import (
 )
 from tasks.environments.parts import JUDGE, LEARN, SELECT, UNUSED, judge_half
 from tasks.environments.sources import ImageSource, ListedImages, list_images
-from tasks.environments.stored import listing_digest, read_images, write_images
+from tasks.environments.stored import copy_what_is_learned, listing_digest, read_images, write_images
 
 __all__ = [
     "AS_GIVEN",
@@ -20,6 +21,7 @@ __all__ = [
     "LEARN",
     "SELECT",
     "UNUSED",
+    "USERS",
     "CorruptedImages",
     "Environment",
     "ImageSource",
@@ -27,6 +29,7 @@ __all__ = [
     "UserImages",
     "category_of",
     "check_archive",
+    "copy_what_is_learned",
     "corrupted",
     "corrupted_images",
     "judge_half",

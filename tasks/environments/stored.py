@@ -26,13 +26,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tasks.datasets.decoding import EncodedImage
+from tasks.datasets.decoding import BATCH, EncodedImage
 from tasks.datasets.images import UnreadableImageError, decode_image
 from tasks.environments.digests import Digests, pixel_digests
 from tasks.environments.environment import UserImages
 from tasks.environments.near_duplicates import Hashes, group_images, near_duplicates, perceptual_hashes
-from tasks.environments.parts import set_aside
+from tasks.environments.parts import JUDGE, set_aside
 from tasks.environments.sources import ListedImages
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
@@ -320,6 +321,41 @@ def read_images(
             groups_N, holdout_N, name=name, seed=seed, unused_N=index.column("near_clean").to_numpy()
         ),
     )
+
+
+def copy_what_is_learned(
+    folder: Place, source: UserImages, to: Place
+) -> tuple[list[str], dict[str, int], dict[str, Any]]:
+    """Copy an environment without the images that judge: their pixels, names, labels and digests are 0 or empty.
+
+    Rows keep their numbers, and `read_images` sets the same ones aside.
+
+    Args:
+        folder: where the environment lies.
+        source: the environment.
+        to: where to write the copy.
+
+    Returns:
+        The names of the files, the numbers of images, and facts for the manifest, as of `write_images`.
+    """
+    judges_N = source.parts_N == JUDGE
+    with writing(to / IMAGES) as part, part.open("wb") as stream:
+        for start in range(0, len(judges_N), BATCH):
+            batch = slice(start, start + BATCH)
+            images = np.where(judges_N[batch, None, None, None], 0, source.images_NHWC[batch])
+            stream.write(images.astype(np.uint8, copy=False).data)
+    index = read_table(folder / INDEX, AGAIN)
+    for place, column in enumerate(index.column_names):
+        if column in _OF_AN_IMAGE:
+            nothing = pa.scalar(_OF_AN_IMAGE[column], index.schema.field(place).type)
+            known = pc.if_else(pa.array(judges_N), nothing, index.column(place))
+            index = index.set_column(place, index.schema.field(place), known)
+    write_table(to / INDEX, index)
+    return [IMAGES, INDEX], {"images": len(judges_N)}, {"image_size": source.image_shape[0]}
+
+
+# What the index says of a single image, with the value that stands for nothing.
+_OF_AN_IMAGE = {"file": "", "digest": bytes(16), "pixels": 0, "label": 0, "given_group": None}
 
 
 def _ints(index: pa.Table, column: str) -> Ints:

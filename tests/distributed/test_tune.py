@@ -90,7 +90,7 @@ def prepared(config: Config) -> TrialSetup:
     from metarepair.stages.search_inputs import prepare_inputs
 
     search = TuneSearch(config)
-    return prepare_inputs(search.run, config, *search._mined(), executor_for(config))
+    return prepare_inputs(search.run, config, search.pipeline.here, *search._mined(), executor_for(config))
 
 
 def joint(setup: TrialSetup, name: str, drawn: dict[str, Any]) -> JointTraining:

@@ -390,15 +390,6 @@ def test_near_duplicates_of_clean_test_images_are_not_used(camera: Camera) -> No
     assert (source.parts_N[near_N] == UNUSED).sum() >= 15
 
 
-def test_a_search_takes_no_environment_yet(camera: Camera) -> None:
-    settings = change(SETTINGS)
-    settings["search"] = {"trials": 2, "space": {"inner.rate": {"choice": [0.01, 0.03]}}}
-    camera.write(settings)
-    code, err = camera.cli.run("tune")
-    assert code == 2
-    assert "a search cannot use the environment old yet" in err
-
-
 def test_an_archive_may_have_a_name_of_its_own(camera: Camera) -> None:
     test = load_dataset("cifar10_sample", "test")
     rows = np.arange(len(test.labels_N))
