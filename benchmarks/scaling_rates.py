@@ -29,10 +29,10 @@ from metarepair.models.build import DeployedModel
 from tasks.corruptions import CORRUPTIONS, corrupt
 from tasks.datasets.images import decode_image
 from tasks.distances.frechet import frechet_distance, moments
-from tasks.environments.digests import pixel_digests
 from tasks.experiences.failure_file import read_failures, write_failures
 from tasks.experiences.pixels import RecomputedPixels
 from tasks.records import Experience, Failures, Pixels
+from tasks.splits.digests import pixel_digests
 from tasks.storage.manifest import file_hash
 
 PHOTOGRAPH = (500, 375)  # pixels of a typical ImageNet photograph

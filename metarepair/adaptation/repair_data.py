@@ -17,12 +17,13 @@ from metarepair.data.batches import support_batch
 from metarepair.data.clean_images import CleanImages
 from metarepair.engine.types import Batch
 from metarepair.models.build import DeployedModel
-from tasks.environments import SELECT, Environment
+from tasks.environments import Environment
 from tasks.errors import TooFewFailuresError
 from tasks.experiences.pixels import rows_of_images
 from tasks.keys import keyed_generator
 from tasks.records import Failures
 from tasks.sampling.sampler import semantic_cover, split_validation
+from tasks.splits import SELECT
 
 Uses = Literal["failures", "unlabelled", "clean", "experiences"]
 

@@ -17,11 +17,14 @@ class DataConfig(Section):
 
     name: str = Field(
         "cifar10_sample",
-        description="Data set: `cifar10`, `cifar10_sample`, `cifar100`, `tinyimagenet`, `imagefolder` or `parquet`.",
+        description="Data set: `cifar10`, `cifar10_sample`, `cifar100`, `tinyimagenet`, `imagefolder`, `parquet`, or "
+        "`images`: your own images without splits, which are split into half to learn from, a quarter to select by "
+        "and a quarter as test split.",
     )
     root: str | None = Field(
         None,
-        description="Folder of the data set. If not set, the environment variable `METAREPAIR_DATA` names it.",
+        description="Folder of the data set; of `images`, class folders or a table. If not set, the environment "
+        "variable `METAREPAIR_DATA` names it.",
     )
     train: str | None = Field(
         None,
@@ -39,10 +42,20 @@ class DataConfig(Section):
         "If not set, images are not resized.",
     )
     image_column: str | None = Field(
-        None, description="Column of the encoded images, for `parquet` files with more than one candidate."
+        None,
+        description="Column of the encoded images, for `parquet` files with more than one candidate; in a CSV or JSON "
+        "Lines file of `images`, of the paths, `path` if not set.",
     )
     label_column: str | None = Field(
-        None, description="Column of the labels, for `parquet` files with more than one candidate."
+        None,
+        description="Column of the labels, for `parquet` files with more than one candidate; in a CSV or JSON Lines "
+        "file of `images`, `label` if not set.",
+    )
+    group_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of a table of `images` that names those that belong together, such as a day or a device: "
+        "they are in one split. If not set, `group`, if there is such a column.",
     )
     classes: tuple[str, ...] | None = Field(
         None,
@@ -93,6 +106,7 @@ class DataConfig(Section):
             image_size=self.image_size,
             image_column=self.image_column,
             label_column=self.label_column,
+            group_column=self.group_column,
             classes=self.classes,
             mean=self.mean,
             std=self.std,

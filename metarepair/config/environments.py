@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from metarepair.config.section import Fraction, Section
 from tasks.corruptions import CORRUPTIONS, resolve
-from tasks.environments import ImageSource
+from tasks.datasets import ImageSource
 from tasks.errors import ConfigError, near_names
 
 Kind = Literal["images", "archive"]
@@ -47,7 +47,12 @@ class EnvironmentConfig(Section):
         min_length=1,
         description="Folder that the paths of tables are relative to. If not set, the folder of each table.",
     )
-    path: str = Field("path", min_length=1, description="Column of a table that holds the images' paths.")
+    path: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of a table that holds the images' paths; of Parquet or Arrow files, the encoded images. If "
+        "not set, `path`, or the only candidate.",
+    )
     label: str | None = Field(
         None,
         min_length=1,
@@ -100,9 +105,10 @@ class EnvironmentConfig(Section):
                 setting=f"environments.{name}.{setting}",
                 location=Path(str(text)).expanduser(),
                 root=None if self.root is None else Path(self.root).expanduser(),
-                path_column=self.path,
+                image_column=self.path,
                 label_column=self.label,
                 group_column=self.group,
+                settings=(f"environments.{name}.path", f"environments.{name}.label"),
             )
             for part, (setting, text) in given.items()
         }

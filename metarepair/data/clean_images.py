@@ -27,10 +27,14 @@ class LabelledImages(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CleanImages:
-    """Pixels [N, H, W, C], uint8 (or float32, the DNN's own input), and labels [N]."""
+    """Pixels [N, H, W, C], uint8 (or float32, the DNN's own input), and labels [N].
+
+    selects: other images for selection; without them, some of these are held out for it.
+    """
 
     images_NHWC: PixelRows
     labels_N: Ints
+    selects: CleanImages | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -42,13 +46,15 @@ class CleanImages:
     @cached_property
     def held_out_rows(self) -> Ints:
         """Rows of the images for selection, in ascending order; no repair learns from them."""
+        if self.selects is not None:
+            return np.empty(0, np.int64)
         count = min(HELD_OUT, max(1, len(self) // 10))
         return np.sort(keyed_generator("clean-held-out").permutation(len(self))[:count])
 
     @cached_property
     def held_out(self) -> CleanImages:
-        """The held-out images, as a `CleanImages`."""
-        return self.take(self.held_out_rows)
+        """The images for selection, as a `CleanImages`."""
+        return self.take(self.held_out_rows) if self.selects is None else self.selects
 
     def sample(self, count: int, generator: np.random.Generator) -> CleanImages:
         """Draws `count` images that are not held out, without replacement; fewer if there are fewer."""

@@ -10,24 +10,19 @@ import numpy as np
 import torch
 
 from metarepair.config.run import Config
-from metarepair.data.clean_images import CleanImages
+from metarepair.data.clean_images import HELD_OUT, CleanImages
 from metarepair.engine.adapted import adapted_names
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
 from metarepair.runs.layout import run_of
 from tasks.corruptions import CORRUPTIONS, resolve
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
 from tasks.datasets.archives import Archive, load_archive
-from tasks.environments import (
-    Environment,
-    UserImages,
-    check_archive,
-    corrupted,
-    judge_half,
-    read_images,
-)
-from tasks.environments.parts import JUDGE, Parts
+from tasks.datasets.source import UNSPLIT
+from tasks.environments import Environment, UserImages, check_archive, corrupted, read_images
 from tasks.errors import ConfigError, DataError
 from tasks.records import Ints
+from tasks.splits import judge_half
+from tasks.splits.parts import JUDGE, Parts
 from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import Place
 from tasks.storage.stages import IMAGES
@@ -57,7 +52,7 @@ class Surroundings:
         """A split, limited to data.max_train_images or data.max_test_images."""
         if split not in self._splits:
             data = self.config.data
-            limit = data.max_train_images if split == "train" else data.max_test_images
+            limit = {"train": data.max_train_images, "test": data.max_test_images}.get(split)
             whole = load_dataset(data.source(), split)
             cut = whole if limit is None else whole.head(limit)
             archive = self._archive(cut) if split == "test" and data.archive else None
@@ -70,8 +65,24 @@ class Surroundings:
 
     def clean(self) -> CleanImages:
         """The clean training split to learn from."""
-        train = self.split("train")
-        return CleanImages(images_NHWC=train.images_NHWC, labels_N=train.labels_N)
+        learn, select = self.split("train"), self._select_split()
+        return CleanImages(
+            images_NHWC=learn.images_NHWC,
+            labels_N=learn.labels_N,
+            selects=None
+            if select is None
+            else CleanImages(images_NHWC=select.images_NHWC[:HELD_OUT], labels_N=select.labels_N[:HELD_OUT]),
+        )
+
+    def _select_split(self) -> ArrayDataset | None:
+        """The clean images for selection, of images without splits of their own; other data sets have none."""
+        return self.split("select") if self.config.data.name == UNSPLIT else None
+
+    def clean_splits(self) -> dict[str, ArrayDataset]:
+        """All clean images, by what to call them in messages."""
+        select = self._select_split()
+        splits = {"test": self.split("test"), "training": self.split("train")}
+        return splits if select is None else splits | {"selecting": select}
 
     def _archive(self, test: ArrayDataset) -> Archive:
         archive = load_archive(Path(self.config.data.archive or "").expanduser())
@@ -167,6 +178,8 @@ class Surroundings:
             )
         for split in splits:
             digests[split] = self.split(split).digest()
+        if (select := self._select_split()) is not None:
+            digests["select"] = select.digest()
         archive = self.split("test").archive
         if archive is not None:
             digests["archive"] = archive.digest

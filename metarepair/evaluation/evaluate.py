@@ -25,11 +25,12 @@ from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.runs.layout import Run
 from tasks.corruptions import CORRUPTIONS
-from tasks.environments import JUDGE, Environment
-from tasks.environments.digests import Digests
+from tasks.environments import Environment
 from tasks.experiences.store import open_side
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, Pixels, RepairResult
+from tasks.splits import JUDGE
+from tasks.splits.digests import Digests
 from tasks.storage.manifest import require_manifest
 from tasks.storage.paths import append_line
 from tasks.storage.stages import TARGET

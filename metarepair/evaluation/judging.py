@@ -11,8 +11,9 @@ import numpy as np
 
 from metarepair.config.run import Config
 from metarepair.runs.layout import Run
-from tasks.environments import JUDGE, Environment, UserImages
-from tasks.environments.digests import Digests
+from tasks.environments import Environment, UserImages
+from tasks.splits import JUDGE
+from tasks.splits.digests import Digests
 from tasks.storage.paths import find, read_json_lines
 
 Protocol = Literal["set aside", "paper", "own images"]

@@ -14,9 +14,9 @@ from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.vectors import State
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
-from tasks.environments.digests import Digests, pixel_digests
 from tasks.experiences.pixels import digests_of, rows_of_images
 from tasks.records import Failures, Ints, Pixels
+from tasks.splits.digests import Digests, pixel_digests
 
 # N examples, M models
 

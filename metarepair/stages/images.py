@@ -14,19 +14,12 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import StageOutput, run_stage
-from tasks.environments import (
-    JUDGE,
-    LEARN,
-    SELECT,
-    ListedImages,
-    UserImages,
-    list_images,
-    listing_digest,
-    write_images,
-)
-from tasks.environments.digests import Digests, pixel_digests
-from tasks.environments.near_duplicates import Hashes, perceptual_hashes
+from tasks.datasets import Listing, list_images
+from tasks.environments import UserImages, listing_digest, write_images
 from tasks.errors import DataError, StageError
+from tasks.splits import JUDGE, LEARN, SELECT
+from tasks.splits.digests import Digests, pixel_digests
+from tasks.splits.near_duplicates import Hashes, perceptual_hashes
 from tasks.storage.manifest import read_manifest
 from tasks.storage.paths import Place
 from tasks.storage.stages import IMAGES
@@ -55,16 +48,15 @@ def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Clean:
-    """Pixel digests of both clean splits, and perceptual hashes of the test split."""
+    """Pixel digests of all clean splits, and perceptual hashes of the test split."""
 
     digests: Mapping[str, Digests]
     test_hashes: Hashes
 
 
 def _clean_images(here: Surroundings) -> _Clean:
-    test, train = here.split("test").images_NHWC, here.split("train").images_NHWC
-    digests = {"test": pixel_digests(test), "training": pixel_digests(train)}
-    return _Clean(digests=digests, test_hashes=perceptual_hashes(test))
+    digests = {name: pixel_digests(split.images_NHWC) for name, split in here.clean_splits().items()}
+    return _Clean(digests=digests, test_hashes=perceptual_hashes(here.split("test").images_NHWC))
 
 
 def _check_apart(config: Config, here: Surroundings) -> None:
@@ -92,7 +84,7 @@ def check_user_images(config: Config, here: Surroundings) -> None:
         _listed(config, name, here)
 
 
-def _listed(config: Config, name: str, here: Surroundings) -> dict[str, ListedImages]:
+def _listed(config: Config, name: str, here: Surroundings) -> dict[str, Listing]:
     classes = here.split("test").classes
     return {
         part: list_images(source, classes) for part, source in config.environments[name].sources(name).items()
@@ -134,7 +126,7 @@ def _held(folder: Place) -> dict[str, str] | None:
 
 def _make(
     folder: Place,
-    listed: dict[str, ListedImages],
+    listed: dict[str, Listing],
     name: str,
     most_unreadable: float,
     image_size: int,

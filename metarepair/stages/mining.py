@@ -24,11 +24,12 @@ from metarepair.stages.images import read_user_images
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.corruptions.plugins import plugin_settings
 from tasks.datasets import Split
-from tasks.environments import JUDGE, LEARN, SELECT, UNUSED, UserImages
+from tasks.environments import UserImages
 from tasks.experiences.mining import Predict, mine, split_failures
 from tasks.experiences.pixels import rows_of_images
 from tasks.experiences.store import finish_environment, write_part
 from tasks.records import Failures, Ints, Pixels
+from tasks.splits import JUDGE, LEARN, SELECT, UNUSED
 from tasks.storage.manifest import Manifest, as_recorded, begin, check_whole, content_hash, read_manifest
 from tasks.storage.paths import Place
 from tasks.storage.sealed_parts import missing_parts, seal

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 # N images, B of them, H W C pixels
 
-Split = Literal["train", "test"]
+Split = Literal[
+    "train", "test", "select"
+]  # only images without splits of their own have images to `select` by
 Colour = tuple[float, float, float]
 
 
@@ -61,7 +63,7 @@ class ArrayDataset:
 
     Attributes:
         name: name of the data set.
-        split: `train` or `test`.
+        split: `train`, `test` or `select`.
         classes: names of the classes, in the order of the labels.
         image_ids_N: int64 [N], the position of each image in the published order.
         labels_N: int64 [N], in 0..len(classes) - 1.

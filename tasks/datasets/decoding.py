@@ -49,9 +49,9 @@ class Listing:
     """The encoded images of a split in a stable order, with their labels.
 
     image_size: side in pixels of the square that images are resized and cropped to; `None` if all have one size.
-    files: the files that hold the images.
-    batches: iterates over the images, from the first one each time it is called.
-    passed_over: sentences about files that are not read.
+    files: the files that hold the images. batches: iterates over the images, from the first one each time it is called.
+    groups: the name of each image's group, `None` if there are no groups. passed_over: sentences about files that are
+    not read. chosen: a digest of which of the files' images are listed; empty for all.
     """
 
     name: str
@@ -61,7 +61,9 @@ class Listing:
     image_size: int | None
     files: Sequence[Path]
     batches: Callable[[], Iterator[Sequence[EncodedImage]]]
+    groups: Sequence[str] | None = None
     passed_over: tuple[str, ...] = ()
+    chosen: str = ""
 
 
 def decode_listing(listing: Listing) -> ArrayDataset:
@@ -120,16 +122,25 @@ def _fill(images_NHWC: Pixels, listing: Listing, order_N: Ints) -> None:
     """Decode all images into their rows."""
     row_of = np.empty(len(order_N), np.int64)
     row_of[order_N] = np.arange(len(order_N))
-    decode = partial(_decode, side=images_NHWC.shape[1], resize=listing.image_size is not None)
+    for place, image in enumerate(iter_decoded(listing, images_NHWC.shape[1])):
+        images_NHWC[row_of[place]] = image
+
+
+def iter_decoded(listing: Listing, side: int) -> Iterator[Pixels]:
+    """Yield the pixels [side, side, 3] of each listed image, with threads.
+
+    Raises DataError, after some images, if images cannot be used, or if there are more or fewer than were listed.
+    """
+    decode = partial(_decode, side=side, resize=listing.image_size is not None)
     unreadable: list[str] = []
-    done = 0
+    done, count = 0, len(listing.labels_N)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in listing.batches():
             for decoded in pool.map(decode, batch):
                 if isinstance(decoded, str):
                     unreadable.append(decoded)
-                elif done < len(order_N):
-                    images_NHWC[row_of[done]] = decoded
+                elif not unreadable and done < count:
+                    yield decoded
                 done += 1
             if len(unreadable) >= _ENOUGH:
                 break
@@ -139,7 +150,7 @@ def _fill(images_NHWC: Pixels, listing: Listing, order_N: Ints) -> None:
             f"{len(unreadable)} of {done} images of the {listing.split} split of {listing.name} cannot be used: "
             f"{'; '.join(unreadable[:_SHOWN])}{more}. Correct or remove them."
         )
-    if done != len(order_N):
+    if done != count:
         raise _other_count(listing, done)
 
 
@@ -167,7 +178,7 @@ def _decode(encoded: EncodedImage, *, side: int, resize: bool) -> Pixels | str:
 
 def _kept(listing: Listing, order_N: Ints, shape: tuple[int, ...]) -> tuple[Pixels, str]:
     """The array, from its file in the cache, which is made if missing; and the array's digest."""
-    path = cache_folder() / "decoded" / f"{listing.name}-{listing.split}-{_key(listing, shape)}.npy"
+    path = cache_folder() / "decoded" / f"{listing.name}-{listing.split}-{listing_key(listing, shape)}.npy"
     note = path.with_suffix(".json")
     if not (path.is_file() and note.is_file()):
         with writing(path) as part:
@@ -193,9 +204,10 @@ def _kept(listing: Listing, order_N: Ints, shape: tuple[int, ...]) -> tuple[Pixe
     return images, digest
 
 
-def _key(listing: Listing, shape: tuple[int, ...]) -> str:
-    """A digest of everything that the array depends on."""
-    digest = hashlib.blake2b(repr((_DECODER, shape, listing.image_size)).encode(), digest_size=12)
+def listing_key(listing: Listing, shape: tuple[int, ...]) -> str:
+    """A digest of everything that the pixels of listed images depend on."""
+    made_of = (_DECODER, shape, listing.image_size, *([listing.chosen] if listing.chosen else ()))
+    digest = hashlib.blake2b(repr(made_of).encode(), digest_size=12)
     digest.update(listing.labels_N.astype("<i8").tobytes())
     for file in listing.files:
         try:

@@ -25,7 +25,7 @@ from tasks.datasets.own_files import (
     iter_files,
     refuse_dead_link,
 )
-from tasks.datasets.source import IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, DataSource, table_for
+from tasks.datasets.source import DatasetInfo, DataSource
 from tasks.errors import DataError, near_names
 
 SUFFIXES = (
@@ -68,13 +68,7 @@ def describe_folder(source: DataSource) -> DatasetInfo:
         if first is None:
             raise _empty(train / there[0], passed)
         size = native_size(EncodedImage(name=str(first), content=first))
-    return DatasetInfo(
-        classes=classes,
-        image_size=size,
-        corruption_table=table_for(size),
-        mean=source.mean or IMAGENET_MEAN,
-        std=source.std or IMAGENET_STD,
-    )
+    return source.info(classes, size)
 
 
 def list_folder(source: DataSource, split: Split) -> Listing:
@@ -136,7 +130,8 @@ def split_folder(source: DataSource, split: Split) -> Path:
     names = " or ".join(_SPLIT_NAMES[split])
     raise DataError(
         f"{source.folder('the image folder')} has no folder {names}. Set data.root to the folder that holds "
-        "train/ and test/ (or val/), each with a folder for every class; or set both data.train and data.test."
+        "train/ and test/ (or val/), each with a folder for every class; or set both data.train and data.test; or, if "
+        "it holds the class folders themselves, set data.name: images, which splits them."
     )
 
 

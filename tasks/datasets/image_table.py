@@ -9,7 +9,7 @@ sorted labels of the training split.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tasks.datasets.column_kinds import (
     values_of,
 )
 from tasks.datasets.decoding import BATCH, EncodedImage, Listing, native_size
-from tasks.datasets.source import IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, DataSource, table_for
+from tasks.datasets.source import DatasetInfo, DataSource
 from tasks.datasets.table_files import iter_rows, read_schema, split_files
 from tasks.errors import DataError, near_names
 from tasks.records import Ints
@@ -38,11 +38,12 @@ LABEL_ROWS = 65536  # labels in memory at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns that hold images and labels, and the class names in the schema, if any."""
+    """The columns that hold images and labels, the settings that name them, and the schema's class names, if any."""
 
     image: str
     label: str
-    names: tuple[str, ...] | None
+    settings: tuple[str, str]
+    names: tuple[str, ...] | None = None
 
 
 def describe_table(source: DataSource) -> DatasetInfo:
@@ -53,13 +54,7 @@ def describe_table(source: DataSource) -> DatasetInfo:
     if first is None:
         raise _no_rows(files, "train")
     size = source.image_size or native_size(first[0])
-    return DatasetInfo(
-        classes=_classes(source, files, columns),
-        image_size=size,
-        corruption_table=table_for(size),
-        mean=source.mean or IMAGENET_MEAN,
-        std=source.std or IMAGENET_STD,
-    )
+    return source.info(_classes(source, files, columns), size)
 
 
 def list_table(source: DataSource, split: Split) -> Listing:
@@ -98,24 +93,26 @@ def find_columns(source: DataSource, path: Path) -> Columns:
     """The columns that the settings name, or else the only possible ones. Raises DataError."""
     schema = read_schema(path)
     features = _features(schema)
+    of_image, of_label = source.settings
     image = source.image_column or _only(
         path,
         "image",
+        of_image,
         [n for n in schema.names if _kind(features, n) == "Image"] or image_candidates(schema),
         schema,
     )
     label = source.label_column or _only(
         path,
         "label",
+        of_label,
         [n for n in schema.names if _kind(features, n) == "ClassLabel"]
         or [n for n in schema.names if n == "label"],
         schema,
     )
-    _check_columns(path, image=image, label=label)
+    columns = Columns(image=image, label=label, settings=source.settings)
+    _check_columns(path, columns)
     names = features.get(label, {}).get("names")
-    return Columns(
-        image=image, label=label, names=tuple(map(str, names)) if isinstance(names, list) and names else None
-    )
+    return replace(columns, names=tuple(map(str, names)) if isinstance(names, list) and names else None)
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
@@ -132,7 +129,7 @@ def _kind(features: dict[str, Any], column: str) -> object:
     return features.get(column, {}).get("_type")
 
 
-def _only(path: Path, what: str, candidates: Sequence[str], schema: pa.Schema) -> str:
+def _only(path: Path, what: str, setting: str, candidates: Sequence[str], schema: pa.Schema) -> str:
     if len(candidates) != 1:
         problem = (
             f"{len(candidates)} columns could hold the {what}s"
@@ -140,35 +137,36 @@ def _only(path: Path, what: str, candidates: Sequence[str], schema: pa.Schema) -
             else f"no column holds the {what}s"
         )
         raise DataError(
-            f"{path}: {problem}; there are {', '.join(f'{f.name} ({f.type})' for f in schema)}. Set data.{what}_column."
+            f"{path}: {problem}; there are {', '.join(f'{f.name} ({f.type})' for f in schema)}. Set {setting}."
         )
     return candidates[0]
 
 
-def _check_columns(path: Path, *, image: str, label: str) -> None:
+def _check_columns(path: Path, columns: Columns) -> None:
     """Raise DataError unless both columns exist and have supported types."""
     schema = read_schema(path)
-    for name, what in ((image, "image"), (label, "label")):
+    for name, setting in zip((columns.image, columns.label), columns.settings, strict=True):
         if name not in schema.names:
             raise DataError(
                 f"{path} has no column {name!r}{near_names(name, schema.names) or '.'} There are: "
-                f"{', '.join(schema.names)}. Set data.{what}_column."
+                f"{', '.join(schema.names)}. Set {setting}."
             )
         if schema.names.count(name) > 1:
             raise DataError(
                 f"{path} has {schema.names.count(name)} columns {name!r}; rename all but one, or set "
-                f"data.{what}_column to another."
+                f"{setting} to another."
             )
+    (image, of_image), (label, of_label) = zip((columns.image, columns.label), columns.settings, strict=True)
     kind = schema.field(image).type
     if not holds_bytes(kind):
         raise DataError(
             f"{path}: the column {image!r} is {kind}; it must hold the bytes of image files, as {IMAGE_TYPES}. Set "
-            "data.image_column to such a column."
+            f"{of_image} to such a column."
         )
     kind = schema.field(label).type
     if not is_text(kind) and not is_whole(kind):
         raise DataError(
-            f"{path}: the labels in column {label!r} are {kind}; they must be {LABEL_TYPES}. Set data.label_column to "
+            f"{path}: the labels in column {label!r} are {kind}; they must be {LABEL_TYPES}. Set {of_label} to "
             "such a column."
         )
 
@@ -195,7 +193,7 @@ def _classes(source: DataSource, train: Sequence[Path], columns: Columns) -> tup
 
 def _check_text(path: Path, columns: Columns) -> None:
     """Raise DataError unless the labels are strings, which then name the classes."""
-    _check_columns(path, image=columns.image, label=columns.label)
+    _check_columns(path, columns)
     if not is_text(read_schema(path).field(columns.label).type):
         raise DataError(
             f"{path}: the labels in column {columns.label!r} are numbers, and the schema names no classes. Set "
@@ -205,7 +203,7 @@ def _check_text(path: Path, columns: Columns) -> None:
 
 def _iter_values(path: Path, columns: Columns, name: str, batch_rows: int) -> Iterator[list[Any]]:
     """Yield the values of one column of a file, in batches. Raises DataError if the file has other columns."""
-    _check_columns(path, image=columns.image, label=columns.label)
+    _check_columns(path, columns)
     for batch in iter_rows(path, [name], batch_rows):
         yield values_of(batch.column(0))
 
@@ -226,7 +224,7 @@ def _check_names(path: Path, names: tuple[str, ...] | None, classes: tuple[str, 
 
 def _labels(path: Path, columns: Columns, classes: tuple[str, ...]) -> Ints:
     """The labels of a file as class numbers. Raises DataError naming the first row without a valid label."""
-    _check_columns(path, image=columns.image, label=columns.label)
+    _check_columns(path, columns)
     text = is_text(read_schema(path).field(columns.label).type)
     number = {name: label for label, name in enumerate(classes)}
     labels: list[int] = []

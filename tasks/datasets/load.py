@@ -11,19 +11,21 @@ from tasks.datasets.cifar import BATCHES, load_cifar
 from tasks.datasets.decoding import Listing, decode_listing
 from tasks.datasets.image_folder import describe_folder, list_folder, split_folder
 from tasks.datasets.image_table import describe_table, list_table
-from tasks.datasets.source import DATASETS, DatasetInfo, DataSource
+from tasks.datasets.source import DATASETS, UNSPLIT, DatasetInfo, DataSource
 from tasks.datasets.table_files import split_files
 from tasks.datasets.tiny_imagenet import (
     describe_tiny_imagenet,
     list_tiny_imagenet,
     tiny_imagenet_folder,
 )
+from tasks.datasets.unsplit import describe_unsplit, list_unsplit, unsplit_source
 from tasks.errors import ConfigError
 
 _ON_DISK: Mapping[str, tuple[Callable[[DataSource], DatasetInfo], Callable[[DataSource, Split], Listing]]] = {
     "tinyimagenet": (describe_tiny_imagenet, list_tiny_imagenet),
     "imagefolder": (describe_folder, list_folder),
     "parquet": (describe_table, list_table),
+    UNSPLIT: (describe_unsplit, list_unsplit),
 }
 
 
@@ -38,9 +40,12 @@ def _source_of(source: str | DataSource, *, root: str | None = None) -> DataSour
     return DataSource(name=source, root=root)
 
 
-def _check_split(split: str) -> None:
-    if split not in get_args(Split):
-        raise ConfigError(f"split={split!r} is not a split; give 'train' or 'test'.")
+def _check_split(source: DataSource, split: str) -> None:
+    there = get_args(Split) if source.name == UNSPLIT else ("train", "test")
+    if split not in there:
+        raise ConfigError(
+            f"split={split!r} is not a split of {source.name}; give {' or '.join(map(repr, there))}."
+        )
 
 
 def dataset_info(source: str | DataSource) -> DatasetInfo:
@@ -77,7 +82,7 @@ def load_dataset(source: str | DataSource, split: Split, *, root: str | None = N
 
     Args:
         source: name of the data set, or its source with settings.
-        split: `train` or `test`.
+        split: `train` or `test`; of images without splits of their own (`images`) also `select`.
         root: folder that holds the data set, if `source` is a name; `None` for the folder in METAREPAIR_DATA. The
             shipped sample, `cifar10_sample`, needs neither.
 
@@ -95,7 +100,7 @@ def load_dataset(source: str | DataSource, split: Split, *, root: str | None = N
         ((32, 32, 3), 10)
     """
     source = _source_of(source, root=root)
-    _check_split(split)
+    _check_split(source, split)
     if source.name in _ON_DISK:
         _, list_images = _ON_DISK[source.name]
         return decode_listing(list_images(source, split))
@@ -115,6 +120,8 @@ def check_folders(source: DataSource) -> None:
         split_folder(source, "train"), split_folder(source, "test")
     elif source.name == "parquet":
         split_files(source, "train"), split_files(source, "test")
+    elif source.name == UNSPLIT:
+        unsplit_source(source)
     elif source.name == "tinyimagenet":
         tiny_imagenet_folder(source)
     elif source.name in BATCHES:
@@ -126,7 +133,7 @@ def count_images(source: str | DataSource, split: Split) -> tuple[int, int]:
 
     Args:
         source: name of the data set, or its source with settings.
-        split: `train` or `test`.
+        split: as in `load_dataset`.
 
     Returns:
         The number of images and the number of classes.
@@ -136,7 +143,7 @@ def count_images(source: str | DataSource, split: Split) -> tuple[int, int]:
         DataError: nothing readable is found.
     """
     source = _source_of(source)
-    _check_split(split)
+    _check_split(source, split)
     if source.name in _ON_DISK:
         _, list_images = _ON_DISK[source.name]
         listing = list_images(source, split)

@@ -58,7 +58,8 @@ DATASETS: Mapping[str, DatasetInfo] = {
     "cifar10_sample": _CIFAR10,
     "cifar100": _CIFAR100,
 }
-USERS = ("imagefolder", "parquet")
+UNSPLIT = "images"  # a user's images without splits of their own
+USERS = ("imagefolder", "parquet", UNSPLIT)
 NAMES = (*DATASETS, "tinyimagenet", *USERS)
 
 
@@ -68,15 +69,17 @@ class DataSource:
 
     Attributes:
         name: one of `NAMES`.
-        root: folder that holds the data set; `None` for the folder in METAREPAIR_DATA.
+        root: folder that holds the data set, or, of `images`, a table; `None` for the path in METAREPAIR_DATA.
         train: folder or file of the training split, instead of `root`; for a user's own images.
         test: folder or file of the test split, instead of `root`; for a user's own images.
         image_size: side in pixels of the square that images are resized and cropped to; not for CIFAR.
-        image_column: column of a table that holds the encoded images.
+        image_column: column of a table that holds the encoded images, or, in CSV and JSON Lines, their paths.
         label_column: column of a table that holds the labels.
+        group_column: column of a table that names images that belong together; of `images` only.
         classes: names of the classes, in the order of the labels; for a user's own images.
         mean: mean of each channel (R, G, B), for pixels in [0, 1].
         std: standard deviation of each channel (R, G, B), for pixels in [0, 1].
+        settings: names of the settings `image_column` and `label_column`, for messages.
 
     Raises:
         ConfigError: the name is unknown, settings contradict each other, or a value is out of range.
@@ -89,9 +92,11 @@ class DataSource:
     image_size: int | None = None
     image_column: str | None = None
     label_column: str | None = None
+    group_column: str | None = None
     classes: tuple[str, ...] | None = None
     mean: Colour | None = None
     std: Colour | None = None
+    settings: tuple[str, str] = ("data.image_column", "data.label_column")
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -105,11 +110,12 @@ class DataSource:
             raise ConfigError(f"data.image_size={self.image_size!r} is not a number of pixels, 1 or more.")
         allowed = {
             "image_size": ("tinyimagenet", *USERS),
-            "train": USERS,
-            "test": USERS,
+            "train": ("imagefolder", "parquet"),
+            "test": ("imagefolder", "parquet"),
             "classes": USERS,
-            "image_column": ("parquet",),
-            "label_column": ("parquet",),
+            "image_column": ("parquet", UNSPLIT),
+            "label_column": ("parquet", UNSPLIT),
+            "group_column": (UNSPLIT,),
         }
         for setting, names in allowed.items():
             if getattr(self, setting) is not None and self.name not in names:
@@ -125,6 +131,28 @@ class DataSource:
         if self.classes is not None and len(set(self.classes)) < max(len(self.classes), 1):
             raise ConfigError("data.classes must name at least one class, and each class once.")
 
+    def location(self, title: str) -> Path:
+        """Find the root of the data set.
+
+        Args:
+            title: what to call the data set in an error message.
+
+        Returns:
+            The path: `root`, or that in METAREPAIR_DATA.
+
+        Raises:
+            DataError: neither is given.
+        """
+        given = self.root or os.environ.get(DATA_VARIABLE)
+        remedy = (
+            "" if self.name in USERS else " `--set data.name=cifar10_sample` uses the shipped sample instead."
+        )
+        if not given:
+            raise DataError(
+                f"Where is {title}? Set data.root, or the environment variable {DATA_VARIABLE}, to its folder.{remedy}"
+            )
+        return Path(given).expanduser()
+
     def folder(self, title: str) -> Path:
         """Find the root folder of the data set.
 
@@ -137,20 +165,30 @@ class DataSource:
         Raises:
             DataError: neither is given, or it is not a folder.
         """
-        given = self.root or os.environ.get(DATA_VARIABLE)
-        remedy = (
-            "" if self.name in USERS else " `--set data.name=cifar10_sample` uses the shipped sample instead."
-        )
-        if not given:
-            raise DataError(
-                f"Where is {title}? Set data.root, or the environment variable {DATA_VARIABLE}, to its folder.{remedy}"
-            )
-        folder = Path(given).expanduser()
+        folder = self.location(title)
         if not folder.is_dir():
             raise DataError(
                 f"The data root {folder} is not a folder. Set data.root or {DATA_VARIABLE} to one."
             )
         return folder
+
+    def info(self, classes: tuple[str, ...], image_size: int) -> DatasetInfo:
+        """Describe a user's own images.
+
+        Args:
+            classes: names of the classes, in the order of the labels.
+            image_size: side of the images in pixels.
+
+        Returns:
+            The facts, with ImageNet's mean and deviation where the source has none.
+        """
+        return DatasetInfo(
+            classes=classes,
+            image_size=image_size,
+            corruption_table=table_for(image_size),
+            mean=self.mean or IMAGENET_MEAN,
+            std=self.std or IMAGENET_STD,
+        )
 
 
 def source_from(settings: Mapping[str, Any]) -> DataSource:
@@ -166,7 +204,7 @@ def source_from(settings: Mapping[str, Any]) -> DataSource:
     Raises:
         ConfigError: the settings name no known data set, or contradict each other.
     """
-    kept = ("image_size", "image_column", "label_column", "classes", "mean", "std")
+    kept = ("image_size", "image_column", "label_column", "group_column", "classes", "mean", "std")
     values: dict[str, Any] = {key: settings.get(key) for key in kept}
     tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return DataSource(name=str(settings.get("name")), **tuples)

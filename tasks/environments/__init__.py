@@ -11,29 +11,19 @@ from tasks.environments.environment import (
     corrupted,
     corrupted_images,
 )
-from tasks.environments.parts import JUDGE, LEARN, SELECT, UNUSED, judge_half
-from tasks.environments.sources import ImageSource, ListedImages, list_images
 from tasks.environments.stored import copy_what_is_learned, listing_digest, read_images, write_images
 
 __all__ = [
     "AS_GIVEN",
-    "JUDGE",
-    "LEARN",
-    "SELECT",
-    "UNUSED",
     "USERS",
     "CorruptedImages",
     "Environment",
-    "ImageSource",
-    "ListedImages",
     "UserImages",
     "category_of",
     "check_archive",
     "copy_what_is_learned",
     "corrupted",
     "corrupted_images",
-    "judge_half",
-    "list_images",
     "listing_digest",
     "read_images",
     "write_images",

@@ -20,10 +20,10 @@ from tasks import corruptions
 from tasks.corruptions import corrupt
 from tasks.datasets import ArrayDataset, Dataset, corruption_table_of
 from tasks.datasets.archives import Archive
-from tasks.environments.digests import Digests
-from tasks.environments.parts import Parts, judge_half
 from tasks.errors import ConfigError, DataError
 from tasks.records import Ints, Pixels
+from tasks.splits.digests import Digests
+from tasks.splits.parts import Parts, judge_half
 
 AS_GIVEN = 0  # the severity of images that a user collected
 USERS = "environment"  # the category of a user's own environments

@@ -28,15 +28,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.datasets.decoding import BATCH, EncodedImage
+from tasks.datasets.decoding import BATCH, EncodedImage, Listing
 from tasks.datasets.images import UnreadableImageError, decode_image
-from tasks.environments.digests import Digests, pixel_digests
 from tasks.environments.environment import UserImages
-from tasks.environments.near_duplicates import Hashes, group_images, near_duplicates, perceptual_hashes
-from tasks.environments.parts import JUDGE, set_aside
-from tasks.environments.sources import ListedImages
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
+from tasks.splits.digests import Digests, pixel_digests
+from tasks.splits.near_duplicates import Hashes, group_images, near_duplicates, perceptual_hashes
+from tasks.splits.parts import JUDGE, group_numbers, set_aside
 from tasks.storage.manifest import Manifest
 from tasks.storage.paths import Place, local, read_table, write_table, writing
 
@@ -60,7 +59,7 @@ class _Decoded:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
 
-def listing_digest(parts: Mapping[str, ListedImages]) -> str:
+def listing_digest(parts: Mapping[str, Listing]) -> str:
     """Compute a digest of what is listed: names, sizes, labels and groups, but no pixels.
 
     Args:
@@ -72,7 +71,7 @@ def listing_digest(parts: Mapping[str, ListedImages]) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for part, listed in sorted(parts.items()):
         digest.update(repr((part, listed.groups is None)).encode())
-        digest.update(np.asarray(listed.labels, "<i8").tobytes())
+        digest.update(np.asarray(listed.labels_N, "<i8").tobytes())
         for group in listed.groups or ():
             digest.update(repr(group).encode())
         for batch in listed.batches():
@@ -92,7 +91,7 @@ def _size(image: EncodedImage) -> int:
 
 def write_images(
     folder: Place,
-    parts: Mapping[str, ListedImages],
+    parts: Mapping[str, Listing],
     *,
     name: str,
     image_size: int,
@@ -130,7 +129,7 @@ def write_images(
         if not found.names:
             raise DataError(f"{name}: none of its images can be read. {_named(found.unreadable)}")
     hashes_N = np.concatenate(hashes)
-    groups_N = group_images(hashes_N, _given_groups(found.groups))
+    groups_N = group_images(hashes_N, group_numbers(found.groups))
     _check_twice(found, name)
     _check_not_clean(found, name, clean)
     near_N = near_duplicates(hashes_N, np.empty(0, np.uint64) if clean_hashes is None else clean_hashes)
@@ -167,16 +166,8 @@ def write_images(
     return files, rows, facts
 
 
-def _given_groups(names: Sequence[str | None]) -> Ints | None:
-    """Numbers of the groups that the user gave; an image without one is alone. `None` if there are none at all."""
-    if not any(name is not None for name in names):
-        return None
-    numbers: dict[object, int] = {}
-    return np.array([numbers.setdefault((row,) if g is None else g, row) for row, g in enumerate(names)])
-
-
 def _decode_part(
-    found: _Decoded, listed: ListedImages, stream: BinaryIO, *, image_size: int, holdout: bool
+    found: _Decoded, listed: Listing, stream: BinaryIO, *, image_size: int, holdout: bool
 ) -> Iterator[np.ndarray]:
     """Decode the images of a part, append their pixels to `stream`, and yield their perceptual hashes by batch."""
     place = 0
@@ -184,14 +175,14 @@ def _decode_part(
         for batch in listed.batches():
             pixels: list[Pixels] = []
             for image, decoded in zip(batch, pool.map(partial(_decode, side=image_size), batch), strict=True):
-                if place >= len(listed.labels):
+                if place >= len(listed.labels_N):
                     raise DataError(f"{image.name}: there are more images than were listed. {_QUIET}")
                 if isinstance(decoded, str):
                     found.unreadable.append((image.name, decoded))
                 else:
                     found.names.append(image.name)
                     found.digests.append(decoded[1])
-                    found.labels.append(listed.labels[place])
+                    found.labels.append(int(listed.labels_N[place]))
                     found.groups.append(None if listed.groups is None else listed.groups[place])
                     found.holdout.append(holdout)
                     pixels.append(decoded[0])
@@ -201,8 +192,8 @@ def _decode_part(
                 stream.write(images_BHWC.data)
                 found.pixels += pixel_digests(images_BHWC).tolist()
                 yield perceptual_hashes(images_BHWC)
-    if place != len(listed.labels):
-        raise DataError(f"{len(listed.labels)} images were listed, but {place} were read. {_QUIET}")
+    if place != len(listed.labels_N):
+        raise DataError(f"{len(listed.labels_N)} images were listed, but {place} were read. {_QUIET}")
 
 
 _QUIET = "Run the command again while nothing writes there."
@@ -231,9 +222,9 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _check_readable(found: _Decoded, parts: Mapping[str, ListedImages], *, name: str, most: float) -> None:
+def _check_readable(found: _Decoded, parts: Mapping[str, Listing], *, name: str, most: float) -> None:
     """Raise DataError if more than a share of `most` of all listed images cannot be read."""
-    total, bad = sum(len(listed.labels) for listed in parts.values()), len(found.unreadable)
+    total, bad = sum(len(listed.labels_N) for listed in parts.values()), len(found.unreadable)
     if bad > most * total:
         raise DataError(
             f"{name}: {bad} of {total} images cannot be read, more than {most:.0%}. {_named(found.unreadable)} Correct "

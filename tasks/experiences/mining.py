@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.environments import Environment
-from tasks.environments.digests import pixel_digests
 from tasks.errors import TooFewFailuresError
 from tasks.experiences.pixels import RecomputedPixels, StackedPixels, joined
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, PixelRows, Pixels
+from tasks.splits.digests import pixel_digests
 
 # N failures, B images of a batch
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from tasks.environments import Environment
-from tasks.environments.digests import Digests, pixel_digests
 from tasks.errors import DataError
 from tasks.records import Ints, PixelRows, Pixels
+from tasks.splits.digests import Digests, pixel_digests
 
 # N failures, B of them
 

@@ -19,7 +19,8 @@ from metarepair.config.run import Config
 from metarepair.runs.layout import Run
 from metarepair.stages.pipeline import Pipeline
 from tasks.datasets import load_dataset
-from tasks.environments import JUDGE, UserImages, read_images
+from tasks.environments import UserImages, read_images
+from tasks.splits import JUDGE
 from tasks.storage.manifest import read_manifest
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

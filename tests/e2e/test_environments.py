@@ -19,8 +19,9 @@ from metarepair.config.load import parse_config
 from metarepair.data.workspace import load_surroundings
 from metarepair.stages import images
 from tasks.datasets import load_dataset
-from tasks.environments import JUDGE, LEARN, SELECT, UNUSED, corrupted_images, read_images
+from tasks.environments import corrupted_images, read_images
 from tasks.experiences.store import open_side
+from tasks.splits import JUDGE, LEARN, SELECT, UNUSED
 from tasks.storage.manifest import read_manifest
 
 PHOTOGRAPHS = 240

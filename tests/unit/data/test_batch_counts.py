@@ -22,13 +22,13 @@ from tasks.datasets import ArrayDataset, DataSource, image_table, load_dataset
 from tasks.datasets.decoding import EncodedImage, Listing, decode_listing
 from tasks.datasets.image_folder import files_listing
 from tasks.environments import corrupted
-from tasks.environments.digests import pixel_digests
 from tasks.errors import DataError
 from tasks.experiences import failure_file
 from tasks.experiences.failure_file import read_failures, write_failures
 from tasks.experiences.mining import mine
 from tasks.experiences.pixels import StackedPixels, digests_of
 from tasks.records import Failures, Pixels
+from tasks.splits.digests import pixel_digests
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from metarepair import save_images
+from tasks.datasets import ImageSource, list_images
 from tasks.datasets.images import decode_image
-from tasks.environments import ImageSource, list_images
 from tasks.errors import ConfigError, DataError
 
 CLASSES = ("cat", "dog", "horse")
@@ -36,7 +36,7 @@ class Items:
 def read(path: Path) -> tuple[list[int], list[str] | None, list[np.ndarray]]:
     listed = list_images(ImageSource(setting="s", location=path), CLASSES)
     pixels = [decode_image(image.content) for batch in listed.batches() for image in batch]
-    return list(listed.labels), None if listed.groups is None else list(listed.groups), pixels
+    return listed.labels_N.tolist(), None if listed.groups is None else list(listed.groups), pixels
 
 
 FORMS: dict[str, Any] = {

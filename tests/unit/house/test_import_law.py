@@ -52,6 +52,7 @@ tasks.sampling
 tasks.experiences
 tasks.environments
 tasks.datasets
+tasks.splits
 tasks.corruptions
 tasks.distances
 tasks.storage

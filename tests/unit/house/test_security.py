@@ -25,8 +25,8 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         f"{HERE}::test_loaders_of_arrays_and_weights_are_told_to_unpickle_nothing",
     ),
     "Paths in a table of images: inside the table's folder, or the folder that you name.": (
-        "unit/tasks/environments/test_sources.py::test_a_csv_file_that_cannot_be_meant_is_refused",
-        "unit/tasks/environments/test_sources.py::test_links_that_leave_the_folder_are_refused_and_others_are_followed",
+        "unit/tasks/datasets/test_labelled_images.py::test_a_csv_file_that_cannot_be_meant_is_refused",
+        "unit/tasks/datasets/test_labelled_images.py::test_links_that_leave_the_folder_are_refused_and_others_are_followed",
     ),
     "Weights: `.safetensors`, or files of `torch.save` read with `weights_only=True`.": (
         "unit/models/test_weights_file.py::test_a_safetensors_file_is_known_by_its_bytes_and_needs_no_note",

@@ -10,18 +10,11 @@ import pyarrow.csv
 import pytest
 from PIL import Image
 
-from tasks.datasets import load_dataset
+from tasks.datasets import ImageSource, list_images, load_dataset
 from tasks.datasets.images import decode_image
-from tasks.environments import (
-    JUDGE,
-    ImageSource,
-    UserImages,
-    list_images,
-    listing_digest,
-    read_images,
-    write_images,
-)
+from tasks.environments import UserImages, listing_digest, read_images, write_images
 from tasks.errors import DataError
+from tasks.splits import JUDGE
 from tasks.storage.manifest import Manifest, write_manifest
 
 TEST = load_dataset("cifar10_sample", "test")

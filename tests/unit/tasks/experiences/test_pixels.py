@@ -10,7 +10,6 @@ import pytest
 
 from tasks.datasets import ArrayDataset, load_dataset
 from tasks.environments import CorruptedImages, corrupted
-from tasks.environments.digests import pixel_digests
 from tasks.errors import DataError
 from tasks.experiences.failure_file import CHUNK, read_failures, write_failures
 from tasks.experiences.mining import MinedShard, mine
@@ -19,6 +18,7 @@ from tasks.experiences.store import finish_environment, open_side, write_part
 from tasks.records import Experience, Failures, Pixels
 from tasks.sampling.confidence import Confidence
 from tasks.sampling.sampler import sample_task
+from tasks.splits.digests import pixel_digests
 from tasks.storage.manifest import Manifest
 from tasks.storage.paths import Place, size_of
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.datasets import load_dataset
-from tasks.environments.near_duplicates import NEAR, group_images, near_duplicates, perceptual_hashes
+from tasks.splits.near_duplicates import NEAR, group_images, near_duplicates, perceptual_hashes
 
 IMAGES = load_dataset("cifar10_sample", "test").images(slice(0, 400))
 

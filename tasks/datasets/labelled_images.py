@@ -16,24 +16,28 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tasks.datasets import DataSource
+import numpy as np
+
 from tasks.datasets.column_kinds import values_of
 from tasks.datasets.decoding import BATCH, EncodedImage, Listing
 from tasks.datasets.image_folder import list_folder
 from tasks.datasets.image_table import LABEL_ROWS, list_table
 from tasks.datasets.own_files import entries, is_hidden
+from tasks.datasets.source import UNSPLIT, DataSource
 from tasks.datasets.table_files import SUFFIXES as TABLES
 from tasks.datasets.table_files import iter_rows, read_schema
 from tasks.errors import DataError, near_names
 from tasks.storage.paths import parse_json, require_regular
 
 CSV, LINES = (".csv",), (".jsonl", ".ndjson")
+Form = Literal["folders", "tables", "rows"]
+DEFAULT_PATH, DEFAULT_LABEL = "path", "label"
 DEFAULT_GROUP = "group"  # the column of groups that is used without being named, if there is one
 LONGEST_LINE = 1 << 20  # characters
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -47,37 +51,48 @@ class ImageSource:
         setting: the setting that names `location`, for messages.
         location: a folder of class folders, a CSV or JSON Lines file, or Parquet or Arrow tables.
         root: folder that the paths of a CSV or JSON Lines file are relative to; `None` for the folder of the file.
-        path_column: column of the images' paths.
+        image_column: column of the images' paths in CSV and JSON Lines, `None` for `path`; or of the encoded images in
+            Parquet and Arrow, `None` for the only candidate.
         label_column: column of the labels; `None` for `label`, or the only candidate of a Parquet table.
         group_column: column of the groups; `None` for `group`, if there is such a column.
+        image_size: side in pixels of the square that images are resized and cropped to; `None` if all have one size.
+        settings: names of the settings `image_column` and `label_column`, for messages.
     """
 
     setting: str
     location: Path
     root: Path | None = None
-    path_column: str = "path"
+    image_column: str | None = None
     label_column: str | None = None
     group_column: str | None = None
+    image_size: int | None = None
+    settings: tuple[str, str] = ("data.image_column", "data.label_column")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListedImages:
-    """Labelled images that are not decoded yet.
+def form_of(source: ImageSource) -> Form:
+    """Find the form of a source: `folders` of classes, `tables` (Parquet, Arrow), or `rows` (CSV, JSON Lines).
 
-    Attributes:
-        labels: the number of each image's class.
-        groups: the name of each image's group; `None` if there are no groups.
-        batches: iterates over the encoded images, in the order of `labels`, from the first one each time it is called.
-        passed_over: sentences about files that are not read.
+    Raises DataError if it does not exist, or has none of these forms.
     """
+    path = source.location
+    if not path.exists():
+        raise DataError(
+            f"{source.setting} {path} does not exist. Give a folder of class folders, or a table."
+        )
+    if path.is_dir():
+        return "tables" if _holds_tables(path) else "folders"
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        return "tables"
+    if suffix in CSV or suffix in LINES:
+        return "rows"
+    raise DataError(
+        f"{source.setting} {path} is neither a folder nor a table ({', '.join((*CSV, *LINES, *TABLES))}). Give one "
+        "of these."
+    )
 
-    labels: Sequence[int]
-    groups: Sequence[str] | None
-    batches: Callable[[], Iterator[Sequence[EncodedImage]]]
-    passed_over: tuple[str, ...] = ()
 
-
-def list_images(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
+def list_images(source: ImageSource, classes: tuple[str, ...]) -> Listing:
     """List the labelled images of a source. No image is opened.
 
     Args:
@@ -90,26 +105,33 @@ def list_images(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
     Raises:
         DataError: nothing is found, a label is of no class, or a path leads out of its folder.
     """
-    path = source.location
-    if not path.exists():
-        raise DataError(
-            f"{source.setting} {path} does not exist. Give a folder of class folders, or a table."
-        )
-    suffix = path.suffix.lower()
-    if path.is_dir() and not _holds_tables(path):
-        listed = _listed(list_folder(_as_split(source, "imagefolder", classes), "train"))
-    elif path.is_dir() or suffix in TABLES:
-        listed = _list_tables(source, classes)
-    elif suffix in CSV or suffix in LINES:
-        listed = _list_rows(source, classes)
+    form = form_of(source)
+    if form == "folders":
+        listed = list_folder(as_split(source, form, classes), "train")
     else:
+        listed = _list_tables(source, classes) if form == "tables" else _list_rows(source, classes)
+    if not len(listed.labels_N):
         raise DataError(
-            f"{source.setting} {path} is neither a folder nor a table ({', '.join((*CSV, *LINES, *TABLES))}). Give one "
-            "of these."
+            f"{source.setting} {source.location} lists no images. Give some, with their right labels."
         )
-    if not len(listed.labels):
-        raise DataError(f"{source.setting} {path} lists no images. Give some, with their right labels.")
     return listed
+
+
+def class_names(source: ImageSource) -> tuple[str, ...]:
+    """Return the sorted labels of a CSV or JSON Lines file, which name the classes. Raises DataError for numbers."""
+    column = source.label_column or DEFAULT_LABEL
+    names = set()
+    for line, row in _iter_rows(source.location):
+        if column not in row:
+            raise _no_column(source.location, column, list(row))
+        label = row[column]
+        if not isinstance(label, str) or not label.strip() or _NUMBER.fullmatch(label.strip()):
+            raise DataError(
+                f"{source.location}, line {line}: the label is {str(label)[:80]!r}, which names no class. Set "
+                'data.classes to the names in the order of the numbers, as in --set "data.classes=[cat, dog]".'
+            )
+        names.add(label.strip())
+    return tuple(sorted(names))
 
 
 def _holds_tables(folder: Path) -> bool:
@@ -118,33 +140,29 @@ def _holds_tables(folder: Path) -> bool:
     return any(p.suffix.lower() in TABLES for p in there) and not any(p.is_dir() for p in there)
 
 
-def _as_split(source: ImageSource, name: str, classes: tuple[str, ...]) -> DataSource:
+def as_split(
+    source: ImageSource, form: Literal["folders", "tables"], classes: tuple[str, ...] | None
+) -> DataSource:
     """The source as both splits of a data set, for the readers of data sets."""
-    location = str(source.location)
+    location, tables = str(source.location), form == "tables"
     return DataSource(
-        name=name,
+        name="parquet" if tables else "imagefolder",
         train=location,
         test=location,
         classes=classes,
-        label_column=source.label_column if name == "parquet" else None,
+        image_size=source.image_size,
+        image_column=source.image_column if tables else None,
+        label_column=source.label_column if tables else None,
+        settings=source.settings,
     )
 
 
-def _listed(listing: Listing, groups: Sequence[str] | None = None) -> ListedImages:
-    return ListedImages(
-        labels=listing.labels_N.tolist(),
-        groups=groups,
-        batches=listing.batches,
-        passed_over=listing.passed_over,
-    )
-
-
-def _list_tables(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
-    listing = list_table(_as_split(source, "parquet", classes), "train")
+def _list_tables(source: ImageSource, classes: tuple[str, ...]) -> Listing:
+    listing = list_table(as_split(source, "tables", classes), "train")
     groups: list[str] = []
     named = [_group_column(source, path, read_schema(path).names) for path in listing.files]
     if not any(named):
-        return _listed(listing)
+        return listing
     for path, column in zip(listing.files, named, strict=True):
         if column is None:
             raise DataError(
@@ -155,7 +173,7 @@ def _list_tables(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
         for batch in iter_rows(path, [column], LABEL_ROWS):
             for value in values_of(batch.column(0)):
                 groups.append(_group(value, f"{path}, row {len(groups) - start + 1}"))
-    return _listed(listing, groups)
+    return replace(listing, groups=groups)
 
 
 def _group(value: Any, where: str) -> str:
@@ -193,7 +211,7 @@ class _Rows:
     groups: list[str] = field(default_factory=list)
 
 
-def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
+def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> Listing:
     """Read a CSV or JSON Lines file row by row."""
     path = source.location
     root = (source.root or path.parent).absolute()
@@ -201,17 +219,18 @@ def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
         raise DataError(f"The root {root} of {path} is not a folder. Give the one that its paths start from.")
     inside = _Inside(root)
     number = {name: label for label, name in enumerate(classes)}
-    rows, label_column = _Rows(), source.label_column or "label"
+    rows, label_column = _Rows(), source.label_column or DEFAULT_LABEL
+    path_column = source.image_column or DEFAULT_PATH
     group_column: str | None = None
     for line, row in _iter_rows(path):
         if not rows.labels:
             columns = list(row)
-            for name in (source.path_column, label_column):
+            for name in (path_column, label_column):
                 if name not in row:
                     raise _no_column(path, name, columns)
             group_column = _group_column(source, path, columns)
         where = f"{path}, line {line}"
-        image = row.get(source.path_column)
+        image = row.get(path_column)
         if not isinstance(image, str) or not image.strip():
             raise DataError(
                 f"{where}: the path is {image!r}. Give the path of an image, or leave the row out."
@@ -232,8 +251,15 @@ def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> ListedImages:
             some = rows.paths[start : start + BATCH]
             yield [EncodedImage(name=n, content=Path(os.path.normpath(root / n))) for n in some]
 
-    return ListedImages(
-        labels=rows.labels, groups=rows.groups if group_column is not None else None, batches=batches
+    return Listing(
+        name=UNSPLIT,
+        split="train",
+        classes=classes,
+        labels_N=np.array(rows.labels, np.int64),
+        image_size=source.image_size,
+        files=[Path(os.path.normpath(root / name)) for name in rows.paths],
+        batches=batches,
+        groups=rows.groups if group_column is not None else None,
     )
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.environments.parts import JUDGE, LEARN, SELECT, SHARE, UNUSED, judge_half, set_aside
 from tasks.errors import DataError
+from tasks.splits.parts import JUDGE, LEARN, SELECT, SHARE, UNUSED, judge_half, set_aside
 
 NO_HOLDOUT = np.zeros(100, bool)
 

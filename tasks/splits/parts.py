@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from tasks.keys import keyed_generator
 from tasks.records import Ints
 
 LEARN, SELECT, JUDGE, UNUSED = 0, 1, 2, 3  # what an image is for
-SHARE = 0.2  # of a user's images that judge, and that select
+SHARE = 0.2  # of a user's images of an environment that judge, and that select
+CLEAN_SHARE = 0.25  # of clean images without splits of their own that judge, and that select
 Parts = NDArray[np.int8]
 Mask = NDArray[np.bool_]
 
@@ -46,6 +47,21 @@ def judge_half(num_images: int, *, fraction: float | None, seed: int) -> Parts:
     return parts_N
 
 
+def group_numbers(names: Sequence[str | None]) -> Ints | None:
+    """Number the groups that a user gave.
+
+    Args:
+        names: the name of each image's group; an image without one is alone.
+
+    Returns:
+        int64 [N], a number for each group; `None` if there are no groups at all.
+    """
+    if not any(name is not None for name in names):
+        return None
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault((row,) if g is None else g, row) for row, g in enumerate(names)])
+
+
 def set_aside(
     groups_N: Ints, holdout_N: Mask, *, name: str, seed: int, unused_N: Mask | None = None
 ) -> Parts:
@@ -71,14 +87,45 @@ def set_aside(
         parts_N[unused_N] = UNUSED
     parts_N[holdout_N] = JUDGE
     images = max(round(SHARE * int((parts_N == LEARN).sum())), 1)
-    for part, purpose, leave in ((JUDGE, "judge", 2), (SELECT, "select", 1)):
-        if part == SELECT or not holdout_N.any():
-            order = keyed_generator("set aside", seed, name, purpose).permutation
-            chosen_N = _some_groups(groups_N, parts_N, images, leave=leave, order=order)
-            if chosen_N is None:
-                raise _too_few(groups_N[parts_N == LEARN], name, held=bool(holdout_N.any()))
-            parts_N[chosen_N] = part
+    given = bool(holdout_N.any())
+    if not _choose(parts_N, groups_N, images, judged=given, key=("set aside", seed, name)):
+        raise _too_few(groups_N[parts_N == LEARN], name, held=given)
     return parts_N
+
+
+def split_clean(groups_N: Ints, *, name: str) -> Parts:
+    """Choose whole groups of clean images that judge, and whole groups that select, always the same ones.
+
+    Args:
+        groups_N: int64 [N], the number of each image's group.
+        name: what to call the images in an error message.
+
+    Returns:
+        int8 [N]: about a quarter JUDGE, a quarter SELECT, and the rest LEARN.
+
+    Raises:
+        DataError: there are fewer than three groups.
+    """
+    parts_N = np.full(len(groups_N), LEARN, np.int8)
+    images = max(round(CLEAN_SHARE * len(groups_N)), 1)
+    if not _choose(parts_N, groups_N, images, judged=False, key=("split clean",)):
+        raise _too_few(groups_N, name, held=None)
+    return parts_N
+
+
+def _choose(
+    parts_N: Parts, groups_N: Ints, images: int, *, judged: bool, key: tuple[str, *tuple[int | str, ...]]
+) -> bool:
+    """Set about `images` images to JUDGE (unless some are `judged`) and to SELECT; False if too few are left."""
+    for part, purpose, leave in ((JUDGE, "judge", 2), (SELECT, "select", 1)):
+        if part == JUDGE and judged:
+            continue
+        order = keyed_generator(*key, purpose).permutation
+        chosen_N = _some_groups(groups_N, parts_N, images, leave=leave, order=order)
+        if chosen_N is None:
+            return False
+        parts_N[chosen_N] = part
+    return True
 
 
 def _some_groups(
@@ -103,11 +150,13 @@ def _some_groups(
     return mask
 
 
-def _too_few(groups_L: Ints, name: str, *, held: bool) -> DataError:
+def _too_few(groups_L: Ints, name: str, *, held: bool | None) -> DataError:
+    """The error for too few groups. held: whether the images have a holdout; None if they cannot have one."""
     count = len(np.unique(groups_L))
-    where, other = (" outside the groups of its holdout", " of other groups") if held else ("", "")
+    where = " outside the groups of its holdout" if held else ""
+    finer = "or a column of finer groups" if held is None else "a column of finer groups, or a holdout"
     return DataError(
         f"{name}: its {len(groups_L)} images{where} form {count} group{'' if count == 1 else 's'}. That is too few to "
         "judge by some, select by others and learn from the rest, as images of one group and near-duplicates stay "
-        f"together. Give more images, a column of finer groups, or a holdout{other}."
+        f"together. Give more images, {finer}{' of other groups' if held else ''}."
     )
