@@ -21,7 +21,7 @@ from tasks.environments import Environment
 from tasks.errors import TooFewFailuresError
 from tasks.experiences.pixels import rows_of_images
 from tasks.keys import keyed_generator
-from tasks.records import Failures
+from tasks.records import Failures, Ints
 from tasks.sampling.sampler import semantic_cover, split_validation
 from tasks.splits import SELECT
 
@@ -51,7 +51,8 @@ def split_collected(
     TooFewFailuresError if the DNN fails on none of these, or on none of the images to learn from.
     """
     if source is not None and (source.parts_N == SELECT).any():
-        return _by_parts(collect, source)
+        learn, validation = split_by_parts(collect.image_ids_N, source)
+        return RepairData(target=source.name, learn=collect.take(learn), validation=collect.take(validation))
     learn, validation = split_validation(
         collect.image_ids_N,
         fraction=config.repair.validation_fraction,
@@ -63,17 +64,17 @@ def split_collected(
     )
 
 
-def _by_parts(collect: Failures, source: Environment) -> RepairData:
-    rows_N = rows_of_images(source.image_ids_N, collect.image_ids_N)
-    selects_N = source.parts_N[rows_N] == SELECT
+def split_by_parts(image_ids_N: Ints, source: Environment) -> tuple[Ints, Ints]:
+    """The rows of D_collect to learn from and those to select by. Raises TooFewFailuresError if either are none."""
+    selects_N = source.parts_N[rows_of_images(source.image_ids_N, image_ids_N)] == SELECT
     learn, validation = np.flatnonzero(~selects_N), np.flatnonzero(selects_N)
     if not len(learn) or not len(validation):
         raise TooFewFailuresError(
-            f"{source.name}: of the {len(collect)} failures collected, {len(learn)} are of images to learn from and "
-            f"{len(validation)} of images to select by; a repair needs at least one of each. Give more photographs, "
-            "or a column of finer groups."
+            f"{source.name}: of the {len(image_ids_N)} failures collected, {len(learn)} are of images to learn from "
+            f"and {len(validation)} of images to select by; a repair needs at least one of each. Give more "
+            "photographs, or a column of finer groups."
         )
-    return RepairData(target=source.name, learn=collect.take(learn), validation=collect.take(validation))
+    return learn, validation
 
 
 def cut_to_uses(data: RepairData, uses: Sequence[Uses]) -> RepairData:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from metarepair.compare.plan import judged_by
 from metarepair.compare.units import ComparedRepair, load_candidate
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
@@ -24,7 +25,7 @@ from tasks.storage.manifest import require_manifest
 from tasks.storage.names import remove_listed
 from tasks.storage.paths import read_json, write_table, write_text
 from tasks.storage.sealed_parts import is_sealed, seal, seal_of
-from tasks.storage.stages import COMPARED
+from tasks.storage.stages import COMPARED, IMAGES
 
 # M repaired DNNs, N examples
 
@@ -36,8 +37,13 @@ def judging_identity(run: Run, config: Config, unit: ComparedRepair) -> dict[str
     """The settings and the digest of the repair that a judgement depends on."""
     manifest = require_manifest(run.compared(unit.target, unit.method, unit.seed), COMPARED.remedy)
     evaluated = config.evaluate.model_dump(mode="json")
-    # The same as metarepair.compare.plan.Plan.judging, which `status` compares with.
-    return {"repaired": manifest.digest, "evaluate": evaluated, "severities": list(config.mining.severities)}
+    return judged_by(manifest.digest, evaluated, config.mining.severities, other_images(run, config))
+
+
+def other_images(run: Run, config: Config) -> dict[str, str]:
+    """The digests of the user's own environments in `evaluate.others`."""
+    names = [name for name in config.evaluate.others or () if config.has_own_images(name)]
+    return {name: require_manifest(run.environment(name), IMAGES.remedy).digest for name in names}
 
 
 def is_judged(run: Run, config: Config, unit: ComparedRepair) -> bool:

@@ -20,12 +20,16 @@ PLAN = "comparison.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A comparison repairs every target by every method with every seed. `config`: its settings as plain values."""
+    """A comparison repairs every target by every method with every seed.
+
+    config: its settings as plain values. images: digests of the user's own environments in `evaluate.others`.
+    """
 
     targets: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def experiences(self) -> tuple[str, ...] | None:
@@ -38,7 +42,15 @@ class Plan:
         evaluated, severities = self.config.get("evaluate"), _group(self.config, "mining").get("severities")
         if evaluated is None or severities is None:
             return None
-        return {"repaired": repaired, "evaluate": evaluated, "severities": severities}
+        return judged_by(repaired, evaluated, severities, self.images)
+
+
+def judged_by(
+    repaired: str, evaluate: Mapping[str, Any], severities: Sequence[int], images: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a judgement depends on: the digest of the repair, settings, and digests of the user's other environments."""
+    identity = {"repaired": repaired, "evaluate": evaluate, "severities": list(severities)}
+    return identity | {"images": dict(images)} if images else identity
 
 
 def write_plan(
@@ -48,9 +60,16 @@ def write_plan(
     methods: Sequence[str],
     seeds: Sequence[int],
     config: Mapping[str, Any],
+    images: Mapping[str, str] | None = None,
 ) -> None:
     """Replace the plan in a run's folder compare/. `config`: the settings as plain values, for loading a repair."""
-    plan = Plan(targets=tuple(targets), methods=tuple(methods), seeds=tuple(seeds), config=config)
+    plan = Plan(
+        targets=tuple(targets),
+        methods=tuple(methods),
+        seeds=tuple(seeds),
+        config=config,
+        images=images or {},
+    )
     write_text(folder / PLAN, json.dumps(asdict(plan), indent=1) + "\n")
 
 
@@ -65,7 +84,11 @@ def read_plan(folder: Place) -> Plan | None:
             raise ValueError("it does not list targets, methods and seeds")
         for key in ("targets", "methods"):  # they are names of folders
             content[key] = [plain_name(name) for name in content[key]]
-        return Plan(**{key: tuple(content[key]) for key in kinds}, config=dict(content.get("config", {})))
+        return Plan(
+            **{key: tuple(content[key]) for key in kinds},
+            config=dict(content.get("config", {})),
+            images=dict(content.get("images", {})),
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -22,8 +22,8 @@ from tasks.environments import Environment, UserImages, check_archive, corrupted
 from tasks.errors import ConfigError, DataError
 from tasks.records import Ints
 from tasks.splits import judge_half
-from tasks.splits.parts import JUDGE, Parts
-from tasks.storage.manifest import require_manifest
+from tasks.splits.parts import JUDGE, Mask, Parts
+from tasks.storage.manifest import content_hash, require_manifest
 from tasks.storage.paths import Place
 from tasks.storage.stages import IMAGES
 
@@ -44,6 +44,7 @@ class Surroundings:
     _inputs: dict[str, str] = field(default_factory=dict)
     _environments: dict[tuple[Split, str], Environment] = field(default_factory=dict)
     _archives: dict[str, Archive] = field(default_factory=dict)
+    _user_images: dict[str, UserImages] = field(default_factory=dict)
     notes: bool = False
     folder: Place | None = None
     _noted: set[str] = field(default_factory=set)
@@ -106,7 +107,8 @@ class Surroundings:
     def _build_environment(self, split: Split, name: str) -> Environment:
         config, given = self.config, self.config.environments.get(name)
         if config.has_own_images(name):
-            return self._user_images(name)
+            own = self.user_images(name)
+            return own if self.folder is not None else own.apart_from(self.judged_beside(name))
         data, corruption = self.split(split), name
         if given is not None:
             corruption = resolve(str(given.corruption))
@@ -121,7 +123,21 @@ class Surroundings:
             parts_N=parts_N,
         )
 
-    def _user_images(self, name: str) -> UserImages:
+    def user_images(self, name: str) -> UserImages:
+        """The user's environment `name`, whatever other environments there are. Raises StageError if it is not read."""
+        if name not in self._user_images:
+            self._user_images[name] = self._read_user_images(name)
+        return self._user_images[name]
+
+    def judged_beside(self, name: str) -> list[UserImages]:
+        """The user's other environments that judge repairs that learn from the environment `name`."""
+        config, judging = self.config, [*(self.config.evaluate.others or ())]
+        if name in config.mining.experiences:
+            judging += config.targets
+        own = [other for other in dict.fromkeys(judging) if other != name and config.has_own_images(other)]
+        return [self.user_images(other) for other in own]
+
+    def _read_user_images(self, name: str) -> UserImages:
         folder = (self.folder or run_of(self.config).environments) / name
         manifest = require_manifest(folder, IMAGES.remedy)
         classes = dataset_info(self.config.data.source()).classes
@@ -144,13 +160,24 @@ class Surroundings:
             return np.arange(len(parts_N))
         return np.flatnonzero(~np.isin(test.image_ids_N, collected_ids))
 
+    def left_out(self, name: str) -> Mask:
+        """bool [N], the images of the user's environment `name` that others keep from being learned from."""
+        source = self.environment("test", name)
+        assert isinstance(source, UserImages)
+        mask: Mask = source.parts_N != self.user_images(name).parts_N
+        return mask
+
     def inputs_of(self, name: str) -> dict[str, str]:
         """Digests of what the environment `name` is made from, besides `inputs`; none for a corruption."""
         if name not in self.config.environments:
             return {}
         if self.config.has_own_images(name):
             folder = run_of(self.config).environment(name)
-            return {f"environment {name}": require_manifest(folder, IMAGES.remedy).digest}
+            made_of = {f"environment {name}": require_manifest(folder, IMAGES.remedy).digest}
+            left_out_N = self.left_out(name)
+            if left_out_N.any():
+                made_of[f"left out of {name}"] = content_hash(np.flatnonzero(left_out_N).tolist())
+            return made_of
         return {f"environment {name}": self._given_archive(name).digest}
 
     def _given_archive(self, name: str) -> Archive:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from metarepair.compare.check import check_methods, check_settings
-from metarepair.compare.judge import is_judged, judge
+from metarepair.compare.judge import is_judged, judge, other_images
 from metarepair.compare.pair import load_pair, write_pair
 from metarepair.compare.plan import write_plan
 from metarepair.compare.prepare import discard_stale, prepare_method
@@ -111,6 +111,7 @@ class Comparison:
             methods=planned.methods,
             seeds=planned.seeds,
             config=self.config.model_dump(mode="json"),
+            images=other_images(self.run, self.config),
         )
         waiting = [unit for unit in self.units if done_unit(self.run, self.config, unit, here) is None]
         done = len(self.units) - len(waiting)

@@ -17,7 +17,7 @@ from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.datasets import Listing, list_images
 from tasks.environments import UserImages, listing_digest, write_images
 from tasks.errors import DataError, StageError
-from tasks.splits import JUDGE, LEARN, SELECT
+from tasks.splits import JUDGE
 from tasks.splits.digests import Digests, pixel_digests
 from tasks.splits.near_duplicates import Hashes, perceptual_hashes
 from tasks.storage.manifest import read_manifest
@@ -26,12 +26,17 @@ from tasks.storage.stages import IMAGES
 
 logger = logging.getLogger(__name__)
 LISTING = "listing"
+_SHOWN = 10  # classes
 
 
 def user_environments(config: Config) -> list[str]:
     """The names of the environments with a user's own images that the run uses, each once."""
-    named = (*config.mining.experiences, *config.targets, *(config.evaluate.others or ()))
-    return [name for name in dict.fromkeys(named) if config.has_own_images(name)]
+    return [name for name in used_names(config) if config.has_own_images(name)]
+
+
+def used_names(config: Config) -> list[str]:
+    """The names of all environments and corruptions that the run uses, each once."""
+    return list(dict.fromkeys((*config.mining.experiences, *config.targets, *(config.evaluate.others or ()))))
 
 
 def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
@@ -41,9 +46,18 @@ def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
     from in another; StageError if images were added, removed or relabelled since they were read.
     """
     clean = cache(partial(_clean_images, here))  # computed once for all environments, if one has to be read
-    for name in user_environments(config):
+    names = user_environments(config)
+    for name in names:
         _read(run, config, name, here, clean)
-    _check_apart(config, here)
+    for name in names:
+        _check_apart(here, name)
+        _note_classes(here.user_images(name))
+    idle = [name for name in config.environments if name not in used_names(config)]
+    if idle:
+        logger.warning(
+            "environments that are neither targets nor in mining.experiences nor in evaluate.others, and are not read: "
+            + ", ".join(idle)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,23 +73,38 @@ def _clean_images(here: Surroundings) -> _Clean:
     return _Clean(digests=digests, test_hashes=perceptual_hashes(here.split("test").images_NHWC))
 
 
-def _check_apart(config: Config, here: Surroundings) -> None:
-    """Raise DataError if an image that judges one environment is learned from in another."""
-    given, others = user_environments(config), config.evaluate.others or ()
-    found = {n: source for n in given if isinstance(source := here.environment("test", n), UserImages)}
-    for judging, judge in found.items():
-        judges = dict(zip(judge.digests_N.tolist(), judge.names, strict=True))
-        aside = set(judge.digests_N[judge.parts_N == JUDGE].tolist())
-        roles = (*config.mining.experiences, *(config.targets if judging in others else ()))
-        for learned in (n for n in found if n in roles and n != judging):
-            learns_N = np.isin(found[learned].parts_N, (LEARN, SELECT))
-            both = [d for d in found[learned].digests_N[learns_N].tolist() if d in aside]
-            if both:
-                raise DataError(
-                    f"{len(both)} images that judge {judging} are learned from as images of {learned}, such as "
-                    f"{judges[both[0]]}. What judges must not be learned from: remove them from {learned}, or give "
-                    f"{judging} a holdout of other images."
-                )
+def _check_apart(here: Surroundings, name: str) -> None:
+    """Raise DataError if images of this environment that are learned from judge another one."""
+    learned = here.user_images(name)
+    digests = learned.digests_N[learned.learned_N].tolist()
+    for judge in here.judged_beside(name):
+        judges_N = judge.parts_N == JUDGE
+        file_of = dict(zip(judge.digests_N[judges_N].tolist(), np.flatnonzero(judges_N), strict=True))
+        both = [file_of[digest] for digest in digests if digest in file_of]
+        if both:
+            raise DataError(
+                f"{len(both)} images that judge {judge.name} are learned from as images of {name}, such as "
+                f"{judge.names[both[0]]}. What judges must not be learned from: remove them from {name}, or give "
+                f"{judge.name} a holdout of other images."
+            )
+    near = int(here.left_out(name).sum())
+    if near:
+        logger.warning(
+            f"{name}: {near} images are near-duplicates of images that judge another environment; they are not used"
+        )
+
+
+def _note_classes(source: UserImages) -> None:
+    """Say which classes the images that judge lack, as no repair is judged on them."""
+    there = set(source.labels_N.tolist()) - set(source.labels_N[source.parts_N == JUDGE].tolist())
+    if there:
+        names = [source.classes[label] for label in sorted(there)]
+        shown = ", ".join(names[:_SHOWN]) + (
+            f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        )
+        logger.warning(
+            f"{source.name}: none of the images that judge is of {shown}; repairs are not judged on that"
+        )
 
 
 def check_user_images(config: Config, here: Surroundings) -> None:

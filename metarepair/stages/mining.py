@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from metarepair.adaptation.repair_data import split_by_parts
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.runs.layout import Run
@@ -25,7 +26,7 @@ from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.corruptions.plugins import plugin_settings
 from tasks.datasets import Split
 from tasks.environments import UserImages
-from tasks.experiences.mining import Predict, mine, split_failures
+from tasks.experiences.mining import COLLECT, Predict, mine, split_failures
 from tasks.experiences.pixels import rows_of_images
 from tasks.experiences.store import finish_environment, write_part
 from tasks.records import Failures, Ints, Pixels
@@ -204,7 +205,7 @@ def _sides(
     set_aside = environment.role == "target" and bool((source.parts_N == JUDGE).any())
     users = isinstance(source, UserImages)
     split = "" if users else f" on the {environment.split} split"
-    return split_failures(
+    sides_N = split_failures(
         source.groups_N[rows_N],
         failures.labels_N,
         collect=config.mining.collect,
@@ -215,6 +216,9 @@ def _sides(
         judges_N=judges_N if set_aside else None,
         at_most=users,
     )
+    if users and set_aside:
+        split_by_parts(failures.image_ids_N[sides_N == COLLECT], source)  # a repair needs both parts
+    return sides_N
 
 
 def _build_worker(config: Config) -> Callable[[Shard], int]:

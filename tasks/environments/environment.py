@@ -11,7 +11,7 @@ Some images of an environment may be set aside to judge: nothing learns from the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +23,8 @@ from tasks.datasets.archives import Archive
 from tasks.errors import ConfigError, DataError
 from tasks.records import Ints, Pixels
 from tasks.splits.digests import Digests
-from tasks.splits.parts import Parts, judge_half
+from tasks.splits.near_duplicates import Hashes, near_duplicates
+from tasks.splits.parts import JUDGE, LEARN, SELECT, UNUSED, Mask, Parts, judge_half
 
 AS_GIVEN = 0  # the severity of images that a user collected
 USERS = "environment"  # the category of a user's own environments
@@ -204,6 +205,7 @@ class UserImages:
         images_NHWC: uint8 [N, H, W, 3], RGB; usually a memory map.
         names: the name of each image's file, or its row in a table.
         digests_N: uint64 [N], the digest of each image's pixels.
+        hashes_N: uint64 [N], the perceptual hash of each image.
         parts_N: int8 [N]: LEARN, SELECT, JUDGE or UNUSED.
     """
 
@@ -214,6 +216,7 @@ class UserImages:
     images_NHWC: Pixels
     names: tuple[str, ...]
     digests_N: Digests
+    hashes_N: Hashes
     parts_N: Parts
 
     @property
@@ -231,6 +234,24 @@ class UserImages:
         """(H, W, 3) in pixels."""
         height, width, channels = self.images_NHWC.shape[1:]
         return height, width, channels
+
+    @property
+    def learned_N(self) -> Mask:
+        """bool [N], the images that are learned from or selected by."""
+        return np.isin(self.parts_N, (LEARN, SELECT))
+
+    def apart_from(self, others: Sequence[UserImages]) -> UserImages:
+        """Leave out the images to learn from and to select by that are near-duplicates of others that judge.
+
+        Args:
+            others: environments whose images judge repairs that learn from these.
+
+        Returns:
+            The same images, with these UNUSED.
+        """
+        judges = [other.hashes_N[other.parts_N == JUDGE] for other in others]
+        near_N = near_duplicates(self.hashes_N, np.concatenate([np.empty(0, np.uint64), *judges]))
+        return replace(self, parts_N=np.where(near_N & self.learned_N, np.int8(UNUSED), self.parts_N))
 
     def images(self, rows_B: Ints, severity: int) -> Pixels:  # noqa: ARG002 - they exist in one severity
         """Read the pixels of some rows.

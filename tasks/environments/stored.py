@@ -2,8 +2,9 @@
 
     <run>/environments/<name>/
         images.bin        uint8 [N, H, W, 3], one image after the other
-        index.parquet     per image: its file, the digests of its bytes and of its decoded pixels, label, group, whether
-                          it is of the holdout, and whether it is a near-duplicate of a clean test image
+        index.parquet     per image: its file, the digests of its bytes and of its decoded pixels, its perceptual hash,
+                          label, group, whether it is of the holdout, and whether it is a near-duplicate of a clean test
+                          image
         unreadable.csv    what could not be read, and why; only if there is any
         manifest.json     written last
 
@@ -143,6 +144,7 @@ def write_images(
             "file": found.names,
             "digest": pa.array(found.digests, pa.binary(16)),
             "pixels": pa.array(found.pixels, pa.uint64()),
+            "hash": pa.array(hashes_N, pa.uint64()),
             "label": pa.array(found.labels, pa.int32()),
             "group": pa.array(groups_N, pa.int64()),
             "given_group": pa.array(found.groups, pa.string()),
@@ -300,6 +302,11 @@ def read_images(
     if count != manifest.rows["images"] or path.stat().st_size != count * side * side * 3:
         raise DataError(f"{folder} does not match its manifest. {AGAIN}")
     groups_N, holdout_N = _ints(index, "group"), index.column("holdout").to_numpy()
+    if _PART in index.column_names:
+        parts_N = index.column(_PART).to_numpy()
+    else:
+        near_N = index.column("near_clean").to_numpy()
+        parts_N = set_aside(groups_N, holdout_N, name=name, seed=seed, unused_N=near_N)
     return UserImages(
         name=name,
         classes=classes,
@@ -308,9 +315,8 @@ def read_images(
         images_NHWC=np.memmap(path, np.uint8, mode="r", shape=(count, side, side, 3)),
         names=tuple(index.column("file").to_pylist()),
         digests_N=index.column("pixels").to_numpy(),
-        parts_N=set_aside(
-            groups_N, holdout_N, name=name, seed=seed, unused_N=index.column("near_clean").to_numpy()
-        ),
+        hashes_N=index.column("hash").to_numpy(),
+        parts_N=parts_N,
     )
 
 
@@ -319,7 +325,7 @@ def copy_what_is_learned(
 ) -> tuple[list[str], dict[str, int], dict[str, Any]]:
     """Copy an environment without the images that judge: their pixels, names, labels and digests are 0 or empty.
 
-    Rows keep their numbers, and `read_images` sets the same ones aside.
+    Rows keep their numbers, and `read_images` gives them the same parts.
 
     Args:
         folder: where the environment lies.
@@ -341,12 +347,13 @@ def copy_what_is_learned(
             nothing = pa.scalar(_OF_AN_IMAGE[column], index.schema.field(place).type)
             known = pc.if_else(pa.array(judges_N), nothing, index.column(place))
             index = index.set_column(place, index.schema.field(place), known)
-    write_table(to / INDEX, index)
+    write_table(to / INDEX, index.append_column(_PART, pa.array(source.parts_N)))
     return [IMAGES, INDEX], {"images": len(judges_N)}, {"image_size": source.image_shape[0]}
 
 
 # What the index says of a single image, with the value that stands for nothing.
-_OF_AN_IMAGE = {"file": "", "digest": bytes(16), "pixels": 0, "label": 0, "given_group": None}
+_OF_AN_IMAGE = {"file": "", "digest": bytes(16), "pixels": 0, "hash": 0, "label": 0, "given_group": None}
+_PART = "part"  # the column of an index that says what each image is for
 
 
 def _ints(index: pa.Table, column: str) -> Ints:

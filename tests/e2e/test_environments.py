@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from PIL import Image
 
 from bad_input import Cli
 from benchmarks.environments import write_environment
-from metarepair.config.load import parse_config
-from metarepair.data.workspace import load_surroundings
+from metarepair.config.load import load_config, parse_config
+from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.stages import images
-from tasks.datasets import load_dataset
-from tasks.environments import corrupted_images, read_images
+from tasks.datasets import dataset_info, load_dataset
+from tasks.environments import UserImages, corrupted_images, read_images
 from tasks.experiences.store import open_side
 from tasks.splits import JUDGE, LEARN, SELECT, UNUSED
 from tasks.storage.manifest import read_manifest
 
 PHOTOGRAPHS = 240
+CLASSES = dataset_info("cifar10_sample").classes
 SETTINGS: dict[str, Any] = {
     "name": "cam",
     "workers": 0,
@@ -270,6 +272,24 @@ def few(camera: Camera) -> dict[str, Any]:
     return table(camera, "\n".join(rows_of(camera)[:3]))
 
 
+def two_failures(camera: Camera) -> dict[str, Any]:
+    """Photographs of which the DNN gets two wrong: one is collected, and one judges."""
+    deployed = load_surroundings(parse_config(SETTINGS)).deployed
+    right, wrong = [], []
+    for line in rows_of(camera)[1:]:
+        path, label, _ = line.rsplit(",", 2)
+        with suppress(OSError):
+            pixels = np.asarray(Image.open(camera.folder / "photos" / "compression" / path).convert("RGB"))
+            found = CLASSES[int(deployed.logits(pixels[None]).argmax())]
+            (right if found == label else wrong).append(f"{path},{label}")
+    held = camera.folder / "photos" / "compression" / "held.csv"
+    held.write_text("\n".join(["path,label", *wrong[:1]]), encoding="utf-8")
+    return {
+        "phone": table(camera, "\n".join(["path,label", wrong[1], *right[:9]]))["phone"]
+        | {"holdout": str(held)}
+    }
+
+
 def overlapping(camera: Camera) -> dict[str, Any]:
     return {"phone": {"images": "photos/compression", "holdout": "photos/compression"}}
 
@@ -345,6 +365,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no failures": (photographs_as_failures, "phone: the deployed DNN fails on"),
     "one group": (one_group, "form 1 group"),
     "two images": (few, "too few to judge"),
+    "two failures": (two_failures, "a repair needs at least one of each"),
     "holdout overlaps": (overlapping, "the holdout shares images"),
     "two labels": (two_labels, "has two labels"),
     "clean test images": (of_the_clean_test_images, "also among the clean test images"),
@@ -389,6 +410,88 @@ def test_near_duplicates_of_clean_test_images_are_not_used(camera: Camera) -> No
     source = read_images(folder, manifest, name="old", classes=data.classes, seed=0)
     near_N = np.array(["near" in Path(name).name for name in source.names])
     assert (source.parts_N[near_N] == UNUSED).sum() >= 15
+
+
+def test_near_duplicates_of_what_judges_another_environment_are_not_used(camera: Camera) -> None:
+    alone = change(SETTINGS, name="alone")
+    alone["mining"]["experiences"], alone["evaluate"]["others"] = ["shot_noise"], []
+    camera.write(alone)
+    camera.run("mine")
+    phone = surroundings(camera, alone).user_images("phone")
+    judges = np.flatnonzero(phone.parts_N == JUDGE)[:20]
+    for row in judges:
+        path = camera.folder / "photos" / "colour" / phone.classes[phone.labels_N[row]] / f"again{row}.jpg"
+        Image.fromarray(phone.images_NHWC[row]).save(path, quality=97, subsampling=0)
+    camera.write(SETTINGS)
+    said = camera.run("mine")
+    assert "images are near-duplicates of images that judge another environment; they are not used" in said
+    here = surroundings(camera, SETTINGS)
+    old = here.environment("train", "old")
+    assert isinstance(old, UserImages)
+    again_N = np.array(["again" in name for name in old.names])
+    assert again_N.sum() == len(judges)
+    assert not old.learned_N[again_N].any()
+    assert old.learned_N.any()
+    mined = read_manifest(camera.root / "experiences" / "old")
+    assert mined is not None
+    for side in ("collect", "fail"):
+        ids = open_side(camera.root / "experiences" / "old", side, mined).image_ids_N
+        assert old.learned_N[ids].all()
+    # Which images are left out is among what mining depends on.
+    assert set(here.inputs_of("old")) == {"environment old", "left out of old"}
+    assert set(surroundings(camera, alone).inputs_of("phone")) == {"environment phone"}
+
+
+def surroundings(camera: Camera, settings: dict[str, Any]) -> Surroundings:
+    camera.write(settings)
+    return load_surroundings(load_config(camera.folder / "tiny.yaml"))
+
+
+def test_a_holdout_that_lacks_classes_is_noted(camera: Camera) -> None:
+    phone = camera.folder / "photos" / "compression"
+    (camera.folder / "later").mkdir()
+    (phone / "cat").rename(camera.folder / "later" / "cat")
+    settings = change(SETTINGS, environments={"phone": {"images": str(phone), "holdout": "later"}})
+    settings["mining"]["experiences"], settings["evaluate"]["others"] = ["shot_noise"], []
+    camera.write(settings)
+    said = camera.run("mine")
+    assert "phone: none of the images that judge is of airplane, automobile, bird, deer" in said
+
+
+def test_an_environment_without_a_role_is_noted(camera: Camera) -> None:
+    settings = change(SETTINGS)
+    settings["environments"]["spare"] = {"images": "nowhere"}
+    camera.write(settings)
+    assert "nor in evaluate.others, and are not read: spare" in camera.run("mine")
+
+
+def test_clean_images_without_splits_serve_a_whole_run(camera: Camera) -> None:
+    data = load_dataset("cifar10_sample", "train")
+    for row in range(400):
+        path = camera.folder / "clean" / data.classes[data.labels_N[row]] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data.images_NHWC[row]).save(path)
+    camera.write(change(SETTINGS, data={"name": "images", "root": "clean"}))
+    said = camera.run("run")
+    assert "400 clean images in" in said
+    result = json.loads((camera.root / "repaired" / "phone" / "result.json").read_text())
+    assert result["judging"]["clean_images"] == pytest.approx(50, abs=4)  # half of a quarter
+    assert "already complete" in camera.run("train")
+
+
+def test_a_comparison_judges_again_once_another_environment_was_read_again(camera: Camera) -> None:
+    settings = change(SETTINGS)
+    settings["compare"] = {"methods": ["none", "bn_adapt"], "seeds": [0]}
+    settings["mining"]["experiences"] = ["shot_noise"]
+    camera.write(settings)
+    camera.run("compare")
+    row = camera.root / "compare" / "phone" / "none" / "0" / "judged.json"
+    before = json.loads(row.read_text())["other_corruptions"]["old"]
+    shutil.rmtree(camera.root / "environments" / "old")
+    for path in sorted((camera.folder / "photos" / "colour").glob("*/*"))[::2]:
+        path.unlink()
+    camera.run("compare")
+    assert json.loads(row.read_text())["other_corruptions"]["old"] != before
 
 
 def test_an_archive_may_have_a_name_of_its_own(camera: Camera) -> None:
