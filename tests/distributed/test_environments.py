@@ -50,8 +50,8 @@ def write_photographs(folder: Path) -> dict[str, Any]:
             "old": {"images": str(folder / "colour")},
         },
         "mining": {"experiences": ["shot_noise", "old"], "collect": 20},
-        "train": {"episodes": 4, "round_episodes": 2},
-        "repair": {"methods": ["none", "metarepair"]},
+        "train": {"episodes": 2, "round_episodes": 1},
+        "repair": {"methods": ["metarepair"]},
         "evaluate": {"others": ["old"]},
     }
 

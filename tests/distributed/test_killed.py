@@ -37,8 +37,8 @@ KILLS = int(os.environ.get("METAREPAIR_KILLS", "1"))
 TARGET = "gaussian_noise"
 LOSING_NODES = Path(__file__).with_name("losing_nodes.py")
 done: Callable[[Run, str], int] = runpy.run_path(str(LOSING_NODES))["done"]
-# Twelve rounds for each kill, and twelve more; a round takes a second or two.
-TRAIN = {"episodes": 24 * (1 + KILLS), "round_episodes": 2}
+# Eight rounds for each kill, and eight more; a round takes a second or two.
+TRAIN = {"episodes": 16 * (1 + KILLS), "round_episodes": 2}
 MINING = {"shard_images": 20}
 
 
