@@ -79,7 +79,7 @@ def discard_stale(run: Run, config: Config, name: str, here: Surroundings) -> No
 
 def _terms(config: Config, name: str, here: Surroundings) -> dict[str, Any]:
     """`config` and `inputs` of the preparation's manifest."""
-    inputs = {key: here.inputs()[key] for key in ("deployed", "train")}
+    inputs = {"deployed": here.inputs()["deployed"]} | here.clean_inputs()
     return {"config": preparation_settings(config, name), "inputs": inputs}
 
 

@@ -93,7 +93,7 @@ def unit_inputs(run: Run, config: Config, unit: ComparedRepair, here: Surroundin
     inputs = {"target": require_manifest(run.target(unit.target), TARGET.remedy).digest}
     inputs["deployed"] = here.inputs()["deployed"]
     if "clean" in method.uses_with(config):
-        inputs["train"] = here.inputs()["train"]
+        inputs |= here.clean_inputs()
     if "experiences" in method.uses:
         inputs["meta"] = require_manifest(run.meta(unit.target), META.remedy).digest
     if method.prepares:

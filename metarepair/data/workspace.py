@@ -190,6 +190,10 @@ class Surroundings:
             self._archives[name] = archive
         return self._archives[name]
 
+    def clean_inputs(self) -> dict[str, str]:
+        """Digests of the clean images that repairs may see, among `inputs`."""
+        return {key: digest for key, digest in self.inputs().items() if key in ("train", "select")}
+
     def inputs(self) -> dict[str, str]:
         """Digests of the deployed weights, of both splits, and of the archive if there is one."""
         if self._inputs:
