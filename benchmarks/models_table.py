@@ -29,7 +29,7 @@ from metarepair.config.pretraining import PretrainConfig
 from metarepair.models.build import DeployedModel, build_model, load_deployed
 from metarepair.models.preprocessing import Colour
 from metarepair.models.stems import Stem
-from metarepair.pretraining.pretrain import Pretrainer
+from metarepair.pretraining.pretrain import on_clean_images
 from metarepair.runs.context import LocalContext
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, DataSource, dataset_info, load_dataset
@@ -128,7 +128,7 @@ def training_speed(known: Known, data: ArrayDataset, source: DataSource, *, step
     speeds = []
     for _ in range(4):
         context = LocalContext(folder=place("unused"), device=torch.device("cpu"))
-        made = Pretrainer(known.load(source), part, config, context, seed=0)
+        made = on_clean_images(known.load(source), part, config, context, seed=0)
         speeds.append(made.run_epoch().images_per_s)
         made.close()
     return statistics.median(speeds[1:])  # the first warms up: kernels are chosen

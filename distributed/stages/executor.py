@@ -12,6 +12,7 @@ from distributed.on_ray.cluster import trainings_that_fit, worker_resources, wor
 from distributed.on_ray.corruption_plugins import build_checked, plugins_of
 from distributed.on_ray.on_worker import call_on_worker, map_on_workers
 from distributed.on_ray.pool import ONE_CPU, map_items
+from distributed.stages.pretrain import train_jointly_on_ray
 from distributed.stages.train import train_on_ray
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
@@ -58,6 +59,10 @@ class OnRay:
     def train(self, run: Run, target: str, device: torch.device) -> None:  # noqa: ARG002 - each worker has its own
         """As `Executor.train`, on a Ray Train group."""
         train_on_ray(run, self.config, target)
+
+    def train_jointly(self, run: Run, device: torch.device) -> None:  # noqa: ARG002 - each worker has its own
+        """As `Executor.train_jointly`, on a Ray Train group."""
+        train_jointly_on_ray(run, self.config)
 
 
 def _call(config: Config, work: Work[Item], root: str, item: Item) -> None:

@@ -1,15 +1,16 @@
-"""Pretrain on a Ray Train group of `workers` workers, up to the last epoch's checkpoint.
+"""Pretrain, or train jointly, on a Ray Train group of `workers` workers, up to the last epoch's checkpoint.
 
-The loop is `metarepair.pretraining.pretrain`; this module only runs it on Ray. Checkpoints are the run's own, on its
-storage, so a training that was started with Ray can be resumed without it, or with any number of workers. What happens
-when a worker dies is described in `distributed.stages.train`.
+The loops are those of `metarepair.pretraining`; this module only runs them on Ray. Checkpoints are the run's own, on
+its storage, so a training that was started with Ray can be resumed without it, or with any number of workers. What
+happens when a worker dies is described in `distributed.stages.train`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,12 @@ from distributed.on_ray.failures import read_failure, write_failure
 from distributed.stages.train import fit
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
-from metarepair.pretraining.pretrain import pretrain
+from metarepair.pretraining.pretrain import Epoch, pretrain
+from metarepair.runs.context import Context
+from metarepair.runs.layout import Run
 from metarepair.runs.logs import print_on_worker
+from metarepair.runs.progress import Progress
+from metarepair.stages.joint import train_jointly_here
 from metarepair.stages.pretrain import describe, epoch_progress, log_epoch, read_epochs, training_split
 from tasks.datasets import dataset_info
 from tasks.errors import UserError
@@ -33,15 +38,26 @@ def pretrain_on_ray(config: Config, folder: Place) -> None:
 
     If a worker dies, the group restarts from the last epoch's checkpoint in `folder`.
     """
-    with _watched(config, folder):
+    with _watched(epoch_progress("pretrain", config.pretrain.epochs, "epochs", folder), folder):
         fit(_loop, {}, config, folder)
     remove_tree(folder / "ray")  # Ray's own records
 
 
+def train_jointly_on_ray(run: Run, config: Config) -> None:
+    """Train jointly on `config.workers` Ray Train workers, each with some groups of every step.
+
+    If a worker dies, the group restarts from the last round's checkpoint.
+    """
+    rounds = epoch_progress("joint training", config.joint.rounds, "rounds", run.joint)
+    with _watched(rounds, run.joint):
+        fit(_joint_loop, {"root": str(run.root)}, config, run.joint)
+    remove_tree(run.joint / "ray")
+
+
 @contextmanager
-def _watched(config: Config, folder: Place) -> Iterator[None]:
+def _watched(progress: Progress, folder: Place) -> Iterator[None]:
     """Show the epochs that rank 0 logs while the block runs."""
-    progress, over = epoch_progress(config, folder), threading.Event()
+    over = threading.Event()
 
     def show() -> None:
         for epoch in read_epochs(folder)[progress.done :]:
@@ -62,7 +78,35 @@ def _watched(config: Config, folder: Place) -> Iterator[None]:
 
 
 def _loop(settings: dict[str, Any]) -> None:
-    """The training function of one rank."""
+    """The pretraining of one rank."""
+
+    folder = place(settings["folder"])
+
+    def train(config: Config, context: Context, on_epoch: Callable[[Epoch], None]) -> None:
+        pretrain(
+            config.model,
+            training_split(config),
+            dataset_info(config.data.source()),
+            config.pretrain,
+            seed=config.seed,
+            context=context,
+            folder=folder,
+            on_epoch=on_epoch,
+        )
+
+    _train_rank(settings, train)
+
+
+def _joint_loop(settings: dict[str, Any]) -> None:
+    """The joint training of one rank."""
+    run = Run(place(settings["root"]))
+    _train_rank(settings, partial(train_jointly_here, run))
+
+
+def _train_rank(
+    settings: dict[str, Any], train: Callable[[Config, Context, Callable[[Epoch], None]], object]
+) -> None:
+    """Call `train` on one rank, and let rank 0 log the epochs."""
     from distributed.on_ray.context import RayContext
 
     print_on_worker()
@@ -72,16 +116,7 @@ def _loop(settings: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(config.ray.cpus_per_worker)))
     context = RayContext(folder=folder)
     try:
-        pretrain(
-            config.model,
-            training_split(config),
-            dataset_info(config.data.source()),
-            config.pretrain,
-            seed=config.seed,
-            context=context,
-            folder=folder,
-            on_epoch=(lambda epoch: log_epoch(folder, epoch)) if context.rank == 0 else (lambda _: None),
-        )
+        train(config, context, partial(log_epoch, folder) if context.rank == 0 else lambda _: None)
     except UserError as error:
         write_failure(folder, error)
         raise

@@ -25,7 +25,7 @@ from tasks.records import Failures, Ints
 from tasks.sampling.sampler import semantic_cover, split_validation
 from tasks.splits import SELECT
 
-Uses = Literal["failures", "unlabelled", "clean", "experiences"]
+Uses = Literal["failures", "unlabelled", "clean", "experiences", "joint"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from metarepair.reports.table import (
 )
 from metarepair.runs.layout import Run
 from tasks.storage.manifest import require_manifest
-from tasks.storage.stages import META, PREPARED
+from tasks.storage.stages import JOINT, META, PREPARED
 
 Result = dict[str, Any]
 
@@ -119,7 +119,8 @@ def _over_targets(results: Sequence[Result]) -> Result:
     )
     return {
         "methods": [
-            {"method": method, "seed": seed, "other_corruptions": {"mean": _mean(rows, others_mean)}}
+            {"method": method, "seed": seed}
+            | {"other_corruptions": {} if (others := _mean(rows, others_mean)) is None else {"mean": others}}
             | {key: _mean(rows, _number(key)) for key in keys}
             for (method, seed), rows in numbers.items()
         ]
@@ -174,6 +175,8 @@ def _preparation(run: Run, name: str, targets: Sequence[str]) -> str:
     """Seconds of preparation before any repair: once for all targets, or the mean for each target."""
     method = get_method(name)
     once = require_manifest(run.prepared(name), PREPARED.remedy).facts["seconds"] if method.prepares else None
+    if "joint" in method.uses:
+        once = require_manifest(run.joint, JOINT.remedy).facts["seconds"]
     if "experiences" in method.uses:
         each = [require_manifest(run.meta(t), META.remedy).facts["seconds"] for t in targets]
         return f"{sum(each) / len(each):,.0f} for each target"

@@ -23,7 +23,7 @@ from metarepair.methods import (
     settings_of,
 )
 from metarepair.repairs.saved import ARCHITECTURE, load_repaired
-from metarepair.repairs.stage import Unit, files_of, load_meta, repair_once, unit_data
+from metarepair.repairs.stage import Unit, files_of, load_joint, load_meta, repair_once, unit_data
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.experiences.store import open_side
@@ -34,7 +34,7 @@ from tasks.storage.manifest import (
     verify_checksums,
 )
 from tasks.storage.settings import Settings
-from tasks.storage.stages import COMPARED, META, TARGET
+from tasks.storage.stages import COMPARED, JOINT, META, TARGET
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ def unit_inputs(run: Run, config: Config, unit: ComparedRepair, here: Surroundin
         inputs |= here.clean_inputs()
     if "experiences" in method.uses:
         inputs["meta"] = require_manifest(run.meta(unit.target), META.remedy).digest
+    if "joint" in method.uses:
+        inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
     if method.prepares:
         inputs["prepared"] = require_manifest(run.prepared(unit.method), COMPARED.remedy).digest
     return inputs
@@ -132,6 +134,7 @@ def _repair(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) 
         seed=unit.seed,
         folder=folder,
         load_meta=partial(load_meta, run, config, unit.target, here),
+        load_joint=partial(load_joint, run, here),
         limit=limit_of(config, unit.method),
         prepared=run.prepared(unit.method) if get_method(unit.method).prepares else None,
     )
@@ -166,7 +169,10 @@ def load_candidate(run: Run, config: Config, unit: ComparedRepair, here: Surroun
 
     def steps() -> Iterator[Step]:
         context = MethodContext(
-            config=config, seed=unit.seed, load_meta=partial(load_meta, run, config, unit.target, here)
+            config=config,
+            seed=unit.seed,
+            load_meta=partial(load_meta, run, config, unit.target, here),
+            load_joint=partial(load_joint, run, here),
         )
         data = _data(run, config, unit, here)
         return get_method(unit.method).steps(here.deployed, data, context, rate=rate)

@@ -13,6 +13,7 @@ from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_va
 from metarepair.config.comparison import CompareConfig
 from metarepair.config.data import Colour, DataConfig
 from metarepair.config.environments import EnvironmentConfig, check_environment_name, naming, resolve_names
+from metarepair.config.joint import JointConfig
 from metarepair.config.pretraining import PretrainConfig
 from metarepair.config.ray import RayConfig
 from metarepair.config.search import SearchConfig
@@ -340,6 +341,9 @@ class Config(Section):
     task: TaskConfig = Field(TaskConfig(), description="The tasks of meta-training and repair.")
     inner: InnerConfig = Field(InnerConfig(), description="The inner loop of meta-training and repair.")
     train: TrainConfig = Field(TrainConfig(), description="Meta-training.")
+    joint: JointConfig = Field(
+        JointConfig(), description="Joint training on clean images and experiences, for the methods `joint…`."
+    )
     repair: RepairSettings = Field(RepairSettings(), description="The repair.")
     methods: MethodSettings = Field(
         {}, description="Settings of single repair methods, by method name, such as `methods.apricot.models`."

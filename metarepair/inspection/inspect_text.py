@@ -97,6 +97,7 @@ def title(stage: StageFacts) -> str:
         "score": "distances and confidence",
         "meta": f"meta-training for{named}",
         "repaired": f"repairs for{named}",
+        "joint": "joint training for all targets",
         "deployed": "a pretrained DNN",
         "hypothesis": "the study of the hypothesis",
         "prepared": f"preparation of{named} for all targets",

@@ -61,7 +61,9 @@ def _unfinished(member: Member, stage: StoredStage) -> Member:
         case "repaired":
             return replace(member, done=len(stage.matching("*/*/model.safetensors")))
         case "deployed":
-            return _pretraining(member, stage)
+            return _pretraining(member, stage, section(stage.config, "pretrain").get("epochs"))
+        case "joint":
+            return _pretraining(member, stage, section(stage.config, "joint").get("rounds"))
         case _:
             return member
 
@@ -101,13 +103,13 @@ def _training_metrics(state: Mapping[str, Any]) -> dict[str, float]:
     return found | ({"skipped_episodes": float(skipped)} if skipped else {})
 
 
-def _pretraining(member: Member, stage: StoredStage) -> Member:
+def _pretraining(member: Member, stage: StoredStage, epochs: object) -> Member:
     rows = json_or_none(stage.folder / "epochs.json")
     try:
         last, seconds = dict(rows[-1]), [float(row["seconds"]) for row in rows]
     except (ValueError, KeyError, TypeError, IndexError):
         last, seconds = {}, []
-    total = whole(section(stage.config, "pretrain").get("epochs"))
+    total = whole(epochs)
     left = None
     if seconds and total is not None:
         left = sum(seconds) / len(seconds) * max(total - len(seconds), 0)

@@ -105,11 +105,10 @@ def _needs_no_training(repaired: StoredStage) -> bool:
 def _kept(members: Mapping[str, Sequence[Member]], *, searched: bool, compares: bool) -> list[str]:
     """Return the stages to show: those of a whole run, or of another kind of run."""
     begun = {name for name, found in members.items() if any(member.state != "not begun" for member in found)}
-    planned = {"compare"} if members["compare"] else set()
-    of_a_run = [
-        name for name in ORDER if name not in {"pretrain", "prepare", "compare", "hypothesis"} - planned
-    ]
-    if not begun & {"repair", "report"} and (compares or planned or "prepare" in begun):
+    extra = {"pretrain", "joint", "prepare", "compare", "hypothesis"}
+    planned = {name for name in ("joint", "compare") if members[name]}
+    of_a_run = [name for name in ORDER if name not in extra - planned]
+    if not begun & {"repair", "report"} and (compares or members["compare"] or "prepare" in begun):
         of_a_run = ["mine", "compare"]  # and the stages that its methods need, which precede it
     elif not begun & {"train", "repair", "report"}:
         if "hypothesis" in begun:

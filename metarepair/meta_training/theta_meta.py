@@ -1,6 +1,8 @@
-"""Reads θ_meta, the result of meta-training for a target, as the start of a repair (Algorithm 1, line 16)."""
+"""Reads the result of meta-training for a target, or of joint training, as the start of a repair (line 16)."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from torch import nn
 
@@ -14,7 +16,16 @@ from tasks.storage.paths import Place
 
 
 def load_start(folder: Place, module: nn.Module, config: AnyConfig, *, remedy: str) -> Start:
-    """θ_meta from a run's meta/<target>/, with the devices and dtypes of `module`.
+    """θ_meta from a run's meta/<target>/, with its learned rates, if there are any. Raises as `read_start` does."""
+    start = read_start(folder, module, remedy=remedy)
+    if not config.inner.learned_rates:
+        return start
+    rates = {k: v.to(start.parameters[k]) for k, v in read_tensors(folder / RATES).items()}
+    return replace(start, factors=rates)
+
+
+def read_start(folder: Place, module: nn.Module, *, remedy: str) -> Start:
+    """The weights of a training from its folder in a run, with the devices and dtypes of `module`.
 
     Raises StageError with the remedy if the folder is not complete, DataError if it is damaged, and WeightsError if
     its tensors belong to another DNN.
@@ -29,9 +40,7 @@ def load_start(folder: Place, module: nn.Module, config: AnyConfig, *, remedy: s
             f"are missing there or have another shape (first: {(differ or ['none'])[0]}). Give the DNN that the run "
             "deployed."
         )
-    rates = read_tensors(folder / RATES) if config.inner.learned_rates else {}
     return Start(
         parameters={k: tensors[k].to(v) for k, v in module.named_parameters()},
         buffers={k: tensors[k].to(v) for k, v in module.named_buffers()},
-        factors={k: v.to(wanted[k]) for k, v in rates.items()},
     )

@@ -8,7 +8,7 @@ examples.py    training batches of failures and clean images
 training.py    the training loop that several methods share
 """
 
-from metarepair.methods import bn_adapt, finetune, metarepair, none, tent
+from metarepair.methods import bn_adapt, finetune, joint, metarepair, none, tent
 from metarepair.methods.apricot import method as apricot
 from metarepair.methods.arachne import method as arachne
 from metarepair.methods.archrepair import method as archrepair
@@ -44,6 +44,7 @@ __all__ = [
     "deeprepair",
     "finetune",
     "get_method",
+    "joint",
     "metarepair",
     "method_settings",
     "none",

@@ -46,6 +46,14 @@ def no_experiences() -> Start:
     raise ConfigError("this method was given no experiences: add 'experiences' to its `uses`.")
 
 
+def no_joint() -> Start:
+    """Raise ConfigError: the `load_joint` of a method that does not declare `joint` in `uses`, or outside of a run."""
+    raise ConfigError(
+        "no jointly trained weights were given: they are made in a run (metarepair run, compare), for methods with "
+        "'joint' in their `uses`."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodContext:
     """The settings, budget, folders and helpers of one repair (or of one `prepare`).
@@ -55,6 +63,8 @@ class MethodContext:
         seed: The seed of the repair, from 0. Key every random draw by it.
         load_meta: Loads θ_meta, the result of meta-training for the target (paper Algorithm 1). Raises ConfigError
             for a method that does not declare `experiences` in `uses`.
+        load_joint: Loads the weights of joint training on clean images and experiences. Raises ConfigError for a method
+            that does not declare `joint` in `uses`.
         settings: The method's own settings, an instance of its `Settings`.
         budget: The limit of the repair, and what it has spent.
         map: Applies a function to independent items, in this process or on Ray; the results come in the order of the
@@ -68,6 +78,7 @@ class MethodContext:
     config: AnyConfig
     seed: int
     load_meta: Callable[[], Start] = no_experiences
+    load_joint: Callable[[], Start] = no_joint
     settings: Section = field(default_factory=NoSettings)
     budget: Budget = field(default_factory=Budget)
     map: Map = map_here
@@ -87,7 +98,8 @@ class Method(ABC):
         name: The name in settings and on the command line.
         words: The name in tables.
         uses: The data that it may see: `failures` is D_collect with labels, `unlabelled` only the images of D_collect
-            (labels are -1), `clean` the clean training split, `experiences` θ_meta.
+            (labels are -1), `clean` the clean training split, `experiences` θ_meta, `joint` the jointly trained
+            weights.
         changes: What it changes in the DNN: `weights`, `statistics` (of batch norms), `architecture`.
         cost: The cost of a repair, as a phrase for tables.
         Settings: The class of its own settings.

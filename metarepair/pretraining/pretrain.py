@@ -3,25 +3,28 @@
 The paper picks the checkpoint by the test split (Sec. 5.1.4). We never use that split: a part of the training split is
 held out to validate each epoch. The images of a step are divided among the workers; one all-reduce sums gradients,
 losses and batch-norm statistics, so without batch norm and dropout N workers train the same weights as one.
+The loop is also that of joint training (metarepair.pretraining.joint), whose groups make it the same with both.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarepair.config.pretraining import PretrainConfig
 from metarepair.config.run import ModelConfig
 from metarepair.data.lookahead import Lookahead
+from metarepair.engine.stateless import seeded
 from metarepair.meta_training.task_source import slots_of
 from metarepair.models.build import DeployedModel, build_model
 from metarepair.models.preprocessing import mean_and_std
@@ -32,6 +35,7 @@ from metarepair.runs.context import Context
 from tasks.datasets import Dataset, DatasetInfo
 from tasks.errors import DivergedError
 from tasks.keys import keyed_generator
+from tasks.records import Ints
 from tasks.storage.paths import Place
 
 # B images, P parameters, statistics and the loss
@@ -70,18 +74,49 @@ def pretrain(
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         deployed = _untrained(model, info, context.device)
-        pretrainer = Pretrainer(deployed, data, config, context, seed=seed)
-        try:
-            load_checkpoint(folder, pretrainer.weights)
-            while pretrainer.weights.epochs_done < config.epochs:
-                on_epoch(pretrainer.run_epoch())
-                if context.rank == 0:
-                    save_checkpoint(folder, pretrainer.weights)
-        finally:
-            pretrainer.close()
-    deployed.module.load_state_dict(pretrainer.weights.kept())
-    deployed.module.float().eval()
+        pretrainer = on_clean_images(deployed, data, config, context, seed=seed)
+        train_to_the_end(pretrainer, folder, on_epoch)
     return deployed
+
+
+def on_clean_images(
+    deployed: DeployedModel, data: Dataset, config: PretrainConfig, context: Context, *, seed: int
+) -> Pretrainer:
+    """Return the trainer of a DNN on `data`, a part of which validates. Raises ConfigError as `pretrain` does."""
+    check_precision(config, context.device)
+    check_data(config, data, pixels=deployed.input_size, workers=context.world_size)
+    rows = keyed_generator("pretrain-split", seed).permutation(len(data.labels_N))
+    held_out = held_out_images(config, len(rows))
+    source = BatchSource(
+        deployed=deployed,
+        data=data,
+        rows_N=rows[held_out:],
+        config=config,
+        seed=seed,
+        rank=context.rank,
+        world_size=context.world_size,
+    )
+    return Pretrainer(
+        deployed, source, config, context, seed=seed, validation=(data, np.sort(rows[:held_out]))
+    )
+
+
+def train_to_the_end(pretrainer: Pretrainer, folder: Place, on_epoch: Callable[[Epoch], None]) -> None:
+    """Train from the newest checkpoint in `folder` to the last epoch; the DNN then has the weights to keep.
+
+    Rank 0 writes a checkpoint after each epoch. Raises DivergedError if the loss is not finite.
+    """
+    weights, module = pretrainer.weights, pretrainer.deployed.module
+    try:
+        load_checkpoint(folder, weights)
+        while weights.epochs_done < pretrainer.config.epochs:
+            on_epoch(pretrainer.run_epoch())
+            if pretrainer.context.rank == 0:
+                save_checkpoint(folder, weights)
+    finally:
+        pretrainer.close()
+    module.load_state_dict(weights.kept())
+    module.float().eval()
 
 
 def _untrained(model: ModelConfig, info: DatasetInfo, device: torch.device) -> DeployedModel:
@@ -101,28 +136,47 @@ def _untrained(model: ModelConfig, info: DatasetInfo, device: torch.device) -> D
     )
 
 
+class Batches(Protocol):
+    """The batches of one worker, by (epoch, step)."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        ...
+
+    def batch(self, key: tuple[int, int]) -> TrainingBatch: ...
+    def following(self, key: tuple[int, int]) -> tuple[int, int] | None: ...
+
+
 class Pretrainer:
-    """One worker's DNN, optimizer and average, trained by whole epochs."""
+    """One worker's DNN, optimizer and average, trained by whole epochs.
+
+    validation: the data set and its rows that each epoch is validated on; None for none. groups: number of groups of a
+    step's images over all workers, each with batch-norm statistics and dropout masks of its own; None if a worker's
+    images are one group. section: the section of the settings, for messages.
+    """
 
     def __init__(
-        self, deployed: DeployedModel, data: Dataset, config: PretrainConfig, context: Context, *, seed: int
+        self,
+        deployed: DeployedModel,
+        source: Batches,
+        config: PretrainConfig,
+        context: Context,
+        *,
+        seed: int,
+        validation: tuple[Dataset, Ints] | None = None,
+        groups: int | None = None,
+        section: str = "pretrain",
     ) -> None:
-        check_precision(config, context.device)
-        check_data(config, data, pixels=deployed.input_size, workers=context.world_size)
-        self.deployed, self.data, self.config, self.context, self.seed = deployed, data, config, context, seed
-        module = deployed.module.to(torch.float64 if config.precision == "float64" else torch.float32)
-        rows = keyed_generator("pretrain-split", seed).permutation(len(data.labels_N))
-        held_out = held_out_images(config, len(rows))
-        self.validation_N = np.sort(rows[:held_out])
-        self.source = BatchSource(
-            deployed=deployed,
-            data=data,
-            rows_N=rows[held_out:],
-            config=config,
-            seed=seed,
-            rank=context.rank,
-            world_size=context.world_size,
+        self.deployed, self.source, self.config, self.context, self.seed = (
+            deployed,
+            source,
+            config,
+            context,
+            seed,
         )
+        self.validation, self.groups, self.section = validation, groups, section
+        module = deployed.module.to(torch.float64 if config.precision == "float64" else torch.float32)
         self.weights = TrainedWeights(module, config)
         self._batches = Lookahead(self.source.batch, self.source.following)
 
@@ -145,7 +199,10 @@ class Pretrainer:
         for step in range(steps):
             progress = (epoch * steps + step) / (self.config.epochs * steps)
             self.weights.set_rate(self.config.rate * rate_factor(progress, self.config.warmup_fraction))
-            losses.append(self._step(self._batches.get((epoch, step))))
+            batch = self._batches.get((epoch, step))
+            losses.append(
+                self._step(batch) if self.groups is None else self._grouped_step(batch, (epoch, step))
+            )
             if (step + 1) % CHECKED_STEPS == 0 or step + 1 == steps:
                 self._check_finite(losses[-CHECKED_STEPS:], epoch)
         trained_s = time.monotonic() - started
@@ -172,7 +229,32 @@ class Pretrainer:
             loss = self._loss_sum(part) / self.config.batch_size
             torch.autograd.backward(loss)
             losses.append(loss.detach())
-        loss = self._sum_over_workers(torch.stack(losses).sum())
+        loss = self._sum_over_workers(torch.stack(losses).sum(), share=self.context.world_size)
+        self.weights.step()
+        return loss
+
+    def _grouped_step(self, batch: TrainingBatch, key: tuple[int, int]) -> Tensor:
+        """Take one step, like `_step`. Each group starts from the same statistics, whose updates are averaged."""
+        assert self.groups is not None
+        module, statistics = self.deployed.module.train(), self.weights.statistics()
+        own = slots_of(self.context.rank, self.context.world_size, self.groups)
+        before = [buffer.clone() for buffer in module.buffers()]
+        after = [torch.zeros_like(s) for s in statistics]
+        self.weights.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), dtype=self.deployed.dtype, device=self.context.device)
+        for group, part in zip(own, batch.parts(len(own)) if len(own) else (), strict=True):
+            _put_buffers(module, before)
+            masks = keyed_generator("joint-dropout", self.seed, *key, group)
+            with seeded(self.context.device, int(masks.integers(2**63))):
+                one = self._loss_sum(part) / self.config.batch_size
+                torch.autograd.backward(one)
+            loss += one.detach()
+            for total, statistic in zip(after, statistics, strict=True):
+                total += statistic / self.groups
+        _put_buffers(module, before)  # also what only counts batches
+        for total, statistic in zip(after, statistics, strict=True):
+            statistic.copy_(total)
+        loss = self._sum_over_workers(loss, share=1)
         self.weights.step()
         return loss
 
@@ -193,12 +275,12 @@ class Pretrainer:
             return nullcontext()
         return torch.autocast(self.context.device.type, torch.bfloat16)
 
-    def _sum_over_workers(self, loss: Tensor) -> Tensor:
-        """Sum loss and gradients over the workers, and average the buffers, in place; returns the summed loss."""
+    def _sum_over_workers(self, loss: Tensor, *, share: int) -> Tensor:
+        """Sum loss, gradients and statistics / `share` over the workers, in place; returns the summed loss."""
         if self.context.world_size == 1:
             return loss
         gradients, statistics = self.weights.gradients(), self.weights.statistics()
-        shared = [*gradients, *(s / self.context.world_size for s in statistics), loss]
+        shared = [*gradients, *(s / share for s in statistics), loss]
         sum_P = self.context.sum_over_workers(torch.cat([t.reshape(-1) for t in shared]))
         sums = torch.split(sum_P, [t.numel() for t in shared])
         for tensor, total in zip([*gradients, *statistics], sums, strict=False):
@@ -211,22 +293,26 @@ class Pretrainer:
         for value in torch.stack(losses).tolist():
             if not math.isfinite(value):
                 raise DivergedError(
-                    f"The pretraining loss became {value} in epoch {epoch + 1}. Lower pretrain.rate and run again; "
+                    f"The training loss became {value} in epoch {epoch + 1}. Lower {self.section}.rate and run again; "
                     "the last epoch's checkpoint is kept, `--restart` starts from scratch."
                 )
 
     def _validate(self) -> float:
         """Validation accuracy of the averaged weights; each worker evaluates its share of the images."""
-        if len(self.validation_N) == 0:
+        if self.validation is None or not len(self.validation[1]):
             return math.nan
-        block = slots_of(self.context.rank, self.context.world_size, len(self.validation_N))
-        rows = self.validation_N[block.start : block.stop]
+        data, rows_N = self.validation
+        block = slots_of(self.context.rank, self.context.world_size, len(rows_N))
+        rows = rows_N[block.start : block.stop]
         with self.weights.averaged():
-            predicted = self.deployed.logits(self.data.images(rows)).argmax(1).numpy()
-        right = torch.tensor(
-            [float((predicted == self.data.labels_N[rows]).sum())], device=self.context.device
-        )
-        return float(self.context.sum_over_workers(right)) / len(self.validation_N)
+            predicted = self.deployed.logits(data.images(rows)).argmax(1).numpy()
+        right = torch.tensor([float((predicted == data.labels_N[rows]).sum())], device=self.context.device)
+        return float(self.context.sum_over_workers(right)) / len(rows_N)
+
+
+def _put_buffers(module: nn.Module, values: Sequence[Tensor]) -> None:
+    for buffer, value in zip(module.buffers(), values, strict=True):
+        buffer.copy_(value)
 
 
 def rate_factor(progress: float, warm: float) -> float:

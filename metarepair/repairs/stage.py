@@ -21,9 +21,9 @@ from metarepair.adaptation.repair_data import RepairData, cut_to_uses, split_col
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Candidate, evaluate
-from metarepair.meta_training.theta_meta import load_start
+from metarepair.meta_training.theta_meta import load_start, read_start
 from metarepair.methods import Budget, Limit, Method, MethodContext, RepairedModel, get_method, settings_of
-from metarepair.methods.base import no_experiences
+from metarepair.methods.base import no_experiences, no_joint
 from metarepair.models.build import DeployedModel, save_weights
 from metarepair.models.wrappers import copied
 from metarepair.repairs.export import FILE_NAMES, equality_images, export_program
@@ -39,7 +39,7 @@ from tasks.records import Failures
 from tasks.storage.manifest import Manifest, require_manifest
 from tasks.storage.paths import Place, write_text
 from tasks.storage.settings import Settings
-from tasks.storage.stages import META, REPAIRED, TARGET
+from tasks.storage.stages import JOINT, META, REPAIRED, TARGET
 
 logger = logging.getLogger(__name__)
 ONE_VALUE = "Expected more than 1 value per channel when training"  # torch.nn.functional.batch_norm
@@ -49,13 +49,14 @@ ONE_VALUE = "Expected more than 1 value per channel when training"  # torch.nn.f
 class Unit:
     """One repair, and the folder that it writes to.
 
-    `prepared` is the folder of what its method made before any target was known.
+    `prepared` is the folder of what its method made before any target was known; None if it makes nothing.
     """
 
     method: str
     seed: int
     folder: Place
     load_meta: Callable[[], Start]
+    load_joint: Callable[[], Start] = no_joint
     limit: Limit | None = None
     prepared: Place | None = None
 
@@ -81,6 +82,8 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> 
         inputs |= here.inputs_of(other)
     if "metarepair" in config.repair.methods:
         inputs["meta"] = require_manifest(run.meta(target), META.remedy).digest
+    if any("joint" in get_method(name).uses for name in config.repair.methods):
+        inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
     make = partial(_repair, run, config, target, here, mined)
     return run_stage(REPAIRED, folder, make, names=[target], config=repair_settings(config), inputs=inputs)
 
@@ -95,7 +98,13 @@ def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Ma
     start = partial(load_meta, run, config, target, here)
     for seed, data in parts.items():
         for name in methods:
-            unit = Unit(method=name, seed=seed, folder=folder / name / str(seed), load_meta=start)
+            unit = Unit(
+                method=name,
+                seed=seed,
+                folder=folder / name / str(seed),
+                load_meta=start,
+                load_joint=partial(load_joint, run, here),
+            )
             candidates.append(repair_once(unit, config, data, here))
             files += [f"{name}/{seed}/{file}" for file in files_of(unit.folder, config)]
             notes = "".join(f"; {note}" for note in candidates[-1].model.notes)
@@ -120,6 +129,11 @@ def load_meta(run: Run, config: Config, target: str, here: Surroundings) -> Star
     return load_start(run.meta(target), here.deployed.module, config, remedy=META.remedy)
 
 
+def load_joint(run: Run, here: Surroundings) -> Start:
+    """Load the jointly trained weights. Raises StageError if joint training is not done."""
+    return read_start(run.joint, here.deployed.module, remedy=JOINT.remedy)
+
+
 def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings) -> Candidate:
     """Repair the deployed DNN and save the result. Raises DivergedError if the repaired weights are not finite."""
     method, target = get_method(unit.method), data.target  # `say` must not hold `data`, which has all labels
@@ -127,6 +141,7 @@ def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings
         config=config,
         seed=unit.seed,
         load_meta=unit.load_meta,
+        load_joint=unit.load_joint,
         settings=settings_of(config, unit.method),
         budget=Budget(unit.limit),
         folder=unit.folder,
@@ -166,7 +181,11 @@ def repair_fairly(
             "run's data, clean_training of a call), or set task.clean_support and repair.clean_weight to 0 and use a "
             "method that needs none (finetune, bn_adapt)."
         )
-    context = replace(context, load_meta=_loaded(context) if "experiences" in uses else no_experiences)
+    context = replace(
+        context,
+        load_meta=_loaded(context.load_meta) if "experiences" in uses else no_experiences,
+        load_joint=_loaded(context.load_joint) if "joint" in uses else no_joint,
+    )
     own = replace(deployed, module=copied(deployed.module).eval())
     try:
         repaired: object = method.repair(own, cut_to_uses(data, uses), context)
@@ -188,9 +207,9 @@ def repair_fairly(
     return repaired
 
 
-def _loaded(context: MethodContext) -> Callable[[], Start]:
-    """Load θ_meta now: the method must not get the loader, which can reach the data set and so the test split."""
-    start = context.load_meta()
+def _loaded(load: Callable[[], Start]) -> Callable[[], Start]:
+    """Load weights now: the method must not get the loader, which can reach the data set and so the test split."""
+    start = load()
     return lambda: start
 
 

@@ -64,6 +64,10 @@ class Run:
     def meta(self, target: str) -> Place:
         return self.root / "meta" / target
 
+    @property
+    def joint(self) -> Place:
+        return self.root / "joint"
+
     def repaired(self, target: str) -> Place:
         return self.root / "repaired" / target
 

@@ -42,6 +42,7 @@ REASONS = {
     "train.round_episodes": "it sets how often a trial is judged, and trials are compared round by round",
     "repair": "it sets how all trials are judged, and comes after meta-training; a repair chooses its rate itself",
     "methods": "a search is for MetaRepair, not for other methods",
+    "joint": "joint training is not meta-training; compare trainings with `metarepair compare`",
     "compare": "it comes after the search",
     "evaluate": "it comes after the search, on D_fail, which no trial may see",
     "pretrain": "the deployed DNN is trained before the search",

@@ -65,11 +65,13 @@ class Comparison:
     def _stages_before(self) -> None:
         """Run the stages before. Raises StageError if they have other settings, which `compare --restart` keeps."""
         self.pipeline.mine()
-        if not any("experiences" in get_method(name).uses for name in self.config.compare.methods):
-            return
+        used = {what for name in self.config.compare.methods for what in get_method(name).uses}
         try:
-            self.pipeline.score()
-            self.pipeline.train()
+            if "joint" in used:
+                self.pipeline.joint()
+            if "experiences" in used:
+                self.pipeline.score()
+                self.pipeline.meta_train()
         except StageError as error:
             raise StageError(
                 f"{error} `compare --restart` keeps the stages before it, so run `metarepair score --config FILE "

@@ -11,6 +11,7 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.methods.base import map_here
 from metarepair.runs.layout import Run
+from metarepair.stages.joint import train_with_progress
 from metarepair.stages.train import train_here
 from tasks.errors import ConfigError
 
@@ -53,6 +54,10 @@ class Executor(Protocol):
         """Meta-train for `target`, from the newest checkpoint to the last episode."""
         ...
 
+    def train_jointly(self, run: Run, device: torch.device) -> None:
+        """Train jointly, from the newest checkpoint to the last round."""
+        ...
+
 
 ExecutorOf = Callable[[Config], Executor]
 
@@ -90,6 +95,10 @@ class InProcess:
     def train(self, run: Run, target: str, device: torch.device) -> None:
         """As `Executor.train`."""
         train_here(run, self.config, target, device)
+
+    def train_jointly(self, run: Run, device: torch.device) -> None:
+        """As `Executor.train_jointly`."""
+        train_with_progress(run, self.config, device)
 
 
 def in_process(config: Config) -> InProcess:

@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 
+from metarepair.adaptation.repair_data import Uses
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings, pick_device
 from metarepair.features.confidence_tables import read_confidence
@@ -39,7 +40,8 @@ from metarepair.runs.logs import RESULTS
 from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
-from metarepair.stages.images import check_user_images
+from metarepair.stages.images import check_user_images, read_user_images
+from metarepair.stages.joint import joint_inputs, joint_settings, keep_joint
 from metarepair.stages.mining import (
     EnvironmentStage,
     MinedManifests,
@@ -66,7 +68,7 @@ from tasks.storage.manifest import (
 )
 from tasks.storage.paths import Place, copy_file, find, remove_tree, write_text
 from tasks.storage.remote import RemotePath
-from tasks.storage.stages import FEATURES, META, SCORE, TARGET, stages_of
+from tasks.storage.stages import FEATURES, JOINT, META, SCORE, TARGET, stages_of
 
 logger = logging.getLogger(__name__)
 Verb = Literal["mine", "score", "train", "repair", "report"]
@@ -167,7 +169,9 @@ class Pipeline:
         folders = []
         for stage in stages_of(verb):
             folder = self.run.root / stage.group
-            if stage is FEATURES and restarted == "score":
+            if stage is JOINT:
+                folders += [] if restarted == "repair" else [folder]
+            elif stage is FEATURES and restarted == "score":
                 # Features do not depend on α, β or the experiences, so they need not be made again.
                 folders += stale_features(self.run, self.config, mined)
             elif restarted in ("train", "repair"):
@@ -196,6 +200,8 @@ class Pipeline:
             self._mine(on_done)
         self.score()
         mined = self.mined()
+        if self._use("joint"):
+            self.joint()
 
         def learn(target: str) -> None:
             self._train(target)
@@ -247,7 +253,30 @@ class Pipeline:
         """Compute features of all environments, distances of all pairs, confidence of each target's experiences."""
         score_stage(self.run, self.config, self.mined(), self.executor)
 
+    def joint(self) -> None:
+        """Train jointly on clean images and experiences, once for all targets."""
+        config, run = self.config, self.run
+        read_user_images(run, config, self.here)
+
+        def make() -> StageOutput:
+            self.executor.train_jointly(run, self.device)
+            return keep_joint(run, config)
+
+        run_stage(
+            JOINT, run.joint, make, config=joint_settings(config), inputs=joint_inputs(config, self.here)
+        )
+
+    def _use(self, what: Uses) -> bool:
+        """Whether one of the run's methods uses this."""
+        return any(what in get_method(name).uses for name in self.config.repair.methods)
+
     def train(self) -> None:
+        """Train θ_meta for each target and, if a method of the run starts from it, joint training."""
+        if self._use("joint"):
+            self.joint()
+        self.meta_train()
+
+    def meta_train(self) -> None:
         """Train θ_meta for each target."""
         if not self._done(self.run.meta):
             self.mined()  # report what is missing before the DNN is probed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -91,7 +92,7 @@ def pretraining_settings(config: Config) -> Settings:
 
 def _train_here(config: Config, data: ArrayDataset, folder: Place, *, elsewhere: bool) -> DeployedModel:
     """Train from the newest checkpoint on; weights already trained elsewhere are only loaded."""
-    progress = None if elsewhere else epoch_progress(config, folder)
+    progress = None if elsewhere else epoch_progress("pretrain", config.pretrain.epochs, "epochs", folder)
 
     def on_epoch(epoch: Epoch) -> None:
         log_epoch(folder, epoch)
@@ -114,15 +115,16 @@ def _train_here(config: Config, data: ArrayDataset, folder: Place, *, elsewhere:
     )
 
 
-def epoch_progress(config: Config, folder: Place) -> Progress:
-    """Progress in epochs, starting after those already logged."""
-    return Progress("pretrain", config.pretrain.epochs, "epochs", done=len(read_epochs(folder)))
+def epoch_progress(title: str, epochs: int, unit: str, folder: Place) -> Progress:
+    """Progress in epochs (or rounds), starting after those already logged."""
+    return Progress(title, epochs, unit, done=len(read_epochs(folder)))
 
 
 def describe(epoch: dict[str, float]) -> str:
     """A log entry in a few words."""
-    judged = f"loss {epoch['loss']:.3f}, validation {epoch['validation_accuracy']:.1%}"
-    return f"{judged}, {epoch['images_per_s']:.0f} images/s"
+    accuracy = epoch["validation_accuracy"]
+    judged = "" if math.isnan(accuracy) else f"validation {accuracy:.1%}, "
+    return f"loss {epoch['loss']:.3f}, {judged}{epoch['images_per_s']:.0f} images/s"
 
 
 def log_epoch(folder: Place, epoch: Epoch) -> None:

@@ -16,6 +16,7 @@ Kind = Literal[
     "features",
     "score",
     "meta",
+    "joint",
     "repaired",
     "deployed",
     "hypothesis",
@@ -153,6 +154,27 @@ META = Stage(
     traces=(BEGUN, "checkpoints/*/state.json", "model.safetensors"),
     unit="episodes",
 )
+JOINT = Stage(
+    kind="joint",
+    name="joint",
+    verb="train",
+    folder="joint",
+    missing="Train first",
+    settings=(
+        "seed",
+        "model",
+        "joint",
+        "data",
+        "experiences",
+        "severities",
+        "judge_fraction",
+        "corruption_draws",
+        "corruption_plugins",
+    ),
+    needs=("images",),
+    traces=(BEGUN, "epochs.json", "training.safetensors"),
+    unit="rounds",
+)
 REPAIRED = Stage(
     kind="repaired",
     name="repair",
@@ -170,7 +192,7 @@ REPAIRED = Stage(
         "methods",
         "corruption_plugins",
     ),
-    needs=("environment", "meta"),
+    needs=("environment", "meta", "joint"),
     traces=("*/*/model.safetensors", "samples.parquet", "result.json"),
     unit="repairs",
 )
@@ -192,7 +214,7 @@ COMPARED = Stage(
     folder="compare/TARGET/METHOD/SEED",
     missing="Repair first",
     settings=("seed", "model", "validation_fraction", "settings", "budget", "task", "inner", "repair"),
-    needs=("environment", "meta", "prepared"),
+    needs=("environment", "meta", "joint", "prepared"),
     traces=(BEGUN, "model.safetensors", "training.safetensors"),
 )
 HYPOTHESIS = Stage(
@@ -225,6 +247,7 @@ STAGES = (
     FEATURES,
     SCORE,
     META,
+    JOINT,
     REPAIRED,
     PREPARED,
     COMPARED,

@@ -146,7 +146,13 @@ def given_to(
     monkeypatch.setattr(type(METHODS[name]), "repair", look)
     data = unit_data(CONFIG, world.here, [*NAMES], world.collect, 0)
     assert data.clean is not None
-    unit = Unit(method=name, seed=0, folder=Path("nowhere"), load_meta=lambda: start_of(world))
+    unit = Unit(
+        method=name,
+        seed=0,
+        folder=Path("nowhere"),
+        load_meta=lambda: start_of(world),
+        load_joint=lambda: start_of(world),
+    )
     with pytest.raises(Reached) as reached:
         repair_once(unit, CONFIG, data, world.here)
     return reached.value.args  # type: ignore[return-value]
@@ -199,6 +205,12 @@ def test_a_method_gets_the_data_that_it_declares_and_nothing_else(
     else:
         with pytest.raises(ConfigError, match="given no experiences"):
             context.load_meta()
+    if "joint" in uses:
+        parameters = context.load_joint().parameters
+        assert all(torch.equal(parameters[k], v) for k, v in start_of(world).parameters.items())
+    else:
+        with pytest.raises(ConfigError, match="no jointly trained weights"):
+            context.load_joint()
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def repaired(method: Method) -> RepairedModel:
         seed=0,
         settings=settings_of(CONFIG, name) if name in METHODS else method.Settings(),
         load_meta=lambda: start,
+        load_joint=lambda: start,
         prepared=prepared() if name == "apricot" else None,
     )
     return repair_fairly(method, dnn, data(), context)

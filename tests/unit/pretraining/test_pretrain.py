@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from crew import Crew, Rank, parameters, trained
 from metarepair.config.load import parse_config
 from metarepair.config.pretraining import PretrainConfig
 from metarepair.config.run import Config
 from metarepair.models.build import DeployedModel, build_model
 from metarepair.pretraining import checks as pretrain_checks
-from metarepair.pretraining.pretrain import Epoch, Pretrainer, rate_factor
+from metarepair.pretraining.batches import BatchSource
+from metarepair.pretraining.pretrain import Epoch, Pretrainer, on_clean_images, rate_factor
 from metarepair.pretraining.state import load_checkpoint, save_checkpoint
 from metarepair.runs.context import LocalContext
 from metarepair.stages.pretrain import pretrain_stage, read_epochs
@@ -26,7 +26,6 @@ from tasks.datasets import ArrayDataset, DataSource, load_dataset
 from tasks.errors import ConfigError, DivergedError
 from tasks.storage.manifest import read_manifest
 from tasks.storage.paths import place
-from waiting import LIMIT_S
 
 CPU = torch.device("cpu")
 EVERYTHING: dict[str, Any] = {
@@ -65,18 +64,7 @@ def pretrainer(data: ArrayDataset, context: Any = None, *, classes: int = 10, **
     deployed = DeployedModel(name="a", module=module, num_classes=classes, mean=(0.5,) * 3, std=(0.25,) * 3)
     given = {"epochs": 2, "batch_size": 24, "validation_fraction": 0.1, "ema_decay": 0.5} | settings
     context = context or LocalContext(folder=place("unused"), device=CPU)
-    return Pretrainer(deployed, data, PretrainConfig(**given), context, seed=3)
-
-
-def trained(made: Pretrainer) -> list[Epoch]:
-    """Run all remaining epochs."""
-    epochs = [made.run_epoch() for _ in range(made.weights.epochs_done, made.config.epochs)]
-    made.close()
-    return epochs
-
-
-def parameters(made: Pretrainer) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in made.weights.parameters.values()])
+    return on_clean_images(deployed, data, PretrainConfig(**given), context, seed=3)
 
 
 def test_training_uses_the_image_size_of_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,48 +90,6 @@ def test_a_stem_that_the_dnn_does_not_have_is_refused(tmp_path: Path) -> None:
         pretrain_stage(config(tmp_path, stem="cifar"), restart=False)
 
 
-@dataclass
-class Crew:
-    """Runs ranks in threads; their sums work as an all-reduce."""
-
-    world_size: int
-    vectors: dict[int, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.barrier = threading.Barrier(self.world_size)
-
-    def train(self, make: Callable[[Any], Pretrainer]) -> list[tuple[Pretrainer, list[Epoch]]]:
-        ranks = [make(Rank(self, rank)) for rank in range(self.world_size)]
-        found: dict[int, list[Epoch]] = {}
-        threads = [
-            threading.Thread(target=lambda rank=rank: found.__setitem__(rank, trained(ranks[rank])))
-            for rank in range(self.world_size)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return [(ranks[rank], found[rank]) for rank in range(self.world_size)]
-
-
-@dataclass
-class Rank:
-    crew: Crew
-    rank: int
-    device: torch.device = CPU
-
-    @property
-    def world_size(self) -> int:
-        return self.crew.world_size
-
-    def sum_over_workers(self, values: Tensor) -> Tensor:
-        self.crew.vectors[self.rank] = values
-        self.crew.barrier.wait(LIMIT_S)
-        total = torch.stack([self.crew.vectors[rank] for rank in range(self.world_size)]).sum(0)
-        self.crew.barrier.wait(LIMIT_S)
-        return total
-
-
 @pytest.mark.parametrize("workers", [2, 5])
 @pytest.mark.parametrize("mix", [{"mixup": 0.2}, {"cutmix": 1.0, "randaugment": 9}, {"accumulation": 3}])
 def test_any_number_of_workers_trains_the_same_dnn(
@@ -165,7 +111,7 @@ def test_batch_norms_of_all_workers_keep_the_same_statistics(data: ArrayDataset)
         torch.manual_seed(0)
         module = build_model("resnet8_cifar", 10)
         deployed = DeployedModel(name="a", module=module, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
-        return Pretrainer(deployed, data, PretrainConfig(epochs=1, batch_size=24), rank, seed=0)
+        return on_clean_images(deployed, data, PretrainConfig(epochs=1, batch_size=24), rank, seed=0)
 
     (one, _), (two, _) = Crew(2).train(with_norm)
     assert all(
@@ -246,9 +192,12 @@ def test_the_epoch_that_is_best_on_validation_is_kept(
 
 def test_the_held_out_images_are_never_trained_on(data: ArrayDataset) -> None:
     made = pretrainer(data)
-    assert len(made.validation_N) == 6
-    assert not set(made.validation_N) & set(made.source.rows_N)
-    assert sorted([*made.validation_N, *made.source.rows_N]) == list(range(60))
+    assert made.validation is not None
+    assert isinstance(made.source, BatchSource)
+    held_out = made.validation[1]
+    assert len(held_out) == 6
+    assert not set(held_out) & set(made.source.rows_N)
+    assert sorted([*held_out, *made.source.rows_N]) == list(range(60))
     made.close()
 
 
