@@ -52,6 +52,8 @@ def connected(config: Config, address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Training workers stay in the driver's folder: paths in the settings and the user's modules are relative to it.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Of several workers that fail, the first error is raised; Ray would log those of the others, much later.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # A thread that outlives Ray's shutdown may still call Ray, which would then start a new cluster for it.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     with ExitStack() as stack:

@@ -25,7 +25,7 @@ from tasks.storage.manifest import require_manifest
 from tasks.storage.names import remove_listed
 from tasks.storage.paths import read_json, write_table, write_text
 from tasks.storage.sealed_parts import is_sealed, seal, seal_of
-from tasks.storage.stages import COMPARED, IMAGES
+from tasks.storage.stages import COMPARED
 
 # M repaired DNNs, N examples
 
@@ -33,35 +33,38 @@ AT_ONCE_BYTES = 2 * 2**30  # of weights judged at once; each image is corrupted 
 ROW, SAMPLES = "judged.json", "samples.parquet"
 
 
-def judging_identity(run: Run, config: Config, unit: ComparedRepair) -> dict[str, Any]:
+def judging_identity(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> dict[str, Any]:
     """The settings and the digest of the repair that a judgement depends on."""
     manifest = require_manifest(run.compared(unit.target, unit.method, unit.seed), COMPARED.remedy)
     evaluated = config.evaluate.model_dump(mode="json")
-    return judged_by(manifest.digest, evaluated, config.mining.severities, other_images(run, config))
+    return judged_by(manifest.digest, evaluated, config.mining.severities, other_images(config, here))
 
 
-def other_images(run: Run, config: Config) -> dict[str, str]:
-    """The digests of the user's own environments in `evaluate.others`."""
-    names = [name for name in config.evaluate.others or () if config.has_own_images(name)]
-    return {name: require_manifest(run.environment(name), IMAGES.remedy).digest for name in names}
+def other_images(config: Config, here: Surroundings) -> dict[str, str]:
+    """The digests of the user's environments and archives in `evaluate.others`."""
+    found: dict[str, str] = {}
+    for name in config.evaluate.others or ():
+        found |= here.inputs_of(name)
+    return found
 
 
-def is_judged(run: Run, config: Config, unit: ComparedRepair) -> bool:
+def is_judged(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> bool:
     """Whether both files are complete and belong to exactly this repair."""
-    folder, identity = run.compared(unit.target, unit.method, unit.seed), judging_identity(run, config, unit)
+    folder = run.compared(unit.target, unit.method, unit.seed)
+    identity = judging_identity(run, config, unit, here)
     return all(is_sealed(folder / name, identity | {"file": name}) for name in (ROW, SAMPLES))
 
 
 def judge(run: Run, config: Config, units: Sequence[ComparedRepair], here: Surroundings) -> None:
     """Judge those of a target's repairs that are not judged yet, as many at once as AT_ONCE_BYTES allows."""
-    waiting = [unit for unit in units if not is_judged(run, config, unit)]
+    waiting = [unit for unit in units if not is_judged(run, config, unit, here)]
     for some in _portions(waiting, here):
         candidates = [load_candidate(run, config, unit, here) for unit in some]
         judged = evaluate(run, config, some[0].target, here, candidates)
         for number, unit in enumerate(some):
             folder, identity = (
                 run.compared(unit.target, unit.method, unit.seed),
-                judging_identity(run, config, unit),
+                judging_identity(run, config, unit, here),
             )
             for name in (
                 SAMPLES,

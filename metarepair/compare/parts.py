@@ -8,6 +8,7 @@ from typing import Any
 
 from metarepair.compare.units import limit_of
 from metarepair.config.run import Config
+from metarepair.evaluation.judging import readings
 from metarepair.methods import get_method
 from metarepair.reports.paper import DIFFERENCES, table_for
 from metarepair.reports.table import (
@@ -81,7 +82,12 @@ def parts_of(run: Run, config: Config, results: Sequence[Result]) -> list[Report
     """All sections, in order."""
     over = [_columns("mean over targets", _over_targets(results))] if len(results) > 1 else []
     each = [
-        _columns(r["target"].replace("_", " "), r, (*leaders(r), *judged_by(_judged(r)))) for r in results
+        _columns(
+            r["target"].replace("_", " "),
+            r,
+            (*leaders(r), *judged_by(_judged(r)), *readings(run, r["target"])),
+        )
+        for r in results
     ]
     legend = ReportPart(title="what the columns mean", lines=LEGEND)
     return [*over, *each, legend, _terms(run, config, results), _beside_paper(config, results)]

@@ -22,7 +22,7 @@ PLAN = "comparison.json"
 class Plan:
     """A comparison repairs every target by every method with every seed.
 
-    config: its settings as plain values. images: digests of the user's own environments in `evaluate.others`.
+    config: its settings as plain values. images: digests of the user's environments in `evaluate.others`.
     """
 
     targets: tuple[str, ...]

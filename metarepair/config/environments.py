@@ -108,7 +108,12 @@ class EnvironmentConfig(Section):
                 image_column=self.path,
                 label_column=self.label,
                 group_column=self.group,
-                settings=(f"environments.{name}.path", f"environments.{name}.label"),
+                settings=(
+                    f"environments.{name}.path",
+                    f"environments.{name}.label",
+                    f"environments.{name}.group",
+                ),
+                root_setting=f"environments.{name}.root",
             )
             for part, (setting, text) in given.items()
         }

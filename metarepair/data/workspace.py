@@ -145,8 +145,9 @@ class Surroundings:
 
     def test_parts(self) -> Parts:
         """int8 [N], what each image of the test split is for: LEARN or JUDGE."""
-        images = len(self.split("test").labels_N)
-        return judge_half(images, fraction=self.config.mining.judge_fraction, seed=self.config.seed)
+        test = self.split("test")
+        groups_N = test.image_ids_N if test.groups_N is None else test.groups_N
+        return judge_half(groups_N, fraction=self.config.mining.judge_fraction, seed=self.config.seed)
 
     def judged_rows(self, name: str, collected_ids: Ints) -> Ints:
         """The rows of the test split by which repairs for the target `name` are judged.

@@ -11,6 +11,7 @@ import numpy as np
 
 from metarepair.config.run import Config
 from metarepair.runs.layout import Run
+from metarepair.runs.progress import times
 from tasks.environments import Environment, UserImages
 from tasks.splits import JUDGE
 from tasks.splits.digests import Digests
@@ -57,11 +58,26 @@ def sample_of(digests_N: Digests) -> list[str]:
     return [f"{digest:016x}" for digest in np.unique(digests_N)[:SAMPLE]]
 
 
+def readings(run: Run, target: str) -> list[str]:
+    """Say how often the images that judge have judged repairs, with a warning from the second time on."""
+    count = count_readings(run, target)
+    if not count:
+        return []
+    line = f"In all runs of this storage folder, repairs were judged by these images, or some of them, {times(count)}."
+    if count > 1:
+        line += (
+            " If a repair or a setting was chosen by earlier results, these figures are too good: judge the final "
+            "choice once, on images that have not judged before."
+        )
+    return [line]
+
+
 def count_readings(run: Run, target: str) -> int:
     """Count how often the images that judged a target last have judged repairs, in all runs of the storage folder.
 
-    Images that judged as those of another environment count as well. The targets of a run that show each other's images
-    count once together. 0 if the log of this run does not have the target's images.
+    A single digest in common is enough. Images that judged as those of another environment count as well: of a run, the
+    judgements of the one target for which they judged most often. So targets that show each other's images, as others
+    of one evaluation, count once together. 0 if the log of this run does not have the target's images.
     """
     lines = _judgements(run)
     samples = [line.images[target] for line in lines if line.target == target and target in line.images]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from metarepair.evaluation.judging import count_readings
+from metarepair.evaluation.judging import readings
 from metarepair.features.confidence_tables import SCORE_AGAIN
 from metarepair.features.extractors import distance_name
 from metarepair.reports import figures
@@ -239,7 +239,7 @@ def _obtained(run: Run, result: Result, target: str, show_paths: bool) -> str:
         _protocol(result),
         f"The log shows that the evaluator opened D_fail {times(opened)}.{unread} This report reads it only for "
         "pictures.",
-        *_readings(run, target),
+        *readings(run, target),
         f"Classes without a collected failure: {', '.join(map(str, without)) or 'none'}.",
         f"Seeds: {', '.join(map(str, seeds))}.{extractor}",
         f"Versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}.",
@@ -257,20 +257,6 @@ def _obtained(run: Run, result: Result, target: str, show_paths: bool) -> str:
         f"{html_table(['method', *map(plain_words, BUDGET), 'seconds', 'notes'], budget)}"
         f"<details><summary>Settings</summary><pre>{escaped(text)}</pre></details>\n"
     )
-
-
-def _readings(run: Run, target: str) -> list[str]:
-    """How often the images that judge have judged repairs, with a warning from the second time on."""
-    count = count_readings(run, target)
-    if not count:
-        return []
-    line = f"In all runs of this storage folder, repairs were judged by these images, or some of them, {times(count)}."
-    if count > 1:
-        line += (
-            " If a repair or a setting was chosen by earlier results, these figures are too good: judge the final "
-            "choice once, on images that have not judged before."
-        )
-    return [line]
 
 
 def _beside_paper(result: Result, target: str) -> str:

@@ -113,7 +113,7 @@ class Comparison:
             methods=planned.methods,
             seeds=planned.seeds,
             config=self.config.model_dump(mode="json"),
-            images=other_images(self.run, self.config),
+            images=other_images(self.config, here),
         )
         waiting = [unit for unit in self.units if done_unit(self.run, self.config, unit, here) is None]
         done = len(self.units) - len(waiting)
@@ -130,8 +130,9 @@ class Comparison:
 
     def _judge(self) -> None:
         by_target = [[u for u in self.units if u.target == target] for target in self.config.targets]
+        here = self.pipeline.here
         waiting = [
-            units for units in by_target if not all(is_judged(self.run, self.config, u) for u in units)
+            units for units in by_target if not all(is_judged(self.run, self.config, u, here) for u in units)
         ]
 
         def judge_target(units: Sequence[ComparedRepair]) -> None:

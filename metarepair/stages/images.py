@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -15,11 +14,11 @@ from metarepair.data.workspace import Surroundings
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.datasets import Listing, list_images
-from tasks.environments import UserImages, listing_digest, write_images
+from tasks.environments import CleanSplits, Environment, listing_digest, write_images
 from tasks.errors import DataError, StageError
-from tasks.splits import JUDGE
-from tasks.splits.digests import Digests, pixel_digests
-from tasks.splits.near_duplicates import Hashes, perceptual_hashes
+from tasks.splits import JUDGE, LEARN, SELECT, UNUSED
+from tasks.splits.digests import pixel_digests
+from tasks.splits.near_duplicates import perceptual_hashes
 from tasks.storage.manifest import read_manifest
 from tasks.storage.paths import Place
 from tasks.storage.stages import IMAGES
@@ -51,7 +50,7 @@ def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
         _read(run, config, name, here, clean)
     for name in names:
         _check_apart(here, name)
-        _note_classes(here.user_images(name))
+        _note_parts(here.environment("test", name))
     idle = [name for name in config.environments if name not in used_names(config)]
     if idle:
         logger.warning(
@@ -60,17 +59,14 @@ def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Clean:
-    """Pixel digests of all clean splits, and perceptual hashes of the test split."""
-
-    digests: Mapping[str, Digests]
-    test_hashes: Hashes
-
-
-def _clean_images(here: Surroundings) -> _Clean:
-    digests = {name: pixel_digests(split.images_NHWC) for name, split in here.clean_splits().items()}
-    return _Clean(digests=digests, test_hashes=perceptual_hashes(here.split("test").images_NHWC))
+def _clean_images(here: Surroundings) -> CleanSplits:
+    splits = here.clean_splits()
+    hashes = {name: perceptual_hashes(split.images_NHWC) for name, split in splits.items()}
+    return CleanSplits(
+        digests={name: pixel_digests(split.images_NHWC) for name, split in splits.items()},
+        judge=hashes.pop("test"),
+        learn=np.concatenate([*hashes.values()]),
+    )
 
 
 def _check_apart(here: Surroundings, name: str) -> None:
@@ -94,8 +90,10 @@ def _check_apart(here: Surroundings, name: str) -> None:
         )
 
 
-def _note_classes(source: UserImages) -> None:
-    """Say which classes the images that judge lack, as no repair is judged on them."""
+def _note_parts(source: Environment) -> None:
+    """Say how many images learn, select and judge, and which classes none that judges has."""
+    counts = [f"{int((source.parts_N == part).sum())} {words}" for part, words in _PARTS]
+    logger.info(f"{source.name}: of {len(source.parts_N)} images, {', '.join(counts)}")
     there = set(source.labels_N.tolist()) - set(source.labels_N[source.parts_N == JUDGE].tolist())
     if there:
         names = [source.classes[label] for label in sorted(there)]
@@ -105,6 +103,9 @@ def _note_classes(source: UserImages) -> None:
         logger.warning(
             f"{source.name}: none of the images that judge is of {shown}; repairs are not judged on that"
         )
+
+
+_PARTS = ((LEARN, "are learned from"), (SELECT, "select"), (JUDGE, "judge"), (UNUSED, "are not used"))
 
 
 def check_user_images(config: Config, here: Surroundings) -> None:
@@ -120,7 +121,7 @@ def _listed(config: Config, name: str, here: Surroundings) -> dict[str, Listing]
     }
 
 
-def _read(run: Run, config: Config, name: str, here: Surroundings, clean: Callable[[], _Clean]) -> None:
+def _read(run: Run, config: Config, name: str, here: Surroundings, clean: Callable[[], CleanSplits]) -> None:
     folder, classes = run.environment(name), here.split("test").classes
     settings: dict[str, Any] = {"image_size": here.split("test").image_shape[0], "classes": list(classes)}
     sources = config.environments[name].sources(name)
@@ -159,7 +160,7 @@ def _make(
     name: str,
     most_unreadable: float,
     image_size: int,
-    clean: Callable[[], _Clean],
+    clean: Callable[[], CleanSplits],
 ) -> StageOutput:
     files, rows, facts = write_images(
         folder,
@@ -167,8 +168,7 @@ def _make(
         name=name,
         image_size=image_size,
         most_unreadable=most_unreadable,
-        clean=clean().digests,
-        clean_hashes=clean().test_hashes,
+        clean=clean(),
     )
     logger.info(f"{name}: {rows['images']} images; {facts['groups']} groups")
     return StageOutput(files=files, rows=rows, facts=facts)

@@ -22,6 +22,7 @@ import torch
 from metarepair.adaptation.repair_data import Uses
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings, pick_device
+from metarepair.evaluation.judging import readings
 from metarepair.features.confidence_tables import read_confidence
 from metarepair.features.extractors import check_extractor
 from metarepair.meta_training.meta_train import training_settings
@@ -356,6 +357,8 @@ class Pipeline:
         )
         for result in results:
             logger.log(RESULTS, results_table(result))
+            for line in readings(self.run, result["target"]):
+                logger.log(RESULTS, line)
             for row in result["methods"]:
                 if row["method"] == "metarepair":
                     weights = self.run.root / row["weights"]

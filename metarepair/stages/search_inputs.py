@@ -2,7 +2,7 @@
 
 <run>/search/inputs/
     distances/          fid.parquet: from every experience to every environment that judges
-    <environment>/      collect.arrow: a copy of its D_collect, with a manifest of its own
+    collect/<name>/     collect.arrow: a copy of the D_collect of an environment that judges, with a manifest
     images/<name>/      a copy of a user's own environment, without the images that judge
 The environments that judge are the targets, or experiences that are left out in turn (search.objective).
 """
@@ -26,6 +26,7 @@ from metarepair.stages.distances import all_distances
 from metarepair.stages.executor import Executor
 from metarepair.stages.features import MOMENTS, feature_folder
 from metarepair.stages.mining import EnvironmentStage, MinedManifests, Role, environments
+from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import Split
 from tasks.environments import UserImages, copy_what_is_learned
 from tasks.records import FID_SCHEMA, FidScore
@@ -58,10 +59,18 @@ class TrialSetup:
 
 
 def searched_config(config: Config) -> Config:
-    """The configuration that a search mines with. With pseudo-targets it has no targets, as the search needs none."""
+    """The configuration that a search mines with. With pseudo-targets it has no targets, as the search needs none.
+
+    The user's own environments among these stay, as others: they judge later, and are kept apart from experiences.
+    """
     if search_of(config).objective == "validation":
         return config
-    return config.model_copy(update={"targets": ()})
+    own = [name for name in config.targets if config.has_own_images(name)]
+    others = config.evaluate.others
+    if own:
+        others = tuple(dict.fromkeys((*(CORRUPTIONS if others is None else others), *own)))
+    evaluate = config.evaluate.model_copy(update={"others": others})
+    return config.model_copy(update={"targets": (), "evaluate": evaluate})
 
 
 def prepare_inputs(
@@ -120,7 +129,7 @@ def _copied_images(run: Run, every: Sequence[EnvironmentStage], here: Surroundin
 def _copied(run: Run, environment: EnvironmentStage, mined: MinedManifests) -> Place:
     """A folder with a copy of the environment's D_collect, without its D_fail."""
     source = mined[environment.role, environment.name]
-    folder = run.search / "inputs" / environment.name
+    folder = run.search / "inputs" / "collect" / environment.name
     stage, inputs = f"search input {environment.name}", {"mined": source.digest}
     if check_whole(folder, stage=stage, config={}, inputs=inputs) is None:
         copy_file(environment.folder / "collect.arrow", folder / "collect.arrow")

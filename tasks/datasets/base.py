@@ -52,6 +52,11 @@ class Dataset(Protocol):
         """A published archive of corrupted images to use instead of generated ones, or `None`."""
         ...
 
+    @property
+    def groups_N(self) -> Ints | None:
+        """Numbers of groups of images that stay together, `None` if each image is alone."""
+        ...
+
     def images(self, rows: Ints | slice) -> Pixels:
         """Read the pixels [B, H, W, C] uint8 of the given rows."""
         ...
@@ -73,6 +78,7 @@ class ArrayDataset:
         known_digest: digest of a memory-mapped array, computed when it was written, so that `digest` need not read the
             array; `None` if unknown.
         passed_over: sentences about files that lie beside the images and were not read. No digest includes them.
+        groups_N: int64 [N], numbers of groups of images that stay together; `None` if each image is alone.
 
     Raises:
         DataError: the images are not uint8 [N, H, W, 3], the numbers of images, labels and ids differ, or a label is
@@ -89,6 +95,7 @@ class ArrayDataset:
     archive: Archive | None = None
     known_digest: str | None = None
     passed_over: tuple[str, ...] = ()
+    groups_N: Ints | None = None
 
     def __post_init__(self) -> None:
         _check_arrays(self)
@@ -111,8 +118,11 @@ class ArrayDataset:
         return self.images_NHWC[rows]
 
     def digest(self) -> str:
-        """Compute a digest of pixels and labels: 24 hexadecimal digits."""
-        return self.known_digest or digest_of(self.images_NHWC, self.labels_N)
+        """Compute a digest of pixels, labels and groups: 24 hexadecimal digits."""
+        digest = self.known_digest or digest_of(self.images_NHWC, self.labels_N)
+        if self.groups_N is None:
+            return digest
+        return hashlib.blake2b(digest.encode() + self.groups_N.tobytes(), digest_size=12).hexdigest()
 
     def head(self, num_images: int) -> ArrayDataset:
         """Take the first rows.
@@ -130,6 +140,7 @@ class ArrayDataset:
             labels_N=self.labels_N[:num_images],
             images_NHWC=self.images_NHWC[:num_images],
             known_digest=self.known_digest if whole else None,
+            groups_N=None if self.groups_N is None else self.groups_N[:num_images],
         )
 
 

@@ -49,21 +49,28 @@ class Listing:
     """The encoded images of a split in a stable order, with their labels.
 
     image_size: side in pixels of the square that images are resized and cropped to; `None` if all have one size.
-    files: the files that hold the images. batches: iterates over the images, from the first one each time it is called.
-    groups: the name of each image's group, `None` if there are no groups. passed_over: sentences about files that are
-    not read. chosen: a digest of which of the files' images are listed; empty for all.
+    files: the files that hold the images. batches: iterates over the images, from the first one each time it is
+    called. groups: the name of each image's group, `None` if there are no groups. groups_N: numbers of groups of
+    images that stay together, `None` if each image is alone. passed_over: sentences about files that are not read.
+    chosen: a digest of which of the files' images are listed; empty for all. split: `None` if they are not split yet.
     """
 
     name: str
-    split: Split
+    split: Split | None
     classes: tuple[str, ...]
     labels_N: Ints
     image_size: int | None
     files: Sequence[Path]
     batches: Callable[[], Iterator[Sequence[EncodedImage]]]
     groups: Sequence[str] | None = None
+    groups_N: Ints | None = None
     passed_over: tuple[str, ...] = ()
     chosen: str = ""
+
+    @property
+    def words(self) -> str:
+        """What is listed, for messages."""
+        return self.name if self.split is None else f"the {self.split} split of {self.name}"
 
 
 def decode_listing(listing: Listing) -> ArrayDataset:
@@ -80,6 +87,7 @@ def decode_listing(listing: Listing) -> ArrayDataset:
     else:
         images = np.empty(shape, np.uint8)
         _fill(images, listing, order_N)
+    assert listing.split is not None
     return ArrayDataset(
         name=listing.name,
         split=listing.split,
@@ -89,6 +97,7 @@ def decode_listing(listing: Listing) -> ArrayDataset:
         images_NHWC=images,
         known_digest=known_digest,
         passed_over=listing.passed_over,
+        groups_N=None if listing.groups_N is None else listing.groups_N[order_N],
     )
 
 
@@ -147,7 +156,7 @@ def iter_decoded(listing: Listing, side: int) -> Iterator[Pixels]:
     if unreadable:
         more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
         raise DataError(
-            f"{len(unreadable)} of {done} images of the {listing.split} split of {listing.name} cannot be used: "
+            f"{len(unreadable)} of {done} images of {listing.words} cannot be used: "
             f"{'; '.join(unreadable[:_SHOWN])}{more}. Correct or remove them."
         )
     if done != count:
@@ -156,8 +165,8 @@ def iter_decoded(listing: Listing, side: int) -> Iterator[Pixels]:
 
 def _other_count(listing: Listing, done: int) -> DataError:
     return DataError(
-        f"{listing.files[0].parent}: {len(listing.labels_N)} images of the {listing.split} split were listed, but "
-        f"{done} were read. Run the command again while nothing writes there."
+        f"{listing.files[0].parent}: {len(listing.labels_N)} images of {listing.words} were listed, but {done} were "
+        "read. Run the command again while nothing writes there."
     )
 
 

@@ -5,8 +5,8 @@
     JSON Lines      an object per line with the same keys
     Parquet, Arrow  a column of encoded images and one of labels, as `data.name: parquet` reads them
 
-A label is the name of a class or its number, from 0. Class names come from the clean images, never from these files.
-Paths in a table are relative to its own folder or to `root`, and may not leave it.
+A label is the name of a class or its number, from 0. The classes of an environment come from the clean images, never
+from its own files. Paths in a table are relative to its own folder or to `root`, and may not leave it.
 """
 
 # N images
@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from tasks.storage.paths import parse_json, require_regular
 
 CSV, LINES = (".csv",), (".jsonl", ".ndjson")
 Form = Literal["folders", "tables", "rows"]
+Stamp = tuple[str, int, int, int]
 DEFAULT_PATH, DEFAULT_LABEL = "path", "label"
 DEFAULT_GROUP = "group"  # the column of groups that is used without being named, if there is one
 LONGEST_LINE = 1 << 20  # characters
@@ -56,7 +57,8 @@ class ImageSource:
         label_column: column of the labels; `None` for `label`, or the only candidate of a Parquet table.
         group_column: column of the groups; `None` for `group`, if there is such a column.
         image_size: side in pixels of the square that images are resized and cropped to; `None` if all have one size.
-        settings: names of the settings `image_column` and `label_column`, for messages.
+        settings: names of the settings `image_column`, `label_column` and `group_column`, for messages.
+        root_setting: name of the setting `root`, for messages; `None` if there is none.
     """
 
     setting: str
@@ -66,7 +68,8 @@ class ImageSource:
     label_column: str | None = None
     group_column: str | None = None
     image_size: int | None = None
-    settings: tuple[str, str] = ("data.image_column", "data.label_column")
+    settings: tuple[str, str, str] = ("data.image_column", "data.label_column", "data.group_column")
+    root_setting: str | None = None
 
 
 def form_of(source: ImageSource) -> Form:
@@ -79,17 +82,29 @@ def form_of(source: ImageSource) -> Form:
         raise DataError(
             f"{source.setting} {path} does not exist. Give a folder of class folders, or a table."
         )
-    if path.is_dir():
-        return "tables" if _holds_tables(path) else "folders"
     suffix = path.suffix.lower()
-    if suffix in TABLES:
+    if path.is_dir() and not _holds_tables(path):
+        _refuse_columns(source)
+        return "folders"
+    if path.is_dir() or (path.is_file() and suffix in TABLES):
         return "tables"
-    if suffix in CSV or suffix in LINES:
+    if path.is_file() and suffix in (*CSV, *LINES):
         return "rows"
     raise DataError(
         f"{source.setting} {path} is neither a folder nor a table ({', '.join((*CSV, *LINES, *TABLES))}). Give one "
         "of these."
     )
+
+
+def _refuse_columns(source: ImageSource) -> None:
+    """Raise DataError if a column is named, which class folders do not have."""
+    columns = (source.image_column, source.label_column, source.group_column)
+    for column, setting in zip(columns, source.settings, strict=True):
+        if column is not None:
+            raise DataError(
+                f"{setting} is {column!r}, and {source.setting} {source.location} has class folders, which have no "
+                "columns. Leave it out, or give a table."
+            )
 
 
 def list_images(source: ImageSource, classes: tuple[str, ...]) -> Listing:
@@ -108,8 +123,10 @@ def list_images(source: ImageSource, classes: tuple[str, ...]) -> Listing:
     form = form_of(source)
     if form == "folders":
         listed = list_folder(as_split(source, form, classes), "train")
+    elif form == "tables":
+        listed = _list_tables(source, classes)
     else:
-        listed = _list_tables(source, classes) if form == "tables" else _list_rows(source, classes)
+        listed = _list_rows(source, classes, _stamp(source))
     if not len(listed.labels_N):
         raise DataError(
             f"{source.setting} {source.location} lists no images. Give some, with their right labels."
@@ -117,18 +134,34 @@ def list_images(source: ImageSource, classes: tuple[str, ...]) -> Listing:
     return listed
 
 
+def _stamp(source: ImageSource) -> Stamp:
+    """What changes when the file is written, or when a relative path leads to another file."""
+    status = source.location.stat()
+    return str(Path.cwd()), status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def class_names(source: ImageSource) -> tuple[str, ...]:
     """Return the sorted labels of a CSV or JSON Lines file, which name the classes. Raises DataError for numbers."""
+    return _class_names(source, _stamp(source))
+
+
+@lru_cache(maxsize=4)
+def _class_names(source: ImageSource, _: Stamp) -> tuple[str, ...]:
     column = source.label_column or DEFAULT_LABEL
     names = set()
     for line, row in _iter_rows(source.location):
         if column not in row:
-            raise _no_column(source.location, column, list(row))
-        label = row[column]
-        if not isinstance(label, str) or not label.strip() or _NUMBER.fullmatch(label.strip()):
+            raise _no_column(source, source.location, column, list(row))
+        label, where = row[column], f"{source.location}, line {line}"
+        if label is None or not str(label).strip() or isinstance(label, list | dict):
             raise DataError(
-                f"{source.location}, line {line}: the label is {str(label)[:80]!r}, which names no class. Set "
-                'data.classes to the names in the order of the numbers, as in --set "data.classes=[cat, dog]".'
+                f"{where}: the label is {str(label)[:80]!r}, which names no class. Correct the label, or leave the row "
+                "out."
+            )
+        if not isinstance(label, str) or _NUMBER.fullmatch(label.strip()):
+            raise DataError(
+                f"{where}: the label is the number {str(label)[:80]}, and numbers do not name the classes. Set "
+                'data.classes to their names in the order of the numbers, as in --set "data.classes=[cat, dog]".'
             )
         names.add(label.strip())
     return tuple(sorted(names))
@@ -153,7 +186,7 @@ def as_split(
         image_size=source.image_size,
         image_column=source.image_column if tables else None,
         label_column=source.label_column if tables else None,
-        settings=source.settings,
+        settings=source.settings[:2],
     )
 
 
@@ -182,7 +215,10 @@ def _group(value: Any, where: str) -> str:
         raise DataError(
             f"{where}: the group is {value!r}. Give every image a group, or leave the column out."
         )
-    return str(value)
+    try:
+        return str(value).encode().decode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: the group {ascii(value)[:200]} is no text. Correct the group.") from error
 
 
 def _group_column(source: ImageSource, path: Path, columns: Sequence[str]) -> str | None:
@@ -192,13 +228,14 @@ def _group_column(source: ImageSource, path: Path, columns: Sequence[str]) -> st
         return name
     if source.group_column is None:
         return None
-    raise _no_column(path, name, columns)
+    raise _no_column(source, path, name, columns)
 
 
-def _no_column(path: Path, name: str, columns: Sequence[str]) -> DataError:
+def _no_column(source: ImageSource, path: Path, name: str, columns: Sequence[str]) -> DataError:
     return DataError(
         f"{path} has no column {name!r}{near_names(name, columns) or '.'} There are: "
-        f"{', '.join(map(str, columns[:20])) or 'none'}. Name the columns by the settings path, label and group."
+        f"{', '.join(map(str, columns[:20])) or 'none'}. Name the columns by the settings "
+        f"{', '.join(source.settings[:2])} and {source.settings[2]}."
     )
 
 
@@ -211,13 +248,14 @@ class _Rows:
     groups: list[str] = field(default_factory=list)
 
 
-def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> Listing:
-    """Read a CSV or JSON Lines file row by row."""
+@lru_cache(maxsize=2)
+def _list_rows(source: ImageSource, classes: tuple[str, ...], _: Stamp) -> Listing:
+    """Read a CSV or JSON Lines file row by row; once, as long as its stamp stays the same."""
     path = source.location
     root = (source.root or path.parent).absolute()
     if not root.is_dir():
         raise DataError(f"The root {root} of {path} is not a folder. Give the one that its paths start from.")
-    inside = _Inside(root)
+    inside = _Inside(root, source.root_setting)
     number = {name: label for label, name in enumerate(classes)}
     rows, label_column = _Rows(), source.label_column or DEFAULT_LABEL
     path_column = source.image_column or DEFAULT_PATH
@@ -227,7 +265,7 @@ def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> Listing:
             columns = list(row)
             for name in (path_column, label_column):
                 if name not in row:
-                    raise _no_column(path, name, columns)
+                    raise _no_column(source, path, name, columns)
             group_column = _group_column(source, path, columns)
         where = f"{path}, line {line}"
         image = row.get(path_column)
@@ -253,7 +291,7 @@ def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> Listing:
 
     return Listing(
         name=UNSPLIT,
-        split="train",
+        split=None,
         classes=classes,
         labels_N=np.array(rows.labels, np.int64),
         image_size=source.image_size,
@@ -266,14 +304,19 @@ def _list_rows(source: ImageSource, classes: tuple[str, ...]) -> Listing:
 class _Inside:
     """Checks that paths stay in a folder, also through links."""
 
-    def __init__(self, root: Path) -> None:
-        self._root, self._real = root, root.resolve()
+    def __init__(self, root: Path, setting: str | None) -> None:
+        self._root, self._real, self._setting = root, root.resolve(), setting
         self._folder_is_inside = cache(self._is_inside)
 
     def check(self, name: str, where: str) -> None:
         """Raise DataError if the path leads out of the folder."""
         if "\0" in name:
             raise DataError(f"{where}: the path {name[:200]!r} holds a NUL character. Correct the path.")
+        if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+            raise DataError(
+                f"{where}: the path {name[:200]!a} holds half of a pair of UTF-16, which is no character. Correct "
+                "the path."
+            )
         path = Path(os.path.normpath(self._root / name))
         try:
             if path.is_symlink():
@@ -282,9 +325,13 @@ class _Inside:
         except (OSError, RuntimeError):  # too long a name, or links in a circle: listed as unreadable later
             return
         if not inside:
+            other = (
+                ""
+                if self._setting is None
+                else f", or name a folder that holds all of them ({self._setting})"
+            )
             raise DataError(
-                f"{where}: the path {name[:200]!r} leads out of {self._root}. Move the image there, or name a folder "
-                "that holds all of them (root)."
+                f"{where}: the path {name[:200]!r} leads out of {self._root}. Move the image there{other}."
             )
 
     def _is_inside(self, folder: Path) -> bool:
@@ -348,6 +395,10 @@ def _json_rows(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     line = 0
     while text := stream.readline(LONGEST_LINE):
         line += 1
+        if len(text) == LONGEST_LINE:
+            raise DataError(
+                f"{path}, line {line}: it has more than {LONGEST_LINE:,} characters. A line holds one row; correct it."
+            )
         if not text.strip():
             continue
         try:

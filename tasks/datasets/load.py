@@ -11,6 +11,7 @@ from tasks.datasets.cifar import BATCHES, load_cifar
 from tasks.datasets.decoding import Listing, decode_listing
 from tasks.datasets.image_folder import describe_folder, list_folder, split_folder
 from tasks.datasets.image_table import describe_table, list_table
+from tasks.datasets.labelled_images import form_of
 from tasks.datasets.source import DATASETS, UNSPLIT, DatasetInfo, DataSource
 from tasks.datasets.table_files import split_files
 from tasks.datasets.tiny_imagenet import (
@@ -121,7 +122,7 @@ def check_folders(source: DataSource) -> None:
     elif source.name == "parquet":
         split_files(source, "train"), split_files(source, "test")
     elif source.name == UNSPLIT:
-        unsplit_source(source)
+        form_of(unsplit_source(source))
     elif source.name == "tinyimagenet":
         tiny_imagenet_folder(source)
     elif source.name in BATCHES:

@@ -149,7 +149,8 @@ class DataSource:
         )
         if not given:
             raise DataError(
-                f"Where is {title}? Set data.root, or the environment variable {DATA_VARIABLE}, to its folder.{remedy}"
+                f"Where is {title}? Set data.root, or the environment variable {DATA_VARIABLE}, to its folder"
+                f"{' or table' if self.name == UNSPLIT else ''}.{remedy}"
             )
         return Path(given).expanduser()
 

@@ -11,11 +11,18 @@ from tasks.environments.environment import (
     corrupted,
     corrupted_images,
 )
-from tasks.environments.stored import copy_what_is_learned, listing_digest, read_images, write_images
+from tasks.environments.stored import (
+    CleanSplits,
+    copy_what_is_learned,
+    listing_digest,
+    read_images,
+    write_images,
+)
 
 __all__ = [
     "AS_GIVEN",
     "USERS",
+    "CleanSplits",
     "CorruptedImages",
     "Environment",
     "UserImages",

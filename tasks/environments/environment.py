@@ -104,8 +104,8 @@ class CorruptedImages:
 
     @property
     def groups_N(self) -> Ints:
-        """int64 [N]: each image is a group of its own."""
-        return self.data.image_ids_N
+        """int64 [N], the number of each image's group; the image's id if the data set has no groups."""
+        return self.data.image_ids_N if self.data.groups_N is None else self.data.groups_N
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -189,7 +189,7 @@ def corrupted(
         data=data,
         severities=tuple(severities),
         seed=seed,
-        parts_N=judge_half(len(data.labels_N), fraction=None, seed=seed) if parts_N is None else parts_N,
+        parts_N=judge_half(data.image_ids_N, fraction=None, seed=seed) if parts_N is None else parts_N,
     )
 
 

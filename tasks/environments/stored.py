@@ -3,8 +3,8 @@
     <run>/environments/<name>/
         images.bin        uint8 [N, H, W, 3], one image after the other
         index.parquet     per image: its file, the digests of its bytes and of its decoded pixels, its perceptual hash,
-                          label, group, whether it is of the holdout, and whether it is a near-duplicate of a clean test
-                          image
+                          label, group, whether it is of the holdout, and whether it is a near-duplicate of a clean
+                          image that judges, or of one that is learned from or selected by
         unreadable.csv    what could not be read, and why; only if there is any
         manifest.json     written last
 
@@ -45,6 +45,21 @@ IMAGES, INDEX, UNREADABLE = "images.bin", "index.parquet", "unreadable.csv"
 LARGEST_BYTES = 1 << 28  # of an image file
 AGAIN = "Mine again with --restart."
 _SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanSplits:
+    """The clean images of a run, by which a user's images are kept apart from them.
+
+    Attributes:
+        digests: uint64 [M], pixel digests of the images of each split, by what to call it in messages.
+        judge: uint64 [M], perceptual hashes of the clean images that judge.
+        learn: uint64 [M], perceptual hashes of the clean images that are learned from or selected by.
+    """
+
+    digests: Mapping[str, Digests] = field(default_factory=dict)
+    judge: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))
+    learn: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
 @dataclass
@@ -97,8 +112,7 @@ def write_images(
     name: str,
     image_size: int,
     most_unreadable: float,
-    clean: Mapping[str, Digests] | None = None,
-    clean_hashes: Hashes | None = None,
+    clean: CleanSplits | None = None,
 ) -> tuple[list[str], dict[str, int], dict[str, Any]]:
     """Decode listed images and write them with their index.
 
@@ -108,10 +122,7 @@ def write_images(
         name: name of the environment, for messages.
         image_size: side in pixels of the square that each image is resized and cropped to.
         most_unreadable: share of the images that may be unreadable, 0 to 1.
-        clean: uint64 [M], pixel digests of the clean images of each split (`test`, `training`), none of which may be
-            among the images.
-        clean_hashes: uint64 [M], perceptual hashes of the clean test images. Near-duplicates of these are not used,
-            because the clean test images judge.
+        clean: the clean images, none of which may be among the images, and whose near-duplicates are not used.
 
     Returns:
         The names of the files, the numbers of images, and facts for the manifest.
@@ -132,13 +143,16 @@ def write_images(
     hashes_N = np.concatenate(hashes)
     groups_N = group_images(hashes_N, group_numbers(found.groups))
     _check_twice(found, name)
-    _check_not_clean(found, name, clean)
-    near_N = near_duplicates(hashes_N, np.empty(0, np.uint64) if clean_hashes is None else clean_hashes)
-    if near_N.any():
-        logger.warning(
-            f"{name}: {int(near_N.sum())} images are near-duplicates of clean test images, which judge; they are "
-            "not used"
-        )
+    clean = clean or CleanSplits()
+    _check_not_clean(found, name, clean.digests)
+    judged_N, learned_N = (near_duplicates(hashes_N, others) for others in (clean.judge, clean.learn))
+    for near_N, words in (
+        (judged_N, "test images, which judge"),
+        (learned_N, "images that are learned from"),
+    ):
+        if near_N.any():
+            count = int(near_N.sum())
+            logger.warning(f"{name}: {count} images are near-duplicates of clean {words}; they are not used")
     table = pa.table(
         {
             "file": found.names,
@@ -149,7 +163,8 @@ def write_images(
             "group": pa.array(groups_N, pa.int64()),
             "given_group": pa.array(found.groups, pa.string()),
             "holdout": found.holdout,
-            "near_clean": near_N,
+            "near_test": judged_N,
+            "near_learned": learned_N,
         }
     )
     write_table(folder / INDEX, table)
@@ -260,9 +275,9 @@ def _check_twice(found: _Decoded, name: str) -> None:
         )
 
 
-def _check_not_clean(found: _Decoded, name: str, clean: Mapping[str, Digests] | None) -> None:
+def _check_not_clean(found: _Decoded, name: str, clean: Mapping[str, Digests]) -> None:
     """Raise DataError if images are also among the clean test images, which judge, or those to learn from."""
-    for split, digests in (clean or {}).items():
+    for split, digests in clean.items():
         known = set(digests.tolist())
         both = [file for file, digest in zip(found.names, found.pixels, strict=True) if digest in known]
         if both:
@@ -305,8 +320,8 @@ def read_images(
     if _PART in index.column_names:
         parts_N = index.column(_PART).to_numpy()
     else:
-        near_N = index.column("near_clean").to_numpy()
-        parts_N = set_aside(groups_N, holdout_N, name=name, seed=seed, unused_N=near_N)
+        judged_N, learned_N = (index.column(f"near_{what}").to_numpy() for what in ("test", "learned"))
+        parts_N = set_aside(groups_N, holdout_N, name=name, seed=seed, judged_N=judged_N, learned_N=learned_N)
     return UserImages(
         name=name,
         classes=classes,

@@ -136,6 +136,12 @@ def split_failures(
     candidates = np.flatnonzero(~aside)
     if at_most:
         collect = min(collect, len(candidates) if judges_N is not None else len(candidates) // 2)
+    if at_most and judges_N is not None and (not len(candidates) or not aside.any()):
+        raise TooFewFailuresError(
+            f"{environment}: the deployed DNN fails on {len(candidates)} of its images to learn from and to select by, "
+            f"and on {int(aside.sum())} of those that judge; a repair needs at least one of each. Give more "
+            "photographs."
+        )
     _check_enough(len(candidates), int(aside.sum()), collect, environment, judged=judges_N is not None)
     groups = groups_N[candidates] if split_by == "image" else candidates
     generator = keyed_generator("split", seed, environment)

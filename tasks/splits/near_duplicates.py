@@ -19,6 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tasks.records import Ints, Pixels
+from tasks.splits.parts import in_order
 
 SIDE, KEPT = 32, 8  # pixels of the grey image that is transformed, frequencies kept of each direction
 NEAR = 3  # bits
@@ -67,7 +68,7 @@ def group_images(hashes_N: Hashes, given_N: Ints | None = None) -> Ints:
     rows, columns = np.concatenate(links, axis=1)
     graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))
     _, component = connected_components(graph, directed=False)
-    return _in_order(component[labels_N].astype(np.int64))
+    return in_order(component[labels_N].astype(np.int64))
 
 
 def near_duplicates(hashes_N: Hashes, others: Hashes) -> NDArray[np.bool_]:
@@ -99,12 +100,3 @@ def _near_pairs(unique: Hashes) -> Ints:
                 i, j = np.nonzero(differing <= NEAR)
                 pairs.append(np.stack([block[i], members[first:][j]])[:, i < j])
     return np.concatenate(pairs, axis=1)
-
-
-def _in_order(numbers_N: Ints) -> Ints:
-    """Renumber from 0 in the order of first appearance."""
-    _, first, of_N = np.unique(numbers_N, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    ranks: Ints = rank[of_N]
-    return ranks

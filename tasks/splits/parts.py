@@ -20,11 +20,11 @@ Parts = NDArray[np.int8]
 Mask = NDArray[np.bool_]
 
 
-def judge_half(num_images: int, *, fraction: float | None, seed: int) -> Parts:
-    """Choose the test images that only judge, at random.
+def judge_half(groups_N: Ints, *, fraction: float | None, seed: int) -> Parts:
+    """Choose the test images that only judge, at random, by whole groups.
 
     Args:
-        num_images: number of images of the split.
+        groups_N: int64 [N], the number of each image's group.
         fraction: share to set aside, above 0 and below 1; `None` sets none aside.
         seed: the run's seed.
 
@@ -32,19 +32,40 @@ def judge_half(num_images: int, *, fraction: float | None, seed: int) -> Parts:
         int8 [N], LEARN or JUDGE.
 
     Raises:
-        DataError: there are too few images to have some on both sides.
+        DataError: there are too few images, or groups, to have some on both sides.
     """
-    parts_N = np.full(num_images, LEARN, np.int8)
+    parts_N = np.full(len(groups_N), LEARN, np.int8)
     if fraction is None:
         return parts_N
-    count = round(fraction * num_images)
-    if not 0 < count < num_images:
+    count = round(fraction * len(groups_N))
+    of_N = in_order(groups_N)
+    sizes = np.bincount(of_N)
+    order = keyed_generator("judge", seed).permutation(len(sizes))
+    before = np.cumsum(sizes[order]) - sizes[order]  # images of the groups that come first
+    judges = order[before < count]
+    if not 0 < count < len(of_N) or len(judges) == len(sizes):
         raise DataError(
-            f"mining.judge_fraction={fraction} of {num_images} test images sets {count} aside, and both sides need "
-            "some. Give more test images, or another fraction."
+            f"mining.judge_fraction={fraction} of {len(of_N)} test images in {len(sizes)} groups sets {count} aside, "
+            "and both sides need some. Give more test images, or another fraction."
         )
-    parts_N[keyed_generator("judge", seed).permutation(num_images)[:count]] = JUDGE
+    parts_N[np.isin(of_N, judges)] = JUDGE
     return parts_N
+
+
+def in_order(numbers_N: Ints) -> Ints:
+    """Renumber groups from 0 in the order of first appearance.
+
+    Args:
+        numbers_N: int64 [N], the number of each image's group.
+
+    Returns:
+        int64 [N].
+    """
+    _, first, of_N = np.unique(numbers_N, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    ranks: Ints = rank[of_N]
+    return ranks
 
 
 def group_numbers(names: Sequence[str | None]) -> Ints | None:
@@ -63,7 +84,13 @@ def group_numbers(names: Sequence[str | None]) -> Ints | None:
 
 
 def set_aside(
-    groups_N: Ints, holdout_N: Mask, *, name: str, seed: int, unused_N: Mask | None = None
+    groups_N: Ints,
+    holdout_N: Mask,
+    *,
+    name: str,
+    seed: int,
+    judged_N: Mask | None = None,
+    learned_N: Mask | None = None,
 ) -> Parts:
     """Choose whole groups of a user's images that judge, and whole groups that select, at random.
 
@@ -73,19 +100,27 @@ def set_aside(
             their groups (near-duplicates among them) are not used.
         name: name of the environment.
         seed: the run's seed.
-        unused_N: bool [N], images that are neither learned from nor judge, unless they are of the holdout.
+        judged_N: bool [N], images that show what judges elsewhere, too: they are not used, unless the holdout has them.
+        learned_N: bool [N], images that show what is learned from or selected by elsewhere, too: they are not used.
 
     Returns:
         int8 [N]: LEARN, SELECT, JUDGE or UNUSED.
 
     Raises:
-        DataError: there are too few groups to set some aside and still have some to learn from.
+        DataError: there are too few groups to set some aside and still have some to learn from, or no image of the
+            holdout may judge.
     """
     parts_N = np.full(len(groups_N), LEARN, np.int8)
     parts_N[np.isin(groups_N, groups_N[holdout_N])] = UNUSED
-    if unused_N is not None:
-        parts_N[unused_N] = UNUSED
-    parts_N[holdout_N] = JUDGE
+    nothing = np.zeros(len(groups_N), dtype=bool)
+    judged_N, learned_N = (nothing if mask is None else mask for mask in (judged_N, learned_N))
+    parts_N[judged_N | learned_N] = UNUSED
+    parts_N[holdout_N & ~learned_N] = JUDGE
+    if holdout_N.any() and not (parts_N == JUDGE).any():
+        raise DataError(
+            f"{name}: every image of its holdout shows what is also among the clean images to learn from or to select "
+            "by. Give a holdout of other images."
+        )
     images = max(round(SHARE * int((parts_N == LEARN).sum())), 1)
     given = bool(holdout_N.any())
     if not _choose(parts_N, groups_N, images, judged=given, key=("set aside", seed, name)):

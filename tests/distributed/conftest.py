@@ -57,6 +57,7 @@ def tiny_fixture() -> Callable[..., Config]:
 def cluster() -> Iterator[None]:
     """A Ray cluster with two CPUs and its own temporary folder. Its path is short, for socket names."""
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # as our own connection does
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or Ray writes one to the home folder
     import ray
 

@@ -98,6 +98,7 @@ def test_a_search_uses_photographs_without_those_that_judge(
     assert [trial["error"] for trial in trials] == [None, None]
     assert all(0 <= trial["objective"] <= 1 for trial in trials)
     names = {"old"} if objective == "pseudo_targets" else {"old", "phone"}
+    assert (Path(str(searching.run.search)) / "inputs" / "distances" / "fid.parquet").is_file()
     copies = Path(str(searching.run.search)) / "inputs" / "images"
     assert {path.name for path in copies.iterdir()} == names
     for name in names:

@@ -18,7 +18,10 @@ from bad_input import Cli
 from benchmarks.environments import write_environment
 from metarepair.config.load import load_config, parse_config
 from metarepair.data.workspace import Surroundings, load_surroundings
+from metarepair.runs.layout import run_of
 from metarepair.stages import images
+from metarepair.stages.mining import environments, mining_settings
+from metarepair.stages.search_inputs import searched_config
 from tasks.datasets import dataset_info, load_dataset
 from tasks.environments import UserImages, corrupted_images, read_images
 from tasks.experiences.store import open_side
@@ -376,7 +379,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a label of 2^63": (lambda c: table(c, f"path,label\na.jpg,{2**63}\n"), "names no class"),
     "a path outside": (lambda c: table(c, "path,label\n../colour/a.jpg,cat\n"), "leads out of"),
     "only missing files": (lambda c: table(c, "path,label\na.jpg,cat\nb.jpg,dog\n"), "no such file"),
-    "right answers alone in the holdout": (holdout_without_failures, "set aside to judge"),
+    "right answers alone in the holdout": (holdout_without_failures, "0 of those that judge"),
 }
 
 
@@ -410,6 +413,41 @@ def test_near_duplicates_of_clean_test_images_are_not_used(camera: Camera) -> No
     source = read_images(folder, manifest, name="old", classes=data.classes, seed=0)
     near_N = np.array(["near" in Path(name).name for name in source.names])
     assert (source.parts_N[near_N] == UNUSED).sum() >= 15
+
+
+def test_what_judges_is_no_near_duplicate_of_clean_images_that_are_learned_from(camera: Camera) -> None:
+    data = load_dataset("cifar10_sample", "train")
+    for row in range(60):
+        path = camera.folder / "photos" / "compression" / data.classes[data.labels_N[row]] / f"near{row}.jpg"
+        Image.fromarray(data.images_NHWC[row]).save(path, quality=90, subsampling=0)
+    settings = change(SETTINGS)
+    settings["environments"]["phone"] = {"images": "photos/compression"}
+    camera.write(settings)
+    said = camera.run("mine")
+    assert "images are near-duplicates of clean images that are learned from; they are not used" in said
+    source = surroundings(camera, settings).user_images("phone")
+    near_N = np.array(["near" in Path(name).name for name in source.names])
+    assert (source.parts_N[near_N] == UNUSED).mean() > 0.8
+    assert (source.parts_N[~near_N] == JUDGE).any()
+
+
+def test_a_search_on_experiences_keeps_targets_apart_and_leaves_the_run(camera: Camera) -> None:
+    camera.run("mine")
+    settings = change(SETTINGS)
+    settings["search"] = {
+        "objective": "pseudo_targets",
+        "trials": 1,
+        "space": {"inner.rate": {"choice": [0.01, 0.03]}},
+    }
+    settings["mining"]["experiences"] = ["shot_noise", "old", "fog"]
+    camera.write(settings)
+    config = load_config(camera.folder / "tiny.yaml")
+    searched = searched_config(config)
+    assert searched.targets == ()
+    assert searched.evaluate.others == ("fog", "old", "phone")
+    whole, search = load_surroundings(config), load_surroundings(searched)
+    assert search.inputs_of("old") == whole.inputs_of("old")
+    assert mining_settings(searched, environments(run_of(searched), searched)[1]).values
 
 
 def test_near_duplicates_of_what_judges_another_environment_are_not_used(camera: Camera) -> None:
@@ -473,7 +511,7 @@ def test_clean_images_without_splits_serve_a_whole_run(camera: Camera) -> None:
         Image.fromarray(data.images_NHWC[row]).save(path)
     camera.write(change(SETTINGS, data={"name": "images", "root": "clean"}))
     said = camera.run("run")
-    assert "400 clean images in" in said
+    assert "phone: of 238 images, " in said
     result = json.loads((camera.root / "repaired" / "phone" / "result.json").read_text())
     assert result["judging"]["clean_images"] == pytest.approx(50, abs=4)  # half of a quarter
     assert "already complete" in camera.run("train")
@@ -492,6 +530,36 @@ def test_a_comparison_judges_again_once_another_environment_was_read_again(camer
         path.unlink()
     camera.run("compare")
     assert json.loads(row.read_text())["other_corruptions"]["old"] != before
+
+
+def test_a_comparison_judges_again_once_an_archive_changed(camera: Camera) -> None:
+    test = load_dataset("cifar10_sample", "test")
+    count = int(test.image_ids_N.max()) + 1
+    folder = camera.folder / "published"
+    folder.mkdir()
+    labels = np.zeros(count, np.int64)
+    labels[test.image_ids_N] = test.labels_N
+    images = np.zeros((count, 32, 32, 3), np.uint8)
+    images[test.image_ids_N] = test.images_NHWC
+    np.save(folder / "labels.npy", np.tile(labels, 5))
+    settings = change(SETTINGS, targets=["snow"])
+    settings["environments"] = {"pub": {"archive": "published", "corruption": "fog"}}
+    settings["mining"]["experiences"], settings["evaluate"]["others"] = ["shot_noise"], ["pub"]
+    settings["compare"] = {"methods": ["none", "bn_adapt"], "seeds": [0]}
+    camera.write(settings)
+    found = []
+    for shown, other in (
+        (images, "snow"),
+        (255 - images, "frost"),
+    ):  # an archive is known by its files and labels
+        np.save(folder / "fog.npy", np.tile(shown, (5, 1, 1, 1)))
+        np.save(folder / f"{other}.npy", np.tile(shown, (5, 1, 1, 1)))
+        camera.run("compare")
+        row = json.loads((camera.root / "compare" / "snow" / "none" / "0" / "judged.json").read_text())
+        found.append(row["other_corruptions"]["pub"])
+    assert found[0] > found[1]
+    page = (camera.root / "compare" / "index.html").read_text()
+    assert "repairs were judged by these images, or some of them, 2 times" in page
 
 
 def test_an_archive_may_have_a_name_of_its_own(camera: Camera) -> None:

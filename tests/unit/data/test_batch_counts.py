@@ -115,7 +115,9 @@ def test_fewer_or_more_images_than_listed_are_refused_with_both_counts(there: in
         files=[tmp_path / "train.parquet"],
         batches=batches,
     )
-    with pytest.raises(DataError, match=rf"3 images of the train split were listed, but {there} were"):
+    with pytest.raises(
+        DataError, match=rf"3 images of the train split of parquet were listed, but {there} were"
+    ):
         decode_listing(listing)
 
 

@@ -18,6 +18,7 @@ from metarepair.compare.judge import judging_identity
 from metarepair.compare.plan import Plan, read_plan, write_plan
 from metarepair.compare.units import ComparedRepair
 from metarepair.config.load import load_config
+from metarepair.data.workspace import load_surroundings
 from metarepair.inspection import inspect as inspecting
 from metarepair.inspection import status, walk
 from metarepair.inspection.facts import Inspection, Member, RunStatus
@@ -440,7 +441,8 @@ def test_the_plan_gives_a_judgement_the_same_identity_as_the_judge(tmp_path: Pat
     plan, manifest = read_plan(run.compare), read_manifest(run.compared("fog", "none", 0))
     assert plan is not None
     assert manifest is not None
-    identity = judging_identity(run, config, ComparedRepair(target="fog", method="none", seed=0))
+    here = load_surroundings(config)
+    identity = judging_identity(run, config, ComparedRepair(target="fog", method="none", seed=0), here)
     assert plan.judging(manifest.digest) == identity
     assert plan.experiences == config.mining.experiences
 

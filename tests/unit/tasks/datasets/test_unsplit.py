@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,16 @@ from PIL import Image
 
 from metarepair.config.load import parse_config
 from metarepair.data.workspace import Surroundings, load_surroundings
-from tasks.datasets import DataSource, check_folders, count_images, dataset_info, load_dataset
+from tasks.datasets import (
+    DataSource,
+    check_folders,
+    count_images,
+    dataset_info,
+    labelled_images,
+    load_dataset,
+)
 from tasks.errors import ConfigError, DataError
+from tasks.splits import JUDGE, LEARN
 from tasks.splits.digests import pixel_digests
 
 TEST = load_dataset("cifar10_sample", "test")
@@ -108,13 +117,19 @@ def test_every_image_is_in_one_split(tmp_path: Path, form: str) -> None:
             assert data.classes[label] == CLASSES[label_of[digest]]
 
 
-def test_the_split_is_always_the_same(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("damage", ["text", "npz", "other hashes", "fewer"])
+def test_the_split_is_always_the_same(tmp_path: Path, cache: Path, damage: str) -> None:
     given = source(folders(tmp_path / "clean"))
     before = {split: load_dataset(given, split).digest() for split in SPLITS}
-    assert list(cache.rglob("*hashes*"))
-    for path in cache.rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"no array")
+    (kept,) = cache.rglob("*hashes*")
+    hashes = np.load(kept)
+    with kept.open("wb") as stream:
+        if damage == "text":
+            stream.write(b"no array")
+        elif damage == "npz":
+            np.savez(stream, a=hashes)
+        else:
+            np.save(stream, np.zeros_like(hashes) if damage == "other hashes" else hashes[1:])
     assert {split: load_dataset(given, split).digest() for split in SPLITS} == before
 
 
@@ -166,6 +181,29 @@ def test_repairs_select_by_images_that_nothing_learns_from(tmp_path: Path) -> No
     assert set(pixel_digests(sample.images_NHWC).tolist()) == learn
     assert {"train", "select", "test"} <= set(here.inputs())
     assert set(here.clean_splits()) == {"test", "training", "selecting"}
+
+
+def test_groups_of_test_images_judge_whole(tmp_path: Path) -> None:
+    here = surroundings(rows_file(tmp_path / "clean", group_of=4))
+    parts, test = here.test_parts(), here.split("test")
+    assert test.groups_N is not None
+    judges = set(test.groups_N[parts == JUDGE].tolist())
+    assert judges
+    assert not judges & set(test.groups_N[parts == LEARN].tolist())
+    environment = here.environment("test", "fog")
+    np.testing.assert_array_equal(environment.groups_N, test.groups_N)
+
+
+def test_a_table_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = rows_file(tmp_path / "clean"), []
+    rows = labelled_images._iter_rows
+    monkeypatch.setattr(labelled_images, "_iter_rows", lambda p: (opened.append(p), rows(p))[1])
+    for split in SPLITS:
+        load_dataset(source(path), split)
+    assert len(opened) == 2  # for the classes, and for the images
+    Path(path).write_text(Path(path).read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    load_dataset(source(path), "train")
+    assert len(opened) == 4
 
 
 def surroundings(root: str) -> Surroundings:
@@ -222,11 +260,34 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     assert "1 of 120 images" in refused(tmp_path / "damaged")
     numbers = tmp_path / "numbers.csv"
     numbers.write_text("path,label\na.png,0\n", encoding="utf-8")
-    assert "Set data.classes to the names" in refused(numbers)
+    assert "Set data.classes to their names" in refused(numbers)
     assert "has no column 'day'" in refused(numbers, group_column="day", classes=CLASSES)
     assert "has no column 'file'" in refused(numbers, image_column="file", classes=CLASSES)
     (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
     assert "is neither a folder nor a table" in refused(tmp_path / "notes.txt")
+    surrogate = tmp_path / "s.jsonl"
+    surrogate.write_text('{"path": "a\\ud800.png", "label": "cat"}\n', encoding="utf-8")
+    assert "holds half of a pair of UTF-16" in refused(surrogate)
+    surrogate.write_text('{"path": "a.png", "label": "cat", "group": "\\ud800"}\n', encoding="utf-8")
+    assert "the group '\\ud800' is no text" in refused(surrogate)
+    surrogate.write_text('{"path": "a.png", "label": " "}\n', encoding="utf-8")
+    assert "Correct the label" in refused(surrogate)
+    surrogate.write_text('{"path": "' + "a" * (1 << 20) + '"}\n', encoding="utf-8")
+    assert "has more than 1,048,576 characters" in refused(surrogate)
+    os.mkfifo(tmp_path / "pipe.parquet")
+    assert "data.root" in refused(tmp_path / "pipe.parquet")
+    assert "class folders, which have no columns" in refused(tmp_path / "sizes", group_column="day")
+    save(tmp_path / "twice" / "cat" / "0.png", TEST.images_NHWC[0])
+    save(tmp_path / "twice" / "dog" / "0.png", TEST.images_NHWC[0])
+    said = refused(tmp_path / "twice")
+    assert "the same image has two labels" in said
+    assert "cat/0.png and " in said
+    outside = tmp_path / "outside.csv"
+    outside.write_text("path,label\n../a.png,cat\n", encoding="utf-8")
+    assert refused(outside).endswith("Move the image there.")
+    assert "data.image_column, data.label_column and data.group_column" in refused(
+        outside, group_column="day"
+    )
     columns = tmp_path / "columns.parquet"
     pa.parquet.write_table(pa.table({"a": [b"1"], "b": [b"2"], "label": ["cat"]}), columns)
     assert "Set data.image_column" in refused(columns)

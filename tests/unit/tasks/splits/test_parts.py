@@ -57,11 +57,22 @@ def test_a_group_that_is_too_large_to_be_set_aside_is_learned_from(seed: int) ->
 
 def test_images_that_are_not_to_be_used_do_neither_and_a_holdout_still_judges() -> None:
     unused, holdout = np.arange(100) < 30, np.arange(100) >= 90
-    parts = set_aside(np.arange(100), NO_HOLDOUT, name="cam", seed=0, unused_N=unused)
+    parts = set_aside(np.arange(100), NO_HOLDOUT, name="cam", seed=0, judged_N=unused)
     assert (parts[:30] == UNUSED).all()
     assert not (parts[30:] == UNUSED).any()
-    parts = set_aside(np.arange(100), holdout, name="cam", seed=0, unused_N=~unused)
+    parts = set_aside(np.arange(100), holdout, name="cam", seed=0, judged_N=~unused)
     assert ((parts == JUDGE) == holdout).all()
+
+
+def test_what_is_learned_elsewhere_does_not_judge_in_a_holdout_either() -> None:
+    learned, holdout = np.arange(100) % 2 == 0, np.arange(100) >= 90
+    parts = set_aside(np.arange(100), holdout, name="cam", seed=0, learned_N=learned)
+    assert (parts[learned] == UNUSED).all()
+    assert ((parts == JUDGE) == (holdout & ~learned)).all()
+    with pytest.raises(
+        DataError, match="every image of its holdout shows what is also among the clean images"
+    ):
+        set_aside(np.arange(100), holdout, name="cam", seed=0, learned_N=holdout)
 
 
 def test_a_holdout_of_the_same_groups_leaves_nothing_to_learn_from() -> None:
@@ -77,12 +88,21 @@ def test_a_group_that_holds_everything_is_refused() -> None:
 
 
 def test_a_random_part_of_the_test_images_judges() -> None:
-    parts = judge_half(1001, fraction=0.5, seed=3)
+    parts = judge_half(np.arange(1001), fraction=0.5, seed=3)
     assert np.bincount(parts, minlength=3).tolist() == [501, 0, 500]
-    assert (parts != judge_half(1001, fraction=0.5, seed=4)).any()
-    assert not judge_half(10, fraction=None, seed=0).any()
+    assert (parts != judge_half(np.arange(1001), fraction=0.5, seed=4)).any()
+    assert not judge_half(np.arange(10), fraction=None, seed=0).any()
     with pytest.raises(DataError, match="both sides need"):
-        judge_half(2, fraction=0.1, seed=0)
+        judge_half(np.arange(2), fraction=0.1, seed=0)
+
+
+def test_whole_groups_of_test_images_judge() -> None:
+    groups = np.repeat([7, 3, 9, 1, 5, 2], [5, 1, 4, 2, 3, 5])
+    parts = judge_half(groups, fraction=0.5, seed=0)
+    assert not set(groups[parts == JUDGE]) & set(groups[parts == LEARN])
+    assert (parts == JUDGE).sum() in range(10, 15)
+    with pytest.raises(DataError, match="in 1 groups"):
+        judge_half(np.zeros(10, int), fraction=0.5, seed=0)
 
 
 def test_the_share_is_met_with_groups_of_unequal_size() -> None:
