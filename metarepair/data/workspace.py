@@ -28,6 +28,7 @@ from tasks.storage.paths import Place
 from tasks.storage.stages import IMAGES
 
 logger = logging.getLogger(__name__)
+_SHOWN = 10  # classes
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Surroundings:
             cut = whole if limit is None else whole.head(limit)
             archive = self._archive(cut) if split == "test" and data.archive else None
             self._splits[split] = replace(cut, corruption_table=data.corruption_table, archive=archive)
+            if self.notes and data.name == UNSPLIT:
+                _note_split(self._splits[split])
             for note in (*whole.passed_over, *(archive.passed_over if archive else ())):
                 if self.notes and note not in self._noted:
                     self._noted.add(note)
@@ -217,6 +220,17 @@ class Surroundings:
             digests["archive"] = archive.digest
         self._inputs.update(digests)
         return digests
+
+
+def _note_split(data: ArrayDataset) -> None:
+    """Say how many clean images without splits of their own are in a split, and which classes it lacks."""
+    purpose = {"train": "learn from", "select": "select by", "test": "judge by"}[data.split]
+    logger.info(f"clean images to {purpose}: {len(data.labels_N)}")
+    missing = sorted(set(range(len(data.classes))) - set(data.labels_N.tolist()))
+    if missing:
+        names = ", ".join(data.classes[label] for label in missing[:_SHOWN])
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        logger.warning(f"none of the clean images to {purpose} is of {names}{more}")
 
 
 def pick_device(name: str) -> torch.device:

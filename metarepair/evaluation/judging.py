@@ -102,13 +102,15 @@ class _Judgement:
 
 
 def _judgements(run: Run) -> list[_Judgement]:
-    """The judgements in a run's log; lines that are damaged or of earlier versions are left out."""
+    """The judgements in a run's log; lines and samples that are damaged or of earlier versions are left out."""
     found = []
     for line in read_json_lines(run.d_fail_log)[0]:
         images = line.get("images")
         if line.get("judged") and isinstance(images, dict):
-            samples = {
-                n: frozenset(map(str, sample)) for n, sample in images.items() if isinstance(sample, list)
-            }
+            samples = {n: frozenset(sample) for n, sample in images.items() if _is_sample(sample)}
             found.append(_Judgement(target=str(line.get("target")), images=samples))
     return found
+
+
+def _is_sample(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(digest, str) for digest in value)

@@ -512,6 +512,7 @@ def test_clean_images_without_splits_serve_a_whole_run(camera: Camera) -> None:
     camera.write(change(SETTINGS, data={"name": "images", "root": "clean"}))
     said = camera.run("run")
     assert "phone: of 238 images, " in said
+    assert "clean images to judge by: 100" in said
     result = json.loads((camera.root / "repaired" / "phone" / "result.json").read_text())
     assert result["judging"]["clean_images"] == pytest.approx(50, abs=4)  # half of a quarter
     assert "already complete" in camera.run("train")

@@ -66,6 +66,7 @@ def test_lines_that_are_damaged_or_judge_nothing_count_nothing(root: Place) -> N
         "{",
         json.dumps({"target": "night", "judged": ["none/0"], "data": "00"}),
         '{"images": 3, "judged": 1}',
+        json.dumps({"target": "night", "judged": ["none/0"], "images": {"night": [1, [2], None]}}),
     ):
         append_line(run.d_fail_log, line)
     assert count_readings(run, "night") == 1
