@@ -82,6 +82,8 @@ class TuneSearch:
         if restart or not (self.run.search / MANIFEST).is_file():
             self.pipeline.probe((), trains=True)
         mined, features = self._mined()
+        if self.config.train.start == "joint":
+            self.pipeline.joint()
         settings, inputs = search_settings(self.config), {**self.pipeline.here.inputs()}
         inputs |= {f"mined {role} {name}": manifest.digest for (role, name), manifest in mined.items()}
         inputs |= {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}

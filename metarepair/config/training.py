@@ -75,6 +75,10 @@ class TrainConfig(Section):
         "scored on validation.",
     )
     tasks: Positive = Field(4, description="Tasks S of an episode; at least 1.")
+    start: Literal["deployed", "joint"] = Field(
+        "deployed",
+        description="Weights that meta-training starts from: the deployed DNN's, or those of joint training (`joint`).",
+    )
     outer_optimizer: str = Field(
         "Adam", description=f"Outer optimizer, from torch.optim: {', '.join(OPTIMIZERS)}."
     )

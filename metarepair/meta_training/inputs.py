@@ -16,7 +16,7 @@ class TrainingInputs:
 
     experiences: the mined folder of each experience in `confidence`. collect: a folder with the target's
     `collect.arrow` and a manifest that lists it. split: the split that it was mined from. images: the folder of the
-    user's own environments, if the run has any.
+    user's own environments, if the run has any. joint: the folder of joint training, for `train.start: joint`.
     """
 
     target: str
@@ -25,3 +25,4 @@ class TrainingInputs:
     split: Split
     confidence: Confidence
     images: Place
+    joint: Place

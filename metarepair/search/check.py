@@ -186,6 +186,12 @@ def _check_mined(where: str, names: Sequence[str], mined: Sequence[str]) -> None
 
 def _check_objective(config: Config) -> None:
     search, mined = search_of(config), config.mining.experiences
+    if search.objective == "pseudo_targets" and config.train.start == "joint":
+        raise ConfigError(
+            "train.start: joint starts from weights that have learned from all experiences, and search.objective: "
+            "pseudo_targets judges by experiences that are left out. Set train.start: deployed, or objective: "
+            "validation."
+        )
     if search.objective == "validation":
         if search.pseudo_targets:
             raise ConfigError(

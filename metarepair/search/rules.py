@@ -34,6 +34,7 @@ REASONS = {
     "device": _WHERE,
     "workers": _WHERE,
     "ray": _WHERE,
+    "train.start": "joint training is made once, before the search",
     "train.threads": _WHERE,
     "train.memory": _WHERE,
     "train.theta_on_host": _WHERE,

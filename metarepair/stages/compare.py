@@ -67,7 +67,7 @@ class Comparison:
         self.pipeline.mine()
         used = {what for name in self.config.compare.methods for what in get_method(name).uses}
         try:
-            if "joint" in used:
+            if self.pipeline.needs_joint(self.config.compare.methods):
                 self.pipeline.joint()
             if "experiences" in used:
                 self.pipeline.score()

@@ -19,7 +19,6 @@ from typing import Literal
 
 import torch
 
-from metarepair.adaptation.repair_data import Uses
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings, pick_device
 from metarepair.evaluation.judging import readings
@@ -201,7 +200,7 @@ class Pipeline:
             self._mine(on_done)
         self.score()
         mined = self.mined()
-        if self._use("joint"):
+        if self.needs_joint((*self.config.repair.methods, "metarepair")):
             self.joint()
 
         def learn(target: str) -> None:
@@ -267,13 +266,14 @@ class Pipeline:
             JOINT, run.joint, make, config=joint_settings(config), inputs=joint_inputs(config, self.here)
         )
 
-    def _use(self, what: Uses) -> bool:
-        """Whether one of the run's methods uses this."""
-        return any(what in get_method(name).uses for name in self.config.repair.methods)
+    def needs_joint(self, methods: Sequence[str]) -> bool:
+        """Whether one of these methods starts from joint training, or from a θ_meta that does."""
+        used = {what for name in methods for what in get_method(name).uses}
+        return "joint" in used or ("experiences" in used and self.config.train.start == "joint")
 
     def train(self) -> None:
-        """Train θ_meta for each target and, if a method of the run starts from it, joint training."""
-        if self._use("joint"):
+        """Train θ_meta for each target; before that, joint training, if something starts from it."""
+        if self.needs_joint((*self.config.repair.methods, "metarepair")):
             self.joint()
         self.meta_train()
 
@@ -297,6 +297,8 @@ class Pipeline:
         inputs = {f"experience {name}": mined["experience", name].digest for name in confidence.names}
         inputs |= {"target": mined["target", target].digest, "confidence": confidence.digest}
         inputs |= self.here.inputs()
+        if config.train.start == "joint":
+            inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
 
         def make() -> StageOutput:
             self.executor.train(run, target, self.device)

@@ -48,7 +48,8 @@ class Judge:
 class TrialSetup:
     """Everything that a trial is given besides its drawn settings.
 
-    trials: the folder of all trials' folders. images: the folder of the user's own environments.
+    trials: the folder of all trials' folders. images: the folder of the user's own environments. joint: that of joint
+    training.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class TrialSetup:
     experiences: Mapping[str, Place]
     judges: tuple[Judge, ...]
     images: Place
+    joint: Place
 
 
 def searched_config(config: Config) -> Config:
@@ -107,6 +109,7 @@ def prepare_inputs(
         experiences={name: run.experience(name) for name in config.mining.experiences},
         judges=judges,
         images=_copied_images(run, every, here),
+        joint=run.joint,
     )
 
 
@@ -196,6 +199,7 @@ def trial_inputs(setup: TrialSetup, settings: Config) -> tuple[TrainingInputs, .
                 split=judge.split,
                 confidence=confidence,
                 images=setup.images,
+                joint=setup.joint,
             )
         )
     return tuple(inputs)

@@ -14,10 +14,12 @@ import torch
 from metarepair.adaptation.repair_data import split_collected
 from metarepair.config.run import Config
 from metarepair.data.workspace import load_surroundings
+from metarepair.engine.vectors import put_state
 from metarepair.features.confidence_tables import read_confidence
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.meta_training.meta_train import MetaTrainer, meta_train
 from metarepair.meta_training.task_source import TaskSource
+from metarepair.meta_training.theta_meta import read_start
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.context import Context, LocalContext, Metrics
 from metarepair.runs.layout import Run
@@ -25,7 +27,7 @@ from metarepair.runs.progress import Progress
 from tasks.experiences.store import open_side
 from tasks.records import Experience
 from tasks.storage.manifest import require_manifest
-from tasks.storage.stages import TARGET
+from tasks.storage.stages import JOINT, TARGET
 
 
 def inputs_of(run: Run, target: str) -> TrainingInputs:
@@ -38,6 +40,7 @@ def inputs_of(run: Run, target: str) -> TrainingInputs:
         split="test",
         confidence=confidence,
         images=run.environments,
+        joint=run.joint,
     )
 
 
@@ -45,6 +48,9 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
     """Build the trainer of a rank from storage: experiences as memory maps, confidence, validation part."""
     torch.set_num_threads(config.train.threads)
     here = load_surroundings(config, device=context.device, folder=inputs.images)
+    if config.train.start == "joint":
+        start = read_start(inputs.joint, here.deployed.module, remedy=JOINT.remedy)
+        put_state(here.deployed.module, start.parameters | start.buffers)
     here.deployed.module.to(torch.float64 if config.train.precision == "float64" else torch.float32)
     experiences = {}
     for name, folder in inputs.experiences.items():

@@ -15,8 +15,8 @@ Kind = Literal[
     "environment",
     "features",
     "score",
-    "meta",
     "joint",
+    "meta",
     "repaired",
     "deployed",
     "hypothesis",
@@ -143,17 +143,6 @@ SCORE = Stage(
     traces=("fid.parquet", "matrix.parquet", "confidence.parquet"),
     mends=True,
 )
-META = Stage(
-    kind="meta",
-    name="train",
-    verb="train",
-    folder="meta/TARGET",
-    missing="Train it first",
-    settings=("seed", "model", "task", "inner", "experiences", "train"),
-    needs=("environment", "score"),
-    traces=(BEGUN, "checkpoints/*/state.json", "model.safetensors"),
-    unit="episodes",
-)
 JOINT = Stage(
     kind="joint",
     name="joint",
@@ -174,6 +163,17 @@ JOINT = Stage(
     needs=("images",),
     traces=(BEGUN, "epochs.json", "training.safetensors"),
     unit="rounds",
+)
+META = Stage(
+    kind="meta",
+    name="train",
+    verb="train",
+    folder="meta/TARGET",
+    missing="Train it first",
+    settings=("seed", "model", "task", "inner", "experiences", "train"),
+    needs=("environment", "score", "joint"),
+    traces=(BEGUN, "checkpoints/*/state.json", "model.safetensors"),
+    unit="episodes",
 )
 REPAIRED = Stage(
     kind="repaired",
@@ -246,8 +246,8 @@ STAGES = (
     TARGET,
     FEATURES,
     SCORE,
-    META,
     JOINT,
+    META,
     REPAIRED,
     PREPARED,
     COMPARED,

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.inspection.status import status_of
+from metarepair.runs.context import LocalContext
 from metarepair.stages import joint
 from metarepair.stages.compare import Comparison
 from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.train import build_trainer, inputs_of
 from tasks.errors import StageError
+from tasks.storage.manifest import require_manifest
 
 StorageOf = Callable[[str], Path]
 METHODS = ["none", "joint", "joint_finetune"]
@@ -133,3 +137,27 @@ def test_a_comparison_trains_jointly_once_for_its_targets(tmp_path: Path) -> Non
     assert "joint training, fine-tuned" in table
     assert "for all targets" in (comparison.run.compare / "index.html").read_text()
     assert not comparison.run.meta("snow").exists()
+
+
+def test_meta_training_may_start_from_it(storage_of: StorageOf) -> None:
+    settings = config(
+        storage_of("start"),
+        train=SETTINGS["train"] | {"start": "joint"},
+        repair=SETTINGS["repair"] | {"methods": ["none", "metarepair"]},
+    )
+    pipeline = Pipeline(settings)
+    pipeline.whole()
+    run = pipeline.run
+    joint_ = load_file(Path(str(run.joint)) / "model.safetensors")
+    context = LocalContext(folder=run.meta("gaussian_noise"), device=torch.device("cpu"))
+    trainer = build_trainer(inputs_of(run, "gaussian_noise"), settings, context)
+    trainer.close()
+    assert all(value.equal(joint_[key]) for key, value in trainer.parameters.items())
+    assert not all(
+        value.equal(joint_[key]) for key, value in pipeline.here.deployed.module.named_parameters()
+    )
+    recorded = json.loads((run.meta("gaussian_noise") / "manifest.json").read_text())
+    assert recorded["inputs"]["joint"] == require_manifest(run.joint, "").digest
+    again = Pipeline(config(Path(str(run.root)).parent, train=SETTINGS["train"]))
+    with pytest.raises(StageError, match=r"train\.start"):
+        again.meta_train()

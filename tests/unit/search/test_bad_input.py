@@ -70,6 +70,15 @@ SETTINGS: dict[str, Case] = {
     "itself": (space(search__trials={"choice": [1]}), {}, ("does not search itself",)),
 }
 
+START: dict[str, Case] = {
+    "the start": (space(train__start={"choice": ["joint"]}), {}, ("made once, before the search",)),
+    "a start that has seen what judges": (
+        space(inner__rate={"choice": [0.01]}) | {"objective": "pseudo_targets"},
+        {"train": {"start": "joint"}},
+        ("learned from all experiences", "objective: validation"),
+    ),
+}
+
 CONFIDENCE: dict[str, Case] = {
     "β under softmax": (
         space(experiences__beta={"uniform": [0, 1]}),
@@ -374,6 +383,7 @@ CASES = {
     f"{group}: {name}": case
     for group, cases in {
         "setting": SETTINGS,
+        "start": START,
         "confidence": CONFIDENCE,
         "values": VALUES,
         "sets": SETS,
