@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -226,11 +227,15 @@ def _note_split(data: ArrayDataset) -> None:
     """Say how many clean images without splits of their own are in a split, and which classes it lacks."""
     purpose = {"train": "learn from", "select": "select by", "test": "judge by"}[data.split]
     logger.info(f"clean images to {purpose}: {len(data.labels_N)}")
-    missing = sorted(set(range(len(data.classes))) - set(data.labels_N.tolist()))
-    if missing:
-        names = ", ".join(data.classes[label] for label in missing[:_SHOWN])
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        logger.warning(f"none of the clean images to {purpose} is of {names}{more}")
+    if lacking := lacking_classes(data.classes, np.arange(len(data.classes)), data.labels_N):
+        logger.warning(f"none of the clean images to {purpose} is of {lacking}")
+
+
+def lacking_classes(classes: Sequence[str], wanted: Ints, labels_N: Ints) -> str:
+    """Return the names of the wanted classes that no label is of, the first few of many; empty if there are none."""
+    names = [classes[label] for label in np.setdiff1d(wanted, labels_N)]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def pick_device(name: str) -> torch.device:

@@ -168,13 +168,8 @@ class Pretrainer:
         groups: int | None = None,
         section: str = "pretrain",
     ) -> None:
-        self.deployed, self.source, self.config, self.context, self.seed = (
-            deployed,
-            source,
-            config,
-            context,
-            seed,
-        )
+        self.deployed, self.source, self.config = deployed, source, config
+        self.context, self.seed = context, seed
         self.validation, self.groups, self.section = validation, groups, section
         module = deployed.module.to(torch.float64 if config.precision == "float64" else torch.float32)
         self.weights = TrainedWeights(module, config)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from metarepair.config.run import Config
-from metarepair.data.workspace import Surroundings
+from metarepair.data.workspace import Surroundings, lacking_classes
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.datasets import Listing, list_images
@@ -25,7 +25,6 @@ from tasks.storage.stages import IMAGES
 
 logger = logging.getLogger(__name__)
 LISTING = "listing"
-_SHOWN = 10  # classes
 
 
 def user_environments(config: Config) -> list[str]:
@@ -94,14 +93,10 @@ def _note_parts(source: Environment) -> None:
     """Say how many images learn, select and judge, and which classes none that judges has."""
     counts = [f"{int((source.parts_N == part).sum())} {words}" for part, words in _PARTS]
     logger.info(f"{source.name}: of {len(source.parts_N)} images, {', '.join(counts)}")
-    there = set(source.labels_N.tolist()) - set(source.labels_N[source.parts_N == JUDGE].tolist())
-    if there:
-        names = [source.classes[label] for label in sorted(there)]
-        shown = ", ".join(names[:_SHOWN]) + (
-            f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        )
+    judged_N = source.labels_N[source.parts_N == JUDGE]
+    if lacking := lacking_classes(source.classes, source.labels_N, judged_N):
         logger.warning(
-            f"{source.name}: none of the images that judge is of {shown}; repairs are not judged on that"
+            f"{source.name}: none of the images that judge is of {lacking}; repairs are not judged on that"
         )
 
 

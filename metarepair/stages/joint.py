@@ -59,15 +59,12 @@ def joint_inputs(config: Config, here: Surroundings) -> dict[str, str]:
 
 def keep_joint(run: Run, config: Config) -> StageOutput:
     """Write the weights of the finished training to where repairs read them."""
-    device = torch.device("cpu")
-    deployed = train_jointly_here(run, config, LocalContext(folder=run.joint, device=device))
+    deployed = train_jointly_here(run, config, LocalContext(folder=run.joint, device=torch.device("cpu")))
     weights = run.joint / "model.safetensors"
     save_weights(weights, deployed.module.state_dict(), {"model": config.model.name})
     rounds, settings = read_epochs(run.joint), config.joint
-    images, seconds = (
-        settings.rounds * settings.round_steps * settings.batch_size,
-        sum(r["seconds"] for r in rounds),
-    )
+    images = settings.rounds * settings.round_steps * settings.batch_size
+    seconds = sum(one["seconds"] for one in rounds)
     logger.info(f"joint training: {images:,} images in {seconds:.0f} s, {weights}")
     return StageOutput(
         files=["model.safetensors", *([EPOCHS] if rounds else [])],

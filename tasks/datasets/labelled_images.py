@@ -13,7 +13,6 @@ from its own files. Paths in a table are relative to its own folder or to `root`
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -29,18 +28,16 @@ from tasks.datasets.decoding import BATCH, EncodedImage, Listing
 from tasks.datasets.image_folder import list_folder
 from tasks.datasets.image_table import LABEL_ROWS, list_table
 from tasks.datasets.own_files import entries, is_hidden
+from tasks.datasets.row_files import CSV, LINES, iter_named_rows
 from tasks.datasets.source import UNSPLIT, DataSource
 from tasks.datasets.table_files import SUFFIXES as TABLES
 from tasks.datasets.table_files import iter_rows, read_schema
 from tasks.errors import DataError, near_names
-from tasks.storage.paths import parse_json, require_regular
 
-CSV, LINES = (".csv",), (".jsonl", ".ndjson")
 Form = Literal["folders", "tables", "rows"]
 Stamp = tuple[str, int, int, int]
 DEFAULT_PATH, DEFAULT_LABEL = "path", "label"
 DEFAULT_GROUP = "group"  # the column of groups that is used without being named, if there is one
-LONGEST_LINE = 1 << 20  # characters
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
@@ -149,7 +146,7 @@ def class_names(source: ImageSource) -> tuple[str, ...]:
 def _class_names(source: ImageSource, _: Stamp) -> tuple[str, ...]:
     column = source.label_column or DEFAULT_LABEL
     names = set()
-    for line, row in _iter_rows(source.location):
+    for line, row in iter_named_rows(source.location):
         if column not in row:
             raise _no_column(source, source.location, column, list(row))
         label, where = row[column], f"{source.location}, line {line}"
@@ -260,7 +257,7 @@ def _list_rows(source: ImageSource, classes: tuple[str, ...], _: Stamp) -> Listi
     rows, label_column = _Rows(), source.label_column or DEFAULT_LABEL
     path_column = source.image_column or DEFAULT_PATH
     group_column: str | None = None
-    for line, row in _iter_rows(path):
+    for line, row in iter_named_rows(path):
         if not rows.labels:
             columns = list(row)
             for name in (path_column, label_column):
@@ -354,57 +351,3 @@ def _label(value: Any, number: dict[str, int], classes: tuple[str, ...], where: 
         f"{where}: the label is {str(value)[:80]!r}, which names no class{hint or '.'} There are {len(classes)}: "
         f"{shown}; or give a number, 0 to {len(classes) - 1}. Correct the label, or leave the row out."
     )
-
-
-def _iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, row) of a CSV or JSON Lines file. Raises DataError."""
-    try:
-        with require_regular(path).open(encoding="utf-8-sig", newline="") as stream:
-            yield from (_csv_rows if path.suffix.lower() in CSV else _json_rows)(path, stream)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror or error}). Give a readable file."
-        ) from error
-
-
-def _csv_rows(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(stream, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        twice = sorted({name for name in header if header.count(name) > 1})
-        if twice:
-            raise DataError(f"{path} has the column {twice[0]!r} twice. Rename or remove one.")
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{path}, line {reader.line_num}: {len(cells)} values for {len(header)} columns. Put a value "
-                    "that holds a comma in double quotes."
-                )
-            yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, line {reader.line_num}: it cannot be read as CSV ({error}). Correct it."
-        ) from error
-
-
-def _json_rows(path: Path, stream: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    line = 0
-    while text := stream.readline(LONGEST_LINE):
-        line += 1
-        if len(text) == LONGEST_LINE:
-            raise DataError(
-                f"{path}, line {line}: it has more than {LONGEST_LINE:,} characters. A line holds one row; correct it."
-            )
-        if not text.strip():
-            continue
-        try:
-            row = parse_json(text)
-        except ValueError as error:
-            raise DataError(f"{path}, line {line}: it is not JSON ({error}). Correct the line.") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {line}: it is {type(row).__name__}, not an object with keys.")
-        yield line, row

@@ -196,8 +196,8 @@ def test_groups_of_test_images_judge_whole(tmp_path: Path) -> None:
 
 def test_a_table_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, opened = rows_file(tmp_path / "clean"), []
-    rows = labelled_images._iter_rows
-    monkeypatch.setattr(labelled_images, "_iter_rows", lambda p: (opened.append(p), rows(p))[1])
+    rows = labelled_images.iter_named_rows
+    monkeypatch.setattr(labelled_images, "iter_named_rows", lambda p: (opened.append(p), rows(p))[1])
     for split in SPLITS:
         load_dataset(source(path), split)
     assert len(opened) == 2  # for the classes, and for the images
