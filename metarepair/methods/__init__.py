@@ -8,7 +8,7 @@ examples.py    training batches of failures and clean images
 training.py    the training loop that several methods share
 """
 
-from metarepair.methods import bn_adapt, finetune, joint, metarepair, none, tent
+from metarepair.methods import bn_adapt, finetune, joint, metarepair, none, sgd, tent
 from metarepair.methods.apricot import method as apricot
 from metarepair.methods.arachne import method as arachne
 from metarepair.methods.archrepair import method as archrepair
@@ -52,5 +52,6 @@ __all__ = [
     "repaired_from",
     "sensei",
     "settings_of",
+    "sgd",
     "tent",
 ]

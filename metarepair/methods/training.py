@@ -117,11 +117,13 @@ class Training:
         trainable: Names of the parameters to train; by default those with requires_grad=True.
         patience: Evaluations on validation without improvement after which the training ends; None for no such end.
         remembers: A further state that the checkpoints save, such as that of the loss.
+        clean_weight: Weight of the accuracy on held-out clean images, beside that on validation, in the choice of the
+            state that is kept; 0 to 1.
 
     Attributes:
         step: Steps done so far.
         best: Parameters and buffers of the state that is best on validation, by name.
-        best_accuracy: Its accuracy on validation, from 0 to 1.
+        best_accuracy: Its accuracy on validation, with that on clean images by `clean_weight`; from 0 to 1.
 
     Example:
         In `Method.repair`, with a `Settings` that subclasses `TrainingSettings`:
@@ -150,11 +152,12 @@ class Training:
         trainable: Iterable[str] | None = None,
         patience: int | None = None,
         remembers: Remembers | None = None,
+        clean_weight: float = 0.0,
     ) -> None:
         self.module, self.deployed = module, replace(deployed, module=module)
         self.examples, self.data, self.context, self.settings = examples, data, context, settings
         self.loss, self.method, self.images_per_example = loss, method, images_per_example
-        self.patience, self.remembers = patience, remembers
+        self.patience, self.remembers, self.clean_weight = patience, remembers, clean_weight
         names = None if trainable is None else set(trainable)
         self.parameters: State = {
             k: p for k, p in module.named_parameters() if (p.requires_grad if names is None else k in names)
@@ -229,6 +232,9 @@ class Training:
         self.checked = int(share * CHECKS)
         parameters, buffers = copied_parameters(self.module), copied_buffers(self.module)
         accuracy = accuracy_on(self.deployed, parameters, buffers, self.data.validation)
+        if self.clean_weight and self.data.clean is not None:
+            clean = accuracy_on(self.deployed, parameters, buffers, self.data.clean.held_out)
+            accuracy = (1 - self.clean_weight) * accuracy + self.clean_weight * clean
         if accuracy > self.best_accuracy:
             self.best, self.best_accuracy, self.best_check = parameters | buffers, accuracy, self.checked
 

@@ -24,7 +24,7 @@ from tasks.errors import StageError
 from tasks.storage.manifest import require_manifest
 
 StorageOf = Callable[[str], Path]
-METHODS = ["none", "joint", "joint_finetune"]
+METHODS = ["none", "joint", "joint_finetune", "joint_sgd", "sgd"]
 JOINT: dict[str, Any] = {"rounds": 2, "round_steps": 2, "batch_size": 16, "groups": 2, "shift": 2}
 SETTINGS: dict[str, Any] = {
     "name": "tiny",
