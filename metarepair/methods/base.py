@@ -49,8 +49,8 @@ def no_experiences() -> Start:
 def no_joint() -> Start:
     """Raise ConfigError: the `load_joint` of a method that does not declare `joint` in `uses`, or outside of a run."""
     raise ConfigError(
-        "no jointly trained weights were given: they are made in a run (metarepair run, compare), for methods with "
-        "'joint' in their `uses`."
+        "no jointly trained weights were given: a run makes them (metarepair run, compare), for methods with 'joint' "
+        "in their `uses`. Name such a method in a run, or use another one here, such as finetune or sgd."
     )
 
 

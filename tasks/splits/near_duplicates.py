@@ -5,7 +5,7 @@ their hashes differ in at most NEAR bits; that holds after compression, resizing
 Source: the DCT hash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010.
 """
 
-# N images, H W C pixels
+# N images, B of a batch, H W C pixels
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tasks.splits.parts import in_order
 SIDE, KEPT = 32, 8  # pixels of the grey image that is transformed, frequencies kept of each direction
 NEAR = 3  # bits
 BANDS = NEAR + 1  # of 16 bits: hashes that differ in at most NEAR bits agree in one of them
+_BATCH = 1024  # images that are transformed at a time
 _BLOCK = 256  # hashes of a band that are compared with each other at a time
 
 Hashes = NDArray[np.uint64]
@@ -38,14 +39,19 @@ def perceptual_hashes(images_NHWC: Pixels) -> Hashes:
     Returns:
         uint64 [N].
     """
-    grey_NHW = np.empty((len(images_NHWC), SIDE, SIDE), np.float32)
-    for image_HWC, grey_HW in zip(images_NHWC, grey_NHW, strict=True):
+    parts = [_hashes(images_NHWC[start : start + _BATCH]) for start in range(0, len(images_NHWC), _BATCH)]
+    return np.concatenate([np.empty(0, np.uint64), *parts])
+
+
+def _hashes(images_BHWC: Pixels) -> Hashes:
+    grey_BHW = np.empty((len(images_BHWC), SIDE, SIDE), np.float32)
+    for image_HWC, grey_HW in zip(images_BHWC, grey_BHW, strict=True):
         grey = cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGB2GRAY)
         grey_HW[:] = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    low_NK = dctn(grey_NHW, axes=(1, 2), norm="ortho")[:, :KEPT, :KEPT].reshape(len(grey_NHW), -1)
+    low_BK = dctn(grey_BHW, axes=(1, 2), norm="ortho")[:, :KEPT, :KEPT].reshape(len(grey_BHW), -1)
     # The first value is the mean brightness, which says nothing about what the image shows.
-    bits_NK = low_NK > np.median(low_NK[:, 1:], axis=1, keepdims=True)
-    return np.packbits(bits_NK, axis=1, bitorder="little").view("<u8").astype(np.uint64)[:, 0]
+    bits_BK = low_BK > np.median(low_BK[:, 1:], axis=1, keepdims=True)
+    return np.packbits(bits_BK, axis=1, bitorder="little").view("<u8").astype(np.uint64)[:, 0]
 
 
 def group_images(hashes_N: Hashes, given_N: Ints | None = None) -> Ints:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.datasets import load_dataset
+from tasks.splits import near_duplicates as near_duplicates_module
 from tasks.splits.near_duplicates import NEAR, group_images, near_duplicates, perceptual_hashes
 
 IMAGES = load_dataset("cifar10_sample", "test").images(slice(0, 400))
@@ -77,3 +79,11 @@ def test_groups_are_the_connected_near_duplicates(
     same = groups[:, None] == groups[None]
     wanted = np.array(expected)[:, None] == np.array(expected)[None]
     np.testing.assert_array_equal(same, wanted)
+
+
+def test_hashes_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    whole = perceptual_hashes(images)
+    monkeypatch.setattr(near_duplicates_module, "_BATCH", 7)
+    np.testing.assert_array_equal(perceptual_hashes(images), whole)
+    assert perceptual_hashes(images[:0]).shape == (0,)
