@@ -8,7 +8,7 @@ examples.py    training batches of failures and clean images
 training.py    the training loop that several methods share
 """
 
-from metarepair.methods import bn_adapt, finetune, joint, metarepair, none, sgd, tent
+from metarepair.methods import bn_adapt, eata, finetune, joint, metarepair, none, sar, sgd, tent
 from metarepair.methods.apricot import method as apricot
 from metarepair.methods.arachne import method as arachne
 from metarepair.methods.archrepair import method as archrepair
@@ -42,6 +42,7 @@ __all__ = [
     "bn_adapt",
     "check_method_settings",
     "deeprepair",
+    "eata",
     "finetune",
     "get_method",
     "joint",
@@ -50,6 +51,7 @@ __all__ = [
     "none",
     "parse_limit",
     "repaired_from",
+    "sar",
     "sensei",
     "settings_of",
     "sgd",

@@ -10,7 +10,7 @@ and is then frozen, because a repair must give a DNN to deploy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +54,7 @@ class Tent(Method):
     Settings = TentSettings
 
     def check(self, module: nn.Module, settings: Any) -> None:
-        if not _affine(module):
+        if not affine_of(module):
             raise ConfigError(
                 "tent trains the scales and shifts of norms, and no norm of this DNN has any with requires_grad=True. "
                 "Leave tent out."
@@ -65,18 +65,15 @@ class Tent(Method):
         assert isinstance(settings, TentSettings)
         self.check(deployed.module, settings)
         module, images = deployed.module.eval(), data.learn.images_NHWC
-        affine = _affine(module)
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
-        for parameter in affine:
-            parameter.requires_grad_(True)
+        affine = affine_of(module)
+        train_only(module, affine)
         optimizer = torch.optim.Adam(affine, lr=settings.rate)
         order = BatchOrder([len(images)], batch_size=settings.batch_size, seed=context.seed)
         for step in range(settings.epochs * order.steps_per_epoch):
             if context.budget.over:
                 break
             x_BCHW = deployed.normalise(images[order.rows(step)])
-            with _own_batch(module):
+            with own_batch(module):
                 loss = entropy(module(x_BCHW))
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
@@ -92,18 +89,31 @@ class Tent(Method):
 
 def entropy(logits_BK: Tensor) -> Tensor:
     """Return the mean entropy of the predictions, in nats (Wang et al. 2021, equation in Sec. 3.1)."""
+    return entropies(logits_BK).mean()
+
+
+def entropies(logits_BK: Tensor) -> Tensor:
+    """Return the entropy [B] of each prediction, in nats."""
     log_p_BK = logits_BK.log_softmax(1)
-    return -(log_p_BK.exp() * log_p_BK).sum(1).mean()
+    return -(log_p_BK.exp() * log_p_BK).sum(1)
 
 
-def _affine(module: nn.Module) -> list[nn.Parameter]:
+def train_only(module: nn.Module, chosen: Sequence[nn.Parameter]) -> None:
+    """Set requires_grad for the chosen parameters, and for no others."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+
+
+def affine_of(module: nn.Module) -> list[nn.Parameter]:
     """Return the scales and shifts that may change."""
     norms = (m for m in module.modules() if isinstance(m, NORMS))
     return [p for norm in norms for p in norm.parameters(recurse=False) if p.requires_grad]
 
 
 @contextmanager
-def _own_batch(module: nn.Module) -> Iterator[None]:
+def own_batch(module: nn.Module) -> Iterator[None]:
     """Let batch norms normalise by the batch at hand; their stored statistics do not change."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     before = [(m.training, m.track_running_stats) for m in norms]
