@@ -36,8 +36,8 @@ _SHOWN = 10  # classes
 class Surroundings:
     """The deployed DNN and the data set; a split is read when it is first used.
 
-    notes: whether to log, once for each, the files beside a split's own that are not read. folder: where the user's own
-    images lie, decoded; None for that of the run.
+    notes: whether to log, once for each, the files beside a split's own that are not read. folder: a search's copies of
+    the user's own images, which know what each image is for; None for the images of the run.
     """
 
     config: Config

@@ -15,8 +15,9 @@ class TrainingInputs:
     """Where the data for learning and for selection lie. The D_fail of `target` is not among them.
 
     experiences: the mined folder of each experience in `confidence`. collect: a folder with the target's
-    `collect.arrow` and a manifest that lists it. split: the split that it was mined from. images: the folder of the
-    user's own environments, if the run has any. joint: the folder of joint training, for `train.start: joint`.
+    `collect.arrow` and a manifest that lists it. split: the split that it was mined from. joint: the
+    folder of joint training, for `train.start: joint`. images: the folder of a search's copies of the user's own
+    environments; None for those of the run.
     """
 
     target: str
@@ -24,5 +25,5 @@ class TrainingInputs:
     collect: Place
     split: Split
     confidence: Confidence
-    images: Place
     joint: Place
+    images: Place | None = None

@@ -77,7 +77,7 @@ def train_jointly_here(
 ) -> DeployedModel:
     """Train to the last round, as one of the workers of `context`; return the DNN."""
     torch.set_num_threads(config.train.threads)
-    here = load_surroundings(config, device=context.device, folder=run.environments)
+    here = load_surroundings(config, device=context.device)
     experiences = {name: learned_images(here, name) for name in joint_experiences(config)}
     return train_jointly(
         here.deployed,

@@ -39,7 +39,6 @@ def inputs_of(run: Run, target: str) -> TrainingInputs:
         collect=run.target(target),
         split="test",
         confidence=confidence,
-        images=run.environments,
         joint=run.joint,
     )
 

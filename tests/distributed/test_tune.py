@@ -156,8 +156,8 @@ def test_the_inputs_of_a_trial_hold_no_path_to_a_target(storage_of: StorageOf, t
     settings = trial_settings(setup, "trial-0001", {"inner.rate": 0.1, "task.shots": 1})
     assert settings is not None
     given = [setup.trials, *paths_in(setup.judges), *paths_in(trial_inputs(setup, settings))]
-    # trials; judge's folder; that folder, three experiences, and copies of own environments
-    assert len(given) == 1 + 1 + 5
+    # trials; judge's folder; that folder, three experiences, joint training, copies of own environments
+    assert len(given) == 1 + 1 + 6
     assert not [p for p in given if "targets" in p.parts]
     copied = setup.judges[0].collect
     assert sorted(p.name for p in copied.iterdir()) == ["collect.arrow", "manifest.json"]

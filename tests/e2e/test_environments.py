@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -18,8 +19,9 @@ from bad_input import Cli
 from benchmarks.environments import write_environment
 from metarepair.config.load import load_config, parse_config
 from metarepair.data.workspace import Surroundings, load_surroundings
+from metarepair.runs.context import LocalContext
 from metarepair.runs.layout import run_of
-from metarepair.stages import images
+from metarepair.stages import images, joint
 from metarepair.stages.mining import environments, mining_settings
 from metarepair.stages.search_inputs import searched_config
 from tasks.datasets import dataset_info, load_dataset
@@ -450,7 +452,9 @@ def test_a_search_on_experiences_keeps_targets_apart_and_leaves_the_run(camera: 
     assert mining_settings(searched, environments(run_of(searched), searched)[1]).values
 
 
-def test_near_duplicates_of_what_judges_another_environment_are_not_used(camera: Camera) -> None:
+def test_near_duplicates_of_what_judges_another_environment_are_not_used(
+    camera: Camera, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = change(SETTINGS, name="alone")
     alone["mining"]["experiences"], alone["evaluate"]["others"] = ["shot_noise"], []
     camera.write(alone)
@@ -475,6 +479,13 @@ def test_near_duplicates_of_what_judges_another_environment_are_not_used(camera:
     for side in ("collect", "fail"):
         ids = open_side(camera.root / "experiences" / "old", side, mined).image_ids_N
         assert old.learned_N[ids].all()
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(joint, "train_jointly", lambda *arguments, **_: given.update(arguments[2]))
+    config = load_config(camera.folder / "tiny.yaml")
+    joint.train_jointly_here(
+        run_of(config), config, LocalContext(folder=camera.root, device=torch.device("cpu"))
+    )
+    np.testing.assert_array_equal(given["old"].rows_N, np.flatnonzero(old.learned_N))
     # Which images are left out is among what mining depends on.
     assert set(here.inputs_of("old")) == {"environment old", "left out of old"}
     assert set(surroundings(camera, alone).inputs_of("phone")) == {"environment phone"}
