@@ -202,7 +202,7 @@ def test_mining_survives_killed_actors(
     assert shards(tmp_path) == mined
 
 
-@pytest.mark.parametrize("stage", ["mine", pytest.param("train", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("stage", [pytest.param("mine", marks=pytest.mark.soak), "train"])
 def test_a_killed_driver_leaves_no_orphans_and_the_same_command_resumes(
     stage: str,
     tiny: Tiny,
