@@ -18,6 +18,7 @@ from metarepair.runs.layout import run_of
 from tasks.corruptions import CORRUPTIONS, resolve
 from tasks.datasets import ArrayDataset, Split, dataset_info, load_dataset
 from tasks.datasets.archives import Archive, load_archive
+from tasks.datasets.base import groups_of
 from tasks.datasets.source import UNSPLIT
 from tasks.environments import Environment, UserImages, check_archive, corrupted, read_images
 from tasks.errors import ConfigError, DataError
@@ -149,8 +150,7 @@ class Surroundings:
 
     def test_parts(self) -> Parts:
         """int8 [N], what each image of the test split is for: LEARN or JUDGE."""
-        test = self.split("test")
-        groups_N = test.image_ids_N if test.groups_N is None else test.groups_N
+        groups_N = groups_of(self.split("test"))
         return judge_half(groups_N, fraction=self.config.mining.judge_fraction, seed=self.config.seed)
 
     def judged_rows(self, name: str, collected_ids: Ints) -> Ints:

@@ -28,7 +28,7 @@ class Judging:
     protocol: `set aside`: by test images that were set aside before mining; `paper`: D_fail is every failure that was
     not collected, and the other columns leave out the images of D_collect; `own images`: by the user's own images, set
     aside before anything else. images: images of the environment, each in all severities. clean_images: clean test
-    images. fraction: the share of the test images that was set aside; None if none were.
+    images. fraction: the share of the clean test images that was set aside; None if none were.
     """
 
     protocol: Protocol

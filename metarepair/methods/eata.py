@@ -23,12 +23,11 @@ from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Positive, Rate, Section
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.bn_adapt import adapt_statistics
-from metarepair.methods.examples import BatchOrder, clean_beside_failures
+from metarepair.methods.examples import clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
-from metarepair.methods.tent import affine_of, entropies, own_batch, train_only
+from metarepair.methods.tent import affine_of, batches, entropies, own_batch, require_affine, train_only
 from metarepair.models.build import DeployedModel
-from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
 
 # B images in a batch, K classes
@@ -67,11 +66,7 @@ class Eata(Method):
     Settings = EataSettings
 
     def check(self, module: nn.Module, settings: Any) -> None:
-        if not affine_of(module):
-            raise ConfigError(
-                "eata trains the scales and shifts of norms, and no norm of this DNN has any with requires_grad=True. "
-                "Leave eata out."
-            )
+        require_affine(self.name, module)
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
         settings = context.settings
@@ -83,12 +78,8 @@ class Eata(Method):
         start = [parameter.detach().clone() for parameter in affine]
         importance = self._fisher(deployed, affine, data, context)
         optimizer = torch.optim.SGD(affine, lr=settings.rate, momentum=0.9)
-        order = BatchOrder([len(images)], batch_size=settings.batch_size, seed=context.seed)
         mean_K: Tensor | None = None
-        for step in range(settings.epochs * order.steps_per_epoch):
-            if context.budget.over:
-                break
-            x_BCHW = deployed.normalise(images[order.rows(step)])
+        for x_BCHW in batches(deployed, images, context, settings.epochs, settings.batch_size):
             with own_batch(module):
                 logits_BK = module(x_BCHW)
             loss, mean_K = reliable_loss(

@@ -1,9 +1,9 @@
-"""SAR: Tent on reliable images, towards weights around which the entropy is low, with a way back.
+"""SAR: Tent on reliable images, with sharpness-aware steps, and a reset if the predictions collapse.
 
 As in Tent, scales and shifts of norms are trained by the entropy of predictions without labels; here not those of the
-last norms, which change the prediction the most. Images above a margin of entropy do not count. A step goes from the
-place nearby where the entropy is highest (sharpness-aware minimisation). If the entropy nears 0, as when all images
-are given one class, the deployed weights are restored.
+last norms, which change the prediction the most. Images above a margin of entropy do not count. A step follows the
+gradient at nearby weights, at which the entropy is higher (sharpness-aware minimisation). If the entropy nears 0, as
+when all images are given one class, the deployed weights are restored.
 Source: Niu et al. 2023 (Towards Stable Test-Time Adaptation in Dynamic Wild World), Eq. 2 to 6, its settings for
 ResNet-50 on ImageNet: SGD 2.5e-4 with momentum 0.9, batches of 64, margin 0.4 ln K, radius 0.05, reset at 0.2; there
 the norms of the last stage stay, here the last quarter of all norms. SAR adapts while it predicts; here it adapts on
@@ -24,10 +24,9 @@ from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Fraction, Positive, Rate, Section
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.bn_adapt import adapt_statistics
-from metarepair.methods.examples import BatchOrder
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
-from metarepair.methods.tent import affine_of, entropies, own_batch, train_only
+from metarepair.methods.tent import affine_of, batches, entropies, own_batch, train_only
 from metarepair.models.build import DeployedModel
 from tasks.errors import ConfigError
 
@@ -82,12 +81,8 @@ class Sar(Method):
         train_only(module, trained)
         start = [parameter.detach().clone() for parameter in trained]
         optimizer, mean, resets = _optimizer(trained, settings), math.nan, 0
-        order = BatchOrder([len(images)], batch_size=settings.batch_size, seed=context.seed)
-        for step in range(settings.epochs * order.steps_per_epoch):
-            if context.budget.over:
-                break
-            x_BCHW = deployed.normalise(images[order.rows(step)])
-            highest = settings.margin * math.log(deployed.num_classes)
+        highest = settings.margin * math.log(deployed.num_classes)
+        for x_BCHW in batches(deployed, images, context, settings.epochs, settings.batch_size):
             loss = _step(module, x_BCHW, trained, optimizer, highest=highest, radius=settings.radius)
             context.budget.spend(images=2 * len(x_BCHW), steps=int(loss is not None))
             if loss is None:

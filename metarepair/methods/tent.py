@@ -28,6 +28,7 @@ from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.models.build import DeployedModel
 from tasks.errors import ConfigError
+from tasks.records import PixelRows
 
 # B images in a batch, K classes
 
@@ -54,11 +55,7 @@ class Tent(Method):
     Settings = TentSettings
 
     def check(self, module: nn.Module, settings: Any) -> None:
-        if not affine_of(module):
-            raise ConfigError(
-                "tent trains the scales and shifts of norms, and no norm of this DNN has any with requires_grad=True. "
-                "Leave tent out."
-            )
+        require_affine(self.name, module)
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
         settings = context.settings
@@ -68,11 +65,7 @@ class Tent(Method):
         affine = affine_of(module)
         train_only(module, affine)
         optimizer = torch.optim.Adam(affine, lr=settings.rate)
-        order = BatchOrder([len(images)], batch_size=settings.batch_size, seed=context.seed)
-        for step in range(settings.epochs * order.steps_per_epoch):
-            if context.budget.over:
-                break
-            x_BCHW = deployed.normalise(images[order.rows(step)])
+        for x_BCHW in batches(deployed, images, context, settings.epochs, settings.batch_size):
             with own_batch(module):
                 loss = entropy(module(x_BCHW))
             optimizer.zero_grad(set_to_none=True)
@@ -96,6 +89,26 @@ def entropies(logits_BK: Tensor) -> Tensor:
     """Return the entropy [B] of each prediction, in nats."""
     log_p_BK = logits_BK.log_softmax(1)
     return -(log_p_BK.exp() * log_p_BK).sum(1)
+
+
+def require_affine(method: str, module: nn.Module) -> None:
+    """Raise ConfigError if no scale and shift of a norm may change."""
+    if not affine_of(module):
+        raise ConfigError(
+            f"{method} trains the scales and shifts of norms, and no norm of this DNN has any with requires_grad=True. "
+            f"Leave {method} out."
+        )
+
+
+def batches(
+    deployed: DeployedModel, images_NHWC: PixelRows, context: MethodContext, epochs: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Yield normalised batches [B, C, H, W] of the images in `epochs` random orders, until the budget is over."""
+    order = BatchOrder([len(images_NHWC)], batch_size=batch_size, seed=context.seed)
+    for step in range(epochs * order.steps_per_epoch):
+        if context.budget.over:
+            return
+        yield deployed.normalise(images_NHWC[order.rows(step)])
 
 
 def train_only(module: nn.Module, chosen: Sequence[nn.Parameter]) -> None:

@@ -65,11 +65,11 @@ class Comparison:
     def _stages_before(self) -> None:
         """Run the stages before. Raises StageError if they have other settings, which `compare --restart` keeps."""
         self.pipeline.mine()
-        used = {what for name in self.config.compare.methods for what in get_method(name).uses}
+        learns = any("experiences" in get_method(name).uses for name in self.config.compare.methods)
         try:
             if self.pipeline.needs_joint(self.config.compare.methods):
                 self.pipeline.joint()
-            if "experiences" in used:
+            if learns:
                 self.pipeline.score()
                 self.pipeline.meta_train()
         except StageError as error:

@@ -12,8 +12,10 @@ import torch
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.models.build import DeployedModel, save_weights
+from metarepair.models.wrappers import copied
 from metarepair.pretraining.joint import LearnedImages, train_jointly
 from metarepair.pretraining.pretrain import Epoch
+from metarepair.pretraining.state import TrainedWeights, load_checkpoint
 from metarepair.runs.context import Context, LocalContext
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import StageOutput
@@ -57,11 +59,13 @@ def joint_inputs(config: Config, here: Surroundings) -> dict[str, str]:
     return inputs
 
 
-def keep_joint(run: Run, config: Config) -> StageOutput:
+def keep_joint(run: Run, config: Config, here: Surroundings) -> StageOutput:
     """Write the weights of the finished training to where repairs read them."""
-    deployed = train_jointly_here(run, config, LocalContext(folder=run.joint, device=torch.device("cpu")))
+    trained = TrainedWeights(copied(here.deployed.module), config.joint.as_pretraining())
+    load_checkpoint(run.joint, trained)
+    assert trained.epochs_done == config.joint.rounds
     weights = run.joint / "model.safetensors"
-    save_weights(weights, deployed.module.state_dict(), {"model": config.model.name})
+    save_weights(weights, trained.kept(), {"model": config.model.name})
     rounds, settings = read_epochs(run.joint), config.joint
     images = settings.rounds * settings.round_steps * settings.batch_size
     seconds = sum(one["seconds"] for one in rounds)

@@ -40,7 +40,7 @@ from metarepair.runs.logs import RESULTS
 from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
-from metarepair.stages.images import check_user_images, read_user_images
+from metarepair.stages.images import check_user_images
 from metarepair.stages.joint import joint_inputs, joint_settings, keep_joint
 from metarepair.stages.mining import (
     EnvironmentStage,
@@ -256,11 +256,10 @@ class Pipeline:
     def joint(self) -> None:
         """Train jointly on clean images and experiences, once for all targets."""
         config, run = self.config, self.run
-        read_user_images(run, config, self.here)
 
         def make() -> StageOutput:
             self.executor.train_jointly(run, self.device)
-            return keep_joint(run, config)
+            return keep_joint(run, config, self.here)
 
         run_stage(
             JOINT, run.joint, make, config=joint_settings(config), inputs=joint_inputs(config, self.here)

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 # N images, B of them, H W C pixels
 
-Split = Literal[
-    "train", "test", "select"
-]  # only images without splits of their own have images to `select` by
+# Only images without splits of their own have images to `select` by.
+Split = Literal["train", "test", "select"]
 Colour = tuple[float, float, float]
 
 
@@ -142,6 +141,11 @@ class ArrayDataset:
             known_digest=self.known_digest if whole else None,
             groups_N=None if self.groups_N is None else self.groups_N[:num_images],
         )
+
+
+def groups_of(data: Dataset) -> Ints:
+    """The number of each image's group [N]; its id if each image is alone."""
+    return data.image_ids_N if data.groups_N is None else data.groups_N
 
 
 def digest_of(images_NHWC: Pixels, labels_N: Ints) -> str:

@@ -20,6 +20,7 @@ from tasks import corruptions
 from tasks.corruptions import corrupt
 from tasks.datasets import ArrayDataset, Dataset, corruption_table_of
 from tasks.datasets.archives import Archive
+from tasks.datasets.base import groups_of
 from tasks.errors import ConfigError, DataError
 from tasks.records import Ints, Pixels
 from tasks.splits.digests import Digests
@@ -105,7 +106,7 @@ class CorruptedImages:
     @property
     def groups_N(self) -> Ints:
         """int64 [N], the number of each image's group; the image's id if the data set has no groups."""
-        return self.data.image_ids_N if self.data.groups_N is None else self.data.groups_N
+        return groups_of(self.data)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
