@@ -5,6 +5,7 @@ Unknown keys, wrong types and values out of range raise a ConfigError of one par
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from metarepair.config.old_names import translated
 from metarepair.config.run import Config
 from metarepair.config.search import KINDS
 from metarepair.config.section import in_yaml
 from tasks.errors import ConfigError, UserError, near_names
 from tasks.storage.paths import require_regular
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct: Any) -> Config:
@@ -50,17 +54,27 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct
         elif value is not None:
             values[key] = value
     where = "the command line" if path is None else f"{path} and --set" if overrides else str(path)
+    for note in _today(values, where)[1]:
+        logger.warning(f"{note} (in {where})")
     return parse_config(values, where=where)
 
 
 def parse_config(values: dict[str, Any], *, where: str = "the configuration") -> Config:
     """Build checked settings from plain values. Raises ConfigError that names the first wrong setting."""
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(_today(values, where)[0])
     except UserError as error:
         raise ConfigError(f"{error} (in {where})") from error
     except ValidationError as error:
         raise ConfigError(explain(error, where)) from error
+
+
+def _today(values: dict[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """`translated`, with the place of the settings in an error."""
+    try:
+        return translated(values)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {where})") from error
 
 
 def config_text(config: Config) -> str:

@@ -390,11 +390,6 @@ class Config(Section):
                 f"the experience {archived[0]} is an archive, of the test images that judge when mining.judge_fraction "
                 "is null; give a fraction, or leave it out of mining.experiences"
             )
-        if given and self.train.clean_corrupted:
-            raise ValueError(
-                f"train.clean_corrupted={self.train.clean_corrupted} corrupts clean images like a task's experience, "
-                f"and {given[0]} is not a corruption; set it to 0, or leave {given[0]} out of mining.experiences"
-            )
         return self
 
     @model_validator(mode="after")
@@ -405,11 +400,19 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _rates_can_be_learned(self) -> Config:
+    def _inner_and_outer_fit(self) -> Config:
         if self.inner.learned_rates and self.train.order == "reptile":
             raise ValueError(
                 "inner.learned_rates needs a query gradient, and train.order: reptile has none; change one of the two"
             )
+        needs = {
+            "inner.learned_rates": self.inner.learned_rates,
+            "train.multi_step_episodes": self.train.multi_step_episodes,
+            "train.order: reptile": self.train.order == "reptile",
+        }
+        used = [name for name, value in needs.items() if value]
+        if self.inner.steps == 0 and used:
+            raise ValueError(f"{used[0]} needs inner steps, and inner.steps is 0; change one of the two")
         return self
 
     def has_own_images(self, name: str) -> bool:

@@ -8,16 +8,21 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from metarepair.config.optimizers import OPTIMIZERS, check_options
-from metarepair.config.section import Count, Fraction, Positive, Rate, Section, Whole, in_yaml
+from metarepair.config.section import LARGEST, Count, Positive, Rate, Section, Whole, in_yaml
 from tasks.errors import near_names
 
 BatchNorm = Literal["frozen", "adapt", "batch"]
+Share = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
 class InnerConfig(Section):
     """The inner loop of meta-training and repair (Algorithm 1, lines 7 and 18)."""
 
-    steps: Positive = Field(3, description="Gradient steps on a task's support, K_inner; at least 1.")
+    steps: Count = Field(
+        3,
+        description="Gradient steps on a task's support, K_inner; with 0, which leave out adaptation, meta-training is "
+        "joint training on the query images.",
+    )
     rate: Rate = Field(
         0.03,
         description="SGD learning rate of the inner steps of meta-training (a repair tries `repair.rates`); above 0, "
@@ -65,6 +70,35 @@ class InnerConfig(Section):
         return parts
 
 
+class QueryConfig(Section):
+    """The images that judge a task's adaptation (line 8), as shares of the outer loss, relative to their sum."""
+
+    failures: Share = Field(
+        1.0, description="Share of failures of the task's experience, its D_fail; 0 or more."
+    )
+    right: Share = Field(
+        0.0,
+        description="Share of images of the task's experience that the deployed DNN gets right; 0 or more.",
+    )
+    environment: Share = Field(
+        0.0,
+        description="Share of images of the task's experience as it is, right and wrong; 0 or more.",
+    )
+    clean: Share = Field(0.0, description="Share of clean training images; 0 or more.")
+
+    @model_validator(mode="after")
+    def _some_images(self) -> QueryConfig:
+        if not self.failures + self.right + self.environment + self.clean > 0:
+            raise ValueError("all shares are 0, and nothing would judge a task; give at least one above 0")
+        return self
+
+    @property
+    def beside(self) -> float:
+        """The share of all images but failures, 0 to 1."""
+        others = self.right + self.environment + self.clean
+        return others / (self.failures + others)
+
+
 class TrainConfig(Section):
     """Meta-training (Algorithm 1, lines 2-12)."""
 
@@ -75,9 +109,11 @@ class TrainConfig(Section):
         "scored on validation.",
     )
     tasks: Positive = Field(4, description="Tasks S of an episode; at least 1.")
-    start: Literal["deployed", "joint"] = Field(
+    start: str = Field(
         "deployed",
-        description="Weights that meta-training starts from: the deployed DNN's, or those of joint training (`joint`).",
+        min_length=1,
+        description="Weights that meta-training starts from: the deployed DNN's (`deployed`), those of joint training "
+        "(`joint`), or a weights file of the same DNN.",
     )
     outer_optimizer: str = Field(
         "Adam", description=f"Outer optimizer, from torch.optim: {', '.join(OPTIMIZERS)}."
@@ -122,14 +158,8 @@ class TrainConfig(Section):
     theta_on_host: bool = Field(
         False, description="Whether the parameters of recomputed steps are kept in host memory."
     )
-    clean_weight: Fraction = Field(
-        0.0,
-        description="Weight of the loss on clean images in a task's outer loss; 0 (as in the paper) to 1.",
-    )
-    clean_corrupted: Fraction = Field(
-        0.0,
-        description="Share of the clean loss's images that are shown under the task's own corruption, whether or not "
-        "the DNN classified them correctly; 0 to 1, rounded to whole images.",
+    query: QueryConfig = Field(
+        QueryConfig(), description="The images that judge a task's adaptation, as shares of the outer loss."
     )
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         "float32",
@@ -174,14 +204,9 @@ class TrainConfig(Section):
                 )
         if self.order != "second" and self.first_order_episodes:
             raise ValueError("first_order_episodes needs order: second; leave it at 0 for another order")
-        if self.clean_corrupted and not self.clean_weight:
+        if self.order == "reptile" and (self.query.beside or self.multi_step_episodes):
             raise ValueError(
-                f"clean_corrupted={self.clean_corrupted} is a share of the clean loss's images, and clean_weight is 0; "
-                "set clean_weight above 0"
-            )
-        if self.order == "reptile" and (self.clean_weight or self.multi_step_episodes):
-            raise ValueError(
-                "order: reptile uses no query loss; leave clean_weight and multi_step_episodes at 0"
+                "order: reptile uses no query loss; leave query and multi_step_episodes at their defaults"
             )
         return self
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from metarepair.config.load import load_config
 from metarepair.config.run import Config
 from metarepair.runs.layout import run_of
-from metarepair.weights import extractor_file, resolve_weights
+from metarepair.weights import extractor_file, resolve_weights, start_file
 from tasks.datasets import check_folders
 from tasks.datasets.archives import archive_folder
 from tasks.errors import ConfigError, StageError, WeightsError, unknown_name
@@ -26,6 +26,7 @@ def check_paths(config: Config, verb: str) -> None:
     _check_names(config)
     if verb != "pretrain":
         resolve_weights(config.model.weights)
+        start_file(config.train.start)
         _check_extractor_weights(config)
         if config.data.archive is not None:
             archive_folder(Path(config.data.archive).expanduser())
@@ -37,6 +38,7 @@ def _check_names(config: Config) -> None:
     data = config.data
     named = {
         "model.weights": config.model.weights,
+        "train.start": config.train.start,
         "features.weights": config.features.weights,
         "data.root": data.root,
         "data.train": data.train,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -47,3 +49,9 @@ def image_batch(deployed: DeployedModel, images_BHWC_u8: Pixels, labels_B: Ints,
         labels_B=torch.from_numpy(np.ascontiguousarray(labels_B)).to(deployed.device),
         seed=seed,
     )
+
+
+def counts_of(size: int, shares: Sequence[float]) -> list[int]:
+    """Return the images of each source in a batch, in proportion to the shares; they sum to the batch size."""
+    ends = np.rint(np.cumsum(shares) / np.sum(shares) * size).astype(int)
+    return [int(count) for count in np.diff([0, *ends])]

@@ -93,6 +93,8 @@ def plan_for(
         )
     if order != "second":
         return MemoryPlan(kept=0, reason=f"order: {order} keeps no graphs")
+    if net.rule.steps == 0:
+        return MemoryPlan(kept=0, reason="no inner steps keep no graphs")
     if memory == "auto":
         free = free_bytes(support.images_BCHW.device, processes=processes)
         return plan_memory(net, parameters, buffers, support, free_bytes=free)

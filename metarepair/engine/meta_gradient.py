@@ -242,7 +242,7 @@ class _Unrolled:
     ) -> None:
         self.net, self.parameters, self.buffers, self.task = net, parameters, buffers, task
         self.outer, self.factors, self.on_host = outer, factors, on_host
-        self.query_buffers: dict[int, State] = {}
+        self.query_buffers: dict[int, State] = {0: buffers}
         self._thetas: list[list[Tensor]] = []
         self._graphs: list[_Graph | None] = []
         self._directions: list[list[Tensor]] = []

@@ -21,7 +21,7 @@ class InnerRule:
     Source: paper Algorithm 1, lines 7 and 18; MAML (Finn et al. 2017).
 
     Args:
-        steps: Number of gradient steps, at least 1.
+        steps: Number of gradient steps; 0 leaves out the adaptation, so that the query alone is learned from.
         rate: Learning rate of a step, above 0.
         batch_norm: How batch norm treats the batches of a task.
             "frozen": the stored statistics normalise every batch and are never updated.
@@ -54,7 +54,7 @@ class InnerRule:
     dropout: bool = False
 
     def __post_init__(self) -> None:
-        check_number("steps", self.steps, "a whole number, at least 1", whole=True, least=1)
+        check_number("steps", self.steps, "a whole number, at least 0", whole=True, least=0)
         check_number("rate", self.rate, "a number above 0", above=0)
         check_choice("batch_norm", self.batch_norm, get_args(BatchNormMode))
         momentum = self.batch_norm_momentum
@@ -89,7 +89,7 @@ class TaskBatch:
     Args:
         support: The batch that the inner loop adapts to; D_train in the paper.
         query: The batch that the adapted parameters are judged by; D_test in the paper.
-        clean: Clean images, for an outer loss with `clean_weight` above 0.
+        clean: Images to keep right beside the query, such as clean ones, for an outer loss with `clean_weight` above 0.
     """
 
     support: Batch

@@ -59,11 +59,12 @@ def outer_loss(settings: TrainConfig, episode: int, steps: int) -> OuterLoss:
     In episode e of the E multi-step episodes, each of the K inner steps but the last has the weight (1 − e/E)/K. The
     last step has the remaining weight.
     """
+    beside = settings.query.beside if settings.query.failures else 0.0  # else all images are the query
     if episode >= settings.multi_step_episodes:
-        return OuterLoss(clean_weight=settings.clean_weight)
+        return OuterLoss(clean_weight=beside)
     early = (1 - episode / settings.multi_step_episodes) / steps
     weights = (early,) * (steps - 1)
-    return OuterLoss(clean_weight=settings.clean_weight, step_weights=(*weights, 1 - sum(weights)))
+    return OuterLoss(clean_weight=beside, step_weights=(*weights, 1 - sum(weights)))
 
 
 def optimizer_state(optimizer: Optimizer, parameters: State) -> State:

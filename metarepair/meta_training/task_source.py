@@ -6,17 +6,19 @@ Source: paper Algorithm 1, lines 4-6.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from metarepair.config.run import Config
-from metarepair.data.batches import failure_batch, image_batch, support_batch
+from metarepair.data.batches import counts_of, failure_batch, image_batch, support_batch
 from metarepair.data.clean_images import CleanImages
+from metarepair.data.learned_images import LearnedImages
 from metarepair.engine.types import Batch, TaskBatch
 from metarepair.models.build import DeployedModel
-from tasks.datasets import Dataset
-from tasks.environments import corrupted_images
+from tasks.errors import DataError
 from tasks.keys import keyed_generator
-from tasks.records import Experience
+from tasks.records import Experience, Ints, Pixels
 from tasks.sampling.confidence import Confidence
 from tasks.sampling.sampler import sample_task
 
@@ -25,7 +27,8 @@ from tasks.sampling.sampler import sample_task
 class TaskSource:
     """Draws the tensors of a task, as a pure function of (seed, episode, slot).
 
-    train: the split that `clean` and the experiences were made from; only read if train.clean_corrupted is above 0.
+    clean: the clean images; only read if train.query or task.clean_support takes some. learned: the images of each
+    experience, right and wrong; only read if train.query takes some.
     """
 
     deployed: DeployedModel
@@ -33,10 +36,14 @@ class TaskSource:
     confidence: Confidence
     config: Config
     clean: CleanImages | None
-    train: Dataset | None = None
+    learned: Mapping[str, LearnedImages] = field(default_factory=dict)
+    _right: dict[tuple[str, int], LearnedImages] = field(default_factory=dict)
 
     def task(self, episode: int, slot: int) -> TaskBatch:
-        """Task number `slot` of an episode: support from D_collect, query from D_fail of one sampled experience."""
+        """Task number `slot` of an episode: support from D_collect, query from D_fail of one sampled experience.
+
+        The images beside the failures are `clean` of the task; without a share of failures, they are the query.
+        """
         settings, seed = self.config.task, self.config.seed
         drawn = sample_task(
             self.experiences,
@@ -50,6 +57,10 @@ class TaskSource:
         experience = self.experiences[drawn.experience]
         masks = int(keyed_generator("dropout", seed, episode, slot).integers(2**31))
         clean = keyed_generator("clean-support", seed, episode, slot)
+        beside = self._beside(episode, slot, experience) if self.config.train.query.beside else None
+        failures = failure_batch(self.deployed, experience.fail, drawn.query_rows)
+        judged_by = failures if self.config.train.query.failures else beside
+        assert judged_by is not None  # some share is above 0
         return TaskBatch(
             support=support_batch(
                 self.deployed,
@@ -60,27 +71,44 @@ class TaskSource:
                 generator=clean,
                 seed=masks,
             ),
-            query=failure_batch(self.deployed, experience.fail, drawn.query_rows),
-            clean=self._clean(episode, slot, len(drawn.query_rows), drawn.experience),
+            query=judged_by,
+            clean=None if judged_by is beside else beside,
         )
 
-    def _clean(self, episode: int, slot: int, size: int, corruption: str) -> Batch | None:
-        """Images for the clean loss; the last ones (a share of train.clean_corrupted) have the task's corruption."""
-        settings, seed = self.config.train, self.config.seed
-        if self.clean is None or settings.clean_weight == 0:
-            return None
-        generator = keyed_generator("clean", seed, episode, slot)
-        size = min(size, len(self.clean))
-        rows = generator.choice(len(self.clean), size=size, replace=False)
-        images = self.clean.images_NHWC[rows]  # a copy
-        count = round(settings.clean_corrupted * size)
-        if count:
-            assert self.train is not None
-            severity = int(generator.choice(self.config.mining.severities))
-            images[size - count :] = corrupted_images(
-                self.train, rows[size - count :], corruption=corruption, severity=severity, seed=seed
+    def _beside(self, episode: int, slot: int, experience: Experience) -> Batch:
+        """The images of the outer loss that are no failures: clean ones, those of the experience, those right in it."""
+        query = self.config.train.query
+        shares = (query.clean, query.environment, query.right)
+        clean, environment, right = counts_of(self.config.task.query_size, shares)
+        generator = keyed_generator("query", self.config.seed, episode, slot)
+        images, labels = list[Pixels](), list[Ints]()
+        if clean:
+            assert self.clean is not None
+            some = self.clean.sample(clean, generator)
+            images, labels = [some.images_NHWC[:]], [some.labels_N]
+        name = experience.corruption
+        if environment or right:
+            severity = int(generator.choice(self.learned[name].source.severities))
+            for count, learned in (
+                (environment, self.learned[name]),
+                (right, self._right_at(name, severity)),
+            ):
+                if count and len(learned.rows_N):
+                    pixels_BHWC, labels_B = learned.drawn(count, severity, generator)
+                    images, labels = [*images, pixels_BHWC], [*labels, labels_B]
+        if not images:
+            raise DataError(
+                f"train.query takes images of {name} that the deployed DNN gets right, and there are none. Set "
+                "train.query.right to 0, or leave the experience out."
             )
-        return image_batch(self.deployed, images, self.clean.labels_N[rows])
+        return image_batch(self.deployed, np.concatenate(images), np.concatenate(labels))
+
+    def _right_at(self, name: str, severity: int) -> LearnedImages:
+        """The images of an experience that the deployed DNN gets right at a severity."""
+        key = name, severity
+        if key not in self._right:
+            self._right[key] = self.learned[name].right(self.experiences[name], severity)
+        return self._right[key]
 
 
 def slots_of(rank: int, world_size: int, tasks: int) -> range:

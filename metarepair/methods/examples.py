@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from metarepair.adaptation.repair_data import RepairData
+from metarepair.data.batches import counts_of
 from metarepair.data.clean_images import CleanImages, LabelledImages
 from tasks.errors import DataError
 from tasks.keys import keyed_generator
@@ -73,7 +74,7 @@ class BatchOrder:
         self.batch_size, self.seed = min(batch_size, whole), seed
         self.steps_per_epoch = -(-whole // self.batch_size)
         self._sizes = [whole] if shares is None else list(sizes)
-        self._counts = [self.batch_size] if shares is None else _counts(self.batch_size, shares)
+        self._counts = [self.batch_size] if shares is None else counts_of(self.batch_size, shares)
         self._permutation = lru_cache(maxsize=2 * len(self._sizes))(self._new_permutation)
 
     def rows(self, step: int) -> Ints:
@@ -94,9 +95,3 @@ class BatchOrder:
             self._sizes[source]
         )
         return order
-
-
-def _counts(batch_size: int, shares: Sequence[float]) -> list[int]:
-    """Return the rows of each source in a batch, in proportion to the shares; they sum to the batch size."""
-    ends = np.rint(np.cumsum(shares) / np.sum(shares) * batch_size).astype(int)
-    return [int(count) for count in np.diff([0, *ends])]

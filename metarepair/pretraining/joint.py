@@ -18,6 +18,7 @@ import torch
 
 from metarepair.config.joint import JointConfig
 from metarepair.data.clean_images import CleanImages
+from metarepair.data.learned_images import LearnedImages
 from metarepair.meta_training.task_source import slots_of
 from metarepair.models.build import DeployedModel
 from metarepair.pretraining.augmentation import flipped_and_shifted, sample_draws
@@ -25,19 +26,9 @@ from metarepair.pretraining.batches import TrainingBatch
 from metarepair.pretraining.checks import check_precision
 from metarepair.pretraining.pretrain import Epoch, Pretrainer, train_to_the_end
 from metarepair.runs.context import Context
-from tasks.environments import Environment
 from tasks.errors import ConfigError
 from tasks.keys import keyed_generator
-from tasks.records import Ints
 from tasks.storage.paths import Place
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnedImages:
-    """An experience and its rows that are learned from."""
-
-    source: Environment
-    rows_N: Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +78,9 @@ class JointSource:
         name = sorted(self.experiences)[int(generator.integers(len(self.experiences)))]
         learned = self.experiences[name]
         severity = int(generator.choice(learned.source.severities))
-        rows_B = learned.rows_N[generator.integers(len(learned.rows_N), size=size - len(clean))]
-        images_BHWC = np.concatenate([clean.images_NHWC, learned.source.images(rows_B, severity)])
-        labels_B = np.concatenate([clean.labels_N, learned.source.labels_N[rows_B]])
+        corrupted_BHWC, corrupted_B = learned.drawn(size - len(clean), severity, generator)
+        images_BHWC = np.concatenate([clean.images_NHWC, corrupted_BHWC])
+        labels_B = np.concatenate([clean.labels_N, corrupted_B])
         first = (step * config.groups + group) * size  # numbers of the images, by which augmentation is drawn
         draws = sample_draws(range(first, first + size), seed=self.seed, epoch=0, operations=0)
         images_BCHW = flipped_and_shifted(

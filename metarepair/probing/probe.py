@@ -99,7 +99,7 @@ def probe(
         net, task = _doubled(FunctionalNet(copied(deployed.module), rule), task)
         start = _beside(net)
         first = _check_first(net, start, task.support, name)
-        second = _check_second(net, start, task, memory, name) if order == "second" else None
+        second = _check_second(net, start, task, memory, name) if order == "second" and rule.steps else None
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a user's forward pass may raise any class of error

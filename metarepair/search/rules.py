@@ -6,6 +6,7 @@ They say which settings may be searched, which distributions suit them, and whic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
@@ -117,8 +118,10 @@ def check_kind(dimension: Dimension) -> None:
 
 def number_types(name: str) -> set[type]:
     """Return the type of numbers that a setting takes, {int}, {float} or empty, by setting it to 0.5 and to 1."""
-    section, _, field = name.partition(".")
-    group = Config.model_fields[section].annotation
+    *sections, field = name.split(".")
+    group: Any = Config
+    for section in sections:
+        group = group.model_fields[section].annotation
     assert isinstance(group, type)
     assert issubclass(group, BaseModel)
     if _takes(group, field, 0.5):
@@ -160,8 +163,7 @@ def check_effects(config: Config, trials: Sequence[Config], searched: Sequence[s
 
 def _setting(config: Config, name: str) -> Any:
     """Return the value of a dotted setting."""
-    section, _, field = name.partition(".")
-    return getattr(getattr(config, section), field)
+    return attrgetter(name)(config)
 
 
 def _refuse_without_effect(

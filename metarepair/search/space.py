@@ -82,8 +82,11 @@ def trial_config(config: Config, drawn: Mapping[str, Any]) -> Config | None:
     if EXPERIENCE_SET in settings:
         values["experiences"] |= _set_settings(config, _plain(settings.pop(EXPERIENCE_SET)))
     for name, value in settings.items():
-        section, _, key = name.partition(".")
-        values[section][key] = _plain(value)
+        *sections, key = name.split(".")
+        group = values
+        for section in sections:
+            group = group[section]
+        group[key] = _plain(value)
     return parse_config(values, where="a trial of the search")
 
 

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 
-import numpy as np
 import torch
 
 from metarepair.config.run import Config
+from metarepair.data.learned_images import learned_images
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.models.build import DeployedModel, save_weights
 from metarepair.models.wrappers import copied
-from metarepair.pretraining.joint import LearnedImages, train_jointly
+from metarepair.pretraining.joint import train_jointly
 from metarepair.pretraining.pretrain import Epoch
 from metarepair.pretraining.state import TrainedWeights, load_checkpoint
 from metarepair.runs.context import Context, LocalContext
@@ -22,9 +22,6 @@ from metarepair.runs.run_stage import StageOutput
 from metarepair.stages.pretrain import EPOCHS, describe, epoch_progress, log_epoch, read_epochs
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.corruptions.plugins import plugin_settings
-from tasks.environments import CorruptedImages, UserImages
-from tasks.records import Ints
-from tasks.splits import LEARN
 from tasks.storage.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -104,16 +101,3 @@ def train_with_progress(run: Run, config: Config, device: torch.device) -> None:
         progress.advance(one.epoch - progress.done, describe(asdict(one)))
 
     train_jointly_here(run, config, LocalContext(folder=run.joint, device=device), on_round)
-
-
-def learned_images(here: Surroundings, name: str) -> LearnedImages:
-    """An experience with the rows to learn from, without the clean images by which repairs are selected."""
-    source = here.environment("train", name)
-    if isinstance(source, UserImages):
-        return LearnedImages(source=source, rows_N=np.flatnonzero(source.learned_N))
-    assert isinstance(source, CorruptedImages)
-    mask = source.parts_N == LEARN
-    if source.data.split == "train":
-        mask[here.clean().held_out_rows] = False
-    rows_N: Ints = np.flatnonzero(mask)
-    return LearnedImages(source=source, rows_N=rows_N)

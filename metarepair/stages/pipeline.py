@@ -26,6 +26,7 @@ from metarepair.features.confidence_tables import read_confidence
 from metarepair.features.extractors import check_extractor
 from metarepair.meta_training.meta_train import training_settings
 from metarepair.methods import check_method_settings, get_method
+from metarepair.models.build import read_tensors, state_hash
 from metarepair.models.clean_check import check_on_clean
 from metarepair.probing.needs import IMAGES as PROBED
 from metarepair.probing.needs import probe_run
@@ -54,6 +55,7 @@ from metarepair.stages.mining import (
 )
 from metarepair.stages.score import score_stage, stale_features
 from metarepair.stages.together import Follower, each_at_once
+from metarepair.weights import start_file
 from tasks.environments import category_of
 from tasks.errors import DataError
 from tasks.sampling.confidence import choose_experiences
@@ -298,6 +300,8 @@ class Pipeline:
         inputs |= self.here.inputs()
         if config.train.start == "joint":
             inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
+        elif (start := start_file(config.train.start)) is not None:
+            inputs["start"] = state_hash(read_tensors(start))
 
         def make() -> StageOutput:
             self.executor.train(run, target, self.device)

@@ -13,6 +13,7 @@ import torch
 
 from metarepair.adaptation.repair_data import split_collected
 from metarepair.config.run import Config
+from metarepair.data.learned_images import learned_images
 from metarepair.data.workspace import load_surroundings
 from metarepair.engine.vectors import put_state
 from metarepair.features.confidence_tables import read_confidence
@@ -20,10 +21,14 @@ from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.meta_training.meta_train import MetaTrainer, meta_train
 from metarepair.meta_training.task_source import TaskSource
 from metarepair.meta_training.theta_meta import read_start
+from metarepair.models.build import DeployedModel
+from metarepair.models.fit import load_weights
+from metarepair.models.weights_file import read_weights
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.context import Context, LocalContext, Metrics
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
+from metarepair.weights import start_file
 from tasks.experiences.store import open_side
 from tasks.records import Experience
 from tasks.storage.manifest import require_manifest
@@ -47,9 +52,7 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
     """Build the trainer of a rank from storage: experiences as memory maps, confidence, validation part."""
     torch.set_num_threads(config.train.threads)
     here = load_surroundings(config, device=context.device, folder=inputs.images)
-    if config.train.start == "joint":
-        start = read_start(inputs.joint, here.deployed.module, remedy=JOINT.remedy)
-        put_state(here.deployed.module, start.parameters | start.buffers)
+    _load_start(here.deployed, inputs, config)
     here.deployed.module.to(torch.float64 if config.train.precision == "float64" else torch.float32)
     experiences = {}
     for name, folder in inputs.experiences.items():
@@ -62,16 +65,28 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
     mined = require_manifest(inputs.collect, TARGET.remedy)
     target = here.environment(inputs.split, inputs.target)
     collect = open_side(inputs.collect, "collect", mined, target)
+    query = config.train.query
     source = TaskSource(
         deployed=here.deployed,
         experiences=experiences,
         confidence=inputs.confidence,
         config=config,
-        clean=here.clean() if config.train.clean_weight > 0 or config.task.clean_support > 0 else None,
-        train=here.split("train") if config.train.clean_corrupted > 0 else None,
+        clean=here.clean() if query.clean or config.task.clean_support else None,
+        learned={name: learned_images(here, name) for name in experiences}
+        if query.environment or query.right
+        else {},
     )
     validation = replace(split_collected(collect, config, 0, target), clean=source.clean)
     return MetaTrainer(source, config, context, validation=validation)
+
+
+def _load_start(deployed: DeployedModel, inputs: TrainingInputs, config: Config) -> None:
+    """Put the weights that meta-training starts from into the deployed DNN, in place of its own (`train.start`)."""
+    if config.train.start == "joint":
+        start = read_start(inputs.joint, deployed.module, remedy=JOINT.remedy)
+        put_state(deployed.module, start.parameters | start.buffers)
+    elif (path := start_file(config.train.start)) is not None:
+        load_weights(deployed.module, read_weights(path), deployed.name)
 
 
 def train_here(run: Run, config: Config, target: str, device: torch.device) -> None:

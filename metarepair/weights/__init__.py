@@ -8,26 +8,34 @@ SHIPPED = Path(__file__).parent
 SCHEME = "shipped:"
 
 
-def resolve_weights(weights: str) -> Path:
-    """Return the path of model.weights: `shipped:NAME` is a file of this package, anything else is a path.
+def resolve_weights(weights: str, *, setting: str = "model.weights", others: str = "") -> Path:
+    """Return the path that a setting names: `shipped:NAME` is a file of this package, anything else is a path.
 
-    Raises WeightsError if there is no such file. Imports no torch, so a wrong path is reported at once.
+    others: what else the setting may be, for the message. Raises WeightsError if there is no such file. Imports no
+    torch, so a wrong path is reported at once.
     """
     if weights.startswith(SCHEME):
         path = SHIPPED / f"{weights.removeprefix(SCHEME)}.safetensors"
         if not path.is_file():
             shipped = ", ".join(sorted(f"{SCHEME}{p.stem}" for p in SHIPPED.glob("*.safetensors")))
-            raise WeightsError(f"model.weights={weights!r} is not shipped. There are: {shipped or 'none'}")
+            raise WeightsError(f"{setting}={weights!r} is not shipped. There are: {shipped or 'none'}")
         return path
     path = Path(weights).expanduser()
     if path.is_dir():
-        raise WeightsError(f"model.weights={weights!r} is a folder. Give the weights file itself.")
+        raise WeightsError(f"{setting}={weights!r} is a folder. Give the weights file itself.")
     if not path.is_file():
         raise WeightsError(
-            f"model.weights={weights!r}: no such file. Give a .safetensors or torch.save file, or "
+            f"{setting}={weights!r}: no such file. Give {others}a .safetensors or torch.save file, or "
             "shipped:resnet8_cifar10."
         )
     return path
+
+
+def start_file(start: str) -> Path | None:
+    """Return the weights file that train.start names; None for `deployed` and `joint`. Raises WeightsError as above."""
+    if start in ("deployed", "joint"):
+        return None
+    return resolve_weights(start, setting="train.start", others="deployed, joint, ")
 
 
 def extractor_file(extractor: str, weights: str | Path) -> Path:

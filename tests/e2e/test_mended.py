@@ -46,7 +46,7 @@ def test_a_report_without_metarepair_can_be_made(tiny_run: Path) -> None:
 
 
 def test_a_query_set_larger_than_the_clean_images_is_reduced(tiny_run: Path) -> None:
-    settings = ["train.clean_weight=0.5", "task.query_size=5000", "data.max_train_images=200"]
+    settings = ["train.query={clean: 1}", "task.query_size=5000", "data.max_train_images=200"]
     assert run(tiny_run, "train", "--restart", *[a for s in settings for a in ("--set", s)]) == 0
 
 

@@ -18,7 +18,7 @@ from tasks.storage.sealed_parts import seal
 LATER = {
     "model": ("entry", "stem", "input_size", "normalisation", "mean", "std"),
     "task": ("clean_support",),
-    "train": ("clean_corrupted",),
+    "train": ("query",),
     "repair": ("interpolate", "clean_weight"),
 }
 STAGES = ("experiences/*", "targets/*", "features/*", "score", "meta/*", "repaired/*")

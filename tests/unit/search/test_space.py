@@ -196,11 +196,11 @@ def test_a_bad_value_is_found_in_a_space_of_any_size() -> None:
 
 
 def test_a_combination_that_few_points_have_is_found_among_the_corners() -> None:
-    flags = ("inner.dropout", "inner.learned_rates", "train.order", "train.clean_weight")
+    flags = ("inner.dropout", "inner.learned_rates", "train.order", "train.query.clean")
     values = ([True, False], [False, True], ["second", "reptile"], [0.0, 0.5])
     space = {name: {"choice": v} for name, v in zip(flags, values, strict=True)}
     with pytest.raises(
-        ConfigError, match=r"a trial with train\.order=reptile, train\.clean_weight=0\.5 would"
+        ConfigError, match=r"a trial with train\.order=reptile, train\.query\.clean=0\.5 would"
     ):
         check_space(searched({"space": space | {"inner.learned_rates": {"choice": [False]}}}))
 
@@ -281,8 +281,10 @@ def test_every_setting_can_be_searched_or_has_a_reason_why_not() -> None:
 def test_meta_training_depends_on_every_setting_that_can_be_searched() -> None:
     settings = training_settings(parse_config(LEAST))
     for name in can_be_searched():
-        section, _, key = name.partition(".")
-        assert key in settings[section]
+        group: Any = settings
+        for key in name.split("."):
+            assert key in group
+            group = group[key]
 
 
 def test_the_numbers_that_a_setting_takes_are_known() -> None:
@@ -300,8 +302,8 @@ NUMBERS: dict[type, set[str]] = {
     },
     float: {
         *("experiences.alpha", "experiences.beta", "inner.rate", "inner.momentum", "inner.weight_decay"),
-        *("inner.batch_norm_momentum", "train.outer_rate", "train.clip_norm", "train.clean_weight"),
-        "train.clean_corrupted",
+        *("inner.batch_norm_momentum", "train.outer_rate", "train.clip_norm"),
+        *(f"train.query.{share}" for share in ("failures", "right", "environment", "clean")),
     },
 }
 

@@ -1,0 +1,46 @@
+"""The images of an experience, right and wrong, that a training may learn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from metarepair.data.workspace import Surroundings
+from tasks.environments import CorruptedImages, Environment, UserImages
+from tasks.records import Experience, Ints, Pixels
+from tasks.splits import LEARN
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedImages:
+    """An experience and its rows that are learned from."""
+
+    source: Environment
+    rows_N: Ints
+
+    def drawn(self, count: int, severity: int, generator: np.random.Generator) -> tuple[Pixels, Ints]:
+        """Draw `count` images of one severity, with replacement: pixels [B, H, W, 3] uint8, labels [B]."""
+        rows_B = self.rows_N[generator.integers(len(self.rows_N), size=count)]
+        return self.source.images(rows_B, severity), self.source.labels_N[rows_B]
+
+    def right(self, experience: Experience, severity: int) -> LearnedImages:
+        """Those that the deployed DNN got right when the experience was mined at this severity."""
+        failed = [
+            side.image_ids_N[side.severities_N == severity] for side in (experience.collect, experience.fail)
+        ]
+        wrong_N = np.isin(self.source.image_ids_N[self.rows_N], np.concatenate(failed))
+        return LearnedImages(source=self.source, rows_N=self.rows_N[~wrong_N])
+
+
+def learned_images(here: Surroundings, name: str) -> LearnedImages:
+    """An experience with the rows to learn from, without the clean images by which repairs are selected."""
+    source = here.environment("train", name)
+    if isinstance(source, UserImages):
+        return LearnedImages(source=source, rows_N=np.flatnonzero(source.learned_N))
+    assert isinstance(source, CorruptedImages)
+    mask = source.parts_N == LEARN
+    if source.data.split == "train":
+        mask[here.clean().held_out_rows] = False
+    rows_N: Ints = np.flatnonzero(mask)
+    return LearnedImages(source=source, rows_N=rows_N)
