@@ -24,6 +24,11 @@ class JointConfig(Section):
         description="Equal groups into which a step's images are divided, whatever the number of workers: each has "
         "batch-norm statistics of its own, and one experience and severity; 1 to `batch_size`.",
     )
+    draw: Literal["uniform", "confidence"] = Field(
+        "uniform",
+        description="How a group's experience is drawn: all alike (`uniform`), or by `confidence`, the mean over the "
+        "targets of Eq. 8's p, so that one training still serves all targets.",
+    )
     clean: Fraction = Field(
         0.5, description="Share of clean images in each group; the others are an experience's. 0 to 1."
     )

@@ -11,7 +11,7 @@ number and the step's, and has batch-norm statistics of its own, so any number o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,7 +33,10 @@ from tasks.storage.paths import Place
 
 @dataclass(frozen=True, kw_only=True)
 class JointSource:
-    """The batches of worker `rank`: its groups of every step."""
+    """The batches of worker `rank`: its groups of every step.
+
+    probabilities: how often each experience is drawn, by name; empty for all alike.
+    """
 
     deployed: DeployedModel
     clean: CleanImages
@@ -42,6 +45,7 @@ class JointSource:
     seed: int
     rank: int = 0
     world_size: int = 1
+    probabilities: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -75,8 +79,7 @@ class JointSource:
         size = config.batch_size // config.groups
         num_clean = round(config.clean * size)
         clean = self.clean.sample(num_clean, generator)
-        name = sorted(self.experiences)[int(generator.integers(len(self.experiences)))]
-        learned = self.experiences[name]
+        learned = self.experiences[self._drawn_name(generator)]
         severity = int(generator.choice(learned.source.severities))
         corrupted_BHWC, corrupted_B = learned.drawn(size - len(clean), severity, generator)
         images_BHWC = np.concatenate([clean.images_NHWC, corrupted_BHWC])
@@ -87,6 +90,12 @@ class JointSource:
             self.deployed.normalise(images_BHWC), draws, flip=config.flip, shift=config.shift
         )
         return images_BCHW, torch.from_numpy(labels_B).to(images_BCHW.device)
+
+    def _drawn_name(self, generator: np.random.Generator) -> str:
+        names = sorted(self.experiences)
+        if not self.probabilities:
+            return names[int(generator.integers(len(names)))]
+        return str(generator.choice(names, p=[self.probabilities[name] for name in names]))
 
 
 def train_jointly(
@@ -99,8 +108,11 @@ def train_jointly(
     context: Context,
     folder: Place,
     on_round: Callable[[Epoch], None],
+    probabilities: Mapping[str, float] | None = None,
 ) -> DeployedModel:
     """Train the deployed DNN in place, and return it.
+
+    probabilities: how often each experience is drawn; None for all alike.
 
     Writes a checkpoint into `folder` after each round, and resumes from it. Raises ConfigError for settings that do not
     suit the images or the device, DivergedError if the loss is not finite.
@@ -118,6 +130,7 @@ def train_jointly(
         seed=seed,
         rank=context.rank,
         world_size=context.world_size,
+        probabilities=probabilities or {},
     )
     pretrainer = Pretrainer(
         deployed, source, settings, context, seed=seed, groups=config.groups, section="joint"

@@ -11,6 +11,7 @@ import torch
 from metarepair.config.run import Config
 from metarepair.data.learned_images import learned_images
 from metarepair.data.workspace import Surroundings, load_surroundings
+from metarepair.features.confidence_tables import read_confidence
 from metarepair.models.build import DeployedModel, save_weights
 from metarepair.models.wrappers import copied
 from metarepair.pretraining.joint import train_jointly
@@ -22,6 +23,7 @@ from metarepair.runs.run_stage import StageOutput
 from metarepair.stages.pretrain import EPOCHS, describe, epoch_progress, log_epoch, read_epochs
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.corruptions.plugins import plugin_settings
+from tasks.errors import ConfigError
 from tasks.storage.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -48,12 +50,35 @@ def joint_settings(config: Config) -> Settings:
     )
 
 
-def joint_inputs(config: Config, here: Surroundings) -> dict[str, str]:
-    """Digests of what jointly trained weights depend on: the DNN, the data set, and the user's own experiences."""
+def joint_inputs(run: Run, config: Config, here: Surroundings) -> dict[str, str]:
+    """Digests of what jointly trained weights depend on: the DNN, the data, and the confidence if they are drawn by it.
+
+    Raises StageError if the confidence is needed and not scored.
+    """
     inputs = here.inputs()
     for name in joint_experiences(config):
         inputs |= here.inputs_of(name)
+    if config.joint.draw == "confidence":
+        inputs |= {f"confidence {target}": read_confidence(run, target).digest for target in config.targets}
     return inputs
+
+
+def joint_probabilities(run: Run, config: Config) -> dict[str, float] | None:
+    """How often each experience is drawn: the mean over the targets of Eq. 8's p; None for all alike.
+
+    Raises ConfigError if no target has confidence in an experience that is no target itself.
+    """
+    if config.joint.draw == "uniform":
+        return None
+    found = [read_confidence(run, target).as_dict() for target in config.targets]
+    sums = {name: sum(p.get(name, 0.0) for p in found) for name in joint_experiences(config)}
+    whole = sum(sums.values())
+    if not whole:
+        raise ConfigError(
+            "joint.draw: confidence draws the experiences that the targets have confidence in, and all of these are "
+            "targets themselves. Set joint.draw: uniform, or add experiences to mining.experiences."
+        )
+    return {name: p / whole for name, p in sums.items()}
 
 
 def keep_joint(run: Run, config: Config, here: Surroundings) -> StageOutput:
@@ -89,6 +114,7 @@ def train_jointly_here(
         context=context,
         folder=run.joint,
         on_round=on_round,
+        probabilities=joint_probabilities(run, config),
     )
 
 

@@ -263,9 +263,8 @@ class Pipeline:
             self.executor.train_jointly(run, self.device)
             return keep_joint(run, config, self.here)
 
-        run_stage(
-            JOINT, run.joint, make, config=joint_settings(config), inputs=joint_inputs(config, self.here)
-        )
+        inputs = joint_inputs(run, config, self.here)
+        run_stage(JOINT, run.joint, make, config=joint_settings(config), inputs=inputs)
 
     def needs_joint(self, methods: Sequence[str]) -> bool:
         """Whether one of these methods starts from joint training, or from a θ_meta that does."""

@@ -139,7 +139,8 @@ def test_right_images_are_those_that_were_not_mined_as_failures(experiences: dic
         return one.take(np.flatnonzero(kept))
 
     some = {
-        name: replace(one, collect=partly(one.collect), fail=partly(one.fail)) for name, one in experiences.items()
+        name: replace(one, collect=partly(one.collect), fail=partly(one.fail))
+        for name, one in experiences.items()
     }
     made, kinds = source(some, query={"failures": 1, "right": 1, "clean": 1}), set()
     for episode in range(12):
@@ -173,7 +174,9 @@ def test_no_task_learns_from_the_clean_images_that_select(experiences: dict[str,
     made = source(experiences, query={"failures": 1, "clean": 1})
     assert made.clean is not None
     drawn = [made.task(episode, 0).clean for episode in range(40)]
-    rows = {row for batch in drawn if batch for row in places_in(pixels(batch.images_BCHW), TRAIN.images_NHWC)}
+    rows = {
+        row for batch in drawn if batch for row in places_in(pixels(batch.images_BCHW), TRAIN.images_NHWC)
+    }
     assert len(rows) > 150  # of 180
     assert not rows & set(made.clean.held_out_rows.tolist())
 
@@ -182,7 +185,9 @@ def test_a_run_from_before_this_setting_existed_counts_as_trained_with_its_defau
     before = plain(training_settings(config()))
     assert before["train"].pop("query") == {"failures": 1, "right": 0, "environment": 0, "clean": 0}
     assert changes(before, training_settings(config())) == []
-    assert changes(before, training_settings(config(query={"clean": 0.5}))) == ["train.query.clean: 0.0 -> 0.5"]
+    assert changes(before, training_settings(config(query={"clean": 0.5}))) == [
+        "train.query.clean: 0.0 -> 0.5"
+    ]
 
 
 def test_a_task_is_the_same_whoever_draws_it(experiences: dict[str, Experience]) -> None:

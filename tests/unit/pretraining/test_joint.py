@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,19 @@ from metarepair.config.joint import JointConfig
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.data.clean_images import CleanImages
+from metarepair.data.learned_images import LearnedImages, learned_images
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.models.build import DeployedModel, build_model
-from metarepair.pretraining.joint import JointSource, LearnedImages, train_jointly
+from metarepair.pretraining.joint import JointSource, train_jointly
 from metarepair.pretraining.pretrain import Epoch, Pretrainer
 from metarepair.runs.context import LocalContext
-from metarepair.stages.joint import joint_experiences, joint_settings, learned_images
+from metarepair.runs.layout import Run
+from metarepair.stages import joint
+from metarepair.stages.joint import joint_experiences, joint_probabilities, joint_settings
 from tasks.datasets import load_dataset
 from tasks.environments import AS_GIVEN, corrupted
 from tasks.errors import ConfigError, DivergedError
+from tasks.sampling.confidence import Confidence
 from tasks.storage.paths import place
 
 CPU = torch.device("cpu")
@@ -265,3 +270,40 @@ def test_clean_images_that_select_are_not_learned_from() -> None:
 def test_groups_divide_a_step() -> None:
     with pytest.raises(ConfigError, match=r"batch_size=32 is not a multiple of groups=5"):
         settings(joint={"batch_size": 32, "groups": 5})
+
+
+def test_experiences_are_drawn_by_their_probabilities() -> None:
+    def share_of_bright(probabilities: dict[str, float]) -> float:
+        given = replace(source(dnn()), probabilities=probabilities)
+        labels = [given.batch((0, step)).labels_B.reshape(4, 8)[:, 4:] for step in range(60)]
+        return float((torch.stack(labels) == 7).all(2).float().mean())
+
+    assert share_of_bright({"bright": 1.0, "fog": 0.0}) == 1.0
+    assert share_of_bright({"bright": 0.0, "fog": 1.0}) < 0.05
+    assert 0.65 < share_of_bright({"bright": 0.75, "fog": 0.25}) < 0.85
+    assert 0.4 < share_of_bright({}) < 0.6
+
+
+def test_the_probabilities_are_the_mean_of_the_targets_confidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each target's confidence may lie on the other target, which is left out."""
+    shares = {"fog": {"snow": 0.5, "frost": 0.2, "contrast": 0.3}, "contrast": {"snow": 0.1, "fog": 0.9}}
+
+    def read(_: Run, target: str) -> Confidence:
+        p = shares[target]
+        values = np.array(list(p.values()))
+        return Confidence(names=tuple(p), probabilities_K=values, rule="hinge", alpha=1.0, beta=0.0)
+
+    monkeypatch.setattr(joint, "read_confidence", read)
+    mining = {"experiences": ["fog", "snow", "frost", "contrast"]}
+    run = Run(place("unused"))
+
+    def found(draw: str, targets: list[str]) -> dict[str, float] | None:
+        return joint_probabilities(run, settings(targets=targets, mining=mining, joint={"draw": draw}))
+
+    assert found("uniform", ["fog", "contrast"]) is None
+    assert found("confidence", ["fog", "contrast"]) == pytest.approx({"snow": 0.75, "frost": 0.25})
+    assert found("confidence", ["fog"]) == pytest.approx({"snow": 0.5, "frost": 0.2, "contrast": 0.3})
+    shares["fog"] = {"contrast": 1.0}
+    shares["contrast"] = {"fog": 1.0}
+    with pytest.raises(ConfigError, match="all of these are targets themselves"):
+        found("confidence", ["fog", "contrast"])
