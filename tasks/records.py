@@ -20,7 +20,15 @@ Pixels = NDArray[np.uint8]
 
 # Columns of tables and keys of JSON files that hold what was measured: they differ between equal runs. `memory` is a
 # sentence among the facts of meta-training, which may say how much memory was free.
-MEASURED = ("episodes_per_s", "images_per_s", "memory", "memory_bytes", "seconds", "tasks_per_s")
+MEASURED = (
+    "core_seconds",
+    "episodes_per_s",
+    "images_per_s",
+    "memory",
+    "memory_bytes",
+    "seconds",
+    "tasks_per_s",
+)
 
 
 class PixelRows(Protocol):
@@ -219,6 +227,9 @@ class RepairResult:
         break_rate_corrupted: the same for the test images under the target's corruption, pooled over severities.
         calibration_error: expected calibration error on the corrupted test images, pooled over severities.
         seconds: duration of the repair in seconds.
+        core_seconds: processor time of the repair in seconds, over all threads.
+        forward_images: number of images that went through the DNN for any purpose, once for each pass.
+        backward_images: number of images whose logits were differentiated, once for each derivative.
         images_seen: number of images that went through the DNN to learn from.
         gradient_steps: number of optimizer steps that the repair took.
         memory_bytes: peak memory of the repair's process in bytes; `None` if not measured.
@@ -245,6 +256,9 @@ class RepairResult:
     break_rate_corrupted: float
     calibration_error: float
     seconds: float
+    core_seconds: float
+    forward_images: int
+    backward_images: int
     images_seen: int
     gradient_steps: int
     memory_bytes: int | None = None

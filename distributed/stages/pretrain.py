@@ -24,8 +24,8 @@ from metarepair.runs.context import Context
 from metarepair.runs.layout import Run
 from metarepair.runs.logs import print_on_worker
 from metarepair.runs.progress import Progress
-from metarepair.stages.joint import train_jointly_here
-from metarepair.stages.pretrain import describe, epoch_progress, log_epoch, read_epochs, training_split
+from metarepair.stages.joint import joint_progress, train_jointly_here
+from metarepair.stages.pretrain import epoch_progress, log_epoch, show_epochs, training_split
 from tasks.datasets import dataset_info
 from tasks.errors import UserError
 from tasks.storage.paths import Place, place, remove_tree
@@ -48,8 +48,7 @@ def train_jointly_on_ray(run: Run, config: Config) -> None:
 
     If a worker dies, the group restarts from the last round's checkpoint.
     """
-    rounds = epoch_progress("joint training", config.joint.rounds, "rounds", run.joint)
-    with _watched(rounds, run.joint):
+    with _watched(joint_progress(run, config), run.joint):
         fit(_joint_loop, {"root": str(run.root)}, config, run.joint)
     remove_tree(run.joint / "ray")
 
@@ -59,13 +58,9 @@ def _watched(progress: Progress, folder: Place) -> Iterator[None]:
     """Show the epochs that rank 0 logs while the block runs."""
     over = threading.Event()
 
-    def show() -> None:
-        for epoch in read_epochs(folder)[progress.done :]:
-            progress.advance(1, describe(epoch))
-
     def watch() -> None:
         while not over.wait(POLL_S):
-            show()
+            show_epochs(progress, folder)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -74,7 +69,7 @@ def _watched(progress: Progress, folder: Place) -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
-        show()
+        show_epochs(progress, folder)
 
 
 def _loop(settings: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def _watched(progress: Progress, folder: Place) -> Iterator[None]:
     def watch() -> None:
         while not over.wait(1.0):
             metrics = last_report(folder)
-            if metrics is not None and metrics["episode"] > progress.done:
+            if metrics is not None:
                 show_metrics(progress, metrics)
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -63,7 +64,7 @@ def _prepare(config: Config, name: str, here: Surroundings, *, folder: Place, ma
     logger.info(f"{PREPARED.title(name)}: {budget.seconds:.0f} s, {folder}")
     return StageOutput(
         files=[name for name in files if name not in (MANIFEST, BEGUN)],
-        facts={"seconds": budget.seconds, "images_seen": budget.images_seen},
+        facts=asdict(budget.cost()) | {"images_seen": budget.images_seen},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from metarepair.methods import (
     parse_limit,
     settings_of,
 )
+from metarepair.methods.budget import cost_of
 from metarepair.repairs.saved import ARCHITECTURE, load_repaired
 from metarepair.repairs.stage import Unit, files_of, load_joint, load_meta, repair_once, unit_data
 from metarepair.runs.layout import Run
@@ -141,12 +142,12 @@ def _repair(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) 
     repaired = repair_once(one, config, data, here)
     notes = "".join(f"; {note}" for note in repaired.model.notes)
     logger.info(
-        f"{unit.words}: repaired in {repaired.seconds:.1f} s, validation {repaired.validation:.1%}{notes}"
+        f"{unit.words}: repaired in {repaired.cost.seconds:.1f} s, validation {repaired.validation:.1%}{notes}"
     )
     return StageOutput(
         files=files_of(folder, config),
-        facts={
-            "seconds": repaired.seconds,
+        facts=asdict(repaired.cost)
+        | {
             "validation": repaired.validation,
             "memory_bytes": repaired.memory_bytes,
             "images_seen": repaired.model.images_seen,
@@ -192,7 +193,7 @@ def load_candidate(run: Run, config: Config, unit: ComparedRepair, here: Surroun
     return Candidate(
         model=model,
         seed=unit.seed,
-        seconds=facts["seconds"],
+        cost=cost_of(facts),
         validation=facts["validation"],
         memory_bytes=facts["memory_bytes"],
     )

@@ -318,6 +318,12 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of the DNN; `auto`: `cuda` if there is a GPU, else `cpu`."
     )
+    preparation_budget: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Core-seconds, the processor time of all workers, that each method spends on its preparation for "
+        "all targets together, in place of `joint.rounds`, `train.episodes` and the like; above 0. If not set, these "
+        "decide.",
+    )
     workers: Count = Field(
         0, description="Number of Ray workers; 0: everything runs in this process, without Ray."
     )
@@ -414,6 +420,15 @@ class Config(Section):
         if self.inner.steps == 0 and used:
             raise ValueError(f"{used[0]} needs inner steps, and inner.steps is 0; change one of the two")
         return self
+
+    def core_seconds(self, *, parts: int = 1) -> float | None:
+        """The processor time for one of `parts` equal parts of a preparation; None if it does not decide."""
+        return None if self.preparation_budget is None else self.preparation_budget / parts
+
+    def budget_settings(self, *, parts: int = 1) -> dict[str, float]:
+        """The same for the record of a stage, which has no such key if it does not decide."""
+        spent = self.core_seconds(parts=parts)
+        return {} if spent is None else {"core_seconds": spent}
 
     def has_own_images(self, name: str) -> bool:
         """Whether the named environment has images of the user's own; a corruption and an archive have none."""

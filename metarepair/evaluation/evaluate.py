@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 
@@ -21,6 +21,7 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.judging import Judging, judging_of, sample_of
 from metarepair.evaluation.predictions import Predictions, called, predict_all, predicted_on
+from metarepair.methods.budget import Cost
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.runs.layout import Run
@@ -49,7 +50,7 @@ class Candidate:
 
     model: RepairedModel
     seed: int
-    seconds: float
+    cost: Cost
     validation: float
     memory_bytes: int | None = None
 
@@ -208,7 +209,7 @@ def _result(
         calibration_error=_calibration(
             [(p.confidence[row], p.classes[row]) for p in corrupted.values()], labels_N
         ),
-        seconds=candidate.seconds,
+        **asdict(candidate.cost),
         memory_bytes=candidate.memory_bytes,
         images_seen=candidate.model.images_seen,
         gradient_steps=candidate.model.gradient_steps,

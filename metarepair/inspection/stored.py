@@ -136,5 +136,7 @@ def newest(rows: Iterable[Mapping[str, Any]], key: str) -> float | None:
 
 
 def episodes_of(config: Any) -> int | None:
-    """Return the number of episodes in a training's settings."""
+    """Return the number of episodes in a training's settings; None if its processor time decides."""
+    if isinstance(config, Mapping) and "core_seconds" in config:
+        return None
     return whole(section(config, "train").get("episodes"))

@@ -27,6 +27,7 @@ from metarepair.data.lookahead import Lookahead
 from metarepair.engine.inner import FunctionalNet
 from metarepair.engine.memory import MemoryPlan, plan_for
 from metarepair.engine.meta_gradient import task_gradient
+from metarepair.engine.passes import Passes
 from metarepair.engine.types import TaskBatch
 from metarepair.engine.vectors import State, flatten, pairwise_sum, unflatten
 from metarepair.meta_training.outer import (
@@ -51,6 +52,7 @@ from tasks.storage.settings import Settings, changes
 # P parameters and rate factors
 
 logger = logging.getLogger(__name__)
+COSTS = ("core_seconds", "forward_images", "backward_images")
 FACTOR = "factor "  # no parameter's name has a space
 
 
@@ -68,6 +70,11 @@ class MetaTrainer:
         self.buffers = {k: v.clone() for k, v in self.net.buffers().items()}
         self.factors = self.net.rate_factors()
         trained = {k: self.parameters[k] for k in self.net.trainable}
+        self.passes, self._counted = Passes(), (0, 0)
+        self.passes.watch(source.deployed.module)
+        self._counted_to = time.process_time()
+        self.cost = dict.fromkeys(COSTS, 0.0)
+        self.core_seconds = config.core_seconds(parts=len(config.targets))
         self.learned = trained | {FACTOR + k: v for k, v in self.factors.items()}
         self.optimizer = build_optimizer(config.train, self.learned)
         self.episode, self.skipped, self.seconds = 0, 0, 0.0
@@ -87,8 +94,10 @@ class MetaTrainer:
         terms = [self._task_vector(slot) for slot in self.slots]  # lines 6-9
         empty = torch.zeros(sum(v.numel() for v in self.learned.values()) + 3, dtype=self._dtype)
         local_P = pairwise_sum(terms) if terms else empty.to(self.context.device)
-        total_P = self.context.sum_over_workers(local_P)  # line 10: the gradient of Σ L_s
-        gradient_P, (loss, accuracy, count) = total_P[:-3], total_P[-3:].tolist()
+        spent = local_P.new_tensor(self._spent())
+        total_P = self.context.sum_over_workers(torch.cat([local_P, spent]))  # line 10: the gradient of Σ L_s
+        gradient_P, (loss, accuracy, count, *spent_by_all) = total_P[:-6], total_P[-6:].tolist()
+        self.cost = {key: self.cost[key] + value for key, value in zip(COSTS, spent_by_all, strict=True)}
         norm = float(gradient_P.norm())
         if math.isfinite(loss) and math.isfinite(norm):
             self._outer_step(gradient_P, norm)  # lines 10-11
@@ -104,7 +113,27 @@ class MetaTrainer:
         seconds = time.monotonic() - started
         self.seconds += seconds
         self.history.append({"episode": self.episode, **metrics})
-        return self.history[-1] | {"tasks_per_s": count / seconds, "episodes_per_s": 1 / seconds}
+        speed = {"tasks_per_s": count / seconds, "episodes_per_s": 1 / seconds}
+        return self.history[-1] | speed | {"core_seconds": self.cost["core_seconds"]}
+
+    def _spent(self) -> tuple[float, ...]:
+        """This worker's processor time, forward and backward images since the last call."""
+        now, counted = time.process_time(), (self.passes.forward, self.passes.backward)
+        spent = now - self._counted_to, *(a - b for a, b in zip(counted, self._counted, strict=True))
+        self._counted_to, self._counted = now, counted
+        return spent
+
+    @property
+    def done(self) -> bool:
+        """Whether all episodes are done, or the processor time is spent."""
+        return is_trained(self.config, self.episode, self.cost["core_seconds"])
+
+    @property
+    def _position(self) -> float:
+        """The episode that the schedules are at: with a budget, its spent share of all episodes."""
+        if self.core_seconds is None:
+            return self.episode
+        return self.config.train.episodes * min(1.0, self.cost["core_seconds"] / self.core_seconds)
 
     def close(self) -> None:
         """End the thread that prepares batches."""
@@ -124,7 +153,8 @@ class MetaTrainer:
         episode, slot = key
         if slot + 1 in self.slots:
             return episode, slot + 1
-        return (episode + 1, self.slots[0]) if episode + 1 < self.config.train.episodes else None
+        more = self.core_seconds is not None or episode + 1 < self.config.train.episodes
+        return (episode + 1, self.slots[0]) if more else None
 
     def _planned(self, task: TaskBatch) -> int:
         """The number of last inner steps that keep their graphs: as set, or measured once on the first task."""
@@ -151,9 +181,9 @@ class MetaTrainer:
             self.parameters,
             self.buffers,
             task,
-            order=outer_order(settings, self.episode),
+            order=outer_order(settings, self._position),
             memory=self._planned(task),
-            outer=outer_loss(settings, self.episode, self.net.rule.steps),
+            outer=outer_loss(settings, self._position, self.net.rule.steps),
             factors=self.factors,
             theta_on_host=settings.theta_on_host,
         )
@@ -180,7 +210,7 @@ class MetaTrainer:
         if settings.clip_norm is not None and norm > settings.clip_norm:
             gradient_P = gradient_P * (settings.clip_norm / norm)
         gradients = unflatten(gradient_P, self.learned)
-        outer_step(self.optimizer, self.learned, gradients, outer_rate(settings, self.episode))
+        outer_step(self.optimizer, self.learned, gradients, outer_rate(settings, self._position))
         # All ranks hold the same bits, so either all of them stop here or none does.
         if not all_finite(self.learned):
             raise DivergedError(
@@ -209,6 +239,7 @@ class MetaTrainer:
             "episode": self.episode,
             "skipped": self.skipped,
             "seconds": self.seconds,
+            "cost": self.cost,
             "memory": self.memory,
             "history": self.history,
             "config": training_settings(self.config),
@@ -236,12 +267,19 @@ class MetaTrainer:
             self.factors[key].copy_(value)
         load_optimizer_state(self.optimizer, self.learned, read_tensors(folder / "optimizer.safetensors"))
         self.episode, self.skipped, self.seconds = state["episode"], state["skipped"], state["seconds"]
-        self.history = state["history"]
+        self.history, self.cost = state["history"], self.cost | state.get("cost", {})
+
+
+def is_trained(config: Config, episodes: int, core_seconds: float) -> bool:
+    """Whether a target's meta-training is over after these episodes, or after this processor time if that decides."""
+    budget = config.core_seconds(parts=len(config.targets))
+    return episodes >= config.train.episodes if budget is None else core_seconds >= budget
 
 
 def training_settings(config: Config) -> Settings:
     """The settings that θ_meta depends on, as plain values; `memory` is left out, as it only changes the rounding."""
     values = config.settings(include={"seed", "model", "task", "inner", "experiences"})
+    values |= config.budget_settings(parts=len(config.targets))
     skipped = {"threads", "memory", "theta_on_host", "max_skipped", "kept_checkpoints"}
     return values | {"train": config.train.settings(exclude=skipped)}
 
@@ -270,9 +308,9 @@ def meta_train(trainer: MetaTrainer) -> State:
 def rounds(trainer: MetaTrainer) -> Iterator[dict[str, float]]:
     """Train from the trainer's episode to the last one (lines 2-12); yield the metrics of each round of N episodes."""
     settings = trainer.config.train
-    while trainer.episode < settings.episodes:
+    while not trainer.done:
         metrics = trainer.run_episode()
-        if trainer.episode % settings.round_episodes == 0 or trainer.episode == settings.episodes:
+        if trainer.episode % settings.round_episodes == 0 or trainer.done:
             if trainer.context.rank == 0 and trainer.validation is not None:
                 accuracy = trainer.validation_accuracy()
                 metrics["validation_accuracy"] = trainer.history[-1]["validation_accuracy"] = accuracy

@@ -38,8 +38,11 @@ def all_finite(state: State) -> bool:
     return bool(torch.stack([v.isfinite().all() for v in state.values()]).all())
 
 
-def outer_rate(settings: TrainConfig, episode: int) -> float:
-    """The rate of an episode (counted from 0): a linear warm-up, then the decay over the remaining episodes."""
+def outer_rate(settings: TrainConfig, episode: float) -> float:
+    """The rate of an episode: a linear warm-up, then the decay over the remaining episodes.
+
+    Episodes are counted from 0; here and below, they may be fractions, where processor time measures them.
+    """
     if episode < settings.warmup_episodes:
         return settings.outer_rate * (episode + 1) / settings.warmup_episodes
     left = max(settings.episodes - settings.warmup_episodes, 1)
@@ -48,12 +51,12 @@ def outer_rate(settings: TrainConfig, episode: int) -> float:
     return settings.outer_rate * falls[settings.outer_decay]
 
 
-def outer_order(settings: TrainConfig, episode: int) -> Order:
+def outer_order(settings: TrainConfig, episode: float) -> Order:
     """The derivative order of an episode (counted from 0)."""
     return "first" if episode < settings.first_order_episodes else settings.order
 
 
-def outer_loss(settings: TrainConfig, episode: int, steps: int) -> OuterLoss:
+def outer_loss(settings: TrainConfig, episode: float, steps: int) -> OuterLoss:
     """The outer loss of an episode (counted from 0).
 
     In episode e of the E multi-step episodes, each of the K inner steps but the last has the weight (1 − e/E)/K. The

@@ -1,16 +1,18 @@
 """Count what a repair spends, and report when its limit of seconds, gradient steps or images is reached.
 
 Every method checks its budget before each piece of work. Preparation before any target is known does not count.
+Core-seconds are the processor time of all threads of this process, so two busy cores spend two in a second.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
+from metarepair.engine.passes import Passes
 from tasks.errors import ConfigError
 
 Unit = Literal["s", "steps", "images"]
@@ -64,6 +66,36 @@ def parse_limit(text: str) -> Limit:
     return Limit(amount=amount, unit=match[2])  # type: ignore[arg-type]  # one of units
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a repair, or a preparation, took.
+
+    Attributes:
+        seconds: Seconds from its start to its end.
+        core_seconds: Processor seconds of all its threads and processes.
+        forward_images: Images that went through the DNN for any purpose; an image counts once for each pass.
+        backward_images: Images whose logits were differentiated; an image counts once for each derivative.
+    """
+
+    seconds: float = 0.0
+    core_seconds: float = 0.0
+    forward_images: int = 0
+    backward_images: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            seconds=self.seconds + other.seconds,
+            core_seconds=self.core_seconds + other.core_seconds,
+            forward_images=self.forward_images + other.forward_images,
+            backward_images=self.backward_images + other.backward_images,
+        )
+
+
+def cost_of(facts: Mapping[str, Any]) -> Cost:
+    """Return the cost among the facts of a manifest; older ones have no more than the seconds."""
+    return Cost(**{field.name: facts[field.name] for field in fields(Cost) if field.name in facts})
+
+
 class Budget:
     """Counts the images and gradient steps of a repair, and its seconds since the budget was created.
 
@@ -71,17 +103,19 @@ class Budget:
 
     Args:
         limit: The limit of the repair; None for no limit.
-        clock: Returns the time in seconds.
+        clock: Returns the time in seconds that a limit of seconds is for.
 
     Attributes:
         limit: The limit of the repair, or None.
         images_seen: Images that went through the DNN to learn from; an image counts once for each pass.
         gradient_steps: Steps of an optimizer.
+        passes: Images that went through the DNN for any purpose, forward and backward.
     """
 
     def __init__(self, limit: Limit | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit, self.images_seen, self.gradient_steps = limit, 0, 0
-        self._clock, self._started = clock, clock()
+        self.passes = Passes()
+        self._clock, self._started, self._cores_started = clock, clock(), time.process_time()
 
     def spend(self, *, images: int = 0, steps: int = 0) -> None:
         """Add to the counts.
@@ -99,6 +133,11 @@ class Budget:
         return self._clock() - self._started
 
     @property
+    def core_seconds(self) -> float:
+        """Processor seconds of this process since then, with those of an interrupted repair."""
+        return time.process_time() - self._cores_started
+
+    @property
     def share(self) -> float:
         """The part of the limit that is spent, from 0 to 1; 0 without a limit."""
         if self.limit is None:
@@ -111,18 +150,48 @@ class Budget:
         """Whether the limit is reached; always False without a limit."""
         return self.share >= 1.0
 
+    def cost(self) -> Cost:
+        """Return what was spent so far."""
+        return Cost(
+            seconds=self.seconds,
+            core_seconds=self.core_seconds,
+            forward_images=self.passes.forward,
+            backward_images=self.passes.backward,
+        )
+
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds, images and steps so far, for a checkpoint: the arguments of `go_on`."""
-        return {"seconds": self.seconds, "images": self.images_seen, "steps": self.gradient_steps}
+        """Seconds, images, steps, passes and core-seconds so far, for a checkpoint: the arguments of `go_on`."""
+        return {
+            "seconds": self.seconds,
+            "images": self.images_seen,
+            "steps": self.gradient_steps,
+            "forward": self.passes.forward,
+            "backward": self.passes.backward,
+            "core_seconds": self.core_seconds,
+        }
 
-    def go_on(self, *, seconds: float, images: float, steps: float) -> None:
+    def go_on(
+        self,
+        *,
+        seconds: float,
+        images: float,
+        steps: float,
+        forward: float = 0,
+        backward: float = 0,
+        core_seconds: float = 0,
+    ) -> None:
         """Resume from what an interrupted repair had spent.
 
         Args:
             seconds: Its seconds.
             images: Its images.
             steps: Its gradient steps.
+            forward: Images of its forward passes.
+            backward: Images of its backward passes.
+            core_seconds: Its core-seconds.
         """
         self.images_seen, self.gradient_steps = int(images), int(steps)
+        self.passes.forward, self.passes.backward = int(forward), int(backward)
         self._started = self._clock() - seconds
+        self._cores_started = time.process_time() - core_seconds

@@ -294,7 +294,7 @@ class Training:
         count = {k: float(v) for k, v in groups["count"].items()}
         self.step, self.checked = int(count["step"]), int(count["checked"])
         self.best_check, self.best_accuracy = int(count["best_check"]), count["best_accuracy"]
-        self.context.budget.go_on(seconds=count["seconds"], images=count["images"], steps=count["steps"])
+        self.context.budget.go_on(**{key: count[key] for key in self.context.budget.spent if key in count})
         self.context.say(f"{self.method}: resumes from step {self.step}")
 
 

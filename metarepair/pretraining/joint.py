@@ -66,11 +66,9 @@ class JointSource:
         )
 
     def following(self, key: tuple[int, int]) -> tuple[int, int] | None:
-        """Return the step after `key`, None after the last one."""
+        """Return the step after `key`; the last one has one, too, as processor time may set the end."""
         round_, step = key
-        if step + 1 < self.steps:
-            return round_, step + 1
-        return (round_ + 1, 0) if round_ + 1 < self.config.rounds else None
+        return (round_, step + 1) if step + 1 < self.steps else (round_ + 1, 0)
 
     def _group(self, key: tuple[int, int], group: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The augmented images [B, C, H, W] and labels [B] of one group."""
@@ -109,16 +107,18 @@ def train_jointly(
     folder: Place,
     on_round: Callable[[Epoch], None],
     probabilities: Mapping[str, float] | None = None,
+    core_seconds: float | None = None,
 ) -> DeployedModel:
     """Train the deployed DNN in place, and return it.
 
-    probabilities: how often each experience is drawn; None for all alike.
+    probabilities: how often each experience is drawn; None for all alike. core_seconds: the processor time that the
+    training takes over all workers, in place of `rounds`; None for all rounds.
 
     Writes a checkpoint into `folder` after each round, and resumes from it. Raises ConfigError for settings that do not
     suit the images or the device, DivergedError if the loss is not finite.
     """
     check_joint(config, clean, experiences, pixels=deployed.input_size)
-    if config.rounds == 0:
+    if config.rounds == 0 and core_seconds is None:
         return deployed
     settings = config.as_pretraining()
     check_precision(settings, context.device)
@@ -133,7 +133,14 @@ def train_jointly(
         probabilities=probabilities or {},
     )
     pretrainer = Pretrainer(
-        deployed, source, settings, context, seed=seed, groups=config.groups, section="joint"
+        deployed,
+        source,
+        settings,
+        context,
+        seed=seed,
+        groups=config.groups,
+        section="joint",
+        core_seconds=core_seconds,
     )
     train_to_the_end(pretrainer, folder, on_round)
     return deployed

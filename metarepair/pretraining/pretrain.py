@@ -45,12 +45,14 @@ CHECKED_STEPS = 50  # steps between checks of the loss; each check waits for the
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One line of the training log; accuracies are fractions."""
+    """One line of the training log; accuracies are fractions, `core_seconds` those of all workers."""
 
     epoch: int
     loss: float
     validation_accuracy: float
     seconds: float
+    core_seconds: float
+    images: int
     images_per_s: float
 
 
@@ -109,7 +111,7 @@ def train_to_the_end(pretrainer: Pretrainer, folder: Place, on_epoch: Callable[[
     weights, module = pretrainer.weights, pretrainer.deployed.module
     try:
         load_checkpoint(folder, weights)
-        while weights.epochs_done < pretrainer.config.epochs:
+        while not pretrainer.done:
             on_epoch(pretrainer.run_epoch())
             if pretrainer.context.rank == 0:
                 save_checkpoint(folder, weights)
@@ -153,7 +155,8 @@ class Pretrainer:
 
     validation: the data set and its rows that each epoch is validated on; None for none. groups: number of groups of a
     step's images over all workers, each with batch-norm statistics and dropout masks of its own; None if a worker's
-    images are one group. section: the section of the settings, for messages.
+    images are one group. section: the section of the settings, for messages. core_seconds: the processor time that the
+    training may take over all workers; it then goes on until that is spent, however many epochs that are.
     """
 
     def __init__(
@@ -167,13 +170,15 @@ class Pretrainer:
         validation: tuple[Dataset, Ints] | None = None,
         groups: int | None = None,
         section: str = "pretrain",
+        core_seconds: float | None = None,
     ) -> None:
         self.deployed, self.source, self.config = deployed, source, config
-        self.context, self.seed = context, seed
+        self.context, self.seed, self.core_seconds = context, seed, core_seconds
         self.validation, self.groups, self.section = validation, groups, section
         module = deployed.module.to(torch.float64 if config.precision == "float64" else torch.float32)
         self.weights = TrainedWeights(module, config)
         self._batches = Lookahead(self.source.batch, self.source.following)
+        self._counted_to = time.process_time()
 
     @cached_property
     def _forward(self) -> Callable[[Tensor], Tensor]:
@@ -183,23 +188,44 @@ class Pretrainer:
         compiled: Callable[[Tensor], Tensor] = torch.compile(self.deployed.module)
         return compiled
 
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are done, or the processor time is spent."""
+        if self.core_seconds is None:
+            return self.weights.epochs_done >= self.config.epochs
+        return self.weights.core_seconds >= self.core_seconds
+
+    def _progress(self, epoch: int, step: int) -> float:
+        """The share of the training that is done, 0 to 1."""
+        if self.core_seconds is None:
+            return (epoch * self.source.steps + step) / (self.config.epochs * self.source.steps)
+        return self.weights.core_seconds / self.core_seconds
+
     def run_epoch(self) -> Epoch:
-        """Run all steps of the next epoch, then validate the averaged weights."""
+        """Run the steps of the next epoch, as many as the processor time allows, and validate the averaged weights."""
         started, epoch, steps = time.monotonic(), self.weights.epochs_done, self.source.steps
+        core_seconds = self.weights.core_seconds
         # Dropout masks are keyed by the epoch, so a resumed training draws the same ones as an uninterrupted one.
         torch.manual_seed(
             int(keyed_generator("pretrain-dropout", self.seed, epoch, self.context.rank).integers(2**63))
         )
         losses: list[Tensor] = []
         for step in range(steps):
-            progress = (epoch * steps + step) / (self.config.epochs * steps)
+            progress = self._progress(epoch, step)
             self.weights.set_rate(self.config.rate * rate_factor(progress, self.config.warmup_fraction))
             batch = self._batches.get((epoch, step))
-            losses.append(
-                self._step(batch) if self.groups is None else self._grouped_step(batch, (epoch, step))
-            )
-            if (step + 1) % CHECKED_STEPS == 0 or step + 1 == steps:
+            if self.groups is None:
+                loss, share = self._backward(batch), self.context.world_size
+            else:
+                loss, share = self._grouped_backward(batch, (epoch, step)), 1
+            losses.append(self._sum_over_workers(loss, share=share))
+            self.weights.step()
+            if len(losses) % CHECKED_STEPS == 0:
                 self._check_finite(losses[-CHECKED_STEPS:], epoch)
+            if self.core_seconds is not None and self.done:
+                break
+        self._check_finite(losses[-CHECKED_STEPS:], epoch)
+        images = len(losses) * self.config.batch_size
         trained_s = time.monotonic() - started
         accuracy = self._validate()
         self.weights.epoch_done(accuracy)
@@ -208,15 +234,17 @@ class Pretrainer:
             loss=float(torch.stack(losses).mean()),
             validation_accuracy=accuracy,
             seconds=time.monotonic() - started,
-            images_per_s=steps * self.config.batch_size / trained_s,
+            core_seconds=self.weights.core_seconds - core_seconds,
+            images=images,
+            images_per_s=images / trained_s,
         )
 
     def close(self) -> None:
         """End the thread that makes batches."""
         self._batches.close()
 
-    def _step(self, batch: TrainingBatch) -> Tensor:
-        """Take one optimizer step on the images of all workers; returns the loss over all of them."""
+    def _backward(self, batch: TrainingBatch) -> Tensor:
+        """Compute the gradients of this worker's images; returns their part of the loss."""
         self.deployed.module.train()
         self.weights.optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -224,12 +252,10 @@ class Pretrainer:
             loss = self._loss_sum(part) / self.config.batch_size
             torch.autograd.backward(loss)
             losses.append(loss.detach())
-        loss = self._sum_over_workers(torch.stack(losses).sum(), share=self.context.world_size)
-        self.weights.step()
-        return loss
+        return torch.stack(losses).sum()
 
-    def _grouped_step(self, batch: TrainingBatch, key: tuple[int, int]) -> Tensor:
-        """Take one step, like `_step`. Each group starts from the same statistics, whose updates are averaged."""
+    def _grouped_backward(self, batch: TrainingBatch, key: tuple[int, int]) -> Tensor:
+        """As `_backward`, group by group. Each starts from the same statistics, whose updates are averaged."""
         assert self.groups is not None
         module, statistics = self.deployed.module.train(), self.weights.statistics()
         own = slots_of(self.context.rank, self.context.world_size, self.groups)
@@ -249,8 +275,6 @@ class Pretrainer:
         _put_buffers(module, before)  # also what only counts batches
         for total, statistic in zip(after, statistics, strict=True):
             statistic.copy_(total)
-        loss = self._sum_over_workers(loss, share=1)
-        self.weights.step()
         return loss
 
     def _loss_sum(self, batch: TrainingBatch) -> Tensor:
@@ -271,15 +295,22 @@ class Pretrainer:
         return torch.autocast(self.context.device.type, torch.bfloat16)
 
     def _sum_over_workers(self, loss: Tensor, *, share: int) -> Tensor:
-        """Sum loss, gradients and statistics / `share` over the workers, in place; returns the summed loss."""
+        """Sum loss, gradients and statistics / `share` over the workers, in place; returns the summed loss.
+
+        The processor time since the last step is summed as well, so all workers know what is spent.
+        """
+        now = time.process_time()
+        spent, self._counted_to = now - self._counted_to, now
         if self.context.world_size == 1:
+            self.weights.core_seconds += spent
             return loss
         gradients, statistics = self.weights.gradients(), self.weights.statistics()
-        shared = [*gradients, *(s / share for s in statistics), loss]
+        shared = [*gradients, *(s / share for s in statistics), loss.new_tensor(spent), loss]
         sum_P = self.context.sum_over_workers(torch.cat([t.reshape(-1) for t in shared]))
         sums = torch.split(sum_P, [t.numel() for t in shared])
         for tensor, total in zip([*gradients, *statistics], sums, strict=False):
             tensor.copy_(total.view_as(tensor))
+        self.weights.core_seconds += float(sums[-2])
         summed: Tensor = sums[-1].reshape(())
         return summed
 

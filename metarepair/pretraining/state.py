@@ -27,6 +27,7 @@ class TrainedWeights:
         self.average = _copy(module.state_dict())
         self.best: dict[str, Tensor] = {}
         self.best_epoch, self.best_accuracy, self.epochs_done = 0, -math.inf, 0
+        self.core_seconds = 0.0  # of all workers
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -102,6 +103,7 @@ def save_checkpoint(folder: Place, weights: TrainedWeights) -> None:
             "epochs_done": torch.tensor(weights.epochs_done),
             "best_epoch": torch.tensor(weights.best_epoch),
             "best_accuracy": torch.tensor(weights.best_accuracy, dtype=torch.float64),
+            "core_seconds": torch.tensor(weights.core_seconds, dtype=torch.float64),
         },
     }
     tensors = {f"{group}.{key}": value for group, state in groups.items() for key, value in state.items()}
@@ -125,3 +127,4 @@ def load_checkpoint(folder: Place, weights: TrainedWeights) -> None:
     weights.epochs_done = int(groups["count"]["epochs_done"])
     weights.best_epoch = int(groups["count"]["best_epoch"])
     weights.best_accuracy = float(groups["count"]["best_accuracy"])
+    weights.core_seconds = float(groups["count"].get("core_seconds", 0.0))

@@ -108,7 +108,9 @@ def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Ma
             candidates.append(repair_once(unit, config, data, here))
             files += [f"{name}/{seed}/{file}" for file in files_of(unit.folder, config)]
             notes = "".join(f"; {note}" for note in candidates[-1].model.notes)
-            logger.info(f"{target}: repaired by {name}, seed {seed}, {candidates[-1].seconds:.1f} s{notes}")
+            logger.info(
+                f"{target}: repaired by {name}, seed {seed}, {candidates[-1].cost.seconds:.1f} s{notes}"
+            )
     judged = evaluate(run, config, target, here, candidates)
     write_result(run, config, target, mined, judged, validation=len(parts[config.repair.seeds[0]].validation))
     return StageOutput(files=files)
@@ -150,7 +152,7 @@ def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings
     )
     with peak_memory(here.deployed.device) as memory:
         model = repair_fairly(method, here.deployed, data, context)
-    seconds = context.budget.seconds
+    cost = context.budget.cost()
     bad = model.first_not_finite()
     if bad is not None:
         raise DivergedError(
@@ -161,7 +163,11 @@ def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings
     judged = model.architecture_of(here.deployed)
     validation = accuracy_on(judged, model.parameters, model.buffers, data.validation)
     return Candidate(
-        model=model, seed=unit.seed, seconds=seconds, validation=validation, memory_bytes=memory.bytes
+        model=model,
+        seed=unit.seed,
+        cost=cost,
+        validation=validation,
+        memory_bytes=memory.bytes,
     )
 
 
@@ -187,6 +193,8 @@ def repair_fairly(
         load_joint=_loaded(context.load_joint) if "joint" in uses else no_joint,
     )
     own = replace(deployed, module=copied(deployed.module).eval())
+    passes = context.budget.passes
+    passes.watch(own.module)
     try:
         repaired: object = method.repair(own, cut_to_uses(data, uses), context)
     except ValueError as error:
@@ -204,6 +212,8 @@ def repair_fairly(
             "(metarepair.methods.repaired_from makes one)."
         )
     _check_frozen(deployed.module, repaired)
+    if repaired.module is not None:
+        passes.leave(repaired.module)
     return repaired
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 logger = logging.getLogger(__name__)
 INTERVAL_S = 10.0
 REDRAWN_S = 0.2
+CORE_SECONDS = "core-seconds"  # the unit of work that lasts until its processor time is spent
 
 
 @dataclass(frozen=True)

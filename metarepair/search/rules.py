@@ -27,6 +27,7 @@ REASONS = {
     "storage_path": "all trials are kept in the run that they belong to",
     "seed": f"mining depends on it ({_BEFORE}), and the best of several seeds is only the luckiest",
     "targets": "it sets what is repaired, and trials are compared on the same targets",
+    "preparation_budget": "trials are compared round by round, whatever time they take",
     "data": _BEFORE,
     "model": _BEFORE,
     "mining": _BEFORE,

@@ -73,7 +73,7 @@ def trial_config(config: Config, drawn: Mapping[str, Any]) -> Config | None:
     None if the drawn subset of experiences leaves a target or a judged environment nothing to learn from.
     """
     settings = {name: value for name, value in drawn.items() if not is_free(name)}
-    values = config.model_dump(mode="json", exclude={"search"})
+    values = config.model_dump(mode="json", exclude={"search", "preparation_budget"})
     if len(settings) < len(drawn):
         taken = [name for name in config.mining.experiences if drawn.get(FREE + name)]
         if any(set(taken) <= {environment} for environment in learners(config)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 
 import torch
 
@@ -19,8 +18,9 @@ from metarepair.pretraining.pretrain import Epoch
 from metarepair.pretraining.state import TrainedWeights, load_checkpoint
 from metarepair.runs.context import Context, LocalContext
 from metarepair.runs.layout import Run
+from metarepair.runs.progress import Progress
 from metarepair.runs.run_stage import StageOutput
-from metarepair.stages.pretrain import EPOCHS, describe, epoch_progress, log_epoch, read_epochs
+from metarepair.stages.pretrain import EPOCHS, epoch_progress, log_epoch, read_epochs, show_epochs
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.corruptions.plugins import plugin_settings
 from tasks.errors import ConfigError
@@ -47,6 +47,7 @@ def joint_settings(config: Config) -> Settings:
             "corruption_draws": DRAWS_VERSION,
         }
         | plugin_settings(config.corruptions_of(names))
+        | config.budget_settings()
     )
 
 
@@ -85,16 +86,22 @@ def keep_joint(run: Run, config: Config, here: Surroundings) -> StageOutput:
     """Write the weights of the finished training to where repairs read them."""
     trained = TrainedWeights(copied(here.deployed.module), config.joint.as_pretraining())
     load_checkpoint(run.joint, trained)
-    assert trained.epochs_done == config.joint.rounds
     weights = run.joint / "model.safetensors"
     save_weights(weights, trained.kept(), {"model": config.model.name})
-    rounds, settings = read_epochs(run.joint), config.joint
-    images = settings.rounds * settings.round_steps * settings.batch_size
+    rounds = read_epochs(run.joint)
+    images = sum(int(one["images"]) for one in rounds)
     seconds = sum(one["seconds"] for one in rounds)
     logger.info(f"joint training: {images:,} images in {seconds:.0f} s, {weights}")
     return StageOutput(
         files=["model.safetensors", *([EPOCHS] if rounds else [])],
-        facts={"seconds": seconds, "images_seen": images, "workers": config.workers},
+        facts={
+            "seconds": seconds,
+            "core_seconds": trained.core_seconds,
+            "forward_images": images,
+            "backward_images": images,
+            "images_seen": images,
+            "workers": config.workers,
+        },
     )
 
 
@@ -115,15 +122,22 @@ def train_jointly_here(
         folder=run.joint,
         on_round=on_round,
         probabilities=joint_probabilities(run, config),
+        core_seconds=config.preparation_budget,
     )
+
+
+def joint_progress(run: Run, config: Config) -> Progress:
+    """Progress in rounds, or in core-seconds if these decide."""
+    spent = config.preparation_budget
+    return epoch_progress("joint training", config.joint.rounds, "rounds", run.joint, core_seconds=spent)
 
 
 def train_with_progress(run: Run, config: Config, device: torch.device) -> None:
     """Train in this process, without Ray, and show the rounds."""
-    progress = epoch_progress("joint training", config.joint.rounds, "rounds", run.joint)
+    progress = joint_progress(run, config)
 
     def on_round(one: Epoch) -> None:
         log_epoch(run.joint, one)
-        progress.advance(one.epoch - progress.done, describe(asdict(one)))
+        show_epochs(progress, run.joint)
 
     train_jointly_here(run, config, LocalContext(folder=run.joint, device=device), on_round)

@@ -24,7 +24,7 @@ from metarepair.data.workspace import Surroundings, load_surroundings, pick_devi
 from metarepair.evaluation.judging import readings
 from metarepair.features.confidence_tables import read_confidence
 from metarepair.features.extractors import check_extractor
-from metarepair.meta_training.meta_train import training_settings
+from metarepair.meta_training.meta_train import is_trained, training_settings
 from metarepair.methods import check_method_settings, get_method
 from metarepair.models.build import read_tensors, state_hash
 from metarepair.models.clean_check import check_on_clean
@@ -312,7 +312,12 @@ class Pipeline:
         """Copy the tensors of the last checkpoint to where θ_meta is read."""
         checkpoint = newest_checkpoint(folder, level=logging.DEBUG)
         state = read_state(checkpoint) if checkpoint is not None else None
-        if checkpoint is None or state is None or state["episode"] != self.config.train.episodes:
+        spent = {} if state is None else state.get("cost", {})
+        if (
+            checkpoint is None
+            or state is None
+            or not is_trained(self.config, state["episode"], spent.get("core_seconds", 0.0))
+        ):
             raise DataError(
                 f"{folder} has no complete checkpoint of the last episode. Run the command again."
             )
@@ -325,6 +330,7 @@ class Pipeline:
             files=[*tensors, "metrics.json"],
             facts={
                 "seconds": state["seconds"],
+                **spent,
                 "episodes": state["episode"],
                 "workers": self.config.workers,
                 "skipped_episodes": state["skipped"],

@@ -19,7 +19,7 @@ from metarepair.pretraining.pretrain import Epoch, pretrain
 from metarepair.runs.context import LocalContext
 from metarepair.runs.layout import open_run
 from metarepair.runs.logs import RESULTS
-from metarepair.runs.progress import Progress
+from metarepair.runs.progress import CORE_SECONDS, Progress
 from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
 from tasks.storage.manifest import discard
@@ -97,7 +97,7 @@ def _train_here(config: Config, data: ArrayDataset, folder: Place, *, elsewhere:
     def on_epoch(epoch: Epoch) -> None:
         log_epoch(folder, epoch)
         if progress is not None:
-            progress.advance(epoch.epoch - progress.done, describe(asdict(epoch)))
+            show_epochs(progress, folder)
 
     # With workers the driver needs no GPU of its own.
     device = (
@@ -115,9 +115,24 @@ def _train_here(config: Config, data: ArrayDataset, folder: Place, *, elsewhere:
     )
 
 
-def epoch_progress(title: str, epochs: int, unit: str, folder: Place) -> Progress:
-    """Progress in epochs (or rounds), starting after those already logged."""
-    return Progress(title, epochs, unit, done=len(read_epochs(folder)))
+def epoch_progress(
+    title: str, epochs: int, unit: str, folder: Place, *, core_seconds: float | None = None
+) -> Progress:
+    """Progress in epochs (or rounds), or in core-seconds if these decide, starting after the epochs already logged."""
+    logged = read_epochs(folder)
+    if core_seconds is not None:
+        spent = int(sum(epoch["core_seconds"] for epoch in logged))
+        return Progress(title, math.ceil(core_seconds), CORE_SECONDS, done=spent)
+    return Progress(title, epochs, unit, done=len(logged))
+
+
+def show_epochs(progress: Progress, folder: Place) -> None:
+    """Advance `progress` to the last epoch that is logged."""
+    logged = read_epochs(folder)
+    spent = progress.unit == CORE_SECONDS
+    reached = int(sum(epoch["core_seconds"] for epoch in logged)) if spent else len(logged)
+    if reached > progress.done:
+        progress.advance(reached - progress.done, describe(logged[-1]))
 
 
 def describe(epoch: dict[str, float]) -> str:

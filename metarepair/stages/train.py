@@ -7,6 +7,7 @@ drawn by `metarepair.meta_training.task_source.TaskSource`.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 
 import torch
@@ -27,7 +28,7 @@ from metarepair.models.weights_file import read_weights
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.context import Context, LocalContext, Metrics
 from metarepair.runs.layout import Run
-from metarepair.runs.progress import Progress
+from metarepair.runs.progress import CORE_SECONDS, Progress
 from metarepair.weights import start_file
 from tasks.experiences.store import open_side
 from tasks.records import Experience
@@ -103,13 +104,19 @@ def training_progress(run: Run, config: Config, target: str, *, level: int = log
     """Progress in episodes, starting at the newest checkpoint. A damaged checkpoint is logged with `level`."""
     checkpoint = newest_checkpoint(run.meta(target), level=level)
     state = read_state(checkpoint) if checkpoint is not None else None
+    budget = config.core_seconds(parts=len(config.targets))
+    if budget is not None:
+        spent = 0 if state is None else int(state["cost"]["core_seconds"])
+        return Progress(f"train {target}", math.ceil(budget), CORE_SECONDS, done=spent)
     done = 0 if state is None else int(state["episode"])
     return Progress(f"train {target}", config.train.episodes, "episodes", done=done)
 
 
 def show_metrics(progress: Progress, metrics: Metrics) -> None:
-    """Advance `progress` to the episode of a report."""
-    progress.advance(int(metrics["episode"]) - progress.done, describe(metrics))
+    """Advance `progress` to the episode, or to the core-seconds, of a report."""
+    reached = int(metrics["core_seconds" if progress.unit == CORE_SECONDS else "episode"])
+    if reached > progress.done:
+        progress.advance(reached - progress.done, describe(metrics))
 
 
 def describe(metrics: Metrics) -> str:

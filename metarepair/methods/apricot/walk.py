@@ -231,12 +231,12 @@ class Walk:
             return
         saved = read_tensors(folder / CHECKPOINT)
         self.w_P, self.right = saved["w"].to(self.w_P), list(saved["right"].numpy())
-        batch, gained_at, gains, accuracy, seconds, images, steps = saved["counts"].tolist()
+        batch, gained_at, gains, accuracy, *spent = saved["counts"].tolist()
         self.batch, self.gained_at, self.gains, self.accuracy = (
             int(batch),
             int(gained_at),
             int(gains),
             accuracy,
         )
-        self.context.budget.go_on(seconds=seconds, images=images, steps=steps)
+        self.context.budget.go_on(**dict(zip(self.context.budget.spent, spent, strict=False)))
         self.context.say(f"apricot: resumes from adjustment {self.batch}")

@@ -168,7 +168,7 @@ class _Repair:
             return None
         tensors = read_tensors(self.context.folder / CHECKPOINT)
         found = {name: tensor.numpy() for name, tensor in tensors.items()}
-        self.budget.go_on(**dict(zip(self.budget.spent, found["spent"].tolist(), strict=True)))
+        self.budget.go_on(**dict(zip(self.budget.spent, found["spent"].tolist(), strict=False)))
         generation = found["count"].tolist()[0] if "count" in found else 0
         self.context.say(f"arachne: resumes from generation {generation}")
         return found

@@ -74,6 +74,7 @@ class BudgetPart(Budget):
     def __init__(self, whole: Budget, *, end: float = 1.0) -> None:
         super().__init__(whole.limit)
         super().go_on(**whole.spent)
+        self.passes = whole.passes
         self._whole, self._begin, self._end = whole, whole.share, whole.share + (1 - whole.share) * end
 
     def spend(self, *, images: int = 0, steps: int = 0) -> None:
@@ -88,9 +89,9 @@ class BudgetPart(Budget):
         room, used = self._end - self._begin, self._whole.share - self._begin
         return min(1.0, max(0.0, used / room)) if room > 0 else 1.0
 
-    def go_on(self, *, seconds: float, images: float, steps: float) -> None:
-        super().go_on(seconds=seconds, images=images, steps=steps)
-        self._whole.go_on(seconds=seconds, images=images, steps=steps)
+    def go_on(self, **spent: float) -> None:
+        super().go_on(**spent)
+        self._whole.go_on(**spent)
 
 
 def block_loss(deployed: DeployedModel, block: nn.Module) -> Loss:
