@@ -8,7 +8,7 @@ examples.py    training batches of failures and clean images
 training.py    the training loop that several methods share
 """
 
-from metarepair.methods import bn_adapt, eata, finetune, joint, metarepair, none, sar, sgd, tent
+from metarepair.methods import bn_adapt, eata, finetune, joint, metarepair, none, roid, sar, sgd, tent
 from metarepair.methods.apricot import method as apricot
 from metarepair.methods.arachne import method as arachne
 from metarepair.methods.archrepair import method as archrepair
@@ -51,6 +51,7 @@ __all__ = [
     "none",
     "parse_limit",
     "repaired_from",
+    "roid",
     "sar",
     "sensei",
     "settings_of",

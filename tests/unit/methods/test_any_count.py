@@ -65,6 +65,7 @@ def config(batch_size: int, shots: int = 1) -> Any:
             "repair": {"episodes": 1, "tasks": 1, "rates": [0.01]},
             "methods": {
                 "tent": {"epochs": 1, "batch_size": batch_size},
+                "roid": {"epochs": 1, "batch_size": batch_size},
                 "augmix": training,
                 "deeprepair": training,
                 "sensei": training | {"variants": 3, "keep": 2},

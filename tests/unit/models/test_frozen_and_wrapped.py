@@ -45,6 +45,7 @@ CONFIG = parse_config(
         "repair": {"episodes": 1, "tasks": 2, "rates": [0.1]},
         "methods": {
             "tent": {"epochs": 2, "batch_size": 8, "rate": 0.05},
+            "roid": {"epochs": 2, "batch_size": 8, "rate": 0.05},
             "augmix": TRAINING | {"weight_decay": 0.1},
             "deeprepair": TRAINING,
             "sensei": TRAINING | {"variants": 3, "keep": 2},
