@@ -30,14 +30,9 @@ from tasks.storage.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def joint_experiences(config: Config) -> list[str]:
-    """The experiences of joint training: those that are no targets, since one training serves all targets."""
-    return [name for name in config.mining.experiences if name not in config.targets]
-
-
 def joint_settings(config: Config) -> Settings:
     """The settings that jointly trained weights depend on."""
-    names = joint_experiences(config)
+    names = config.shared_experiences
     return (
         config.settings(include={"seed", "model", "joint"})
         | {
@@ -54,7 +49,7 @@ def joint_settings(config: Config) -> Settings:
 def joint_inputs(config: Config, here: Surroundings) -> dict[str, str]:
     """Digests of what jointly trained weights depend on: the DNN, the data set, and the user's own experiences."""
     inputs = here.inputs()
-    for name in joint_experiences(config):
+    for name in config.shared_experiences:
         inputs |= here.inputs_of(name)
     return inputs
 
@@ -82,7 +77,7 @@ def train_jointly_here(
     """Train to the last round, as one of the workers of `context`; return the DNN."""
     torch.set_num_threads(config.train.threads)
     here = load_surroundings(config, device=context.device)
-    experiences = {name: learned_images(here, name) for name in joint_experiences(config)}
+    experiences = {name: learned_images(here, name) for name in config.shared_experiences}
     return train_jointly(
         here.deployed,
         here.clean(),

@@ -21,7 +21,7 @@ from metarepair.models.build import DeployedModel, build_model
 from metarepair.pretraining.joint import JointSource, LearnedImages, train_jointly
 from metarepair.pretraining.pretrain import Epoch, Pretrainer
 from metarepair.runs.context import LocalContext
-from metarepair.stages.joint import joint_experiences, joint_settings, learned_images
+from metarepair.stages.joint import joint_settings, learned_images
 from tasks.datasets import load_dataset
 from tasks.environments import AS_GIVEN, corrupted
 from tasks.errors import ConfigError, DivergedError
@@ -248,8 +248,8 @@ def settings(**changes: Any) -> Config:
 
 
 def test_no_target_is_learned_from() -> None:
-    assert joint_experiences(settings()) == ["snow"]
-    assert joint_experiences(settings(targets=["frost"])) == ["fog", "snow"]
+    assert settings().shared_experiences == ["snow"]
+    assert settings(targets=["frost"]).shared_experiences == ["fog", "snow"]
     assert joint_settings(settings())["experiences"] == ["snow"]
 
 
