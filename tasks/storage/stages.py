@@ -16,6 +16,7 @@ Kind = Literal[
     "features",
     "score",
     "joint",
+    "merged",
     "meta",
     "repaired",
     "deployed",
@@ -164,6 +165,16 @@ JOINT = Stage(
     traces=(BEGUN, "epochs.json", "training.safetensors"),
     unit="rounds",
 )
+MERGED = Stage(
+    kind="merged",
+    name="merged",
+    verb="train",
+    folder="merged/EXPERIENCE",
+    missing="Train first",
+    settings=("seed", "model", "validation_fraction", "settings"),
+    needs=("environment",),
+    traces=(BEGUN, "model.safetensors", "training.safetensors"),
+)
 META = Stage(
     kind="meta",
     name="train",
@@ -192,7 +203,7 @@ REPAIRED = Stage(
         "methods",
         "corruption_plugins",
     ),
-    needs=("environment", "meta", "joint"),
+    needs=("environment", "score", "meta", "joint", "merged"),
     traces=("*/*/model.safetensors", "samples.parquet", "result.json"),
     unit="repairs",
 )
@@ -214,7 +225,7 @@ COMPARED = Stage(
     folder="compare/TARGET/METHOD/SEED",
     missing="Repair first",
     settings=("seed", "model", "validation_fraction", "settings", "budget", "task", "inner", "repair"),
-    needs=("environment", "meta", "joint", "prepared"),
+    needs=("environment", "score", "meta", "joint", "merged", "prepared"),
     traces=(BEGUN, "model.safetensors", "training.safetensors"),
 )
 HYPOTHESIS = Stage(
@@ -247,6 +258,7 @@ STAGES = (
     FEATURES,
     SCORE,
     JOINT,
+    MERGED,
     META,
     REPAIRED,
     PREPARED,
