@@ -112,11 +112,11 @@ def test_the_average_of_one_is_that_one_to_the_bit() -> None:
 
 
 def test_the_average_is_computed_in_float64() -> None:
-    """In float32, the terms of 1 + 2^-23 do not sum to it again."""
-    module = nn.Linear(1, 1, bias=False)
-    value = torch.full((1, 1), 1 + 2**-23)
-    starts = [(p, Start(parameters={"weight": value}, buffers={})) for p in (0.1, 0.2, 0.3, 0.4)]
-    assert averaged(starts, module).parameters["weight"].equal(value)
+    """In float32, sevenths of many numbers do not sum to these numbers again."""
+    module = nn.Linear(1000, 1, bias=False)
+    values = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0))
+    starts = [(1 / 7, Start(parameters={"weight": values}, buffers={}))] * 7
+    assert averaged(starts, module).parameters["weight"].equal(values)
 
 
 def test_frozen_parameters_are_those_of_the_deployed_dnn_to_the_bit() -> None:
