@@ -25,7 +25,7 @@ from tasks.records import Failures, Ints
 from tasks.sampling.sampler import semantic_cover, split_validation
 from tasks.splits import SELECT
 
-Uses = Literal["failures", "unlabelled", "clean", "experiences", "joint"]
+Uses = Literal["failures", "unlabelled", "clean", "experiences", "joint", "merged"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from metarepair.reports.table import (
 )
 from metarepair.runs.layout import Run
 from tasks.storage.manifest import require_manifest
-from tasks.storage.stages import JOINT, META, PREPARED
+from tasks.storage.stages import JOINT, MERGED, META, PREPARED
 
 Result = dict[str, Any]
 
@@ -170,19 +170,22 @@ def _terms(run: Run, config: Config, results: Sequence[Result]) -> ReportPart:
                 ", ".join(method.uses_with(config)) or "nothing",
                 ", ".join(method.changes) or "nothing",
                 "its own settings" if limit is None else str(limit),
-                _preparation(run, name, [str(result["target"]) for result in results]),
+                _preparation(run, config, name, [str(result["target"]) for result in results]),
                 method.cost,
             )
         )
     return ReportPart(title="what each method was given and took", header=header, rows=tuple(rows))
 
 
-def _preparation(run: Run, name: str, targets: Sequence[str]) -> str:
+def _preparation(run: Run, config: Config, name: str, targets: Sequence[str]) -> str:
     """Seconds of preparation before any repair: once for all targets, or the mean for each target."""
     method = get_method(name)
     once = require_manifest(run.prepared(name), PREPARED.remedy).facts["seconds"] if method.prepares else None
     if "joint" in method.uses:
         once = require_manifest(run.joint, JOINT.remedy).facts["seconds"]
+    if "merged" in method.uses:
+        repairs = [require_manifest(run.merged(e), MERGED.remedy) for e in config.shared_experiences]
+        once = sum(repair.facts["seconds"] for repair in repairs)
     if "experiences" in method.uses:
         each = [require_manifest(run.meta(t), META.remedy).facts["seconds"] for t in targets]
         return f"{sum(each) / len(each):,.0f} for each target"

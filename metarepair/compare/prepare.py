@@ -12,8 +12,9 @@ import numpy as np
 from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
-from metarepair.methods import Budget, MethodContext, get_method, settings_of
+from metarepair.methods import MethodContext, get_method, settings_of
 from metarepair.methods.base import Map
+from metarepair.methods.budget import core_seconds_budget
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.errors import DataError, StageError
@@ -31,7 +32,7 @@ def preparation_settings(config: Config, name: str) -> Settings:
     """The settings that a preparation depends on."""
     names = get_method(name).prepared_by
     own = settings_of(config, name).settings(include=None if names is None else set(names))
-    return config.settings(include={"seed", "model"}) | {"settings": own}
+    return config.settings(include={"seed", "model"}) | {"settings": own} | config.budget_settings()
 
 
 def prepare_method(
@@ -47,7 +48,7 @@ def prepare_method(
 
 
 def _prepare(config: Config, name: str, here: Surroundings, *, folder: Place, map_pieces: Map) -> StageOutput:
-    budget = Budget()
+    budget = core_seconds_budget(config.core_seconds())
     context = MethodContext(
         config=config,
         seed=config.seed,

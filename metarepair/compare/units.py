@@ -23,6 +23,7 @@ from metarepair.methods import (
     settings_of,
 )
 from metarepair.methods.budget import cost_of
+from metarepair.repairs.merged import load_merged, merged_inputs
 from metarepair.repairs.saved import ARCHITECTURE, load_repaired
 from metarepair.repairs.stage import Unit, files_of, load_joint, load_meta, repair_once, unit_data
 from metarepair.runs.layout import Run
@@ -99,6 +100,8 @@ def unit_inputs(run: Run, config: Config, unit: ComparedRepair, here: Surroundin
         inputs["meta"] = require_manifest(run.meta(unit.target), META.remedy).digest
     if "joint" in method.uses:
         inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
+    if "merged" in method.uses:
+        inputs |= merged_inputs(run, config, unit.target)
     if method.prepares:
         inputs["prepared"] = require_manifest(run.prepared(unit.method), COMPARED.remedy).digest
     return inputs
@@ -136,6 +139,7 @@ def _repair(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) 
         folder=folder,
         load_meta=partial(load_meta, run, config, unit.target, here),
         load_joint=partial(load_joint, run, here),
+        load_merged=partial(load_merged, run, config, unit.target, here),
         limit=limit_of(config, unit.method),
         prepared=run.prepared(unit.method) if get_method(unit.method).prepares else None,
     )
@@ -174,6 +178,7 @@ def load_candidate(run: Run, config: Config, unit: ComparedRepair, here: Surroun
             seed=unit.seed,
             load_meta=partial(load_meta, run, config, unit.target, here),
             load_joint=partial(load_joint, run, here),
+            load_merged=partial(load_merged, run, config, unit.target, here),
         )
         data = _data(run, config, unit, here)
         return get_method(unit.method).steps(here.deployed, data, context, rate=rate)

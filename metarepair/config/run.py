@@ -435,6 +435,11 @@ class Config(Section):
         given = self.environments.get(name)
         return given is not None and given.kind == "images"
 
+    @property
+    def shared_experiences(self) -> list[str]:
+        """The experiences that are no targets: what is made from them serves all targets of the run."""
+        return [name for name in self.mining.experiences if name not in self.targets]
+
     def corruptions_of(self, names: Iterable[str]) -> list[str]:
         """Return the corruptions among the named environments, with those of archives; a user's images have none."""
         found = []

@@ -39,7 +39,7 @@ def damage_by_size(stage: StoredStage) -> list[Damage]:
         return []
     mark, needed = (
         stage.mark,
-        stage.kind in ("meta", "joint", "deployed"),
+        stage.kind in ("meta", "joint", "merged", "deployed"),
     )  # stages with sealed parts need no mark: they write a new one
     if stage.manifest_state == "missing" and needed and mark is not None and not stage.begun_with:
         return [_damage(stage, mark, "damaged")]

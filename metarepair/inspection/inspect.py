@@ -8,7 +8,7 @@ predictions are not read. The same holds for samples.parquet, and for shards tha
     schema_version   1
     path             the inspected path, absolute
     kind             run | folder (experiences, features, …) | file | environment | features | score | meta | joint |
-                     repaired | deployed | hypothesis | prepared | compared
+                     merged | repaired | deployed | hypothesis | prepared | compared
     finished         true if every stage has its manifest; null for a file
     size_bytes       of everything under the path
     d_fail_reads     how often the run's evaluator opened a D_fail; null unless PATH is a run that has the log

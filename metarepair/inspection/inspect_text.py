@@ -98,6 +98,7 @@ def title(stage: StageFacts) -> str:
         "meta": f"meta-training for{named}",
         "repaired": f"repairs for{named}",
         "joint": "joint training for all targets",
+        "merged": f"a repair of the experience{named}, to be merged",
         "deployed": "a pretrained DNN",
         "hypothesis": "the study of the hypothesis",
         "prepared": f"preparation of{named} for all targets",

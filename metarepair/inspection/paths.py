@@ -14,7 +14,8 @@ GROUPS = tuple(stage.group for stage in LISTED)
 READS = "d_fail_reads.jsonl"
 PARTS = (
     "Name a run's folder (STORAGE/NAME), a folder in it (experiences/ENVIRONMENT, targets/ENVIRONMENT, "
-    "features/ENVIRONMENT, score, meta/TARGET, repaired/TARGET, prepared/METHOD, compare/TARGET/METHOD/SEED), "
+    "features/ENVIRONMENT, score, merged/EXPERIENCE, meta/TARGET, repaired/TARGET, prepared/METHOD, "
+    "compare/TARGET/METHOD/SEED), "
     "or an .arrow, .parquet or .safetensors file in such a folder"
 )
 RUNS = "Name a run's folder (STORAGE/NAME in its configuration), for example: metarepair status runs/sample"

@@ -86,10 +86,13 @@ def _expected(stages: Sequence[StoredStage], files: Listing) -> dict[str, list[s
     """Return, for each stage, the paths that a run with these environments will have."""
     environments = [stage for stage in stages if stage.kind == "environment"]
     targets = [stage.name for stage in environments if stage.role == "target"]
+    past = [stage.name for stage in environments if stage.role == "experience" and stage.name not in targets]
+    merges = any(stage.kind == "merged" for stage in stages)
     without = {stage.name for stage in stages if stage.kind == "repaired" and _needs_no_training(stage)}
     return {
         "features": [f"features/{stage.role}-{stage.name}" for stage in environments],
         "score": ["score"] if environments else [],
+        "merged": [f"merged/{experience}" for experience in past] if merges else [],
         "train": [f"meta/{target}" for target in targets if target not in without],
         "repair": [f"repaired/{target}" for target in targets],
         "report": ["report"] if environments and REPORT not in files else [],
@@ -105,8 +108,8 @@ def _needs_no_training(repaired: StoredStage) -> bool:
 def _kept(members: Mapping[str, Sequence[Member]], *, searched: bool, compares: bool) -> list[str]:
     """Return the stages to show: those of a whole run, or of another kind of run."""
     begun = {name for name, found in members.items() if any(member.state != "not begun" for member in found)}
-    extra = {"pretrain", "joint", "prepare", "compare", "hypothesis"}
-    planned = {name for name in ("joint", "compare") if members[name]}
+    extra = {"pretrain", "joint", "merged", "prepare", "compare", "hypothesis"}
+    planned = {name for name in ("joint", "merged", "compare") if members[name]}
     of_a_run = [name for name in ORDER if name not in extra - planned]
     if not begun & {"repair", "report"} and (compares or members["compare"] or "prepare" in begun):
         of_a_run = ["mine", "compare"]  # and the stages that its methods need, which precede it

@@ -98,6 +98,8 @@ def _kinds(stage: StageStatus) -> str:
     """Return what a stage's members are: `targets`, `environments`, …"""
     if stage.name == "prepare":
         return "methods"
+    if stage.name == "merged":
+        return "experiences"
     roles = {member.role for member in stage.members}
     if roles == {None}:
         return "targets"

@@ -8,7 +8,7 @@ examples.py    training batches of failures and clean images
 training.py    the training loop that several methods share
 """
 
-from metarepair.methods import bn_adapt, eata, finetune, joint, metarepair, none, roid, sar, sgd, tent
+from metarepair.methods import bn_adapt, eata, finetune, joint, merged, metarepair, none, roid, sar, sgd, tent
 from metarepair.methods.apricot import method as apricot
 from metarepair.methods.arachne import method as arachne
 from metarepair.methods.archrepair import method as archrepair
@@ -46,6 +46,7 @@ __all__ = [
     "finetune",
     "get_method",
     "joint",
+    "merged",
     "metarepair",
     "method_settings",
     "none",

@@ -54,6 +54,14 @@ def no_joint() -> Start:
     )
 
 
+def no_merged() -> Start:
+    """Raise ConfigError: the `load_merged` of a method without `merged` in its `uses`, or outside of a run."""
+    raise ConfigError(
+        "no merged weights were given: a run makes them (metarepair run, compare), for methods with 'merged' in their "
+        "`uses`. Name such a method in a run, or use another one here, such as finetune or sgd."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodContext:
     """The settings, budget, folders and helpers of one repair (or of one `prepare`).
@@ -65,6 +73,8 @@ class MethodContext:
             for a method that does not declare `experiences` in `uses`.
         load_joint: Loads the weights of joint training on clean images and experiences. Raises ConfigError for a method
             that does not declare `joint` in `uses`.
+        load_merged: Loads the average of the repairs of past environments, weighted by the confidence in each (paper
+            Eq. 8). Raises ConfigError for a method that does not declare `merged` in `uses`.
         settings: The method's own settings, an instance of its `Settings`.
         budget: The limit of the repair, and what it has spent.
         map: Applies a function to independent items, in this process or on Ray; the results come in the order of the
@@ -79,6 +89,7 @@ class MethodContext:
     seed: int
     load_meta: Callable[[], Start] = no_experiences
     load_joint: Callable[[], Start] = no_joint
+    load_merged: Callable[[], Start] = no_merged
     settings: Section = field(default_factory=NoSettings)
     budget: Budget = field(default_factory=Budget)
     map: Map = map_here
@@ -99,7 +110,7 @@ class Method(ABC):
         words: The name in tables.
         uses: The data that it may see: `failures` is D_collect with labels, `unlabelled` only the images of D_collect
             (labels are -1), `clean` the clean training split, `experiences` θ_meta, `joint` the jointly trained
-            weights.
+            weights, `merged` the average of the repairs of past environments.
         changes: What it changes in the DNN: `weights`, `statistics` (of batch norms), `architecture`.
         cost: The cost of a repair, as a phrase for tables.
         Settings: The class of its own settings.

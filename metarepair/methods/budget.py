@@ -15,8 +15,11 @@ from typing import Any, Literal, get_args
 from metarepair.engine.passes import Passes
 from tasks.errors import ConfigError
 
-Unit = Literal["s", "steps", "images"]
-ALLOWED = "Give a number above 0 and its unit: 60s (seconds), 500steps (gradient steps) or 100000images."
+Unit = Literal["s", "core-s", "steps", "images"]
+ALLOWED = (
+    "Give a number above 0 and its unit: 60s (seconds), 60core-s (processor time), 500steps (gradient steps) or "
+    "100000images."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,8 @@ class Limit:
     `str(limit)` is the text that `parse_limit` takes, such as `60s`.
 
     Attributes:
-        amount: Seconds, gradient steps or images, above 0; whole for steps and images.
-        unit: `s` (seconds), `steps` (gradient steps) or `images`.
+        amount: Seconds, core-seconds, gradient steps or images, above 0; whole for steps and images.
+        unit: `s` (seconds), `core-s` (processor time), `steps` (gradient steps) or `images`.
     """
 
     amount: float
@@ -56,12 +59,12 @@ def parse_limit(text: str) -> Limit:
     """
     if not isinstance(text, str):
         raise ConfigError(f"budget={text!r} is not text. {ALLOWED}")
-    match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][0-9]+)?)\s*([a-z]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][0-9]+)?)\s*([a-z-]+)\s*", text)
     units = get_args(Unit)
     if match is None or match[2] not in units:
         raise ConfigError(f"budget={text!r} is not a budget. {ALLOWED}")
     amount = float(match[1])
-    if not 0 < amount < float("inf") or (match[2] != "s" and amount != int(amount)):
+    if not 0 < amount < float("inf") or (match[2] in ("steps", "images") and amount != int(amount)):
         raise ConfigError(f"budget={text!r} must be above 0, and whole for steps and images. {ALLOWED}")
     return Limit(amount=amount, unit=match[2])  # type: ignore[arg-type]  # one of units
 
@@ -89,6 +92,11 @@ class Cost:
             forward_images=self.forward_images + other.forward_images,
             backward_images=self.backward_images + other.backward_images,
         )
+
+
+def core_seconds_budget(core_seconds: float | None) -> Budget:
+    """Return the budget of a preparation: processor time; None for no limit."""
+    return Budget(None if core_seconds is None else Limit(amount=core_seconds, unit="core-s"))
 
 
 def cost_of(facts: Mapping[str, Any]) -> Cost:
@@ -142,8 +150,13 @@ class Budget:
         """The part of the limit that is spent, from 0 to 1; 0 without a limit."""
         if self.limit is None:
             return 0.0
-        used = {"s": self.seconds, "steps": self.gradient_steps, "images": self.images_seen}[self.limit.unit]
-        return min(1.0, used / self.limit.amount)
+        used = {
+            "s": self.seconds,
+            "core-s": self.core_seconds,
+            "steps": self.gradient_steps,
+            "images": self.images_seen,
+        }
+        return min(1.0, used[self.limit.unit] / self.limit.amount)
 
     @property
     def over(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from metarepair.adaptation.meta_test import Step
+from metarepair.adaptation.meta_test import Start, Step
 from metarepair.adaptation.repair_data import RepairData
 from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.metarepair import repair_from, walk_again
@@ -32,14 +32,7 @@ class Joint(Method):
     cost = f"nothing; {PREPARED}"
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        start = context.load_joint()
-        return RepairedModel(
-            method=self.name,
-            parameters=start.parameters,
-            buffers=start.buffers,
-            images_seen=0,
-            gradient_steps=0,
-        )
+        return as_it_is(self.name, context.load_joint())
 
 
 @register
@@ -60,3 +53,14 @@ class JointFinetune(Method):
         self, deployed: DeployedModel, data: RepairData, context: MethodContext, *, rate: float
     ) -> Iterator[Step]:
         return walk_again(context.load_joint(), deployed, data, context, rate=rate)
+
+
+def as_it_is(method: str, start: Start) -> RepairedModel:
+    """The result of a method that repairs nothing: the weights that were made before any target."""
+    return RepairedModel(
+        method=method,
+        parameters=start.parameters,
+        buffers=start.buffers,
+        images_seen=0,
+        gradient_steps=0,
+    )

@@ -1,4 +1,4 @@
-"""Plain fine-tuning by SGD on failures and clean images, from the deployed or from jointly trained weights.
+"""Plain fine-tuning by SGD on failures and clean images, from the deployed or from other given weights.
 
 This is what one would write without any method: batches of failures and clean images in equal parts, momentum, a
 learning rate that falls along a cosine, flips and shifts. Of twenty states during the training, and the one before it,
@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarepair.adaptation.meta_test import Start
 from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Fraction, Positive, Rate
 from metarepair.engine.vectors import put_state
@@ -77,9 +78,15 @@ class JointSgd(Method):
     Settings = SgdSettings
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
-        start = context.load_joint()
-        put_state(deployed.module, start.parameters | start.buffers)
-        return tuned(self.name, deployed, data, context)
+        return tuned_from(self.name, context.load_joint(), deployed, data, context)
+
+
+def tuned_from(
+    method: str, start: Start, deployed: DeployedModel, data: RepairData, context: MethodContext
+) -> RepairedModel:
+    """`tuned`, from the weights of `start`."""
+    put_state(deployed.module, start.parameters | start.buffers)
+    return tuned(method, deployed, data, context)
 
 
 def tuned(method: str, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:

@@ -23,10 +23,11 @@ from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Candidate, evaluate
 from metarepair.meta_training.theta_meta import load_start, read_start
 from metarepair.methods import Budget, Limit, Method, MethodContext, RepairedModel, get_method, settings_of
-from metarepair.methods.base import no_experiences, no_joint
+from metarepair.methods.base import no_experiences, no_joint, no_merged
 from metarepair.models.build import DeployedModel, save_weights
 from metarepair.models.wrappers import copied
 from metarepair.repairs.export import FILE_NAMES, equality_images, export_program
+from metarepair.repairs.merged import load_merged, merged_inputs
 from metarepair.repairs.result import RESULT, SAMPLES, write_result
 from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS
 from metarepair.runs.layout import Run
@@ -57,6 +58,7 @@ class Unit:
     folder: Place
     load_meta: Callable[[], Start]
     load_joint: Callable[[], Start] = no_joint
+    load_merged: Callable[[], Start] = no_merged
     limit: Limit | None = None
     prepared: Place | None = None
 
@@ -82,8 +84,11 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> 
         inputs |= here.inputs_of(other)
     if "metarepair" in config.repair.methods:
         inputs["meta"] = require_manifest(run.meta(target), META.remedy).digest
-    if any("joint" in get_method(name).uses for name in config.repair.methods):
+    used = {what for name in config.repair.methods for what in get_method(name).uses}
+    if "joint" in used:
         inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
+    if "merged" in used:
+        inputs |= merged_inputs(run, config, target)
     make = partial(_repair, run, config, target, here, mined)
     return run_stage(REPAIRED, folder, make, names=[target], config=repair_settings(config), inputs=inputs)
 
@@ -104,6 +109,7 @@ def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Ma
                 folder=folder / name / str(seed),
                 load_meta=start,
                 load_joint=partial(load_joint, run, here),
+                load_merged=partial(load_merged, run, config, target, here),
             )
             candidates.append(repair_once(unit, config, data, here))
             files += [f"{name}/{seed}/{file}" for file in files_of(unit.folder, config)]
@@ -144,6 +150,7 @@ def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings
         seed=unit.seed,
         load_meta=unit.load_meta,
         load_joint=unit.load_joint,
+        load_merged=unit.load_merged,
         settings=settings_of(config, unit.method),
         budget=Budget(unit.limit),
         folder=unit.folder,
@@ -153,12 +160,7 @@ def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings
     with peak_memory(here.deployed.device) as memory:
         model = repair_fairly(method, here.deployed, data, context)
     cost = context.budget.cost()
-    bad = model.first_not_finite()
-    if bad is not None:
-        raise DivergedError(
-            f"{target}: the repair by {unit.method} (seed {unit.seed}) diverged, {bad} is not finite. "
-            f"Lower the rates (repair.rates, or those in methods.{unit.method}); nothing was written for this repair."
-        )
+    refuse_not_finite(model, target, unit.seed)
     _save(unit, config, target, model, here)
     judged = model.architecture_of(here.deployed)
     validation = accuracy_on(judged, model.parameters, model.buffers, data.validation)
@@ -169,6 +171,16 @@ def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings
         validation=validation,
         memory_bytes=memory.bytes,
     )
+
+
+def refuse_not_finite(model: RepairedModel, target: str, seed: int) -> None:
+    """Raise DivergedError if a repaired weight is not finite."""
+    bad = model.first_not_finite()
+    if bad is not None:
+        raise DivergedError(
+            f"{target}: the repair by {model.method} (seed {seed}) diverged, {bad} is not finite. "
+            f"Lower the rates (repair.rates, or those in methods.{model.method}); nothing was written for this repair."
+        )
 
 
 def repair_fairly(
@@ -191,6 +203,7 @@ def repair_fairly(
         context,
         load_meta=_loaded(context.load_meta) if "experiences" in uses else no_experiences,
         load_joint=_loaded(context.load_joint) if "joint" in uses else no_joint,
+        load_merged=_loaded(context.load_merged) if "merged" in uses else no_merged,
     )
     own = replace(deployed, module=copied(deployed.module).eval())
     passes = context.budget.passes

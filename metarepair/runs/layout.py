@@ -6,6 +6,8 @@
     targets/<name>/             the same; of a corruption: from the test split
     features/                   one Parquet file per environment
     score/                      fid.parquet matrix.parquet confidence.parquet heatmap.png
+    joint/                      model.safetensors epochs.json, of joint training
+    merged/<experience>/        model.safetensors, repaired for an experience, to be averaged
     meta/<target>/              model.safetensors metrics.json              θ_meta depends on the target
     repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet
     report/                     index.html table.md figures
@@ -67,6 +69,9 @@ class Run:
     @property
     def joint(self) -> Place:
         return self.root / "joint"
+
+    def merged(self, experience: str) -> Place:
+        return self.root / "merged" / experience
 
     def repaired(self, target: str) -> Place:
         return self.root / "repaired" / target

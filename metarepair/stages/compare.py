@@ -65,12 +65,12 @@ class Comparison:
     def _stages_before(self) -> None:
         """Run the stages before. Raises StageError if they have other settings, which `compare --restart` keeps."""
         self.pipeline.mine()
-        learns = any("experiences" in get_method(name).uses for name in self.config.compare.methods)
+        used = {what for name in self.config.compare.methods for what in get_method(name).uses}
         try:
-            if self.pipeline.needs_joint(self.config.compare.methods):
-                self.pipeline.joint()
-            if learns:
+            if used & {"experiences", "merged"}:
                 self.pipeline.score()
+            self.pipeline.before_targets(self.config.compare.methods)
+            if "experiences" in used:
                 self.pipeline.meta_train()
         except StageError as error:
             raise StageError(

@@ -29,14 +29,9 @@ from tasks.storage.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def joint_experiences(config: Config) -> list[str]:
-    """The experiences of joint training: those that are no targets, since one training serves all targets."""
-    return [name for name in config.mining.experiences if name not in config.targets]
-
-
 def joint_settings(config: Config) -> Settings:
     """The settings that jointly trained weights depend on."""
-    names = joint_experiences(config)
+    names = config.shared_experiences
     return (
         config.settings(include={"seed", "model", "joint"})
         | {
@@ -57,7 +52,7 @@ def joint_inputs(run: Run, config: Config, here: Surroundings) -> dict[str, str]
     Raises StageError if the confidence is needed and not scored.
     """
     inputs = here.inputs()
-    for name in joint_experiences(config):
+    for name in config.shared_experiences:
         inputs |= here.inputs_of(name)
     if config.joint.draw == "confidence":
         inputs |= {f"confidence {target}": read_confidence(run, target).digest for target in config.targets}
@@ -72,7 +67,7 @@ def joint_probabilities(run: Run, config: Config) -> dict[str, float] | None:
     if config.joint.draw == "uniform":
         return None
     found = [read_confidence(run, target).as_dict() for target in config.targets]
-    sums = {name: sum(p.get(name, 0.0) for p in found) for name in joint_experiences(config)}
+    sums = {name: sum(p.get(name, 0.0) for p in found) for name in config.shared_experiences}
     whole = sum(sums.values())
     if not whole:
         raise ConfigError(
@@ -111,7 +106,7 @@ def train_jointly_here(
     """Train to the last round, as one of the workers of `context`; return the DNN."""
     torch.set_num_threads(config.train.threads)
     here = load_surroundings(config, device=context.device)
-    experiences = {name: learned_images(here, name) for name in joint_experiences(config)}
+    experiences = {name: learned_images(here, name) for name in config.shared_experiences}
     return train_jointly(
         here.deployed,
         here.clean(),

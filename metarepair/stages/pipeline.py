@@ -31,6 +31,7 @@ from metarepair.models.clean_check import check_on_clean
 from metarepair.probing.needs import IMAGES as PROBED
 from metarepair.probing.needs import probe_run
 from metarepair.repairs.export import require_packages
+from metarepair.repairs.merged import merge_weights
 from metarepair.repairs.stage import repair_target
 from metarepair.reports import load_results
 from metarepair.reports.html import write_report
@@ -43,6 +44,7 @@ from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
 from metarepair.stages.images import check_user_images
 from metarepair.stages.joint import joint_inputs, joint_settings, keep_joint
+from metarepair.stages.merged import repair_experiences
 from metarepair.stages.mining import (
     EnvironmentStage,
     MinedManifests,
@@ -70,7 +72,7 @@ from tasks.storage.manifest import (
 )
 from tasks.storage.paths import Place, copy_file, find, remove_tree, write_text
 from tasks.storage.remote import RemotePath
-from tasks.storage.stages import FEATURES, JOINT, META, SCORE, TARGET, stages_of
+from tasks.storage.stages import FEATURES, JOINT, MERGED, META, SCORE, TARGET, stages_of
 
 logger = logging.getLogger(__name__)
 Verb = Literal["mine", "score", "train", "repair", "report"]
@@ -171,7 +173,7 @@ class Pipeline:
         folders = []
         for stage in stages_of(verb):
             folder = self.run.root / stage.group
-            if stage is JOINT:
+            if stage in (JOINT, MERGED):
                 folders += [] if restarted == "repair" else [folder]
             elif stage is FEATURES and restarted == "score":
                 # Features do not depend on α, β or the experiences, so they need not be made again.
@@ -202,8 +204,7 @@ class Pipeline:
             self._mine(on_done)
         self.score()
         mined = self.mined()
-        if self.needs_joint((*self.config.repair.methods, "metarepair")):
-            self.joint()
+        self.before_targets((*self.config.repair.methods, "metarepair"))
 
         def learn(target: str) -> None:
             self._train(target)
@@ -266,15 +267,30 @@ class Pipeline:
         inputs = joint_inputs(run, config, self.here)
         run_stage(JOINT, run.joint, make, config=joint_settings(config), inputs=inputs)
 
+    def merged(self) -> None:
+        """Repair for each experience that is no target, for the methods that start from an average of these repairs."""
+        for target in self.config.targets:
+            merge_weights(
+                self.run, self.config, target
+            )  # refuse an empty average before anything is repaired
+        self.mined()
+        repair_experiences(self.run, self.config, self.here, self.executor)
+
+    def before_targets(self, methods: Sequence[str]) -> None:
+        """Make what these methods start from and what serves all targets: joint training, repairs of experiences."""
+        if self.needs_joint(methods):
+            self.joint()
+        if any("merged" in get_method(name).uses for name in methods):
+            self.merged()
+
     def needs_joint(self, methods: Sequence[str]) -> bool:
         """Whether one of these methods starts from joint training, or from a θ_meta that does."""
         used = {what for name in methods for what in get_method(name).uses}
         return "joint" in used or ("experiences" in used and self.config.train.start == "joint")
 
     def train(self) -> None:
-        """Train θ_meta for each target; before that, joint training, if something starts from it."""
-        if self.needs_joint((*self.config.repair.methods, "metarepair")):
-            self.joint()
+        """Train θ_meta for each target; before that, make what serves all targets, if something starts from it."""
+        self.before_targets((*self.config.repair.methods, "metarepair"))
         self.meta_train()
 
     def meta_train(self) -> None:

@@ -16,6 +16,7 @@ Kind = Literal[
     "features",
     "score",
     "joint",
+    "merged",
     "meta",
     "repaired",
     "deployed",
@@ -165,6 +166,16 @@ JOINT = Stage(
     traces=(BEGUN, "epochs.json", "training.safetensors"),
     unit="rounds",
 )
+MERGED = Stage(
+    kind="merged",
+    name="merged",
+    verb="train",
+    folder="merged/EXPERIENCE",
+    missing="Train first",
+    settings=("seed", "model", "validation_fraction", "settings", "core_seconds"),
+    needs=("environment",),
+    traces=(BEGUN, "model.safetensors", "training.safetensors"),
+)
 META = Stage(
     kind="meta",
     name="train",
@@ -193,7 +204,7 @@ REPAIRED = Stage(
         "methods",
         "corruption_plugins",
     ),
-    needs=("environment", "meta", "joint"),
+    needs=("environment", "score", "meta", "joint", "merged"),
     traces=("*/*/model.safetensors", "samples.parquet", "result.json"),
     unit="repairs",
 )
@@ -215,7 +226,7 @@ COMPARED = Stage(
     folder="compare/TARGET/METHOD/SEED",
     missing="Repair first",
     settings=("seed", "model", "validation_fraction", "settings", "budget", "task", "inner", "repair"),
-    needs=("environment", "meta", "joint", "prepared"),
+    needs=("environment", "score", "meta", "joint", "merged", "prepared"),
     traces=(BEGUN, "model.safetensors", "training.safetensors"),
 )
 HYPOTHESIS = Stage(
@@ -248,6 +259,7 @@ STAGES = (
     FEATURES,
     SCORE,
     JOINT,
+    MERGED,
     META,
     REPAIRED,
     PREPARED,

@@ -1,4 +1,4 @@
-"""Joint training on a real local Ray trains the same DNN, with batch norm, as one process."""
+"""What serves all targets is the same on a real local Ray as in one process: joint training, repairs of experiences."""
 
 from __future__ import annotations
 
@@ -51,3 +51,18 @@ def test_zero_one_and_two_workers_train_the_same_dnn_and_one_resumes_their_train
     (folder / "model.safetensors").unlink()
     Pipeline(tiny(folder.parents[1], workers=0, joint=JOINT), executor_for).joint()
     assert all(torch.equal(found[2][k], v) for k, v in load_file(folder / "model.safetensors").items())
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_same_repairs_of_experiences_as_one_process(
+    cluster: None, tiny: Callable[..., Config], storage_of: Callable[[str], Path]
+) -> None:
+    settings = {"merged": {"epochs": 2, "batch_size": 20, "clean_images": 40}}
+    found = []
+    for name, workers in (("here", 0), ("ray", 2)):
+        pipeline = Pipeline(tiny(storage_of(name), workers=workers, methods=settings), executor_for)
+        pipeline.merged()
+        folder = Path(str(pipeline.run.root)) / "merged"
+        found.append({path.parent.name: path.read_bytes() for path in folder.rglob("model.safetensors")})
+    assert len(found[0]) == 3
+    assert found[0] == found[1]

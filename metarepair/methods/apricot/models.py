@@ -12,12 +12,14 @@ standard deviation of the deployed tensor. So only these two numbers of the tens
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count, takewhile
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -32,13 +34,14 @@ from metarepair.data.workspace import pick_device
 from metarepair.engine.stateless import seeded
 from metarepair.engine.vectors import State
 from metarepair.methods.base import MethodContext
+from metarepair.methods.budget import Budget, Limit
 from metarepair.methods.examples import BatchOrder
 from metarepair.models.build import DeployedModel, read_tensors, save_weights, state_hash
 from metarepair.models.wrappers import copied
 from tasks.errors import ConfigError, DataError, DivergedError, StageError
 from tasks.keys import keyed_generator
 from tasks.records import Ints
-from tasks.storage.paths import Place
+from tasks.storage.paths import Place, read_json, write_text
 from tasks.storage.sealed_parts import is_untouched, missing_parts, seal
 
 # N clean images, B images in a batch
@@ -75,6 +78,11 @@ class ReducedModel:
         return path_of(self.folder, self.number)
 
     @property
+    def cost_path(self) -> Place:
+        """The file of what its training took, as `Budget.spent`."""
+        return self.path.with_suffix(".json")
+
+    @property
     def identity(self) -> dict[str, Any]:
         return self.recipe | {"number": self.number}
 
@@ -93,25 +101,29 @@ def prepare_models(
 ) -> None:
     """Train the models that `context.prepared` does not have yet, each separately through `context.map`.
 
-    The budget counts the images of all models, including those that were there already. Raises ConfigError if a class
-    has too few images, and DivergedError if a loss is not finite.
+    The budget counts all models, including those that were there already; a limit is divided among them, and decides in
+    place of the epochs. Raises ConfigError if a class has too few images, and DivergedError if a loss is not finite.
     """
     assert context.prepared is not None
     _check_classes(deployed, clean, settings)
-    recipe = _recipe(deployed, clean, settings, context.seed)
+    limit = context.budget.limit
+    each = None if limit is None else replace(limit, amount=limit.amount / settings.models)
+    recipe = _recipe(deployed, clean, settings, context.seed) | ({} if each is None else {"limit": str(each)})
     parts = [
         ReducedModel(number=number, folder=context.prepared, recipe=recipe)
         for number in range(settings.models)
     ]
     missing = missing_parts(parts)
-    work = partial(_make, deployed=deployed, clean=clean, settings=settings, device=context.device)
+    work = partial(
+        _make, deployed=deployed, clean=clean, settings=settings, device=context.device, limit=each
+    )
     started = time.monotonic()
     for done, (part, line) in enumerate(zip(missing, context.map(work, missing), strict=True), start=1):
         left = (time.monotonic() - started) / done * (len(missing) - done)
         context.say(f"apricot: reduced model {part.number + 1} of {len(parts)}, {line}, {left:.0f} s left")
-    steps = settings.epochs * _order(deployed, settings, seed=0).steps_per_epoch
-    size = min(settings.batch_size, settings.per_class * deployed.num_classes)
-    context.budget.spend(images=len(parts) * steps * size, steps=len(parts) * steps)
+    spent = [read_json(part.cost_path) if part.cost_path.is_file() else {} for part in parts]
+    sums = {key: sum(one.get(key, 0) for one in spent) for key in context.budget.spent}
+    context.budget.go_on(**sums | {"seconds": context.budget.seconds})
 
 
 def load_models(
@@ -182,17 +194,19 @@ def _make(
     clean: CleanImages,
     settings: ReducedSettings,
     device: str,
+    limit: Limit | None,
 ) -> str:
     """Train one model and save it. Returns the end of a log line: its loss and how it was initialised."""
     generator = part.generator
     rows_N = subset(clean.labels_N, per_class=settings.per_class, generator=generator)
     module, seed = copied(deployed.module).to(pick_device(device)), int(generator.integers(2**63))
-    deployed = replace(deployed, module=module)  # its images go to the module's device
+    deployed, budget = replace(deployed, module=module), Budget(limit)  # images go to the module's device
+    budget.passes.watch(module)
     drawn: Sequence[str] = ()
     with seeded(deployed.device, seed):
         if settings.start == "random":
             drawn = reinitialise(module)
-        loss = _train(module, deployed, clean, rows_N, settings, seed=seed)
+        loss = _train(module, deployed, clean, rows_N, settings, budget, seed=seed)
     if not math.isfinite(loss):
         raise DivergedError(
             f"apricot's reduced model {part.number + 1} diverged: its loss became {loss}. Lower "
@@ -200,6 +214,7 @@ def _make(
         )
     state = dict((*module.named_parameters(), *module.named_buffers()))
     save_weights(part.path, state, part.identity)
+    write_text(part.cost_path, json.dumps(budget.spent))
     seal(part.path, part.identity)
     note = f", {len(drawn)} tensors initialised from their mean and standard deviation" if drawn else ""
     return f"loss {loss:.3f}{note}"
@@ -211,15 +226,20 @@ def _train(
     clean: CleanImages,
     rows_N: Ints,
     settings: ReducedSettings,
+    budget: Budget,
     *,
     seed: int,
 ) -> float:
-    """Train the module on the rows, and return the mean loss of the last pass."""
+    """Train the module on the rows until the budget or, without a limit, the epochs end it.
+
+    Returns the mean loss of the last pass.
+    """
     module.train()
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=settings.rate)
     order = _order(deployed, settings, seed=seed)
     losses = deque[torch.Tensor](maxlen=order.steps_per_epoch)
-    for step in range(settings.epochs * order.steps_per_epoch):
+    steps = count() if budget.limit is not None else range(settings.epochs * order.steps_per_epoch)
+    for step in takewhile(lambda _: not budget.over, steps):
         rows_B = rows_N[order.rows(step)]
         logits_BK = module(deployed.normalise(clean.images_NHWC[rows_B]))
         loss = F.cross_entropy(logits_BK, torch.from_numpy(clean.labels_N[rows_B]).to(deployed.device))
@@ -227,6 +247,7 @@ def _train(
         torch.autograd.backward(loss)
         optimizer.step()
         losses.append(loss.detach())
+        budget.spend(images=len(rows_B), steps=1)
     return float(torch.stack(list(losses)).mean())
 
 

@@ -45,8 +45,9 @@ def test_the_engine_is_counted() -> None:
     """Six support and four query images, two steps: each gradient and each Hessian product is a derivative."""
     module, passes = dnn(), Passes()
     passes.watch(module)
-    net, task = FunctionalNet(module, InnerRule(steps=2, rate=0.1, batch_norm="frozen")), TaskBatch(
-        support=batch(6), query=batch(4)
+    net, task = (
+        FunctionalNet(module, InnerRule(steps=2, rate=0.1, batch_norm="frozen")),
+        TaskBatch(support=batch(6), query=batch(4)),
     )
     state = net.parameters(), net.buffers()
     adapt(net, *state, task.support)

@@ -103,6 +103,7 @@ def repaired(name: str, data: RepairData, whole: Any, *, flat: bool = False) -> 
         settings=settings_of(whole, name),
         load_meta=lambda: start,
         load_joint=lambda: start,
+        load_merged=lambda: start,
         prepared=reduced_models(flat=flat) if name == "apricot" else None,
     )
     return repair_fairly(METHODS[name], dnn, data, context)

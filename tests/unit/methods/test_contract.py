@@ -152,6 +152,7 @@ def given_to(
         folder=Path("nowhere"),
         load_meta=lambda: start_of(world),
         load_joint=lambda: start_of(world),
+        load_merged=lambda: start_of(world),
     )
     with pytest.raises(Reached) as reached:
         repair_once(unit, CONFIG, data, world.here)
@@ -211,6 +212,12 @@ def test_a_method_gets_the_data_that_it_declares_and_nothing_else(
     else:
         with pytest.raises(ConfigError, match="no jointly trained weights"):
             context.load_joint()
+    if "merged" in uses:
+        parameters = context.load_merged().parameters
+        assert all(torch.equal(parameters[k], v) for k, v in start_of(world).parameters.items())
+    else:
+        with pytest.raises(ConfigError, match="no merged weights"):
+            context.load_merged()
 
 
 @pytest.mark.parametrize(

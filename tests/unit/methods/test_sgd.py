@@ -70,6 +70,7 @@ def context(
         budget=Budget(None if limit is None else parse_limit(limit)),
         folder=folder,
         load_joint=lambda: start,
+        load_merged=lambda: start,
     )
 
 
@@ -135,7 +136,7 @@ def start_net(start: Start) -> DeployedModel:
     return net
 
 
-def test_one_starts_from_the_deployed_and_one_from_the_jointly_trained_weights(
+def test_one_starts_from_the_deployed_and_others_from_the_given_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
@@ -145,10 +146,11 @@ def test_one_starts_from_the_deployed_and_one_from_the_jointly_trained_weights(
         return self.module
 
     monkeypatch.setattr(sgd.Training, "run", look)
-    for name in ("sgd", "joint_sgd"):
+    for name in ("sgd", "joint_sgd", "merged_sgd"):
         repair_fairly(METHODS[name], deployed(), data(), context(name))
     assert all(value.equal(seen[0][key]) for key, value in deployed().module.named_parameters())
-    assert all(value.equal(seen[1][key]) for key, value in jointly_trained().parameters.items())
+    for other in seen[1:]:
+        assert all(value.equal(other[key]) for key, value in jointly_trained().parameters.items())
 
 
 def test_held_out_clean_images_are_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:

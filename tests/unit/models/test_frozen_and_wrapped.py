@@ -112,6 +112,7 @@ def repaired(method: Method) -> RepairedModel:
         settings=settings_of(CONFIG, name) if name in METHODS else method.Settings(),
         load_meta=lambda: start,
         load_joint=lambda: start,
+        load_merged=lambda: start,
         prepared=prepared() if name == "apricot" else None,
     )
     return repair_fairly(method, dnn, data(), context)

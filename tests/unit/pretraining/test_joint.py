@@ -25,7 +25,7 @@ from metarepair.pretraining.pretrain import Epoch, Pretrainer
 from metarepair.runs.context import LocalContext
 from metarepair.runs.layout import Run
 from metarepair.stages import joint
-from metarepair.stages.joint import joint_experiences, joint_probabilities, joint_settings
+from metarepair.stages.joint import joint_probabilities, joint_settings
 from tasks.datasets import load_dataset
 from tasks.environments import AS_GIVEN, corrupted
 from tasks.errors import ConfigError, DivergedError
@@ -253,8 +253,8 @@ def settings(**changes: Any) -> Config:
 
 
 def test_no_target_is_learned_from() -> None:
-    assert joint_experiences(settings()) == ["snow"]
-    assert joint_experiences(settings(targets=["frost"])) == ["fog", "snow"]
+    assert settings().shared_experiences == ["snow"]
+    assert settings(targets=["frost"]).shared_experiences == ["fog", "snow"]
     assert joint_settings(settings())["experiences"] == ["snow"]
 
 

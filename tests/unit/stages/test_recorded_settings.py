@@ -19,6 +19,7 @@ from metarepair.repairs.stage import repair_settings
 from metarepair.runs.layout import run_of
 from metarepair.stages.features import feature_settings
 from metarepair.stages.hypothesis import study_settings
+from metarepair.stages.merged import merged_settings
 from metarepair.stages.mining import environments, mining_settings
 from metarepair.stages.pretrain import pretraining_settings
 from metarepair.stages.score import score_settings
@@ -31,6 +32,7 @@ RECORDED: dict[str, Callable[[Config], Mapping[str, Any]]] = {
     "features": feature_settings,
     "score": score_settings,
     "train": training_settings,
+    "merged": merged_settings,
     "repair": repair_settings,
     "hypothesis": study_settings,
     "search": search_settings,
