@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metarepair.compare.seeds import varies_everything
 from metarepair.compare.units import limit_of
 from metarepair.config.run import Config
-from metarepair.evaluation.judging import readings
+from metarepair.evaluation.judging import readings, readings_of_seeds
 from metarepair.methods import get_method
 from metarepair.reports.paper import DIFFERENCES, table_for
 from metarepair.reports.table import (
@@ -36,8 +37,12 @@ LEGEND = (
     "broken: break rate, the share of the clean test images that were right before and are wrong now; of corrupted: "
     "the same for the images of the target's environment.",
     "seconds, images: of the repair alone, including the choice of its settings; memory: the peak of its process.",
-    "Accuracies and rates are in percent; ± is the standard deviation over seeds.",
+    "Accuracies and rates are in percent; ± is the standard deviation over seeds, {varied}.",
 )
+VARIED = {
+    "repair": "of the repairs alone: mining and preparation happened once",
+    "everything": "of everything: mining split, preparation and repair",
+}
 
 
 def _number(key: str) -> Callable[[Row], float | None]:
@@ -78,19 +83,24 @@ def title_of(config: Config, results: Sequence[Result]) -> str:
     return f"{count} {'method' if count == 1 else 'methods'} on {config.model.name}, {config.data.name}"
 
 
-def parts_of(run: Run, config: Config, results: Sequence[Result]) -> list[ReportPart]:
-    """All sections, in order."""
+def parts_of(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> list[ReportPart]:
+    """All sections, in order. runs: the comparison's own, or those of its seeds if they vary everything."""
     over = [_columns("mean over targets", _over_targets(results))] if len(results) > 1 else []
     each = [
         _columns(
             r["target"].replace("_", " "),
             r,
-            (*leaders(r), *judged_by(_judged(r)), *readings(run, r["target"])),
+            (*leaders(r), *_judged_by(config, r), *_readings(runs, config, r["target"])),
         )
         for r in results
     ]
-    legend = ReportPart(title="what the columns mean", lines=LEGEND)
-    return [*over, *each, legend, _terms(run, config, results), _beside_paper(config, results)]
+    lines = tuple(line.format(varied=VARIED[config.compare.vary]) for line in LEGEND)
+    legend = ReportPart(title="what the columns mean", lines=lines)
+    return [*over, *each, legend, _terms(runs, config, results), _beside_paper(config, results)]
+
+
+def _readings(runs: Sequence[Run], config: Config, target: str) -> list[str]:
+    return readings_of_seeds(runs, target) if varies_everything(config) else readings(runs[0], target)
 
 
 def _columns(title: str, result: Mapping[str, Any], lines: Iterable[str] = ()) -> ReportPart:
@@ -102,9 +112,10 @@ def _columns(title: str, result: Mapping[str, Any], lines: Iterable[str] = ()) -
     return ReportPart(title=title, lines=tuple(lines), header=tuple(header), rows=tuple(map(tuple, rows)))
 
 
-def _judged(result: Result) -> Result:
-    """The result with the judging of its first row, which is that of all rows."""
-    return result | {"judging": result["methods"][0].get("judging")}
+def _judged_by(config: Config, result: Result) -> list[str]:
+    """By which images the rows were judged: all of a seed by the same, and if only the repair varies, all rows."""
+    by_seed = list({row["seed"]: row.get("judging") for row in result["methods"]}.values())
+    return judged_by(result | {"judging": by_seed[0]}, by_seed=by_seed if varies_everything(config) else ())
 
 
 def _over_targets(results: Sequence[Result]) -> Result:
@@ -158,7 +169,7 @@ def leaders(result: Mapping[str, Any]) -> Iterator[str]:
         yield line + ("." if old is None else f"; {percent(old)}% before repair.")
 
 
-def _terms(run: Run, config: Config, results: Sequence[Result]) -> ReportPart:
+def _terms(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> ReportPart:
     """Data, changes, budget and preparation of every method."""
     header = ("method", "may use", "changes", "budget of a repair", "preparation, s", "cost")
     rows = []
@@ -170,23 +181,27 @@ def _terms(run: Run, config: Config, results: Sequence[Result]) -> ReportPart:
                 ", ".join(method.uses_with(config)) or "nothing",
                 ", ".join(method.changes) or "nothing",
                 "its own settings" if limit is None else str(limit),
-                _preparation(run, name, [str(result["target"]) for result in results]),
+                _preparation(runs, name, [str(result["target"]) for result in results]),
                 method.cost,
             )
         )
     return ReportPart(title="what each method was given and took", header=header, rows=tuple(rows))
 
 
-def _preparation(run: Run, name: str, targets: Sequence[str]) -> str:
-    """Seconds of preparation before any repair: once for all targets, or the mean for each target."""
+def _preparation(runs: Sequence[Run], name: str, targets: Sequence[str]) -> str:
+    """Seconds of preparation before any repair: once for all targets, or the mean for each; the mean over runs."""
     method = get_method(name)
-    once = require_manifest(run.prepared(name), PREPARED.remedy).facts["seconds"] if method.prepares else None
-    if "joint" in method.uses:
-        once = require_manifest(run.joint, JOINT.remedy).facts["seconds"]
     if "experiences" in method.uses:
-        each = [require_manifest(run.meta(t), META.remedy).facts["seconds"] for t in targets]
-        return f"{sum(each) / len(each):,.0f} for each target"
-    return "none" if once is None else f"{once:,.0f} for all targets"
+        made, words = [(run.meta(t), META) for run in runs for t in targets], "for each target"
+    elif "joint" in method.uses:
+        made, words = [(run.joint, JOINT) for run in runs], "for all targets"
+    elif method.prepares:
+        made, words = [(run.prepared(name), PREPARED) for run in runs], "for all targets"
+    else:
+        return "none"
+    seconds = [require_manifest(folder, stage.remedy).facts["seconds"] for folder, stage in made]
+    over = ", mean over seeds" if len(runs) > 1 else ""
+    return f"{sum(seconds) / len(seconds):,.0f} {words}{over}"
 
 
 def _beside_paper(config: Config, results: Sequence[Result]) -> ReportPart:
