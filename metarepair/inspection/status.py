@@ -15,7 +15,8 @@ are compared with the manifests; `metarepair inspect` also compares checksums.
     stages           list of {name (pretrain | mine | features | score | joint | train | repair | report | prepare |
                      compare | hypothesis), state (done | begun | not begun), done, total (of members), seconds_left,
                      members}, members being a list of {path (relative), name (of the environment, target or prepared
-                     method, or null), role (experience | target | null), state, done, total (of its units), unit
+                     method, or a seed that has a run of its own, or null), role (experience | target | seed | null),
+                     state, done, total (of its units), unit
                      (shards | episodes | rounds | repairs | epochs | fine-tunes | pieces | null), judged (repairs of
                      a comparison, else null), written (ISO 8601, of its newest file), metrics ({name: number}, of its
                      newest checkpoint), seconds_left, passed_over (incomplete checkpoints)}
