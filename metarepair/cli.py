@@ -303,6 +303,7 @@ def _run(given: argparse.Namespace) -> int:
         model={"name": given.model, "weights": given.weights},
         storage_path=given.storage,
         compare={"budget": getattr(given, "budget", None)},
+        preparation_budget=getattr(given, "preparation_budget", None),
     )
     check_paths(config, given.verb)
     verbs = {"compare": _compare, "pretrain": _pretrain, "hypothesis": _study_hypothesis, "tune": _search}
@@ -360,6 +361,7 @@ def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:
 
 
 def _compare(given: argparse.Namespace, config: Config) -> int:
+    from metarepair.compare.seeds import config_of_seed, varies_everything
     from metarepair.console.paths import check_pair
     from tasks.errors import ConfigError
 
@@ -369,17 +371,20 @@ def _compare(given: argparse.Namespace, config: Config) -> int:
                 "--pair only draws the results of a finished comparison, in this process: leave out --restart and "
                 "--address."
             )
+        if varies_everything(config):
+            config = config_of_seed(config, config.compare.seeds[0])
         check_pair(config, given.pair)
 
     from distributed.on_ray.cluster import connected
     from distributed.stages.executor import executor_for
     from metarepair.stages.compare import Comparison
+    from metarepair.stages.compare_seeds import comparison_of
     from tasks.storage.run_lock import locked
 
-    comparison = Comparison(config, executor_for)
     if given.pair:
-        comparison.pair(*given.pair)
+        Comparison(config, executor_for).pair(*given.pair)
         return 0
+    comparison = comparison_of(config, executor_for)
     with locked(comparison.run.root, given.verb), connected(config, given.address):
         comparison.compare(restart=given.restart)
     print(f"Written to {comparison.run.compare}")

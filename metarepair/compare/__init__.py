@@ -2,6 +2,7 @@
 
 units.py      one repair, by a method for a target with a seed: its weights and its cost
 prepare.py    what a method prepares before any target is known
+seeds.py      a run of its own for each seed, to vary mining and preparation with the repair
 plan.py       the planned repairs, for `metarepair status`
 check.py      refuse a comparison that cannot finish, before any work starts
 judge.py      judge repaired DNNs on D_fail, clean and corrupted images; no other module here opens D_fail

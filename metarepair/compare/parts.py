@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metarepair.compare.costs import preparation_cost, repair_cost
+from metarepair.compare.seeds import varies_everything
 from metarepair.compare.units import limit_of
 from metarepair.config.run import Config
-from metarepair.evaluation.judging import readings
+from metarepair.evaluation.judging import readings, readings_of_seeds
 from metarepair.methods import get_method
+from metarepair.methods.budget import Cost
 from metarepair.reports.paper import DIFFERENCES, table_for
 from metarepair.reports.table import (
     Column,
@@ -23,10 +26,9 @@ from metarepair.reports.table import (
     spread,
 )
 from metarepair.runs.layout import Run
-from tasks.storage.manifest import require_manifest
-from tasks.storage.stages import JOINT, MERGED, META, PREPARED
 
 Result = dict[str, Any]
+PASSES = ("forward", "backward")
 
 LEGEND = (
     "D_fail: accuracy on the target's failures that nothing has learned from; 0 before repair by construction. It is "
@@ -35,9 +37,14 @@ LEGEND = (
     "over the environments that were not the target.",
     "broken: break rate, the share of the clean test images that were right before and are wrong now; of corrupted: "
     "the same for the images of the target's environment.",
-    "seconds, images: of the repair alone, including the choice of its settings; memory: the peak of its process.",
-    "Accuracies and rates are in percent; ± is the standard deviation over seeds.",
+    "seconds, images: of the repair alone, including the choice of its settings; images are those to learn from. "
+    "memory: the peak of its process.",
+    "Accuracies and rates are in percent; ± is the standard deviation over seeds, {varied}.",
 )
+VARIED = {
+    "repair": "of the repairs alone: mining and preparation happened once",
+    "everything": "of everything: mining split, preparation and repair",
+}
 
 
 def _number(key: str) -> Callable[[Row], float | None]:
@@ -78,19 +85,25 @@ def title_of(config: Config, results: Sequence[Result]) -> str:
     return f"{count} {'method' if count == 1 else 'methods'} on {config.model.name}, {config.data.name}"
 
 
-def parts_of(run: Run, config: Config, results: Sequence[Result]) -> list[ReportPart]:
-    """All sections, in order."""
+def parts_of(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> list[ReportPart]:
+    """All sections, in order. runs: the comparison's own, or those of its seeds if they vary everything."""
     over = [_columns("mean over targets", _over_targets(results))] if len(results) > 1 else []
     each = [
         _columns(
             r["target"].replace("_", " "),
             r,
-            (*leaders(r), *judged_by(_judged(r)), *readings(run, r["target"])),
+            (*leaders(r), *_judged_by(config, r), *_readings(runs, config, r["target"])),
         )
         for r in results
     ]
-    legend = ReportPart(title="what the columns mean", lines=LEGEND)
-    return [*over, *each, legend, _terms(run, config, results), _beside_paper(config, results)]
+    lines = tuple(line.format(varied=VARIED[config.compare.vary]) for line in LEGEND)
+    legend = ReportPart(title="what the columns mean", lines=lines)
+    terms = [_terms(config, results), _costs(runs, config, results)]
+    return [*over, *each, legend, *terms, _beside_paper(config, results)]
+
+
+def _readings(runs: Sequence[Run], config: Config, target: str) -> list[str]:
+    return readings_of_seeds(runs, target) if varies_everything(config) else readings(runs[0], target)
 
 
 def _columns(title: str, result: Mapping[str, Any], lines: Iterable[str] = ()) -> ReportPart:
@@ -102,9 +115,10 @@ def _columns(title: str, result: Mapping[str, Any], lines: Iterable[str] = ()) -
     return ReportPart(title=title, lines=tuple(lines), header=tuple(header), rows=tuple(map(tuple, rows)))
 
 
-def _judged(result: Result) -> Result:
-    """The result with the judging of its first row, which is that of all rows."""
-    return result | {"judging": result["methods"][0].get("judging")}
+def _judged_by(config: Config, result: Result) -> list[str]:
+    """By which images the rows were judged: all of a seed by the same, and if only the repair varies, all rows."""
+    by_seed = list({row["seed"]: row.get("judging") for row in result["methods"]}.values())
+    return judged_by(result | {"judging": by_seed[0]}, by_seed=by_seed if varies_everything(config) else ())
 
 
 def _over_targets(results: Sequence[Result]) -> Result:
@@ -158,9 +172,9 @@ def leaders(result: Mapping[str, Any]) -> Iterator[str]:
         yield line + ("." if old is None else f"; {percent(old)}% before repair.")
 
 
-def _terms(run: Run, config: Config, results: Sequence[Result]) -> ReportPart:
-    """Data, changes, budget and preparation of every method."""
-    header = ("method", "may use", "changes", "budget of a repair", "preparation, s", "cost")
+def _terms(config: Config, results: Sequence[Result]) -> ReportPart:
+    """Data, changes and budget of every method."""
+    header = ("method", "may use", "changes", "budget of a repair", "cost")
     rows = []
     for name in by_method(results[0]):
         method, limit = get_method(name), limit_of(config, name)
@@ -170,26 +184,47 @@ def _terms(run: Run, config: Config, results: Sequence[Result]) -> ReportPart:
                 ", ".join(method.uses_with(config)) or "nothing",
                 ", ".join(method.changes) or "nothing",
                 "its own settings" if limit is None else str(limit),
-                _preparation(run, config, name, [str(result["target"]) for result in results]),
                 method.cost,
             )
         )
     return ReportPart(title="what each method was given and took", header=header, rows=tuple(rows))
 
 
-def _preparation(run: Run, config: Config, name: str, targets: Sequence[str]) -> str:
-    """Seconds of preparation before any repair: once for all targets, or the mean for each target."""
-    method = get_method(name)
-    once = require_manifest(run.prepared(name), PREPARED.remedy).facts["seconds"] if method.prepares else None
-    if "joint" in method.uses:
-        once = require_manifest(run.joint, JOINT.remedy).facts["seconds"]
-    if "merged" in method.uses:
-        repairs = [require_manifest(run.merged(e), MERGED.remedy) for e in config.shared_experiences]
-        once = sum(repair.facts["seconds"] for repair in repairs)
-    if "experiences" in method.uses:
-        each = [require_manifest(run.meta(t), META.remedy).facts["seconds"] for t in targets]
-        return f"{sum(each) / len(each):,.0f} for each target"
-    return "none" if once is None else f"{once:,.0f} for all targets"
+def _costs(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> ReportPart:
+    """What preparation and repair took, for one target."""
+    lines = [
+        "For one target, mean over targets and seeds. Preparation that serves several targets is counted once and "
+        "divided. Core-seconds are the processor time of all threads and workers; the processors of GPUs do not count.",
+        "Forward and backward: images that passed through the whole DNN, for any purpose, once for each pass.",
+    ]
+    if config.preparation_budget is not None:
+        lines.append(
+            f"Each preparation was given {config.preparation_budget:g} core-seconds for all targets together "
+            "(preparation_budget)."
+        )
+    header = ["method"]
+    header += [f"{part}: {unit}" for part in ("preparation", "repair") for unit in ("core-s", "s", *PASSES)]
+    rows = []
+    for name in by_method(results[0]):
+        made = preparation_cost(runs, config, name, len(config.targets))
+        repairs = repair_cost([row for result in results for row in by_method(result).get(name, ())])
+        whole = repairs if made is None else made + repairs
+        rows.append((method_words(name), *_cells(made), *_cells(repairs), f"{whole.core_seconds:,.0f}"))
+    return ReportPart(
+        title="what preparation and repair took",
+        lines=tuple(lines),
+        header=(*header, "in all: core-s"),
+        rows=tuple(rows),
+    )
+
+
+def _cells(cost: Cost | None) -> tuple[str, ...]:
+    if cost is None:
+        return ("none",) * (2 + len(PASSES))
+    return tuple(
+        f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:,.1f}"
+        for value in (cost.core_seconds, cost.seconds, cost.forward_images, cost.backward_images)
+    )
 
 
 def _beside_paper(config: Config, results: Sequence[Result]) -> ReportPart:

@@ -32,6 +32,11 @@ class Plan:
     images: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def has_seed_runs(self) -> bool:
+        """Whether each seed has a run of its own (`compare.vary: everything`)."""
+        return _group(self.config, "compare").get("vary") == "everything"
+
+    @property
     def experiences(self) -> tuple[str, ...] | None:
         """The corruptions that experiences are mined from, or None if the settings do not say."""
         names = _group(self.config, "mining").get("experiences")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from metarepair.compare.figures import bars, radar
 from metarepair.compare.judge import read_row
@@ -15,10 +15,16 @@ from metarepair.runs.layout import Run
 from tasks.storage.paths import write_table, write_text
 
 
-def write_results(run: Run, config: Config, units: Sequence[ComparedRepair]) -> list[str]:
-    """Write the report to compare/ and return the lines to log. Raises StageError if a repair is not judged."""
-    results = load_compared(run, units)
-    title, parts = title_of(config, results), parts_of(run, config, results)
+def write_results(
+    run: Run, config: Config, units: Sequence[ComparedRepair], *, made_in: Mapping[int, Run] | None = None
+) -> list[str]:
+    """Write the report to compare/ and return the lines to log. Raises StageError if a repair is not judged.
+
+    made_in: by seed, the run that holds its repairs; None if `run` holds all.
+    """
+    results = load_compared(made_in or dict.fromkeys((unit.seed for unit in units), run), units)
+    title = title_of(config, results)
+    parts = parts_of([run] if made_in is None else [*made_in.values()], config, results)
     text = "\n".join([f"# {title}", "", *(line for part in parts for line in _markdown(part))]) + "\n"
     write_text(run.compare / "table.md", text)
     for name in ("rows.csv", "rows.parquet"):
@@ -48,7 +54,7 @@ def _pictures(run: Run, results: Sequence[Result]) -> Iterator[str]:
         yield picture(run.compare, "radar.png", radar(results), words)
 
 
-def load_compared(run: Run, units: Sequence[ComparedRepair]) -> list[Result]:
+def load_compared(made_in: Mapping[int, Run], units: Sequence[ComparedRepair]) -> list[Result]:
     """The rows of each target, in the order of the configuration and the form of a run's result.json."""
     targets = list(dict.fromkeys(unit.target for unit in units))
     rows = {target: [u for u in units if u.target == target] for target in targets}
@@ -57,7 +63,8 @@ def load_compared(run: Run, units: Sequence[ComparedRepair]) -> list[Result]:
         {
             "target": target,
             "methods": [
-                dict(read_row(run, unit)) for unit in sorted(some, key=lambda u: order.index(u.method))
+                dict(read_row(made_in[unit.seed], unit))
+                for unit in sorted(some, key=lambda u: order.index(u.method))
             ],
         }
         for target, some in rows.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from metarepair.config.section import Count, Section, each_once
@@ -31,6 +33,11 @@ class CompareConfig(Section):
         (0, 1, 2),
         min_length=1,
         description="Seeds of the repairs, one repair per method and seed; whole numbers, 0 or more, each once.",
+    )
+    vary: Literal["repair", "everything"] = Field(
+        "repair",
+        description="What a seed of `compare.seeds` varies. `repair`: the repairs alone; mining and preparation happen "
+        "once. `everything`: the mining split, the preparation and the repair, in a run of its own for each seed.",
     )
     budget: str | None = Field(
         None,

@@ -28,7 +28,15 @@ def add_comparison_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         metavar="AMOUNT",
-        help="limit of each repair: 60s, 500steps (gradient steps) or 100000images (overrides compare.budget)",
+        help="limit of each repair: 60s, 60core-s (processor time), 500steps (gradient steps) or 100000images "
+        "(overrides compare.budget)",
+    )
+    parser.add_argument(
+        "--preparation-budget",
+        metavar="CORE_SECONDS",
+        type=float,
+        help="core-seconds that each method spends on its preparation for all targets together (overrides "
+        "preparation_budget)",
     )
     parser.add_argument(
         "--pair",

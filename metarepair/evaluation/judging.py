@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +15,14 @@ from metarepair.runs.progress import times
 from tasks.environments import Environment, UserImages
 from tasks.splits import JUDGE
 from tasks.splits.digests import Digests
-from tasks.storage.paths import find, read_json_lines
+from tasks.storage.paths import read_json_lines
 
 Protocol = Literal["set aside", "paper", "own images"]
 SAMPLE = 128  # digests of a set of images that are kept
+CHOSEN = (
+    " If a repair or a setting was chosen by earlier results, these figures are too good: judge the final choice once, "
+    "on images that have not judged before."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,28 +68,40 @@ def readings(run: Run, target: str) -> list[str]:
     if not count:
         return []
     line = f"In all runs of this storage folder, repairs were judged by these images, or some of them, {times(count)}."
-    if count > 1:
-        line += (
-            " If a repair or a setting was chosen by earlier results, these figures are too good: judge the final "
-            "choice once, on images that have not judged before."
-        )
-    return [line]
+    return [line + (CHOSEN if count > 1 else "")]
 
 
-def count_readings(run: Run, target: str) -> int:
+def readings_of_seeds(runs: Sequence[Run], target: str) -> list[str]:
+    """As `readings`, for a comparison whose seeds have these runs. What another seed of it judged is not counted."""
+    own = (
+        "Each seed has a run of its own, with its own D_fail, its own images to judge by and its own log of readings "
+        "(seeds/SEED/d_fail_reads.jsonl)."
+    )
+    most = max(count_readings(run, target, without=[r for r in runs if r != run]) for run in runs)
+    if not most:
+        return [own]
+    line = (
+        "In all runs of this storage folder, apart from the other seeds of this comparison, repairs were judged by the "
+        f"images of one seed, or some of them, {'once' if most == 1 else f'up to {most} times'}."
+    )
+    return [own, line + (CHOSEN if most > 1 else "")]
+
+
+def count_readings(run: Run, target: str, *, without: Sequence[Run] = ()) -> int:
     """Count how often the images that judged a target last have judged repairs, in all runs of the storage folder.
 
     A single digest in common is enough. Images that judged as those of another environment count as well: of a run, the
     judgements of the one target for which they judged most often. So targets that show each other's images, as others
-    of one evaluation, count once together. 0 if the log of this run does not have the target's images.
+    of one evaluation, count once together. 0 if the log of this run does not have the target's images. `without`: runs
+    that are not counted.
     """
     lines = _judgements(run)
     samples = [line.images[target] for line in lines if line.target == target and target in line.images]
     if not samples:
         return 0
     count = 0
-    for folder in find(run.root.parent, "*"):
-        seen = Counter(line.target for line in _judgements(Run(folder)) if line.shows(samples[-1]))
+    for other in (one for one in run.beside if one not in without):
+        seen = Counter(line.target for line in _judgements(other) if line.shows(samples[-1]))
         count += max(seen.values(), default=0)
     return count
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from metarepair.runs.layout import SEEDS
 from tasks.storage.stages import Kind, Role
 
 SCHEMA_VERSION = 1
@@ -134,6 +135,12 @@ class StageFacts:
     versions: dict[str, Any]
     files: tuple[FileFacts, ...]
     details: Details | None
+
+    @property
+    def seed_run(self) -> str | None:
+        """The folder `seeds/SEED` of the seed's run that the stage belongs to, None for the inspected run's own."""
+        group, _, rest = self.path.partition("/")
+        return f"{group}/{rest.partition('/')[0]}" if group == SEEDS and "/" in rest else None
 
 
 @dataclass(frozen=True, kw_only=True)

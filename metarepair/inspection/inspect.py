@@ -35,7 +35,8 @@ predictions are not read. The same holds for samples.parquet, and for shards tha
                      promised_by (a manifest or null), header ({key: value}), collected_per_severity,
                      collected_per_class} (counts only for a collect.arrow)
 
-Unknown values are null.
+Unknown values are null. If each seed of a comparison has a run of its own, the stages of these runs are listed, too;
+their paths start with seeds/SEED/.
 """
 
 from __future__ import annotations

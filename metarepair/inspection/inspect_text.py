@@ -45,22 +45,46 @@ def describe(inspection: Inspection) -> str:
     lines = [f"{inspection.path}: {_headline(inspection)}"]
     if len(inspection.stages) == 1:
         return "\n".join([*lines, *_stage(inspection.stages[0])])
-    lines += _common(inspection.stages)
+    own = [stage for stage in inspection.stages if stage.seed_run is None]
+    broken = [line for stage in inspection.stages for line in _broken(stage)]
+    damaged = ["", "Damaged:", *broken] if broken else []
+    return "\n".join([*lines, *_run(inspection, own), *_seeds(inspection), *damaged])
+
+
+def _seeds(inspection: Inspection) -> list[str]:
+    """Return a line for the run of each seed of a comparison, with the command that shows it."""
+    runs: dict[str, list[StageFacts]] = {}
+    for stage in inspection.stages:
+        if stage.seed_run is not None:
+            runs.setdefault(stage.seed_run, []).append(stage)
+    if not runs:
+        return []
+    lines = ["", "Each seed of the comparison has a run of its own:"]
+    for folder, stages in runs.items():
+        done = sum(stage.finished for stage in stages)
+        states = tally(file.state for stage in stages for file in stage.files)
+        lines += [
+            f"  metarepair inspect {inspection.path}/{folder}",
+            f"    {done} of {len(stages)} started stages finished; checksums: {states}",
+        ]
+    return lines
+
+
+def _run(inspection: Inspection, stages: Sequence[StageFacts]) -> list[str]:
+    """Describe the stages of a run or a folder of one."""
+    lines = _common(stages)
     lines += d_fail_reads(inspection.d_fail_reads)
-    environments = [stage for stage in inspection.stages if stage.kind == "environment"]
+    environments = [stage for stage in stages if stage.kind == "environment"]
     if environments:
         lines += ["", *environments_table(environments), "", *classes_table(environments)]
-    features = [stage for stage in inspection.stages if stage.kind == "features"]
+    features = [stage for stage in stages if stage.kind == "features"]
     if features:
         lines += ["", *features_table(features)]
-    for stage in inspection.stages:
+    for stage in stages:
         if stage.kind not in ("environment", "features", "compared"):
             lines += ["", f"{stage.path}: {_state(stage)}", *_details(stage)]
-    compared = [stage for stage in inspection.stages if stage.kind == "compared"]
-    if compared:
-        lines += ["", *compared_table(compared)]
-    broken = [line for stage in inspection.stages for line in _broken(stage)]
-    return "\n".join([*lines, *(["", "Damaged:", *broken] if broken else [])])
+    compared = [stage for stage in stages if stage.kind == "compared"]
+    return lines + (["", *compared_table(compared)] if compared else [])
 
 
 def _headline(inspection: Inspection) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from metarepair.compare.plan import PLAN
+from metarepair.runs.layout import SEEDS
 from tasks.errors import DataError, StorageError, near_names
 from tasks.storage.lease import LEASE
 from tasks.storage.paths import Place, place
@@ -65,7 +67,7 @@ def not_a_part(root: Place, folders: list[Place]) -> DataError:
         return DataError(
             f"{root} is a folder of runs ({_some(runs)}). Name one of them: metarepair inspect {runs[0]}"
         )
-    if root.name == "report" and (root / "index.html").exists():
+    if root.name in ("report", "compare") and (root / "index.html").exists():
         return DataError(
             f"{root} is a report. Open {root / 'index.html'} in a browser, or inspect the run: "
             f"metarepair inspect {root.parent}"
@@ -103,7 +105,12 @@ def _check_run(root: Place) -> None:
 
 
 def _is_run(root: Place) -> bool:
-    """Whether the folder holds anything that a run's driver makes first. A run may itself be called `compare`."""
+    """Whether the folder holds anything that a run's driver makes first. A run may itself be called `compare`.
+
+    If each seed of a comparison has a run of its own, the driver makes the plan of the comparison first.
+    """
+    if (root / "compare" / PLAN).is_file() and (root / SEEDS).is_dir():
+        return True
     names = {path.name for path in root.iterdir()} - {"prepared", "compare"}
     return LEASE in names or READS in names or any(n in names and (root / n).is_dir() for n in GROUPS)
 

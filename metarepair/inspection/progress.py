@@ -15,6 +15,7 @@ from metarepair.inspection.comparison import comparison_of
 from metarepair.inspection.damage import damage_by_size
 from metarepair.inspection.facts import Damage, Member, StageStatus
 from metarepair.inspection.members import member_of, moment
+from metarepair.inspection.seeds import seed_members
 from metarepair.inspection.stored import StoredStage, read_stage, sealed_parts, section, whole
 from metarepair.inspection.unused import REPORT, unused_paths
 from metarepair.inspection.walk import Listing, stages_of_run
@@ -54,7 +55,12 @@ def progress_of(root: Place, files: Listing, owner: Owner | None) -> Progress:
         member = member_of(stage)
         total = member.total if member.total is not None else totals.get(stage.path)
         members[stage.stage.name].append(replace(member, total=total))
-    members["compare"] = [*comparison.members]
+    has_seeds = comparison.plan is not None and comparison.plan.has_seed_runs
+    if comparison.plan is not None and has_seeds:
+        members["compare"], of_seeds = seed_members(root, files, comparison.plan)
+        damaged += of_seeds
+    else:
+        members["compare"] = [*comparison.members]
     for name, paths in _expected(used, files).items():
         there = {member.path for member in members[name]}
         members[name] += [_not_begun(path) for path in paths if path not in there]
@@ -66,14 +72,14 @@ def progress_of(root: Place, files: Listing, owner: Owner | None) -> Progress:
         stages=tuple(
             StageStatus(
                 name=name,
-                members=tuple(sorted(members[name], key=lambda member: member.path)),
+                members=tuple(members[name] if name == "compare" else sorted(members[name], key=_path)),
                 seconds_left=_left(
                     members[name],
                     comparison.done_at if name == "compare" else _parts_at(members[name], used),
                     owner,
                 ),
             )
-            for name in _kept(members, searched=searched, compares=compares)
+            for name in _kept(members, searched=searched, compares=compares, has_seeds=has_seeds)
         ),
         damaged=(*damaged, *comparison.damaged),
         unused=tuple(
@@ -105,9 +111,17 @@ def _needs_no_training(repaired: StoredStage) -> bool:
     return repaired.manifest is not None and isinstance(methods, list) and "metarepair" not in methods
 
 
-def _kept(members: Mapping[str, Sequence[Member]], *, searched: bool, compares: bool) -> list[str]:
+def _path(member: Member) -> str:
+    return member.path
+
+
+def _kept(
+    members: Mapping[str, Sequence[Member]], *, searched: bool, compares: bool, has_seeds: bool
+) -> list[str]:
     """Return the stages to show: those of a whole run, or of another kind of run."""
     begun = {name for name, found in members.items() if any(member.state != "not begun" for member in found)}
+    if has_seeds:  # the runs of the seeds have the other stages
+        return [name for name in ORDER if name in begun | {"compare"}]
     extra = {"pretrain", "joint", "merged", "prepare", "compare", "hypothesis"}
     planned = {name for name in ("joint", "merged", "compare") if members[name]}
     of_a_run = [name for name in ORDER if name not in extra - planned]

@@ -110,9 +110,10 @@ def _environment_row(stage: StageFacts, failures: Failures | None) -> SheetRow:
         (first, f"{second}, s{failures.severities_N[row]}")
         for row, (first, second) in zip(rows, _captions(failures, rows, classes), strict=True)
     ]
+    in_seed = f", {stage.seed_run}" if stage.seed_run else ""
     return SheetRow(
         name=stage.name or failures.corruption,
-        note=f"{stage.role or 'environment'}, {len(failures)} collected",
+        note=f"{stage.role or 'environment'}, {len(failures)} collected{in_seed}",
         images=list(failures.images_NHWC[rows]),
         captions=captions,
     )

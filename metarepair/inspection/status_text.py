@@ -14,6 +14,7 @@ from metarepair.inspection.facts import (
     SearchStatus,
     StageStatus,
 )
+from metarepair.inspection.seeds import ROLE as SEED
 from metarepair.inspection.tables import count, d_fail_reads, percent
 from metarepair.runs.progress import duration
 
@@ -29,6 +30,7 @@ def describe_status(status: RunStatus) -> str:
         lines += _stage(stage, started)
     if status.search is not None:
         lines += _search(status.search, started)
+    lines += _seeds(status)
     if status.unused:
         shown = [f"  {path}" for path in status.unused]
         lines += ["", "Not counted, because a later score or comparison does not use them:"]
@@ -37,6 +39,15 @@ def describe_status(status: RunStatus) -> str:
         shown = [f"  {damage.path} {WORDS[damage.state]}" for damage in status.damaged]
         lines += ["", "Damaged, judging by file sizes:", *_cut(shown)]
     return "\n".join(lines)
+
+
+def _seeds(status: RunStatus) -> list[str]:
+    """Return the command for the run of each seed, if they have runs of their own."""
+    seeds = [m for stage in status.stages for m in stage.members if m.role == SEED]
+    shown = [f"  metarepair status {status.path}/{seed.path}  ({seed.state})" for seed in seeds]
+    done = sum(seed.state == "done" for seed in seeds)
+    head = f"Each seed has a run of its own; {done} of {len(seeds)} are complete:"
+    return ["", head, *_cut(shown)] if seeds else []
 
 
 def _headline(status: RunStatus) -> str:

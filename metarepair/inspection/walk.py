@@ -12,6 +12,7 @@ from stat import S_ISREG
 from typing import Literal
 
 from metarepair.inspection.paths import GROUPS, folders_in, not_a_part, unreadable_folder
+from metarepair.runs.layout import SEEDS
 from tasks.errors import DataError
 from tasks.storage.manifest import MANIFEST, read_manifest
 from tasks.storage.paths import Place, inside
@@ -98,17 +99,31 @@ def find_stages(root: Place) -> Found:
         members = _stages_in(root, group, "", files)
         if members:
             return Found(kind="folder", stages=members, files=files)
-    stages = stages_of_run(root, files)
+    stages = [
+        one for prefix in ("", *prefixes_of_seeds(files)) for one in stages_of_run(root, files, prefix=prefix)
+    ]
     if not stages:
         raise not_a_part(root, folders)
-    return Found(kind="run", stages=stages, files=files)
+    return Found(kind="run", stages=tuple(stages), files=files)
 
 
-def stages_of_run(root: Place, files: Listing) -> tuple[StageFolder, ...]:
-    """Return the stages that were started in a run's folder, in the order of the run."""
+def stages_of_run(root: Place, files: Listing, *, prefix: str = "") -> tuple[StageFolder, ...]:
+    """Return the stages that were started in a run's folder, in the order of the run.
+
+    prefix: the folder of the run under `root`, whose files are `files`, with a slash at its end.
+    """
+    run = root / prefix if prefix else root
     return tuple(
-        one for stage in LISTED for one in _stages_in(root / stage.group, stage, f"{stage.group}/", files)
+        one
+        for stage in LISTED
+        for one in _stages_in(run / stage.group, stage, f"{prefix}{stage.group}/", files)
     )
+
+
+def prefixes_of_seeds(files: Listing) -> list[str]:
+    """Return the folders of the runs of a comparison's seeds, as `stages_of_run` takes them."""
+    seeds = {path.split("/")[1] for path in files if path.startswith(f"{SEEDS}/")}
+    return [f"{SEEDS}/{seed}/" for seed in sorted(filter(str.isdecimal, seeds), key=int)]
 
 
 def stat_files(folder: Place) -> dict[str, FileStat]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import timm
 import torch
@@ -27,6 +28,8 @@ from tasks.records import Pixels
 from tasks.storage.paths import Place, writing
 
 # B images, H W C pixels, K classes
+
+LANES = 16  # float32 numbers in the widest vector register of a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,16 @@ class DeployedModel:
     def dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
 
+    @cached_property
+    def plain_layout(self) -> bool:
+        """Whether images are not laid out channels last, as `unsafe_layers` must not get them."""
+        return bool(unsafe_layers(self.module))
+
     def normalise(self, images_BHWC_u8: Pixels | Tensor) -> Tensor:
-        """Return uint8 images [B, H, W, C] as the module's normalised input [B, C, H, W], channels last in memory."""
+        """Return uint8 images [B, H, W, C] as the module's normalised input [B, C, H, W].
+
+        It is channels last in memory, unless `plain_layout`.
+        """
         if not isinstance(images_BHWC_u8, Tensor):
             images_BHWC_u8 = torch.from_numpy(images_BHWC_u8.copy())
         x_BHWC = images_BHWC_u8.to(self.device).to(self.dtype)
@@ -65,7 +76,8 @@ class DeployedModel:
         shift = torch.tensor(self.mean, dtype=self.dtype, device=self.device) / torch.tensor(
             self.std, dtype=self.dtype, device=self.device
         )
-        return (x_BHWC / scale - shift).permute(0, 3, 1, 2)
+        x_BCHW = (x_BHWC / scale - shift).permute(0, 3, 1, 2)
+        return x_BCHW.contiguous() if self.plain_layout else x_BCHW
 
     @torch.inference_mode()
     def logits(self, images_BHWC_u8: Pixels, *, batch_size: int = 500) -> Tensor:
@@ -78,8 +90,30 @@ class DeployedModel:
         return torch.cat(parts) if parts else torch.empty(0, self.num_classes)
 
 
+def unsafe_layers(module: nn.Module) -> list[str]:
+    """Return the names of the layers whose backward pass must not get channels-last images on a CPU.
+
+    They are 1 × 1 convolutions with a stride and fewer input channels than a vector register holds. On processors with
+    AVX2 and no AVX-512, oneDNN 3.13 writes past its buffer there, or gives wrong gradients.
+    Source: https://github.com/uxlfoundation/oneDNN/issues/6035.
+    """
+    return [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Conv2d)
+        and set(layer.kernel_size) == {1}
+        and max(layer.stride) > 1
+        and layer.in_channels // layer.groups < LANES
+    ]
+
+
+def _laid_out(module: nn.Module) -> nn.Module:
+    """The module with its weights channels last, where that is safe."""
+    return module if unsafe_layers(module) else module.to(memory_format=torch.channels_last)
+
+
 def build_model(name: str, num_classes: int, *, stem: Stem = "imagenet") -> nn.Module:
-    """Build a freshly initialised DNN in channels-last layout.
+    """Build a freshly initialised DNN, in channels-last layout where that is safe.
 
     name: NAME or timm:NAME for a model of timm, or module:FACTORY. Raises ConfigError for an unknown name (listing near
     names), and for stem "cifar" if the model has no known stem for small images.
@@ -88,7 +122,7 @@ def build_model(name: str, num_classes: int, *, stem: Stem = "imagenet") -> nn.M
         own = build_from_factory(name, num_classes)
         if stem == "cifar":
             use_small_stem(own, name)
-        return own.to(memory_format=torch.channels_last)
+        return _laid_out(own)
     name = name.removeprefix(TIMM)
     if name not in timm.list_models():
         raise ConfigError(
@@ -99,7 +133,7 @@ def build_model(name: str, num_classes: int, *, stem: Stem = "imagenet") -> nn.M
     module: nn.Module = timm.create_model(name, num_classes=num_classes)
     if stem == "cifar":
         use_small_stem(module, name)
-    return module.to(memory_format=torch.channels_last)
+    return _laid_out(module)
 
 
 def load_deployed(

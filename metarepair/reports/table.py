@@ -150,34 +150,45 @@ def paper_measure(result: Result) -> list[str]:
     return lines
 
 
-def judged_by(result: Result) -> list[str]:
-    """Describe by which images the repairs were judged."""
+def judged_by(result: Result, *, by_seed: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Describe by which images the repairs were judged.
+
+    by_seed: the judging of each seed, if each has images of its own.
+    """
     found = result.get("judging")
     if not found:
         return [
             "Judged as in older versions: D_fail is every failure that was not collected, and the other columns are of "
             "all test images, those of D_collect included."
         ]
-    images, clean = found["images"], found["clean_images"]
+    every = by_seed or [found]
+    images, clean = (_from_to(one[key] for one in every) for key in ("images", "clean_images"))
+    judged = "Each seed was judged by" if by_seed else "Judged by"
     if found["protocol"] == "own images":
-        where = f"{images:,} of your images, which were set aside before anything else, and {clean:,} clean test images"
+        where = f"{images} of your images, which were set aside before anything else, and {clean} clean test images"
         return [
-            f"Judged by {where}. Nothing was learned from them or chosen by them.",
-            *_intervals(result, images),
+            f"{judged} {where}. Nothing was learned from them or chosen by them.",
+            *_intervals(result, min(one["images"] for one in every), of_a_seed=bool(by_seed)),
         ]
     if found["protocol"] == "set aside":
         return [
-            f"Judged by {images:,} test images ({float(found['fraction']):.0%}) that were set aside before mining: "
+            f"{judged} {images} test images ({float(found['fraction']):.0%}) that were set aside before mining: "
             "D_fail and every other column are of these. Nothing was learned from them or chosen by them."
         ]
     return [
-        "Judged by the paper's protocol (mining.judge_fraction: null): D_fail is every failure that was not collected. "
-        f"The other columns are of the {images:,} test images outside of D_collect, which are easier than all: images "
+        f"{judged} the paper's protocol (mining.judge_fraction: null): D_fail is every failure that was not collected. "
+        f"The other columns are of the {images} test images outside of D_collect, which are easier than all: images "
         "were left out because the DNN failed on them."
     ]
 
 
-def _intervals(result: Result, images: int) -> list[str]:
+def _from_to(counts: Iterable[int]) -> str:
+    """`1,000`, or `998 to 1,002` if the counts differ."""
+    ordered = sorted(counts)
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((ordered[0], ordered[-1])))
+
+
+def _intervals(result: Result, images: int, *, of_a_seed: bool) -> list[str]:
     """Accuracy in the target's environment with its interval, by method, and whether the images are too few."""
     parts = []
     for method, rows in by_method(result).items():
@@ -187,13 +198,17 @@ def _intervals(result: Result, images: int) -> list[str]:
         right = round(accuracy * images)
         low, high = binomtest(right, images).proportion_ci(method="wilson")
         parts.append(f"{method_words(method)} {percent(accuracy)}% ({percent(low)} to {percent(high)})")
+    width = f", as wide as for the {images:,} images of one seed" if of_a_seed else ""
     lines = (
-        [f"Accuracy in the environment with its 95% interval (Wilson): {'; '.join(parts)}."] if parts else []
+        [f"Accuracy in the environment with its 95% interval (Wilson{width}): {'; '.join(parts)}."]
+        if parts
+        else []
     )
     if images < FEW_IMAGES:
+        each = "each seed " if of_a_seed else ""
         lines.append(
-            f"With only {images} images to judge by, a difference smaller than these intervals may be chance. Give "
-            "more photographs, or a holdout, before you decide."
+            f"With only {images} images to judge {each}by, a difference smaller than these intervals may be chance. "
+            "Give more photographs, or a holdout, before you decide."
         )
     return lines
 

@@ -16,6 +16,7 @@
     compare/                    index.html table.md rows.csv rows.parquet figures, of `metarepair compare`;
                                 comparison.json: the planned repairs, for `metarepair status`;
                                 <target>/<method>/<seed>/: model.safetensors judged.json samples.parquet
+    seeds/<seed>/               a run of its own for each seed, of a comparison with `compare.vary: everything`
     search/                     trials.parquet trials.csv best.yaml, figures; inputs/ and trials/ of `metarepair tune`
     d_fail_reads.jsonl          each opening of a target's D_fail; outlives --restart
     deployed/                   of `metarepair pretrain`
@@ -30,8 +31,9 @@ from pathlib import Path
 
 from metarepair.config.run import Config
 from tasks.errors import StorageError, UserError
-from tasks.storage.paths import Place, place
+from tasks.storage.paths import Place, find, place
 
+SEEDS = "seeds"  # the folder of the runs of a comparison's seeds
 RATES = "rates.safetensors"  # factors of learned rates, beside the model of a checkpoint or of θ_meta
 
 
@@ -97,6 +99,22 @@ class Run:
 
     def compared(self, target: str, method: str, seed: int) -> Place:
         return self.compare / target / method / str(seed)
+
+    @property
+    def seeds(self) -> Place:
+        return self.root / SEEDS
+
+    def of_seed(self, seed: int) -> Run:
+        """The run of one seed, of a comparison with `compare.vary: everything`."""
+        return Run(self.seeds / str(seed))
+
+    @property
+    def beside(self) -> list[Run]:
+        """All runs of the storage folder, and the runs of their seeds. This run is one of them."""
+        outer = self.root.parent.parent
+        of_seed = self.root.parent.name == SEEDS and Run(outer).compare.is_dir()
+        folders = find(outer.parent if of_seed else self.root.parent, "*")
+        return [Run(one) for folder in folders for one in (folder, *find(folder / SEEDS, "*"))]
 
     @property
     def report(self) -> Place:

@@ -15,6 +15,7 @@ from metarepair.compare.pair import load_pair, write_pair
 from metarepair.compare.plan import write_plan
 from metarepair.compare.prepare import discard_stale, prepare_method
 from metarepair.compare.results import write_results
+from metarepair.compare.seeds import varies_everything
 from metarepair.compare.units import ComparedRepair, compared_units, done_unit, repair_compared
 from metarepair.config.run import Config
 from metarepair.methods import get_method
@@ -36,6 +37,7 @@ class Comparison:
     """All repairs of a comparison. Those already complete with the same settings are skipped."""
 
     def __init__(self, config: Config, executor: ExecutorOf = in_process) -> None:
+        assert not varies_everything(config), "SeedsOfEverything compares these"
         check_settings(config)
         self.config = config
         self.pipeline = Pipeline(config, executor)
@@ -45,16 +47,11 @@ class Comparison:
 
     def compare(self, *, restart: bool = False) -> None:
         """Mine, score and train as the methods need; then prepare the methods, repair, judge and report."""
-        check_methods(self.config, self.pipeline.here)
-        methods = self.config.compare.methods
-        folders = (self.run.compared(unit.target, unit.method, unit.seed) for unit in self.units)
-        if restart or not all((folder / MANIFEST).is_file() for folder in folders):
-            self.pipeline.probe(
-                methods, trains=any("experiences" in get_method(name).uses for name in methods)
-            )
-        self._stages_before()
-        if restart:  # only now: the stages before may refuse
-            self._restart()
+        if restart:
+            self.restart()
+        else:
+            self.check()
+            self._stages_before()
         for name in self.config.compare.methods:
             self._prepare(name)
         self._repair()
@@ -62,12 +59,30 @@ class Comparison:
         for line in write_results(self.run, self.config, self.units):
             logger.log(RESULTS, line)
 
+    def check(self, *, restart: bool = False) -> None:
+        """Raise ConfigError if a method cannot work here, or if a repair is to be made and the gradients are wrong."""
+        check_methods(self.config, self.pipeline.here)
+        methods = self.config.compare.methods
+        folders = (self.run.compared(unit.target, unit.method, unit.seed) for unit in self.units)
+        if restart or not all((folder / MANIFEST).is_file() for folder in folders):
+            self.pipeline.probe(
+                methods, trains=any("experiences" in get_method(name).uses for name in methods)
+            )
+
+    def restart(self) -> None:
+        """Run the stages before, and delete the repairs and the preparations with other settings."""
+        self.check(restart=True)
+        self._stages_before()
+        self._restart()  # only now: the stages before may refuse
+
     def _stages_before(self) -> None:
         """Run the stages before. Raises StageError if they have other settings, which `compare --restart` keeps."""
         self.pipeline.mine()
         used = {what for name in self.config.compare.methods for what in get_method(name).uses}
         try:
-            if used & {"experiences", "merged"}:
+            if used & {"experiences", "merged"} or (
+                "joint" in used and self.config.joint.draw == "confidence"
+            ):
                 self.pipeline.score()
             self.pipeline.before_targets(self.config.compare.methods)
             if "experiences" in used:

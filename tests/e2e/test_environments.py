@@ -186,6 +186,24 @@ def test_images_read_again_count_as_readings(camera: Camera) -> None:
     assert "these figures are too good" in page
 
 
+def test_each_seed_of_everything_judges_by_other_photographs(camera: Camera) -> None:
+    compared = {"methods": ["none", "bn_adapt"], "seeds": [0, 1], "vary": "everything"}
+    mining = SETTINGS["mining"] | {"experiences": ["shot_noise"], "severities": [3]}
+    camera.write(change(SETTINGS, compare=compared, mining=mining, evaluate={"others": []}))
+    camera.run("compare")
+    text = (camera.root / "compare" / "table.md").read_text()
+    assert "Each seed was judged by " in text
+    assert " of your images, which were set aside before anything else" in text
+    assert "interval (Wilson, as wide as for the " in text
+    assert "these figures are too good" not in text, "photographs that two seeds share are no second reading"
+    judged = []
+    for seed in (0, 1):
+        lines = (camera.root / "seeds" / str(seed) / "d_fail_reads.jsonl").read_text().splitlines()
+        judged.append(set(json.loads(lines[-1])["images"]["phone"]))
+    assert judged[0] != judged[1]
+    assert judged[0] & judged[1]
+
+
 def test_a_change_of_the_photographs_is_noticed(camera: Camera) -> None:
     camera.run("mine")
     picture = next((camera.folder / "photos" / "colour").glob("*/*.jpg"))

@@ -80,7 +80,7 @@ class ReducedModel:
     @property
     def cost_path(self) -> Place:
         """The file of what its training took, as `Budget.spent`."""
-        return self.path.with_suffix(".json")
+        return self.path.with_name(self.path.name + ".json")
 
     @property
     def identity(self) -> dict[str, Any]:

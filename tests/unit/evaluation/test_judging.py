@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from metarepair.evaluation.judging import SAMPLE, count_readings, sample_of
+from metarepair.evaluation.judging import SAMPLE, count_readings, readings_of_seeds, sample_of
 from metarepair.runs.layout import Run
-from tasks.storage.paths import Place, append_line
+from tasks.storage.paths import Place, append_line, write_text
 
 RNG = np.random.default_rng(0)
 
@@ -46,6 +46,20 @@ def test_targets_that_show_each_others_images_are_one_reading(root: Place) -> No
     assert count_readings(run, "night") == count_readings(run, "fog") == 1
     judge(run, "fog", {"fog": fog, "night": night})
     assert count_readings(run, "night") == count_readings(run, "fog") == 2
+
+
+def test_the_seeds_of_a_comparison_are_runs_of_the_same_storage_folder(root: Place) -> None:
+    outer, other, night = Run(root / "run"), Run(root / "other"), digests(10)
+    seeds = [outer.of_seed(seed) for seed in (0, 1)]
+    write_text(outer.compare / "table.md", "")
+    for run in seeds:
+        judge(run, "night", {"night": night})
+    assert [count_readings(run, "night") for run in seeds] == [2, 2]
+    assert "some of them, once." in readings_of_seeds(seeds, "night")[1]
+    judge(other, "night", {"night": night})
+    assert [count_readings(run, "night") for run in (other, *seeds)] == [3, 3, 3]
+    assert "some of them, up to 2 times. If a repair" in readings_of_seeds(seeds, "night")[1]
+    assert len(readings_of_seeds(seeds, "fog")) == 1
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
