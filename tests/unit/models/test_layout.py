@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ for one, other in zip(gradients, wanted):
 
 def test_gradients_of_such_a_layer_are_right_on_one_thread() -> None:
     """In channels-last layout this ends with a corrupted heap where the widest registers are those of AVX2."""
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [sys.executable, "-c", CRASHED], env=settings, capture_output=True, text=True, check=False
