@@ -109,7 +109,7 @@ def timed_training(config: Config, folder: str, context: Context) -> None:
     if context.rank == 0:
         _leave(folder, FIRST_LINE, [time.time()])
     run = Run(place(config.storage_path) / config.name)
-    trainer, ends = build_trainer(inputs_of(run, TARGET), config, context), []
+    trainer, ends = build_trainer(inputs_of(run, config, TARGET), config, context), []
     run_episode = trainer.run_episode
 
     def timed() -> dict[str, float]:

@@ -122,7 +122,7 @@ def _loop(settings: dict[str, Any]) -> None:
     if read_failure(context.folder) is not None:
         return
     try:
-        meta_train(build_trainer(inputs_of(run, target), config, context))
+        meta_train(build_trainer(inputs_of(run, config, target), config, context))
     except UserError as error:
         write_failure(context.folder, error)
         raise

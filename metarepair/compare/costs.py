@@ -56,4 +56,4 @@ def _preparations(run: Run, config: Config, name: str) -> Iterator[tuple[Place, 
     if "merged" in method.uses:
         yield from ((run.merged(experience), MERGED) for experience in config.shared_experiences)
     if "experiences" in method.uses:
-        yield from ((run.meta(target), META) for target in config.targets)
+        yield from ((run.meta(training), META) for training in config.trainings)

@@ -97,7 +97,7 @@ def unit_inputs(run: Run, config: Config, unit: ComparedRepair, here: Surroundin
     if "clean" in method.uses_with(config):
         inputs |= here.clean_inputs()
     if "experiences" in method.uses:
-        inputs["meta"] = require_manifest(run.meta(unit.target), META.remedy).digest
+        inputs["meta"] = require_manifest(run.meta(config.training_for(unit.target)), META.remedy).digest
     if "joint" in method.uses:
         inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
     if "merged" in method.uses:

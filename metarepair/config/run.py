@@ -25,6 +25,8 @@ from tasks.distances.intervals import FEWEST_ROWS, LEVEL, fewest_resamples
 EnvironmentName = str  # the name of a corruption, or a key of `environments`
 MethodSettings = dict[str, dict[str, Any]]
 
+SHARED = "shared"  # the name of the meta-training for all targets
+
 
 class ModelConfig(Section):
     """The deployed DNN."""
@@ -420,6 +422,15 @@ class Config(Section):
         if self.inner.steps == 0 and used:
             raise ValueError(f"{used[0]} needs inner steps, and inner.steps is 0; change one of the two")
         return self
+
+    @property
+    def trainings(self) -> tuple[str, ...]:
+        """The names of the meta-trainings: one for each target, or `shared`."""
+        return (SHARED,) if self.train.shared else self.targets
+
+    def training_for(self, target: str) -> str:
+        """The name of the meta-training that serves a target."""
+        return SHARED if self.train.shared else target
 
     def core_seconds(self, *, parts: int = 1) -> float | None:
         """The processor time for one of `parts` equal parts of a preparation; None if it does not decide."""

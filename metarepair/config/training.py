@@ -158,6 +158,11 @@ class TrainConfig(Section):
     theta_on_host: bool = Field(
         False, description="Whether the parameters of recomputed steps are kept in host memory."
     )
+    shared: bool = Field(
+        False,
+        description="Whether one θ_meta serves all targets: it learns from the experiences that are no targets, by the "
+        "mean of the targets' confidence. If not, each target has its own.",
+    )
     query: QueryConfig = Field(
         QueryConfig(), description="The images that judge a task's adaptation, as shares of the outer loss."
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from metarepair.config.run import ExperienceConfig
+from metarepair.config.run import Config, ExperienceConfig
 from metarepair.runs.layout import Run
 from tasks.environments import category_of
 from tasks.errors import ConfigError, DataError, StageError
@@ -73,6 +73,31 @@ def confidence_of(scores: Sequence[FidScore], target: str, settings: ExperienceC
         rule=settings.rule,
         alpha=settings.alpha,
         beta=settings.beta,
+    )
+
+
+def shared_confidence(run: Run, config: Config) -> Confidence:
+    """The confidence for all targets of a run: the mean of theirs, over the experiences that are no targets.
+
+    Raises StageError if they are not scored, ConfigError if no target has confidence in any of these.
+    """
+    found = [read_confidence(run, target) for target in config.targets]
+    names = config.shared_experiences
+    p_TK = np.array([[one.as_dict().get(name, 0.0) for name in names] for one in found])
+    sum_K = p_TK.sum(0)
+    if not sum_K.any():
+        raise ConfigError(
+            "what serves all targets learns from the experiences that these have confidence in (p of Eq. 8), and all "
+            "of them are targets themselves. Add experiences to mining.experiences, or train for each target "
+            "(train.shared: false, joint.draw: uniform)."
+        )
+    drawn = np.flatnonzero(sum_K)
+    return Confidence(
+        names=tuple(names[i] for i in drawn),
+        probabilities_K=sum_K[drawn] / sum_K.sum(),
+        rule=config.experiences.rule,
+        alpha=found[0].alpha,
+        beta=found[0].beta,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from metarepair.config.run import SHARED
 from metarepair.inspection.comparison import comparison_of
 from metarepair.inspection.damage import damage_by_size
 from metarepair.inspection.facts import Damage, Member, StageStatus
@@ -99,7 +100,9 @@ def _expected(stages: Sequence[StoredStage], files: Listing) -> dict[str, list[s
         "features": [f"features/{stage.role}-{stage.name}" for stage in environments],
         "score": ["score"] if environments else [],
         "merged": [f"merged/{experience}" for experience in past] if merges else [],
-        "train": [f"meta/{target}" for target in targets if target not in without],
+        "train": []
+        if any(stage.path == f"meta/{SHARED}" for stage in stages)
+        else [f"meta/{target}" for target in targets if target not in without],
         "repair": [f"repaired/{target}" for target in targets],
         "report": ["report"] if environments and REPORT not in files else [],
     }

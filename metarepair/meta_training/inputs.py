@@ -1,4 +1,4 @@
-"""The inputs of the meta-training for one target: experiences, their confidence, and the target's D_collect."""
+"""The inputs of a meta-training: experiences, their confidence, and the D_collect of its target."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ class TrainingInputs:
     `collect.arrow` and a manifest that lists it. split: the split that it was mined from. joint: the
     folder of joint training, for `train.start: joint`. images: the folder of a search's copies of the user's own
     environments; None for those of the run.
+
+    A training for all targets (`train.shared`) has no `collect`.
     """
 
     target: str
     experiences: Mapping[str, Place]
-    collect: Place
+    collect: Place | None
     split: Split
     confidence: Confidence
     joint: Place

@@ -74,7 +74,7 @@ class MetaTrainer:
         self.passes.watch(source.deployed.module)
         self._counted_to = time.process_time()
         self.cost = dict.fromkeys(COSTS, 0.0)
-        self.core_seconds = config.core_seconds(parts=len(config.targets))
+        self.core_seconds = config.core_seconds(parts=len(config.trainings))
         self.learned = trained | {FACTOR + k: v for k, v in self.factors.items()}
         self.optimizer = build_optimizer(config.train, self.learned)
         self.episode, self.skipped, self.seconds = 0, 0, 0.0
@@ -272,14 +272,14 @@ class MetaTrainer:
 
 def is_trained(config: Config, episodes: int, core_seconds: float) -> bool:
     """Whether a target's meta-training is over after these episodes, or after this processor time if that decides."""
-    budget = config.core_seconds(parts=len(config.targets))
+    budget = config.core_seconds(parts=len(config.trainings))
     return episodes >= config.train.episodes if budget is None else core_seconds >= budget
 
 
 def training_settings(config: Config) -> Settings:
     """The settings that θ_meta depends on, as plain values; `memory` is left out, as it only changes the rounding."""
     values = config.settings(include={"seed", "model", "task", "inner", "experiences"})
-    values |= config.budget_settings(parts=len(config.targets))
+    values |= config.budget_settings(parts=len(config.trainings))
     skipped = {"threads", "memory", "theta_on_host", "max_skipped", "kept_checkpoints"}
     return values | {"train": config.train.settings(exclude=skipped)}
 

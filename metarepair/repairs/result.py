@@ -72,15 +72,15 @@ def _result(
     }
     if "metarepair" not in config.repair.methods:
         return result | {"features": "none", "distance_name": "none", "experiences": []}
-    return result | _learned(run, target)
+    return result | _learned(run, config, target)
 
 
-def _learned(run: Run, target: str) -> dict[str, Any]:
+def _learned(run: Run, config: Config, target: str) -> dict[str, Any]:
     """Return the experiences that θ_meta was learned from, and what meta-training cost."""
     confidence = read_confidence(run, target)
     scores = read_table(run.score / "confidence.parquet", SCORE_AGAIN).to_pylist()
     extractor = scores[0]["extractor"]
-    trained = require_manifest(run.meta(target), META.remedy)
+    trained = require_manifest(run.meta(config.training_for(target)), META.remedy)
     return {
         "features": extractor,
         "distance_name": distance_name(extractor),

@@ -83,7 +83,7 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> 
     for other in config.evaluate.others or ():
         inputs |= here.inputs_of(other)
     if "metarepair" in config.repair.methods:
-        inputs["meta"] = require_manifest(run.meta(target), META.remedy).digest
+        inputs["meta"] = require_manifest(run.meta(config.training_for(target)), META.remedy).digest
     used = {what for name in config.repair.methods for what in get_method(name).uses}
     if "joint" in used:
         inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
@@ -134,7 +134,7 @@ def unit_data(
 
 def load_meta(run: Run, config: Config, target: str, here: Surroundings) -> Start:
     """Load θ_meta of a target. Raises StageError if it is not trained."""
-    return load_start(run.meta(target), here.deployed.module, config, remedy=META.remedy)
+    return load_start(run.meta(config.training_for(target)), here.deployed.module, config, remedy=META.remedy)
 
 
 def load_joint(run: Run, here: Surroundings) -> Start:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from metarepair.config.run import SHARED
 from metarepair.evaluation.judging import readings
 from metarepair.features.confidence_tables import SCORE_AGAIN
 from metarepair.features.extractors import distance_name
@@ -151,7 +152,7 @@ def _pictures(run: Run, result: Result, target: str, source: SourceOf | None, sh
             run.report, f"{name}_severity.png", png, "Accuracy on the images that judge, by severity."
         )
     if "metarepair" in by_method(result):
-        page += _training(run, target)
+        page += _training(run, result, target)
     if not show_images:
         (run.report / f"{name}_examples.png").unlink(missing_ok=True)  # of an earlier report
         return page + "<p>No examples are shown (--no-images).</p>\n"
@@ -161,8 +162,9 @@ def _pictures(run: Run, result: Result, target: str, source: SourceOf | None, sh
     return page + picture(run.report, f"{name}_examples.png", found.png, found.caption)
 
 
-def _training(run: Run, target: str) -> str:
-    metrics = run.meta(target) / "metrics.json"
+def _training(run: Run, result: Result, target: str) -> str:
+    shared = (result["config"].get("train") or {}).get("shared")
+    metrics = run.meta(SHARED if shared else target) / "metrics.json"
     if not metrics.is_file():
         return f"<p>No training curve: {escaped(inside(metrics, run.root))} is missing.</p>\n"
     rows = read_json(metrics)

@@ -37,6 +37,7 @@ REASONS = {
     "workers": _WHERE,
     "ray": _WHERE,
     "train.start": "joint training is made once, before the search",
+    "train.shared": "a trial trains for each environment that judges it",
     "train.threads": _WHERE,
     "train.memory": _WHERE,
     "train.theta_on_host": _WHERE,

@@ -10,7 +10,7 @@ import torch
 from metarepair.config.run import Config
 from metarepair.data.learned_images import learned_images
 from metarepair.data.workspace import Surroundings, load_surroundings
-from metarepair.features.confidence_tables import read_confidence
+from metarepair.features.confidence_tables import read_confidence, shared_confidence
 from metarepair.models.build import DeployedModel, save_weights
 from metarepair.models.wrappers import copied
 from metarepair.pretraining.joint import train_jointly
@@ -23,7 +23,6 @@ from metarepair.runs.run_stage import StageOutput
 from metarepair.stages.pretrain import EPOCHS, epoch_progress, log_epoch, read_epochs, show_epochs
 from tasks.corruptions.draws import DRAWS_VERSION
 from tasks.corruptions.plugins import plugin_settings
-from tasks.errors import ConfigError
 from tasks.storage.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -60,21 +59,10 @@ def joint_inputs(run: Run, config: Config, here: Surroundings) -> dict[str, str]
 
 
 def joint_probabilities(run: Run, config: Config) -> dict[str, float] | None:
-    """How often each experience is drawn: the mean over the targets of Eq. 8's p; None for all alike.
-
-    Raises ConfigError if no target has confidence in an experience that is no target itself.
-    """
+    """How often each experience is drawn; None for all alike. Raises ConfigError as `shared_confidence` does."""
     if config.joint.draw == "uniform":
         return None
-    found = [read_confidence(run, target).as_dict() for target in config.targets]
-    sums = {name: sum(p.get(name, 0.0) for p in found) for name in config.shared_experiences}
-    whole = sum(sums.values())
-    if not whole:
-        raise ConfigError(
-            "joint.draw: confidence draws the experiences that the targets have confidence in, and all of these are "
-            "targets themselves. Set joint.draw: uniform, or add experiences to mining.experiences."
-        )
-    return {name: p / whole for name, p in sums.items()}
+    return dict.fromkeys(config.shared_experiences, 0.0) | shared_confidence(run, config).as_dict()
 
 
 def keep_joint(run: Run, config: Config, here: Surroundings) -> StageOutput:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from metarepair.config.run import Config
+from metarepair.config.run import SHARED, Config
 from metarepair.data.workspace import Surroundings, load_surroundings, pick_device
 from metarepair.evaluation.judging import readings
 from metarepair.features.confidence_tables import read_confidence
@@ -57,6 +57,7 @@ from metarepair.stages.mining import (
 )
 from metarepair.stages.score import score_stage, stale_features
 from metarepair.stages.together import Follower, each_at_once
+from metarepair.stages.train import confidence_in
 from metarepair.weights import start_file
 from tasks.environments import category_of
 from tasks.errors import DataError
@@ -130,9 +131,9 @@ class Pipeline:
         if probed is not None:
             logger.info(probed.words)
 
-    def _done(self, place: Callable[[str], Place]) -> bool:
-        """Whether every target's folder is complete."""
-        return all((place(target) / MANIFEST).is_file() for target in self.config.targets)
+    def _done(self, place: Callable[[str], Place], names: Sequence[str]) -> bool:
+        """Whether the folders of all these targets, or trainings, are complete."""
+        return all((place(name) / MANIFEST).is_file() for name in names)
 
     @property
     def device(self) -> torch.device:
@@ -158,8 +159,8 @@ class Pipeline:
             for target in self.config.targets:
                 read_confidence(self.run, target)
         if stage == "repair" and "metarepair" in self.config.repair.methods:
-            for target in self.config.targets:
-                require_manifest(self.run.meta(target), META.remedy)
+            for training in self.config.trainings:
+                require_manifest(self.run.meta(training), META.remedy)
         for verb in VERBS[VERBS.index(stage) :]:
             for folder in self._folders(verb, stage, mined):
                 for done in find(folder, MANIFEST, deep=True):
@@ -179,7 +180,8 @@ class Pipeline:
                 # Features do not depend on α, β or the experiences, so they need not be made again.
                 folders += stale_features(self.run, self.config, mined)
             elif restarted in ("train", "repair"):
-                folders += [folder / target for target in self.config.targets]
+                names = self.config.trainings if stage is META else self.config.targets
+                folders += [folder / name for name in names]
             else:
                 folders.append(folder)
         return folders
@@ -198,16 +200,22 @@ class Pipeline:
 
     def whole(self) -> None:
         """Run all stages."""
-        if not self._done(self.run.repaired):
-            self.probe(self.config.repair.methods, trains=not self._done(self.run.meta))
+        if not self._done(self.run.repaired, self.config.targets):
+            self.probe(
+                self.config.repair.methods, trains=not self._done(self.run.meta, self.config.trainings)
+            )
         with self._features_meanwhile() as on_done:
             self._mine(on_done)
         self.score()
         mined = self.mined()
         self.before_targets((*self.config.repair.methods, "metarepair"))
 
+        if self.config.train.shared:
+            self._train(SHARED)
+
         def learn(target: str) -> None:
-            self._train(target)
+            if not self.config.train.shared:
+                self._train(target)
             self._repair(target, mined)
 
         self._each_target(learn)
@@ -294,25 +302,27 @@ class Pipeline:
         self.meta_train()
 
     def meta_train(self) -> None:
-        """Train θ_meta for each target."""
-        if not self._done(self.run.meta):
+        """Train θ_meta for each target, or for all."""
+        if not self._done(self.run.meta, self.config.trainings):
             self.mined()  # report what is missing before the DNN is probed
             self.probe((), trains=True)
-        self._each_target(self._train)
+        each_at_once(self._train, self.config.trainings, at_once=self.executor.trainings_at_once)
 
     def _each_target(self, work: Callable[[str], object]) -> None:
         """Call `work` for every target, for as many at once as the cluster has room for."""
         each_at_once(work, self.config.targets, at_once=self.executor.trainings_at_once)
 
     def _train(self, target: str) -> None:
+        """Train θ_meta for a target, or for all (`shared`)."""
         run, config, folder = self.run, self.config, self.run.meta(target)
         mined = self.mined()
         verify_checksums(run.score, require_manifest(run.score, SCORE.remedy))
-        confidence = read_confidence(run, target)
+        confidence = confidence_in(run, config, target)
         settings = training_settings(config)
         inputs = {f"experience {name}": mined["experience", name].digest for name in confidence.names}
-        inputs |= {"target": mined["target", target].digest, "confidence": confidence.digest}
-        inputs |= self.here.inputs()
+        inputs |= {"confidence": confidence.digest, **self.here.inputs()}
+        if target != SHARED:
+            inputs["target"] = mined["target", target].digest
         if config.train.start == "joint":
             inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
         elif (start := start_file(config.train.start)) is not None:
@@ -357,7 +367,7 @@ class Pipeline:
     def repair(self) -> None:
         """Repair for each target by every method with every seed, then evaluate."""
         mined = self.mined()
-        if not self._done(self.run.repaired):
+        if not self._done(self.run.repaired, self.config.targets):
             self.probe(self.config.repair.methods, trains=False)
         self._each_target(lambda target: self._repair(target, mined))
 
@@ -370,7 +380,7 @@ class Pipeline:
     def report(self) -> None:
         """Write the table, the figures and the page. Raises StageError if a target is not repaired."""
         for target in self.config.targets:
-            for folder in (self.run.repaired(target), self.run.meta(target)):
+            for folder in (self.run.repaired(target), self.run.meta(self.config.training_for(target))):
                 manifest = read_manifest(folder)
                 if manifest is not None:
                     verify_checksums(folder, manifest)

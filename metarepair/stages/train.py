@@ -12,12 +12,13 @@ from dataclasses import replace
 
 import torch
 
-from metarepair.adaptation.repair_data import split_collected
-from metarepair.config.run import Config
+from metarepair.adaptation.repair_data import RepairData, split_collected
+from metarepair.config.run import SHARED, Config
+from metarepair.data.clean_images import CleanImages
 from metarepair.data.learned_images import learned_images
-from metarepair.data.workspace import load_surroundings
+from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.engine.vectors import put_state
-from metarepair.features.confidence_tables import read_confidence
+from metarepair.features.confidence_tables import read_confidence, shared_confidence
 from metarepair.meta_training.inputs import TrainingInputs
 from metarepair.meta_training.meta_train import MetaTrainer, meta_train
 from metarepair.meta_training.task_source import TaskSource
@@ -32,17 +33,23 @@ from metarepair.runs.progress import CORE_SECONDS, Progress
 from metarepair.weights import start_file
 from tasks.experiences.store import open_side
 from tasks.records import Experience
+from tasks.sampling.confidence import Confidence
 from tasks.storage.manifest import require_manifest
 from tasks.storage.stages import JOINT, TARGET
 
 
-def inputs_of(run: Run, target: str) -> TrainingInputs:
-    """The inputs of training for a target, from a mined and scored run."""
-    confidence = read_confidence(run, target)
+def confidence_in(run: Run, config: Config, training: str) -> Confidence:
+    """The experiences of a meta-training, that of a target or `shared`, and how often each is drawn."""
+    return shared_confidence(run, config) if training == SHARED else read_confidence(run, training)
+
+
+def inputs_of(run: Run, config: Config, target: str) -> TrainingInputs:
+    """The inputs of training for a target, or `shared`, from a mined and scored run."""
+    confidence = confidence_in(run, config, target)
     return TrainingInputs(
         target=target,
         experiences={name: run.experience(name) for name in confidence.names},
-        collect=run.target(target),
+        collect=None if target == SHARED else run.target(target),
         split="test",
         confidence=confidence,
         joint=run.joint,
@@ -63,9 +70,6 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
             collect=open_side(folder, "collect", manifest, here.environment("train", name)),
             fail=open_side(folder, "fail", manifest, here.environment("train", name)),
         )
-    mined = require_manifest(inputs.collect, TARGET.remedy)
-    target = here.environment(inputs.split, inputs.target)
-    collect = open_side(inputs.collect, "collect", mined, target)
     query = config.train.query
     source = TaskSource(
         deployed=here.deployed,
@@ -77,8 +81,21 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
         if query.environment or query.right
         else {},
     )
-    validation = replace(split_collected(collect, config, 0, target), clean=source.clean)
-    return MetaTrainer(source, config, context, validation=validation)
+    return MetaTrainer(source, config, context, validation=_validation(inputs, config, here, source.clean))
+
+
+def _validation(
+    inputs: TrainingInputs, config: Config, here: Surroundings, clean: CleanImages | None
+) -> RepairData | None:
+    """What a repair is scored on after each round; None if the training is for all targets."""
+    if inputs.collect is None:
+        return None
+    mined, target = (
+        require_manifest(inputs.collect, TARGET.remedy),
+        here.environment(inputs.split, inputs.target),
+    )
+    collect = open_side(inputs.collect, "collect", mined, target)
+    return replace(split_collected(collect, config, 0, target), clean=clean)
 
 
 def _load_start(deployed: DeployedModel, inputs: TrainingInputs, config: Config) -> None:
@@ -94,7 +111,7 @@ def train_here(run: Run, config: Config, target: str, device: torch.device) -> N
     """Meta-train in this process, without Ray."""
     kept = config.train.kept_checkpoints
     context = LocalContext(folder=run.meta(target), device=device, kept=kept)
-    trainer = build_trainer(inputs_of(run, target), config, context)
+    trainer = build_trainer(inputs_of(run, config, target), config, context)
     progress = training_progress(run, config, target, level=logging.DEBUG)  # the context logs a warning
     context.on_report = lambda metrics: show_metrics(progress, metrics)
     meta_train(trainer)
@@ -104,7 +121,7 @@ def training_progress(run: Run, config: Config, target: str, *, level: int = log
     """Progress in episodes, starting at the newest checkpoint. A damaged checkpoint is logged with `level`."""
     checkpoint = newest_checkpoint(run.meta(target), level=level)
     state = read_state(checkpoint) if checkpoint is not None else None
-    budget = config.core_seconds(parts=len(config.targets))
+    budget = config.core_seconds(parts=len(config.trainings))
     if budget is not None:
         spent = 0 if state is None else int(state["cost"]["core_seconds"])
         return Progress(f"train {target}", math.ceil(budget), CORE_SECONDS, done=spent)

@@ -150,7 +150,7 @@ def test_meta_training_may_start_from_it(storage_of: StorageOf) -> None:
     run = pipeline.run
     joint_ = load_file(Path(str(run.joint)) / "model.safetensors")
     context = LocalContext(folder=run.meta("gaussian_noise"), device=torch.device("cpu"))
-    trainer = build_trainer(inputs_of(run, "gaussian_noise"), settings, context)
+    trainer = build_trainer(inputs_of(run, settings, "gaussian_noise"), settings, context)
     trainer.close()
     assert all(value.equal(joint_[key]) for key, value in trainer.parameters.items())
     assert not all(

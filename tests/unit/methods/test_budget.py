@@ -63,7 +63,9 @@ def test_a_limit_survives_the_conversion_to_text_and_back(amount: str) -> None:
     ],
 )
 def test_an_invalid_limit_is_refused_with_an_example_of_a_valid_one(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"budget='.*60s \(seconds\), 60core-s \(processor time\), 500steps"):
+    with pytest.raises(
+        ConfigError, match=r"budget='.*60s \(seconds\), 60core-s \(processor time\), 500steps"
+    ):
         parse_limit(text)
 
 

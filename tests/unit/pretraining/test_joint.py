@@ -19,12 +19,12 @@ from metarepair.config.run import Config
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.learned_images import LearnedImages, learned_images
 from metarepair.data.workspace import Surroundings, load_surroundings
+from metarepair.features import confidence_tables
 from metarepair.models.build import DeployedModel, build_model
 from metarepair.pretraining.joint import JointSource, train_jointly
 from metarepair.pretraining.pretrain import Epoch, Pretrainer
 from metarepair.runs.context import LocalContext
 from metarepair.runs.layout import Run
-from metarepair.stages import joint
 from metarepair.stages.joint import joint_probabilities, joint_settings
 from tasks.datasets import load_dataset
 from tasks.environments import AS_GIVEN, corrupted
@@ -293,7 +293,7 @@ def test_the_probabilities_are_the_mean_of_the_targets_confidence(monkeypatch: p
         values = np.array(list(p.values()))
         return Confidence(names=tuple(p), probabilities_K=values, rule="hinge", alpha=1.0, beta=0.0)
 
-    monkeypatch.setattr(joint, "read_confidence", read)
+    monkeypatch.setattr(confidence_tables, "read_confidence", read)
     mining = {"experiences": ["fog", "snow", "frost", "contrast"]}
     run = Run(place("unused"))
 
@@ -305,5 +305,5 @@ def test_the_probabilities_are_the_mean_of_the_targets_confidence(monkeypatch: p
     assert found("confidence", ["fog"]) == pytest.approx({"snow": 0.5, "frost": 0.2, "contrast": 0.3})
     shares["fog"] = {"contrast": 1.0}
     shares["contrast"] = {"fog": 1.0}
-    with pytest.raises(ConfigError, match="all of these are targets themselves"):
+    with pytest.raises(ConfigError, match="all of them are targets themselves"):
         found("confidence", ["fog", "contrast"])

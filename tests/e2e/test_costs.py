@@ -1,0 +1,245 @@
+"""Check what preparation and repair are said to take, budgets of core-seconds, and one training for all targets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from metarepair.config.load import parse_config
+from metarepair.config.run import Config
+from metarepair.inspection.status import status_of
+from metarepair.methods import METHODS
+from metarepair.stages.compare import Comparison
+from metarepair.stages.pipeline import Pipeline
+from tasks.errors import StageError
+from tasks.storage.manifest import Manifest, require_manifest
+
+StorageOf = Callable[[str], Path]
+PREPARED = ["joint", "merged", "metarepair", "apricot"]
+SETTINGS: dict[str, Any] = {
+    "name": "tiny",
+    "device": "cpu",
+    "targets": ["gaussian_noise", "fog"],
+    "data": {"max_train_images": 200, "max_test_images": 200},
+    "mining": {
+        "experiences": ["shot_noise", "snow", "fog"],
+        "severities": [3, 5],
+        "collect": 20,
+        "shard_images": 100,
+    },
+    "features": {"extractor": "deployed"},
+    "task": {"shots": 1, "query_size": 10},
+    "inner": {"steps": 1},
+    "train": {"episodes": 2, "round_episodes": 1, "tasks": 1, "order": "first"},
+    "joint": {"rounds": 2, "round_steps": 2, "batch_size": 16, "groups": 2, "shift": 2},
+    "repair": {"episodes": 1, "tasks": 1, "methods": ["none", "metarepair"]},
+    "methods": {
+        "apricot": {"reduced": {"models": 2, "per_class": 4, "epochs": 1}, "epochs": 1},
+        "merged": {"epochs": 1, "batch_size": 10, "clean_images": 20},
+    },
+    "compare": {"methods": PREPARED, "seeds": [0]},
+    "evaluate": {"others": []},
+}
+
+
+def config(storage: Path, **changes: Any) -> Config:
+    return parse_config(SETTINGS | {"storage_path": str(storage)} | changes)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage folder with the run, mined and scored; tests must not write to it."""
+    storage = tmp_path_factory.mktemp("scored") / "runs"
+    pipeline = Pipeline(config(storage))
+    pipeline.mine()
+    pipeline.score()
+    return storage
+
+
+@pytest.fixture
+def storage_of(scored: Path, tmp_path: Path) -> StorageOf:
+    """Return a function that copies the storage under a name."""
+    return lambda name: Path(shutil.copytree(scored, tmp_path / name))
+
+
+def preparations(pipeline: Pipeline) -> dict[str, list[Manifest]]:
+    run = pipeline.run
+    return {
+        "joint": [require_manifest(run.joint, "none")],
+        "merged": [require_manifest(run.merged(name), "none") for name in ("shot_noise", "snow")],
+        "metarepair": [require_manifest(run.meta(target), "none") for target in ("gaussian_noise", "fog")],
+        "apricot": [require_manifest(run.prepared("apricot"), "none")],
+    }
+
+
+def spent(pipeline: Pipeline, key: str = "core_seconds") -> dict[str, float]:
+    return {name: sum(one.facts[key] for one in made) for name, made in preparations(pipeline).items()}
+
+
+def test_every_method_is_counted(storage_of: StorageOf) -> None:
+    """No images pass through the DNN in `none`; `joint` and `merged` only look at their result."""
+    names = [
+        "none",
+        "finetune",
+        "bn_adapt",
+        "tent",
+        "eata",
+        "sar",
+        "roid",
+        "sgd",
+        "augmix",
+        "sensei",
+        *PREPARED,
+    ]
+    few = {"epochs": 1}
+    small = dict.fromkeys(("sgd", "augmix", "sensei", "tent", "eata", "sar", "roid"), few)
+    comparison = Comparison(
+        config(
+            storage_of("all"),
+            targets=["gaussian_noise"],
+            compare={"methods": names, "seeds": [0], "budget": "3steps"},
+            methods=SETTINGS["methods"] | small,
+        )
+    )
+    comparison.compare()
+    facts = {
+        unit.method: require_manifest(comparison.run.compared(unit.target, unit.method, 0), "none").facts
+        for unit in comparison.units
+    }
+    learns = set(names) - {"none", "joint", "merged", "bn_adapt"}
+    assert {name for name in names if facts[name]["backward_images"] > 0} == learns
+    assert {name for name in names if facts[name]["forward_images"] > 0} >= learns | {"bn_adapt"}
+    for name in learns:
+        assert facts[name]["core_seconds"] > 0
+        assert facts[name]["forward_images"] >= facts[name]["images_seen"] > 0, name
+    table = (Path(str(comparison.run.compare)) / "table.md").read_text()
+    lines = table.partition("## what preparation and repair took")[2].partition("##")[0].splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    rows = {method: row for method, *row in cells}
+    assert rows["before repair"][:4] == ["none"] * 4
+    images = spent_images(comparison.pipeline)
+    for name in PREPARED:
+        row = rows[METHODS[name].words]
+        assert row[2:4] == [f"{count:,}" if count >= 10 else f"{count:,.1f}" for count in images[name]], name
+
+
+def spent_images(pipeline: Pipeline) -> dict[str, tuple[int, int]]:
+    run = pipeline.run
+    made = {
+        "joint": [run.joint],
+        "merged": [run.merged(name) for name in ("shot_noise", "snow", "fog")],
+        "metarepair": [run.meta("gaussian_noise")],
+        "apricot": [run.prepared("apricot")],
+    }
+    facts = {
+        name: [require_manifest(folder, "none").facts for folder in folders] for name, folders in made.items()
+    }
+    return {
+        name: (sum(f["forward_images"] for f in some), sum(f["backward_images"] for f in some))
+        for name, some in facts.items()
+    }
+
+
+def test_joint_training_and_apricot_count_what_they_show(storage_of: StorageOf) -> None:
+    comparison = Comparison(config(storage_of("counted")))
+    comparison.compare()
+    forward = spent(comparison.pipeline, "forward_images")
+    assert forward["joint"] == spent(comparison.pipeline, "backward_images")["joint"] == 2 * 2 * 16
+    assert forward["apricot"] == 2 * 40  # two models, each on four images of ten classes
+    assert forward["metarepair"] > 2 * 2 * 10  # the queries of two episodes for two targets
+    assert all(value > 0 for value in spent(comparison.pipeline).values())
+
+
+def test_a_budget_gives_each_preparation_the_same_core_seconds(storage_of: StorageOf) -> None:
+    """However few rounds, episodes and epochs are set: they no longer decide."""
+    storage = storage_of("budget")
+    comparison = Comparison(config(storage, preparation_budget=3.0))
+    comparison.compare()
+    took = spent(comparison.pipeline)
+    assert all(3.0 <= seconds < 4.5 for seconds in took.values()), took
+    facts = preparations(comparison.pipeline)
+    assert all(one.config["core_seconds"] == 1.5 for one in facts["metarepair"])
+    assert facts["joint"][0].facts["images_seen"] > 2 * 2 * 16
+    assert facts["metarepair"][0].facts["episodes"] > 2
+    table = (Path(str(comparison.run.compare)) / "table.md").read_text()
+    assert "given 3 core-seconds for all targets together" in table
+    stages = {stage.name: stage for stage in status_of(str(comparison.run.root)).stages}
+    assert {member.state for name in ("joint", "train", "merged") for member in stages[name].members} == {
+        "done"
+    }
+    with pytest.raises(StageError, match=r"core_seconds: 3\.0 -> 6\.0"):
+        Pipeline(config(storage, preparation_budget=6.0)).joint()
+
+
+def test_an_interrupted_preparation_goes_on_with_what_is_left(
+    storage_of: StorageOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metarepair.meta_training.meta_train import MetaTrainer
+
+    pipeline = Pipeline(config(storage_of("cut"), preparation_budget=4.0, targets=["gaussian_noise"]))
+    run_episode = MetaTrainer.run_episode
+
+    def stop(trainer: MetaTrainer) -> dict[str, float]:
+        if trainer.cost["core_seconds"] > 2.0:
+            raise KeyboardInterrupt
+        return run_episode(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaTrainer, "run_episode", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.meta_train()
+    pipeline.meta_train()
+    facts = require_manifest(pipeline.run.meta("gaussian_noise"), "none").facts
+    assert 4.0 <= facts["core_seconds"] < 5.0
+
+
+def test_one_meta_training_serves_all_targets(storage_of: StorageOf) -> None:
+    storage = storage_of("shared")
+    train = SETTINGS["train"] | {"shared": True}
+    pipeline = Pipeline(config(storage, train=train))
+    pipeline.whole()
+    root = Path(str(pipeline.run.root))
+    assert [path.name for path in (root / "meta").iterdir()] == ["shared"]
+    made = require_manifest(pipeline.run.meta("shared"), "none")
+    assert {name for name in made.inputs if name.startswith("experience")} <= {
+        "experience shot_noise",
+        "experience snow",
+    }  # fog is a target
+    for target in ("gaussian_noise", "fog"):
+        result = json.loads((root / "repaired" / target / "result.json").read_text())
+        assert result["preparation"]["episodes"] == 2
+    stages = {stage.name: stage for stage in status_of(str(root)).stages}
+    assert [(member.path, member.state) for member in stages["train"].members] == [("meta/shared", "done")]
+    weights = load_file(root / "meta" / "shared" / "model.safetensors")
+    Pipeline(config(storage, train=train)).restart("train")
+    assert not (root / "meta" / "shared").exists()
+    Pipeline(config(storage, train=train)).meta_train()
+    again = load_file(root / "meta" / "shared" / "model.safetensors")
+    assert all(value.equal(again[key]) for key, value in weights.items())
+
+
+def test_meta_training_starts_from_a_weights_file(storage_of: StorageOf) -> None:
+    """It starts from the weights of joint training just as well when these are given as a file."""
+    storage = storage_of("start")
+    joint = Pipeline(
+        config(storage, targets=["gaussian_noise"], train=SETTINGS["train"] | {"start": "joint"})
+    )
+    joint.train()
+    weights = load_file(Path(str(joint.run.meta("gaussian_noise"))) / "model.safetensors")
+    given = Path(str(joint.run.joint)) / "model.safetensors"
+    other = storage_of("other")
+    file = Pipeline(
+        config(other, targets=["gaussian_noise"], train=SETTINGS["train"] | {"start": str(given)})
+    )
+    file.train()
+    again = load_file(Path(str(file.run.meta("gaussian_noise"))) / "model.safetensors")
+    assert all(value.equal(again[key]) for key, value in weights.items())
+    manifest = require_manifest(file.run.meta("gaussian_noise"), "none")
+    assert "start" in manifest.inputs
+    assert not (Path(str(file.run.root)) / "joint").exists()
