@@ -73,7 +73,7 @@ class MetaTrainer:
         self.passes, self._counted = Passes(), (0, 0)
         self.passes.watch(source.deployed.module)
         self._counted_to = time.process_time()
-        self.cost = dict.fromkeys(COSTS, 0.0)
+        self.cost: dict[str, float] = dict.fromkeys(COSTS, 0)
         self.core_seconds = config.core_seconds(parts=len(config.trainings))
         self.learned = trained | {FACTOR + k: v for k, v in self.factors.items()}
         self.optimizer = build_optimizer(config.train, self.learned)
@@ -97,7 +97,9 @@ class MetaTrainer:
         spent = local_P.new_tensor(self._spent())
         total_P = self.context.sum_over_workers(torch.cat([local_P, spent]))  # line 10: the gradient of Σ L_s
         gradient_P, (loss, accuracy, count, *spent_by_all) = total_P[:-6], total_P[-6:].tolist()
-        self.cost = {key: self.cost[key] + value for key, value in zip(COSTS, spent_by_all, strict=True)}
+        core_seconds, *images = spent_by_all
+        more = zip(COSTS, (core_seconds, *map(round, images)), strict=True)
+        self.cost = {key: self.cost[key] + value for key, value in more}
         norm = float(gradient_P.norm())
         if math.isfinite(loss) and math.isfinite(norm):
             self._outer_step(gradient_P, norm)  # lines 10-11
