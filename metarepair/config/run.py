@@ -263,7 +263,7 @@ class RepairSettings(Section):
         description="Share of D_collect's images that are held out for validation; above 0, below 1.",
     )
     methods: tuple[str, ...] = Field(
-        ("none", "finetune", "bn_adapt", "metarepair"),
+        ("joint_sgd", "metarepair", "finetune", "bn_adapt", "none"),
         min_length=1,
         description="Repair methods to run and report; at least one, each once.",
     )

@@ -16,7 +16,9 @@ from waiting import LIMIT_S
 
 def trained(made: Pretrainer) -> list[Epoch]:
     """Run all remaining epochs."""
-    epochs = [made.run_epoch() for _ in range(made.weights.epochs_done, made.config.epochs)]
+    epochs = []
+    while not made.done:
+        epochs.append(made.run_epoch())
     made.close()
     return epochs
 

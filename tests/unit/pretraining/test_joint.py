@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def source(deployed: DeployedModel, rank: int = 0, world_size: int = 1, **change
     )
 
 
-def trainer(context: Any, **changes: Any) -> Pretrainer:
+def trainer(context: Any, core_seconds: float | None = None, **changes: Any) -> Pretrainer:
     deployed, changes = dnn(), {"precision": "float64"} | changes
     made = source(deployed, context.rank, context.world_size, **changes)
     return Pretrainer(
@@ -95,6 +96,7 @@ def trainer(context: Any, **changes: Any) -> Pretrainer:
         seed=1,
         groups=made.config.groups,
         section="joint",
+        core_seconds=core_seconds,
     )
 
 
@@ -140,6 +142,18 @@ def test_any_number_of_workers_trains_the_same_dnn_with_batch_norm(workers: int)
             torch.testing.assert_close(own, other, rtol=0, atol=1e-9)
         assert [e.loss for e in seen] == pytest.approx([e.loss for e in epochs], rel=1e-9)
     assert (parameters(one) - start).norm() > 0.01
+
+
+def test_workers_with_a_budget_of_core_seconds_stop_at_the_same_step() -> None:
+    """Each knows what all have spent. Clocks differ, so equal weights show that the rate followed the same share."""
+    ranks = Crew(2).train(partial(trainer, core_seconds=5.0, rounds=1))
+    (one, seen), (other, seen_too) = ranks
+    assert torch.equal(parameters(one), parameters(other))
+    assert [e.images for e in seen] == [e.images for e in seen_too]
+    assert sum(e.images for e in seen) > 3 * 32  # one round, which does not decide
+    assert one.weights.core_seconds == other.weights.core_seconds >= 5.0
+    assert sum(e.core_seconds for e in seen) == pytest.approx(one.weights.core_seconds)
+    assert one.weights.optimizer.param_groups[0]["lr"] < 0.02 * 0.5  # the cosine has come to its end
 
 
 def test_a_step_is_sgd_on_the_mean_loss_of_the_groups() -> None:
