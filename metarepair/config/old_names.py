@@ -16,7 +16,7 @@ def translated(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     the environment, and w (1 − c) clean images. Raises ConfigError if both forms are given, or if a value is not from
     0 to 1.
     """
-    train = values.get("train")
+    train = values.get("train") if isinstance(values, dict) else None
     old = {key: train[key] for key in _OLD if key in train} if isinstance(train, dict) else {}
     if not old:
         return values, []

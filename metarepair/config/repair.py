@@ -44,6 +44,14 @@ class RepairConfig(Section):
     repair: RepairSettings = Field(RepairSettings(), description="The repair itself.")
     methods: MethodSettings = Field({}, description="Settings of single methods, by method name.")
 
+    @model_validator(mode="after")
+    def _takes_steps(self) -> RepairConfig:
+        if self.inner.steps == 0:
+            raise ValueError(
+                "inner.steps is 0, and a repair that takes no step changes nothing; give 1 or more"
+            )
+        return self
+
     @model_validator(mode="wrap")
     @classmethod
     def _in_words(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:

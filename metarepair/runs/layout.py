@@ -8,7 +8,8 @@
     score/                      fid.parquet matrix.parquet confidence.parquet heatmap.png
     joint/                      model.safetensors epochs.json, of joint training
     merged/<experience>/        model.safetensors, repaired for an experience, to be averaged
-    meta/<target>/              model.safetensors metrics.json              θ_meta depends on the target
+    meta/<target>/              model.safetensors metrics.json              θ_meta depends on the target; with
+                                train.shared meta/shared/, for all targets
     repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet
     report/                     index.html table.md figures
     hypothesis/                 pairs.parquet pairs.csv summary.json scatter.png, gains/ by experience and seed

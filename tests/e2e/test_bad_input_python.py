@@ -257,7 +257,7 @@ def test_a_dnn_that_cannot_be_repaired_is_refused(make: Make, says: str) -> None
         ({"seed": True}, "it must be a whole number"),
         ({"task": 3}, "it must be a group of settings"),
         ({"task": {"shot": 1}}, "did you mean 'task.shots'"),
-        ({"inner": {"steps": 0}}, "it must be at least 1"),
+        ({"inner": {"steps": 0}}, "a repair that takes no step changes nothing"),
         ({"inner": {"rate": float("nan")}}, "it must be a finite number"),
         ({"inner": {"rate": float("inf")}}, "it must be a finite number"),
         ({"inner": {"parts": []}}, "it must have 1 or more entries"),

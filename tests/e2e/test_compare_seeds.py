@@ -20,10 +20,12 @@ from metarepair.inspection.inspect import inspect
 from metarepair.inspection.inspect_text import describe
 from metarepair.inspection.status import status_of
 from metarepair.inspection.status_text import describe_status
+from metarepair.methods.budget import cost_of
 from metarepair.runs.layout import Run, run_of
 from metarepair.stages.compare import Comparison
 from metarepair.stages.compare_seeds import SeedsOfEverything, comparison_of
 from tasks.errors import ConfigError, DataError, LockError, StageError
+from tasks.records import MEASURED
 from tasks.storage.manifest import require_manifest
 from tasks.storage.run_lock import holder, locked
 
@@ -80,7 +82,7 @@ def rows(run: Run) -> list[dict[str, Any]]:
 
 
 def without_seconds(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in ("seconds", "memory_bytes")} for row in found]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in found]
 
 
 def command(storage: Path, tmp_path: Path, *more: str) -> int:
@@ -121,8 +123,12 @@ def test_the_report_joins_the_rows_of_all_seeds(compared: Path) -> None:
         values = [100 * row[key] for row in separate if row["method"] == "bn_adapt"]
         assert values[0] != values[1]
         assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in text
-    prepared = [require_manifest(run.of_seed(seed).joint, "").facts["seconds"] for seed in (0, 2)]
-    assert f"{np.mean(prepared):,.0f} for all targets, mean over seeds" in text
+    made = [cost_of(require_manifest(run.of_seed(seed).joint, "").facts) for seed in (0, 2)]
+    costs = text.partition("## what preparation and repair took")[2]
+    joint = next(line for line in costs.splitlines() if line.startswith("| joint training "))
+    cells = [cell.strip() for cell in joint.split("|")]
+    assert cells[4] == f"{made[0].forward_images:,}"  # as many for each seed, so their mean
+    assert made[0].forward_images == made[1].forward_images > 0
     assert (run.compare / "index.html").is_file()
 
 

@@ -110,7 +110,10 @@ def test_a_run_repairs_for_its_experiences_once_and_averages_by_confidence(stora
     manifest = manifest_of(run, "snow")
     assert set(manifest.config) == {"seed", "model", "validation_fraction", "settings"}
     assert set(manifest.inputs) == {"experience", "deployed", "train"}
-    assert set(manifest.facts) == {"seconds", "images_seen", "gradient_steps", "workers"}
+    cost = {"seconds", "core_seconds", "forward_images", "backward_images"}
+    assert set(manifest.facts) == cost | {"images_seen", "gradient_steps", "workers"}
+    assert manifest.facts["backward_images"] == manifest.facts["images_seen"]
+    assert manifest.facts["forward_images"] > manifest.facts["images_seen"]  # states were chosen on the way
 
 
 def test_the_average_of_one_experience_is_its_repair_to_the_bit(storage_of: StorageOf) -> None:
