@@ -125,7 +125,7 @@ def test_the_report_joins_the_rows_of_all_seeds(compared: Path) -> None:
         assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in text
     made = [cost_of(require_manifest(run.of_seed(seed).joint, "").facts) for seed in (0, 2)]
     costs = text.partition("## what preparation and repair took")[2]
-    joint = next(line for line in costs.splitlines() if line.startswith("| joint training "))
+    joint = next(line for line in costs.splitlines() if line.startswith("| joint training"))
     cells = [cell.strip() for cell in joint.split("|")]
     assert cells[4] == f"{made[0].forward_images:,}"  # as many for each seed, so their mean
     assert made[0].forward_images == made[1].forward_images > 0
