@@ -221,10 +221,8 @@ def _costs(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> Re
 def _cells(cost: Cost | None) -> tuple[str, ...]:
     if cost is None:
         return ("none",) * (2 + len(PASSES))
-    return tuple(
-        f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:,.1f}"
-        for value in (cost.core_seconds, cost.seconds, cost.forward_images, cost.backward_images)
-    )
+    times = (f"{value:,.{0 if value >= 10 else 1}f}" for value in (cost.core_seconds, cost.seconds))
+    return (*times, f"{cost.forward_images:,}", f"{cost.backward_images:,}")
 
 
 def _beside_paper(config: Config, results: Sequence[Result]) -> ReportPart:

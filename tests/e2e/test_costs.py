@@ -126,7 +126,7 @@ def test_every_method_is_counted(storage_of: StorageOf) -> None:
     images = spent_images(comparison.pipeline)
     for name in PREPARED:
         row = rows[METHODS[name].words]
-        assert row[2:4] == [f"{count:,}" if count >= 10 else f"{count:,.1f}" for count in images[name]], name
+        assert row[2:4] == [f"{count:,}" for count in images[name]], name
 
 
 def spent_images(pipeline: Pipeline) -> dict[str, tuple[int, int]]:
