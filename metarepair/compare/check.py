@@ -20,6 +20,22 @@ def check_settings(config: Config) -> None:
             )
     for name in config.compare.methods:
         limit_of(config, name)
+    _check_experiences(config)
+
+
+def _check_experiences(config: Config) -> None:
+    """Raise ConfigError if MetaRepair would learn from a target of the comparison, which no other method does."""
+    learns = [name for name in config.compare.methods if "experiences" in get_method(name).uses]
+    if not learns or config.train.shared or len(config.targets) < 2:
+        return
+    known = config.experiences.names if config.experiences.choice == "list" else config.mining.experiences
+    both = [target for target in config.targets if target in known]
+    if both:
+        raise ConfigError(
+            f"{both[0]} is a target and an experience, so {learns[0]} would learn from it for the other targets, and "
+            "what serves all targets (joint training, merged repairs) leaves targets out. Remove it from "
+            "mining.experiences, or train for all targets (train.shared: true)."
+        )
 
 
 def check_methods(config: Config, here: Surroundings) -> None:

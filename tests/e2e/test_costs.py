@@ -17,7 +17,7 @@ from metarepair.inspection.status import status_of
 from metarepair.methods import METHODS
 from metarepair.stages.compare import Comparison
 from metarepair.stages.pipeline import Pipeline
-from tasks.errors import StageError
+from tasks.errors import ConfigError, StageError
 from tasks.storage.manifest import Manifest, require_manifest
 
 StorageOf = Callable[[str], Path]
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "targets": ["gaussian_noise", "fog"],
     "data": {"max_train_images": 200, "max_test_images": 200},
     "mining": {
-        "experiences": ["shot_noise", "snow", "fog"],
+        "experiences": ["shot_noise", "snow", "contrast"],
         "severities": [3, 5],
         "collect": 20,
         "shard_images": 100,
@@ -72,7 +72,7 @@ def preparations(pipeline: Pipeline) -> dict[str, list[Manifest]]:
     run = pipeline.run
     return {
         "joint": [require_manifest(run.joint, "none")],
-        "merged": [require_manifest(run.merged(name), "none") for name in ("shot_noise", "snow")],
+        "merged": [require_manifest(run.merged(name), "none") for name in ("shot_noise", "snow", "contrast")],
         "metarepair": [require_manifest(run.meta(target), "none") for target in ("gaussian_noise", "fog")],
         "apricot": [require_manifest(run.prepared("apricot"), "none")],
     }
@@ -133,7 +133,7 @@ def spent_images(pipeline: Pipeline) -> dict[str, tuple[int, int]]:
     run = pipeline.run
     made = {
         "joint": [run.joint],
-        "merged": [run.merged(name) for name in ("shot_noise", "snow", "fog")],
+        "merged": [run.merged(name) for name in ("shot_noise", "snow", "contrast")],
         "metarepair": [run.meta("gaussian_noise")],
         "apricot": [run.prepared("apricot")],
     }
@@ -199,6 +199,23 @@ def test_an_interrupted_preparation_goes_on_with_what_is_left(
     assert 4.0 <= facts["core_seconds"] < 5.0
 
 
+def test_no_target_of_a_comparison_is_an_experience(tmp_path: Path) -> None:
+    mining = SETTINGS["mining"] | {"experiences": ["fog", "snow"]}
+    with pytest.raises(
+        ConfigError, match="fog is a target and an experience, so metarepair would learn from it"
+    ):
+        Comparison(config(tmp_path, mining=mining))
+    for allowed in (
+        {"targets": ["fog"]},
+        {"train": SETTINGS["train"] | {"shared": True}},
+        {"compare": {"methods": ["joint", "merged", "none"]}},
+        {"experiences": {"choice": "list", "names": ["snow"]}},
+    ):
+        made = config(tmp_path, mining=mining, **allowed)
+        Comparison(made)
+        assert "fog" not in made.shared_experiences
+
+
 def test_one_meta_training_serves_all_targets(storage_of: StorageOf) -> None:
     storage = storage_of("shared")
     train = SETTINGS["train"] | {"shared": True}
@@ -206,11 +223,7 @@ def test_one_meta_training_serves_all_targets(storage_of: StorageOf) -> None:
     pipeline.whole()
     root = Path(str(pipeline.run.root))
     assert [path.name for path in (root / "meta").iterdir()] == ["shared"]
-    made = require_manifest(pipeline.run.meta("shared"), "none")
-    assert {name for name in made.inputs if name.startswith("experience")} <= {
-        "experience shot_noise",
-        "experience snow",
-    }  # fog is a target
+    assert require_manifest(pipeline.run.meta("shared"), "none").facts["episodes"] == 2
     for target in ("gaussian_noise", "fog"):
         result = json.loads((root / "repaired" / target / "result.json").read_text())
         assert result["preparation"]["episodes"] == 2
