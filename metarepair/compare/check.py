@@ -5,7 +5,7 @@ from __future__ import annotations
 from metarepair.compare.units import limit_of
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
-from metarepair.methods import get_method, settings_of
+from metarepair.methods import check_steps, get_method, settings_of
 from tasks.errors import ConfigError, unknown_name
 
 
@@ -20,6 +20,7 @@ def check_settings(config: Config) -> None:
             )
     for name in config.compare.methods:
         limit_of(config, name)
+    check_steps(config, config.compare.methods)
     _check_experiences(config)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metarepair.compare.costs import preparation_cost, repair_cost
 from metarepair.compare.seeds import varies_everything
 from metarepair.compare.units import limit_of
 from metarepair.config.run import Config
 from metarepair.evaluation.judging import readings, readings_of_seeds
 from metarepair.methods import get_method
 from metarepair.methods.budget import Cost
+from metarepair.repairs.costs import preparation_cost, repair_cost
 from metarepair.reports.paper import DIFFERENCES, table_for
 from metarepair.reports.table import (
     Column,
@@ -29,6 +30,7 @@ from metarepair.runs.layout import Run
 
 Result = dict[str, Any]
 PASSES = ("forward", "backward")
+UNKNOWN = "—"  # of a repair or a preparation from before it was counted
 
 LEGEND = (
     "D_fail: accuracy on the target's failures that nothing has learned from; 0 before repair by construction. It is "
@@ -209,7 +211,7 @@ def _costs(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> Re
         made = preparation_cost(runs, config, name, len(config.targets))
         repairs = repair_cost([row for result in results for row in by_method(result).get(name, ())])
         whole = repairs if made is None else made + repairs
-        rows.append((method_words(name), *_cells(made), *_cells(repairs), f"{whole.core_seconds:,.0f}"))
+        rows.append((method_words(name), *_cells(made), *_cells(repairs), _time(whole.core_seconds)))
     return ReportPart(
         title="what preparation and repair took",
         lines=tuple(lines),
@@ -221,8 +223,14 @@ def _costs(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> Re
 def _cells(cost: Cost | None) -> tuple[str, ...]:
     if cost is None:
         return ("none",) * (2 + len(PASSES))
-    times = (f"{value:,.{0 if value >= 10 else 1}f}" for value in (cost.core_seconds, cost.seconds))
-    return (*times, f"{cost.forward_images:,}", f"{cost.backward_images:,}")
+    images = (cost.forward_images, cost.backward_images)
+    known = not math.isnan(cost.core_seconds)
+    counts = (f"{count:,}" if known else UNKNOWN for count in images)
+    return (_time(cost.core_seconds), _time(cost.seconds), *counts)
+
+
+def _time(seconds: float) -> str:
+    return UNKNOWN if math.isnan(seconds) else f"{seconds:,.{0 if seconds >= 10 else 1}f}"
 
 
 def _beside_paper(config: Config, results: Sequence[Result]) -> ReportPart:

@@ -401,6 +401,19 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _every_share_has_an_image(self) -> Config:
+        query, size = self.train.query, self.task.query_size
+        beside = {key: getattr(query, key) for key in ("clean", "environment", "right")}
+        whole = sum(beside.values())
+        few = [key for key, share in beside.items() if 0 < share * size < 0.5 * whole]
+        if few or (size < sum(share > 0 for share in beside.values())):
+            raise ValueError(
+                f"train.query.{few[0] if few else 'clean'} is less than an image of the {size} of a task "
+                "(task.query_size). Raise its share, set it to 0, or raise task.query_size"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fewer_at_least(self) -> Config:
         least = self.ray.min_workers
         if least is not None and least > self.workers:

@@ -8,7 +8,8 @@ import numpy as np
 
 from metarepair.data.workspace import Surroundings
 from tasks.environments import CorruptedImages, Environment, UserImages
-from tasks.records import Experience, Ints, Pixels
+from tasks.experiences.pixels import rows_of_images
+from tasks.records import Experience, Failures, Ints, Pixels
 from tasks.splits import LEARN
 
 
@@ -31,6 +32,12 @@ class LearnedImages:
         ]
         wrong_N = np.isin(self.source.image_ids_N[self.rows_N], np.concatenate(failed))
         return LearnedImages(source=self.source, rows_N=self.rows_N[~wrong_N])
+
+
+def collected(failures: Failures, learned: LearnedImages) -> Failures:
+    """The failures of an experience that may be learned from: none of a clean image by which repairs are selected."""
+    rows_N = rows_of_images(learned.source.image_ids_N, failures.image_ids_N)
+    return failures.take(np.flatnonzero(np.isin(rows_N, learned.rows_N)))
 
 
 def learned_images(here: Surroundings, name: str) -> LearnedImages:

@@ -88,8 +88,7 @@ def shared_confidence(run: Run, config: Config) -> Confidence:
     if not sum_K.any():
         raise ConfigError(
             "what serves all targets learns from the experiences that these have confidence in (p of Eq. 8), and all "
-            "of them are targets themselves. Add experiences to mining.experiences, or train for each target "
-            "(train.shared: false, joint.draw: uniform)."
+            "of them are targets themselves. Add experiences to mining.experiences that are no targets."
         )
     drawn = np.flatnonzero(sum_K)
     return Confidence(

@@ -96,10 +96,8 @@ class MetaTrainer:
         local_P = pairwise_sum(terms) if terms else empty.to(self.context.device)
         spent = local_P.new_tensor(self._spent())
         total_P = self.context.sum_over_workers(torch.cat([local_P, spent]))  # line 10: the gradient of Σ L_s
-        gradient_P, (loss, accuracy, count, *spent_by_all) = total_P[:-6], total_P[-6:].tolist()
-        core_seconds, *images = spent_by_all
-        more = zip(COSTS, (core_seconds, *map(round, images)), strict=True)
-        self.cost = {key: self.cost[key] + value for key, value in more}
+        gradient_P, (loss, accuracy, count) = total_P[:-6], total_P[-6:-3].tolist()
+        self._add_cost(total_P[-3:])
         norm = float(gradient_P.norm())
         if math.isfinite(loss) and math.isfinite(norm):
             self._outer_step(gradient_P, norm)  # lines 10-11
@@ -124,6 +122,20 @@ class MetaTrainer:
         spent = now - self._counted_to, *(a - b for a, b in zip(counted, self._counted, strict=True))
         self._counted_to, self._counted = now, counted
         return spent
+
+    def count_spent(self) -> float:
+        """Add what was spent since the last episode, such as on validation; every worker calls it equally often.
+
+        Returns the core-seconds so far.
+        """
+        spent = torch.tensor(self._spent(), dtype=self._dtype, device=self.context.device)
+        self._add_cost(self.context.sum_over_workers(spent))
+        return self.cost["core_seconds"]
+
+    def _add_cost(self, spent_by_all: Tensor) -> None:
+        core_seconds, *images = spent_by_all.tolist()
+        more = zip(COSTS, (core_seconds, *map(round, images)), strict=True)
+        self.cost = {key: self.cost[key] + value for key, value in more}
 
     @property
     def done(self) -> bool:
@@ -199,7 +211,8 @@ class MetaTrainer:
     def _skip(self, loss: float, norm: float) -> None:
         self.skipped += 1
         limit = self.config.train.max_skipped
-        if self.skipped > limit or self.skipped == self.config.train.episodes:
+        all_skipped = self.core_seconds is None and self.skipped == self.config.train.episodes
+        if self.skipped > limit or all_skipped:
             raise DivergedError(
                 f"The query loss of episode {self.episode + 1} became {loss:.4g} (gradient norm {norm:.4g}), and "
                 f"{self.skipped} episodes were skipped for such values (train.max_skipped={limit}). Lower inner.rate "
@@ -316,4 +329,5 @@ def rounds(trainer: MetaTrainer) -> Iterator[dict[str, float]]:
             if trainer.context.rank == 0 and trainer.validation is not None:
                 accuracy = trainer.validation_accuracy()
                 metrics["validation_accuracy"] = trainer.history[-1]["validation_accuracy"] = accuracy
+            metrics["core_seconds"] = trainer.count_spent()
             yield metrics

@@ -44,7 +44,7 @@ def outer_rate(settings: TrainConfig, episode: float) -> float:
     Episodes are counted from 0; here and below, they may be fractions, where processor time measures them.
     """
     if episode < settings.warmup_episodes:
-        return settings.outer_rate * (episode + 1) / settings.warmup_episodes
+        return settings.outer_rate * min(1.0, (episode + 1) / settings.warmup_episodes)
     left = max(settings.episodes - settings.warmup_episodes, 1)
     passed = (episode - settings.warmup_episodes) / left
     falls = {"constant": 1.0, "linear": 1 - passed, "cosine": 0.5 * (1 + math.cos(math.pi * passed))}

@@ -42,7 +42,7 @@ class TaskSource:
     def task(self, episode: int, slot: int) -> TaskBatch:
         """Task number `slot` of an episode: support from D_collect, query from D_fail of one sampled experience.
 
-        The images beside the failures are `clean` of the task; without a share of failures, they are the query.
+        The other images of the outer loss are the task's `clean` batch; if no failures are wanted, they are its query.
         """
         settings, seed = self.config.task, self.config.seed
         drawn = sample_task(
@@ -58,8 +58,9 @@ class TaskSource:
         masks = int(keyed_generator("dropout", seed, episode, slot).integers(2**31))
         clean = keyed_generator("clean-support", seed, episode, slot)
         beside = self._beside(episode, slot, experience) if self.config.train.query.beside else None
-        failures = failure_batch(self.deployed, experience.fail, drawn.query_rows)
-        judged_by = failures if self.config.train.query.failures else beside
+        judged_by = beside
+        if self.config.train.query.failures:
+            judged_by = failure_batch(self.deployed, experience.fail, drawn.query_rows)
         assert judged_by is not None  # some share is above 0
         return TaskBatch(
             support=support_batch(
@@ -76,7 +77,7 @@ class TaskSource:
         )
 
     def _beside(self, episode: int, slot: int, experience: Experience) -> Batch:
-        """The images of the outer loss that are no failures: clean ones, those of the experience, those right in it."""
+        """The images of the outer loss besides failures: clean ones, then those of the experience, all or right."""
         query = self.config.train.query
         shares = (query.clean, query.environment, query.right)
         clean, environment, right = counts_of(self.config.task.query_size, shares)
@@ -88,20 +89,29 @@ class TaskSource:
             images, labels = [some.images_NHWC[:]], [some.labels_N]
         name = experience.corruption
         if environment or right:
-            severity = int(generator.choice(self.learned[name].source.severities))
+            severity = int(generator.choice(self._severities(name, with_right=right > 0)))
             for count, learned in (
                 (environment, self.learned[name]),
                 (right, self._right_at(name, severity)),
             ):
-                if count and len(learned.rows_N):
+                if count:
                     pixels_BHWC, labels_B = learned.drawn(count, severity, generator)
                     images, labels = [*images, pixels_BHWC], [*labels, labels_B]
-        if not images:
+        return image_batch(self.deployed, np.concatenate(images), np.concatenate(labels))
+
+    def _severities(self, name: str, *, with_right: bool) -> list[int]:
+        """The severities of an experience, those with images that the DNN gets right if these are wanted.
+
+        Raises DataError if there are none.
+        """
+        every = self.learned[name].source.severities
+        found = [s for s in every if not with_right or len(self._right_at(name, s).rows_N)]
+        if not found:
             raise DataError(
                 f"train.query takes images of {name} that the deployed DNN gets right, and there are none. Set "
                 "train.query.right to 0, or leave the experience out."
             )
-        return image_batch(self.deployed, np.concatenate(images), np.concatenate(labels))
+        return found
 
     def _right_at(self, name: str, severity: int) -> LearnedImages:
         """The images of an experience that the deployed DNN gets right at a severity."""

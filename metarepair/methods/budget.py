@@ -6,10 +6,11 @@ Core-seconds are the processor time of all threads of this process, so two busy 
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from metarepair.engine.passes import Passes
@@ -85,6 +86,10 @@ class Cost:
     forward_images: int = 0
     backward_images: int = 0
 
+    def as_json(self) -> dict[str, float | None]:
+        """Return plain values; None for core-seconds that are not known."""
+        return {key: None if math.isnan(value) else value for key, value in asdict(self).items()}
+
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             seconds=self.seconds + other.seconds,
@@ -100,8 +105,9 @@ def core_seconds_budget(core_seconds: float | None) -> Budget:
 
 
 def cost_of(facts: Mapping[str, Any]) -> Cost:
-    """Return the cost among the facts of a manifest; older ones have no more than the seconds."""
-    return Cost(**{field.name: facts[field.name] for field in fields(Cost) if field.name in facts})
+    """Return the cost among the facts of a manifest; NaN core-seconds if an older one has no more than the seconds."""
+    given = {field.name: facts[field.name] for field in fields(Cost) if field.name in facts}
+    return Cost(**{"core_seconds": math.nan} | given)
 
 
 class Budget:

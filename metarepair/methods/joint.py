@@ -18,7 +18,9 @@ from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 
-PREPARED = "before it, once for all targets, joint.rounds × joint.round_steps steps of joint training"
+PREPARED = (
+    "before it, once for all targets, joint training: joint.rounds × joint.round_steps steps, or the budget"
+)
 
 
 @register

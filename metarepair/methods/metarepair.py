@@ -28,7 +28,7 @@ class MetaRepair(Method):
     words = "MetaRepair"
     uses = ("failures", "experiences")
     changes = ("weights", "statistics")
-    cost = "the same as finetune; before it, once per target, train.episodes episodes of meta-training"
+    cost = "the same as finetune; before it, for each target or for all, meta-training: train.episodes, or the budget"
     walks = True
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:

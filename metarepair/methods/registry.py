@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, get_args
@@ -139,6 +140,19 @@ def settings_of(config: AnyConfig, name: str) -> Section:
         ConfigError: There is no such method or key (the message has the nearest names), or a value is wrong.
     """
     return method_settings(name, config.methods.get(name, {}))
+
+
+def check_steps(config: AnyConfig, names: Sequence[str]) -> None:
+    """Raise ConfigError for a method that would change nothing, since its only steps are `inner.steps` and these are 0.
+
+    MetaRepair may take none: its θ_meta is what it gives.
+    """
+    idle = [name for name in names if get_method(name).walks and "experiences" not in get_method(name).uses]
+    if config.inner.steps == 0 and idle:
+        raise ConfigError(
+            f"{idle[0]} repairs by inner.steps, and they are 0, so it would change nothing. Leave it out of the "
+            "methods, or set inner.steps to 1 or more."
+        )
 
 
 def check_method_settings(config: AnyConfig) -> None:

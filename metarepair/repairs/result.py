@@ -14,6 +14,7 @@ from metarepair.config.run import Config
 from metarepair.evaluation.evaluate import Judgement
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
+from metarepair.repairs.costs import preparation_cost
 from metarepair.repairs.saved import WEIGHTS
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.runs.layout import Run
@@ -64,6 +65,11 @@ def _result(
             "fail": mined.rows["fail"],
             "validation": validation,
             "classes_without_failures": mined.facts["classes_without_failures"],
+        },
+        "preparations": {
+            name: cost.as_json()
+            for name in config.repair.methods
+            if (cost := preparation_cost([run], config, name, len(config.targets))) is not None
         },
         "methods": [
             asdict(r) | {"weights": f"repaired/{target}/{r.method}/{r.seed}/{WEIGHTS}"}

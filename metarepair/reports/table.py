@@ -215,6 +215,11 @@ def _intervals(result: Result, images: int, *, of_a_seed: bool) -> list[str]:
 
 def preparation(result: Result) -> str:
     """Describe the cost of preparation before any repair, which a row's seconds do not include."""
+    costs = result.get("preparations")
+    if costs is not None:
+        told = [f"{method_words(name)}: {_took(cost)}" for name, cost in costs.items()]
+        shared = "Preparation for this target, which no row's seconds include, with its share of what serves others"
+        return f"{shared}: {'; '.join(told) or 'none'}."
     if "metarepair" not in by_method(result):
         return "MetaRepair was not run for this target, so these rows involve no meta-training."
     spent = result.get("preparation") or {}
@@ -223,6 +228,15 @@ def preparation(result: Result) -> str:
     return (
         f"Preparation, once for the target: meta-training of {spent.get('episodes', '?')} episodes took "
         f"{float(spent['seconds']):.1f} s. The seconds of MetaRepair's row do not include it."
+    )
+
+
+def _took(cost: Mapping[str, float | None]) -> str:
+    if cost["core_seconds"] is None:
+        return f"{cost['seconds']:,.0f} s"
+    return (
+        f"{cost['core_seconds']:,.0f} core-seconds in {cost['seconds']:,.0f} s, {cost['forward_images']:,} images "
+        f"forward and {cost['backward_images']:,} backward"
     )
 
 

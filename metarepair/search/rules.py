@@ -100,6 +100,10 @@ def check_setting(name: str) -> None:
             f"this setting cannot be searched; {reason}. Set it to one value outside of search, and search only "
             f"settings of {', '.join(SECTIONS)}.",
         )
+    if name in ("train.clean_weight", "train.clean_corrupted"):
+        refuse(
+            name, "this is now a share of train.query; search train.query.clean or train.query.environment."
+        )
     same = [k for k in allowed if k.rpartition(".")[2] == name.rpartition(".")[2]]
     hint = f"; did you mean {same[0]!r}?" if same else near_names(name, allowed) or "."
     raise ConfigError(f"no setting {name!r} (in search.space){hint} There are: {', '.join(allowed)}")

@@ -62,6 +62,8 @@ class Comparison:
     def check(self, *, restart: bool = False) -> None:
         """Raise ConfigError if a method cannot work here, or if a repair is to be made and the gradients are wrong."""
         check_methods(self.config, self.pipeline.here)
+        if any("experiences" in get_method(name).uses for name in self.config.compare.methods):
+            self.pipeline.check_start()
         methods = self.config.compare.methods
         folders = (self.run.compared(unit.target, unit.method, unit.seed) for unit in self.units)
         if restart or not all((folder / MANIFEST).is_file() for folder in folders):
@@ -89,8 +91,9 @@ class Comparison:
                 self.pipeline.meta_train()
         except StageError as error:
             raise StageError(
-                f"{error} `compare --restart` keeps the stages before it, so run `metarepair score --config FILE "
-                "--restart` instead. θ_meta and MetaRepair's repairs are then made again; other methods' repairs stay."
+                f"{error} `compare --restart` keeps the stages before it. To make them again, run `metarepair train "
+                "--config FILE --restart` (`score` in place of `train` for other experiences, α or β). The repairs "
+                "that start from them are then made again by `compare --restart`; the results of mining stay."
             ) from error
 
     def pair(self, first: str, second: str) -> None:

@@ -11,12 +11,10 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.run import Config
 from metarepair.config.section import LARGEST
-from metarepair.data.learned_images import learned_images
+from metarepair.data.learned_images import collected, learned_images
 from metarepair.data.workspace import Surroundings
 from metarepair.methods import MethodContext, settings_of
 from metarepair.methods.budget import core_seconds_budget
@@ -29,7 +27,6 @@ from metarepair.runs.progress import Progress
 from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.executor import Executor
 from metarepair.stages.together import each_at_once
-from tasks.experiences.pixels import rows_of_images
 from tasks.experiences.store import open_side
 from tasks.storage.manifest import Manifest, check_done, require_manifest, verify_checksums
 from tasks.storage.settings import Settings
@@ -118,7 +115,5 @@ def experience_data(run: Run, config: Config, name: str, here: Surroundings) -> 
     verify_checksums(run.experience(name), mined)
     learned = learned_images(here, name)
     collect = open_side(run.experience(name), "collect", mined, learned.source)
-    rows_N = rows_of_images(learned.source.image_ids_N, collect.image_ids_N)
-    # Repairs are chosen by held-out clean images, so nothing may learn from these images as an experience shows them.
-    collect = collect.take(np.flatnonzero(np.isin(rows_N, learned.rows_N)))
+    collect = collected(collect, learned)
     return replace(split_collected(collect, config, 0, learned.source), clean=here.clean())

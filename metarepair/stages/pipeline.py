@@ -25,9 +25,10 @@ from metarepair.evaluation.judging import readings
 from metarepair.features.confidence_tables import read_confidence
 from metarepair.features.extractors import check_extractor
 from metarepair.meta_training.meta_train import is_trained, training_settings
-from metarepair.methods import check_method_settings, get_method
+from metarepair.methods import check_method_settings, check_steps, get_method
 from metarepair.models.build import read_tensors, state_hash
 from metarepair.models.clean_check import check_on_clean
+from metarepair.models.wrappers import copied
 from metarepair.probing.needs import IMAGES as PROBED
 from metarepair.probing.needs import probe_run
 from metarepair.repairs.export import require_packages
@@ -57,7 +58,7 @@ from metarepair.stages.mining import (
 )
 from metarepair.stages.score import score_stage, stale_features
 from metarepair.stages.together import Follower, each_at_once
-from metarepair.stages.train import confidence_in
+from metarepair.stages.train import confidence_in, put_start
 from metarepair.weights import start_file
 from tasks.environments import category_of
 from tasks.errors import DataError
@@ -131,6 +132,10 @@ class Pipeline:
         if probed is not None:
             logger.info(probed.words)
 
+    def check_start(self) -> None:
+        """Raise WeightsError if `train.start` names a file that is not of the deployed DNN."""
+        put_start(copied(self.here.deployed.module), self.config.train.start, self.here.deployed.name)
+
     def _done(self, place: Callable[[str], Place], names: Sequence[str]) -> bool:
         """Whether the folders of all these targets, or trainings, are complete."""
         return all((place(name) / MANIFEST).is_file() for name in names)
@@ -152,6 +157,8 @@ class Pipeline:
         if stage == "mine":
             check_user_images(self.config, self.here)
             self.check_clean()
+        if stage in ("mine", "score", "train"):
+            self.check_start()
         mined = self.mined() if VERBS.index(stage) > VERBS.index("mine") else {}
         if stage == "score":
             load_extractor(self.config, self.here)
@@ -175,7 +182,9 @@ class Pipeline:
         for stage in stages_of(verb):
             folder = self.run.root / stage.group
             if stage in (JOINT, MERGED):
-                folders += [] if restarted == "repair" else [folder]
+                scored = stage is JOINT and self.config.joint.draw == "confidence"
+                again = restarted in ("mine", "train") or (restarted == "score" and scored)
+                folders += [folder] if again else []
             elif stage is FEATURES and restarted == "score":
                 # Features do not depend on α, β or the experiences, so they need not be made again.
                 folders += stale_features(self.run, self.config, mined)
@@ -200,6 +209,8 @@ class Pipeline:
 
     def whole(self) -> None:
         """Run all stages."""
+        if not self._done(self.run.meta, self.config.trainings):
+            self.check_start()
         if not self._done(self.run.repaired, self.config.targets):
             self.probe(
                 self.config.repair.methods, trains=not self._done(self.run.meta, self.config.trainings)
@@ -298,6 +309,7 @@ class Pipeline:
 
     def train(self) -> None:
         """Train θ_meta for each target; before that, make what serves all targets, if something starts from it."""
+        self.check_start()
         self.before_targets((*self.config.repair.methods, "metarepair"))
         self.meta_train()
 
@@ -407,6 +419,7 @@ def _check_names(config: Config) -> None:
     for method in config.repair.methods:
         get_method(method)
     check_method_settings(config)
+    check_steps(config, config.repair.methods)
     for kind in config.repair.export or ():
         require_packages(kind)
     check_extractor(config.features.extractor, config.features.weights)

@@ -11,11 +11,12 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.run import SHARED, Config
 from metarepair.data.clean_images import CleanImages
-from metarepair.data.learned_images import learned_images
+from metarepair.data.learned_images import collected, learned_images
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.engine.vectors import put_state
 from metarepair.features.confidence_tables import read_confidence, shared_confidence
@@ -24,7 +25,7 @@ from metarepair.meta_training.meta_train import MetaTrainer, meta_train
 from metarepair.meta_training.task_source import TaskSource
 from metarepair.meta_training.theta_meta import read_start
 from metarepair.models.build import DeployedModel
-from metarepair.models.fit import load_weights
+from metarepair.models.fit import fit
 from metarepair.models.weights_file import read_weights
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.context import Context, LocalContext, Metrics
@@ -62,14 +63,13 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
     here = load_surroundings(config, device=context.device, folder=inputs.images)
     _load_start(here.deployed, inputs, config)
     here.deployed.module.to(torch.float64 if config.train.precision == "float64" else torch.float32)
-    experiences = {}
+    experiences, learned = {}, {name: learned_images(here, name) for name in inputs.experiences}
     for name, folder in inputs.experiences.items():
-        manifest = require_manifest(folder, TARGET.remedy)
-        experiences[name] = Experience(
-            corruption=name,
-            collect=open_side(folder, "collect", manifest, here.environment("train", name)),
-            fail=open_side(folder, "fail", manifest, here.environment("train", name)),
+        manifest, shown = require_manifest(folder, TARGET.remedy), here.environment("train", name)
+        collect, fail = (
+            collected(open_side(folder, side, manifest, shown), learned[name]) for side in ("collect", "fail")
         )
+        experiences[name] = Experience(corruption=name, collect=collect, fail=fail)
     query = config.train.query
     source = TaskSource(
         deployed=here.deployed,
@@ -77,9 +77,7 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
         confidence=inputs.confidence,
         config=config,
         clean=here.clean() if query.clean or config.task.clean_support else None,
-        learned={name: learned_images(here, name) for name in experiences}
-        if query.environment or query.right
-        else {},
+        learned=learned,
     )
     return MetaTrainer(source, config, context, validation=_validation(inputs, config, here, source.clean))
 
@@ -103,8 +101,16 @@ def _load_start(deployed: DeployedModel, inputs: TrainingInputs, config: Config)
     if config.train.start == "joint":
         start = read_start(inputs.joint, deployed.module, remedy=JOINT.remedy)
         put_state(deployed.module, start.parameters | start.buffers)
-    elif (path := start_file(config.train.start)) is not None:
-        load_weights(deployed.module, read_weights(path), deployed.name)
+    else:
+        put_start(deployed.module, config.train.start, deployed.name)
+
+
+def put_start(module: nn.Module, start: str, name: str) -> None:
+    """Load the weights file that `train.start` names, if it names one. Raises WeightsError if it is of another DNN."""
+    path = start_file(start)
+    if path is not None:
+        remedy = f"train.start={start!r} names a file of weights: give one of the deployed DNN, deployed, or joint."
+        module.load_state_dict(fit(module, read_weights(path), name, remedy=remedy).tensors)
 
 
 def train_here(run: Run, config: Config, target: str, device: torch.device) -> None:

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from metarepair.compare import parts
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.inspection.status import status_of
+from metarepair.meta_training.meta_train import MetaTrainer
 from metarepair.methods import METHODS
+from metarepair.methods.budget import Cost, cost_of
+from metarepair.runs.context import LocalContext
 from metarepair.stages.compare import Comparison
 from metarepair.stages.pipeline import Pipeline
-from tasks.errors import ConfigError, StageError
+from metarepair.stages.train import build_trainer, inputs_of
+from tasks.errors import ConfigError, StageError, WeightsError
 from tasks.storage.manifest import Manifest, require_manifest
 
 StorageOf = Callable[[str], Path]
@@ -180,8 +186,6 @@ def test_a_budget_gives_each_preparation_the_same_core_seconds(storage_of: Stora
 def test_an_interrupted_preparation_goes_on_with_what_is_left(
     storage_of: StorageOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from metarepair.meta_training.meta_train import MetaTrainer
-
     pipeline = Pipeline(config(storage_of("cut"), preparation_budget=4.0, targets=["gaussian_noise"]))
     run_episode = MetaTrainer.run_episode
 
@@ -197,6 +201,103 @@ def test_an_interrupted_preparation_goes_on_with_what_is_left(
     pipeline.meta_train()
     facts = require_manifest(pipeline.run.meta("gaussian_noise"), "none").facts
     assert 4.0 <= facts["core_seconds"] < 5.0
+
+
+def test_an_interrupted_meta_training_counts_the_same(
+    storage_of: StorageOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation after a round is counted before the checkpoint, so a resumed training has neither more nor less."""
+    facts = []
+    for name in ("whole", "cut"):
+        pipeline = Pipeline(config(storage_of(name), targets=["gaussian_noise"]))
+        run_episode = MetaTrainer.run_episode
+
+        def stop(trainer: MetaTrainer, real: Any = run_episode) -> dict[str, float]:
+            if trainer.episode == 1:
+                raise KeyboardInterrupt
+            return dict(real(trainer))
+
+        if name == "cut":
+            with monkeypatch.context() as patch:
+                patch.setattr(MetaTrainer, "run_episode", stop)
+                with pytest.raises(KeyboardInterrupt):
+                    pipeline.meta_train()
+        pipeline.meta_train()
+        facts.append(require_manifest(pipeline.run.meta("gaussian_noise"), "none").facts)
+    whole, cut = facts
+    assert whole["forward_images"] == cut["forward_images"] > 0
+    assert whole["backward_images"] == cut["backward_images"] > 0
+
+
+def test_costs_of_before_they_were_counted_are_not_known() -> None:
+    old = cost_of({"seconds": 120.0})
+    assert old.as_json() == {
+        "seconds": 120.0,
+        "core_seconds": None,
+        "forward_images": 0,
+        "backward_images": 0,
+    }
+    assert parts._cells(old) == ("—", "120", "—", "—")
+    assert parts._cells(old + Cost(seconds=1, core_seconds=2, forward_images=3)) == ("—", "121", "—", "—")
+
+
+def test_no_failure_of_a_held_out_clean_image_is_learned_from(storage_of: StorageOf) -> None:
+    """By these images repairs may be chosen; an experience shows them as well."""
+    made = config(storage_of("held"), train=SETTINGS["train"] | {"query": {"environment": 1, "clean": 1}})
+    pipeline = Pipeline(made)
+    context = LocalContext(folder=pipeline.run.meta("fog"), device=torch.device("cpu"))
+    trainer = build_trainer(inputs_of(pipeline.run, made, "fog"), made, context)
+    held = set(pipeline.here.clean().held_out_rows.tolist())
+    ids = pipeline.here.split("train").image_ids_N
+    seen = {
+        int(image_id)
+        for experience in trainer.source.experiences.values()
+        for side in (experience.collect, experience.fail)
+        for image_id in side.image_ids_N
+    }
+    assert len(seen) > 100
+    assert held
+    assert not seen & {int(ids[row]) for row in held}
+    trainer.close()
+
+
+def test_a_start_of_another_dnn_is_refused_before_anything_is_deleted(storage_of: StorageOf) -> None:
+    storage = storage_of("refused")
+    Pipeline(config(storage)).train()
+    other = SETTINGS["train"] | {"start": "shipped:convnext_cifar10"}
+    changed = Pipeline(config(storage, train=other))
+    with pytest.raises(WeightsError, match=r"train\.start='shipped:convnext_cifar10' names a file"):
+        changed.restart("train")
+    assert require_manifest(changed.run.meta("fog"), "none").facts["episodes"] == 2
+    with pytest.raises(WeightsError, match=r"train\.start"):
+        Comparison(config(storage, train=other)).compare()
+
+
+def test_scoring_again_keeps_what_does_not_depend_on_it(storage_of: StorageOf) -> None:
+    storage = storage_of("kept")
+    methods = {"repair": SETTINGS["repair"] | {"methods": ["joint", "merged"]}}
+    pipeline = Pipeline(config(storage, **methods))
+    pipeline.train()
+    pipeline.restart("score")
+    assert require_manifest(pipeline.run.joint, "none").facts["images_seen"]
+    assert require_manifest(pipeline.run.merged("snow"), "none").facts["images_seen"]
+    assert not (Path(str(pipeline.run.root)) / "meta" / "fog").exists()
+    drawn = Pipeline(config(storage, **methods, joint=SETTINGS["joint"] | {"draw": "confidence"}))
+    drawn.restart("score")
+    assert not (Path(str(pipeline.run.root)) / "joint").exists()
+    drawn.score()
+    drawn.train()
+    assert require_manifest(drawn.run.joint, "none").inputs.keys() >= {"confidence fog"}
+
+
+def test_methods_that_would_take_no_step_are_refused(tmp_path: Path) -> None:
+    idle = config(tmp_path, inner={"steps": 0}, repair={"methods": ["finetune"]})
+    with pytest.raises(ConfigError, match=r"finetune repairs by inner\.steps, and they are 0"):
+        Pipeline(idle)
+    compared = {"methods": ["joint_finetune", "none"]}
+    with pytest.raises(ConfigError, match=r"joint_finetune repairs by inner\.steps"):
+        Comparison(config(tmp_path, inner={"steps": 0}, compare=compared))
+    Pipeline(config(tmp_path, inner={"steps": 0}))  # MetaRepair gives θ_meta
 
 
 def test_no_target_of_a_comparison_is_an_experience(tmp_path: Path) -> None:

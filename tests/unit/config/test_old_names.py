@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from metarepair.config.load import load_config, parse_config
+from metarepair.search.rules import check_setting
 from tasks.errors import ConfigError
 
 LEAST: dict[str, Any] = {"name": "x", "mining": {"experiences": ["fog"]}}
@@ -54,3 +55,17 @@ def test_a_file_and_the_command_line_are_told(tmp_path: Path, caplog: pytest.Log
 def test_what_cannot_be_translated_is_refused(train: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(LEAST | {"train": train})
+
+
+@pytest.mark.parametrize(
+    ("size", "query"),
+    [(20, {"failures": 1, "clean": 0.98, "right": 0.02}), (1, {"clean": 1, "environment": 1})],
+)
+def test_a_share_of_less_than_an_image_is_refused(size: int, query: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="less than an image of the"):
+        parse_config(LEAST | {"task": {"query_size": size}, "train": {"query": query}})
+
+
+def test_an_old_name_in_a_search_is_explained() -> None:
+    with pytest.raises(ConfigError, match=r"now a share of train\.query; search train\.query\.clean"):
+        check_setting("train.clean_weight")

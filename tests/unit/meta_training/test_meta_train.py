@@ -192,6 +192,13 @@ def test_reptile_and_bfloat16_train(tmp_path: Path) -> None:
         assert not torch.equal(flatten(made.parameters), flatten(start.parameters))
 
 
+def test_a_warm_up_that_processor_time_measures_never_exceeds_the_rate() -> None:
+    train = settings(outer_rate=0.01, warmup_episodes=5, episodes=6).train
+    rates = [outer_rate(train, episode / 100) for episode in range(501)]
+    assert max(rates) == 0.01
+    assert rates == sorted(rates)
+
+
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
     config = settings(outer_optimizer="SGD", outer_rate=1.0, clip_norm=0.01)
     made = trainer(tmp_path, config)
