@@ -49,7 +49,7 @@ class CompareConfig(Section):
     )
     budget: str | None = Field(
         None,
-        description="Limit of each repair: seconds (`60s`), gradient steps (`500steps`) or images learned from "
+        description="Limit of each repair: seconds (`60s`), processor time (`60core-s`), gradient steps (`500steps`) or images learned from "
         "(`100000images`). If not set, the method's own settings decide.",
     )
     budgets: dict[str, str] = Field(

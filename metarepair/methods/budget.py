@@ -1,6 +1,7 @@
-"""Count what a repair spends, and report when its limit of seconds, gradient steps or images is reached.
+"""Count what a repair spends, and report when its limit is reached: seconds, core-seconds, gradient steps or images.
 
-Every method checks its budget before each piece of work. Preparation before any target is known does not count.
+Every method checks its budget before each piece of work. What is prepared before any target is known has a budget of
+its own.
 Core-seconds are the processor time of all threads of this process, so two busy cores spend two in a second.
 """
 

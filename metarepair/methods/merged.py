@@ -3,8 +3,7 @@
 Before any target, the deployed DNN is repaired for each experience by the steps of `sgd` (metarepair.stages.merged).
 All these repairs start from the same weights, so their weights can be averaged. `merged` returns the average for a
 target, in which each experience weighs as much as its confidence for that target, and sees nothing else of the target.
-`merged_sgd` then takes the steps of `sgd`. MetaRepair uses the same experiences and the same confidence, so the
-difference is what meta-training is worth.
+`merged_sgd` then takes the steps of `sgd`. MetaRepair uses the same experiences and the same confidence.
 Source: Wortsman et al. 2022, "Model soups", who average with equal weights; the weights are the p of paper Eq. 8.
 """
 
@@ -21,6 +20,10 @@ from metarepair.models.build import DeployedModel
 REPAIRED = "before it, once for all targets, a repair by `sgd` for each experience (methods.merged)"
 
 
+class MergedSettings(SgdSettings):
+    """Settings of the repairs of experiences, which are made before any target is known."""
+
+
 @register
 class Merged(Method):
     """Returns the average of the repairs of past environments."""
@@ -30,7 +33,7 @@ class Merged(Method):
     uses = ("merged",)
     changes = ("weights", "statistics")
     cost = f"one average of weights; {REPAIRED}"
-    Settings = SgdSettings
+    Settings = MergedSettings
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
         return as_it_is(self.name, context.load_merged())
@@ -59,7 +62,7 @@ class ExperienceRepair(Method):
     uses = ("failures", "clean")
     changes = ("weights", "statistics")
     cost = "the same as sgd"
-    Settings = SgdSettings
+    Settings = MergedSettings
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
         return tuned(self.name, deployed, data, context)

@@ -288,18 +288,17 @@ class Pipeline:
 
     def merged(self) -> None:
         """Repair for each experience that is no target, for the methods that start from an average of these repairs."""
-        for target in self.config.targets:
-            merge_weights(
-                self.run, self.config, target
-            )  # refuse an empty average before anything is repaired
         self.mined()
         repair_experiences(self.run, self.config, self.here, self.executor)
 
     def before_targets(self, methods: Sequence[str]) -> None:
         """Make what these methods start from and what serves all targets: joint training, repairs of experiences."""
+        merges = any("merged" in get_method(name).uses for name in methods)
+        for target in self.config.targets if merges else ():
+            merge_weights(self.run, self.config, target)  # refuse an empty average before anything is made
         if self.needs_joint(methods):
             self.joint()
-        if any("merged" in get_method(name).uses for name in methods):
+        if merges:
             self.merged()
 
     def needs_joint(self, methods: Sequence[str]) -> bool:
