@@ -49,8 +49,8 @@ class CompareConfig(Section):
     )
     budget: str | None = Field(
         None,
-        description="Limit of each repair: seconds (`60s`), processor time (`60core-s`), gradient steps (`500steps`) or "
-        "images learned from (`100000images`). If not set, the method's own settings decide.",
+        description="Limit of each repair: seconds (`60s`), processor time (`60core-s`), gradient steps (`500steps`) "
+        "or images learned from (`100000images`). If not set, the method's own settings decide.",
     )
     budgets: dict[str, str] = Field(
         {}, description="Budgets of single methods, by name, in the form of `budget`, which they replace."
