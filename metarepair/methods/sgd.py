@@ -7,6 +7,7 @@ the best on held-out failures and held-out clean images is kept, both with the s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -19,12 +20,14 @@ from metarepair.adaptation.repair_data import RepairData
 from metarepair.config.section import Fraction, Positive, Rate
 from metarepair.engine.vectors import put_state
 from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.budget import BudgetPart
 from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.joint import PREPARED
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import MethodBatch, Training, TrainingSettings
 from metarepair.models.build import DeployedModel
+from metarepair.models.wrappers import copied
 from metarepair.pretraining.augmentation import Draws, flipped_and_shifted
 from tasks.keys import keyed_generator
 
@@ -37,6 +40,12 @@ class SgdSettings(TrainingSettings):
     )
     batch_size: Positive = Field(200, description="Examples per step.")
     rate: Rate = Field(0.01, description="Learning rate, the largest of the schedule.")
+    rates: tuple[Rate, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Learning rates to try in place of `rate`, each in an equal part of the budget; held-out images "
+        "choose.",
+    )
     collected_share: Fraction | None = Field(0.5, description="Share of failures in a batch.")
     clean_images: Positive = Field(
         2000, description="Clean images to learn from, drawn at random; at most all."
@@ -111,15 +120,25 @@ def tuned(method: str, deployed: DeployedModel, data: RepairData, context: Metho
             module(flipped_and_shifted(x_BCHW, draws, flip=settings.flip, shift=shift)), batch.labels_B
         )
 
-    training = Training(
-        deployed.module,
-        deployed,
-        Examples(data.learn, drawn) if len(drawn) else Examples(data.learn),
-        data,
-        context,
-        settings,
-        loss,
-        method=method,
-        clean_weight=settings.clean_weight,
-    )
-    return repaired_from(method, training.run(), context.budget)
+    examples = Examples(data.learn, drawn) if len(drawn) else Examples(data.learn)
+    rates = settings.rates or (settings.rate,)
+    tried: list[tuple[Training, nn.Module]] = []
+    for number, rate in enumerate(rates):
+        alone = len(rates) == 1
+        part = BudgetPart(context.budget, end=1 / (len(rates) - number))
+        folder = context.folder if alone or context.folder is None else context.folder / f"rate-{number}"
+        training = Training(
+            deployed.module if alone else copied(deployed.module),
+            deployed,
+            examples,
+            data,
+            context if alone else replace(context, budget=part, folder=folder),
+            settings.model_copy(update={"rate": rate}),
+            loss,
+            method=method,
+            clean_weight=settings.clean_weight,
+        )
+        tried.append((training, training.run()))
+    best, module = max(tried, key=lambda one: one[0].best_accuracy)
+    notes = (f"rate {best.settings.rate:g} chosen on held-out images",) if settings.rates else ()
+    return repaired_from(method, module, context.budget, notes=notes)

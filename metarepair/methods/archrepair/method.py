@@ -35,7 +35,6 @@ from metarepair.methods.archrepair.block import (
 from metarepair.methods.archrepair.find import find_blocks, usable_blocks
 from metarepair.methods.archrepair.localise import GradientScore, Localisation, localise
 from metarepair.methods.archrepair.search import (
-    BudgetPart,
     Search,
     SearchSettings,
     block_loss,
@@ -43,6 +42,7 @@ from metarepair.methods.archrepair.search import (
     names_in,
 )
 from metarepair.methods.base import Method, MethodContext
+from metarepair.methods.budget import BudgetPart
 from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from

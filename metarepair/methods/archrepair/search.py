@@ -25,7 +25,6 @@ from metarepair.engine.vectors import State, copied_buffers, copied_parameters
 from metarepair.meta_training.outer import load_optimizer_state, optimizer_state
 from metarepair.methods.archrepair.block import RelaxedBlock
 from metarepair.methods.base import MethodContext
-from metarepair.methods.budget import Budget
 from metarepair.methods.examples import Examples
 from metarepair.methods.training import (
     Loss,
@@ -63,35 +62,6 @@ class SearchSettings(TrainingSettings):
     )
     alpha_rate: Rate = Field(3e-4, description="Learning rate of Adam for α.")
     alpha_weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="L2 decay of α.")
-
-
-class BudgetPart(Budget):
-    """A part of a budget, from what is spent now to `end` (a share of the rest), as a budget of its own.
-
-    What is spent here is also spent in the whole budget.
-    """
-
-    def __init__(self, whole: Budget, *, end: float = 1.0) -> None:
-        super().__init__(whole.limit)
-        super().go_on(**whole.spent)
-        self.passes = whole.passes
-        self._whole, self._begin, self._end = whole, whole.share, whole.share + (1 - whole.share) * end
-
-    def spend(self, *, images: int = 0, steps: int = 0) -> None:
-        super().spend(images=images, steps=steps)
-        self._whole.spend(images=images, steps=steps)
-
-    @property
-    def share(self) -> float:
-        """The share of this part that is spent, from 0 to 1; 0 without a limit."""
-        if self.limit is None:
-            return 0.0
-        room, used = self._end - self._begin, self._whole.share - self._begin
-        return min(1.0, max(0.0, used / room)) if room > 0 else 1.0
-
-    def go_on(self, **spent: float) -> None:
-        super().go_on(**spent)
-        self._whole.go_on(**spent)
 
 
 def block_loss(deployed: DeployedModel, block: nn.Module) -> Loss:

@@ -196,3 +196,56 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
 def test_a_budget_ends_it(limit: str) -> None:
     repaired = repair_fairly(METHODS["sgd"], deployed(), data(), context("sgd", limit=limit))
     assert repaired.gradient_steps == 7
+
+
+def test_of_several_rates_the_held_out_images_choose() -> None:
+    alone = {
+        rate: repair_fairly(METHODS["sgd"], deployed(), data(), context("sgd", rate=rate))
+        for rate in (1e-6, 0.05)
+    }
+    both = repair_fairly(METHODS["sgd"], deployed(), data(), context("sgd", rates=(1e-6, 0.05)))
+    assert all(torch.equal(value, alone[0.05].parameters[key]) for key, value in both.parameters.items())
+    assert on_clean(alone[1e-6]) < on_clean(alone[0.05])
+    assert both.notes == ("rate 0.05 chosen on held-out images",)
+    assert both.gradient_steps == sum(one.gradient_steps for one in alone.values())
+    same = repair_fairly(METHODS["sgd"], deployed(), data(), context("sgd", rates=(0.05, 1e-6)))
+    assert all(torch.equal(value, both.parameters[key]) for key, value in same.parameters.items())
+
+
+def test_each_rate_has_an_equal_part_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    run = training.Training.run
+
+    def counted(made: training.Training) -> nn.Module:
+        before = made.context.budget.gradient_steps
+        module = run(made)
+        steps.append(made.context.budget.gradient_steps - before)
+        return module
+
+    monkeypatch.setattr(training.Training, "run", counted)
+    given = context("sgd", limit="30steps", rates=(0.01, 0.02, 0.05))
+    repaired = repair_fairly(METHODS["sgd"], deployed(), data(), given)
+    assert all(9 <= count <= 11 for count in steps)  # a step belongs to the part that it begins in
+    assert repaired.gradient_steps == 30
+
+
+def test_a_repair_that_tries_rates_resumes_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+    rates = {"rates": (0.01, 0.05)}
+    whole = repair_fairly(METHODS["sgd"], deployed(), data(), context("sgd", tmp_path / "whole", **rates))
+    step = training.Training._one_step
+
+    def stop(made: training.Training) -> Any:
+        if made.settings.rate == 0.05 and made.step == 20:
+            raise KeyboardInterrupt
+        return step(made)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "_one_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            repair_fairly(METHODS["sgd"], deployed(), data(), context("sgd", tmp_path / "cut", **rates))
+    again = repair_fairly(METHODS["sgd"], deployed(), data(), context("sgd", tmp_path / "cut", **rates))
+    assert all(torch.equal(value, again.parameters[key]) for key, value in whole.parameters.items())
+    assert again.gradient_steps == whole.gradient_steps

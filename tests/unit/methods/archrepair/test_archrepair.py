@@ -39,9 +39,9 @@ from metarepair.methods.archrepair.block import (
 from metarepair.methods.archrepair.find import find_blocks, usable_blocks
 from metarepair.methods.archrepair.localise import Localisation, fgsm, localise, tarantula, top_mean
 from metarepair.methods.archrepair.method import ArchRepair, ArchRepairSettings
-from metarepair.methods.archrepair.search import AlphaSteps, BudgetPart, SearchSettings, halves
+from metarepair.methods.archrepair.search import AlphaSteps, SearchSettings, halves
 from metarepair.methods.base import MethodContext
-from metarepair.methods.budget import Budget, parse_limit
+from metarepair.methods.budget import Budget, BudgetPart, parse_limit
 from metarepair.methods.examples import Examples
 from metarepair.methods.registry import get_method
 from metarepair.methods.repaired import RepairedModel
