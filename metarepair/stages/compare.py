@@ -81,19 +81,21 @@ class Comparison:
         """Run the stages before. Raises StageError if they have other settings, which `compare --restart` keeps."""
         self.pipeline.mine()
         used = {what for name in self.config.compare.methods for what in get_method(name).uses}
+        verb = "score"
         try:
             if used & {"experiences", "merged"} or (
                 "joint" in used and self.config.joint.draw == "confidence"
             ):
                 self.pipeline.score()
+            verb = "train"
             self.pipeline.before_targets(self.config.compare.methods)
             if "experiences" in used:
                 self.pipeline.meta_train()
         except StageError as error:
             raise StageError(
-                f"{error} `compare --restart` keeps the stages before it. To make them again, run `metarepair train "
-                "--config FILE --restart` (`score` in place of `train` for other experiences, α or β). The repairs "
-                "that start from them are then made again by `compare --restart`; the results of mining stay."
+                f"{error} `compare --restart` keeps the stages before it, so run `metarepair {verb} --config FILE "
+                "--restart` instead. The repairs that start from what is then made again are refused until `compare "
+                "--restart` makes them again, too; mining stays."
             ) from error
 
     def pair(self, first: str, second: str) -> None:

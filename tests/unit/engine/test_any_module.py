@@ -335,7 +335,7 @@ def plain(**rule: Any) -> FunctionalNet:
 @pytest.mark.parametrize(
     "rule",
     [
-        {"steps": 0},
+        {"steps": -1},
         {"steps": 1.5},
         {"steps": True},
         {"rate": 0.0},
