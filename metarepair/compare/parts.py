@@ -208,7 +208,7 @@ def _costs(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> Re
     header += [f"{part}: {unit}" for part in ("preparation", "repair") for unit in ("core-s", "s", *PASSES)]
     rows = []
     for name in by_method(results[0]):
-        made = preparation_cost(runs, config, name, len(config.targets))
+        made = preparation_cost(runs, config, name, config.targets)
         repairs = repair_cost([row for result in results for row in by_method(result).get(name, ())])
         whole = repairs if made is None else made + repairs
         rows.append((method_words(name), *_cells(made), *_cells(repairs), _time(whole.core_seconds)))

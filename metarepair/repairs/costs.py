@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from metarepair.config.run import Config
+from metarepair.config.run import SHARED, Config
 from metarepair.methods import get_method
 from metarepair.methods.budget import Cost, cost_of
 from metarepair.runs.layout import Run
@@ -16,19 +16,21 @@ from tasks.storage.stages import JOINT, MERGED, META, PREPARED, Stage
 Row = Mapping[str, Any]
 
 
-def preparation_cost(runs: Sequence[Run], config: Config, name: str, targets: int) -> Cost | None:
-    """A method's preparation for one target: all of it, divided by the number of targets; the mean over the runs.
+def preparation_cost(runs: Sequence[Run], config: Config, name: str, targets: Sequence[str]) -> Cost | None:
+    """A method's preparation for one of these targets, the mean over them and over the runs.
 
-    None if the method prepares nothing. Raises StageError if the preparation is not complete.
+    What serves all targets is divided by their number. None if the method prepares nothing. Raises StageError if the
+    preparation is not complete; those of other targets need not be.
     """
-    facts = [
-        require_manifest(folder, stage.remedy).facts
-        for run in runs
-        for folder, stage in _preparations(run, config, name)
-    ]
-    if not facts:
-        return None
-    return divided(sum(map(cost_of, facts), Cost()), targets * len(runs))
+    found = []
+    for run in runs:
+        shared = [_cost(*one) for one in _shared(run, config, name)]
+        own = [_cost(run.meta(target), META) for target in targets if _trains_for_each(config, name)]
+        if shared:
+            found.append(divided(sum(shared, Cost()), len(config.targets) * len(runs)))
+        if own:
+            found.append(divided(sum(own, Cost()), len(own) * len(runs)))
+    return sum(found, Cost()) if found else None
 
 
 def repair_cost(rows: Sequence[Row]) -> Cost:
@@ -46,8 +48,16 @@ def divided(cost: Cost, parts: int) -> Cost:
     )
 
 
-def _preparations(run: Run, config: Config, name: str) -> Iterator[tuple[Place, Stage]]:
-    """The folders of everything that a method prepares in a run, for all targets."""
+def _cost(folder: Place, stage: Stage) -> Cost:
+    return cost_of(require_manifest(folder, stage.remedy).facts)
+
+
+def _trains_for_each(config: Config, name: str) -> bool:
+    return "experiences" in get_method(name).uses and not config.train.shared
+
+
+def _shared(run: Run, config: Config, name: str) -> Iterator[tuple[Place, Stage]]:
+    """The folders of everything that a method prepares in a run once, for all targets."""
     method = get_method(name)
     if method.prepares:
         yield run.prepared(name), PREPARED
@@ -55,5 +65,5 @@ def _preparations(run: Run, config: Config, name: str) -> Iterator[tuple[Place, 
         yield run.joint, JOINT
     if "merged" in method.uses:
         yield from ((run.merged(experience), MERGED) for experience in config.shared_experiences)
-    if "experiences" in method.uses:
-        yield from ((run.meta(training), META) for training in config.trainings)
+    if "experiences" in method.uses and config.train.shared:
+        yield run.meta(SHARED), META

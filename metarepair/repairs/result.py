@@ -69,7 +69,7 @@ def _result(
         "preparations": {
             name: cost.as_json()
             for name in config.repair.methods
-            if (cost := preparation_cost([run], config, name, len(config.targets))) is not None
+            if (cost := preparation_cost([run], config, name, [target])) is not None
         },
         "methods": [
             asdict(r) | {"weights": f"repaired/{target}/{r.method}/{r.seed}/{WEIGHTS}"}

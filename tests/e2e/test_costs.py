@@ -301,6 +301,19 @@ def test_methods_that_would_take_no_step_are_refused(tmp_path: Path) -> None:
     Pipeline(config(tmp_path, inner={"steps": 0}))  # MetaRepair gives θ_meta
 
 
+def test_a_run_of_several_targets_tells_what_each_took(storage_of: StorageOf) -> None:
+    """The first target is repaired before the second is trained for."""
+    pipeline = Pipeline(
+        config(storage_of("several"), repair=SETTINGS["repair"] | {"methods": ["joint", "metarepair"]})
+    )
+    pipeline.whole()
+    for target in ("gaussian_noise", "fog"):
+        result = json.loads((Path(str(pipeline.run.repaired(target))) / "result.json").read_text())
+        trained = require_manifest(pipeline.run.meta(target), "none").facts
+        assert result["preparations"]["metarepair"]["forward_images"] == trained["forward_images"]
+        assert result["preparations"]["joint"]["forward_images"] == 2 * 2 * 16 / 2  # half of what serves both
+
+
 def test_no_target_of_a_comparison_is_an_experience(tmp_path: Path) -> None:
     mining = SETTINGS["mining"] | {"experiences": ["fog", "snow"]}
     with pytest.raises(
