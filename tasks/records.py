@@ -8,7 +8,7 @@ Source: paper Sec. 3 and 4.2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +40,28 @@ class PixelRows(Protocol):
     def __getitem__(self, rows: Any, /) -> Any:
         """The pixels of the given rows, as a copy or a view."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SelectedPixels:
+    """Some rows of other pixels, which are read when they are used."""
+
+    pixels: PixelRows
+    rows_N: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.pixels.shape[1:])
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self.pixels[self.rows_N[rows]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Pixels:
+        pixels: Pixels = np.asarray(self[:], dtype=dtype)
+        return pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +102,24 @@ class Failures:
         Returns:
             New failures with B rows. Their pixels are a copy in memory.
         """
+        return replace(self.view(rows), images_NHWC=self.images_NHWC[rows])
+
+    def view(self, rows: Ints) -> Failures:
+        """The given rows, in the given order.
+
+        Args:
+            rows: int64 [B], row numbers; a row may occur more than once.
+
+        Returns:
+            New failures with B rows. Their pixels are read when they are used.
+        """
         return Failures(
             corruption=self.corruption,
             image_ids_N=self.image_ids_N[rows],
             severities_N=self.severities_N[rows],
             labels_N=self.labels_N[rows],
             predicted_N=self.predicted_N[rows],
-            images_NHWC=self.images_NHWC[rows],
+            images_NHWC=SelectedPixels(pixels=self.images_NHWC, rows_N=rows),
         )
 
 

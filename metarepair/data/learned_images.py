@@ -37,7 +37,7 @@ class LearnedImages:
 def collected(failures: Failures, learned: LearnedImages) -> Failures:
     """The failures of an experience that may be learned from: none of a clean image by which repairs are selected."""
     rows_N = rows_of_images(learned.source.image_ids_N, failures.image_ids_N)
-    return failures.take(np.flatnonzero(np.isin(rows_N, learned.rows_N)))
+    return failures.view(np.flatnonzero(np.isin(rows_N, learned.rows_N)))
 
 
 def learned_images(here: Surroundings, name: str) -> LearnedImages:

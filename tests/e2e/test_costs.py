@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ from metarepair.stages.compare import Comparison
 from metarepair.stages.pipeline import Pipeline
 from metarepair.stages.train import build_trainer, inputs_of
 from tasks.errors import ConfigError, StageError, WeightsError
+from tasks.records import SelectedPixels
 from tasks.storage.manifest import Manifest, require_manifest
 
 StorageOf = Callable[[str], Path]
@@ -259,6 +261,12 @@ def test_no_failure_of_a_held_out_clean_image_is_learned_from(storage_of: Storag
     assert len(seen) > 100
     assert held
     assert not seen & {int(ids[row]) for row in held}
+    for experience in trainer.source.experiences.values():  # whose pixels stay on storage
+        assert isinstance(experience.fail.images_NHWC, SelectedPixels)
+        rows = np.array([3, 0])
+        pixels = experience.fail.take(rows).images_NHWC
+        assert np.array_equal(pixels, experience.fail.images_NHWC[rows])
+        assert np.array_equal(pixels, np.asarray(experience.fail.images_NHWC)[rows])
     trainer.close()
 
 
