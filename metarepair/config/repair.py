@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from metarepair.config.limits import LimitsConfig
 from metarepair.config.load import explain
 from metarepair.config.run import Config, MethodSettings, RepairSettings, TaskConfig
 from metarepair.config.section import Count, Section
@@ -25,6 +26,7 @@ class RepairConfig(Section):
         inner: The inner loop (paper Algorithm 1, line 18): steps, rate, the parameters that it adapts, batch norm.
         repair: The walk over tasks (paper Algorithm 1, lines 13-23): episodes, tasks, rates, and the share of the
             failures that is held out for validation.
+        limits: What the repair may cost, and what it must gain, to be taken in place of the given weights.
         methods: Settings of the methods themselves, by the method's name.
 
     Raises:
@@ -42,6 +44,7 @@ class RepairConfig(Section):
     task: TaskConfig = Field(TaskConfig(), description="The tasks of a repair.")
     inner: InnerConfig = Field(InnerConfig(), description="The inner loop.")
     repair: RepairSettings = Field(RepairSettings(), description="The repair itself.")
+    limits: LimitsConfig = Field(LimitsConfig(), description="Limits within which the repair is taken.")
     methods: MethodSettings = Field({}, description="Settings of single methods, by method name.")
 
     @model_validator(mode="after")

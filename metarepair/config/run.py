@@ -14,6 +14,7 @@ from metarepair.config.comparison import CompareConfig
 from metarepair.config.data import Colour, DataConfig
 from metarepair.config.environments import EnvironmentConfig, check_environment_name, naming, resolve_names
 from metarepair.config.joint import JointConfig
+from metarepair.config.limits import LimitsConfig
 from metarepair.config.pretraining import PretrainConfig
 from metarepair.config.ray import RayConfig
 from metarepair.config.search import SearchConfig
@@ -339,6 +340,12 @@ class Config(Section):
     )
     data: DataConfig = Field(DataConfig(), description="The data set of clean images.")
     model: ModelConfig = Field(ModelConfig(), description="The deployed DNN.")
+    kit: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of a repair kit, made by `metarepair kit` for this DNN: its experiences, distances, joint "
+        "training and θ_meta are used, and none are made. If not set, the run makes its own.",
+    )
     mining: MiningConfig = Field(description="Mining: which failures are collected.")
     features: FeatureConfig = Field(
         FeatureConfig(), description="Features for the distance between environments."
@@ -353,6 +360,9 @@ class Config(Section):
         JointConfig(), description="Joint training on clean images and experiences, for the methods `joint…`."
     )
     repair: RepairSettings = Field(RepairSettings(), description="The repair.")
+    limits: LimitsConfig = Field(
+        LimitsConfig(), description="Limits within which a repair is taken in place of the deployed DNN."
+    )
     methods: MethodSettings = Field(
         {}, description="Settings of single repair methods, by method name, such as `methods.apricot.models`."
     )

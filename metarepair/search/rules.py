@@ -33,6 +33,8 @@ REASONS = {
     "mining": _BEFORE,
     "environments": _BEFORE,
     "features": _BEFORE,
+    "kit": _BEFORE,
+    "limits": "they decide what is taken of a repair, after meta-training",
     "device": _WHERE,
     "workers": _WHERE,
     "ray": _WHERE,

@@ -1,0 +1,41 @@
+"""The settings of limits: what a repair may cost, and what it must gain, to be taken in place of the deployed DNN."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from metarepair.config.section import Fraction, Section
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class LimitsConfig(Section):
+    """Limits of a repair, measured on images that select; without any, the end of a repair is taken as it is."""
+
+    max_broken: Share | None = Field(
+        None,
+        description="Largest share of clean images, right before the repair, that may be wrong after it: the one-sided "
+        "95% upper bound on the clean images that select; above 0, below 1. If not set, any.",
+    )
+    max_clean_drop: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Largest fall of the accuracy on the clean images that select, in absolute terms (0.01: one "
+        "point); 0 or more, below 1. If not set, any.",
+    )
+    protected_classes: dict[str, Fraction] = Field(
+        {},
+        description="Classes whose recall may not fall by more than the given amount, 0 to 1, on the clean images and "
+        "on the environment's images that select; by name, or by number.",
+    )
+    min_gain: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Least gain of accuracy on the environment's images that select, right ones included, in absolute "
+        "terms; 0 or more, below 1. A gain must always be above 0. If not set, any result is taken.",
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any limit."""
+        return self != LimitsConfig()

@@ -1,0 +1,72 @@
+"""Build the settings of `diagnose` and `fix` from a model, photographs and clean images, without a YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metarepair.config.data import Colour
+from tasks.errors import ConfigError
+from tasks.storage.paths import place
+
+NAME = "photographs"  # the environment that the user's photographs are
+TABLES = (".csv", ".jsonl", ".json")  # of paths and labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photographs:
+    """What a user has: a model in use, labelled photographs of the setting that it fails in, and clean images.
+
+    Attributes:
+        out: folder of the run.
+        images: labelled photographs, right and wrong: a folder of class folders, a CSV, JSON Lines or Parquet file.
+        holdout: other photographs that only judge, in any form of `images`; None sets a fifth of `images` aside.
+        clean: labelled clean images, in any form of `images`.
+        model: the DNN: `timm:NAME` or `module:FACTORY`.
+        weights: its weights file.
+        classes: class names in the order of the model's outputs; None takes those of the clean images.
+        mean: mean of the pixels as [red, green, blue], as the model was trained; None takes ImageNet's.
+        std: standard deviation of the pixels, in the form of `mean`.
+        image_size: side in pixels that images are resized to; None leaves them as they are.
+    """
+
+    out: str
+    images: str
+    clean: str
+    model: str
+    weights: str
+    holdout: str | None = None
+    classes: tuple[str, ...] | None = None
+    mean: Colour | None = None
+    std: Colour | None = None
+    image_size: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that describe these as a run: `name`, `storage_path`, `model`, `data`, `environments`.
+
+        Raises ConfigError if `out` names no folder.
+        """
+        root = place(self.out)
+        if not root.name:
+            raise ConfigError(f"--out {self.out!r} names no folder. Give one that the run may create.")
+        given = {
+            "name": "images",
+            "root": self.clean,
+            "classes": self.classes,
+            "mean": self.mean,
+            "std": self.std,
+            "image_size": self.image_size,
+        }
+        return {
+            "name": root.name,
+            "storage_path": str(root.parent),
+            "targets": [NAME],
+            "model": {"name": self.model, "weights": self.weights},
+            "data": {key: value for key, value in given.items() if value is not None},
+            "environments": {NAME: self._environment()},
+        }
+
+    def _environment(self) -> dict[str, str]:
+        kind = "table" if Path(self.images).suffix.lower() in TABLES else "images"
+        return {kind: self.images} | ({} if self.holdout is None else {"holdout": self.holdout})
