@@ -200,6 +200,7 @@ REPAIRED = Stage(
         "inner",
         "repair",
         "evaluate",
+        "limits",
         "severities",
         "methods",
         "corruption_plugins",
@@ -225,7 +226,7 @@ COMPARED = Stage(
     verb="compare",
     folder="compare/TARGET/METHOD/SEED",
     missing="Repair first",
-    settings=("seed", "model", "validation_fraction", "settings", "budget", "task", "inner", "repair"),
+    settings=("seed", "model", "validation_fraction", "settings", "budget", "limits", "task", "inner", "repair"),
     needs=("environment", "score", "meta", "joint", "merged", "prepared"),
     traces=(BEGUN, "model.safetensors", "training.safetensors"),
 )
