@@ -226,7 +226,17 @@ COMPARED = Stage(
     verb="compare",
     folder="compare/TARGET/METHOD/SEED",
     missing="Repair first",
-    settings=("seed", "model", "validation_fraction", "settings", "budget", "limits", "task", "inner", "repair"),
+    settings=(
+        "seed",
+        "model",
+        "validation_fraction",
+        "settings",
+        "budget",
+        "limits",
+        "task",
+        "inner",
+        "repair",
+    ),
     needs=("environment", "score", "meta", "joint", "merged", "prepared"),
     traces=(BEGUN, "model.safetensors", "training.safetensors"),
 )
