@@ -1,8 +1,8 @@
 """Measure whether `limits.max_broken` holds on images that judge, over many splits of the sample.
 
-For each seed, which draws the images that judge, select and learn, the shipped ResNet-8 is fine-tuned for Gaussian noise
-(the method `sgd`) twice: inside the limit, and with no limit but a gain. One line per seed, then how often the limit
-held on the images that judge, and how much of the gain was left. A finished seed is read, not made again.
+For each seed, which draws the images that judge, select and learn, the shipped ResNet-8 is fine-tuned for Gaussian
+noise (the method `sgd`) twice: inside the limit, and with no limit but a gain. One line per seed, then how often the
+limit held on the images that judge, and how much of the gain was left. A finished seed is read, not made again.
 Command: python -m benchmarks.limits --splits 50 --out FOLDER
 """
 
@@ -31,7 +31,7 @@ def settings_of(seed: int, out: Path, limits: dict[str, float]) -> dict[str, Any
         "storage_path": str(out),
         "seed": seed,
         "targets": [TARGET],
-        "mining": {"experiences": ["shot_noise"], "severities": [2, 4]},
+        "mining": {"experiences": ["shot_noise"], "severities": [2, 4], "at_most": True},
         "features": {"extractor": "deployed"},
         "repair": {"methods": ["sgd", "none"]},
         "methods": {"sgd": {"epochs": 5}},
