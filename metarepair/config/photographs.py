@@ -21,8 +21,10 @@ class Photographs:
     Attributes:
         out: folder of the run.
         images: labelled photographs, right and wrong: a folder of class folders, a CSV, JSON Lines or Parquet file.
+        only_failures: whether `images` are only those that the model got wrong.
         holdout: other photographs that only judge, in any form of `images`; None sets a fifth of `images` aside.
-        clean: labelled clean images, in any form of `images`.
+        clean: labelled clean images, in any form of `images`; None takes those of the kit.
+        kit: the model's repair kit, which has model, weights and preprocessing, so that they need not be given.
         model: the DNN: `timm:NAME` or `module:FACTORY`.
         weights: its weights file.
         classes: class names in the order of the model's outputs; None takes those of the clean images.
@@ -33,10 +35,12 @@ class Photographs:
 
     out: str
     images: str
-    clean: str
-    model: str
-    weights: str
+    clean: str | None = None
+    model: str | None = None
+    weights: str | None = None
+    only_failures: bool = False
     holdout: str | None = None
+    kit: str | None = None
     classes: tuple[str, ...] | None = None
     mean: Colour | None = None
     std: Colour | None = None
@@ -45,13 +49,14 @@ class Photographs:
     def settings(self) -> dict[str, Any]:
         """Return the settings that describe these as a run: `name`, `storage_path`, `model`, `data`, `environments`.
 
-        Raises ConfigError if `out` names no folder.
+        Sections hold only what is given. Raises ConfigError if `out` names no folder.
         """
         root = place(self.out)
         if not root.name:
             raise ConfigError(f"--out {self.out!r} names no folder. Give one that the run may create.")
-        given = {
-            "name": "images",
+        model = {"name": self.model, "weights": self.weights}
+        data = {
+            "name": None if self.clean is None else "images",
             "root": self.clean,
             "classes": self.classes,
             "mean": self.mean,
@@ -62,11 +67,15 @@ class Photographs:
             "name": root.name,
             "storage_path": str(root.parent),
             "targets": [NAME],
-            "model": {"name": self.model, "weights": self.weights},
-            "data": {key: value for key, value in given.items() if value is not None},
             "environments": {NAME: self._environment()},
+            **_given(kit=self.kit, model=_given(**model) or None, data=_given(**data) or None),
         }
 
     def _environment(self) -> dict[str, str]:
         kind = "table" if Path(self.images).suffix.lower() in TABLES else "images"
         return {kind: self.images} | ({} if self.holdout is None else {"holdout": self.holdout})
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """The values that are not None."""
+    return {key: value for key, value in values.items() if value is not None}
