@@ -32,6 +32,7 @@ from tasks.records import Ints
 # N images, D features, K classes, M images with reliable labels
 
 NEIGHBOURS = 20
+MOST = 0.9  # share of the neighbours with another label, from which they speak against a label
 STEPS = FOLDS + 1  # calls of `on_step`
 _BLOCK = 1024  # rows whose neighbours are sought at a time
 
@@ -51,6 +52,17 @@ class RankedLabels:
     suggested_N: Ints
     neighbours_N: Doubles
     wrong_N: NDArray[np.bool_]
+
+    @property
+    def doubted_N(self) -> NDArray[np.bool_]:
+        """Whether both measures speak against the label, bool [N].
+
+        Confident learning alone also takes many hard images of an environment that the DNN does badly in for wrong: of
+        failures with 5% wrong labels it takes twice as many as there are, half of them wrongly; both together, as many
+        as there are to a quarter more.
+        """
+        doubted_N: NDArray[np.bool_] = self.wrong_N & (self.neighbours_N >= MOST)
+        return doubted_N
 
     def order(self, rows: Ints | None = None) -> Ints:
         """The given rows (None: all), the most suspicious first. Equal ones keep their order."""
@@ -114,7 +126,9 @@ def _check(
         )
     for rows in (features_ND, *(() if clean is None else (clean[0],))):
         if not np.isfinite(rows).all():
-            raise DataError("features of the deployed DNN are not finite. Check its weights and mean and std.")
+            raise DataError(
+                "features of the deployed DNN are not finite. Check its weights and mean and std."
+            )
 
 
 def confidently_wrong(probabilities_NK: Doubles, labels_N: Ints) -> NDArray[np.bool_]:

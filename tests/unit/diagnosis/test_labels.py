@@ -28,8 +28,9 @@ def test_wrong_labels_come_first() -> None:
     first = set(ranked.order()[:15].tolist())
     assert len(first & set(wrong.tolist())) >= 12
     assert (ranked.suggested_N[wrong] == labels[wrong]).mean() > 0.8
-    assert ranked.wrong_N[wrong].mean() > 0.8
-    assert ranked.wrong_N.mean() < 0.2
+    assert ranked.wrong_N[wrong].mean() > 0.4, "a class's threshold is its mean, so about half are above it"
+    assert np.delete(ranked.wrong_N, wrong).mean() < 0.05
+    assert 5 <= ranked.doubted_N.sum() <= ranked.wrong_N.sum()
     assert ranked.neighbours_N[wrong].mean() > 2 * ranked.neighbours_N.mean()
 
 
@@ -37,7 +38,9 @@ def test_the_order_of_some_rows_is_that_of_all_without_the_others() -> None:
     features, labels = clouds(60, 2)
     ranked = ranked_labels(features, labels, num_classes=CLASSES, seed=0)
     rows = np.array([3, 50, 7, 21])
-    assert ranked.order(rows).tolist() == [row for row in ranked.order().tolist() if row in set(rows.tolist())]
+    assert ranked.order(rows).tolist() == [
+        row for row in ranked.order().tolist() if row in set(rows.tolist())
+    ]
     assert (np.diff(ranked.confidence_N[ranked.order()]) >= 0).all()
 
 
@@ -45,7 +48,10 @@ def test_an_image_has_no_say_about_its_own_group() -> None:
     """Copies of an image with the same wrong label would vouch for each other."""
     features, labels = clouds(90, 3, spread=0.3)
     copies = np.repeat(features[:1], 10, axis=0)
-    rows, given = np.concatenate([features, copies]), np.concatenate([labels, np.full(10, (labels[0] + 1) % CLASSES)])
+    rows, given = (
+        np.concatenate([features, copies]),
+        np.concatenate([labels, np.full(10, (labels[0] + 1) % CLASSES)]),
+    )
     together = np.concatenate([np.arange(90), np.full(10, 90)])
     alone = ranked_labels(rows, given, num_classes=CLASSES, seed=0)
     grouped = ranked_labels(rows, given, num_classes=CLASSES, seed=0, groups_N=together)

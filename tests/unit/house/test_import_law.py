@@ -35,6 +35,7 @@ metarepair.compare metarepair.search
 metarepair
 metarepair.repairs
 metarepair.probing
+metarepair.diagnosis
 metarepair.reports
 metarepair.evaluation
 metarepair.methods
