@@ -110,7 +110,8 @@ def percent(share: float) -> str:
 
 def of_images(share: Share, what: str) -> str:
     """`82.3% of 784 photographs (95% interval 79.5% to 84.8%)`."""
-    return f"{percent(share.share)} of {share.images:,} {what} (95% interval {percent(share.low)} to {percent(share.high)})"
+    interval = f"95% interval {percent(share.low)} to {percent(share.high)}"
+    return f"{percent(share.share)} of {share.images:,} {what} ({interval})"
 
 
 def _accuracy(found: Diagnosis) -> str:
@@ -152,7 +153,7 @@ def norms_words(norms: NormsAlone) -> str:
     if norms.verdict == "none to adapt":
         return "Adapting batch norm alone: the DNN stores no batch-norm statistics, so there is nothing to adapt."
     if norms.verdict == "too few" or norms.before is None or norms.after is None:
-        return "Adapting batch norm alone: not measured, as there are no failures to learn from or nothing to select by."
+        return "Adapting batch norm alone: not measured, as no failures are learned from or no photographs select."
     verdict = {
         "enough": "That is enough to close at least half of the gap to clean images",
         "helps": "That helps, but is not enough",

@@ -29,7 +29,7 @@ LARGEST = 256  # features
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearHead:
-    """A linear classifier of features. mean_D, scale_D: of the rows that it was fitted to. directions_DR: orthogonal."""
+    """A linear classifier of features. mean_D, scale_D: of the rows it was fitted to. directions_DR: orthogonal."""
 
     mean_D: Doubles
     scale_D: Doubles
@@ -45,7 +45,7 @@ class LinearHead:
 
 
 def fit_head(features_ND: Doubles, labels_N: Ints, *, num_classes: int) -> LinearHead:
-    """Fit a linear classifier to features [N, D] and labels [N], N ≥ 1. A class without a label gets low probabilities."""
+    """Fit a linear classifier to features [N, D] and labels [N], N ≥ 1."""
     mean_D, scale_D = features_ND.mean(axis=0), features_ND.std(axis=0) + 1e-6
     standard_ND = (features_ND - mean_D) / scale_D
     directions_DR = _directions(standard_ND)
