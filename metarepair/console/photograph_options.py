@@ -101,6 +101,31 @@ def add_photograph_options(parser: argparse.ArgumentParser, *, out: str | None =
     add_limit_options(parser)
 
 
+def add_fix_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fix` alone."""
+    parser.add_argument(
+        "--keep-ok",
+        action="store_true",
+        help="exit with 0, not 3, if the repair finished and the deployed weights are kept",
+    )
+    parser.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="episodes of meta-training from the kit's θ_meta, by what is nearest to the photographs (needs --kit)",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="start over: everything that `fix` made in --out"
+    )
+    parser.add_argument(
+        "--no-images",
+        dest="show_images",
+        action="store_false",
+        help="leave images of the data and paths of this machine out of the report",
+    )
+
+
 def add_limit_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that set limits."""
     parser.add_argument(

@@ -31,6 +31,7 @@ distributed
 metarepair.stages
 metarepair.console
 metarepair.inspection
+metarepair.fixing
 metarepair.compare metarepair.search
 metarepair
 metarepair.repairs
