@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metarepair.config.photographs import Photographs
 from tasks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from metarepair.config.photographs import Photographs
 
 DEFAULT_BUDGET = "10m"
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
@@ -168,6 +170,8 @@ def budget_seconds(text: str) -> float:
 
 def photographs_of(given: argparse.Namespace) -> Photographs:
     """Return what the user has. Raises ConfigError for a missing or malformed option."""
+    from metarepair.config.photographs import Photographs  # it imports pyarrow, which --help does not need
+
     if given.kit is None:
         for option in ("model", "weights"):
             if getattr(given, option) is None:
