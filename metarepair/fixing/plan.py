@@ -29,7 +29,7 @@ SGD_EPOCHS, LEAST_EPOCHS = 20, 4
 SGD_BATCH, SGD_CLEAN = 200, 2000  # the defaults of methods.sgd
 SGD_SHARE = 0.4  # of the time for trainings, at most, for fine-tuning, if joint training is affordable
 CHECKS = 21  # evaluations during a fine-tuning
-PATH_POINTS = 25  # evaluations on selecting images when a repair is chosen within limits
+PATH_POINTS = 11  # evaluations on selecting images when a point of a repair is chosen inside the limits
 LEAST_JOINT_STEPS, JOINT_STEPS, MOST_JOINT_STEPS = 60, 2800, 5600
 JOINT_GROUPS = 4  # over which workers divide a step
 MOST_ROUND_STEPS, MOST_ROUND_EPISODES = 100, 10
@@ -242,8 +242,8 @@ class Costs:
 
     @property
     def walk_s(self) -> float:
-        """MetaRepair's repair: walks over tasks, an evaluation after each episode, and line 20's accuracies."""
-        episodes = len(RATES) * WALK_EPISODES
+        """MetaRepair's repair: a walk for each rate and another to choose by, evaluations, line 20's accuracies."""
+        episodes = (len(RATES) + 1) * WALK_EPISODES
         learned = episodes * TASKS * INNER_STEPS * self.speeds.support_images * self.speeds.learned_image_s
         evaluated = episodes * self.selecting + WALK_EPISODES * TASKS * self.counts.judging
         return learned + evaluated * self.speeds.image_s
