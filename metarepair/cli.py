@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from metarepair import __version__
 from metarepair.console.kit_options import add_kit_options
@@ -261,7 +261,7 @@ def _examine(given: argparse.Namespace) -> int:
     from metarepair.console.doctor import examine_model
     from metarepair.console.paths import check_paths
 
-    needed = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
+    needed: dict[str, Any] = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
     model = {"name": given.model, "weights": given.weights}
     config = load_config(given.config, given.set, model=model, **needed)
     check_paths(config, given.verb)

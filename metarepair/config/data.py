@@ -129,5 +129,5 @@ def _on_this_node(path: str | None) -> str | None:
         return str(local(place(path)))
     except FileNotFoundError as error:
         raise DataError(
-            f"{path}: there is no such object. Give Parquet files of the store, or a local path."
+            f"{path}: there is no such object. Give Parquet files there, or a local path."
         ) from error

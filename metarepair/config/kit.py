@@ -105,7 +105,7 @@ class KitFile(Section):
 
     @classmethod
     def read(cls, kit: Place) -> Self:
-        """Read the file of the kit in the folder `kit`. Raises ConfigError if there is none, or it is damaged or newer."""
+        """Read the file of the kit in the folder `kit`. Raises StageError for none, ConfigError for a bad one."""
         path = kit / KIT.folder / FILE
         try:
             content = read_json(path)
@@ -118,8 +118,8 @@ class KitFile(Section):
             return cls.model_validate(content)
         except FileNotFoundError as error:
             raise StageError(
-                f"{kit} is not a finished repair kit (it has no {KIT.folder}/{FILE}). Make it with `metarepair kit`, or run "
-                "the same command again if it was stopped."
+                f"{kit} is not a finished repair kit (it has no {KIT.folder}/{FILE}). Make it with `metarepair kit`, "
+                "or run the same command again if it was stopped."
             ) from error
         except (OSError, KeyError, ValueError, ValidationError) as error:
             raise ConfigError(
@@ -160,8 +160,8 @@ def _given_by(found: KitFile, folder: Place, values: dict[str, Any]) -> dict[str
     if not {"name", "root", "train", "test"} & _section(values, "data").keys():
         if found.clean is None:
             raise ConfigError(
-                f"{folder} holds no clean images (it was made with --no-images). Give some: data.name and data.root, or "
-                "--clean."
+                f"{folder} holds no clean images (it was made with --no-images). Give some: data.name and data.root, "
+                "or --clean."
             )
         given["data"] = {
             "name": "parquet",
@@ -201,6 +201,6 @@ def check_kit_settings(config: Any) -> None:
     found = [name for name, is_wrong in wrong.items() if is_wrong]
     if found:
         raise ConfigError(
-            f"{found[0]}: a kit serves targets that are not known yet, all by one training on all its experiences, so it "
-            "has no targets and no confidence. Leave the setting out."
+            f"{found[0]}: a kit serves targets that are not known yet, all by one training on all its experiences, so "
+            "it has no targets and no confidence. Leave the setting out."
         )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metarepair.config.kit import DEFAULTS
-from metarepair.config.load import load_config
-from metarepair.config.photographs import model_settings
-from metarepair.config.run import Config
 from metarepair.console.photograph_options import add_model_options, class_names
 from tasks.errors import ConfigError
-from tasks.storage.paths import place
+
+if TYPE_CHECKING:
+    from metarepair.config.run import Config
 
 
 def add_kit_options(parser: argparse.ArgumentParser) -> None:
@@ -43,13 +41,18 @@ def add_kit_options(parser: argparse.ArgumentParser) -> None:
         "--no-failures",
         dest="failures",
         action="store_false",
-        help="delete the failures of the experiences when the kit is complete; it is then small, and `refine` cannot be "
-        "used with it",
+        help="delete the failures of the experiences when the kit is complete; it is then small, and `refine` cannot "
+        "be used with it",
     )
 
 
 def load_kit_config(given: argparse.Namespace) -> Config:
     """Return the settings of the kit that the options describe. Raises ConfigError."""
+    from metarepair.config.kit import DEFAULTS
+    from metarepair.config.load import load_config
+    from metarepair.config.photographs import model_settings
+    from tasks.storage.paths import place
+
     if given.config is None:
         for option in ("model", "weights", "clean"):
             if getattr(given, option) is None:

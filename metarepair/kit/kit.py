@@ -16,17 +16,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metarepair.config.kit import DIGESTS, PYTHON, KitFile
+from metarepair.config.kit import DIGESTS, PYTHON, WEIGHTS, KitFile
 from metarepair.config.run import SHARED, Config
 from metarepair.data.workspace import Surroundings
-from metarepair.models.build import DeployedModel, state_hash
+from metarepair.models.build import DeployedModel, load_deployed, state_hash
 from metarepair.runs.layout import Run
 from metarepair.weights import kit_folder
+from tasks.datasets import DatasetInfo
+from tasks.datasets.source import table_for
 from tasks.environments import Environment, UserImages
 from tasks.errors import ConfigError, DataError, WeightsError
 from tasks.records import Ints
@@ -66,6 +69,19 @@ class Kit:
         """The distances of all pairs of experiences, [E, E]."""
         found: NDArray[np.float64] = np.load(local(self.run.pack / DISTANCES), allow_pickle=False)
         return found
+
+    def deployed(self, name: str) -> DeployedModel:
+        """The kit's DNN on the CPU, built as `name`. Raises ConfigError or WeightsError if it cannot be built so."""
+        model, file = self.file.model, self.file
+        info = DatasetInfo(
+            classes=file.classes,
+            image_size=file.image_size[0],
+            corruption_table=file.corruption_table or table_for(max(file.image_size)),
+            mean=file.mean,
+            std=file.std,
+        )
+        weights = str(self.run.pack / WEIGHTS)
+        return load_deployed(name, weights, info, stem=model.stem, input_size=model.input_size)
 
     def learned(self, digests_N: Digests) -> Ints:
         """The rows of these images from which the kit learned."""
@@ -154,8 +170,8 @@ def check_model(kit: Kit, deployed: DeployedModel) -> None:
     if state_hash(deployed.module.state_dict()) != kit.file.deployed:
         raise WeightsError(
             f"{deployed.name} has other weights than the DNN that the kit {kit.folder} was made for "
-            f"({kit.file.model.name.removeprefix(PYTHON)}). A kit serves one DNN: give that DNN, or make a kit for this "
-            "one (metarepair kit)."
+            f"({kit.file.model.name.removeprefix(PYTHON)}). A kit serves one DNN: give that DNN, or make a kit for "
+            "this one (metarepair kit)."
         )
     for name, ours, its in (
         ("mean", deployed.mean, kit.file.mean),
@@ -164,8 +180,8 @@ def check_model(kit: Kit, deployed: DeployedModel) -> None:
     ):
         if ours != its:
             raise ConfigError(
-                f"model.{name}={ours} here, and {its} in the kit {kit.folder}: the DNN would see other images than those "
-                "that the kit was made with. Leave the setting out, and the kit's is used."
+                f"model.{name}={ours} here, and {its} in the kit {kit.folder}: the DNN would see other images than "
+                "those that the kit was made with. Leave the setting out, and the kit's is used."
             )
 
 
@@ -186,9 +202,11 @@ def check_clean_judges(kit: Kit, here: Surroundings) -> None:
     )
 
 
-def check_judges(kit: Kit, source: Environment) -> None:
+def check_judges(kit: Kit, targets: Sequence[Environment]) -> None:
     """Raise DataError if the kit learned from an image that judges an environment of the user's own."""
-    if isinstance(source, UserImages):
+    for source in targets:
+        if not isinstance(source, UserImages):
+            continue
         rows = np.flatnonzero(source.parts_N == JUDGE)
         names = [source.names[row] for row in rows]
         _refuse(kit, source.digests_N[rows], names, f"images that judge {source.name}")
@@ -199,6 +217,6 @@ def _refuse(kit: Kit, digests_N: Digests, names: list[str], what: str) -> None:
     if len(learned):
         raise DataError(
             f"the kit {kit.folder} learned from {len(learned)} of the {len(digests_N)} {what}, such as "
-            f"{names[learned[0]]}. What judges must not be learned from: give other images (--holdout, data.test), or make "
-            "the kit without these."
+            f"{names[learned[0]]}. What judges must not be learned from: give other images (--holdout, data.test), or "
+            "make the kit without these."
         )

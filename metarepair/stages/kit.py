@@ -12,7 +12,6 @@ import logging
 
 import numpy as np
 
-from metarepair import __version__
 from metarepair.config.kit import (
     DIGESTS,
     FILE,
@@ -45,7 +44,7 @@ from tasks.errors import DataError
 from tasks.keys import keyed_generator
 from tasks.splits import LEARN
 from tasks.splits.digests import Digests, pixel_digests
-from tasks.storage.manifest import MANIFEST, discard, read_manifest, require_manifest
+from tasks.storage.manifest import MANIFEST, discard, read_manifest, require_manifest, versions
 from tasks.storage.paths import Place, copy_file, find, remove_tree, size_of, write_text, writing
 from tasks.storage.settings import Settings
 from tasks.storage.stages import EXPERIENCE, FEATURES, JOINT, KIT, META, SCORE, Stage
@@ -131,8 +130,8 @@ class KitWork:
         _save_array(pack / DISTANCES, all_distances(moments, self.pipeline.executor))
         save_weights(pack / WEIGHTS, here.deployed.module.state_dict(), {"model": self.config.model.name})
         halves = clean_halves(here, learned_N, self.config.seed) if self.images else {}
-        for path, images in halves.items():
-            _save_images(images, pack / path)
+        for half, images in halves.items():
+            _save_images(images, pack / half)
         counts = tuple(len(images) for images in halves.values())
         file = self._file([read_moments(path).count for path in moments], len(learned_N), counts)
         write_text(pack / FILE, json.dumps(file.model_dump(mode="json"), indent=1) + "\n")
@@ -153,7 +152,7 @@ class KitWork:
         ]
         return KitFile(
             version=VERSION,
-            made_by=__version__,
+            made_by=versions().get("metarepair", "unknown"),
             deployed=state_hash(deployed.module.state_dict()),
             model=named,
             classes=test.classes,
@@ -236,7 +235,7 @@ def describe(kit: Kit) -> str:
     failures = "with its failures (for refine)" if file.failures else "without failures"
     return (
         f"Repair kit of {file.model.name}: {len(file.experiences)} experiences {failures}, {clean}, learned from "
-        f"{file.learned:,} images; {sum(sizes) / 1e6:.1f} MB without failures. Use: metarepair run --set kit={kit.folder}"
+        f"{file.learned:,} images; {sum(sizes) / 1e6:.1f} MB without failures. To use it: fix --kit {kit.folder}"
     )
 
 

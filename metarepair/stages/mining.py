@@ -135,8 +135,8 @@ def mine_all(
     """
     read_user_images(run, config, here)
     kit = kit_of(config)
-    for target in config.targets if kit is not None else ():
-        check_judges(kit, here.environment("test", target))
+    if kit is not None:
+        check_judges(kit, [here.environment("test", target) for target in config.targets])
     settings: dict[EnvironmentStage, dict[str, Any]] = {}
     shards: dict[EnvironmentStage, list[Shard]] = {}
     manifests: dict[EnvironmentStage, Manifest] = {}

@@ -453,8 +453,8 @@ def _check_names(config: Config) -> None:
     averaging = [method for method in config.repair.methods if "merged" in get_method(method).uses]
     if averaging and config.kit is not None:
         raise ConfigError(
-            f"{averaging[0]} averages repairs of single experiences, and a kit has none. Leave it out, or leave out the "
-            "kit."
+            f"{averaging[0]} averages repairs of single experiences, and a kit has none. Leave it out, or leave out "
+            "the kit."
         )
     for kind in config.repair.export or ():
         require_packages(kind)
