@@ -1,7 +1,7 @@
 """The command line, `metarepair VERB --config FILE`. Heavy packages are imported only by the verbs that need them.
 
-Exit codes: 0 done; 2 the user's input is wrong (one paragraph on stderr); 141 the reader of the output closed the pipe,
-as `head` does; 1 anything else.
+Exit codes: 0 done; 2 the user's input is wrong (one paragraph on stderr); 3 `fix` finished and the deployed weights are
+kept; 141 the reader of the output closed the pipe, as `head` does; 1 anything else.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ from metarepair.console.options import (
     add_settings_options,
     add_verbosity_options,
 )
+from metarepair.console.photograph_options import (
+    add_fix_options,
+    add_photograph_options,
+    shared_settings,
+)
 from metarepair.console.streams import OutputLost, end_without, flush_streams, watched_streams
 from tasks.errors import UserError
 
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from metarepair.config.run import Config
 
 VERBS = {
+    "fix": "repair a model from labelled photographs that it fails on, within a time budget",
     "run": "run all stages: mine, score, train, repair, report",
     "pretrain": "train a DNN to deploy on the clean training split",
     "mine": "corrupt images and collect those that the deployed DNN gets wrong",
@@ -53,6 +59,7 @@ VERBS = {
 }
 PATIENCE_S = 10.0
 LONGEST_WORD = 4096  # characters, as many as a path may have
+KEPT_WEIGHTS = 3  # exit code of `fix`: finished, and the deployed weights are kept
 KEPT = "Finished work is kept: run the same command again to resume"
 OUTSIDE_THE_STAGES = ("compare", "hypothesis", "pretrain", "tune")  # not stages of `metarepair run`
 
@@ -128,6 +135,8 @@ def _do(given: argparse.Namespace) -> int:
 
         show_status(given.path, as_json=given.json)
         return 0
+    if given.verb == "fix":
+        return _fix(given)
     return _run(given)
 
 
@@ -204,6 +213,11 @@ def _parser() -> argparse.ArgumentParser:
             continue
         if verb == "kit":
             add_kit_options(sub)
+            add_verbosity_options(sub)
+            continue
+        if verb == "fix":
+            add_photograph_options(sub)
+            add_fix_options(sub)
             add_verbosity_options(sub)
             continue
         sub.add_argument(
@@ -317,6 +331,42 @@ def _run(given: argparse.Namespace) -> int:
     verbs = {"compare": _compare, "pretrain": _pretrain, "hypothesis": _study_hypothesis, "tune": _search}
     with without_empty_run(config):
         return verbs.get(given.verb, _run_stages)(given, config)
+
+
+def _fix(given: argparse.Namespace) -> int:
+    from metarepair.config.load import parse_config
+    from metarepair.config.user_defaults import user_defaults
+    from metarepair.console.paths import check_paths
+    from metarepair.runs.layout import without_empty_run
+
+    settings = shared_settings(given)
+    config = parse_config(user_defaults(settings), where="the command line")
+    check_paths(config, given.verb)
+    with without_empty_run(config):
+        return _fix_within(given, settings)
+
+
+def _fix_within(given: argparse.Namespace, settings: dict[str, Any]) -> int:
+    from distributed.on_ray.cluster import connected
+    from distributed.stages.executor import executor_for
+    from metarepair.runs.layout import open_run
+    from metarepair.stages.fix import Fix, Request
+    from tasks.storage.run_lock import locked
+
+    request = Request(
+        settings=settings,
+        budget_s=given.budget,
+        only_failures=given.failures is not None,
+        refine=given.refine,
+    )
+    fix = Fix(request, executor_for, show_images=given.show_images)
+    with locked(open_run(request.config).root, given.verb):
+        if given.restart:
+            fix.restart()
+        config = fix.plan()
+        with connected(config, given.address):
+            outcome = fix.repair(config)
+    return KEPT_WEIGHTS if outcome.kept and not given.keep_ok else 0
 
 
 def _pretrain(given: argparse.Namespace, config: Config) -> int:

@@ -9,19 +9,21 @@ fixed.module, fixed.report("report.html"), fixed.save("fixed.safetensors")
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from metarepair.config.kit import DEFAULTS, PYTHON, KitFile, merged
+from metarepair.config.kit import PYTHON, KitFile, kit_defaults, merged
 from metarepair.config.load import parse_config
 from metarepair.config.photographs import NAME, Photographs
 from metarepair.config.run import Config
+from metarepair.config.user_defaults import user_defaults
 from metarepair.data.given_images import GivenImages, collect_images
 from metarepair.data.given_module import deploy_given
 from metarepair.data.save_images import save_images
@@ -41,7 +43,6 @@ from tasks.storage.run_lock import locked
 
 GIVEN = "given"  # folder of what was given in Python, while a kit is made
 METHODS = ("none", "bn_adapt", "sgd", "joint", "joint_sgd", "metarepair")  # that a kit's repair chooses from
-REPAIR: Mapping[str, Any] = {"methods": METHODS, "episodes": 4, "clean_weight": 0.5}
 CLEAN_DROP = 0.01  # limit of a repair without limits of the user's
 
 
@@ -60,7 +61,7 @@ class FixedModel:
         folder: The folder of the run, with all candidates, tables and figures.
     """
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     kept: bool
     method: str
     before: float
@@ -120,8 +121,8 @@ class RepairKit:
     """
 
     folder: str
-    module: nn.Module
-    _name: str
+    module: nn.Module = field(repr=False)
+    _name: str = field(repr=False)
 
     @classmethod
     def build(
@@ -172,7 +173,7 @@ class RepairKit:
             held_clean = save_images((given.images_NHWC, given.labels_N), held / "clean.parquet")
             config = parse_config(
                 merged(
-                    merged(DEFAULTS, settings or {}),
+                    merged(kit_defaults(workers=0), settings or {}),
                     {
                         "name": root.name,
                         "storage_path": str(root.parent),
@@ -266,7 +267,7 @@ class RepairKit:
             refine: Further episodes of meta-training for this setting, if the kit holds its failures.
             seed: Seed of every random draw.
             settings: Settings of a run by group, in place of those of a repair with a kit.
-            out: Folder of the run, which is kept and can be inspected. None: a temporary one.
+            out: Folder of the run, which can be inspected. None: a temporary one, deleted with the result.
 
         Returns:
             The repaired DNN with its accuracies and its report.
@@ -274,7 +275,8 @@ class RepairKit:
         Raises:
             UserError: Base class of what can be wrong with the arguments (`tasks.errors`); the message says what to do.
         """
-        root = Path(tempfile.mkdtemp(prefix="metarepair-")) / "repaired" if out is None else place(str(out))
+        temporary = Path(tempfile.mkdtemp(prefix="metarepair-")) if out is None else None
+        root = place(str(out)) if temporary is None else temporary / "repaired"
         if not isinstance(root, Path):
             raise ConfigError(
                 f"out={str(out)!r}: a repair from Python is made in a local folder. Give one, or none."
@@ -295,7 +297,7 @@ class RepairKit:
                 kit=self.folder,
             )
             usual = {
-                "repair": REPAIR,
+                "repair": user_defaults({})["repair"] | {"methods": list(METHODS)},
                 "evaluate": {"others": []},
                 "limits": {key: value for key, value in limits.items() if value is not None},
                 "refine": refine,
@@ -303,7 +305,13 @@ class RepairKit:
                 "model": {"name": self._name},
             }
             values = merged(merged(described.settings(), usual), settings or {})
-            return self._repaired(parse_config(values, where="RepairKit.repair"))
+            try:
+                fixed = self._repaired(parse_config(values, where="RepairKit.repair"))
+            except BaseException:
+                _remove(temporary)
+                raise
+        weakref.finalize(fixed, _remove, temporary)
+        return fixed
 
     def _repaired(self, config: Config) -> FixedModel:
         with without_empty_run(config):
@@ -312,7 +320,7 @@ class RepairKit:
                 pipeline.whole()
         result = read_json(pipeline.run.repaired(NAME) / RESULT)
         rows = {(row["method"], row["seed"]): row for row in result["methods"]}
-        choice = result["choice"]
+        choice = result.get("choice") or _best(result["methods"])
         row, before = rows[choice["method"], choice["seed"]], rows["none", choice["seed"]]
         folder = (pipeline.run.root / row["weights"]).parent
         return FixedModel(
@@ -325,6 +333,17 @@ class RepairKit:
             clean_after=row["clean"],
             folder=Path(str(pipeline.run.root)),
         )
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        remove_tree(folder)
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The repair that is best on validation."""
+    best = max(rows, key=lambda row: float(row["validation"]))
+    return {"method": best["method"], "seed": best["seed"], "kept": best["method"] == "none"}
 
 
 def _name_of(file: KitFile, model: nn.Module | str | None, folder: str) -> str:

@@ -14,8 +14,8 @@ from metarepair.config.data import Colour
 from metarepair.config.run import ModelConfig, TaskConfig
 from metarepair.config.section import Count, Positive, Section
 from metarepair.config.training import InnerConfig
+from metarepair.config.user_defaults import user_defaults
 from metarepair.weights import kit_folder
-from tasks.corruptions import CORRUPTIONS
 from tasks.errors import ConfigError, StageError, unreadable
 from tasks.storage.paths import Place, read_json
 from tasks.storage.stages import KIT
@@ -25,24 +25,19 @@ FILE, WEIGHTS, DIGESTS = "kit.json", "deployed.safetensors", "digests.npy"
 TRAIN, TEST = "clean/train.parquet", "clean/test.parquet"
 PYTHON = "python:"  # in front of the class of a module that was given in Python, which no import path names
 
-# What a kit is made with, where the user's settings say nothing else.
-DEFAULTS: Mapping[str, Any] = {
+# What a kit is made with beyond the defaults for users, where the user's settings say nothing else.
+_OWN: Mapping[str, Any] = {
     "targets": [],
-    "mining": {"experiences": list(CORRUPTIONS), "collect": 400, "images": 2500},
-    "features": {"extractor": "deployed"},
-    "task": {"shots": 5, "query_size": 64, "clean_support": 50},
-    "inner": {"batch_norm_momentum": 0.5},
+    "mining": {"collect": 400, "images": 2500},
+    "task": {"query_size": 64},
     "train": {
         "shared": True,
-        "start": "joint",
+        "episodes": 60,
         "round_episodes": 20,
         "outer_rate": 5e-4,
         "outer_decay": "cosine",
-        "query": {"failures": 0.25, "environment": 0.25, "clean": 0.5},
     },
-    "evaluate": {"others": []},
 }
-
 REFINED: Mapping[str, Any] = {
     "train": {"query": {"failures": 0.5, "clean": 0.5}}
 }  # of which a kit has the images
@@ -125,6 +120,13 @@ class KitFile(Section):
             raise ConfigError(
                 f"{unreadable(path, error)}. Copy the kit again, or make it again: metarepair kit"
             ) from error
+
+
+def kit_defaults(*, workers: int) -> dict[str, Any]:
+    """The settings that a kit is made with where the user gives no others, with so many Ray workers."""
+    usual = user_defaults({"workers": workers})
+    del usual["repair"], usual["workers"]
+    return merged(usual, _OWN)
 
 
 def with_kit(values: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,11 @@ class MiningConfig(Section):
     collect: Positive = Field(
         1000, description="Failures in D_collect of each experience and target; at least 1."
     )
+    at_most: bool = Field(
+        False,
+        description="Whether an environment with fewer failures than `collect` is used all the same, with half of "
+        "them in D_collect; if not, that stops the run. Your own images always are.",
+    )
     collect_rule: Literal["random", "stratified"] = Field(
         "random",
         description="How failures are drawn into D_collect: at random, as in the paper, or equally many of each class "

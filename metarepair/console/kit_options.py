@@ -48,7 +48,7 @@ def add_kit_options(parser: argparse.ArgumentParser) -> None:
 
 def load_kit_config(given: argparse.Namespace) -> Config:
     """Return the settings of the kit that the options describe. Raises ConfigError."""
-    from metarepair.config.kit import DEFAULTS
+    from metarepair.config.kit import kit_defaults
     from metarepair.config.load import load_config
     from metarepair.config.photographs import model_settings
     from tasks.storage.paths import place
@@ -74,7 +74,7 @@ def load_kit_config(given: argparse.Namespace) -> Config:
     return load_config(
         given.config,
         given.set,
-        usual=DEFAULTS,
+        usual=kit_defaults(workers=given.workers or 0),
         name=root.name,
         storage_path=str(root.parent),
         seed=given.seed,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metarepair.config.photographs import Photographs
 from tasks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from metarepair.config.photographs import Photographs
 
 DEFAULT_BUDGET = "10m"
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
@@ -101,6 +103,31 @@ def add_photograph_options(parser: argparse.ArgumentParser, *, out: str | None =
     add_limit_options(parser)
 
 
+def add_fix_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fix` alone."""
+    parser.add_argument(
+        "--keep-ok",
+        action="store_true",
+        help="exit with 0, not 3, if the repair finished and the deployed weights are kept",
+    )
+    parser.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="episodes of meta-training from the kit's θ_meta, by what is nearest to the photographs (needs --kit)",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="start over: everything that `fix` made in --out"
+    )
+    parser.add_argument(
+        "--no-images",
+        dest="show_images",
+        action="store_false",
+        help="leave images of the data and paths of this machine out of the report",
+    )
+
+
 def add_limit_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that set limits."""
     parser.add_argument(
@@ -143,6 +170,8 @@ def budget_seconds(text: str) -> float:
 
 def photographs_of(given: argparse.Namespace) -> Photographs:
     """Return what the user has. Raises ConfigError for a missing or malformed option."""
+    from metarepair.config.photographs import Photographs  # it imports pyarrow, which --help does not need
+
     if given.kit is None:
         for option in ("model", "weights"):
             if getattr(given, option) is None:

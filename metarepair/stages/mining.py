@@ -7,7 +7,7 @@ run resumes with the missing shards.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from tasks.storage.settings import Settings
 from tasks.storage.stages import EXPERIENCE, TARGET
 
 Role = Literal["experience", "target"]
+ROLES: tuple[Role, ...] = ("experience", "target")
 MinedManifests = Mapping[tuple[Role, str], Manifest]
 SHARD_IMAGES = "mining.shard_images"  # recorded with the settings only while the parts are unfinished
 
@@ -85,14 +86,14 @@ class Shard:
         return self.environment.folder / "parts" / f"part-{self.index:05d}.arrow"
 
 
-def environments(run: Run, config: Config) -> list[EnvironmentStage]:
+def environments(run: Run, config: Config, roles: Collection[Role] = ROLES) -> list[EnvironmentStage]:
     """Experiences, then targets. Corruptions are mined from the training and from the test split."""
     experiences = [
         EnvironmentStage(role="experience", name=name, folder=run.experience(name))
         for name in config.mining.experiences
     ]
     targets = [EnvironmentStage(role="target", name=name, folder=run.target(name)) for name in config.targets]
-    return experiences + targets
+    return [one for one in experiences + targets if one.role in roles]
 
 
 def mining_settings(config: Config, environment: EnvironmentStage) -> Settings:
@@ -128,8 +129,9 @@ def mine_all(
     here: Surroundings,
     executor: Executor,
     on_done: OnDone = lambda *_: None,
+    roles: Collection[Role] = ROLES,
 ) -> dict[tuple[Role, str], Manifest]:
-    """Mine every environment that is unfinished, and again those whose files are damaged.
+    """Mine every environment of these roles that is unfinished, and again those whose files are damaged.
 
     `on_done` is called with each as soon as it is complete. Raises TooFewFailuresError, StageError, DataError.
     """
@@ -140,7 +142,7 @@ def mine_all(
     settings: dict[EnvironmentStage, dict[str, Any]] = {}
     shards: dict[EnvironmentStage, list[Shard]] = {}
     manifests: dict[EnvironmentStage, Manifest] = {}
-    for environment in environments(run, config):
+    for environment in environments(run, config, roles):
         inputs = mining_inputs(here, environment)
         own = as_recorded(environment.folder, mining_settings(config, environment))
         manifest = check_whole(environment.folder, stage=environment.stage, config=own, inputs=inputs)
@@ -167,7 +169,7 @@ def mine_all(
         )
         manifests[environment] = manifest
         on_done(environment, manifest)
-    return {(e.role, e.name): manifests[e] for e in environments(run, config)}
+    return {(e.role, e.name): manifests[e] for e in environments(run, config, roles)}
 
 
 def _rows_to_mine(here: Surroundings, environment: EnvironmentStage) -> Ints:
@@ -220,7 +222,7 @@ def _sides(
         seed=config.seed,
         environment=f"{environment.name}{split}",
         judges_N=judges_N if set_aside else None,
-        at_most=users,
+        at_most=users or config.mining.at_most,
     )
     if users and set_aside:
         split_by_parts(failures.image_ids_N[sides_N == COLLECT], source)  # a repair needs both parts

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Literal
@@ -48,6 +48,7 @@ from metarepair.stages.images import check_user_images
 from metarepair.stages.joint import joint_inputs, joint_settings, keep_joint
 from metarepair.stages.merged import repair_experiences
 from metarepair.stages.mining import (
+    ROLES,
     EnvironmentStage,
     MinedManifests,
     OnDone,
@@ -174,7 +175,8 @@ class Pipeline:
             self.check_clean()
         if stage in ("mine", "score", "train"):
             self.check_start()
-        mined = self.mined() if VERBS.index(stage) > VERBS.index("mine") else {}
+        roles = ROLES if stage in ("score", "train") else self.roles
+        mined = self.mined(roles) if VERBS.index(stage) > VERBS.index("mine") else {}
         if stage == "score":
             load_extractor(self.config, self.here)
         if stage == "train":
@@ -210,10 +212,26 @@ class Pipeline:
                 folders.append(folder)
         return folders
 
-    def mined(self) -> dict[tuple[Role, str], Manifest]:
-        """Manifests of all environments, mined with exactly these settings, data and DNN. Raises StageError if not."""
+    @property
+    def meta_trains(self) -> bool:
+        """Whether a method of `repair.methods` starts from θ_meta."""
+        return any("experiences" in get_method(name).uses for name in self.config.repair.methods)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles of the environments whose failures are needed: experiences only if they are learned from."""
+        methods = self.config.repair.methods
+        merges = any("merged" in get_method(name).uses for name in methods)
+        drawn = self.config.joint.draw == "confidence" and self.needs_joint(methods)
+        return ROLES if self.meta_trains or merges or drawn else ("target",)
+
+    def mined(self, roles: Collection[Role] = ROLES) -> dict[tuple[Role, str], Manifest]:
+        """Manifests of all environments of these roles, mined with exactly these settings, data and DNN.
+
+        Raises StageError if one is not mined so.
+        """
         manifests: dict[tuple[Role, str], Manifest] = {}
-        for environment in environments(self.run, self.config):
+        for environment in environments(self.run, self.config, roles):
             folder, settings = environment.folder, mining_settings(self.config, environment)
             inputs = mining_inputs(self.here, environment)
             manifest = check_done(folder, stage=environment.stage, config=settings, inputs=inputs)
@@ -223,25 +241,26 @@ class Pipeline:
         return manifests
 
     def whole(self) -> None:
-        """Run all stages."""
+        """Run all stages. Experiences are mined and θ_meta is trained only if `repair.methods` need them."""
+        methods, meta_trains, scores = self.config.repair.methods, self.meta_trains, self.roles == ROLES
         _require_targets(self.config)
-        if not self._done(self.run.meta, self.config.trainings):
+        trains = meta_trains and not self._done(self.run.meta, self.config.trainings)
+        if trains:
             self.check_start()
         if not self._done(self.run.repaired, self.config.targets):
-            self.probe(
-                self.config.repair.methods, trains=not self._done(self.run.meta, self.config.trainings)
-            )
-        with self._features_meanwhile() as on_done:
-            self._mine(on_done)
-        self.score()
-        mined = self.mined()
-        self.before_targets((*self.config.repair.methods, "metarepair"))
+            self.probe(methods, trains=trains)
+        with self._features_meanwhile(scores=scores) as on_done:
+            self._mine(on_done, self.roles)
+        if scores:
+            self.score()
+        mined = self.mined(self.roles)
+        self.before_targets(methods)
 
-        if self.config.one_for_all:
+        if self.config.one_for_all and meta_trains:
             self._train(SHARED)
 
         def learn(target: str) -> None:
-            if not self.config.one_for_all:
+            if meta_trains and not self.config.one_for_all:
                 self._train(target)
             self._repair(target, mined)
 
@@ -249,9 +268,9 @@ class Pipeline:
         self.report()
 
     @contextmanager
-    def _features_meanwhile(self) -> Iterator[OnDone]:
+    def _features_meanwhile(self, *, scores: bool) -> Iterator[OnDone]:
         """Extract features of each environment once it is mined, if there is room for as many workers again."""
-        if self.executor.trainings_at_once < 2:
+        if not scores or self.executor.trainings_at_once < 2:
             yield lambda *_: None
             return
 
@@ -271,11 +290,11 @@ class Pipeline:
         """Mine experiences and targets."""
         self._mine(lambda *_: None)
 
-    def _mine(self, on_done: OnDone) -> None:
-        folders = [environment.folder for environment in environments(self.run, self.config)]
+    def _mine(self, on_done: OnDone, roles: Collection[Role] = ROLES) -> None:
+        folders = [environment.folder for environment in environments(self.run, self.config, roles)]
         if not all((folder / MANIFEST).is_file() for folder in folders):
             self.check_clean()  # before hours of mining failures that only wrong preprocessing causes
-        mined = mine_all(self.run, self.config, self.here, self.executor, on_done)
+        mined = mine_all(self.run, self.config, self.here, self.executor, on_done, roles)
         for (role, name), manifest in mined.items():
             examined = sum(manifest.facts["examined"].values())
             right = sum(manifest.facts["correct"].values())
@@ -402,7 +421,7 @@ class Pipeline:
 
     def repair(self) -> None:
         """Repair for each target by every method with every seed, then evaluate."""
-        mined = self.mined()
+        mined = self.mined(self.roles)
         if not self._done(self.run.repaired, self.config.targets):
             self.probe(self.config.repair.methods, trains=False)
         self._each_target(lambda target: self._repair(target, mined))

@@ -33,6 +33,7 @@ metarepair.repair_kit
 metarepair.stages
 metarepair.console
 metarepair.inspection
+metarepair.fixing
 metarepair.compare metarepair.search
 metarepair.repairs
 metarepair.probing
