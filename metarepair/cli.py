@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from metarepair import __version__
+from metarepair.console.kit_options import add_kit_options
 from metarepair.console.options import (
     add_comparison_options,
     add_corruption_options,
@@ -45,6 +46,7 @@ VERBS = {
     "score": "compute features and distances of environments, and the confidence of experiences",
     "train": "meta-train on the experiences of each target",
     "repair": "repair the deployed DNN for each target, and evaluate it",
+    "kit": "make a repair kit of a DNN: all that a repair needs and that needs no failures",
     "compare": "compare repair methods: methods × targets × seeds, in one table",
     "report": "write the table, figures and HTML page of a repaired run",
     "tune": "search for settings and sets of experiences, judged by examples held out of D_collect",
@@ -121,6 +123,8 @@ def _do(given: argparse.Namespace) -> int:
         return _show_corruptions(given)
     if given.verb == "export":
         return _export(given)
+    if given.verb == "kit":
+        return _make_kit(given)
     if given.verb == "inspect":
         from metarepair.inspection.command import show_inspection
 
@@ -207,6 +211,10 @@ def _parser() -> argparse.ArgumentParser:
             add_export_options(sub)
             add_verbosity_options(sub)
             continue
+        if verb == "kit":
+            add_kit_options(sub)
+            add_verbosity_options(sub)
+            continue
         if verb == "fix":
             add_photograph_options(sub)
             add_fix_options(sub)
@@ -267,7 +275,7 @@ def _examine(given: argparse.Namespace) -> int:
     from metarepair.console.doctor import examine_model
     from metarepair.console.paths import check_paths
 
-    needed = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
+    needed: dict[str, Any] = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
     model = {"name": given.model, "weights": given.weights}
     config = load_config(given.config, given.set, model=model, **needed)
     check_paths(config, given.verb)
@@ -371,6 +379,29 @@ def _pretrain(given: argparse.Namespace, config: Config) -> int:
     with locked(open_run(config).root, given.verb), connected(config, given.address):
         on_ray = pretrain_on_ray if config.workers else None
         pretrain_stage(config, restart=given.restart, train_elsewhere=on_ray)
+    return 0
+
+
+def _make_kit(given: argparse.Namespace) -> int:
+    from metarepair.console.kit_options import load_kit_config
+    from metarepair.console.paths import check_paths
+    from metarepair.runs.layout import without_empty_run
+
+    config = load_kit_config(given)
+    check_paths(config, given.verb)
+    with without_empty_run(config):
+        from distributed.on_ray.cluster import connected
+        from distributed.stages.executor import executor_for
+        from metarepair.stages.kit import KitWork
+        from metarepair.stages.pipeline import Pipeline
+        from tasks.storage.run_lock import locked
+
+        work = KitWork(Pipeline(config, executor_for), images=given.images, failures=given.failures)
+        with locked(work.run.root, given.verb), connected(config, given.address):
+            if given.restart:
+                work.restart()
+            work.make()
+    print(f"Written to {work.run.root}")
     return 0
 
 

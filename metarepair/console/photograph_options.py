@@ -187,7 +187,7 @@ def photographs_of(given: argparse.Namespace) -> Photographs:
         kit=given.kit,
         model=given.model,
         weights=given.weights,
-        classes=_classes(given.classes),
+        classes=class_names(given.classes),
         mean=None if given.mean is None else (given.mean[0], given.mean[1], given.mean[2]),
         std=None if given.std is None else (given.std[0], given.std[1], given.std[2]),
         image_size=given.image_size,
@@ -212,8 +212,8 @@ def shared_settings(given: argparse.Namespace) -> dict[str, Any]:
     return settings | {"seed": given.seed, "workers": given.workers, "limits": limits_of(given)}
 
 
-def _classes(text: str | None) -> tuple[str, ...] | None:
-    """The names in `a,b,c`, or in a text file with one name a line."""
+def class_names(text: str | None) -> tuple[str, ...] | None:
+    """Return the names in `a,b,c`, or in a text file with one name a line. Raises ConfigError."""
     if text is None:
         return None
     path = Path(text).expanduser()

@@ -17,7 +17,9 @@ import torch
 
 from metarepair.adaptation.repair_data import split_by_parts
 from metarepair.config.run import Config
+from metarepair.data.learned_images import mined_rows
 from metarepair.data.workspace import Surroundings, load_surroundings
+from metarepair.kit.kit import check_judges, kit_of
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
 from metarepair.stages.executor import Executor
@@ -30,7 +32,7 @@ from tasks.experiences.mining import COLLECT, Predict, mine, split_failures
 from tasks.experiences.pixels import rows_of_images
 from tasks.experiences.store import finish_environment, write_part
 from tasks.records import Failures, Ints, Pixels
-from tasks.splits import JUDGE, LEARN, SELECT, UNUSED
+from tasks.splits import JUDGE, UNUSED
 from tasks.storage.manifest import Manifest, as_recorded, begin, check_whole, content_hash, read_manifest
 from tasks.storage.paths import Place
 from tasks.storage.sealed_parts import missing_parts, seal
@@ -101,7 +103,9 @@ def mining_settings(config: Config, environment: EnvironmentStage) -> Settings:
     if environment.role == "experience" and (given is None or given.kind != "archive"):
         unused |= {"judge_fraction"}
     if config.has_own_images(environment.name):
-        unused |= {"judge_fraction", "severities"}
+        unused |= {"judge_fraction", "severities", "images"}
+    if environment.role == "target":
+        unused |= {"images"}
     mining = config.mining.settings(exclude=unused)
     # Runs of older versions set no images aside.
     mining.defaults |= {"judge_fraction": None} if "judge_fraction" in mining else {}
@@ -132,6 +136,9 @@ def mine_all(
     `on_done` is called with each as soon as it is complete. Raises TooFewFailuresError, StageError, DataError.
     """
     read_user_images(run, config, here)
+    kit = kit_of(config)
+    if kit is not None:
+        check_judges(kit, [here.environment("test", target) for target in config.targets])
     settings: dict[EnvironmentStage, dict[str, Any]] = {}
     shards: dict[EnvironmentStage, list[Shard]] = {}
     manifests: dict[EnvironmentStage, Manifest] = {}
@@ -167,10 +174,9 @@ def mine_all(
 
 def _rows_to_mine(here: Surroundings, environment: EnvironmentStage) -> Ints:
     """The rows of the images that are read: of an experience, those to learn from; of a target, all that are used."""
-    parts_N = here.environment(environment.split, environment.name).parts_N
     if environment.role == "experience":
-        return np.flatnonzero((parts_N == LEARN) | (parts_N == SELECT))
-    return np.flatnonzero(parts_N != UNUSED)
+        return mined_rows(here, environment.name)
+    return np.flatnonzero(here.environment(environment.split, environment.name).parts_N != UNUSED)
 
 
 def _mine_shards(
