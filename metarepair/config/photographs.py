@@ -49,31 +49,58 @@ class Photographs:
     def settings(self) -> dict[str, Any]:
         """Return the settings that describe these as a run: `name`, `storage_path`, `model`, `data`, `environments`.
 
-        Sections hold only what is given. Raises ConfigError if `out` names no folder.
+        Sections hold only what is given. Raises ConfigError if `out` names no folder, or if there are no clean images.
         """
+        if self.clean is None and self.kit is None:
+            raise ConfigError(
+                "--clean is missing. Give labelled images on which the model works as it should: they hold its "
+                "accuracy during a repair, and show what the repair costs. Or give a --kit, which holds some."
+            )
         root = place(self.out)
         if not root.name:
             raise ConfigError(f"--out {self.out!r} names no folder. Give one that the run may create.")
-        model = {"name": self.model, "weights": self.weights}
-        data = {
-            "name": None if self.clean is None else "images",
-            "root": self.clean,
-            "classes": self.classes,
-            "mean": self.mean,
-            "std": self.std,
-            "image_size": self.image_size,
-        }
         return {
             "name": root.name,
             "storage_path": str(root.parent),
             "targets": [NAME],
             "environments": {NAME: self._environment()},
-            **_given(kit=self.kit, model=_given(**model) or None, data=_given(**data) or None),
+            **_given(kit=self.kit),
+            **model_settings(
+                model=self.model,
+                weights=self.weights,
+                clean=self.clean,
+                classes=self.classes,
+                mean=self.mean,
+                std=self.std,
+                image_size=self.image_size,
+            ),
         }
 
     def _environment(self) -> dict[str, str]:
         kind = "table" if Path(self.images).suffix.lower() in TABLES else "images"
         return {kind: self.images} | ({} if self.holdout is None else {"holdout": self.holdout})
+
+
+def model_settings(
+    *,
+    model: str | None,
+    weights: str | None,
+    clean: str | None,
+    classes: tuple[str, ...] | None,
+    mean: Colour | None,
+    std: Colour | None,
+    image_size: int | None,
+) -> dict[str, Any]:
+    """Return the settings `model` and `data` of a model and its clean images; a section holds only what is given."""
+    data = {
+        "name": None if clean is None else "images",
+        "root": clean,
+        "classes": classes,
+        "mean": mean,
+        "std": std,
+        "image_size": image_size,
+    }
+    return _given(model=_given(name=model, weights=weights) or None, data=_given(**data) or None)
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metarepair.config.photographs import Photographs
 from tasks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from metarepair.config.photographs import Photographs
+from metarepair.console.options import add_no_images_option
 
 DEFAULT_BUDGET = "10m"
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
@@ -101,6 +104,26 @@ def add_photograph_options(parser: argparse.ArgumentParser, *, out: str | None =
     add_limit_options(parser)
 
 
+def add_fix_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fix` alone."""
+    parser.add_argument(
+        "--keep-ok",
+        action="store_true",
+        help="exit with 0, not 3, if the repair finished and the deployed weights are kept",
+    )
+    parser.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="episodes of meta-training from the kit's θ_meta, by what is nearest to the photographs (needs --kit)",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="start over: everything that `fix` made in --out"
+    )
+    add_no_images_option(parser)
+
+
 def add_limit_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that set limits."""
     parser.add_argument(
@@ -143,6 +166,8 @@ def budget_seconds(text: str) -> float:
 
 def photographs_of(given: argparse.Namespace) -> Photographs:
     """Return what the user has. Raises ConfigError for a missing or malformed option."""
+    from metarepair.config.photographs import Photographs  # it imports pyarrow, which --help does not need
+
     if given.kit is None:
         for option in ("model", "weights"):
             if getattr(given, option) is None:
@@ -158,7 +183,7 @@ def photographs_of(given: argparse.Namespace) -> Photographs:
         kit=given.kit,
         model=given.model,
         weights=given.weights,
-        classes=_classes(given.classes),
+        classes=class_names(given.classes),
         mean=None if given.mean is None else (given.mean[0], given.mean[1], given.mean[2]),
         std=None if given.std is None else (given.std[0], given.std[1], given.std[2]),
         image_size=given.image_size,
@@ -183,8 +208,8 @@ def shared_settings(given: argparse.Namespace) -> dict[str, Any]:
     return settings | {"seed": given.seed, "workers": given.workers, "limits": limits_of(given)}
 
 
-def _classes(text: str | None) -> tuple[str, ...] | None:
-    """The names in `a,b,c`, or in a text file with one name a line."""
+def class_names(text: str | None) -> tuple[str, ...] | None:
+    """Return the names in `a,b,c`, or in a text file with one name a line. Raises ConfigError."""
     if text is None:
         return None
     path = Path(text).expanduser()

@@ -56,7 +56,7 @@ class Diagnosis:
         nearest: the nearest known environments.
         distance: name of the distance.
         labels: the failures, the most suspicious label first.
-        fix: what `fix` would do, and how long it would take here; None if that is not known.
+        fix: what `fix` would do, and how long it would take here.
         seconds: of the diagnosis.
     """
 
@@ -72,7 +72,7 @@ class Diagnosis:
     nearest: Nearest
     distance: str
     labels: list[SuspiciousLabel]
-    fix: str | None
+    fix: str
     seconds: float
 
     def record(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def sentences(found: Diagnosis) -> list[str]:
         nearest_words(found.nearest),
         labels_words(found),
         f"Not looked at: {found.images['judge']} photographs, which are set aside to judge a repair.",
-        *([] if found.fix is None else [f"metarepair fix would do this: {found.fix}"]),
+        f"metarepair fix, {found.fix}",
     ]
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from metarepair.config.run import Config
 from metarepair.data.clean_images import CleanImages
@@ -25,21 +25,28 @@ from metarepair.diagnosis.page import SHOWN, write_diagnosis
 from metarepair.diagnosis.seen import Answers, Seen, answers, counts_of, features_of, seen_of
 from metarepair.diagnosis.suspects import Suspects, find_suspects
 from metarepair.features.extractors import FeatureExtractor, distance_name
+from metarepair.features.files import read_moments
+from metarepair.fixing.heartbeat import heartbeat
+from metarepair.fixing.plan import plan_fix
+from metarepair.fixing.settings import count
+from metarepair.fixing.speeds import measure
+from metarepair.kit.kit import Kit, check_deployed, kit_of
 from metarepair.models.clean_check import check_on_clean
 from metarepair.runs.layout import Run
 from metarepair.runs.logs import RESULTS
+from metarepair.runs.progress import duration
 from metarepair.stages.features import load_extractor
 from metarepair.stages.images import read_user_images
 from tasks.corruptions import CORRUPTIONS
-from tasks.distances import Moments
 from tasks.environments import UserImages
+from tasks.errors import ConfigError
 from tasks.records import Ints
 from tasks.storage.paths import Place
 
 # N photographs that may be seen, D features
 
 logger = logging.getLogger(__name__)
-Planner = Callable[[Config, Surroundings], str]
+EXPECTED_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +55,15 @@ class Request:
 
     Attributes:
         config: the settings; its only target has the photographs.
+        budget_s: seconds that a `fix` may take here.
         only_failures: whether all photographs are said to be failures.
         show_images: whether photographs and their names are shown.
-        known: moments of a kit's environments, by name; None corrupts clean images instead.
-        plan: says what `fix` would do, and how long it would take here; None leaves that out.
     """
 
     config: Config
+    budget_s: float
     only_failures: bool = False
     show_images: bool = True
-    known: Mapping[str, Moments] | None = None
-    plan: Planner | None = None
 
 
 def diagnose(run: Run, request: Request) -> Place:
@@ -67,16 +72,20 @@ def diagnose(run: Run, request: Request) -> Place:
     Raises DataError for photographs or clean images that cannot be used, WeightsError for a DNN near chance on them.
     """
     started, config = time.monotonic(), request.config
-    here = load_surroundings(config, notes=True)
-    _check_clean(here)
-    read_user_images(run, config, here)
-    source = here.environment("test", config.targets[0])
-    assert isinstance(source, UserImages)
-    look = _Look(request, here, seen_of(source))
-    found = look.diagnosis(counts_of(source), started)
+    with heartbeat("diagnose", planned_s=EXPECTED_S):
+        kit = kit_of(config)
+        here = load_surroundings(config, notes=True)
+        if kit is not None:
+            check_deployed(kit, here)
+        _check_clean(here)
+        read_user_images(run, config, here)
+        source = here.environment("test", config.targets[0])
+        assert isinstance(source, UserImages)
+        look = _Look(request, here, seen_of(source), kit)
+        found = look.diagnosis(counts_of(source), started)
+        page = write_diagnosis(run.root, found, look.first_images() if request.show_images else None)
     for line in sentences(found):
         logger.log(RESULTS, line)
-    page = write_diagnosis(run.root, found, look.first_images() if request.show_images else None)
     logger.log(RESULTS, f"Diagnosis: {page}")
     return page
 
@@ -90,11 +99,25 @@ def _check_clean(here: Surroundings) -> None:
     )
 
 
+def _planned(request: Request, here: Surroundings) -> str:
+    """What `fix` would do within the budget, and how long it would take here, from a measurement of ten seconds."""
+    config, threads = request.config, torch.get_num_threads()
+    try:
+        counts, speeds = count(config, here), measure(config, here)[0]
+        kit = config.kit is not None
+        plan = plan_fix(request.budget_s, speeds, counts, workers=config.workers, kit=kit)
+    except ConfigError as error:  # the budget is too small; a diagnosis needs none
+        return f"within {duration(request.budget_s)}: not possible. {error}"
+    finally:
+        torch.set_num_threads(threads)
+    return f"within {duration(request.budget_s)}: {plan.words}"
+
+
 class _Look:
     """One diagnosis: the answers and the features that its parts share."""
 
-    def __init__(self, request: Request, here: Surroundings, seen: Seen) -> None:
-        self.request, self.here, self.seen = request, here, seen
+    def __init__(self, request: Request, here: Surroundings, seen: Seen, kit: Kit | None) -> None:
+        self.request, self.here, self.seen, self.kit = request, here, seen, kit
         self.extractor: FeatureExtractor = load_extractor(request.config, here)
         self.clean: CleanImages = here.clean()
         self.found: Answers = answers(here.deployed, seen.images_NHWC, "photographs")
@@ -122,7 +145,6 @@ class _Look:
         """Measure everything."""
         config, deployed, classes = self.request.config, self.here.deployed, self.seen.source.classes
         held_out, labels_N = self.clean.held_out, self.seen.labels_N
-        plan = self.request.plan
         return Diagnosis(
             model=deployed.name,
             environment=self.seen.source.name,
@@ -136,14 +158,15 @@ class _Look:
             nearest=self._nearest(),
             distance=distance_name(config.features.extractor),
             labels=self._labels(),
-            fix=None if plan is None else plan(config, self.here),
+            fix=_planned(self.request, self.here),
             seconds=time.monotonic() - started,
         )
 
     def _nearest(self) -> Nearest:
         failures_ND = self.features_ND[np.sort(self.suspects.failures_F)]
-        if self.request.known is not None:
-            return nearest_in_kit(failures_ND, self.request.known)
+        if self.kit is not None:
+            known = {name: read_moments(self.kit.moments(name)) for name in self.kit.file.names}
+            return nearest_in_kit(failures_ND, known)
         return nearest_corruptions(
             failures_ND,
             [self.here.environment("train", name) for name in CORRUPTIONS],
