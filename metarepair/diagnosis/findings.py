@@ -157,7 +157,7 @@ def norms_words(norms: NormsAlone) -> str:
     verdict = {
         "enough": "That is enough to close at least half of the gap to clean images",
         "helps": "That helps, but is not enough",
-        "no help": "That does not do it: the gain is not beyond chance",
+        "no help": "That may be chance" if norms.fixed > norms.broken else "That does not do it",
     }[norms.verdict]
     clean = ""
     if norms.clean_before is not None and norms.clean_after is not None:

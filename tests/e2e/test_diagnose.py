@@ -135,7 +135,7 @@ def test_a_diagnosis_says_what_is_true_of_the_photographs(user: User) -> None:
         "Suspicious labels: of",
         "Not looked at:",
         "metarepair fix, within 10 min 0 s: fine-tuning for 20 epochs, joint training for",
-        "Diagnosis: diagnosis/index.html",
+        "/diagnosis/index.html",
     ):
         assert words in said
     record, source = user.record(), seen_by_hand(user.folder / "diagnosis")
