@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarepair.features.extractors import FeatureExtractor
+from metarepair.features.extractors import FeatureExtractor, build_extractor
 from metarepair.models.build import DeployedModel
 from metarepair.runs.progress import Progress
 from tasks.environments import UserImages
@@ -91,6 +91,19 @@ def answers(deployed: DeployedModel, images_NHWC: PixelRows, label: str) -> Answ
     return Answers(
         classes_N=np.concatenate([np.empty(0, np.int64), *(top.indices.numpy() for top in tops)]),
         confidence_N=np.concatenate([np.empty(0, np.float32), *(top.values.numpy() for top in tops)]),
+    )
+
+
+def deployed_extractor(deployed: DeployedModel) -> FeatureExtractor:
+    """The extractor of the DNN's own features. Raises ConfigError if they cannot be found."""
+    return build_extractor(
+        "deployed",
+        weights=None,
+        deployed=deployed.module,
+        mean=deployed.mean,
+        std=deployed.std,
+        device=deployed.device,
+        input_size=deployed.input_size,
     )
 
 
