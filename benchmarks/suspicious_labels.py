@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,7 +137,7 @@ HEADER = (
 )
 
 
-def table(found: dict[str, Sequence[Found]]) -> str:
+def table(found: Mapping[str, Sequence[Found]]) -> str:
     """A Markdown table of means over seeds, and of the worst seed."""
     lines = ["| " + " | ".join(HEADER) + " |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
     for corruption, seeds in found.items():

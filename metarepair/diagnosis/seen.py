@@ -49,7 +49,8 @@ class Seen:
     @property
     def selects_N(self) -> NDArray[np.bool_]:
         """bool [N], which photographs select; the others are learned from."""
-        return self.source.parts_N[self.rows_N] == SELECT
+        selects_N: NDArray[np.bool_] = self.source.parts_N[self.rows_N] == SELECT
+        return selects_N
 
     @property
     def images_NHWC(self) -> PixelRows:
