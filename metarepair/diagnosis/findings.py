@@ -99,7 +99,7 @@ def sentences(found: Diagnosis) -> list[str]:
         nearest_words(found.nearest),
         labels_words(found),
         f"Not looked at: {found.images['judge']} photographs, which are set aside to judge a repair.",
-        f"metarepair fix, {found.fix}",
+        f"Repair with `metarepair fix` {found.fix}",
     ]
 
 

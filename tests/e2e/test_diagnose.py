@@ -135,7 +135,7 @@ def test_a_diagnosis_says_what_is_true_of_the_photographs(user: User) -> None:
         "Nearest known environments:",
         "Suspicious labels: of",
         "Not looked at:",
-        "metarepair fix, within 10 min 0 s: fine-tuning for 20 epochs, joint training for",
+        "Repair with `metarepair fix` within 10 min 0 s: fine-tuning for 20 epochs, joint training for",
         "/diagnosis/index.html",
     ):
         assert words in said
