@@ -46,15 +46,11 @@ WHERE = ("name", "storage_path", "workers")  # may differ when a run is resumed
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for: settings from the command line, the budget, and what the photographs are.
-
-    refine: episodes of meta-training from the kit's θ_meta.
-    """
+    """What a user asks for: settings from the command line, the budget, and what the photographs are."""
 
     settings: Mapping[str, Any]
     budget_s: float
     only_failures: bool = False
-    refine: int = 0
 
     @property
     def config(self) -> Config:
@@ -64,7 +60,7 @@ class Request:
     def record(self) -> dict[str, Any]:
         """What a plan depends on, as plain values; the folder may be moved, and resumed with other workers."""
         settings = {key: value for key, value in self.settings.items() if key not in WHERE}
-        found: dict[str, Any] = plain(settings | {"budget_s": self.budget_s, "refine": self.refine})
+        found: dict[str, Any] = plain(settings | {"budget_s": self.budget_s})
         return found | {"only_failures": self.only_failures}
 
 
@@ -140,7 +136,7 @@ class Fix:
             counts,
             workers=config.workers,
             kit=config.kit is not None,
-            refine=self.request.refine,
+            refine=config.refine,
         )
         logger.log(RESULTS, f"A budget of {duration(self.request.budget_s)} buys {plan.words}")
         settings = user_defaults(self.request.settings)
