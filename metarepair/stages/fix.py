@@ -41,6 +41,7 @@ from tasks.storage.settings import difference, plain
 logger = logging.getLogger(__name__)
 REPAIRED = "repaired"  # with the suffix of the user's weights file
 VERSION = 1
+PLANNING_S = 30.0  # read some hundred photographs, and measure
 WHERE = ("name", "storage_path", "workers")  # may differ when a run is resumed
 
 
@@ -82,7 +83,8 @@ class Fix:
 
     def plan(self) -> Config:
         """Return the planned settings: those of an earlier call, or new ones, which are written into the run."""
-        return self._held() or self._new()
+        with heartbeat("plan", planned_s=PLANNING_S):
+            return self._held() or self._new()
 
     def repair(self, config: Config) -> Outcome:
         """Run all stages with planned settings, and hand over. Prints the table and the sentence."""
@@ -129,6 +131,7 @@ class Fix:
         read_user_images(self.run, config, pipeline.here)
         counts = count(config, pipeline.here)
         logger.info(f"of the photographs to learn from, the model gets {counts.failures} wrong")
+        logger.info("measure how fast the model trains and classifies here, for about ten seconds")
         speeds, threads = measure(config, pipeline.here)
         plan = plan_fix(
             self.request.budget_s,
