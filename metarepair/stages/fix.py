@@ -33,9 +33,10 @@ from metarepair.runs.progress import duration
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.images import read_user_images
 from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.without_clean import FOLDER, stand_in
 from metarepair.weights import resolve_weights
 from tasks.errors import DataError, StageError, unreadable
-from tasks.storage.paths import Place, find, local, read_json, write_text
+from tasks.storage.paths import Place, find, local, read_json, remove_tree, write_text
 from tasks.storage.settings import difference, plain
 
 logger = logging.getLogger(__name__)
@@ -47,16 +48,25 @@ WHERE = ("name", "storage_path", "workers")  # may differ when a run is resumed
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for: settings from the command line, the budget, and what the photographs are."""
+    """What a user asks for: settings from the command line, the budget, and what the photographs are.
+
+    without_clean: whether there are no clean images; the data set of the settings is then all photographs.
+    """
 
     settings: Mapping[str, Any]
     budget_s: float
     only_failures: bool = False
+    without_clean: bool = False
 
     @property
     def config(self) -> Config:
         """The settings before a plan. Raises ConfigError."""
         return parse_config(user_defaults(self.settings), where="the command line")
+
+    def knows_only_failures(self, config: Config) -> bool:
+        """Whether only failures judge: all that were given are, or without clean images, all but the holdout's."""
+        without_holdout = config.environments[NAME].holdout is None
+        return without_holdout if self.without_clean else self.only_failures
 
     def record(self) -> dict[str, Any]:
         """What a plan depends on, as plain values; the folder may be moved, and resumed with other workers."""
@@ -80,6 +90,7 @@ class Fix:
         pipeline.restart("mine")
         for path in (self.run.root / FIX_SETTINGS, self.run.root / FIX_RECORD, *self._handed_over()):
             path.unlink(missing_ok=True)
+        remove_tree(self.run.root / FOLDER)
 
     def plan(self) -> Config:
         """Return the planned settings: those of an earlier call, or new ones, which are written into the run."""
@@ -125,7 +136,10 @@ class Fix:
         return record
 
     def _new(self) -> Config:
-        config = self.request.config
+        config, given = self.request.config, self.request.settings
+        if self.request.without_clean:
+            given = stand_in(self.run, config, given)
+            config = parse_config(user_defaults(given))
         pipeline = self._pipeline(config)
         pipeline.check_clean()
         read_user_images(self.run, config, pipeline.here)
@@ -142,8 +156,7 @@ class Fix:
             refine=config.refine,
         )
         logger.log(RESULTS, f"A budget of {duration(self.request.budget_s)} buys {plan.words}")
-        settings = user_defaults(self.request.settings)
-        planned = parse_config(planned_settings(settings, plan, threads=threads))
+        planned = parse_config(planned_settings(user_defaults(given), plan, threads=threads))
         record = {
             "version": VERSION,
             "given": self.request.record(),
@@ -158,7 +171,7 @@ class Fix:
     def _hand_over(self, config: Config, pipeline: Pipeline) -> Outcome:
         """Write the repaired weights in the form that the deployed ones came in; none if these are kept."""
         result = load_results(self.run, [NAME])[0]
-        outcome = outcome_of(result, only_failures=self.request.only_failures)
+        outcome = outcome_of(result, only_failures=self.request.knows_only_failures(config))
         for old in self._handed_over():
             old.unlink()
         if outcome.kept or outcome.method is None:
