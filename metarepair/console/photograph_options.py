@@ -11,6 +11,7 @@ from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
     from metarepair.config.photographs import Photographs
+from metarepair.console.options import add_no_images_option
 
 DEFAULT_BUDGET = "10m"
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
@@ -120,12 +121,7 @@ def add_fix_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="start over: everything that `fix` made in --out"
     )
-    parser.add_argument(
-        "--no-images",
-        dest="show_images",
-        action="store_false",
-        help="leave images of the data and paths of this machine out of the report",
-    )
+    add_no_images_option(parser)
 
 
 def add_limit_options(parser: argparse.ArgumentParser) -> None:
