@@ -401,6 +401,7 @@ def _fix_within(given: argparse.Namespace, settings: dict[str, Any], *, without_
         budget_s=given.budget,
         only_failures=given.failures is not None,
         without_clean=without_clean,
+        drop_suspicious=given.drop_suspicious,
     )
     fix = Fix(request, executor_for, show_images=given.show_images)
     with locked(open_run(request.config).root, given.verb):

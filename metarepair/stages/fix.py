@@ -33,9 +33,10 @@ from metarepair.runs.progress import duration
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.images import read_user_images
 from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.suspicious import without_suspicious
 from metarepair.stages.without_clean import FOLDER, stand_in
 from metarepair.weights import resolve_weights
-from tasks.errors import DataError, StageError, unreadable
+from tasks.errors import ConfigError, DataError, StageError, unreadable
 from tasks.storage.paths import Place, find, local, read_json, remove_tree, write_text
 from tasks.storage.settings import difference, plain
 
@@ -51,12 +52,20 @@ class Request:
     """What a user asks for: settings from the command line, the budget, and what the photographs are.
 
     without_clean: whether there are no clean images; the data set of the settings is then all photographs.
+    drop_suspicious: how many of the failures to leave out, those with the most suspicious labels first.
     """
 
     settings: Mapping[str, Any]
     budget_s: float
     only_failures: bool = False
     without_clean: bool = False
+    drop_suspicious: int = 0
+
+    def __post_init__(self) -> None:
+        if self.drop_suspicious < 0:
+            raise ConfigError(
+                f"--drop-suspicious {self.drop_suspicious}: give how many failures to leave out, 0 or more."
+            )
 
     @property
     def config(self) -> Config:
@@ -71,7 +80,8 @@ class Request:
     def record(self) -> dict[str, Any]:
         """What a plan depends on, as plain values; the folder may be moved, and resumed with other workers."""
         settings = {key: value for key, value in self.settings.items() if key not in WHERE}
-        found: dict[str, Any] = plain(settings | {"budget_s": self.budget_s})
+        asked = {"budget_s": self.budget_s, "drop_suspicious": self.drop_suspicious}
+        found: dict[str, Any] = plain(settings | asked)
         return found | {"only_failures": self.only_failures}
 
 
@@ -143,6 +153,10 @@ class Fix:
         pipeline = self._pipeline(config)
         pipeline.check_clean()
         read_user_images(self.run, config, pipeline.here)
+        if self.request.drop_suspicious:
+            given = without_suspicious(given, config, pipeline.here, first=self.request.drop_suspicious)
+            config = parse_config(user_defaults(given))
+            pipeline = self._pipeline(config)
         counts = count(config, pipeline.here)
         logger.info(f"of the photographs to learn from, the model gets {counts.failures} wrong")
         logger.info("measure how fast the model trains and classifies here, for about ten seconds")

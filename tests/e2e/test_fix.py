@@ -192,3 +192,15 @@ def test_status_and_inspect_know_the_run(run: Run, tmp_path: Path, capsys: Any) 
     for verb in ("status", "inspect"):
         assert main([verb, str(tmp_path / "repaired")]) == 0
         assert "photographs" in capsys.readouterr().out
+
+
+def test_suspicious_failures_are_left_out_of_learning(run: Run, tmp_path: Path) -> None:
+    code, said = run("--drop-suspicious", "3")
+    assert code in (0, 3), said
+    left_out = load_config(tmp_path / "repaired" / "fix.yaml").environments["photographs"].left_out
+    assert len(left_out) == 3
+    assert all(name in said for name in left_out)
+    with_all = run("--restart")[1]
+    used = [text.split("of 158 images, ")[1].split(" are learned")[0] for text in (said, with_all)]
+    assert int(used[0]) <= int(used[1])
+    assert "drop_suspicious: 0 -> 3" in run("--drop-suspicious", "3")[1]
