@@ -379,14 +379,17 @@ def _fix(given: argparse.Namespace) -> int:
     from metarepair.console.paths import check_paths
     from metarepair.runs.layout import without_empty_run
 
-    settings = shared_settings(given)
+    without_clean = given.clean is None and given.kit is None and given.images is not None
+    if without_clean:
+        given.clean = given.images  # those that the model gets right will stand in
+    settings = shared_settings(given) | {"refine": given.refine}
     config = parse_config(user_defaults(settings), where="the command line")
     check_paths(config, given.verb)
     with without_empty_run(config):
-        return _fix_within(given, settings)
+        return _fix_within(given, settings, without_clean=without_clean)
 
 
-def _fix_within(given: argparse.Namespace, settings: dict[str, Any]) -> int:
+def _fix_within(given: argparse.Namespace, settings: dict[str, Any], *, without_clean: bool) -> int:
     from distributed.on_ray.cluster import connected
     from distributed.stages.executor import executor_for
     from metarepair.runs.layout import open_run
@@ -397,7 +400,8 @@ def _fix_within(given: argparse.Namespace, settings: dict[str, Any]) -> int:
         settings=settings,
         budget_s=given.budget,
         only_failures=given.failures is not None,
-        refine=given.refine,
+        without_clean=without_clean,
+        drop_suspicious=given.drop_suspicious,
     )
     fix = Fix(request, executor_for, show_images=given.show_images)
     with locked(open_run(request.config).root, given.verb):

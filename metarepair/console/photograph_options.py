@@ -112,6 +112,13 @@ def add_fix_options(parser: argparse.ArgumentParser) -> None:
         help="exit with 0, not 3, if the repair finished and the deployed weights are kept",
     )
     parser.add_argument(
+        "--drop-suspicious",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the N failures whose labels are most suspicious, as `diagnose` ranks them (default: 0)",
+    )
+    parser.add_argument(
         "--refine",
         type=int,
         default=0,

@@ -33,7 +33,7 @@ PATH_POINTS = 11  # evaluations on selecting images when a point of a repair is 
 LEAST_JOINT_STEPS, JOINT_STEPS, MOST_JOINT_STEPS = 60, 2800, 5600
 JOINT_GROUPS = 4  # over which workers divide a step
 MOST_ROUND_STEPS, MOST_ROUND_EPISODES = 100, 10
-ROUND_S = 8.0  # a round of a training: its progress is logged, and its checkpoint is written
+ROUND_S = 5.0  # a round of a training: its progress is logged, and its checkpoint is written
 LEAST_EPISODES, MOST_EPISODES = 20, 200
 
 CHEAP = ("sgd", "bn_adapt", "none")
@@ -60,7 +60,8 @@ class Speeds:
 class Counts:
     """What there is to learn from, to select by and to judge by, in images.
 
-    failures: those to learn from. collected: failures of an experience, at most.
+    failures: those to learn from. mined: clean images that experiences are made of. collected: failures of an
+    experience, at most.
     """
 
     photographs: int
@@ -72,6 +73,7 @@ class Counts:
     clean_judge: int
     experiences: int
     severities: int
+    mined: int
     collected: int
 
 
@@ -252,7 +254,7 @@ class Costs:
     def mining_s(self) -> float:
         """Mine all experiences, and extract features of what is collected."""
         c = self.counts
-        mined = c.experiences * c.severities * (c.clean_learn + c.clean_select) * self.speeds.mined_image_s
+        mined = c.experiences * c.severities * c.mined * self.speeds.mined_image_s
         features = (c.experiences + 1) * c.collected * self.speeds.image_s
         return (mined + features) / self._spread(c.experiences)
 
