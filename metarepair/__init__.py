@@ -1,7 +1,7 @@
 """Repair image classifiers: models, inner loop, meta-gradient, repair, evaluation, reports, command line.
 
-In Python: `from metarepair import RepairConfig, repair, save_images`. All are imported on first use, so that the help
-of the command line does not import torch.
+In Python: `from metarepair import RepairConfig, RepairKit, repair, save_images`. All are imported on first use, so that
+the help of the command line does not import torch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from metarepair.own_packages import import_own
 if TYPE_CHECKING:
     from metarepair.config.repair import RepairConfig
     from metarepair.data.save_images import save_images
+    from metarepair.repair_kit import FixedModel, RepairKit
     from metarepair.repairs.api import Repaired, repair
 
-__all__ = ["RepairConfig", "Repaired", "__version__", "repair", "save_images"]
+__all__ = ["FixedModel", "RepairConfig", "RepairKit", "Repaired", "__version__", "repair", "save_images"]
 __version__ = "0.1.0"
 
 import_own("tasks")  # so that a user's tasks.py cannot take its place
 
 _LAZY = {
+    "FixedModel": "metarepair.repair_kit",
     "RepairConfig": "metarepair.config.repair",
+    "RepairKit": "metarepair.repair_kit",
     "Repaired": "metarepair.repairs.api",
     "repair": "metarepair.repairs.api",
     "save_images": "metarepair.data.save_images",

@@ -1,7 +1,7 @@
 """The command line, `metarepair VERB --config FILE`. Heavy packages are imported only by the verbs that need them.
 
-Exit codes: 0 done; 2 the user's input is wrong (one paragraph on stderr); 141 the reader of the output closed the pipe,
-as `head` does; 1 anything else.
+Exit codes: 0 done; 2 the user's input is wrong (one paragraph on stderr); 3 `fix` finished and the deployed weights are
+kept; 141 the reader of the output closed the pipe, as `head` does; 1 anything else.
 """
 
 from __future__ import annotations
@@ -15,16 +15,23 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from metarepair import __version__
+from metarepair.console.kit_options import add_kit_options
 from metarepair.console.options import (
     add_comparison_options,
     add_corruption_options,
     add_export_options,
     add_inspection_options,
+    add_no_images_option,
     add_settings_options,
     add_verbosity_options,
+)
+from metarepair.console.photograph_options import (
+    add_fix_options,
+    add_photograph_options,
+    shared_settings,
 )
 from metarepair.console.streams import OutputLost, end_without, flush_streams, watched_streams
 from tasks.errors import UserError
@@ -33,12 +40,15 @@ if TYPE_CHECKING:
     from metarepair.config.run import Config
 
 VERBS = {
+    "diagnose": "tell what a model gets wrong on labelled photographs, and which of their labels are suspicious",
+    "fix": "repair a model from labelled photographs that it fails on, within a time budget",
     "run": "run all stages: mine, score, train, repair, report",
     "pretrain": "train a DNN to deploy on the clean training split",
     "mine": "corrupt images and collect those that the deployed DNN gets wrong",
     "score": "compute features and distances of environments, and the confidence of experiences",
     "train": "meta-train on the experiences of each target",
     "repair": "repair the deployed DNN for each target, and evaluate it",
+    "kit": "make a repair kit of a DNN: all that a repair needs and that needs no failures",
     "compare": "compare repair methods: methods × targets × seeds, in one table",
     "report": "write the table, figures and HTML page of a repaired run",
     "tune": "search for settings and sets of experiences, judged by examples held out of D_collect",
@@ -51,6 +61,7 @@ VERBS = {
 }
 PATIENCE_S = 10.0
 LONGEST_WORD = 4096  # characters, as many as a path may have
+KEPT_WEIGHTS = 3  # exit code of `fix`: finished, and the deployed weights are kept
 KEPT = "Finished work is kept: run the same command again to resume"
 OUTSIDE_THE_STAGES = ("compare", "hypothesis", "pretrain", "tune")  # not stages of `metarepair run`
 
@@ -114,6 +125,8 @@ def _do(given: argparse.Namespace) -> int:
         return _show_corruptions(given)
     if given.verb == "export":
         return _export(given)
+    if given.verb == "kit":
+        return _make_kit(given)
     if given.verb == "inspect":
         from metarepair.inspection.command import show_inspection
 
@@ -124,6 +137,10 @@ def _do(given: argparse.Namespace) -> int:
 
         show_status(given.path, as_json=given.json)
         return 0
+    if given.verb == "diagnose":
+        return _diagnose(given)
+    if given.verb == "fix":
+        return _fix(given)
     return _run(given)
 
 
@@ -198,6 +215,20 @@ def _parser() -> argparse.ArgumentParser:
             add_export_options(sub)
             add_verbosity_options(sub)
             continue
+        if verb == "diagnose":
+            add_photograph_options(sub, out="diagnosis")
+            add_no_images_option(sub)
+            add_verbosity_options(sub)
+            continue
+        if verb == "kit":
+            add_kit_options(sub)
+            add_verbosity_options(sub)
+            continue
+        if verb == "fix":
+            add_photograph_options(sub)
+            add_fix_options(sub)
+            add_verbosity_options(sub)
+            continue
         sub.add_argument(
             "--storage", metavar="PATH", help="folder that holds the runs (overrides storage_path)"
         )
@@ -212,12 +243,7 @@ def _parser() -> argparse.ArgumentParser:
         if verb == "compare":
             add_comparison_options(sub)
         if verb in ("run", "report"):
-            sub.add_argument(
-                "--no-images",
-                dest="images",
-                action="store_false",
-                help="leave images of the data and paths of this machine out of the report",
-            )
+            add_no_images_option(sub)
         if verb == "report":
             sub.add_argument(
                 "--out", metavar="FOLDER", help="write the report there, and nothing into the run's folder"
@@ -253,7 +279,7 @@ def _examine(given: argparse.Namespace) -> int:
     from metarepair.console.doctor import examine_model
     from metarepair.console.paths import check_paths
 
-    needed = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
+    needed: dict[str, Any] = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
     model = {"name": given.model, "weights": given.weights}
     config = load_config(given.config, given.set, model=model, **needed)
     check_paths(config, given.verb)
@@ -311,6 +337,82 @@ def _run(given: argparse.Namespace) -> int:
         return verbs.get(given.verb, _run_stages)(given, config)
 
 
+def _diagnose(given: argparse.Namespace) -> int:
+    from metarepair.config.load import parse_config
+    from metarepair.config.user_defaults import user_defaults
+    from metarepair.console.paths import check_paths
+    from metarepair.runs.layout import without_empty_run
+
+    if given.address:
+        raise UserError("diagnose runs in this process: leave out --address.")
+    if given.clean is None and given.kit is None:
+        raise UserError(
+            "diagnose compares the photographs with clean images, on which the model works as it should: give --clean, "
+            "or a --kit of the model."
+        )
+    config = parse_config(user_defaults(shared_settings(given)), where="the command line")
+    check_paths(config, given.verb)
+    with without_empty_run(config):
+        return _diagnose_with(given, config)
+
+
+def _diagnose_with(given: argparse.Namespace, config: Config) -> int:
+    from metarepair.runs.layout import open_run
+    from metarepair.stages.diagnose import Request, diagnose
+    from tasks.storage.run_lock import locked
+
+    request = Request(
+        config=config,
+        budget_s=given.budget,
+        only_failures=given.failures is not None,
+        show_images=given.show_images,
+    )
+    run = open_run(config)
+    with locked(run.root, given.verb):
+        diagnose(run, request)
+    return 0
+
+
+def _fix(given: argparse.Namespace) -> int:
+    from metarepair.config.load import parse_config
+    from metarepair.config.user_defaults import user_defaults
+    from metarepair.console.paths import check_paths
+    from metarepair.runs.layout import without_empty_run
+
+    without_clean = given.clean is None and given.kit is None and given.images is not None
+    if without_clean:
+        given.clean = given.images  # those that the model gets right will stand in
+    settings = shared_settings(given) | {"refine": given.refine}
+    config = parse_config(user_defaults(settings), where="the command line")
+    check_paths(config, given.verb)
+    with without_empty_run(config):
+        return _fix_within(given, settings, without_clean=without_clean)
+
+
+def _fix_within(given: argparse.Namespace, settings: dict[str, Any], *, without_clean: bool) -> int:
+    from distributed.on_ray.cluster import connected
+    from distributed.stages.executor import executor_for
+    from metarepair.runs.layout import open_run
+    from metarepair.stages.fix import Fix, Request
+    from tasks.storage.run_lock import locked
+
+    request = Request(
+        settings=settings,
+        budget_s=given.budget,
+        only_failures=given.failures is not None,
+        without_clean=without_clean,
+        drop_suspicious=given.drop_suspicious,
+    )
+    fix = Fix(request, executor_for, show_images=given.show_images)
+    with locked(open_run(request.config).root, given.verb):
+        if given.restart:
+            fix.restart()
+        config = fix.plan()
+        with connected(config, given.address):
+            outcome = fix.repair(config)
+    return KEPT_WEIGHTS if outcome.kept and not given.keep_ok else 0
+
+
 def _pretrain(given: argparse.Namespace, config: Config) -> int:
     from distributed.on_ray.cluster import connected
     from distributed.stages.pretrain import pretrain_on_ray
@@ -324,6 +426,29 @@ def _pretrain(given: argparse.Namespace, config: Config) -> int:
     return 0
 
 
+def _make_kit(given: argparse.Namespace) -> int:
+    from metarepair.console.kit_options import load_kit_config
+    from metarepair.console.paths import check_paths
+    from metarepair.runs.layout import without_empty_run
+
+    config = load_kit_config(given)
+    check_paths(config, given.verb)
+    with without_empty_run(config):
+        from distributed.on_ray.cluster import connected
+        from distributed.stages.executor import executor_for
+        from metarepair.stages.kit import KitWork
+        from metarepair.stages.pipeline import Pipeline
+        from tasks.storage.run_lock import locked
+
+        work = KitWork(Pipeline(config, executor_for), images=given.images, failures=given.failures)
+        with locked(work.run.root, given.verb), connected(config, given.address):
+            if given.restart:
+                work.restart()
+            work.make()
+    print(f"Written to {work.run.root}")
+    return 0
+
+
 def _run_stages(given: argparse.Namespace, config: Config) -> int:
     from distributed.on_ray.cluster import connected
     from distributed.stages.executor import executor_for
@@ -334,9 +459,9 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
     if given.verb == "report" and given.out is not None:
         if given.restart:
             raise UserError("--out writes a new report and leaves the run as it is; leave out --restart.")
-        Pipeline(config, executor_for, report_to=place(given.out), show_images=given.images).report()
+        Pipeline(config, executor_for, report_to=place(given.out), show_images=given.show_images).report()
         return 0
-    pipeline = Pipeline(config, executor_for, show_images=getattr(given, "images", True))
+    pipeline = Pipeline(config, executor_for, show_images=getattr(given, "show_images", True))
     do: Callable[[], object] = pipeline.whole if given.verb == "run" else getattr(pipeline, given.verb)
     cluster = nullcontext() if given.verb == "report" else connected(config, given.address)
     with locked(pipeline.run.root, given.verb), cluster:

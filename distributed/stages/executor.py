@@ -16,7 +16,7 @@ from distributed.stages.pretrain import train_jointly_on_ray
 from distributed.stages.train import train_on_ray
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
-from metarepair.runs.layout import Run
+from metarepair.runs.layout import Run, run_at
 from metarepair.stages.executor import Executor, Work, in_process
 from tasks.storage.paths import place
 
@@ -66,7 +66,7 @@ class OnRay:
 
 
 def _call(config: Config, work: Work[Item], root: str, item: Item) -> None:
-    work(Run(place(root)), config, item, load_surroundings(config))
+    work(run_at(place(root), config), config, item, load_surroundings(config))
 
 
 def executor_for(config: Config) -> Executor:

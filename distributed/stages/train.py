@@ -24,7 +24,7 @@ from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.meta_training.meta_train import meta_train
 from metarepair.runs.context import last_report
-from metarepair.runs.layout import Run
+from metarepair.runs.layout import Run, run_at
 from metarepair.runs.logs import print_on_worker
 from metarepair.runs.progress import Progress
 from metarepair.stages.train import build_trainer, inputs_of, show_metrics, training_progress
@@ -117,7 +117,8 @@ def _loop(settings: dict[str, Any]) -> None:
     from distributed.on_ray.context import RayContext
 
     print_on_worker()
-    run, target, config = Run(place(settings["root"])), settings["target"], parse_config(settings["config"])
+    target, config = settings["target"], parse_config(settings["config"])
+    run = run_at(place(settings["root"]), config)
     context = RayContext(folder=run.meta(target), kept=config.train.kept_checkpoints)
     if read_failure(context.folder) is not None:
         return

@@ -27,7 +27,7 @@ def check_settings(config: Config) -> None:
 def _check_experiences(config: Config) -> None:
     """Raise ConfigError if MetaRepair would learn from a target of the comparison, which no other method does."""
     learns = [name for name in config.compare.methods if "experiences" in get_method(name).uses]
-    if not learns or config.train.shared or len(config.targets) < 2:
+    if not learns or config.one_for_all or len(config.targets) < 2:
         return
     known = config.experiences.names if config.experiences.choice == "list" else config.mining.experiences
     both = [target for target in config.targets if target in known]

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from metarepair.config.section import Positive, Section
 from tasks.datasets import DataSource
+from tasks.errors import DataError
+from tasks.storage.paths import local, place
 
 Colour = tuple[float, float, float]
 
@@ -93,16 +95,22 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> DataConfig:
-        self.source()
+        self._source(self.train, self.test)
         return self
 
     def source(self) -> DataSource:
-        """Return the data source that these settings describe. Raises ConfigError if they contradict each other."""
+        """Return the data source that these settings describe. Raises ConfigError if they contradict each other.
+
+        Splits on an object store, as those of a kit, are copied to this node.
+        """
+        return self._source(_on_this_node(self.train), _on_this_node(self.test))
+
+    def _source(self, train: str | None, test: str | None) -> DataSource:
         return DataSource(
             name=self.name,
             root=self.root,
-            train=self.train,
-            test=self.test,
+            train=train,
+            test=test,
             image_size=self.image_size,
             image_column=self.image_column,
             label_column=self.label_column,
@@ -111,3 +119,15 @@ class DataConfig(Section):
             mean=self.mean,
             std=self.std,
         )
+
+
+def _on_this_node(path: str | None) -> str | None:
+    """A local path as it is; that of the node's copy of an object. Raises DataError if there is no such object."""
+    if path is None or "://" not in path:
+        return path
+    try:
+        return str(local(place(path)))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: there is no such object. Give Parquet files there, or a local path."
+        ) from error

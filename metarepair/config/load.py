@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from metarepair.config.kit import merged, with_kit
 from metarepair.config.old_names import translated
 from metarepair.config.run import Config
 from metarepair.config.search import KINDS
@@ -24,12 +25,19 @@ from tasks.storage.paths import require_regular
 logger = logging.getLogger(__name__)
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct: Any) -> Config:
+def load_config(
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    usual: Mapping[str, Any] | None = None,
+    **direct: Any,
+) -> Config:
     """Load the settings of a run from a YAML file and from what is given directly.
 
     Args:
         path: The YAML file; None to start from no settings.
         overrides: Settings in the form `section.key=value`, as after `--set`; they replace those of the file.
+        usual: Settings that hold where neither gives another; None for the defaults of each setting.
         direct: Settings by name, which replace both: a value, or a dict with some settings of a section. None
             stands for a setting that is not given.
 
@@ -56,13 +64,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), **direct
     where = "the command line" if path is None else f"{path} and --set" if overrides else str(path)
     for note in _today(values, where)[1]:
         logger.warning(f"{note} (in {where})")
-    return parse_config(values, where=where)
+    return parse_config(merged(usual or {}, _today(values, where)[0]), where=where)
 
 
 def parse_config(values: dict[str, Any], *, where: str = "the configuration") -> Config:
     """Build checked settings from plain values. Raises ConfigError that names the first wrong setting."""
     try:
-        return Config.model_validate(_today(values, where)[0])
+        return Config.model_validate(with_kit(_today(values, where)[0]))
     except UserError as error:
         raise ConfigError(f"{error} (in {where})") from error
     except ValidationError as error:

@@ -21,8 +21,10 @@ class Photographs:
     Attributes:
         out: folder of the run.
         images: labelled photographs, right and wrong: a folder of class folders, a CSV, JSON Lines or Parquet file.
+        only_failures: whether `images` are only those that the model got wrong.
         holdout: other photographs that only judge, in any form of `images`; None sets a fifth of `images` aside.
-        clean: labelled clean images, in any form of `images`.
+        clean: labelled clean images, in any form of `images`; None takes those of the kit.
+        kit: the model's repair kit, which has model, weights and preprocessing, so that they need not be given.
         model: the DNN: `timm:NAME` or `module:FACTORY`.
         weights: its weights file.
         classes: class names in the order of the model's outputs; None takes those of the clean images.
@@ -33,10 +35,12 @@ class Photographs:
 
     out: str
     images: str
-    clean: str
-    model: str
-    weights: str
+    clean: str | None = None
+    model: str | None = None
+    weights: str | None = None
+    only_failures: bool = False
     holdout: str | None = None
+    kit: str | None = None
     classes: tuple[str, ...] | None = None
     mean: Colour | None = None
     std: Colour | None = None
@@ -45,28 +49,60 @@ class Photographs:
     def settings(self) -> dict[str, Any]:
         """Return the settings that describe these as a run: `name`, `storage_path`, `model`, `data`, `environments`.
 
-        Raises ConfigError if `out` names no folder.
+        Sections hold only what is given. Raises ConfigError if `out` names no folder, or if there are no clean images.
         """
+        if self.clean is None and self.kit is None:
+            raise ConfigError(
+                "--clean is missing. Give labelled images on which the model works as it should: they hold its "
+                "accuracy during a repair, and show what the repair costs. Or give a --kit, which holds some."
+            )
         root = place(self.out)
         if not root.name:
             raise ConfigError(f"--out {self.out!r} names no folder. Give one that the run may create.")
-        given = {
-            "name": "images",
-            "root": self.clean,
-            "classes": self.classes,
-            "mean": self.mean,
-            "std": self.std,
-            "image_size": self.image_size,
-        }
         return {
             "name": root.name,
             "storage_path": str(root.parent),
             "targets": [NAME],
-            "model": {"name": self.model, "weights": self.weights},
-            "data": {key: value for key, value in given.items() if value is not None},
             "environments": {NAME: self._environment()},
+            **_given(kit=self.kit),
+            **model_settings(
+                model=self.model,
+                weights=self.weights,
+                clean=self.clean,
+                classes=self.classes,
+                mean=self.mean,
+                std=self.std,
+                image_size=self.image_size,
+            ),
         }
 
     def _environment(self) -> dict[str, str]:
         kind = "table" if Path(self.images).suffix.lower() in TABLES else "images"
         return {kind: self.images} | ({} if self.holdout is None else {"holdout": self.holdout})
+
+
+def model_settings(
+    *,
+    model: str | None,
+    weights: str | None,
+    clean: str | None,
+    classes: tuple[str, ...] | None,
+    mean: Colour | None,
+    std: Colour | None,
+    image_size: int | None,
+) -> dict[str, Any]:
+    """Return the settings `model` and `data` of a model and its clean images; a section holds only what is given."""
+    data = {
+        "name": None if clean is None else "images",
+        "root": clean,
+        "classes": classes,
+        "mean": mean,
+        "std": std,
+        "image_size": image_size,
+    }
+    return _given(model=_given(name=model, weights=weights) or None, data=_given(**data) or None)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """The values that are not None."""
+    return {key: value for key, value in values.items() if value is not None}

@@ -85,8 +85,13 @@ class MiningConfig(Section):
     """Mining: corrupt images, classify them, keep the failures (paper Sec. 5.1.3)."""
 
     experiences: tuple[EnvironmentName, ...] = Field(
-        min_length=1,
-        description="Corruptions and environments to mine experiences from; at least one, each once.",
+        description="Corruptions and environments to mine experiences from; at least one, each once. Left out with "
+        "`kit`, which has experiences of its own.",
+    )
+    images: Positive | None = Field(
+        None,
+        description="Number of training images, drawn at random, from which the experience of a corruption is mined; "
+        "at least 1. If not set, all.",
     )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(
         (1, 2, 3, 4, 5),
@@ -95,6 +100,11 @@ class MiningConfig(Section):
     )
     collect: Positive = Field(
         1000, description="Failures in D_collect of each experience and target; at least 1."
+    )
+    at_most: bool = Field(
+        False,
+        description="Whether an environment with fewer failures than `collect` is used all the same, with half of "
+        "them in D_collect; if not, that stops the run. Your own images always are.",
     )
     collect_rule: Literal["random", "stratified"] = Field(
         "random",
@@ -332,8 +342,8 @@ class Config(Section):
     )
     targets: tuple[EnvironmentName, ...] = Field(
         ("gaussian_noise",),
-        min_length=1,
-        description="Corruptions and environments to repair the DNN for; at least one, each once.",
+        description="Corruptions and environments to repair the DNN for; at least one, each once. None for "
+        "`metarepair kit`.",
     )
     environments: dict[str, EnvironmentConfig] = Field(
         {}, description="Environments by name: your own images, or corruptions of published archives."
@@ -344,7 +354,13 @@ class Config(Section):
         None,
         min_length=1,
         description="Folder of a repair kit, made by `metarepair kit` for this DNN: its experiences, distances, joint "
-        "training and θ_meta are used, and none are made. If not set, the run makes its own.",
+        "training and θ_meta are used, and none are made; `shipped:NAME` for one that the project ships. If not set, "
+        "the run makes its own.",
+    )
+    refine: Count = Field(
+        0,
+        description="Further episodes of meta-training for each target, from the θ_meta of `kit`, which must hold its "
+        "failures; 0: none.",
     )
     mining: MiningConfig = Field(description="Mining: which failures are collected.")
     features: FeatureConfig = Field(
@@ -382,6 +398,8 @@ class Config(Section):
         names = given if isinstance(given, dict) else ()
         for name in names:
             check_environment_name(name)
+        if isinstance(values, dict) and values.get("kit") is not None:
+            values = _without_experiences(values)
         with naming(names):
             return check(values)
 
@@ -389,6 +407,26 @@ class Config(Section):
     @classmethod
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return resolve_names(names)
+
+    @model_validator(mode="after")
+    def _has_experiences(self) -> Config:
+        if self.kit is None and not self.mining.experiences:
+            raise ValueError("mining.experiences=[]: it must have 1 or more entries")
+        if self.kit is None and self.refine:
+            raise ValueError(
+                "refine continues the meta-training of a kit; give the kit, or leave refine at 0"
+            )
+        if self.kit is not None and self.mining.experiences:
+            raise ValueError(
+                "mining.experiences and kit are both given; a kit has experiences of its own, so leave out one of the "
+                "two"
+            )
+        if self.kit is not None and (self.features.bootstrap or self.features.extrapolate):
+            raise ValueError(
+                "features.bootstrap and features.extrapolate need the features of single examples, and a kit holds "
+                "their moments; leave them out with kit"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_extrapolated(self) -> Config:
@@ -456,13 +494,18 @@ class Config(Section):
         return self
 
     @property
+    def one_for_all(self) -> bool:
+        """Whether one θ_meta serves all targets: that of a kit, unless it is refined, or with `train.shared`."""
+        return not self.refine if self.kit is not None else self.train.shared
+
+    @property
     def trainings(self) -> tuple[str, ...]:
         """The names of the meta-trainings: one for each target, or `shared`."""
-        return (SHARED,) if self.train.shared else self.targets
+        return (SHARED,) if self.one_for_all else self.targets
 
     def training_for(self, target: str) -> str:
         """The name of the meta-training that serves a target."""
-        return SHARED if self.train.shared else target
+        return SHARED if self.one_for_all else target
 
     def core_seconds(self, *, parts: int = 1) -> float | None:
         """The processor time for one of `parts` equal parts of a preparation; None if it does not decide."""
@@ -492,3 +535,9 @@ class Config(Section):
             if corruption is not None:
                 found.append(corruption)
         return found
+
+
+def _without_experiences(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run with a kit, which need not say that nothing is mined but the targets."""
+    mining = values.get("mining", {})
+    return values | {"mining": {"experiences": ()} | mining} if isinstance(mining, dict) else values

@@ -18,11 +18,19 @@ from tasks.datasets.archives import archive_folder
 from tasks.errors import ConfigError, StageError, WeightsError, unknown_name
 from tasks.storage.paths import place, refuse_special
 
+WITHOUT_A_KIT = ("pretrain", "hypothesis", "tune", "kit")
+
 
 def check_paths(config: Config, verb: str) -> None:
     """Raise WeightsError or DataError for the first path that `verb` would read and that does not exist."""
     if verb == "report":  # it reads only the run
         return
+    if not config.targets and verb != "kit":
+        raise ConfigError("targets=[]: it must have 1 or more entries; only `metarepair kit` needs none")
+    if config.kit is not None and verb in WITHOUT_A_KIT:
+        raise ConfigError(
+            f"kit={config.kit!r}: `metarepair {verb}` makes what it needs itself. Leave kit out."
+        )
     _check_names(config)
     if verb != "pretrain":
         resolve_weights(config.model.weights)

@@ -61,6 +61,15 @@ def collect_given(
     )
 
 
+def deploy_given(model: Any, images: GivenImages, *, mean: Any, std: Any) -> DeployedModel:
+    """Deploy a copy of the module, and check that it takes these images and has their classes.
+
+    Raises a UserError that names what is wrong.
+    """
+    _check_module(model)
+    return _deploy(unwrapped(model), (images,), mean=_colour("mean", mean), std=_colour("std", std))
+
+
 def fed(deployed: DeployedModel, given: GivenImages) -> DeployedModel:
     """`deployed` with the normalisation for these images: its mean and std for uint8, none for floats."""
     if not given.prepared:

@@ -9,16 +9,18 @@ import numpy as np
 from metarepair.data.workspace import Surroundings
 from tasks.environments import CorruptedImages, Environment, UserImages
 from tasks.experiences.pixels import rows_of_images
+from tasks.keys import keyed_generator
 from tasks.records import Experience, Failures, Ints, Pixels
-from tasks.splits import LEARN
+from tasks.splits import LEARN, SELECT
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedImages:
-    """An experience and its rows that are learned from."""
+    """An experience, its rows that are learned from, and those among which its failures were looked for."""
 
     source: Environment
     rows_N: Ints
+    mined_N: Ints
 
     def drawn(self, count: int, severity: int, generator: np.random.Generator) -> tuple[Pixels, Ints]:
         """Draw `count` images of one severity, with replacement: pixels [B, H, W, 3] uint8, labels [B]."""
@@ -30,8 +32,9 @@ class LearnedImages:
         failed = [
             side.image_ids_N[side.severities_N == severity] for side in (experience.collect, experience.fail)
         ]
-        wrong_N = np.isin(self.source.image_ids_N[self.rows_N], np.concatenate(failed))
-        return LearnedImages(source=self.source, rows_N=self.rows_N[~wrong_N])
+        rows_N: Ints = np.intersect1d(self.rows_N, self.mined_N)
+        wrong_N = np.isin(self.source.image_ids_N[rows_N], np.concatenate(failed))
+        return LearnedImages(source=self.source, rows_N=rows_N[~wrong_N], mined_N=self.mined_N)
 
 
 def collected(failures: Failures, learned: LearnedImages) -> Failures:
@@ -42,12 +45,22 @@ def collected(failures: Failures, learned: LearnedImages) -> Failures:
 
 def learned_images(here: Surroundings, name: str) -> LearnedImages:
     """An experience with the rows to learn from, without the clean images by which repairs are selected."""
-    source = here.environment("train", name)
+    source, mined_N = here.environment("train", name), mined_rows(here, name)
     if isinstance(source, UserImages):
-        return LearnedImages(source=source, rows_N=np.flatnonzero(source.learned_N))
+        return LearnedImages(source=source, rows_N=np.flatnonzero(source.learned_N), mined_N=mined_N)
     assert isinstance(source, CorruptedImages)
     mask = source.parts_N == LEARN
     if source.data.split == "train":
         mask[here.clean().held_out_rows] = False
     rows_N: Ints = np.flatnonzero(mask)
-    return LearnedImages(source=source, rows_N=rows_N)
+    return LearnedImages(source=source, rows_N=rows_N, mined_N=mined_N)
+
+
+def mined_rows(here: Surroundings, name: str) -> Ints:
+    """The rows of an experience that are mined, in ascending order: at most `mining.images` of a corruption's."""
+    source, most = here.environment("train", name), here.config.mining.images
+    rows_N: Ints = np.flatnonzero((source.parts_N == LEARN) | (source.parts_N == SELECT))
+    if most is None or isinstance(source, UserImages) or most >= len(rows_N):
+        return rows_N
+    generator = keyed_generator("mined-images", here.config.seed)
+    return np.sort(generator.choice(rows_N, size=most, replace=False))

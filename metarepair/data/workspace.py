@@ -113,6 +113,8 @@ class Surroundings:
         config, given = self.config, self.config.environments.get(name)
         if config.has_own_images(name):
             own = self.user_images(name)
+            if given is not None and given.left_out:
+                own = own.without(given.left_out)
             return own if self.folder is not None else own.apart_from(self.judged_beside(name))
         data, corruption = self.split(split), name
         if given is not None:

@@ -79,8 +79,13 @@ def confidence_of(scores: Sequence[FidScore], target: str, settings: ExperienceC
 def shared_confidence(run: Run, config: Config) -> Confidence:
     """The confidence for all targets of a run: the mean of theirs, over the experiences that are no targets.
 
-    Raises StageError if they are not scored, ConfigError if no target has confidence in any of these.
+    Without targets, as of a kit, all experiences are drawn alike. Raises StageError if the targets are not scored,
+    ConfigError if none of them has confidence in any of these.
     """
+    if not config.targets:
+        return confidence(
+            dict.fromkeys(config.mining.experiences, 0.0), rule="uniform", alpha=None, beta=None
+        )
     found = [read_confidence(run, target) for target in config.targets]
     names = config.shared_experiences
     p_TK = np.array([[one.as_dict().get(name, 0.0) for name in names] for one in found])

@@ -18,6 +18,7 @@ from metarepair.inspection.facts import (
     EnvironmentFacts,
     FeatureFacts,
     FileState,
+    KitFacts,
     MethodFacts,
     RepairFacts,
     ScoreFacts,
@@ -72,8 +73,22 @@ def details_of(stage: StoredStage, states: States, counts: Sequence[Settings]) -
                 clean_test_accuracy=real(stage.facts.get("clean_test_accuracy")),
                 epochs=len(epochs) if isinstance(epochs, list) else None,
             )
+        case "kit":
+            return _kit(stage, states)
         case _:
             return None
+
+
+def _kit(stage: StoredStage, states: States) -> KitFacts:
+    found = as_object(_read(stage, "kit.json", states))
+    clean = found.get("clean")
+    return KitFacts(
+        deployed=str(found["deployed"]) if "deployed" in found else None,
+        experiences=tuple(str(row.get("name")) for row in rows_of(found.get("experiences"))),
+        clean_images=sum(n for n in clean if whole(n) is not None) if isinstance(clean, list) else 0,
+        failures=found.get("failures") is True,
+        learned=None if stage.manifest is None else stage.manifest.rows.get("learned"),
+    )
 
 
 def load_collect(folder: Place) -> Failures | None:

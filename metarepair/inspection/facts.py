@@ -112,7 +112,20 @@ class DeployedFacts:
     epochs: int | None
 
 
-Details = EnvironmentFacts | FeatureFacts | ScoreFacts | TrainingFacts | RepairFacts | DeployedFacts
+@dataclass(frozen=True, kw_only=True)
+class KitFacts:
+    """The pack of a repair kit. deployed: the digest of its DNN's weights. learned: images that it learned from."""
+
+    deployed: str | None
+    experiences: tuple[str, ...]
+    clean_images: int
+    failures: bool
+    learned: int | None
+
+
+Details = (
+    EnvironmentFacts | FeatureFacts | ScoreFacts | TrainingFacts | RepairFacts | DeployedFacts | KitFacts
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ predictions are not read. The same holds for samples.parquet, and for shards tha
     schema_version   1
     path             the inspected path, absolute
     kind             run | folder (experiences, features, …) | file | environment | features | score | meta | joint |
-                     merged | repaired | deployed | hypothesis | prepared | compared
+                     merged | kit | repaired | deployed | hypothesis | prepared | compared
     finished         true if every stage has its manifest; null for a file
     size_bytes       of everything under the path
     d_fail_reads     how often the run's evaluator opened a D_fail; null unless PATH is a run that has the log
@@ -31,6 +31,8 @@ predictions are not read. The same holds for samples.parquet, and for shards tha
                                       repair of a comparison has one entry, with null for what is not judged),
                                       weights (list)
                          deployed     clean_test_accuracy, epochs
+                         kit          deployed (digest of the DNN), experiences (list), clean_images, failures (whether
+                                      the kit holds them), learned (number of images)
     file             null, or {name, format (failures | parquet | safetensors), size_bytes, promised_bytes, state,
                      promised_by (a manifest or null), header ({key: value}), collected_per_severity,
                      collected_per_class} (counts only for a collect.arrow)

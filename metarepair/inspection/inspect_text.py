@@ -11,6 +11,7 @@ from metarepair.inspection.facts import (
     EnvironmentFacts,
     FeatureFacts,
     Inspection,
+    KitFacts,
     LoneFile,
     RepairFacts,
     ScoreFacts,
@@ -127,6 +128,7 @@ def title(stage: StageFacts) -> str:
         "hypothesis": "the study of the hypothesis",
         "prepared": f"preparation of{named} for all targets",
         "compared": f"a repair of a comparison,{named}",
+        "kit": "the pack of a repair kit",
     }
     return words[stage.kind]
 
@@ -199,6 +201,14 @@ def _details(stage: StageFacts) -> list[str]:
             return compared_table([stage]) if stage.kind == "compared" else _repair(facts)
         case DeployedFacts() as facts:
             return [f"  {facts.epochs or 0} epochs, clean test accuracy {percent(facts.clean_test_accuracy)}"]
+        case KitFacts() as facts:
+            named = ", ".join(facts.experiences[:5]) + (", …" if len(facts.experiences) > 5 else "")
+            clean = f"{facts.clean_images:,} clean images" if facts.clean_images else "no clean images"
+            failures = "failures held" if facts.failures else "failures left out"
+            return [
+                f"  {len(facts.experiences)} experiences ({named}), {failures}; {clean}; learned from "
+                f"{facts.learned or 0:,} images"
+            ]
         case _:
             return []
 

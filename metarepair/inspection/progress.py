@@ -27,6 +27,7 @@ from tasks.storage.stages import LISTED, REPAIRED
 _NAMES = list(dict.fromkeys(stage.name for stage in LISTED))
 # A report has no manifest, so it is not in the table of stages. It is made from repairs.
 ORDER = (*_NAMES[: (after := _NAMES.index(REPAIRED.name) + 1)], "report", *_NAMES[after:])
+OF_A_KIT = ("mine", "features", "score", "joint", "train", "kit")
 FEWEST_PARTS = 3  # parts that the current owner must have written before its pace is estimated
 
 
@@ -69,6 +70,11 @@ def progress_of(root: Place, files: Listing, owner: Owner | None) -> Progress:
         members["report"] = [_report(files)]
     searched = any(name.startswith("search/") for name in files)
     compares = owner is not None and owner.verb == "compare"
+    kept = (
+        _kept_of_kit(members)
+        if _is_kit(everything, owner)
+        else _kept(members, searched=searched, compares=compares, has_seeds=has_seeds)
+    )
     return Progress(
         stages=tuple(
             StageStatus(
@@ -80,7 +86,7 @@ def progress_of(root: Place, files: Listing, owner: Owner | None) -> Progress:
                     owner,
                 ),
             )
-            for name in _kept(members, searched=searched, compares=compares, has_seeds=has_seeds)
+            for name in kept
         ),
         damaged=(*damaged, *comparison.damaged),
         unused=tuple(
@@ -116,6 +122,21 @@ def _needs_no_training(repaired: StoredStage) -> bool:
 
 def _path(member: Member) -> str:
     return member.path
+
+
+def _is_kit(stages: Sequence[StoredStage], owner: Owner | None) -> bool:
+    """Whether the run is a repair kit, finished or not: it has a pack, or was scored without targets."""
+    scored = any(stage.kind == "score" and stage.config.get("targets") == [] for stage in stages)
+    return (
+        scored or any(stage.kind == "kit" for stage in stages) or (owner is not None and owner.verb == "kit")
+    )
+
+
+def _kept_of_kit(members: Mapping[str, Sequence[Member]]) -> list[str]:
+    """Return the stages of a kit to show: all of them until it is packed, then those that it still holds."""
+    begun = {name for name, found in members.items() if any(member.state != "not begun" for member in found)}
+    packed = any(member.state == "done" for member in members["kit"])
+    return [name for name in ORDER if name in begun or (not packed and name in OF_A_KIT)]
 
 
 def _kept(

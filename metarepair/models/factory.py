@@ -7,12 +7,15 @@ import inspect
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from metarepair.models.wrappers import unwrapped
+from metarepair.config.kit import PYTHON
+from metarepair.models.wrappers import copied, unwrapped
 from tasks.errors import ConfigError, near_names
 
 TIMM = "timm:"
@@ -35,11 +38,39 @@ def put_current_folder_on_path() -> None:
         sys.path.insert(0, folder)
 
 
+_given: dict[str, nn.Module] = {}
+
+
+@contextmanager
+def given_as(name: str, module: nn.Module) -> Iterator[None]:
+    """Let `python:CLASS`, as the name of a DNN, stand for a copy of `module` in this process during the block."""
+    before = _given.get(name)
+    _given[name] = module
+    try:
+        yield
+    finally:
+        if before is None:
+            del _given[name]
+        else:
+            _given[name] = before
+
+
+def _given_module(name: str) -> nn.Module:
+    if name not in _given:
+        raise ConfigError(
+            f"model.name={name!r}: this DNN was given as a module in Python. Give it again (RepairKit.load(folder, "
+            "model=…)), or name its import path, module:FACTORY (--model)."
+        )
+    return copied(_given[name])
+
+
 def build_from_factory(path: str, num_classes: int) -> nn.Module:
     """Call the factory at `path`, with num_classes if it takes that argument, and return the module.
 
     Raises ConfigError if the factory is not found, raises, or returns anything but a module with parameters.
     """
+    if path.startswith(PYTHON):
+        return _given_module(path)
     factory = find_factory(path)
     arguments = {"num_classes": num_classes} if _takes_num_classes(factory) else {}
     try:

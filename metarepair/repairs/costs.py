@@ -53,7 +53,7 @@ def _cost(folder: Place, stage: Stage) -> Cost:
 
 
 def _trains_for_each(config: Config, name: str) -> bool:
-    return "experiences" in get_method(name).uses and not config.train.shared
+    return "experiences" in get_method(name).uses and not config.one_for_all
 
 
 def _shared(run: Run, config: Config, name: str) -> Iterator[tuple[Place, Stage]]:
@@ -65,5 +65,5 @@ def _shared(run: Run, config: Config, name: str) -> Iterator[tuple[Place, Stage]
         yield run.joint, JOINT
     if "merged" in method.uses:
         yield from ((run.merged(experience), MERGED) for experience in config.shared_experiences)
-    if "experiences" in method.uses and config.train.shared:
+    if "experiences" in method.uses and config.one_for_all:
         yield run.meta(SHARED), META

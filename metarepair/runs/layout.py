@@ -20,7 +20,12 @@
     seeds/<seed>/               a run of its own for each seed, of a comparison with `compare.vary: everything`
     search/                     trials.parquet trials.csv best.yaml, figures; inputs/ and trials/ of `metarepair tune`
     d_fail_reads.jsonl          each opening of a target's D_fail; outlives --restart
+    fix.yaml fix.json repaired.*    of `metarepair fix`: the settings that it planned, what they were planned from, and
+                                the repaired weights in the form of the user's own file
     deployed/                   of `metarepair pretrain`
+    pack/                       of `metarepair kit`: kit.json, the deployed weights, moments, digests, clean images
+
+A run with a kit reads joint/ and meta/shared/ in the kit's folder; with `refine`, meta/<target>/ is its own.
 """
 
 from __future__ import annotations
@@ -30,20 +35,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from metarepair.config.run import Config
+from metarepair.config.run import SHARED, Config
+from metarepair.weights import kit_folder
 from tasks.errors import StorageError, UserError
 from tasks.storage.paths import Place, find, place
 
+FIX_SETTINGS, FIX_RECORD = "fix.yaml", "fix.json"
 SEEDS = "seeds"  # the folder of the runs of a comparison's seeds
 RATES = "rates.safetensors"  # factors of learned rates, beside the model of a checkpoint or of θ_meta
 
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run. report_to: the report's folder, if it is not in the run."""
+    """Paths of one run. report_to: the report's folder, if it is not in the run. kit: the folder of its repair kit."""
 
     root: Place
     report_to: Place | None = None
+    kit: Place | None = None
 
     @property
     def environments(self) -> Place:
@@ -67,11 +75,15 @@ class Run:
         return self.root / "score"
 
     def meta(self, target: str) -> Place:
-        return self.root / "meta" / target
+        return (self.kit if self.kit is not None and target == SHARED else self.root) / "meta" / target
 
     @property
     def joint(self) -> Place:
-        return self.root / "joint"
+        return (self.kit or self.root) / "joint"
+
+    @property
+    def pack(self) -> Place:
+        return self.root / "pack"
 
     def merged(self, experience: str) -> Place:
         return self.root / "merged" / experience
@@ -124,7 +136,12 @@ class Run:
 
 def run_of(config: Config) -> Run:
     """The run of a configuration, whether or not its folder exists."""
-    return Run(place(config.storage_path) / config.name)
+    return run_at(place(config.storage_path) / config.name, config)
+
+
+def run_at(root: Place, config: Config, *, report_to: Place | None = None) -> Run:
+    """The run of a configuration in the folder `root`."""
+    return Run(root, report_to, None if config.kit is None else kit_folder(config.kit))
 
 
 def open_run(config: Config) -> Run:
@@ -134,7 +151,7 @@ def open_run(config: Config) -> Run:
         probe = root / ".writable.tmp"
         _make(probe)
         probe.unlink(missing_ok=True)  # another command that starts at the same time may have removed it
-    return Run(root)
+    return run_at(root, config)
 
 
 def _make(probe: Place) -> None:

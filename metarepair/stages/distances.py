@@ -34,23 +34,31 @@ class Block:
     columns: tuple[int, ...]
 
 
-def all_distances(paths: Sequence[Place], executor: Executor) -> NDArray[np.float64]:
-    """The symmetric matrix of Fréchet distances of all pairs, from their environments' moments."""
-    count = len(paths)
+def all_distances(
+    paths: Sequence[Place], executor: Executor, *, known: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """The symmetric matrix of Fréchet distances of all pairs, from their environments' moments.
+
+    known: the matrix of the first environments, which is not computed again.
+    """
+    count, first = len(paths), 0 if known is None else len(known)
     matrix = np.zeros((count, count))
-    progress = Progress("distances", count * (count - 1) // 2, "pairs")
+    matrix[:first, :first] = 0.0 if known is None else known
+    blocks = _blocks(count, first)
+    progress = Progress("distances", sum(len(block.columns) for block in blocks), "pairs")
     build = partial(_build_distances, tuple(paths))
-    for block, distances in executor.map(build, _blocks(count), one_cpu=True):
+    for block, distances in executor.map(build, blocks, one_cpu=True):
         matrix[block.row, block.columns] = matrix[block.columns, block.row] = distances
         progress.advance(len(distances))
     return matrix
 
 
-def _blocks(count: int) -> list[Block]:
+def _blocks(count: int, known: int = 0) -> list[Block]:
+    """Each environment with those after it; the distances of the first `known` to each other are known."""
     return [
         Block(row, tuple(range(start, min(start + BLOCK, count))))
         for row in range(count)
-        for start in range(row + 1, count, BLOCK)
+        for start in range(max(row + 1, known), count, BLOCK)
     ]
 
 

@@ -7,7 +7,7 @@ run resumes with the missing shards.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +17,9 @@ import torch
 
 from metarepair.adaptation.repair_data import split_by_parts
 from metarepair.config.run import Config
+from metarepair.data.learned_images import mined_rows
 from metarepair.data.workspace import Surroundings, load_surroundings
+from metarepair.kit.kit import check_judges, kit_of
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
 from metarepair.stages.executor import Executor
@@ -30,7 +32,7 @@ from tasks.experiences.mining import COLLECT, Predict, mine, split_failures
 from tasks.experiences.pixels import rows_of_images
 from tasks.experiences.store import finish_environment, write_part
 from tasks.records import Failures, Ints, Pixels
-from tasks.splits import JUDGE, LEARN, SELECT, UNUSED
+from tasks.splits import JUDGE, UNUSED
 from tasks.storage.manifest import Manifest, as_recorded, begin, check_whole, content_hash, read_manifest
 from tasks.storage.paths import Place
 from tasks.storage.sealed_parts import missing_parts, seal
@@ -38,6 +40,7 @@ from tasks.storage.settings import Settings
 from tasks.storage.stages import EXPERIENCE, TARGET
 
 Role = Literal["experience", "target"]
+ROLES: tuple[Role, ...] = ("experience", "target")
 MinedManifests = Mapping[tuple[Role, str], Manifest]
 SHARD_IMAGES = "mining.shard_images"  # recorded with the settings only while the parts are unfinished
 
@@ -83,14 +86,14 @@ class Shard:
         return self.environment.folder / "parts" / f"part-{self.index:05d}.arrow"
 
 
-def environments(run: Run, config: Config) -> list[EnvironmentStage]:
+def environments(run: Run, config: Config, roles: Collection[Role] = ROLES) -> list[EnvironmentStage]:
     """Experiences, then targets. Corruptions are mined from the training and from the test split."""
     experiences = [
         EnvironmentStage(role="experience", name=name, folder=run.experience(name))
         for name in config.mining.experiences
     ]
     targets = [EnvironmentStage(role="target", name=name, folder=run.target(name)) for name in config.targets]
-    return experiences + targets
+    return [one for one in experiences + targets if one.role in roles]
 
 
 def mining_settings(config: Config, environment: EnvironmentStage) -> Settings:
@@ -100,7 +103,9 @@ def mining_settings(config: Config, environment: EnvironmentStage) -> Settings:
     if environment.role == "experience" and (given is None or given.kind != "archive"):
         unused |= {"judge_fraction"}
     if config.has_own_images(environment.name):
-        unused |= {"judge_fraction", "severities"}
+        unused |= {"judge_fraction", "severities", "images"}
+    if environment.role == "target":
+        unused |= {"images"}
     mining = config.mining.settings(exclude=unused)
     # Runs of older versions set no images aside.
     mining.defaults |= {"judge_fraction": None} if "judge_fraction" in mining else {}
@@ -124,16 +129,20 @@ def mine_all(
     here: Surroundings,
     executor: Executor,
     on_done: OnDone = lambda *_: None,
+    roles: Collection[Role] = ROLES,
 ) -> dict[tuple[Role, str], Manifest]:
-    """Mine every environment that is unfinished, and again those whose files are damaged.
+    """Mine every environment of these roles that is unfinished, and again those whose files are damaged.
 
     `on_done` is called with each as soon as it is complete. Raises TooFewFailuresError, StageError, DataError.
     """
     read_user_images(run, config, here)
+    kit = kit_of(config)
+    if kit is not None:
+        check_judges(kit, [here.environment("test", target) for target in config.targets])
     settings: dict[EnvironmentStage, dict[str, Any]] = {}
     shards: dict[EnvironmentStage, list[Shard]] = {}
     manifests: dict[EnvironmentStage, Manifest] = {}
-    for environment in environments(run, config):
+    for environment in environments(run, config, roles):
         inputs = mining_inputs(here, environment)
         own = as_recorded(environment.folder, mining_settings(config, environment))
         manifest = check_whole(environment.folder, stage=environment.stage, config=own, inputs=inputs)
@@ -160,15 +169,14 @@ def mine_all(
         )
         manifests[environment] = manifest
         on_done(environment, manifest)
-    return {(e.role, e.name): manifests[e] for e in environments(run, config)}
+    return {(e.role, e.name): manifests[e] for e in environments(run, config, roles)}
 
 
 def _rows_to_mine(here: Surroundings, environment: EnvironmentStage) -> Ints:
     """The rows of the images that are read: of an experience, those to learn from; of a target, all that are used."""
-    parts_N = here.environment(environment.split, environment.name).parts_N
     if environment.role == "experience":
-        return np.flatnonzero((parts_N == LEARN) | (parts_N == SELECT))
-    return np.flatnonzero(parts_N != UNUSED)
+        return mined_rows(here, environment.name)
+    return np.flatnonzero(here.environment(environment.split, environment.name).parts_N != UNUSED)
 
 
 def _mine_shards(
@@ -214,7 +222,7 @@ def _sides(
         seed=config.seed,
         environment=f"{environment.name}{split}",
         judges_N=judges_N if set_aside else None,
-        at_most=users,
+        at_most=users or config.mining.at_most,
     )
     if users and set_aside:
         split_by_parts(failures.image_ids_N[sides_N == COLLECT], source)  # a repair needs both parts

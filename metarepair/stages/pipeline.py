@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Literal
@@ -24,6 +24,7 @@ from metarepair.data.workspace import Surroundings, load_surroundings, pick_devi
 from metarepair.evaluation.judging import readings
 from metarepair.features.confidence_tables import read_confidence
 from metarepair.features.extractors import check_extractor
+from metarepair.kit.kit import Kit, check_clean_judges, check_deployed, check_targets, kit_of
 from metarepair.meta_training.meta_train import is_trained, training_settings
 from metarepair.methods import check_method_settings, check_steps, get_method
 from metarepair.models.build import read_tensors, state_hash
@@ -38,7 +39,7 @@ from metarepair.reports import load_results
 from metarepair.reports.html import write_report
 from metarepair.reports.table import results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
-from metarepair.runs.layout import RATES, Run, open_run, run_of
+from metarepair.runs.layout import RATES, Run, open_run, run_at, run_of
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
@@ -47,6 +48,7 @@ from metarepair.stages.images import check_user_images
 from metarepair.stages.joint import joint_inputs, joint_settings, keep_joint
 from metarepair.stages.merged import repair_experiences
 from metarepair.stages.mining import (
+    ROLES,
     EnvironmentStage,
     MinedManifests,
     OnDone,
@@ -61,7 +63,7 @@ from metarepair.stages.together import Follower, each_at_once
 from metarepair.stages.train import confidence_in, put_start
 from metarepair.weights import start_file
 from tasks.environments import category_of
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError
 from tasks.sampling.confidence import choose_experiences
 from tasks.storage.manifest import (
     MANIFEST,
@@ -101,13 +103,27 @@ class Pipeline:
         self.executor = executor(config)
         self._judging = threading.Lock()
         _check_names(config)
-        self.run: Run = open_run(config) if report_to is None else Run(run_of(config).root, report_to)
+        if self.kit is not None:
+            check_targets(self.kit, config)
+        self.run: Run = (
+            open_run(config)
+            if report_to is None
+            else run_at(run_of(config).root, config, report_to=report_to)
+        )
+
+    @cached_property
+    def kit(self) -> Kit | None:
+        """The repair kit, verified; None if the settings name none."""
+        return kit_of(self.config)
 
     @cached_property
     def here(self) -> Surroundings:
         surroundings = load_surroundings(self.config, device=self.device, notes=True)
         for note in surroundings.deployed.notes:
             logger.info(note)
+        if self.kit is not None:
+            check_deployed(self.kit, surroundings)
+            check_clean_judges(self.kit, surroundings)
         return surroundings
 
     def check_clean(self) -> None:
@@ -159,7 +175,8 @@ class Pipeline:
             self.check_clean()
         if stage in ("mine", "score", "train"):
             self.check_start()
-        mined = self.mined() if VERBS.index(stage) > VERBS.index("mine") else {}
+        roles = ROLES if stage in ("score", "train") else self.roles
+        mined = self.mined(roles) if VERBS.index(stage) > VERBS.index("mine") else {}
         if stage == "score":
             load_extractor(self.config, self.here)
         if stage == "train":
@@ -195,10 +212,26 @@ class Pipeline:
                 folders.append(folder)
         return folders
 
-    def mined(self) -> dict[tuple[Role, str], Manifest]:
-        """Manifests of all environments, mined with exactly these settings, data and DNN. Raises StageError if not."""
+    @property
+    def meta_trains(self) -> bool:
+        """Whether a method of `repair.methods` starts from θ_meta."""
+        return any("experiences" in get_method(name).uses for name in self.config.repair.methods)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The roles of the environments whose failures are needed: experiences only if they are learned from."""
+        methods = self.config.repair.methods
+        merges = any("merged" in get_method(name).uses for name in methods)
+        drawn = self.config.joint.draw == "confidence" and self.needs_joint(methods)
+        return ROLES if self.meta_trains or merges or drawn else ("target",)
+
+    def mined(self, roles: Collection[Role] = ROLES) -> dict[tuple[Role, str], Manifest]:
+        """Manifests of all environments of these roles, mined with exactly these settings, data and DNN.
+
+        Raises StageError if one is not mined so.
+        """
         manifests: dict[tuple[Role, str], Manifest] = {}
-        for environment in environments(self.run, self.config):
+        for environment in environments(self.run, self.config, roles):
             folder, settings = environment.folder, mining_settings(self.config, environment)
             inputs = mining_inputs(self.here, environment)
             manifest = check_done(folder, stage=environment.stage, config=settings, inputs=inputs)
@@ -208,24 +241,26 @@ class Pipeline:
         return manifests
 
     def whole(self) -> None:
-        """Run all stages."""
-        if not self._done(self.run.meta, self.config.trainings):
+        """Run all stages. Experiences are mined and θ_meta is trained only if `repair.methods` need them."""
+        methods, meta_trains, scores = self.config.repair.methods, self.meta_trains, self.roles == ROLES
+        _require_targets(self.config)
+        trains = meta_trains and not self._done(self.run.meta, self.config.trainings)
+        if trains:
             self.check_start()
         if not self._done(self.run.repaired, self.config.targets):
-            self.probe(
-                self.config.repair.methods, trains=not self._done(self.run.meta, self.config.trainings)
-            )
-        with self._features_meanwhile() as on_done:
-            self._mine(on_done)
-        self.score()
-        mined = self.mined()
-        self.before_targets((*self.config.repair.methods, "metarepair"))
+            self.probe(methods, trains=trains)
+        with self._features_meanwhile(scores=scores) as on_done:
+            self._mine(on_done, self.roles)
+        if scores:
+            self.score()
+        mined = self.mined(self.roles)
+        self.before_targets(methods)
 
-        if self.config.train.shared:
+        if self.config.one_for_all and meta_trains:
             self._train(SHARED)
 
         def learn(target: str) -> None:
-            if not self.config.train.shared:
+            if meta_trains and not self.config.one_for_all:
                 self._train(target)
             self._repair(target, mined)
 
@@ -233,9 +268,9 @@ class Pipeline:
         self.report()
 
     @contextmanager
-    def _features_meanwhile(self) -> Iterator[OnDone]:
+    def _features_meanwhile(self, *, scores: bool) -> Iterator[OnDone]:
         """Extract features of each environment once it is mined, if there is room for as many workers again."""
-        if self.executor.trainings_at_once < 2:
+        if not scores or self.executor.trainings_at_once < 2:
             yield lambda *_: None
             return
 
@@ -255,11 +290,11 @@ class Pipeline:
         """Mine experiences and targets."""
         self._mine(lambda *_: None)
 
-    def _mine(self, on_done: OnDone) -> None:
-        folders = [environment.folder for environment in environments(self.run, self.config)]
+    def _mine(self, on_done: OnDone, roles: Collection[Role] = ROLES) -> None:
+        folders = [environment.folder for environment in environments(self.run, self.config, roles)]
         if not all((folder / MANIFEST).is_file() for folder in folders):
             self.check_clean()  # before hours of mining failures that only wrong preprocessing causes
-        mined = mine_all(self.run, self.config, self.here, self.executor, on_done)
+        mined = mine_all(self.run, self.config, self.here, self.executor, on_done, roles)
         for (role, name), manifest in mined.items():
             examined = sum(manifest.facts["examined"].values())
             right = sum(manifest.facts["correct"].values())
@@ -273,11 +308,14 @@ class Pipeline:
 
     def score(self) -> None:
         """Compute features of all environments, distances of all pairs, confidence of each target's experiences."""
-        score_stage(self.run, self.config, self.mined(), self.executor)
+        score_stage(self.run, self.config, self.mined(), self.executor, kit=self.kit)
 
     def joint(self) -> None:
-        """Train jointly on clean images and experiences, once for all targets."""
+        """Train jointly on clean images and experiences, once for all targets. A kit has done so already."""
         config, run = self.config, self.run
+        if self.kit is not None:
+            logger.info(f"joint training: that of the kit {self.kit.folder}")
+            return
 
         def make() -> StageOutput:
             self.executor.train_jointly(run, self.device)
@@ -324,17 +362,23 @@ class Pipeline:
         each_at_once(work, self.config.targets, at_once=self.executor.trainings_at_once)
 
     def _train(self, target: str) -> None:
-        """Train θ_meta for a target, or for all (`shared`)."""
+        """Train θ_meta for a target, or for all (`shared`). A kit has done that for all."""
         run, config, folder = self.run, self.config, self.run.meta(target)
+        if self.kit is not None and target == SHARED:
+            logger.info(f"θ_meta: that of the kit {self.kit.folder}")
+            return
         mined = self.mined()
         verify_checksums(run.score, require_manifest(run.score, SCORE.remedy))
         confidence = confidence_in(run, config, target)
         settings = training_settings(config)
-        inputs = {f"experience {name}": mined["experience", name].digest for name in confidence.names}
+        if self.kit is None:
+            inputs = {f"experience {name}": mined["experience", name].digest for name in confidence.names}
+        else:
+            inputs = {"kit": self.kit.manifest.digest}
         inputs |= {"confidence": confidence.digest, **self.here.inputs()}
         if target != SHARED:
             inputs["target"] = mined["target", target].digest
-        if config.train.start == "joint":
+        if self.kit is None and config.train.start == "joint":
             inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
         elif (start := start_file(config.train.start)) is not None:
             inputs["start"] = state_hash(read_tensors(start))
@@ -377,7 +421,7 @@ class Pipeline:
 
     def repair(self) -> None:
         """Repair for each target by every method with every seed, then evaluate."""
-        mined = self.mined()
+        mined = self.mined(self.roles)
         if not self._done(self.run.repaired, self.config.targets):
             self.probe(self.config.repair.methods, trains=False)
         self._each_target(lambda target: self._repair(target, mined))
@@ -413,17 +457,29 @@ class Pipeline:
         logger.log(RESULTS, f"Report: {page}")
 
 
+def _require_targets(config: Config) -> None:
+    """Raise ConfigError if there is nothing to repair for, as in the settings of a kit."""
+    if not config.targets:
+        raise ConfigError("targets=[]: it must have 1 or more entries; only `metarepair kit` needs none")
+
+
 def _check_names(config: Config) -> None:
     """Raise now what a late stage would raise, before the first stage has cost anything."""
     for method in config.repair.methods:
         get_method(method)
     check_method_settings(config)
     check_steps(config, config.repair.methods)
+    averaging = [method for method in config.repair.methods if "merged" in get_method(method).uses]
+    if averaging and config.kit is not None:
+        raise ConfigError(
+            f"{averaging[0]} averages repairs of single experiences, and a kit has none. Leave it out, or leave out "
+            "the kit."
+        )
     for kind in config.repair.export or ():
         require_packages(kind)
     check_extractor(config.features.extractor, config.features.weights)
     distances = dict.fromkeys(config.mining.experiences, 0.0)  # the distances are not known yet
-    for target in config.targets:
+    for target in config.targets if config.kit is None else ():
         choose_experiences(
             distances,
             choice=config.experiences.choice,

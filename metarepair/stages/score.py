@@ -18,6 +18,7 @@ from metarepair.features.confidence_tables import (
     write_scores,
 )
 from metarepair.features.extractors import distance_name
+from metarepair.kit.kit import Kit
 from metarepair.reports.figures import heat_map, save
 from metarepair.runs.layout import Run
 from metarepair.runs.logs import RESULTS
@@ -43,17 +44,23 @@ from tasks.storage.stages import SCORE
 logger = logging.getLogger(__name__)
 
 
-def score_stage(run: Run, config: Config, mined: MinedManifests, executor: Executor) -> None:
-    """Compute features of all environments, distances of all pairs, confidence of each target's experiences."""
+def score_stage(
+    run: Run, config: Config, mined: MinedManifests, executor: Executor, *, kit: Kit | None = None
+) -> None:
+    """Compute features of all environments, distances of all pairs, confidence of each target's experiences.
+
+    With a kit, the experiences and their moments are those of the kit.
+    """
     for environment in environments(run, config):
         verify_checksums(environment.folder, mined[environment.role, environment.name])
     features = extract_all(run, config, mined, executor)
     settings = as_recorded(run.score, score_settings(config))
     inputs = {f"features {role} {name}": manifest.digest for (role, name), manifest in features.items()}
+    inputs |= {} if kit is None else {"kit": kit.manifest.digest}
     _leave_other_targets(run.score, settings, inputs)
 
     def make() -> StageOutput:
-        scores, files = _score(run, config, features, executor)
+        scores, files = _score(run, config, features, executor, kit)
         for target in config.targets:
             confidence = confidence_of(scores, target, config.experiences)
             logger.log(RESULTS, describe_confidence(target, confidence, scores))
@@ -97,17 +104,21 @@ def score_settings(config: Config) -> Settings:
 
 
 def _score(
-    run: Run, config: Config, features: MinedManifests, executor: Executor
+    run: Run, config: Config, features: MinedManifests, executor: Executor, kit: Kit | None
 ) -> tuple[list[FidScore], list[str]]:
     """Distances with their intervals, and the names of the files that now hold them."""
-    every = environments(run, config)
-    matrix = all_distances([feature_folder(run, e) / MOMENTS for e in every], executor)
+    every, held = environments(run, config), () if kit is None else kit.file.experiences
+    matrix = all_distances(
+        [*(kit.moments(one.name) for one in held if kit), *(feature_folder(run, e) / MOMENTS for e in every)],
+        executor,
+        known=None if kit is None else kit.distances(),
+    )
     plain = scores_of(
         matrix,
-        config.mining.experiences,
+        [one.name for one in held] or config.mining.experiences,
         config.targets,
         extractor=config.features.extractor,
-        rows=[features[e.role, e.name].rows["features"] for e in every],
+        rows=[*(one.failures for one in held), *(features[e.role, e.name].rows["features"] for e in every)],
     )
     # Before the intervals, which take long: this refuses a β that leaves a target no experience.
     confidences = {t: confidence_of(plain, t, config.experiences) for t in config.targets}
@@ -119,7 +130,8 @@ def _score(
         seed=config.seed,
         executor=executor,
     )
-    names = [e.name + (TARGET_SUFFIX if e.role == "target" else "") for e in every]
+    names = [one.name for one in held]
+    names += [e.name + (TARGET_SUFFIX if e.role == "target" else "") for e in every]
     files = write_scores(run.score, scores, matrix, names, confidences)
     pairs = {(a, b): float(matrix[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
     title, label = f"Distances of {len(names)} environments", distance_name(config.features.extractor)

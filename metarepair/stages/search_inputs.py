@@ -199,7 +199,7 @@ def trial_inputs(setup: TrialSetup, settings: Config) -> tuple[TrainingInputs, .
                 split=judge.split,
                 confidence=confidence,
                 images=setup.images,
-                joint=setup.joint,
+                start=setup.joint,
             )
         )
     return tuple(inputs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch import nn
 from metarepair.adaptation.repair_data import RepairData, split_collected
 from metarepair.config.run import SHARED, Config
 from metarepair.data.clean_images import CleanImages
-from metarepair.data.learned_images import collected, learned_images
+from metarepair.data.learned_images import LearnedImages, collected, learned_images
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.engine.vectors import put_state
 from metarepair.features.confidence_tables import read_confidence, shared_confidence
@@ -36,6 +37,7 @@ from tasks.experiences.store import open_side
 from tasks.records import Experience
 from tasks.sampling.confidence import Confidence
 from tasks.storage.manifest import require_manifest
+from tasks.storage.paths import Place
 from tasks.storage.stages import JOINT, TARGET
 
 
@@ -47,13 +49,15 @@ def confidence_in(run: Run, config: Config, training: str) -> Confidence:
 def inputs_of(run: Run, config: Config, target: str) -> TrainingInputs:
     """The inputs of training for a target, or `shared`, from a mined and scored run."""
     confidence = confidence_in(run, config, target)
+    mined = run if run.kit is None else Run(run.kit)
     return TrainingInputs(
         target=target,
-        experiences={name: run.experience(name) for name in confidence.names},
+        experiences={name: mined.experience(name) for name in confidence.names},
         collect=None if target == SHARED else run.target(target),
         split="test",
         confidence=confidence,
-        joint=run.joint,
+        start=run.joint if run.kit is None else run.meta(SHARED),
+        of_kit=run.kit is not None,
     )
 
 
@@ -63,13 +67,12 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
     here = load_surroundings(config, device=context.device, folder=inputs.images)
     _load_start(here.deployed, inputs, config)
     here.deployed.module.to(torch.float64 if config.train.precision == "float64" else torch.float32)
-    experiences, learned = {}, {name: learned_images(here, name) for name in inputs.experiences}
-    for name, folder in inputs.experiences.items():
-        manifest, shown = require_manifest(folder, TARGET.remedy), here.environment("train", name)
-        collect, fail = (
-            collected(open_side(folder, side, manifest, shown), learned[name]) for side in ("collect", "fail")
-        )
-        experiences[name] = Experience(corruption=name, collect=collect, fail=fail)
+    named = () if inputs.of_kit else inputs.experiences
+    learned = {name: learned_images(here, name) for name in named}
+    experiences = {
+        name: _experience(name, folder, here, learned.get(name))
+        for name, folder in inputs.experiences.items()
+    }
     query = config.train.query
     source = TaskSource(
         deployed=here.deployed,
@@ -80,6 +83,18 @@ def build_trainer(inputs: TrainingInputs, config: Config, context: Context) -> M
         learned=learned,
     )
     return MetaTrainer(source, config, context, validation=_validation(inputs, config, here, source.clean))
+
+
+def _experience(name: str, folder: Place, here: Surroundings, learned: LearnedImages | None) -> Experience:
+    """A mined experience without failures of clean images that select; `learned` is None for one of a kit."""
+    manifest = require_manifest(folder, TARGET.remedy)
+    sides: tuple[Literal["collect", "fail"], ...] = ("collect", "fail")
+    if learned is None:
+        collect, fail = (open_side(folder, side, manifest) for side in sides)
+    else:
+        shown = here.environment("train", name)
+        collect, fail = (collected(open_side(folder, side, manifest, shown), learned) for side in sides)
+    return Experience(corruption=name, collect=collect, fail=fail)
 
 
 def _validation(
@@ -99,7 +114,7 @@ def _validation(
 def _load_start(deployed: DeployedModel, inputs: TrainingInputs, config: Config) -> None:
     """Put the weights that meta-training starts from into the deployed DNN, in place of its own (`train.start`)."""
     if config.train.start == "joint":
-        start = read_start(inputs.joint, deployed.module, remedy=JOINT.remedy)
+        start = read_start(inputs.start, deployed.module, remedy=JOINT.remedy)
         put_state(deployed.module, start.parameters | start.buffers)
     else:
         put_start(deployed.module, config.train.start, deployed.name)

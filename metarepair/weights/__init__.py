@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tasks.errors import WeightsError
+from tasks.errors import ConfigError, WeightsError
+from tasks.storage.paths import Place, local, place
 
 SHIPPED = Path(__file__).parent
 SCHEME = "shipped:"
@@ -20,6 +21,11 @@ def resolve_weights(weights: str, *, setting: str = "model.weights", others: str
             shipped = ", ".join(sorted(f"{SCHEME}{p.stem}" for p in SHIPPED.glob("*.safetensors")))
             raise WeightsError(f"{setting}={weights!r} is not shipped. There are: {shipped or 'none'}")
         return path
+    if "://" in weights:  # of a kit on an object store
+        try:
+            return local(place(weights))
+        except FileNotFoundError as error:
+            raise WeightsError(f"{setting}={weights!r}: no such object. Give one of the store.") from error
     path = Path(weights).expanduser()
     if path.is_dir():
         raise WeightsError(f"{setting}={weights!r} is a folder. Give the weights file itself.")
@@ -29,6 +35,21 @@ def resolve_weights(weights: str, *, setting: str = "model.weights", others: str
             "shipped:resnet8_cifar10."
         )
     return path
+
+
+def kit_folder(kit: str) -> Place:
+    """Return the folder of a repair kit: `shipped:NAME` is one of this package, anything else is a path.
+
+    Raises ConfigError if the project ships no such kit, or the path is of an unsupported kind.
+    """
+    if not kit.startswith(SCHEME):
+        return place(kit)
+    name = kit.removeprefix(SCHEME)
+    shipped = {path.stem: path for path in SHIPPED.glob("*.kit")}
+    if name not in shipped:
+        names = ", ".join(f"{SCHEME}{stem}" for stem in sorted(shipped))
+        raise ConfigError(f"kit={kit!r} is not shipped. There are: {names or 'none'}")
+    return shipped[name]
 
 
 def start_file(start: str) -> Path | None:

@@ -18,6 +18,7 @@ Kind = Literal[
     "joint",
     "merged",
     "meta",
+    "kit",
     "repaired",
     "deployed",
     "hypothesis",
@@ -187,6 +188,16 @@ META = Stage(
     traces=(BEGUN, "checkpoints/*/state.json", "model.safetensors"),
     unit="episodes",
 )
+KIT = Stage(
+    kind="kit",
+    name="kit",
+    verb="kit",
+    folder="pack",
+    missing="Make the kit first",
+    settings=("seed", "model", "data", "images", "failures"),
+    needs=("environment", "features", "score", "joint", "meta"),
+    traces=("kit.json", "*.safetensors", "*.npy", "*/*.npy", "*/*.parquet"),
+)
 REPAIRED = Stage(
     kind="repaired",
     name="repair",
@@ -272,6 +283,7 @@ STAGES = (
     JOINT,
     MERGED,
     META,
+    KIT,
     REPAIRED,
     PREPARED,
     COMPARED,

@@ -28,13 +28,16 @@ distributed.search
 distributed.stages
 distributed.on_ray
 distributed
+metarepair
+metarepair.repair_kit
 metarepair.stages
 metarepair.console
 metarepair.inspection
+metarepair.fixing
 metarepair.compare metarepair.search
-metarepair
 metarepair.repairs
 metarepair.probing
+metarepair.diagnosis
 metarepair.reports
 metarepair.evaluation
 metarepair.methods
@@ -42,6 +45,7 @@ metarepair.pretraining
 metarepair.meta_training
 metarepair.adaptation
 metarepair.features
+metarepair.kit
 metarepair.data
 metarepair.models
 metarepair.runs

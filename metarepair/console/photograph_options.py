@@ -1,0 +1,245 @@
+"""The options of `diagnose`, `fix` and `kit`, which take a model and images in place of a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from metarepair.config.photographs import Photographs
+from metarepair.console.options import add_no_images_option
+
+DEFAULT_BUDGET = "10m"
+_UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|m|min|h|)")
+_FORMS = "a folder of class folders, or a CSV, JSON Lines, Parquet or Arrow file"
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe a model, its clean images, and where the work is done."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the DNN: timm:NAME, or module:FACTORY, the import path of a function or class that returns an nn.Module",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="its weights, safetensors or torch.save")
+    parser.add_argument(
+        "--clean",
+        metavar="PATH",
+        help=f"labelled clean images, on which the model works as it should: {_FORMS}",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="NAMES",
+        help="class names in the order of the model's outputs: a,b,c, or a text file with one name a line (default: "
+        "the sorted names of the clean images' folders, or those in their schema)",
+    )
+    for name, what in (("mean", "mean"), ("std", "standard deviation")):
+        parser.add_argument(
+            f"--{name}",
+            nargs=3,
+            type=float,
+            metavar=("R", "G", "B"),
+            help=f"{what} of the pixels, 0 to 1 each, as the model was trained (default: ImageNet's)",
+        )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="side in pixels that images are resized to (default: that of the first clean image)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Ray workers (default: 0, this process, without Ray)",
+    )
+    parser.add_argument(
+        "--address",
+        help="address of a Ray cluster (default: RAY_ADDRESS, or else a local Ray on this machine)",
+    )
+
+
+def add_photograph_options(parser: argparse.ArgumentParser, *, out: str | None = None) -> None:
+    """Add the options that `diagnose` and `fix` share; `out`: the default of --out, None if it must be given."""
+    photographs = parser.add_mutually_exclusive_group(required=True)
+    photographs.add_argument(
+        "--images",
+        metavar="PATH",
+        help=f"labelled photographs, those that the model gets right included: {_FORMS}",
+    )
+    photographs.add_argument(
+        "--failures",
+        metavar="PATH",
+        help="labelled photographs in place of --images, all of which the model got wrong; what a repair breaks in "
+        "its environment is then unknown",
+    )
+    parser.add_argument(
+        "--holdout",
+        metavar="PATH",
+        help="other photographs, which only judge (default: a fifth of --images is set aside)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        default=out,
+        required=out is None,
+        help="folder to write" + ("" if out is None else f" (default: {out})"),
+    )
+    parser.add_argument("--kit", metavar="FOLDER", help="repair kit of the model, made by `metarepair kit`")
+    parser.add_argument(
+        "--budget",
+        type=budget_seconds,
+        default=budget_seconds(DEFAULT_BUDGET),
+        metavar="TIME",
+        help=f"time that a repair may take on this machine: 90s, 10m or 1h (default: {DEFAULT_BUDGET})",
+    )
+    add_model_options(parser)
+    add_limit_options(parser)
+
+
+def add_fix_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fix` alone."""
+    parser.add_argument(
+        "--keep-ok",
+        action="store_true",
+        help="exit with 0, not 3, if the repair finished and the deployed weights are kept",
+    )
+    parser.add_argument(
+        "--drop-suspicious",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the N failures whose labels are most suspicious, as `diagnose` ranks them (default: 0)",
+    )
+    parser.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="episodes of meta-training from the kit's θ_meta, by what is nearest to the photographs (needs --kit)",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="start over: everything that `fix` made in --out"
+    )
+    add_no_images_option(parser)
+
+
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that set limits."""
+    parser.add_argument(
+        "--max-broken",
+        type=float,
+        metavar="SHARE",
+        help="largest share of clean images, right before, that may be wrong after: the upper bound at 95%%",
+    )
+    parser.add_argument(
+        "--max-clean-drop",
+        type=float,
+        metavar="SHARE",
+        help="largest fall of the accuracy on clean images (default: 0.01, unless --max-broken is given)",
+    )
+    parser.add_argument(
+        "--protect",
+        action="append",
+        default=[],
+        metavar="CLASS=SHARE",
+        help="largest fall of the recall of a class; may be repeated",
+    )
+    parser.add_argument(
+        "--min-gain",
+        type=float,
+        metavar="SHARE",
+        help="least gain of accuracy on the photographs (default: any above 0)",
+    )
+
+
+def budget_seconds(text: str) -> float:
+    """Return the seconds that `90s`, `10m`, `1.5h` or `90` stand for. Raises ArgumentTypeError."""
+    found = _DURATION.fullmatch(text.strip().lower())
+    seconds = float(found[1]) * _UNITS_S[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time: give seconds, minutes or hours, as 90s, 10m or 1h"
+        )
+    return seconds
+
+
+def photographs_of(given: argparse.Namespace) -> Photographs:
+    """Return what the user has. Raises ConfigError for a missing or malformed option."""
+    from metarepair.config.photographs import Photographs  # it imports pyarrow, which --help does not need
+
+    if given.kit is None:
+        for option in ("model", "weights"):
+            if getattr(given, option) is None:
+                raise ConfigError(
+                    f"--{option} is missing. Give the model and its weights, or a --kit of the model."
+                )
+    return Photographs(
+        out=given.out,
+        images=given.images or given.failures,
+        only_failures=given.failures is not None,
+        holdout=given.holdout,
+        clean=given.clean,
+        kit=given.kit,
+        model=given.model,
+        weights=given.weights,
+        classes=class_names(given.classes),
+        mean=None if given.mean is None else (given.mean[0], given.mean[1], given.mean[2]),
+        std=None if given.std is None else (given.std[0], given.std[1], given.std[2]),
+        image_size=given.image_size,
+    )
+
+
+def limits_of(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings `limits` of what is given: a clean drop of 0.01 unless the user limits clean images."""
+    limited = given.max_broken is not None or given.max_clean_drop is not None
+    limits = {
+        "max_broken": given.max_broken,
+        "max_clean_drop": given.max_clean_drop if limited else 0.01,
+        "protected_classes": dict(map(_protected, given.protect)),
+        "min_gain": given.min_gain or 0.0,
+    }
+    return {key: value for key, value in limits.items() if value is not None}
+
+
+def shared_settings(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of a run that the shared options give; the verb adds those of its stages."""
+    settings = photographs_of(given).settings()
+    return settings | {"seed": given.seed, "workers": given.workers, "limits": limits_of(given)}
+
+
+def class_names(text: str | None) -> tuple[str, ...] | None:
+    """Return the names in `a,b,c`, or in a text file with one name a line. Raises ConfigError."""
+    if text is None:
+        return None
+    path = Path(text).expanduser()
+    try:
+        names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--classes {text}: the file cannot be read ({error}). Give a text file in UTF-8."
+        ) from error
+    found = tuple(name.strip() for name in names if name.strip())
+    if len(found) < 2:
+        raise ConfigError(
+            f"--classes {text} gives {len(found)} name. Give two or more, as a,b,c, or a text file with one a line."
+        )
+    return found
+
+
+def _protected(text: str) -> tuple[str, float]:
+    """The class and the share in `cat=0.02`. Raises ConfigError."""
+    name, equals, share = text.rpartition("=")
+    try:
+        if equals and name:
+            return name, float(share)
+    except ValueError:
+        pass
+    raise ConfigError(f"--protect {text}: give a class and the largest fall of its recall, as cat=0.02.")

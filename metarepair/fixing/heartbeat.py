@@ -1,0 +1,55 @@
+"""Log a line when a command has logged nothing for ten seconds, so that no one has to guess whether it still works."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from metarepair.own_packages import NAMES
+from metarepair.runs.progress import INTERVAL_S, duration
+
+logger = logging.getLogger(__name__)
+
+
+class _LastLine(logging.Handler):
+    """Remembers when the last line was logged, and the work that it belongs to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - only its time counts
+        self.at = time.monotonic()
+
+
+@contextmanager
+def heartbeat(label: str, *, planned_s: float, every_s: float = INTERVAL_S) -> Iterator[None]:
+    """Log `label` with the time so far and the time left whenever nothing was logged for `every_s` seconds.
+
+    planned_s: the time that the block is expected to take.
+    """
+    last, over, started = _LastLine(), threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(min(1.0, every_s / 10)):
+            now = time.monotonic()
+            if now - last.at >= every_s:
+                left = planned_s - (now - started)
+                words = f"about {duration(left)} left" if left > 0 else "longer than planned"
+                logger.info(f"{label}: at work for {duration(now - started)}, {words}")
+
+    loggers = [logging.getLogger(name) for name in NAMES]
+    for one in loggers:
+        one.addHandler(last)
+    thread = threading.Thread(target=watch, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for one in loggers:
+            one.removeHandler(last)

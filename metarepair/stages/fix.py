@@ -1,0 +1,210 @@
+"""Repair a user's model from photographs: plan within a budget, run all stages, hand over the repaired weights.
+
+`fix` is a run. Its settings come from the data and from a measurement of this machine; they are written as `fix.yaml`
+before the first training, and `fix.json` records what they were made from. A later call with the same options reads
+both and resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from metarepair.config.load import config_text, load_config, parse_config
+from metarepair.config.photographs import NAME
+from metarepair.config.run import Config
+from metarepair.config.user_defaults import user_defaults
+from metarepair.fixing.heartbeat import heartbeat
+from metarepair.fixing.outcome import Outcome, outcome_of
+from metarepair.fixing.plan import Plan, plan_fix
+from metarepair.fixing.settings import count, planned_settings
+from metarepair.fixing.speeds import measure
+from metarepair.repairs.export import export_original
+from metarepair.repairs.saved import load_repaired
+from metarepair.reports import load_results
+from metarepair.runs.layout import FIX_RECORD, FIX_SETTINGS, Run, run_of
+from metarepair.runs.logs import RESULTS
+from metarepair.runs.progress import duration
+from metarepair.stages.executor import ExecutorOf, in_process
+from metarepair.stages.images import read_user_images
+from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.suspicious import without_suspicious
+from metarepair.stages.without_clean import FOLDER, stand_in
+from metarepair.weights import resolve_weights
+from tasks.errors import ConfigError, DataError, StageError, unreadable
+from tasks.storage.paths import Place, find, local, read_json, remove_tree, write_text
+from tasks.storage.settings import difference, plain
+
+logger = logging.getLogger(__name__)
+REPAIRED = "repaired"  # with the suffix of the user's weights file
+VERSION = 1
+PLANNING_S = 30.0  # read some hundred photographs, and measure
+WHERE = ("name", "storage_path", "workers")  # may differ when a run is resumed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for: settings from the command line, the budget, and what the photographs are.
+
+    without_clean: whether there are no clean images; the data set of the settings is then all photographs.
+    drop_suspicious: how many of the failures to leave out, those with the most suspicious labels first.
+    """
+
+    settings: Mapping[str, Any]
+    budget_s: float
+    only_failures: bool = False
+    without_clean: bool = False
+    drop_suspicious: int = 0
+
+    def __post_init__(self) -> None:
+        if self.drop_suspicious < 0:
+            raise ConfigError(
+                f"--drop-suspicious {self.drop_suspicious}: give how many failures to leave out, 0 or more."
+            )
+
+    @property
+    def config(self) -> Config:
+        """The settings before a plan. Raises ConfigError."""
+        return parse_config(user_defaults(self.settings), where="the command line")
+
+    def knows_only_failures(self, config: Config) -> bool:
+        """Whether only failures judge: all that were given are, or without clean images, all but the holdout's."""
+        without_holdout = config.environments[NAME].holdout is None
+        return without_holdout if self.without_clean else self.only_failures
+
+    def record(self) -> dict[str, Any]:
+        """What a plan depends on, as plain values; the folder may be moved, and resumed with other workers."""
+        settings = {key: value for key, value in self.settings.items() if key not in WHERE}
+        asked = {"budget_s": self.budget_s, "drop_suspicious": self.drop_suspicious}
+        found: dict[str, Any] = plain(settings | asked)
+        return found | {"only_failures": self.only_failures}
+
+
+class Fix:
+    """One `fix`, from its request to the weights that are handed over."""
+
+    def __init__(
+        self, request: Request, executor: ExecutorOf = in_process, *, show_images: bool = True
+    ) -> None:
+        self.request, self._executor, self._show_images = request, executor, show_images
+        self.run: Run = run_of(request.config)
+
+    def restart(self) -> None:
+        """Delete everything that an earlier `fix` made here, once the model and the data could be read."""
+        pipeline = self._pipeline(self.request.config)
+        pipeline.restart("mine")
+        for path in (self.run.root / FIX_SETTINGS, self.run.root / FIX_RECORD, *self._handed_over()):
+            path.unlink(missing_ok=True)
+        remove_tree(self.run.root / FOLDER)
+
+    def plan(self) -> Config:
+        """Return the planned settings: those of an earlier call, or new ones, which are written into the run."""
+        with heartbeat("plan", planned_s=PLANNING_S):
+            return self._held() or self._new()
+
+    def repair(self, config: Config) -> Outcome:
+        """Run all stages with planned settings, and hand over. Prints the table and the sentence."""
+        planned_s = float(self._record()["plan"]["total_s"])
+        pipeline = self._pipeline(config)
+        torch.set_num_threads(config.train.threads)
+        with heartbeat("fix", planned_s=planned_s):
+            pipeline.whole()
+            outcome = self._hand_over(config, pipeline)
+        logger.log(RESULTS, outcome.words)
+        return outcome
+
+    def _pipeline(self, config: Config) -> Pipeline:
+        return Pipeline(config, self._executor, show_images=self._show_images)
+
+    def _held(self) -> Config | None:
+        """The settings of an earlier call. Raises StageError if it was for another request."""
+        path = self.run.root / FIX_RECORD
+        if not path.is_file() or not (self.run.root / FIX_SETTINGS).is_file():
+            return None
+        lines = difference(self._record()["given"], self.request.record())
+        if lines:
+            raise StageError(
+                f"{self.run.root} holds a repair with other options: {'; '.join(lines)}. Give the options of then, "
+                "another --out, or --restart to start over."
+            )
+        logger.info(f"{self.run.root / FIX_SETTINGS}: planned before; the run is resumed")
+        where = {key: self.request.settings[key] for key in WHERE if key in self.request.settings}
+        return load_config(local(self.run.root / FIX_SETTINGS), [], **where)
+
+    def _record(self) -> dict[str, Any]:
+        path = self.run.root / FIX_RECORD
+        try:
+            record: dict[str, Any] = read_json(path)
+            record["given"], record["plan"]["total_s"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{unreadable(path, error)}. Plan again with --restart.") from error
+        return record
+
+    def _new(self) -> Config:
+        config, given = self.request.config, self.request.settings
+        if self.request.without_clean:
+            given = stand_in(self.run, config, given)
+            config = parse_config(user_defaults(given))
+        pipeline = self._pipeline(config)
+        pipeline.check_clean()
+        read_user_images(self.run, config, pipeline.here)
+        if self.request.drop_suspicious:
+            given = without_suspicious(given, config, pipeline.here, first=self.request.drop_suspicious)
+            config = parse_config(user_defaults(given))
+            pipeline = self._pipeline(config)
+        counts = count(config, pipeline.here)
+        logger.info(f"of the photographs to learn from, the model gets {counts.failures} wrong")
+        logger.info("measure how fast the model trains and classifies here, for about ten seconds")
+        speeds, threads = measure(config, pipeline.here)
+        plan = plan_fix(
+            self.request.budget_s,
+            speeds,
+            counts,
+            workers=config.workers,
+            kit=config.kit is not None,
+            refine=config.refine,
+        )
+        logger.log(RESULTS, f"A budget of {duration(self.request.budget_s)} buys {plan.words}")
+        planned = parse_config(planned_settings(user_defaults(given), plan, threads=threads))
+        record = {
+            "version": VERSION,
+            "given": self.request.record(),
+            "counts": asdict(counts),
+            "speeds": asdict(speeds),
+            "plan": asdict(plan) | {"total_s": plan.total_s},
+        }
+        write_text(self.run.root / FIX_SETTINGS, _heading(self.request, plan) + config_text(planned))
+        write_text(self.run.root / FIX_RECORD, json.dumps(record, indent=1) + "\n")
+        return planned
+
+    def _hand_over(self, config: Config, pipeline: Pipeline) -> Outcome:
+        """Write the repaired weights in the form that the deployed ones came in; none if these are kept."""
+        result = load_results(self.run, [NAME])[0]
+        outcome = outcome_of(result, only_failures=self.request.knows_only_failures(config))
+        for old in self._handed_over():
+            old.unlink()
+        if outcome.kept or outcome.method is None:
+            return outcome
+        folder = self.run.repaired(NAME) / outcome.method / str(outcome.seed)
+        original = resolve_weights(config.model.weights)
+        out = self.run.root / f"{REPAIRED}{original.suffix}"
+        deployed = pipeline.here.deployed
+        repaired = replace(deployed, module=load_repaired(folder, outcome.method, deployed))
+        logger.log(RESULTS, export_original(repaired, original, out, entry=config.model.entry))
+        return replace(outcome, words=f"{outcome.words} Its weights: {out}")
+
+    def _handed_over(self) -> list[Place]:
+        """The weights that an earlier call handed over."""
+        return [path for path in find(self.run.root, f"{REPAIRED}.*") if path.is_file()]
+
+
+def _heading(request: Request, plan: Plan) -> str:
+    return (
+        "# Written by `metarepair fix`. The same run without fix: metarepair run --config fix.yaml --storage FOLDER\n"
+        f"# Budget {duration(request.budget_s)}: {plan.words}\n"
+    )

@@ -1,0 +1,78 @@
+"""Test the sentence that `fix` ends with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metarepair.fixing.outcome import gain_interval, outcome_of
+from tasks.errors import StageError
+
+# 400 photographs judge, 80 of them failures: 50 become right, and 10 of the other 320 wrong.
+ROW = {
+    "method": "sgd",
+    "seed": 0,
+    "d_fail": 50 / 80,
+    "break_rate_corrupted": 10 / 320,
+    "break_rate": 0.02,
+    "clean": 0.905,
+    "clean_before": 0.912,
+    "weights": "repaired/photographs/sgd/0/model.safetensors",
+}
+RESULT: dict[str, Any] = {
+    "judging": {"images": 400, "clean_images": 500},
+    "d_collect": {"fail": 80},
+    "methods": [ROW | {"method": "none", "d_fail": 0.0}, ROW],
+    "choice": {"method": "sgd", "seed": 0, "kept": False, "words": "The best inside the limits is sgd."},
+}
+
+
+def test_a_repair_that_is_taken_is_told_with_its_gain_and_its_cost() -> None:
+    outcome = outcome_of(RESULT, only_failures=False)
+    assert (outcome.kept, outcome.method, outcome.weights) == (False, "sgd", ROW["weights"])
+    assert "accuracy goes from 80.0% to 90.0%" in outcome.words
+    assert "50 became right and 10 wrong" in outcome.words
+    assert "from 91.2% to 90.5%" in outcome.words
+    assert "2.0% of the clean images that were right are now wrong" in outcome.words
+
+
+def test_what_only_failures_cannot_tell_is_said_to_be_unknown() -> None:
+    words = outcome_of(RESULT, only_failures=True).words
+    assert "62.5% of the 80 failures" in words
+    assert "unknown" in words
+    assert "80.0%" not in words
+
+
+def test_kept_weights_end_with_the_reason_and_no_weights() -> None:
+    choice = {"method": "none", "seed": 0, "kept": True, "words": "No repair stays inside the limits."}
+    outcome = outcome_of(RESULT | {"choice": choice}, only_failures=False)
+    assert outcome.kept
+    assert outcome.words == "Keep your model: no repair stays inside the limits."
+    assert outcome.weights is None
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "says"), [(10, 20, "show no gain"), (12, 8, "may be chance"), (60, 5, None)]
+)
+def test_a_gain_that_is_not_confirmed_is_doubted(fixed: int, broken: int, says: str | None) -> None:
+    row = ROW | {"d_fail": fixed / 80, "break_rate_corrupted": broken / 320}
+    words = outcome_of(RESULT | {"methods": [row]}, only_failures=False).words
+    assert (says in words) if says else words.endswith("are now wrong.")
+
+
+def test_a_result_without_a_choice_is_refused() -> None:
+    with pytest.raises(StageError, match="no choice"):
+        outcome_of({k: v for k, v in RESULT.items() if k != "choice"}, only_failures=False)
+
+
+def test_the_interval_covers_the_true_gain_in_95_of_100_draws() -> None:
+    generator, images, truth = np.random.default_rng(0), 1000, 0.06 - 0.03
+    drawn = generator.multinomial(images, [0.06, 0.03, 0.91], size=2000)
+    covered = 0
+    for fixed, broken, _ in drawn.tolist():
+        gain, low, high = gain_interval(fixed=fixed, broken=broken, images=images)
+        assert gain == (fixed - broken) / images
+        covered += low <= truth <= high
+    assert 0.93 < covered / len(drawn) < 0.97
