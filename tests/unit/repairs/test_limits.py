@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from metarepair.data.selecting_images import SelectingImages
 from metarepair.engine.vectors import State
 from metarepair.methods import RepairedModel
 from metarepair.models.build import DeployedModel
-from metarepair.repairs.limits import WEIGHTS, broken_bound, choice_of, take_inside
+from metarepair.repairs.limits import HALVINGS, broken_bound, choice_of, take_inside
 from metarepair.reports.table import chosen_inside, named
 from small import deployed_of
 from tasks.errors import ConfigError
@@ -86,6 +86,13 @@ def lowered(weight: float, count: int) -> int:
     return int((np.arange(128 - count, 128) > 127.5 - 63.75 * weight).sum())
 
 
+def assert_at_the_edge(weight: float, inside: Callable[[float], bool]) -> None:
+    """Check that a weight is inside, and that the next one of the search is not, or repairs no more."""
+    further = weight + (0.1 if weight >= 0.1 else 0.05) / 2**HALVINGS
+    assert inside(weight)
+    assert not inside(further) or lowered(further, 64) == lowered(weight, 64)
+
+
 def test_the_bound_of_broken_images_is_that_of_clopper_and_pearson() -> None:
     assert broken_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
     assert broken_bound(3, 200) == pytest.approx(beta.ppf(0.95, 4, 197))
@@ -95,10 +102,8 @@ def test_the_bound_of_broken_images_is_that_of_clopper_and_pearson() -> None:
 @pytest.mark.parametrize("most", [0.06, 0.1, 0.2])
 def test_the_largest_weight_inside_max_broken_is_taken(most: float) -> None:
     taken, selection = take_inside(threshold_dnn(), repaired(), images(), LimitsConfig(max_broken=most))
-    inside = [w for w in WEIGHTS if broken_bound(lowered(w, 128), 256) <= most]
-    assert 0 < len(inside) < len(WEIGHTS)
-    weight, point = max(inside), selection.point
-    assert point.weight == weight
+    weight, point = selection.point.weight, selection.point
+    assert_at_the_edge(weight, lambda w: broken_bound(lowered(w, 128), 256) <= most)
     assert not selection.kept
     assert taken.parameters["1.bias"][1].item() == pytest.approx(REPAIRED_BIAS * weight)
     assert point.environment == (64 + lowered(weight, 64)) / 128
@@ -110,7 +115,7 @@ def test_the_largest_weight_inside_max_broken_is_taken(most: float) -> None:
 
 def test_the_fall_of_clean_accuracy_is_limited() -> None:
     _, selection = take_inside(threshold_dnn(), repaired(), images(), LimitsConfig(max_clean_drop=0.05))
-    assert selection.point.weight == max(w for w in WEIGHTS if lowered(w, 128) / 256 <= 0.05)
+    assert_at_the_edge(selection.point.weight, lambda w: lowered(w, 128) / 256 <= 0.05)
 
 
 def test_without_a_limit_that_bites_the_repair_itself_is_taken() -> None:
@@ -125,8 +130,11 @@ def test_the_deployed_weights_are_kept_if_no_point_is_inside_and_the_nearest_are
     assert selection.kept
     assert torch.equal(taken.parameters["1.bias"], torch.zeros(2))
     assert (selection.point.weight, selection.point.environment, selection.point.broken) == (0.0, 0.5, 0.0)
-    assert [point.weight for point in selection.nearest] == [0.05, 0.1, 0.2]
-    assert selection.nearest[0].outside == {"max_broken": pytest.approx(broken_bound(3, 256) - 0.01)}
+    nearest = selection.nearest[0]
+    assert lowered(nearest.weight, 128) == min(lowered(point.weight, 128) for point in selection.nearest)
+    by = broken_bound(lowered(nearest.weight, 128), 256) - 0.01
+    assert nearest.outside["max_broken"] == pytest.approx(by)
+    assert len(selection.nearest) == 3
 
 
 def test_a_gain_below_the_least_is_no_gain() -> None:
@@ -140,8 +148,8 @@ def test_a_gain_below_the_least_is_no_gain() -> None:
 def test_the_recall_of_a_protected_class_does_not_fall_by_more(name: str) -> None:
     limits = LimitsConfig(protected_classes={name: 0.1})
     _, selection = take_inside(threshold_dnn(), repaired(), images(), limits)
-    weight = max(w for w in WEIGHTS if lowered(w, 128) / 128 <= 0.1)
-    assert selection.point.weight == weight
+    weight = selection.point.weight
+    assert_at_the_edge(weight, lambda w: lowered(w, 128) / 128 <= 0.1)
     assert selection.point.recall_falls == {"dark": lowered(weight, 128) / 128}
 
 
@@ -154,9 +162,11 @@ def test_a_protected_class_that_gains_does_not_limit() -> None:
 
 def test_an_episode_that_is_better_than_the_means_is_taken() -> None:
     limits = LimitsConfig(max_clean_drop=0.05)
-    between = REPAIRED_BIAS * 0.19  # nearer to the limit than the means at 0.1 and 0.2
-    assert lowered(0.1, 128) < lowered(0.19, 128) <= 0.05 * 256 < lowered(0.2, 128)
-    walked = repaired(episodes=(REPAIRED_BIAS, between))
+    between = REPAIRED_BIAS * 0.19
+    assert lowered(0.19, 128) <= 0.05 * 256 < lowered(0.2, 128)
+    walked = replace(
+        repaired(episodes=(REPAIRED_BIAS, between)), parameters=state(40.0)
+    )  # whose means are coarse
     taken, selection = take_inside(threshold_dnn(), walked, images(), limits)
     assert (selection.point.episode, selection.point.environment) == (1, (64 + lowered(0.19, 64)) / 128)
     assert torch.equal(taken.parameters["1.bias"], state(between)["1.bias"])
@@ -199,11 +209,11 @@ def test_a_report_says_what_was_taken_and_what_was_kept() -> None:
         "Best on the 128 images of the environment and 256 clean images that select, inside the limits: fine-tuned by "
         "SGD, seed 0."
     )
-    assert lines[1].startswith("fine-tuned by SGD: taken at weight 0.1 (environment 50.0% → ")
+    assert lines[1].startswith("fine-tuned by SGD: taken at weight 0.125 (environment 50.0% → ")
     assert lines[2].startswith(
         "BN-adapted: the deployed weights are kept. Nearest to the limits is the repair at "
     )
-    assert "outside max_broken by " in lines[2]
+    assert "outside min_gain (no gain), max_broken by 1.1 points" in lines[2]
     assert named("bn_adapt", rows[1:]) == "BN-adapted (kept)"
     assert named("sgd", rows[:1]) == "fine-tuned by SGD"
     assert chosen_inside({"methods": [{"method": "sgd", "seed": 0}]}) == []
