@@ -18,8 +18,8 @@ are compared with the manifests; `metarepair inspect` also compares checksums.
                      environment, target or prepared method, or a seed that has a run of its own, or null), role
                      (experience | target | seed | null), state, done, total (of its units), unit (shards | episodes |
                      rounds | repairs | epochs | fine-tunes | pieces | null), judged (repairs of a comparison, else
-                     null), written (ISO 8601, of its newest file), metrics ({name: number}, of its newest checkpoint), seconds_left,
-                     passed_over (incomplete checkpoints)}
+                     null), written (ISO 8601, of its newest file), metrics ({name: number}, of its newest checkpoint),
+                     seconds_left, passed_over (incomplete checkpoints)}
     search           null, or {state, trials ({finished | stopped early | failed | running | unfinished: count}), total,
                      best, running}, best being null or {name, state, objective}, running (including unfinished
                      trials) a list of {name, rounds, of (total rounds), objective (after these rounds), written}
