@@ -339,7 +339,7 @@ def _fix(given: argparse.Namespace) -> int:
     from metarepair.console.paths import check_paths
     from metarepair.runs.layout import without_empty_run
 
-    settings = shared_settings(given)
+    settings = shared_settings(given) | {"refine": given.refine}
     config = parse_config(user_defaults(settings), where="the command line")
     check_paths(config, given.verb)
     with without_empty_run(config):
@@ -357,7 +357,6 @@ def _fix_within(given: argparse.Namespace, settings: dict[str, Any]) -> int:
         settings=settings,
         budget_s=given.budget,
         only_failures=given.failures is not None,
-        refine=given.refine,
     )
     fix = Fix(request, executor_for, show_images=given.show_images)
     with locked(open_run(request.config).root, given.verb):

@@ -49,8 +49,13 @@ class Photographs:
     def settings(self) -> dict[str, Any]:
         """Return the settings that describe these as a run: `name`, `storage_path`, `model`, `data`, `environments`.
 
-        Sections hold only what is given. Raises ConfigError if `out` names no folder.
+        Sections hold only what is given. Raises ConfigError if `out` names no folder, or if there are no clean images.
         """
+        if self.clean is None and self.kit is None:
+            raise ConfigError(
+                "--clean is missing. Give labelled images on which the model works as it should: they hold its "
+                "accuracy during a repair, and show what the repair costs. Or give a --kit, which holds some."
+            )
         root = place(self.out)
         if not root.name:
             raise ConfigError(f"--out {self.out!r} names no folder. Give one that the run may create.")

@@ -29,11 +29,11 @@ SGD_EPOCHS, LEAST_EPOCHS = 20, 4
 SGD_BATCH, SGD_CLEAN = 200, 2000  # the defaults of methods.sgd
 SGD_SHARE = 0.4  # of the time for trainings, at most, for fine-tuning, if joint training is affordable
 CHECKS = 21  # evaluations during a fine-tuning
-PATH_POINTS = 25  # evaluations on selecting images when a repair is chosen within limits
+PATH_POINTS = 11  # evaluations on selecting images when a point of a repair is chosen inside the limits
 LEAST_JOINT_STEPS, JOINT_STEPS, MOST_JOINT_STEPS = 60, 2800, 5600
 JOINT_GROUPS = 4  # over which workers divide a step
 MOST_ROUND_STEPS, MOST_ROUND_EPISODES = 100, 10
-ROUND_S = 8.0  # a round of a training: its progress is logged, and its checkpoint is written
+ROUND_S = 5.0  # a round of a training: its progress is logged, and its checkpoint is written
 LEAST_EPISODES, MOST_EPISODES = 20, 200
 
 CHEAP = ("sgd", "bn_adapt", "none")
@@ -60,7 +60,8 @@ class Speeds:
 class Counts:
     """What there is to learn from, to select by and to judge by, in images.
 
-    failures: those to learn from. collected: failures of an experience, at most.
+    failures: those to learn from. mined: clean images that experiences are made of. collected: failures of an
+    experience, at most.
     """
 
     photographs: int
@@ -72,6 +73,7 @@ class Counts:
     clean_judge: int
     experiences: int
     severities: int
+    mined: int
     collected: int
 
 
@@ -242,8 +244,8 @@ class Costs:
 
     @property
     def walk_s(self) -> float:
-        """MetaRepair's repair: walks over tasks, an evaluation after each episode, and line 20's accuracies."""
-        episodes = len(RATES) * WALK_EPISODES
+        """MetaRepair's repair: a walk for each rate and another to choose by, evaluations, line 20's accuracies."""
+        episodes = (len(RATES) + 1) * WALK_EPISODES
         learned = episodes * TASKS * INNER_STEPS * self.speeds.support_images * self.speeds.learned_image_s
         evaluated = episodes * self.selecting + WALK_EPISODES * TASKS * self.counts.judging
         return learned + evaluated * self.speeds.image_s
@@ -252,7 +254,7 @@ class Costs:
     def mining_s(self) -> float:
         """Mine all experiences, and extract features of what is collected."""
         c = self.counts
-        mined = c.experiences * c.severities * (c.clean_learn + c.clean_select) * self.speeds.mined_image_s
+        mined = c.experiences * c.severities * c.mined * self.speeds.mined_image_s
         features = (c.experiences + 1) * c.collected * self.speeds.image_s
         return (mined + features) / self._spread(c.experiences)
 

@@ -26,7 +26,7 @@ def planned_settings(settings: Mapping[str, Any], plan: Plan, *, threads: int) -
     if plan.joint_rounds:
         changed["joint"] = {"rounds": plan.joint_rounds, "round_steps": plan.round_steps}
     changed["train"] = {"threads": threads}
-    if plan.episodes:
+    if plan.episodes and not settings.get("refine"):
         changed["train"] |= {"episodes": plan.episodes, "round_episodes": plan.round_episodes}
     sections = {key: {**settings.get(key, {}), **values} for key, values in changed.items()}
     return {**settings, **sections}
@@ -36,16 +36,18 @@ def count(config: Config, here: Surroundings) -> Counts:
     """Count what there is. The photographs are in the run's storage already; those that judge are not opened."""
     source = here.environment("test", NAME)
     learned_N, selecting_N = (np.flatnonzero(source.parts_N == part) for part in (LEARN, SELECT))
+    learned = len(here.split("train").labels_N)
     return Counts(
         photographs=len(source.parts_N),
         failures=len(learned_N) - right_of(here, source, learned_N),
         selecting=len(selecting_N),
         judging=int((source.parts_N == JUDGE).sum()),
-        clean_learn=len(here.split("train").labels_N),
+        clean_learn=learned,
         clean_select=len(here.clean().held_out),
         clean_judge=len(here.split("test").labels_N),
         experiences=len(config.mining.experiences),
         severities=len(config.mining.severities),
+        mined=min(config.mining.images or learned, learned),
         collected=config.mining.collect,
     )
 

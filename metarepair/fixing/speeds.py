@@ -53,7 +53,7 @@ def measure(config: Config, here: Surroundings) -> tuple[Speeds, int]:
     image_s = _image_seconds(here.deployed, clean)
     support = config.task.shots * here.deployed.num_classes + config.task.clean_support
     speeds = Speeds(
-        step_s=_step_seconds(config, here.deployed, clean, experiences),
+        step_s=_step_seconds(config, here.deployed, clean, experiences, learned_s),
         image_s=image_s,
         learned_image_s=learned_s,
         mined_image_s=image_s + _corruption_seconds(experiences),
@@ -86,9 +86,15 @@ def _fastest_threads(deployed: DeployedModel, clean: CleanImages, *, most: int) 
 
 
 def _step_seconds(
-    config: Config, deployed: DeployedModel, clean: CleanImages, experiences: Mapping[str, LearnedImages]
+    config: Config,
+    deployed: DeployedModel,
+    clean: CleanImages,
+    experiences: Mapping[str, LearnedImages],
+    learned_s: float,
 ) -> float:
-    """A step of joint training on a copy of the model, its images included."""
+    """A step of joint training on a copy of the model, its images included; estimated if there are no experiences."""
+    if not experiences:  # a kit has been trained jointly already
+        return config.joint.batch_size * learned_s
     check_joint(config.joint, clean, experiences, pixels=deployed.input_size)
     own = replace(deployed, module=copied(deployed.module))
     joint = config.joint.model_copy(update={"rounds": 1, "round_steps": 1})

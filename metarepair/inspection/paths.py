@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from metarepair.compare.plan import PLAN
-from metarepair.runs.layout import SEEDS
+from metarepair.runs.layout import FIX_RECORD, SEEDS
 from tasks.errors import DataError, StorageError, near_names
 from tasks.storage.lease import LEASE
 from tasks.storage.paths import Place, place
@@ -86,7 +86,9 @@ def _readable(path: str, allowed: str) -> Iterator[None]:
 
 
 def _check_run(root: Place) -> None:
-    """Raise DataError for a folder that is not a run."""
+    """Raise DataError for a folder that is not a run. A `fix` knows its folder, whatever its name is."""
+    if (root / FIX_RECORD).is_file():
+        return
     if root.name in (*GROUPS, "search", "report") and _is_run(root.parent):
         raise DataError(f"{root} is a part of a run. Name the run: metarepair status {root.parent}")
     for group in (root.parent, root.parent.parent, root.parent.parent.parent):
@@ -112,7 +114,12 @@ def _is_run(root: Place) -> bool:
     if (root / "compare" / PLAN).is_file() and (root / SEEDS).is_dir():
         return True
     names = {path.name for path in root.iterdir()} - {"prepared", "compare"}
-    return LEASE in names or READS in names or any(n in names and (root / n).is_dir() for n in GROUPS)
+    return (
+        FIX_RECORD in names
+        or LEASE in names
+        or READS in names
+        or any(n in names and (root / n).is_dir() for n in GROUPS)
+    )
 
 
 def _near(root: Place) -> str:

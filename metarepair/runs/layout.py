@@ -20,6 +20,8 @@
     seeds/<seed>/               a run of its own for each seed, of a comparison with `compare.vary: everything`
     search/                     trials.parquet trials.csv best.yaml, figures; inputs/ and trials/ of `metarepair tune`
     d_fail_reads.jsonl          each opening of a target's D_fail; outlives --restart
+    fix.yaml fix.json repaired.*    of `metarepair fix`: the settings that it planned, what they were planned from, and
+                                the repaired weights in the form of the user's own file
     deployed/                   of `metarepair pretrain`
     pack/                       of `metarepair kit`: kit.json, the deployed weights, moments, digests, clean images
 
@@ -38,6 +40,7 @@ from metarepair.weights import kit_folder
 from tasks.errors import StorageError, UserError
 from tasks.storage.paths import Place, find, place
 
+FIX_SETTINGS, FIX_RECORD = "fix.yaml", "fix.json"
 SEEDS = "seeds"  # the folder of the runs of a comparison's seeds
 RATES = "rates.safetensors"  # factors of learned rates, beside the model of a checkpoint or of θ_meta
 

@@ -27,7 +27,7 @@ from metarepair.fixing.speeds import measure
 from metarepair.repairs.export import export_original
 from metarepair.repairs.saved import load_repaired
 from metarepair.reports import load_results
-from metarepair.runs.layout import Run, run_of
+from metarepair.runs.layout import FIX_RECORD, FIX_SETTINGS, Run, run_of
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import duration
 from metarepair.stages.executor import ExecutorOf, in_process
@@ -39,7 +39,6 @@ from tasks.storage.paths import Place, find, local, read_json, write_text
 from tasks.storage.settings import difference, plain
 
 logger = logging.getLogger(__name__)
-SETTINGS, RECORD = "fix.yaml", "fix.json"
 REPAIRED = "repaired"  # with the suffix of the user's weights file
 VERSION = 1
 WHERE = ("name", "storage_path", "workers")  # may differ when a run is resumed
@@ -47,15 +46,11 @@ WHERE = ("name", "storage_path", "workers")  # may differ when a run is resumed
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for: settings from the command line, the budget, and what the photographs are.
-
-    refine: episodes of meta-training from the kit's θ_meta.
-    """
+    """What a user asks for: settings from the command line, the budget, and what the photographs are."""
 
     settings: Mapping[str, Any]
     budget_s: float
     only_failures: bool = False
-    refine: int = 0
 
     @property
     def config(self) -> Config:
@@ -65,7 +60,7 @@ class Request:
     def record(self) -> dict[str, Any]:
         """What a plan depends on, as plain values; the folder may be moved, and resumed with other workers."""
         settings = {key: value for key, value in self.settings.items() if key not in WHERE}
-        found: dict[str, Any] = plain(settings | {"budget_s": self.budget_s, "refine": self.refine})
+        found: dict[str, Any] = plain(settings | {"budget_s": self.budget_s})
         return found | {"only_failures": self.only_failures}
 
 
@@ -82,7 +77,7 @@ class Fix:
         """Delete everything that an earlier `fix` made here, once the model and the data could be read."""
         pipeline = self._pipeline(self.request.config)
         pipeline.restart("mine")
-        for path in (self.run.root / SETTINGS, self.run.root / RECORD, *self._handed_over()):
+        for path in (self.run.root / FIX_SETTINGS, self.run.root / FIX_RECORD, *self._handed_over()):
             path.unlink(missing_ok=True)
 
     def plan(self) -> Config:
@@ -105,8 +100,8 @@ class Fix:
 
     def _held(self) -> Config | None:
         """The settings of an earlier call. Raises StageError if it was for another request."""
-        path = self.run.root / RECORD
-        if not path.is_file() or not (self.run.root / SETTINGS).is_file():
+        path = self.run.root / FIX_RECORD
+        if not path.is_file() or not (self.run.root / FIX_SETTINGS).is_file():
             return None
         lines = difference(self._record()["given"], self.request.record())
         if lines:
@@ -114,12 +109,12 @@ class Fix:
                 f"{self.run.root} holds a repair with other options: {'; '.join(lines)}. Give the options of then, "
                 "another --out, or --restart to start over."
             )
-        logger.info(f"{self.run.root / SETTINGS}: planned before; the run is resumed")
+        logger.info(f"{self.run.root / FIX_SETTINGS}: planned before; the run is resumed")
         where = {key: self.request.settings[key] for key in WHERE if key in self.request.settings}
-        return load_config(local(self.run.root / SETTINGS), [], **where)
+        return load_config(local(self.run.root / FIX_SETTINGS), [], **where)
 
     def _record(self) -> dict[str, Any]:
-        path = self.run.root / RECORD
+        path = self.run.root / FIX_RECORD
         try:
             record: dict[str, Any] = read_json(path)
             record["given"], record["plan"]["total_s"]
@@ -141,7 +136,7 @@ class Fix:
             counts,
             workers=config.workers,
             kit=config.kit is not None,
-            refine=self.request.refine,
+            refine=config.refine,
         )
         logger.log(RESULTS, f"A budget of {duration(self.request.budget_s)} buys {plan.words}")
         settings = user_defaults(self.request.settings)
@@ -153,8 +148,8 @@ class Fix:
             "speeds": asdict(speeds),
             "plan": asdict(plan) | {"total_s": plan.total_s},
         }
-        write_text(self.run.root / SETTINGS, _heading(self.request, plan) + config_text(planned))
-        write_text(self.run.root / RECORD, json.dumps(record, indent=1) + "\n")
+        write_text(self.run.root / FIX_SETTINGS, _heading(self.request, plan) + config_text(planned))
+        write_text(self.run.root / FIX_RECORD, json.dumps(record, indent=1) + "\n")
         return planned
 
     def _hand_over(self, config: Config, pipeline: Pipeline) -> Outcome:

@@ -35,6 +35,7 @@ COUNTS = Counts(
     clean_judge=500,
     experiences=19,
     severities=5,
+    mined=1000,
     collected=1000,
 )
 COSTS = Costs(speeds=SPEEDS, counts=COUNTS, workers=0)
@@ -99,7 +100,7 @@ def test_the_budget_that_a_lacking_candidate_is_said_to_need_suffices(methods: i
 
 def test_a_round_is_short_enough_to_show_progress() -> None:
     slow = plan_fix(36_000, replace(SPEEDS, step_s=3.0, task_s=5.0), COUNTS)
-    assert slow.round_steps == 2  # of 3 s each
+    assert slow.round_steps == 1  # of 3 s
     assert slow.round_episodes == 1
 
 

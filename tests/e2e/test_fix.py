@@ -1,0 +1,163 @@
+"""Check `metarepair fix` as a user calls it: photographs and clean images in folders, no YAML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.environments import write_environment
+from metarepair.cli import main
+from metarepair.config.load import load_config
+from metarepair.fixing.plan import Speeds
+from metarepair.stages import fix as fix_stage
+from metarepair.weights import resolve_weights
+from tasks.datasets import load_dataset
+
+PHOTOGRAPHS, CLEAN = 160, 160
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of one recipe, other clean images, and the shipped weights in a torch.save file of a user."""
+    folder = tmp_path_factory.mktemp("material")
+    data = load_dataset("cifar10_sample", "test")
+    write_environment(folder, data, recipe="colour", images=PHOTOGRAPHS, seed=0)
+    (folder / "colour" / "labels.csv").unlink()
+    train = load_dataset("cifar10_sample", "train")
+    for row in range(CLEAN):
+        path = folder / "clean" / train.classes[train.labels_N[row]] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(train.images_NHWC[row]).save(path)
+    from safetensors.torch import load_file
+
+    weights = load_file(resolve_weights("shipped:resnet8_cifar10"))
+    torch.save({"epoch": 7, "net": weights}, folder / "mine.pth")
+    return folder
+
+
+@pytest.fixture
+def run(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Call `fix` with a model of the user's own, on a machine of known speed; return exit code and output."""
+    speeds = Speeds(
+        step_s=1.0, image_s=1e-5, learned_image_s=1e-3, mined_image_s=1.0, task_s=1.0, support_images=100
+    )
+    monkeypatch.setattr(fix_stage, "measure", lambda *_: (speeds, 1))
+
+    def call(
+        *options: str, images: tuple[str, str] = ("--images", "colour"), verb: str = "fix"
+    ) -> tuple[int, str]:
+        words = [
+            *(images[0], str(material / images[1])),
+            *("--clean", str(material / "clean"), "--weights", str(material / "mine.pth")),
+            *("--model", "metarepair.models.resnet8:ResNet8", "--out", str(tmp_path / "repaired")),
+            *("--mean", "0.4914", "0.4822", "0.4465", "--std", "0.2470", "0.2435", "0.2616"),
+            *("--budget", "90s", *options),
+        ]
+        capsys.readouterr()
+        code = main([verb, *words])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return call
+
+
+def result_in(root: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((root / "repaired" / "photographs" / "result.json").read_text("utf-8"))
+    return found
+
+
+def test_a_repair_is_handed_over_in_the_form_that_the_weights_came_in(
+    run: Run, material: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "repaired"
+    code, said = run("--max-clean-drop", "0.9")
+    assert code == 0, said
+    assert "A budget of 1 min 30 s buys fine-tuning for" in said
+    assert "Take the repaired model" in said
+    result = result_in(root)
+    choice = result["choice"]
+    before, after = (
+        torch.load(path, weights_only=True) for path in (material / "mine.pth", root / "repaired.pth")
+    )
+    assert after["epoch"] == before["epoch"]
+    assert list(after["net"]) == list(before["net"])
+    assert any(not torch.equal(after["net"][key], value) for key, value in before["net"].items())
+    assert str(root / "repaired.pth") in said
+    assert f"{choice['method']}" in result["config"]["repair"]["methods"]
+    assert (root / "report" / "index.html").is_file()
+    # MetaRepair is not affordable, so nothing was mined or trained for it.
+    assert "metarepair" not in result["config"]["repair"]["methods"]
+    assert not (root / "experiences").exists()
+    assert not (root / "meta").exists()
+
+
+def test_weights_are_kept_with_an_exit_code_of_their_own(run: Run, tmp_path: Path) -> None:
+    code, said = run("--min-gain", "0.9")
+    assert code == 3
+    assert "Keep your model: " in said
+    assert not [*(tmp_path / "repaired").glob("repaired.*")]
+    assert run("--min-gain", "0.9", "--keep-ok")[0] == 0
+
+
+def test_the_same_command_resumes_and_another_is_refused(run: Run, tmp_path: Path) -> None:
+    first = run()
+    settings = (tmp_path / "repaired" / "fix.yaml").read_bytes()
+    code, said = run()
+    assert code == first[0]
+    assert "the run is resumed" in said
+    assert "already complete" in said
+    assert (tmp_path / "repaired" / "fix.yaml").read_bytes() == settings
+    code, said = run("--seed", "1")
+    assert code == 2
+    assert "seed: 0 -> 1" in said
+    assert run("--seed", "1", "--restart")[0] in (0, 3)
+    assert load_config(tmp_path / "repaired" / "fix.yaml").seed == 1
+
+
+def test_the_written_settings_give_the_same_run(run: Run, tmp_path: Path) -> None:
+    run()
+    again = tmp_path / "again"
+    assert main(["run", "--config", str(tmp_path / "repaired" / "fix.yaml"), "--storage", str(again)]) == 0
+    weights = {
+        str(path.relative_to(tmp_path / "repaired" / "repaired")): path.read_bytes()
+        for path in (tmp_path / "repaired" / "repaired").rglob("model.safetensors")
+    }
+    assert len(weights) >= 3
+    for name, content in weights.items():
+        assert (again / "repaired" / "repaired" / name).read_bytes() == content, name
+
+
+def test_a_budget_that_is_too_small_is_refused_with_the_least(run: Run, tmp_path: Path) -> None:
+    code, said = run("--budget", "2s")
+    assert code == 2
+    assert "--budget 2s is too little" in said
+    assert not (tmp_path / "repaired" / "fix.yaml").exists()
+
+
+def test_what_only_failures_cannot_tell_is_unknown(run: Run, material: Path) -> None:
+    code, said = run("--max-clean-drop", "0.9", images=("--failures", "colour"))
+    assert code == 0, said
+    assert "what it breaks among the photographs that were right is unknown" in said
+
+
+def test_clean_images_are_asked_for(run: Run, material: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["--images", str(material / "colour"), "--model", "m:n", "--weights", str(material / "mine.pth")]
+    assert main(["fix", *words, "--out", str(tmp_path / "repaired")]) == 2
+    assert "--clean" in capsys.readouterr().err
+    assert not (tmp_path / "repaired").exists()
+
+
+def test_status_and_inspect_know_the_run(run: Run, tmp_path: Path, capsys: Any) -> None:
+    run()
+    for verb in ("status", "inspect"):
+        assert main([verb, str(tmp_path / "repaired")]) == 0
+        assert "photographs" in capsys.readouterr().out
