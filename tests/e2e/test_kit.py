@@ -33,7 +33,7 @@ from tasks.environments import corrupted_images
 from tasks.errors import ConfigError, DataError, StageError, UserError, WeightsError
 from tasks.splits.digests import pixel_digests
 from tasks.storage.manifest import require_manifest
-from tasks.storage.paths import read_table
+from tasks.storage.paths import copy_file, place, read_table
 
 SHIPPED = Path(making.__file__).parents[1] / "weights" / "resnet8_cifar10.safetensors"
 
@@ -103,6 +103,7 @@ def load_parquet(path: Path) -> Any:
     return pixel_digests(load_dataset(source, "train").images_NHWC)
 
 
+@pytest.mark.slow
 def test_a_run_with_it_mines_the_target_alone_and_starts_from_the_kits_weights(
     whole: Path, tmp_path: Path
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_kit_imports_no_module_that_the_user_has_not_named(kit: Path, tmp_path
     assert named.model.name == "examples.cifar_resnets:resnet20"
 
 
+@pytest.mark.slow
 def test_it_refines_for_the_target_from_its_own_theta_meta(whole: Path, tmp_path: Path) -> None:
     config = parse_config(with_kit(whole, tmp_path, refine=2))
     assert (config.train.episodes, config.train.query.clean) == (2, 0.5)
@@ -256,6 +258,7 @@ def test_it_refines_for_the_target_from_its_own_theta_meta(whole: Path, tmp_path
     assert not all(value.equal(refined[name]) for name, value in shared.items())
 
 
+@pytest.mark.slow
 def test_without_failures_it_is_small_repairs_and_cannot_be_refined(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     assert make(folder, "--no-failures") == 0
@@ -274,6 +277,7 @@ def test_without_failures_it_is_small_repairs_and_cannot_be_refined(tmp_path: Pa
     assert (tmp_path / "runs/withkit/report/index.html").is_file()
 
 
+@pytest.mark.slow
 def test_without_images_it_holds_none_and_asks_for_clean_ones(tmp_path: Path) -> None:
     folder = tmp_path / "bare"
     assert make(folder, "--no-images") == 0
@@ -364,3 +368,17 @@ def test_a_call_repairs_from_the_kits_theta_meta(whole: Path) -> None:
             mean=info.mean,
             std=info.std,
         )
+
+
+@pytest.mark.slow
+def test_a_kit_on_an_object_store_repairs_as_the_local_one(whole: Path, tmp_path: Path, s3: str) -> None:
+    for path in (path for path in whole.rglob("*") if path.is_file()):
+        copy_file(path, place(s3) / "kits/one" / str(path.relative_to(whole)))
+    weights = []
+    for name, kit in (("here", str(whole)), ("there", f"{s3}/kits/one")):
+        Pipeline(parse_config(with_kit(kit, tmp_path / name))).whole()
+        weights.append(
+            load_file(tmp_path / name / "withkit/repaired/gaussian_noise/metarepair/0/model.safetensors")
+        )
+    here, there = weights
+    assert all(value.equal(there[key]) for key, value in here.items())

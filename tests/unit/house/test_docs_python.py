@@ -207,7 +207,9 @@ def a_table(names: Names) -> None:
 def a_model_by_brightness(monkeypatch: pytest.MonkeyPatch) -> Names:
     """A model that tells classes by their brightness, clean images, darker photographs, and a kit of seconds."""
     values = {key: value for key, value in KIT.items() if key != "data"}
-    values["mining"] = values["mining"] | {"experiences": ["brightness", "snow"]}  # which change the brightness
+    values["mining"] = values["mining"] | {
+        "experiences": ["brightness", "snow"]
+    }  # which change the brightness
     monkeypatch.setattr(
         "metarepair.repair_kit.kit_defaults", lambda **_: merged(kit_defaults(workers=0), values)
     )
