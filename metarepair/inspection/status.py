@@ -12,14 +12,14 @@ are compared with the manifests; `metarepair inspect` also compares checksums.
                      writes to the run, or that died without releasing it
     d_fail_reads     how often the run's evaluator opened a D_fail; null if the run has no log of it
     damaged          list of {path, state, remedy}; the exit code is 2 unless it is empty
-    stages           list of {name (pretrain | mine | features | score | joint | merged | train | kit | repair | report |
-                     prepare | compare | hypothesis), state (done | begun | not begun), done, total (of members),
-                     seconds_left, members}, members being a list of {path (relative), name (of the environment, target
-                     or prepared method, or a seed that has a run of its own, or null), role (experience | target |
-                     seed | null), state, done, total (of its units), unit (shards | episodes | rounds | repairs |
-                     epochs | fine-tunes | pieces | null), judged (repairs of a comparison, else null), written
-                     (ISO 8601, of its newest file), metrics ({name: number}, of its newest checkpoint), seconds_left,
-                     passed_over (incomplete checkpoints)}
+    stages           list of {name (pretrain | mine | features | score | joint | merged | train | kit | repair |
+                     report | prepare | compare | hypothesis), state (done | begun | not begun), done, total (of
+                     members), seconds_left, members}, members being a list of {path (relative), name (of the
+                     environment, target or prepared method, or a seed that has a run of its own, or null), role
+                     (experience | target | seed | null), state, done, total (of its units), unit (shards | episodes
+                     | rounds | repairs | epochs | fine-tunes | pieces | null), judged (repairs of a comparison,
+                     else null), written (ISO 8601, of its newest file), metrics ({name: number}, of its newest
+                     checkpoint), seconds_left, passed_over (incomplete checkpoints)}
     search           null, or {state, trials ({finished | stopped early | failed | running | unfinished: count}), total,
                      best, running}, best being null or {name, state, objective}, running (including unfinished
                      trials) a list of {name, rounds, of (total rounds), objective (after these rounds), written}
