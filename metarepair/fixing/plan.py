@@ -60,8 +60,8 @@ class Speeds:
 class Counts:
     """What there is to learn from, to select by and to judge by, in images.
 
-    failures: those to learn from. choosing: those by which a point inside the limits is chosen. mined: clean images that
-    experiences are made of. collected: failures of an experience, at most.
+    failures: those to learn from. choosing: those by which a point inside the limits is chosen. mined: clean images
+    that experiences are made of. collected: failures of an experience, at most.
     """
 
     photographs: int
