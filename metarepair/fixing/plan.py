@@ -190,7 +190,7 @@ def _plan(
         "start and reading": costs.start_s,
         "joint training": rounds * round_steps * costs.step_s,
         "MetaRepair": meta_s,
-        "fine-tuning": (2 if "joint_sgd" in methods else 1) * epochs * costs.epoch_s,
+        "fine-tuning": costs.tuned_s(2 if "joint_sgd" in methods else 1, epochs),
         "choosing and judging": costs.judged_s(len(methods)),
     }
     return Plan(
@@ -226,12 +226,14 @@ class Costs:
 
     @property
     def epoch_s(self) -> float:
-        """An epoch of fine-tuning, with its part of the evaluations of a whole fine-tuning."""
+        """An epoch of fine-tuning."""
         images = self.counts.failures + min(SGD_CLEAN, self.counts.clean_learn)
-        learned = math.ceil(images / SGD_BATCH) * min(SGD_BATCH, images)
-        return (
-            learned * self.speeds.learned_image_s + CHECKS / SGD_EPOCHS * self.selecting * self.speeds.image_s
-        )
+        return math.ceil(images / SGD_BATCH) * min(SGD_BATCH, images) * self.speeds.learned_image_s
+
+    @property
+    def checks_s(self) -> float:
+        """The evaluations during a fine-tuning, as many for any number of epochs."""
+        return CHECKS * self.selecting * self.speeds.image_s
 
     @property
     def step_s(self) -> float:
@@ -264,14 +266,18 @@ class Costs:
         images = PATH_POINTS * self.counts.choosing + self.counts.judging + self.counts.clean_judge
         return methods * images * self.speeds.image_s
 
+    def tuned_s(self, tunings: int, epochs: int) -> float:
+        """Some fine-tunings of so many epochs each."""
+        return tunings * (epochs * self.epoch_s + self.checks_s)
+
     def cheap_s(self, epochs: int) -> float:
         """The whole of a plan with fine-tuning alone."""
-        return self.start_s + self.judged_s(len(CHEAP)) + epochs * self.epoch_s
+        return self.start_s + self.judged_s(len(CHEAP)) + self.tuned_s(1, epochs)
 
     def joint_s(self, epochs: int, steps: int) -> float:
         """The whole of a plan with joint training."""
         judged_s = self.judged_s(len(CHEAP) + len(JOINT))
-        return self.start_s + judged_s + 2 * epochs * self.epoch_s + steps * self.step_s
+        return self.start_s + judged_s + self.tuned_s(2, epochs) + steps * self.step_s
 
     def full_s(self, episodes: int) -> float:
         """The whole of a plan with everything."""

@@ -61,8 +61,11 @@ def test_workers_hand_over_the_weights_of_one_process(
     for method in ("bn_adapt", "none", "sgd"):  # made by one worker, bit for bit as in one process
         name = f"repaired/photographs/{method}/0/model.safetensors"
         assert (ours / name).read_bytes() == (other / name).read_bytes(), name
-    # Two workers sum the gradients of a step's groups in another order, so the last bits differ.
-    one, two = (load_file(folder / "joint/model.safetensors") for folder in (ours, other))
-    assert all(torch.allclose(one[key], two[key], rtol=0, atol=1e-3) for key in one)
+    # Two workers sum the gradients of a step's groups in another order, so they train the same DNN only up to rounding,
+    # which grows from step to step.
     start = load_file(resolve_weights("shipped:resnet8_cifar10"))
-    assert any(not torch.allclose(one[key], value, atol=1e-3) for key, value in start.items())
+    here_P, ray_P, start_P = (
+        torch.cat([state[key].flatten().float() for key in start])
+        for state in (*(load_file(folder / "joint/model.safetensors") for folder in (other, ours)), start)
+    )
+    assert torch.dist(here_P, ray_P) < 0.1 * torch.dist(here_P, start_P)
