@@ -115,9 +115,9 @@ class RepairKit:
 
     Example:
         >>> from metarepair import RepairKit
-        >>> kit = RepairKit.load("shipped:resnet8_cifar10")
-        >>> len(kit.experiences), kit.classes[:3]
-        (19, ('airplane', 'automobile', 'bird'))
+        >>> kit = RepairKit.load("shipped:resnet8_cifar10")  # of the shipped ResNet-8
+        >>> kit.classes[:3]
+        ('airplane', 'automobile', 'bird')
     """
 
     folder: str

@@ -38,9 +38,8 @@ _OWN: Mapping[str, Any] = {
         "outer_decay": "cosine",
     },
 }
-REFINED: Mapping[str, Any] = {
-    "train": {"query": {"failures": 0.5, "clean": 0.5}}
-}  # of which a kit has the images
+# Refining learns from images that a kit has, in steps as small as those of its own training.
+REFINED: Mapping[str, Any] = {"train": {"query": {"failures": 0.5, "clean": 0.5}, "outer_rate": 5e-4}}
 
 
 class KitExperience(Section):

@@ -68,9 +68,13 @@ def load_config(
 
 
 def parse_config(values: dict[str, Any], *, where: str = "the configuration") -> Config:
-    """Build checked settings from plain values. Raises ConfigError that names the first wrong setting."""
+    """Build checked settings from plain values. Raises ConfigError that names the first wrong setting.
+
+    Those of a kit complete them. Raises StageError, too, if it is not finished.
+    """
+    values = with_kit(_today(values, where)[0])
     try:
-        return Config.model_validate(with_kit(_today(values, where)[0]))
+        return Config.model_validate(values)
     except UserError as error:
         raise ConfigError(f"{error} (in {where})") from error
     except ValidationError as error:

@@ -60,8 +60,8 @@ class Speeds:
 class Counts:
     """What there is to learn from, to select by and to judge by, in images.
 
-    failures: those to learn from. mined: clean images that experiences are made of. collected: failures of an
-    experience, at most.
+    failures: those to learn from. choosing: those by which a point inside the limits is chosen. mined: clean images
+    that experiences are made of. collected: failures of an experience, at most.
     """
 
     photographs: int
@@ -70,6 +70,7 @@ class Counts:
     judging: int
     clean_learn: int
     clean_select: int
+    choosing: int
     clean_judge: int
     experiences: int
     severities: int
@@ -189,7 +190,7 @@ def _plan(
         "start and reading": costs.start_s,
         "joint training": rounds * round_steps * costs.step_s,
         "MetaRepair": meta_s,
-        "fine-tuning": (2 if "joint_sgd" in methods else 1) * epochs * costs.epoch_s,
+        "fine-tuning": costs.tuned_s(2 if "joint_sgd" in methods else 1, epochs),
         "choosing and judging": costs.judged_s(len(methods)),
     }
     return Plan(
@@ -225,12 +226,14 @@ class Costs:
 
     @property
     def epoch_s(self) -> float:
-        """An epoch of fine-tuning, with its part of the evaluations of a whole fine-tuning."""
+        """An epoch of fine-tuning."""
         images = self.counts.failures + min(SGD_CLEAN, self.counts.clean_learn)
-        learned = math.ceil(images / SGD_BATCH) * min(SGD_BATCH, images)
-        return (
-            learned * self.speeds.learned_image_s + CHECKS / SGD_EPOCHS * self.selecting * self.speeds.image_s
-        )
+        return math.ceil(images / SGD_BATCH) * min(SGD_BATCH, images) * self.speeds.learned_image_s
+
+    @property
+    def checks_s(self) -> float:
+        """The evaluations during a fine-tuning, as many for any number of epochs."""
+        return CHECKS * self.selecting * self.speeds.image_s
 
     @property
     def step_s(self) -> float:
@@ -260,17 +263,21 @@ class Costs:
 
     def judged_s(self, methods: int) -> float:
         """Choose the point of each repair within the limits, and judge it."""
-        images = PATH_POINTS * self.selecting + self.counts.judging + self.counts.clean_judge
+        images = PATH_POINTS * self.counts.choosing + self.counts.judging + self.counts.clean_judge
         return methods * images * self.speeds.image_s
+
+    def tuned_s(self, tunings: int, epochs: int) -> float:
+        """Some fine-tunings of so many epochs each."""
+        return tunings * (epochs * self.epoch_s + self.checks_s)
 
     def cheap_s(self, epochs: int) -> float:
         """The whole of a plan with fine-tuning alone."""
-        return self.start_s + self.judged_s(len(CHEAP)) + epochs * self.epoch_s
+        return self.start_s + self.judged_s(len(CHEAP)) + self.tuned_s(1, epochs)
 
     def joint_s(self, epochs: int, steps: int) -> float:
         """The whole of a plan with joint training."""
         judged_s = self.judged_s(len(CHEAP) + len(JOINT))
-        return self.start_s + judged_s + 2 * epochs * self.epoch_s + steps * self.step_s
+        return self.start_s + judged_s + self.tuned_s(2, epochs) + steps * self.step_s
 
     def full_s(self, episodes: int) -> float:
         """The whole of a plan with everything."""

@@ -34,6 +34,7 @@ REASONS = {
     "environments": _BEFORE,
     "features": _BEFORE,
     "kit": _BEFORE,
+    "refine": "it continues the meta-training of a kit",
     "limits": "they decide what is taken of a repair, after meta-training",
     "device": _WHERE,
     "workers": _WHERE,

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from benchmarks.environments import write_environment
 from distributed.stages.executor import executor_for
@@ -55,9 +57,15 @@ def test_workers_hand_over_the_weights_of_one_process(
     assert work.repair(config).words
     here = config.model_copy(update={"workers": 0, "name": "here"})
     Pipeline(here).whole()
-    repaired = work.run.root / "repaired"
-    weights = sorted(repaired.rglob("model.safetensors"))
-    assert len(weights) == len(config.repair.methods)
-    for path in weights:
-        other = work.run.root.parent / "here" / "repaired" / path.relative_to(repaired)
-        assert path.read_bytes() == other.read_bytes(), path
+    ours, other = Path(str(work.run.root)), Path(str(work.run.root)).parent / "here"
+    for method in ("bn_adapt", "none", "sgd"):  # made by one worker, bit for bit as in one process
+        name = f"repaired/photographs/{method}/0/model.safetensors"
+        assert (ours / name).read_bytes() == (other / name).read_bytes(), name
+    # Two workers sum the gradients of a step's groups in another order, so they train the same DNN only up to rounding,
+    # which grows from step to step.
+    start = load_file(resolve_weights("shipped:resnet8_cifar10"))
+    here_P, ray_P, start_P = (
+        torch.cat([state[key].flatten().float() for key in start])
+        for state in (*(load_file(folder / "joint/model.safetensors") for folder in (other, ours)), start)
+    )
+    assert torch.dist(here_P, ray_P) < 0.1 * torch.dist(here_P, start_P)

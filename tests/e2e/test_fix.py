@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from benchmarks.environments import write_environment
+from kits import KIT
 from metarepair.cli import main
 from metarepair.config.load import load_config
 from metarepair.fixing.plan import Speeds
@@ -204,3 +206,27 @@ def test_suspicious_failures_are_left_out_of_learning(run: Run, tmp_path: Path) 
     used = [text.split("of 158 images, ")[1].split(" are learned")[0] for text in (said, with_all)]
     assert int(used[0]) <= int(used[1])
     assert "drop_suspicious: 0 -> 3" in run("--drop-suspicious", "3")[1]
+
+
+@pytest.mark.slow
+def test_with_a_kit_only_the_repair_is_left(run: Run, material: Path, tmp_path: Path, capsys: Any) -> None:
+    settings = KIT | {
+        "model": {
+            "name": "metarepair.models.resnet8:ResNet8",
+            "weights": str(material / "mine.pth"),
+            "mean": [0.4914, 0.4822, 0.4465],
+            "std": [0.2470, 0.2435, 0.2616],
+        }
+    }
+    (tmp_path / "kit.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert main(["kit", "--config", str(tmp_path / "kit.yaml"), "--out", str(tmp_path / "kit")]) == 0
+    root = tmp_path / "repaired"
+    words = ["--images", str(material / "colour"), "--model", "metarepair.models.resnet8:ResNet8"]
+    words += ["--kit", str(tmp_path / "kit"), "--budget", "10m", "--max-clean-drop", "0.9"]
+    code = main(["fix", *words, "--out", str(root)])
+    said = capsys.readouterr()
+    assert code in (0, 3), said.err
+    assert {"joint_sgd", "metarepair"} <= {row["method"] for row in result_in(root)["methods"]}
+    assert not (root / "joint").exists()
+    assert not (root / "experiences").exists()
+    assert code == 3 or (root / "repaired.safetensors").is_file()

@@ -32,6 +32,7 @@ COUNTS = Counts(
     judging=200,
     clean_learn=1000,
     clean_select=500,
+    choosing=700,
     clean_judge=500,
     experiences=19,
     severities=5,

@@ -12,6 +12,7 @@ import pytest
 
 from metarepair.cli import _parser
 from metarepair.config.load import known_keys, load_config
+from metarepair.console.kit_options import load_kit_config
 
 ROOT = Path(__file__).parents[3]
 PAGES = [
@@ -79,7 +80,11 @@ def test_a_command_line_is_accepted(
         shipped = (
             config if config.is_file() else Path("tune_configs/sample.yaml")
         )  # a reader's own file has the same keys
-        load_config(shipped, list(getattr(given, "set", None) or []))
+        if given.verb == "kit":
+            given.config = shipped
+            load_kit_config(given)
+        else:
+            load_config(shipped, list(getattr(given, "set", None) or []))
 
 
 def test_every_setting_in_the_text_exists() -> None:

@@ -16,10 +16,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kits import KIT
 from metarepair.adaptation.repair_data import RepairData
+from metarepair.config.kit import kit_defaults, merged
 from metarepair.config.load import parse_config
 from metarepair.methods import MethodContext
 from metarepair.models.build import DeployedModel
@@ -202,6 +204,41 @@ def a_table(names: Names) -> None:
     assert table["group"].to_pylist() == names["days"]
 
 
+def a_model_by_brightness(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """A model that tells classes by their brightness, clean images, darker photographs, and a kit of seconds."""
+    values = {key: value for key, value in KIT.items() if key != "data"}
+    values["mining"] = values["mining"] | {
+        "experiences": ["brightness", "snow"]
+    }  # which change the brightness
+    monkeypatch.setattr(
+        "metarepair.repair_kit.kit_defaults", lambda **_: merged(kit_defaults(workers=0), values)
+    )
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    levels = torch.tensor([-1.0, 0.0, 1.0])
+    with torch.no_grad():
+        model[2].weight.copy_(levels[:, None].expand(3, 3))
+        model[2].bias.copy_(-1.5 * levels**2)
+    labels = np.arange(240) % 3
+    noise = np.random.default_rng(0).integers(40, size=(240, 32, 32, 3))
+    images = (40 + 75 * labels[:, None, None, None] + noise).astype(np.uint8)
+    return {
+        "model": model,
+        "images": images,
+        "photographs": (0.6 * images).astype(np.uint8),
+        "labels": labels,
+    }
+
+
+def is_fixed(names: Names) -> None:
+    fixed = names["fixed"]
+    assert fixed.before < 1
+    assert fixed.kept == (fixed.method == "none")
+    assert names["kit"].experiences == ("brightness", "snow")
+    assert "<html" in Path("report.html").read_text(encoding="utf-8")
+    held = load_file("fixed.safetensors")
+    assert all(value.equal(held[name]) for name, value in fixed.module.state_dict().items())
+
+
 # The names that a block needs, and the assertions on the names that it defines.
 RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], None]]] = {
     "README.md: from metarepair import repair": (failing, is_repaired),
@@ -213,6 +250,7 @@ RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], N
         two_photos,
     ),
     "docs/environments.md: from metarepair import save_images": (labelled_images, a_table),
+    "docs/kit.md: from metarepair import RepairKit": (a_model_by_brightness, is_fixed),
     "docs/meta_gradient.md: import timm, torch": (a_small_densenet, a_meta_gradient),
     "docs/methods.md: from metarepair.methods import Method, repaired_from": (nothing, the_method_repairs),
     'docs/models.md: timm.create_model("convnext_atto", num_classes=10, checkpoint_path="…/model.safetensors")': (
@@ -227,7 +265,10 @@ def test_every_block_of_python_is_listed_to_run() -> None:
     assert [name for name, _ in python_blocks()] == list(RUNS)
 
 
-SLOW = {"docs/architecture.md: from metarepair.config.load import load_config"}  # a whole run
+SLOW = {  # whole runs
+    "docs/architecture.md: from metarepair.config.load import load_config",
+    "docs/kit.md: from metarepair import RepairKit",
+}
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "unit/tasks/datasets/test_labelled_images.py::test_a_csv_file_that_cannot_be_meant_is_refused",
         "unit/tasks/datasets/test_labelled_images.py::test_links_that_leave_the_folder_are_refused_and_others_are_followed",
     ),
+    "A repair kit names the import path of its model, and holds no code; the path is imported only if you name it "
+    "yourself.": ("e2e/test_kit.py::test_a_kit_imports_no_module_that_the_user_has_not_named",),
     "Weights: `.safetensors`, or files of `torch.save` read with `weights_only=True`.": (
         "unit/models/test_weights_file.py::test_a_safetensors_file_is_known_by_its_bytes_and_needs_no_note",
         "unit/models/test_weights_file.py::test_a_torch_file_is_known_by_its_bytes_whatever_its_suffix",
