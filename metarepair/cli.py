@@ -24,6 +24,7 @@ from metarepair.console.options import (
     add_corruption_options,
     add_export_options,
     add_inspection_options,
+    add_no_images_option,
     add_settings_options,
     add_verbosity_options,
 )
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from metarepair.config.run import Config
 
 VERBS = {
+    "diagnose": "tell what a model gets wrong on labelled photographs, and which of their labels are suspicious",
     "fix": "repair a model from labelled photographs that it fails on, within a time budget",
     "run": "run all stages: mine, score, train, repair, report",
     "pretrain": "train a DNN to deploy on the clean training split",
@@ -135,6 +137,8 @@ def _do(given: argparse.Namespace) -> int:
 
         show_status(given.path, as_json=given.json)
         return 0
+    if given.verb == "diagnose":
+        return _diagnose(given)
     if given.verb == "fix":
         return _fix(given)
     return _run(given)
@@ -211,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
             add_export_options(sub)
             add_verbosity_options(sub)
             continue
+        if verb == "diagnose":
+            add_photograph_options(sub, out="diagnosis")
+            add_no_images_option(sub)
+            add_verbosity_options(sub)
+            continue
         if verb == "kit":
             add_kit_options(sub)
             add_verbosity_options(sub)
@@ -234,12 +243,7 @@ def _parser() -> argparse.ArgumentParser:
         if verb == "compare":
             add_comparison_options(sub)
         if verb in ("run", "report"):
-            sub.add_argument(
-                "--no-images",
-                dest="images",
-                action="store_false",
-                help="leave images of the data and paths of this machine out of the report",
-            )
+            add_no_images_option(sub)
         if verb == "report":
             sub.add_argument(
                 "--out", metavar="FOLDER", help="write the report there, and nothing into the run's folder"
@@ -333,20 +337,59 @@ def _run(given: argparse.Namespace) -> int:
         return verbs.get(given.verb, _run_stages)(given, config)
 
 
+def _diagnose(given: argparse.Namespace) -> int:
+    from metarepair.config.load import parse_config
+    from metarepair.config.user_defaults import user_defaults
+    from metarepair.console.paths import check_paths
+    from metarepair.runs.layout import without_empty_run
+
+    if given.address:
+        raise UserError("diagnose runs in this process: leave out --address.")
+    if given.clean is None and given.kit is None:
+        raise UserError(
+            "diagnose compares the photographs with clean images, on which the model works as it should: give --clean, "
+            "or a --kit of the model."
+        )
+    config = parse_config(user_defaults(shared_settings(given)), where="the command line")
+    check_paths(config, given.verb)
+    with without_empty_run(config):
+        return _diagnose_with(given, config)
+
+
+def _diagnose_with(given: argparse.Namespace, config: Config) -> int:
+    from metarepair.runs.layout import open_run
+    from metarepair.stages.diagnose import Request, diagnose
+    from tasks.storage.run_lock import locked
+
+    request = Request(
+        config=config,
+        budget_s=given.budget,
+        only_failures=given.failures is not None,
+        show_images=given.show_images,
+    )
+    run = open_run(config)
+    with locked(run.root, given.verb):
+        diagnose(run, request)
+    return 0
+
+
 def _fix(given: argparse.Namespace) -> int:
     from metarepair.config.load import parse_config
     from metarepair.config.user_defaults import user_defaults
     from metarepair.console.paths import check_paths
     from metarepair.runs.layout import without_empty_run
 
+    without_clean = given.clean is None and given.kit is None and given.images is not None
+    if without_clean:
+        given.clean = given.images  # those that the model gets right will stand in
     settings = shared_settings(given) | {"refine": given.refine}
     config = parse_config(user_defaults(settings), where="the command line")
     check_paths(config, given.verb)
     with without_empty_run(config):
-        return _fix_within(given, settings)
+        return _fix_within(given, settings, without_clean=without_clean)
 
 
-def _fix_within(given: argparse.Namespace, settings: dict[str, Any]) -> int:
+def _fix_within(given: argparse.Namespace, settings: dict[str, Any], *, without_clean: bool) -> int:
     from distributed.on_ray.cluster import connected
     from distributed.stages.executor import executor_for
     from metarepair.runs.layout import open_run
@@ -357,6 +400,8 @@ def _fix_within(given: argparse.Namespace, settings: dict[str, Any]) -> int:
         settings=settings,
         budget_s=given.budget,
         only_failures=given.failures is not None,
+        without_clean=without_clean,
+        drop_suspicious=given.drop_suspicious,
     )
     fix = Fix(request, executor_for, show_images=given.show_images)
     with locked(open_run(request.config).root, given.verb):
@@ -414,9 +459,9 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
     if given.verb == "report" and given.out is not None:
         if given.restart:
             raise UserError("--out writes a new report and leaves the run as it is; leave out --restart.")
-        Pipeline(config, executor_for, report_to=place(given.out), show_images=given.images).report()
+        Pipeline(config, executor_for, report_to=place(given.out), show_images=given.show_images).report()
         return 0
-    pipeline = Pipeline(config, executor_for, show_images=getattr(given, "images", True))
+    pipeline = Pipeline(config, executor_for, show_images=getattr(given, "show_images", True))
     do: Callable[[], object] = pipeline.whole if given.verb == "run" else getattr(pipeline, given.verb)
     cluster = nullcontext() if given.verb == "report" else connected(config, given.address)
     with locked(pipeline.run.root, given.verb), cluster:

@@ -8,7 +8,8 @@ Source: paper Sec. 3 and 4.2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -267,6 +268,7 @@ class RepairResult:
         gradient_steps: number of optimizer steps that the repair took.
         memory_bytes: peak memory of the repair's process in bytes; `None` if not measured.
         notes: remarks of the method, one sentence each.
+        selection: how the DNN was chosen inside limits (`metarepair.repairs.limits.Selection`); `None` without limits.
 
     Source: paper Sec. 5 and supplements.
     """
@@ -296,3 +298,11 @@ class RepairResult:
     gradient_steps: int
     memory_bytes: int | None = None
     notes: tuple[str, ...] = field(default=())
+    selection: Mapping[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for a JSON file, without `selection` if there are no limits."""
+        values = asdict(self)
+        if self.selection is None:
+            del values["selection"]
+        return values

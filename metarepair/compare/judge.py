@@ -72,7 +72,7 @@ def judge(run: Run, config: Config, units: Sequence[ComparedRepair], here: Surro
             ):  # the seal of an earlier judgement would make the new file count as damaged
                 remove_listed(folder, seal_of(folder / name).name)
             write_table(folder / SAMPLES, _samples(judged, number))
-            row = asdict(judged.results[number]) | {"judging": asdict(judged.judging)}
+            row = judged.results[number].as_json() | {"judging": asdict(judged.judging)}
             write_text(folder / ROW, json.dumps(row, indent=1, allow_nan=False) + "\n")
             for name in (SAMPLES, ROW):
                 seal(folder / name, identity | {"file": name})

@@ -20,8 +20,10 @@ from metarepair.reports.table import (
     Row,
     by_method,
     cell,
+    chosen_inside,
     judged_by,
     method_words,
+    named,
     others_mean,
     percent,
     spread,
@@ -94,7 +96,7 @@ def parts_of(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> 
         _columns(
             r["target"].replace("_", " "),
             r,
-            (*leaders(r), *_judged_by(config, r), *_readings(runs, config, r["target"])),
+            (*leaders(r), *chosen_inside(r), *_judged_by(config, r), *_readings(runs, config, r["target"])),
         )
         for r in results
     ]
@@ -110,7 +112,7 @@ def _readings(runs: Sequence[Run], config: Config, target: str) -> list[str]:
 
 def _columns(title: str, result: Mapping[str, Any], lines: Iterable[str] = ()) -> ReportPart:
     rows = [
-        [method_words(method), *(cell(spread(c.value(row) for row in rows), c.kind) for c in COLUMNS)]
+        [named(method, rows), *(cell(spread(c.value(row) for row in rows), c.kind) for c in COLUMNS)]
         for method, rows in by_method(result).items()
     ]
     header = ["method", *(c.title for c in COLUMNS)]

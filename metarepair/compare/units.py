@@ -25,7 +25,15 @@ from metarepair.methods import (
 from metarepair.methods.budget import cost_of
 from metarepair.repairs.merged import load_merged, merged_inputs
 from metarepair.repairs.saved import ARCHITECTURE, load_repaired
-from metarepair.repairs.stage import Unit, files_of, load_joint, load_meta, repair_once, unit_data
+from metarepair.repairs.stage import (
+    Unit,
+    files_of,
+    images_to_select,
+    load_joint,
+    load_meta,
+    repair_once,
+    unit_data,
+)
 from metarepair.runs.layout import Run
 from metarepair.runs.run_stage import StageOutput, run_stage
 from tasks.experiences.store import open_side
@@ -82,6 +90,8 @@ def unit_settings(config: Config, method: Method) -> Settings:
     values["settings"] = settings_of(config, method.name).settings()
     limit = limit_of(config, method.name)
     values["budget"] = None if limit is None else str(limit)
+    if config.limits.active:
+        values["limits"] = config.limits.settings()
     if method.walks:
         values |= {"task": config.task.settings(), "inner": config.inner.settings()}
         others = {"methods", "seeds", "export", "validation_fraction"}
@@ -143,7 +153,7 @@ def _repair(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) 
         limit=limit_of(config, unit.method),
         prepared=run.prepared(unit.method) if get_method(unit.method).prepares else None,
     )
-    repaired = repair_once(one, config, data, here)
+    repaired = repair_once(one, config, data, here, images_to_select(config, here, unit.target))
     notes = "".join(f"; {note}" for note in repaired.model.notes)
     logger.info(
         f"{unit.words}: repaired in {repaired.cost.seconds:.1f} s, validation {repaired.validation:.1%}{notes}"
@@ -159,6 +169,7 @@ def _repair(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) 
             "notes": list(repaired.model.notes),
             "rate": repaired.model.rate,
             "episode": repaired.model.episode,
+            **({} if repaired.selection is None else {"selection": dict(repaired.selection)}),
         },
     )
 
@@ -201,6 +212,7 @@ def load_candidate(run: Run, config: Config, unit: ComparedRepair, here: Surroun
         cost=cost_of(facts),
         validation=facts["validation"],
         memory_bytes=facts["memory_bytes"],
+        selection=facts.get("selection"),
     )
 
 

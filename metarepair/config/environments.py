@@ -67,6 +67,11 @@ class EnvironmentConfig(Section):
     unreadable: Fraction = Field(
         0.05, description="Share of the images that may be unreadable; those are listed and left out. 0 to 1."
     )
+    left_out: tuple[str, ...] = Field(
+        (),
+        description="Names of images that are neither learned from nor selected by, as they are in the folder or the "
+        "table; those that judge stay. `fix --drop-suspicious` names them here.",
+    )
     archive: str | None = Field(
         None,
         min_length=1,

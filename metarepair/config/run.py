@@ -462,6 +462,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _images_choose_inside_limits(self) -> Config:
+        if self.limits.active and self.mining.judge_fraction is None:
+            raise ValueError(
+                "limits choose by test images that do not judge, and mining.judge_fraction: null leaves none; give "
+                "a fraction, or leave out limits"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fewer_at_least(self) -> Config:
         least = self.ray.min_workers
         if least is not None and least > self.workers:

@@ -106,6 +106,16 @@ def add_settings_options(parser: argparse.ArgumentParser, *, required: bool) -> 
     )
 
 
+def add_no_images_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--no-images`."""
+    parser.add_argument(
+        "--no-images",
+        dest="show_images",
+        action="store_false",
+        help="leave images of the data and paths of this machine out of the report",
+    )
+
+
 def add_verbosity_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for how much is printed."""
     amount = parser.add_mutually_exclusive_group()

@@ -11,6 +11,7 @@ from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
     from metarepair.config.photographs import Photographs
+from metarepair.console.options import add_no_images_option
 
 DEFAULT_BUDGET = "10m"
 _UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
@@ -111,6 +112,13 @@ def add_fix_options(parser: argparse.ArgumentParser) -> None:
         help="exit with 0, not 3, if the repair finished and the deployed weights are kept",
     )
     parser.add_argument(
+        "--drop-suspicious",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the N failures whose labels are most suspicious, as `diagnose` ranks them (default: 0)",
+    )
+    parser.add_argument(
         "--refine",
         type=int,
         default=0,
@@ -120,12 +128,7 @@ def add_fix_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="start over: everything that `fix` made in --out"
     )
-    parser.add_argument(
-        "--no-images",
-        dest="show_images",
-        action="store_false",
-        help="leave images of the data and paths of this machine out of the report",
-    )
+    add_no_images_option(parser)
 
 
 def add_limit_options(parser: argparse.ArgumentParser) -> None:

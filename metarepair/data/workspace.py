@@ -24,7 +24,7 @@ from tasks.environments import Environment, UserImages, check_archive, corrupted
 from tasks.errors import ConfigError, DataError
 from tasks.records import Ints
 from tasks.splits import judge_half
-from tasks.splits.parts import JUDGE, Mask, Parts
+from tasks.splits.parts import JUDGE, Mask, Parts, select_of_learned
 from tasks.storage.manifest import content_hash, require_manifest
 from tasks.storage.paths import Place
 from tasks.storage.stages import IMAGES
@@ -113,6 +113,8 @@ class Surroundings:
         config, given = self.config, self.config.environments.get(name)
         if config.has_own_images(name):
             own = self.user_images(name)
+            if given is not None and given.left_out:
+                own = own.without(given.left_out)
             return own if self.folder is not None else own.apart_from(self.judged_beside(name))
         data, corruption = self.split(split), name
         if given is not None:
@@ -149,9 +151,10 @@ class Surroundings:
         return read_images(folder, manifest, name=name, classes=classes, seed=self.config.seed)
 
     def test_parts(self) -> Parts:
-        """int8 [N], what each image of the test split is for: LEARN or JUDGE."""
-        groups_N = groups_of(self.split("test"))
-        return judge_half(groups_N, fraction=self.config.mining.judge_fraction, seed=self.config.seed)
+        """int8 [N], what each image of the test split is for: LEARN or JUDGE, and with limits SELECT."""
+        groups_N, seed = groups_of(self.split("test")), self.config.seed
+        parts_N = judge_half(groups_N, fraction=self.config.mining.judge_fraction, seed=seed)
+        return select_of_learned(parts_N, groups_N, seed=seed) if self.config.limits.active else parts_N
 
     def judged_rows(self, name: str, collected_ids: Ints) -> Ints:
         """The rows of the test split by which repairs for the target `name` are judged.

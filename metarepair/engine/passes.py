@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +33,15 @@ class Passes:
         for part in module.modules():
             for key in [key for key, hook in part._forward_hooks.items() if hook is self]:
                 del part._forward_hooks[key]
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Do not count the passes of the block, such as those that only measure memory."""
+        before = self.forward, self.backward
+        try:
+            yield
+        finally:
+            self.forward, self.backward = before
 
     def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or not output.ndim:

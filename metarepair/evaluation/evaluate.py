@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,8 @@ logger = logging.getLogger(__name__)
 class Candidate:
     """A repaired DNN to evaluate, with its seed, its accuracy on validation, and the cost of its repair.
 
-    memory_bytes: the peak memory of the repair, None if it was not measured.
+    memory_bytes: the peak memory of the repair, None if it was not measured. selection: how it was chosen inside
+    limits; None without limits.
     """
 
     model: RepairedModel
@@ -53,6 +55,7 @@ class Candidate:
     cost: Cost
     validation: float
     memory_bytes: int | None = None
+    selection: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +217,7 @@ def _result(
         images_seen=candidate.model.images_seen,
         gradient_steps=candidate.model.gradient_steps,
         notes=candidate.model.notes,
+        selection=candidate.selection,
     )
 
 

@@ -42,7 +42,7 @@ def outcome_of(result: Mapping[str, Any], *, only_failures: bool) -> Outcome:
             "result.json holds no choice of a repair. Make it again: the same command with --restart."
         )
     if choice["kept"]:
-        return Outcome(kept=True, words=f"Keep your model: {_after_colon(choice['words'])}")
+        return Outcome(kept=True, words=f"Keep your model: {_why_kept(result)}")
     row = _row(result, choice["method"], choice["seed"])
     gained = _failures_fixed(result, row) if only_failures else _environment(result, row)
     words = f"Take the repaired model ({method_words(row['method'])}): {gained}, {_clean(result, row)}."
@@ -121,6 +121,25 @@ def _doubt(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return ""
 
 
-def _after_colon(words: str) -> str:
-    """A sentence as the second half of another one."""
-    return words[:1].lower() + words[1:]
+def _why_kept(result: Mapping[str, Any]) -> str:
+    """That nothing is inside the limits, and what comes nearest, with its gain and its cost."""
+    selections = [(row["method"], row["selection"]) for row in result["methods"] if row["method"] != "none"]
+    near = [(method, one, point) for method, one in selections for point in one["nearest"]]
+    why = "no repair gains anything inside your limits on the images that select"
+    if not near:
+        return f"{why}."
+    method, one, point = min(near, key=lambda found: sum(found[2]["outside"].values()))
+    gain, part = point["environment"] - one["environment_before"], _part(point)
+    cost = "" if point["clean"] is None else f", {points(point['clean'] - one['clean_before'])} on clean ones"
+    broken = ", ".join(
+        f"limits.{name} by {points(by).lstrip('+')}" for name, by in point["outside"].items() if by > 0
+    )
+    beyond = f" (it exceeds {broken})" if broken else ""
+    return f"{why}. The nearest is {method_words(method)}{part}: {points(gain)} on the photographs{cost}{beyond}."
+
+
+def _part(point: Mapping[str, Any]) -> str:
+    """Which point on the way to the repaired model it is."""
+    if point["episode"] is not None:
+        return f" after episode {point['episode'] + 1}"
+    return "" if point["weight"] == 1 else f", {point['weight']:.0%} of the way"

@@ -60,8 +60,8 @@ class Speeds:
 class Counts:
     """What there is to learn from, to select by and to judge by, in images.
 
-    failures: those to learn from. mined: clean images that experiences are made of. collected: failures of an
-    experience, at most.
+    failures: those to learn from. choosing: those by which a point inside the limits is chosen. mined: clean images that
+    experiences are made of. collected: failures of an experience, at most.
     """
 
     photographs: int
@@ -70,6 +70,7 @@ class Counts:
     judging: int
     clean_learn: int
     clean_select: int
+    choosing: int
     clean_judge: int
     experiences: int
     severities: int
@@ -260,7 +261,7 @@ class Costs:
 
     def judged_s(self, methods: int) -> float:
         """Choose the point of each repair within the limits, and judge it."""
-        images = PATH_POINTS * self.selecting + self.counts.judging + self.counts.clean_judge
+        images = PATH_POINTS * self.counts.choosing + self.counts.judging + self.counts.clean_judge
         return methods * images * self.speeds.image_s
 
     def cheap_s(self, epochs: int) -> float:

@@ -174,15 +174,16 @@ class MetaTrainer:
         """The number of last inner steps that keep their graphs: as set, or measured once on the first task."""
         if self._plan is None:
             settings, processes = self.config.train, self.context.world_size
-            self._plan = plan_for(
-                self.net,
-                self.parameters,
-                self.buffers,
-                task.support,
-                settings.memory,
-                settings.order,
-                processes=processes,
-            )
+            with self.passes.uncounted():  # a resumed training plans again, and has done no more for it
+                self._plan = plan_for(
+                    self.net,
+                    self.parameters,
+                    self.buffers,
+                    task.support,
+                    settings.memory,
+                    settings.order,
+                    processes=processes,
+                )
             if self.context.rank == 0:
                 logger.info(f"memory: {self._plan.reason}")
         return self._plan.kept

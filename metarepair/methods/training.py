@@ -35,7 +35,7 @@ from tasks.records import Ints, Pixels
 
 CHECKS = 20  # evaluations on validation during a training, evenly spaced
 CHECKPOINT_S = 60.0
-SAID_S = 15.0  # between log lines
+SAID_S = 8.0  # between log lines
 CHECKPOINT = "training.safetensors"
 
 

@@ -15,6 +15,7 @@ from metarepair.evaluation.evaluate import Judgement
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
 from metarepair.repairs.costs import preparation_cost
+from metarepair.repairs.limits import choice_of
 from metarepair.repairs.saved import WEIGHTS
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.runs.layout import Run
@@ -72,10 +73,12 @@ def _result(
             if (cost := preparation_cost([run], config, name, [target])) is not None
         },
         "methods": [
-            asdict(r) | {"weights": f"repaired/{target}/{r.method}/{r.seed}/{WEIGHTS}"}
+            r.as_json() | {"weights": f"repaired/{target}/{r.method}/{r.seed}/{WEIGHTS}"}
             for r in judged.results
         ],
     }
+    if config.limits.active:
+        result["choice"] = choice_of(result["methods"])
     if "metarepair" not in config.repair.methods:
         return result | {"features": "none", "distance_name": "none", "experiences": []}
     return result | _learned(run, config, target)

@@ -19,6 +19,7 @@ from metarepair.adaptation.accuracy import accuracy_on
 from metarepair.adaptation.meta_test import Start
 from metarepair.adaptation.repair_data import RepairData, cut_to_uses, split_collected
 from metarepair.config.run import Config
+from metarepair.data.selecting_images import SelectingImages, selecting_images
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Candidate, evaluate
 from metarepair.meta_training.theta_meta import load_start, read_start
@@ -27,6 +28,7 @@ from metarepair.methods.base import no_experiences, no_joint, no_merged
 from metarepair.models.build import DeployedModel, save_weights
 from metarepair.models.wrappers import copied
 from metarepair.repairs.export import FILE_NAMES, equality_images, export_program
+from metarepair.repairs.limits import Selection, take_inside
 from metarepair.repairs.merged import load_merged, merged_inputs
 from metarepair.repairs.result import RESULT, SAMPLES, write_result
 from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS
@@ -65,7 +67,7 @@ class Unit:
 
 def repair_settings(config: Config) -> Settings:
     """Return the settings that a target's repairs and their reported numbers depend on."""
-    values = config.settings(include={"seed", "model", "task", "inner", "repair", "evaluate"})
+    values = config.settings(include={"seed", "model", "task", "inner", "repair", "evaluate", "limits"})
     values["severities"] = list(config.mining.severities)
     own = {name: config.methods[name] for name in config.repair.methods if config.methods.get(name)}
     return (
@@ -101,6 +103,7 @@ def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Ma
     methods = config.repair.methods
     parts = {seed: unit_data(config, here, methods, collect, seed) for seed in config.repair.seeds}
     start = partial(load_meta, run, config, target, here)
+    selecting = images_to_select(config, here, target)
     for seed, data in parts.items():
         for name in methods:
             unit = Unit(
@@ -111,7 +114,7 @@ def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Ma
                 load_joint=partial(load_joint, run, here),
                 load_merged=partial(load_merged, run, config, target, here),
             )
-            candidates.append(repair_once(unit, config, data, here))
+            candidates.append(repair_once(unit, config, data, here, selecting))
             files += [f"{name}/{seed}/{file}" for file in files_of(unit.folder, config)]
             notes = "".join(f"; {note}" for note in candidates[-1].model.notes)
             logger.info(
@@ -142,8 +145,22 @@ def load_joint(run: Run, here: Surroundings) -> Start:
     return read_start(run.joint, here.deployed.module, remedy=JOINT.remedy)
 
 
-def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings) -> Candidate:
-    """Repair the deployed DNN and save the result. Raises DivergedError if the repaired weights are not finite."""
+def images_to_select(config: Config, here: Surroundings, target: str) -> SelectingImages | None:
+    """The images by which a repair is chosen inside limits; None without limits."""
+    return selecting_images(config, here, target) if config.limits.active else None
+
+
+def repair_once(
+    unit: Unit,
+    config: Config,
+    data: RepairData,
+    here: Surroundings,
+    selecting: SelectingImages | None = None,
+) -> Candidate:
+    """Repair the deployed DNN, take the best point inside the limits, if there are any, and save the result.
+
+    selecting: the images that choose inside the limits. Raises DivergedError if the repaired weights are not finite.
+    """
     method, target = get_method(unit.method), data.target  # `say` must not hold `data`, which has all labels
     context = MethodContext(
         config=config,
@@ -159,8 +176,11 @@ def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings
     )
     with peak_memory(here.deployed.device) as memory:
         model = repair_fairly(method, here.deployed, data, context)
-    cost = context.budget.cost()
     refuse_not_finite(model, target, unit.seed)
+    selection: Selection | None = None
+    if selecting is not None:
+        model, selection = _taken(here.deployed, model, selecting, context)
+    cost = context.budget.cost()
     _save(unit, config, target, model, here)
     judged = model.architecture_of(here.deployed)
     validation = accuracy_on(judged, model.parameters, model.buffers, data.validation)
@@ -170,7 +190,19 @@ def repair_once(unit: Unit, config: Config, data: RepairData, here: Surroundings
         cost=cost,
         validation=validation,
         memory_bytes=memory.bytes,
+        selection=None if selection is None else selection.as_json(),
     )
+
+
+def _taken(
+    deployed: DeployedModel, model: RepairedModel, selecting: SelectingImages, context: MethodContext
+) -> tuple[RepairedModel, Selection]:
+    """`take_inside`, with its passes counted as the repair's."""
+    handle = context.budget.passes.watch(deployed.module)
+    try:
+        return take_inside(deployed, model, selecting, context.config.limits)
+    finally:
+        handle.remove()
 
 
 def refuse_not_finite(model: RepairedModel, target: str, seed: int) -> None:

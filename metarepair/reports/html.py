@@ -23,6 +23,7 @@ from metarepair.reports.table import (
     LEGEND,
     Result,
     by_method,
+    chosen_inside,
     judged_by,
     method_words,
     paper_measure,
@@ -120,6 +121,7 @@ def _target_section(run: Run, result: Result, source: SourceOf | None, show_imag
     parts = (
         f'<section id="{escaped(_file_name(target))}"><h2>{escaped(plain_words(target))}</h2>\n',
         bullets(verdict(result), "verdict"),
+        bullets(chosen_inside(result)),
         bullets(judged_by(result)),
         html_table(*table_cells(result)),
         bullets(paper_measure(result)),

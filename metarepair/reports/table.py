@@ -115,10 +115,23 @@ def points(difference: float) -> str:
 def table_cells(result: Result) -> tuple[list[str], list[list[str]]]:
     """Return the header and one row of text per method."""
     rows = [
-        [method_words(method), *(cell(spread(c.value(row) for row in rows), c.kind) for c in COLUMNS)]
+        [named(method, rows), *(cell(spread(c.value(row) for row in rows), c.kind) for c in COLUMNS)]
         for method, rows in by_method(result).items()
     ]
     return ["method", *(c.title for c in COLUMNS)], rows
+
+
+def named(method: str, rows: Sequence[Row]) -> str:
+    """Return a method's name in plain words, marked if limits kept the deployed weights."""
+    return method_words(method) + _kept(rows)
+
+
+def _kept(rows: Sequence[Row]) -> str:
+    """` (kept)` if limits kept the deployed weights, with the number of seeds if not of all; else nothing."""
+    kept = sum(bool(row.get("selection") and row["selection"]["kept"]) for row in rows)
+    if not kept or all(row["method"] == "none" for row in rows):
+        return ""
+    return " (kept)" if kept == len(rows) else f" (kept in {kept} of {len(rows)})"
 
 
 def cell(found: Spread | None, kind: str) -> str:
@@ -130,6 +143,49 @@ def cell(found: Spread | None, kind: str) -> str:
     scale = 100 if kind == "percent" else 1
     spread_text = "" if found.sd is None else f" ± {scale * found.sd:.1f}"
     return f"{scale * found.mean:.1f}{spread_text}"
+
+
+def chosen_inside(result: Result) -> list[str]:
+    """Return what was taken inside the limits, method by method, and which of them is best; empty without limits."""
+    rows = [row for row in result["methods"] if row.get("selection") and row["method"] != "none"]
+    lines = [_choice(result, rows)] if rows and "choice" in result else []
+    return lines + [_selected(row, several=len({r["seed"] for r in rows}) > 1) for row in rows]
+
+
+def _choice(result: Result, rows: Sequence[Row]) -> str:
+    choice, one = result["choice"], rows[0]["selection"]
+    where = f"on the {one['images']:,} images of the environment and {one['clean_images']:,} clean images that select"
+    if choice["kept"]:
+        return f"Keep the deployed weights: {where}, no repair gains anything inside the limits."
+    return f"Best {where}, inside the limits: {method_words(choice['method'])}, seed {choice['seed']}."
+
+
+def _selected(row: Row, *, several: bool) -> str:
+    found = row["selection"]
+    name = method_words(str(row["method"])) + (f", seed {row['seed']}" if several else "")
+    if not found["kept"]:
+        return f"{name}: taken {_point(found['point'], found)}."
+    near = [f"{_point(point, found)}; outside {_outside(point)}" for point in found["nearest"][:1]]
+    return f"{name}: the deployed weights are kept. Nearest to the limits is the repair {near[0] if near else '—'}."
+
+
+def _point(point: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """A point on the way from the deployed to the repaired DNN, and its accuracies on the images that select."""
+    where = f"at weight {point['weight']:g}"
+    if point["episode"] is not None:
+        where = f"after episode {point['episode'] + 1}"
+    told = [f"environment {percent(found['environment_before'])}% → {percent(point['environment'])}%"]
+    if point["clean"] is not None:
+        told.append(f"clean {percent(found['clean_before'])}% → {percent(point['clean'])}%")
+        told.append(
+            f"broken {percent(point['broken'])}%, with 95% confidence at most {percent(point['broken_bound'])}%"
+        )
+    told += [f"recall of {name} {points(-fall)}" for name, fall in point["recall_falls"].items()]
+    return f"{where} ({'; '.join(told)})"
+
+
+def _outside(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} by {100 * amount:.1f} points" for name, amount in point["outside"].items())
 
 
 def paper_measure(result: Result) -> list[str]:
@@ -244,7 +300,9 @@ def results_table(result: Result) -> str:
     """Return the verdict, table, paper's measure and legend, as Markdown that also reads as plain text."""
     header, rows = table_cells(result)
     lines = [f"## {_markdown(target_of(result)).replace('_', ' ')}", ""]
-    lines += [f"- {_markdown(line)}" for line in (*verdict(result), *judged_by(result))]
+    lines += [
+        f"- {_markdown(line)}" for line in (*verdict(result), *chosen_inside(result), *judged_by(result))
+    ]
     lines += ["", *aligned(header, rows), ""]
     measured = paper_measure(result)
     if measured:

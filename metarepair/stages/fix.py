@@ -33,34 +33,55 @@ from metarepair.runs.progress import duration
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.images import read_user_images
 from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.suspicious import without_suspicious
+from metarepair.stages.without_clean import FOLDER, stand_in
 from metarepair.weights import resolve_weights
-from tasks.errors import DataError, StageError, unreadable
-from tasks.storage.paths import Place, find, local, read_json, write_text
+from tasks.errors import ConfigError, DataError, StageError, unreadable
+from tasks.storage.paths import Place, find, local, read_json, remove_tree, write_text
 from tasks.storage.settings import difference, plain
 
 logger = logging.getLogger(__name__)
 REPAIRED = "repaired"  # with the suffix of the user's weights file
 VERSION = 1
+PLANNING_S = 30.0  # read some hundred photographs, and measure
 WHERE = ("name", "storage_path", "workers")  # may differ when a run is resumed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for: settings from the command line, the budget, and what the photographs are."""
+    """What a user asks for: settings from the command line, the budget, and what the photographs are.
+
+    without_clean: whether there are no clean images; the data set of the settings is then all photographs.
+    drop_suspicious: how many of the failures to leave out, those with the most suspicious labels first.
+    """
 
     settings: Mapping[str, Any]
     budget_s: float
     only_failures: bool = False
+    without_clean: bool = False
+    drop_suspicious: int = 0
+
+    def __post_init__(self) -> None:
+        if self.drop_suspicious < 0:
+            raise ConfigError(
+                f"--drop-suspicious {self.drop_suspicious}: give how many failures to leave out, 0 or more."
+            )
 
     @property
     def config(self) -> Config:
         """The settings before a plan. Raises ConfigError."""
         return parse_config(user_defaults(self.settings), where="the command line")
 
+    def knows_only_failures(self, config: Config) -> bool:
+        """Whether only failures judge: all that were given are, or without clean images, all but the holdout's."""
+        without_holdout = config.environments[NAME].holdout is None
+        return without_holdout if self.without_clean else self.only_failures
+
     def record(self) -> dict[str, Any]:
         """What a plan depends on, as plain values; the folder may be moved, and resumed with other workers."""
         settings = {key: value for key, value in self.settings.items() if key not in WHERE}
-        found: dict[str, Any] = plain(settings | {"budget_s": self.budget_s})
+        asked = {"budget_s": self.budget_s, "drop_suspicious": self.drop_suspicious}
+        found: dict[str, Any] = plain(settings | asked)
         return found | {"only_failures": self.only_failures}
 
 
@@ -79,10 +100,12 @@ class Fix:
         pipeline.restart("mine")
         for path in (self.run.root / FIX_SETTINGS, self.run.root / FIX_RECORD, *self._handed_over()):
             path.unlink(missing_ok=True)
+        remove_tree(self.run.root / FOLDER)
 
     def plan(self) -> Config:
         """Return the planned settings: those of an earlier call, or new ones, which are written into the run."""
-        return self._held() or self._new()
+        with heartbeat("plan", planned_s=PLANNING_S):
+            return self._held() or self._new()
 
     def repair(self, config: Config) -> Outcome:
         """Run all stages with planned settings, and hand over. Prints the table and the sentence."""
@@ -123,12 +146,20 @@ class Fix:
         return record
 
     def _new(self) -> Config:
-        config = self.request.config
+        config, given = self.request.config, self.request.settings
+        if self.request.without_clean:
+            given = stand_in(self.run, config, given)
+            config = parse_config(user_defaults(given))
         pipeline = self._pipeline(config)
         pipeline.check_clean()
         read_user_images(self.run, config, pipeline.here)
+        if self.request.drop_suspicious:
+            given = without_suspicious(given, config, pipeline.here, first=self.request.drop_suspicious)
+            config = parse_config(user_defaults(given))
+            pipeline = self._pipeline(config)
         counts = count(config, pipeline.here)
         logger.info(f"of the photographs to learn from, the model gets {counts.failures} wrong")
+        logger.info("measure how fast the model trains and classifies here, for about ten seconds")
         speeds, threads = measure(config, pipeline.here)
         plan = plan_fix(
             self.request.budget_s,
@@ -139,8 +170,7 @@ class Fix:
             refine=config.refine,
         )
         logger.log(RESULTS, f"A budget of {duration(self.request.budget_s)} buys {plan.words}")
-        settings = user_defaults(self.request.settings)
-        planned = parse_config(planned_settings(settings, plan, threads=threads))
+        planned = parse_config(planned_settings(user_defaults(given), plan, threads=threads))
         record = {
             "version": VERSION,
             "given": self.request.record(),
@@ -155,7 +185,7 @@ class Fix:
     def _hand_over(self, config: Config, pipeline: Pipeline) -> Outcome:
         """Write the repaired weights in the form that the deployed ones came in; none if these are kept."""
         result = load_results(self.run, [NAME])[0]
-        outcome = outcome_of(result, only_failures=self.request.only_failures)
+        outcome = outcome_of(result, only_failures=self.request.knows_only_failures(config))
         for old in self._handed_over():
             old.unlink()
         if outcome.kept or outcome.method is None:

@@ -254,6 +254,18 @@ class UserImages:
         near_N = near_duplicates(self.hashes_N, np.concatenate([np.empty(0, np.uint64), *judges]))
         return replace(self, parts_N=np.where(near_N & self.learned_N, np.int8(UNUSED), self.parts_N))
 
+    def without(self, names: Sequence[str]) -> UserImages:
+        """Leave out the images to learn from and to select by that have one of these names.
+
+        Args:
+            names: file names, as in `names`; images that judge stay.
+
+        Returns:
+            The same images, with these UNUSED.
+        """
+        named_N = np.isin(np.asarray(self.names, dtype=object), list(names))
+        return replace(self, parts_N=np.where(named_N & self.learned_N, np.int8(UNUSED), self.parts_N))
+
     def images(self, rows_B: Ints, severity: int) -> Pixels:  # noqa: ARG002 - they exist in one severity
         """Read the pixels of some rows.
 

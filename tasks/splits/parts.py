@@ -52,6 +52,33 @@ def judge_half(groups_N: Ints, *, fraction: float | None, seed: int) -> Parts:
     return parts_N
 
 
+def select_of_learned(parts_N: Parts, groups_N: Ints, *, seed: int) -> Parts:
+    """Choose half of the images that do not judge to select by, at random, by whole groups.
+
+    Args:
+        parts_N: int8 [N], LEARN or JUDGE.
+        groups_N: int64 [N], the number of each image's group.
+        seed: the run's seed.
+
+    Returns:
+        int8 [N]: the same, with SELECT for about half of LEARN.
+
+    Raises:
+        DataError: there are fewer than two groups to learn from.
+    """
+    selecting_N = parts_N.copy()
+    images = max(int((parts_N == LEARN).sum()) // 2, 1)
+    order = keyed_generator("select", seed).permutation
+    chosen_N = _some_groups(groups_N, parts_N, images, leave=1, order=order)
+    if chosen_N is None:
+        raise DataError(
+            "limits need test images to select by beside those to learn from, and there is only one group of them. "
+            "Give more test images, or leave out limits."
+        )
+    selecting_N[chosen_N] = SELECT
+    return selecting_N
+
+
 def in_order(numbers_N: Ints) -> Ints:
     """Renumber groups from 0 in the order of first appearance.
 

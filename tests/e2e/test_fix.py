@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from benchmarks.environments import write_environment
+from kits import KIT
 from metarepair.cli import main
 from metarepair.config.load import load_config
 from metarepair.fixing.plan import Speeds
@@ -30,6 +34,12 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = load_dataset("cifar10_sample", "test")
     write_environment(folder, data, recipe="colour", images=PHOTOGRAPHS, seed=0)
     (folder / "colour" / "labels.csv").unlink()
+    for photograph in [path for path in sorted((folder / "colour").rglob("*")) if path.is_file()]:
+        with suppress(OSError), Image.open(photograph) as opened:
+            opened.load()  # two cannot be read
+            target = folder / "readable" / photograph.relative_to(folder / "colour")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photograph, target)
     train = load_dataset("cifar10_sample", "train")
     for row in range(CLEAN):
         path = folder / "clean" / train.classes[train.labels_N[row]] / f"{row}.png"
@@ -53,17 +63,18 @@ def run(
     monkeypatch.setattr(fix_stage, "measure", lambda *_: (speeds, 1))
 
     def call(
-        *options: str, images: tuple[str, str] = ("--images", "colour"), verb: str = "fix"
+        *options: str, images: tuple[str, str] = ("--images", "colour"), clean: bool = True
     ) -> tuple[int, str]:
         words = [
             *(images[0], str(material / images[1])),
-            *("--clean", str(material / "clean"), "--weights", str(material / "mine.pth")),
+            *(("--clean", str(material / "clean")) if clean else ()),
+            *("--weights", str(material / "mine.pth")),
             *("--model", "metarepair.models.resnet8:ResNet8", "--out", str(tmp_path / "repaired")),
             *("--mean", "0.4914", "0.4822", "0.4465", "--std", "0.2470", "0.2435", "0.2616"),
             *("--budget", "90s", *options),
         ]
         capsys.readouterr()
-        code = main([verb, *words])
+        code = main(["fix", *words])
         said = capsys.readouterr()
         return code, said.out + said.err
 
@@ -149,8 +160,30 @@ def test_what_only_failures_cannot_tell_is_unknown(run: Run, material: Path) -> 
     assert "what it breaks among the photographs that were right is unknown" in said
 
 
-def test_clean_images_are_asked_for(run: Run, material: Path, tmp_path: Path, capsys: Any) -> None:
-    words = ["--images", str(material / "colour"), "--model", "m:n", "--weights", str(material / "mine.pth")]
+def test_without_clean_images_right_photographs_stand_in(run: Run, tmp_path: Path) -> None:
+    code, said = run("--max-clean-drop", "0.9", clean=False, images=("--images", "readable"))
+    assert code == 0, said
+    assert "There are no clean images" in said
+    assert "failures that judge right" in said
+    config = load_config(tmp_path / "repaired" / "fix.yaml")
+    assert str(config.data.root).endswith("without_clean/right.parquet")
+    # All stand-ins were right before, so that each one that is wrong now is broken.
+    for row in result_in(tmp_path / "repaired")["methods"]:
+        assert row["clean_before"] == 1
+        assert row["break_rate"] == pytest.approx(1 - row["clean"])
+
+
+def test_clean_images_are_asked_for_if_nothing_can_stand_in(
+    material: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words = [
+        "--failures",
+        str(material / "colour"),
+        "--model",
+        "m:n",
+        "--weights",
+        str(material / "mine.pth"),
+    ]
     assert main(["fix", *words, "--out", str(tmp_path / "repaired")]) == 2
     assert "--clean" in capsys.readouterr().err
     assert not (tmp_path / "repaired").exists()
@@ -161,3 +194,39 @@ def test_status_and_inspect_know_the_run(run: Run, tmp_path: Path, capsys: Any) 
     for verb in ("status", "inspect"):
         assert main([verb, str(tmp_path / "repaired")]) == 0
         assert "photographs" in capsys.readouterr().out
+
+
+def test_suspicious_failures_are_left_out_of_learning(run: Run, tmp_path: Path) -> None:
+    code, said = run("--drop-suspicious", "3")
+    assert code in (0, 3), said
+    left_out = load_config(tmp_path / "repaired" / "fix.yaml").environments["photographs"].left_out
+    assert len(left_out) == 3
+    assert all(name in said for name in left_out)
+    with_all = run("--restart")[1]
+    used = [text.split("of 158 images, ")[1].split(" are learned")[0] for text in (said, with_all)]
+    assert int(used[0]) <= int(used[1])
+    assert "drop_suspicious: 0 -> 3" in run("--drop-suspicious", "3")[1]
+
+
+@pytest.mark.slow
+def test_with_a_kit_only_the_repair_is_left(run: Run, material: Path, tmp_path: Path, capsys: Any) -> None:
+    settings = KIT | {
+        "model": {
+            "name": "metarepair.models.resnet8:ResNet8",
+            "weights": str(material / "mine.pth"),
+            "mean": [0.4914, 0.4822, 0.4465],
+            "std": [0.2470, 0.2435, 0.2616],
+        }
+    }
+    (tmp_path / "kit.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert main(["kit", "--config", str(tmp_path / "kit.yaml"), "--out", str(tmp_path / "kit")]) == 0
+    root = tmp_path / "repaired"
+    words = ["--images", str(material / "colour"), "--model", "metarepair.models.resnet8:ResNet8"]
+    words += ["--kit", str(tmp_path / "kit"), "--budget", "10m", "--max-clean-drop", "0.9"]
+    code = main(["fix", *words, "--out", str(root)])
+    said = capsys.readouterr()
+    assert code in (0, 3), said.err
+    assert {"joint_sgd", "metarepair"} <= {row["method"] for row in result_in(root)["methods"]}
+    assert not (root / "joint").exists()
+    assert not (root / "experiences").exists()
+    assert code == 3 or (root / "repaired.safetensors").is_file()

@@ -81,3 +81,12 @@ def test_in_another_process_it_counts_for_itself() -> None:
     there = pickle.loads(pickle.dumps(module))
     there(batch(3).images_BCHW)
     assert counted(passes) == (0, 0)
+
+
+def test_passes_of_an_uncounted_block_are_not_counted() -> None:
+    module, passes = nn.Linear(3, 2), Passes()
+    passes.watch(module)
+    module(torch.zeros(4, 3)).sum().backward()
+    with passes.uncounted():
+        module(torch.zeros(5, 3)).sum().backward()
+    assert (passes.forward, passes.backward) == (4, 4)

@@ -25,7 +25,7 @@ RESULT: dict[str, Any] = {
     "judging": {"images": 400, "clean_images": 500},
     "d_collect": {"fail": 80},
     "methods": [ROW | {"method": "none", "d_fail": 0.0}, ROW],
-    "choice": {"method": "sgd", "seed": 0, "kept": False, "words": "The best inside the limits is sgd."},
+    "choice": {"method": "sgd", "seed": 0, "kept": False},
 }
 
 
@@ -46,10 +46,25 @@ def test_what_only_failures_cannot_tell_is_said_to_be_unknown() -> None:
 
 
 def test_kept_weights_end_with_the_reason_and_no_weights() -> None:
-    choice = {"method": "none", "seed": 0, "kept": True, "words": "No repair stays inside the limits."}
-    outcome = outcome_of(RESULT | {"choice": choice}, only_failures=False)
+    near = {
+        "weight": 0.3,
+        "episode": None,
+        "environment": 0.83,
+        "clean": 0.89,
+        "outside": {"max_clean_drop": 0.012},
+    }
+    far = near | {"weight": 1.0, "environment": 0.9, "outside": {"max_clean_drop": 0.05}}
+    selection = {"kept": True, "environment_before": 0.8, "clean_before": 0.912, "nearest": [far, near]}
+    rows = [RESULT["methods"][0] | {"selection": selection | {"nearest": []}}, ROW | {"selection": selection}]
+    choice = {"method": "none", "seed": 0, "kept": True}
+    outcome = outcome_of(RESULT | {"choice": choice, "methods": rows}, only_failures=False)
     assert outcome.kept
-    assert outcome.words == "Keep your model: no repair stays inside the limits."
+    assert "Keep your model: no repair gains anything inside your limits" in outcome.words
+    assert (
+        "fine-tuned by SGD, 30% of the way: +3.0 points on the photographs, −2.2 points on clean"
+        in outcome.words
+    )
+    assert "limits.max_clean_drop by 1.2 points" in outcome.words
     assert outcome.weights is None
 
 

@@ -32,6 +32,7 @@ COUNTS = Counts(
     judging=200,
     clean_learn=1000,
     clean_select=500,
+    choosing=700,
     clean_judge=500,
     experiences=19,
     severities=5,
@@ -39,7 +40,7 @@ COUNTS = Counts(
     collected=1000,
 )
 COSTS = Costs(speeds=SPEEDS, counts=COUNTS, workers=0)
-BUDGETS = (75, 90, 120, 180, 300, 600, 900, 1200, 1800, 3600, 36_000)
+BUDGETS = (40, 60, 90, 120, 180, 300, 600, 900, 1200, 1800, 3600, 36_000)
 
 
 def plan(budget_s: float, **changed: int) -> Plan:

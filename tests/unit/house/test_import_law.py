@@ -37,6 +37,7 @@ metarepair.fixing
 metarepair.compare metarepair.search
 metarepair.repairs
 metarepair.probing
+metarepair.diagnosis
 metarepair.reports
 metarepair.evaluation
 metarepair.methods

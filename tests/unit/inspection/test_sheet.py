@@ -13,8 +13,9 @@ from PIL import Image
 
 from metarepair.inspection.command import show_inspection as show
 from metarepair.inspection.inspect import inspect
-from metarepair.inspection.sheet import CAPTION, COLUMNS, LABEL_WIDTH, evenly_spaced, write_sheet
+from metarepair.inspection.sheet import evenly_spaced, write_sheet
 from metarepair.reports.contact_sheet import GAP, TILE
+from metarepair.reports.image_rows import CAPTION, COLUMNS, LABEL_WIDTH
 from small import failures_of
 from tasks.datasets import load_dataset
 from tasks.environments import corrupted
