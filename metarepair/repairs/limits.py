@@ -29,7 +29,7 @@ from metarepair.models.build import DeployedModel
 from tasks.errors import ConfigError
 from tasks.records import Ints
 
-WEIGHTS = tuple(tenth / 10 for tenth in range(10, 0, -1))  # shares of the repaired parameters
+WEIGHTS = (*(tenth / 10 for tenth in range(10, 0, -1)), 0.05)  # shares of the repaired parameters
 LEVEL = 0.95  # of the one-sided bound of `broken`
 NEAREST = 3  # points that are told if none is inside
 

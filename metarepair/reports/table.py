@@ -185,7 +185,7 @@ def _point(point: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def _outside(point: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} by {100 * amount:.1f} points" for name, amount in point["outside"].items())
+    return ", ".join(f"{name} by {100 * amount:.2g} points" for name, amount in point["outside"].items())
 
 
 def paper_measure(result: Result) -> list[str]:
