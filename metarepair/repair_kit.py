@@ -27,6 +27,7 @@ from metarepair.config.user_defaults import user_defaults
 from metarepair.data.given_images import GivenImages, collect_images
 from metarepair.data.given_module import deploy_given
 from metarepair.data.save_images import save_images
+from metarepair.fixing.outcome import outcome_of
 from metarepair.kit.kit import Kit, check_model, open_kit
 from metarepair.models.build import save_weights
 from metarepair.models.factory import given_as
@@ -53,6 +54,7 @@ class FixedModel:
     Attributes:
         module: The DNN to use, a new module in evaluation mode; a copy of the given one if it is to be kept.
         kept: Whether the given weights are kept, because no repair gained anything inside the limits.
+        words: One sentence: whether to take it, by how much it is better, at what cost.
         method: The method that repaired it, `none` if the given weights are kept.
         before: Accuracy of the given DNN on the photographs that judge.
         after: Accuracy of `module` on them.
@@ -63,6 +65,7 @@ class FixedModel:
 
     module: nn.Module = field(repr=False)
     kept: bool
+    words: str
     method: str
     before: float
     after: float
@@ -305,6 +308,8 @@ class RepairKit:
                 "model": {"name": self._name},
             }
             values = merged(merged(described.settings(), usual), settings or {})
+            if "none" not in values["repair"]["methods"]:  # which tells how good the given DNN is
+                values["repair"]["methods"] = [*values["repair"]["methods"], "none"]
             try:
                 fixed = self._repaired(parse_config(values, where="RepairKit.repair"))
             except BaseException:
@@ -320,12 +325,13 @@ class RepairKit:
                 pipeline.whole()
         result = read_json(pipeline.run.repaired(NAME) / RESULT)
         rows = {(row["method"], row["seed"]): row for row in result["methods"]}
-        choice = result.get("choice") or _best(result["methods"])
+        choice = result["choice"]
         row, before = rows[choice["method"], choice["seed"]], rows["none", choice["seed"]]
         folder = (pipeline.run.root / row["weights"]).parent
         return FixedModel(
             module=load_repaired(folder, row["method"], pipeline.here.deployed),
             kept=choice["kept"],
+            words=outcome_of(result, only_failures=False).words,
             method=row["method"],
             before=before["corrupted"],
             after=row["corrupted"],
@@ -338,12 +344,6 @@ class RepairKit:
 def _remove(folder: Path | None) -> None:
     if folder is not None:
         remove_tree(folder)
-
-
-def _best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The repair that is best on validation."""
-    best = max(rows, key=lambda row: float(row["validation"]))
-    return {"method": best["method"], "seed": best["seed"], "kept": best["method"] == "none"}
 
 
 def _name_of(file: KitFile, model: nn.Module | str | None, folder: str) -> str:

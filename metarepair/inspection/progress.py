@@ -107,11 +107,16 @@ def _expected(stages: Sequence[StoredStage], files: Listing) -> dict[str, list[s
         "score": ["score"] if environments else [],
         "merged": [f"merged/{experience}" for experience in past] if merges else [],
         "train": []
-        if any(stage.path == f"meta/{SHARED}" for stage in stages)
+        if any(stage.path == f"meta/{SHARED}" or _scored_with_kit(stage) for stage in stages)
         else [f"meta/{target}" for target in targets if target not in without],
         "repair": [f"repaired/{target}" for target in targets],
         "report": ["report"] if environments and REPORT not in files else [],
     }
+
+
+def _scored_with_kit(stage: StoredStage) -> bool:
+    """Whether the run has the distances of a repair kit, whose θ_meta it uses."""
+    return stage.kind == "score" and stage.manifest is not None and "kit" in stage.manifest.inputs
 
 
 def _needs_no_training(repaired: StoredStage) -> bool:

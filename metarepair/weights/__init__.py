@@ -24,8 +24,8 @@ def resolve_weights(weights: str, *, setting: str = "model.weights", others: str
     if "://" in weights:  # of a kit on an object store
         try:
             return local(place(weights))
-        except FileNotFoundError as error:
-            raise WeightsError(f"{setting}={weights!r}: no such object. Give one of the store.") from error
+        except (FileNotFoundError, ConfigError) as error:
+            raise WeightsError(f"{setting}={weights!r}: no such file ({error}).") from error
     path = Path(weights).expanduser()
     if path.is_dir():
         raise WeightsError(f"{setting}={weights!r} is a folder. Give the weights file itself.")

@@ -123,6 +123,7 @@ def test_a_run_with_it_mines_the_target_alone_and_starts_from_the_kits_weights(
     result = json.loads((root / "repaired/gaussian_noise/result.json").read_text())
     assert {one["name"] for one in result["experiences"]} == {"shot_noise", "snow"}
     assert (root / "report/index.html").is_file()
+    assert status_of(str(root)).state == "finished"
     before = (root / "score/manifest.json").read_bytes()
     Pipeline(parse_config(with_kit(whole, tmp_path))).whole()
     assert (root / "score/manifest.json").read_bytes() == before

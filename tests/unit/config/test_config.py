@@ -174,7 +174,6 @@ def test_a_list_that_is_too_short_is_refused_with_its_first_missing_entry() -> N
         ({"name": "."}, "name='.'"),
         ({"name": ".."}, "name='..'"),
         ({"mining": {"experiences": []}}, "mining.experiences"),
-        ({"targets": []}, "targets"),
         ({"inner": {"rate": 0.0}}, "inner.rate=0.0"),
         ({"inner": {"rate": 11.0}}, "inner.rate=11.0"),
         ({"inner": {"rate": float("nan")}}, "inner.rate=.nan"),

@@ -1,0 +1,135 @@
+"""Check `RepairKit`: a kit of a module that no import path names, made, opened and used from Python."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from kits import KIT
+from metarepair import RepairKit
+from metarepair.models.build import load_deployed
+from metarepair.models.wrappers import copied
+from tasks.datasets import dataset_info, load_dataset
+from tasks.environments import corrupted_images
+from tasks.errors import ConfigError, DataError, WeightsError
+
+INFO = dataset_info("cifar10_sample")
+SETTINGS = {key: KIT[key] for key in ("mining", "task", "inner", "train", "joint")}
+FEW: dict[str, Any] = {"repair": {"methods": ["joint", "metarepair"], "episodes": 1, "tasks": 1}}
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    """The shipped ResNet-8, as a module."""
+    return load_deployed("resnet8_cifar", "shipped:resnet8_cifar10", INFO).module
+
+
+@pytest.fixture(scope="module")
+def kit(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> RepairKit:
+    """A kit of it; tests must not write to it."""
+    train = load_dataset("cifar10_sample", "train").head(300)
+    return RepairKit.build(
+        net,
+        clean=(train.images_NHWC, train.labels_N),
+        mean=INFO.mean,
+        std=INFO.std,
+        classes=INFO.classes,
+        out=tmp_path_factory.mktemp("kits") / "python",
+        settings=SETTINGS,
+    )
+
+
+@pytest.fixture(scope="module")
+def photographs() -> tuple[np.ndarray, np.ndarray]:
+    """Noisy images with their labels, right and wrong ones."""
+    test = load_dataset("cifar10_sample", "test").head(200)
+    images = corrupted_images(test, np.arange(200), corruption="gaussian_noise", severity=4, seed=1)
+    return images, test.labels_N
+
+
+def test_a_repair_takes_what_is_best_inside_the_limits(
+    kit: RepairKit, net: nn.Module, photographs: Any, tmp_path: Path
+) -> None:
+    before = copied(net).state_dict()
+    fixed = kit.repair(photographs, max_clean_drop=0.9, settings=FEW, out=tmp_path / "run")
+    assert not fixed.kept
+    assert fixed.method in ("joint", "metarepair")
+    assert fixed.words.startswith("Take the repaired model")
+    assert 0 < fixed.before < 1
+    held = load_file(fixed.save(tmp_path / "fixed.safetensors"))
+    assert all(value.equal(held[name]) for name, value in fixed.module.state_dict().items())
+    assert any(not value.equal(held[name]) for name, value in before.items())
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items())
+    assert "joint training" in fixed.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert (tmp_path / "run/repaired/photographs/result.json").is_file()
+    with pytest.raises(ConfigError, match=r"does not end in \.html"):
+        fixed.report(tmp_path / "report.txt")
+
+
+def test_outside_the_limits_the_given_weights_are_kept(
+    kit: RepairKit, net: nn.Module, photographs: Any
+) -> None:
+    fixed = kit.repair(photographs, min_gain=0.99, settings=FEW)
+    assert (fixed.kept, fixed.method) == (True, "none")
+    assert fixed.words.startswith("Keep your model")
+    assert all(value.equal(net.state_dict()[name]) for name, value in fixed.module.state_dict().items())
+    folder = fixed.folder
+    assert folder.is_dir()
+    del fixed
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_it_is_opened_with_its_module_alone(kit: RepairKit, net: nn.Module) -> None:
+    again = RepairKit.load(kit.folder, model=net)
+    assert again.experiences == ("shot_noise", "snow")
+    assert again.classes == INFO.classes
+    assert RepairKit.load(kit.folder, model="resnet8_cifar").classes == again.classes
+    with pytest.raises(ConfigError, match="which the project does not have: give it"):
+        RepairKit.load(kit.folder)
+    other = copied(net)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.raises(WeightsError, match="has other weights than the DNN"):
+        RepairKit.load(kit.folder, model=other)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"clean": (np.zeros((4, 3, 32, 32), np.float32), np.zeros(4, int))}, DataError, "normalised floats"),
+        ({"classes": ["a", "b"]}, ConfigError, "classes has 2 names, and the DNN has 10 outputs"),
+        ({"out": "s3://bucket/kit"}, ConfigError, "a kit is built in a local folder"),
+        ({"settings": {"targets": ["fog"]}}, ConfigError, "has no targets"),
+        ({"model": "resnet8_cifar"}, ConfigError, r"give a torch\.nn\.Module"),
+    ],
+)
+def test_what_a_kit_cannot_be_made_of_is_refused(
+    net: nn.Module, tmp_path: Path, changed: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    images = np.random.default_rng(0).integers(256, size=(40, 32, 32, 3), dtype=np.uint8)
+    given: dict[str, Any] = {
+        "model": net,
+        "clean": (images, np.arange(40) % 10),
+        "mean": INFO.mean,
+        "std": INFO.std,
+        "out": tmp_path / "kit",
+    } | changed
+    if given["clean"][0].dtype != np.uint8:
+        given |= {"mean": None, "std": None}
+    with pytest.raises(error, match=said):
+        RepairKit.build(given.pop("model"), **given)
+
+
+def test_it_imports_no_ray() -> None:
+    code = "import sys; from metarepair import RepairKit; assert 'ray' not in sys.modules, 'Ray is imported'"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
