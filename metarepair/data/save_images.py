@@ -21,7 +21,9 @@ from tasks.storage.paths import writing
 BATCH = 256  # images in memory at a time
 
 
-def save_images(given: Any, path: str | Path, *, groups: Sequence[Any] | None = None) -> Path:
+def save_images(
+    given: Any, path: str | Path, *, groups: Sequence[Any] | None = None, compress_level: int = 1
+) -> Path:
     """Save labelled images as a Parquet file for `environments.NAME.images`.
 
     Pixels are stored without loss, in RGB and upright. The images may differ in size; a run resizes them.
@@ -34,6 +36,7 @@ def save_images(given: Any, path: str | Path, *, groups: Sequence[Any] | None = 
         path: The file to write; it ends in `.parquet`.
         groups: The group of each image, such as its day or device: images of one group are never both learned from
             and judged on. None: none are given.
+        compress_level: How much time to spend on smaller files, 1 to 9.
 
     Returns:
         The path.
@@ -55,7 +58,7 @@ def save_images(given: Any, path: str | Path, *, groups: Sequence[Any] | None = 
         raise ConfigError(
             f"save_images writes Parquet; give a path that ends in .parquet, not {path.name!r}."
         )
-    count, items = _items(given)
+    count, items = _items(given, compress_level)
     if not count:
         raise DataError("given: there are no images. Give at least one with its right label.")
     if groups is not None and len(groups) != count:
@@ -65,7 +68,7 @@ def save_images(given: Any, path: str | Path, *, groups: Sequence[Any] | None = 
     fields = [("image", pa.binary()), ("label", pa.string() if kind is str else pa.int64())]
     schema = pa.schema([*fields, *([("group", pa.string())] if groups is not None else [])])
     start, items = 0, chain([first], items)
-    with writing(path) as part, pq.ParquetWriter(part, schema) as writer:
+    with writing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         while rows := list(islice(items, BATCH)):
             columns: list[Any] = [[image for image, _ in rows], [label for _, label in rows]]
             other = next((label for label in columns[1] if type(label) is not kind), None)
@@ -81,14 +84,14 @@ def save_images(given: Any, path: str | Path, *, groups: Sequence[Any] | None = 
     return path
 
 
-def _items(given: Any) -> tuple[int, Iterator[tuple[bytes, str | int]]]:
+def _items(given: Any, level: int) -> tuple[int, Iterator[tuple[bytes, str | int]]]:
     """The number of images, and an iterator over (bytes of a PNG, label)."""
     if isinstance(given, tuple) and len(given) == 2 and getattr(given[0], "ndim", 0) >= 3:
         images, labels = given
         if len(images) != len(labels):
             raise DataError(f"given: {len(images)} images but {len(labels)} labels; give one for each.")
         pairs = ((images[i], labels[i]) for i in range(len(images)))
-        return len(images), (_encoded(*pair, f"item {i}") for i, pair in enumerate(pairs))
+        return len(images), (_encoded(*pair, f"item {i}", level) for i, pair in enumerate(pairs))
     if isinstance(given, Mapping | str | bytes) or not (
         hasattr(given, "__len__") and hasattr(given, "__getitem__")
     ):
@@ -96,7 +99,7 @@ def _items(given: Any) -> tuple[int, Iterator[tuple[bytes, str | int]]]:
             f"given: {type(given).__name__} is neither (images, labels) nor a data set with len() and [i]. Give uint8 "
             "images [N, H, W, C] with labels [N], or a data set of (image, label)."
         )
-    return len(given), (_encoded(*_pair(given[i], i), f"item {i}") for i in range(len(given)))
+    return len(given), (_encoded(*_pair(given[i], i), f"item {i}", level) for i in range(len(given)))
 
 
 def _pair(item: Any, number: int) -> tuple[Any, Any]:
@@ -109,9 +112,9 @@ def _pair(item: Any, number: int) -> tuple[Any, Any]:
     )
 
 
-def _encoded(image: Any, label: Any, where: str) -> tuple[bytes, str | int]:
+def _encoded(image: Any, label: Any, where: str, level: int) -> tuple[bytes, str | int]:
     stream = io.BytesIO()
-    _as_image(image, where).save(stream, "PNG", compress_level=1)
+    _as_image(image, where).save(stream, "PNG", compress_level=level)
     if isinstance(label, str):
         return stream.getvalue(), label
     number = label.item() if isinstance(label, np.generic | torch.Tensor) and label.ndim == 0 else label

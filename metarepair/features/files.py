@@ -40,17 +40,22 @@ def read_features(path: Place) -> tuple[NDArray[np.float32], Ints]:
     return features, ids
 
 
-def write_moments(path: Place, moments: Moments) -> None:
-    """Write moments as an array [1 + 1 + R, D] float64: the count (repeated D times), the mean, the factor."""
+def write_moments(path: Place, moments: Moments, *, short: bool = False) -> None:
+    """Write moments as an array [1 + 1 + R, D] float64: the count (repeated D times), the mean, the factor.
+
+    short: as float32, in half the space.
+    """
     count_D = np.full_like(moments.mean_D, moments.count)
+    rows = np.vstack([count_D, moments.mean_D, moments.factor_RD])
     with writing(path) as part, part.open("wb") as stream:
-        np.save(stream, np.vstack([count_D, moments.mean_D, moments.factor_RD]), allow_pickle=False)
+        np.save(stream, rows.astype(np.float32) if short else rows, allow_pickle=False)
 
 
 def read_moments(path: Place) -> Moments:
     """The moments in a file of `write_moments`, memory-mapped. Raises DataError if it is missing or damaged."""
     try:
         rows = cast(Doubles, np.load(local(path), mmap_mode="r", allow_pickle=False))
+        rows = rows if rows.dtype == np.float64 else rows.astype(np.float64)
         return Moments(count=int(rows[0, 0]), mean_D=rows[1], factor_RD=rows[2:])
     except (OSError, ValueError, IndexError, EOFError) as error:
         raise DataError(f"{path} is missing or damaged ({error}). {AGAIN}") from error

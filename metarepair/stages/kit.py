@@ -28,7 +28,7 @@ from metarepair.data.clean_images import CleanImages
 from metarepair.data.save_images import save_images
 from metarepair.data.workspace import Surroundings
 from metarepair.features.extractors import weights_digest
-from metarepair.features.files import read_moments
+from metarepair.features.files import read_moments, write_moments
 from metarepair.kit.kit import DISTANCES, MOMENTS, Kit, open_kit
 from metarepair.models.build import save_weights, state_hash
 from metarepair.runs.logs import RESULTS
@@ -45,7 +45,7 @@ from tasks.keys import keyed_generator
 from tasks.splits import LEARN
 from tasks.splits.digests import Digests, pixel_digests
 from tasks.storage.manifest import MANIFEST, discard, read_manifest, require_manifest, versions
-from tasks.storage.paths import Place, copy_file, find, remove_tree, size_of, write_text, writing
+from tasks.storage.paths import Place, find, remove_tree, size_of, write_text, writing
 from tasks.storage.settings import Settings
 from tasks.storage.stages import EXPERIENCE, FEATURES, JOINT, KIT, META, SCORE, Stage
 
@@ -124,7 +124,7 @@ class KitWork:
         every = environments(self.run, self.config)
         moments = [feature_folder(self.run, one) / MOMENTS_FILE for one in every]
         for one, path in zip(every, moments, strict=True):
-            copy_file(path, pack / MOMENTS / f"{one.name}.npy")
+            write_moments(pack / MOMENTS / f"{one.name}.npy", read_moments(path), short=True)
         learned_N = learned_digests(here, self.config)
         _save_array(pack / DIGESTS, learned_N)
         _save_array(pack / DISTANCES, all_distances(moments, self.pipeline.executor))
@@ -216,7 +216,7 @@ def _save_images(images: CleanImages, path: Place) -> None:
     """Write images as PNG in a Parquet file, with labels as numbers."""
     with writing(path) as part:
         filled = part.with_suffix(".parquet")
-        save_images((images.images_NHWC[:], images.labels_N), filled)
+        save_images((images.images_NHWC[:], images.labels_N), filled, compress_level=9)
         filled.replace(part)
 
 

@@ -141,7 +141,7 @@ def test_a_targets_distances_are_those_to_the_moments_of_the_kits_experiences(
         for name in ("shot_noise", "snow")
     }
     found = {row["experience"]: row["distance"] for row in read_rows(pipeline.run.score / "fid.parquet")}
-    assert found == pytest.approx(expected, rel=1e-12)
+    assert found == pytest.approx(expected, rel=1e-4)  # the kit has float32
     matrix = {row["environment"]: row for row in read_rows(pipeline.run.score / "matrix.parquet")}
     assert matrix["snow"]["shot_noise"] == open_kit(whole).distances()[0, 1] > 0
 
