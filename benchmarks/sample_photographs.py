@@ -1,6 +1,6 @@
 """Write the shipped photographs of tasks/sample: test images of CIFAR-10 under a corruption that no kit has seen.
 
-The corruption is `plasma_noise` of examples/corruptions_cbar, at a severity drawn for each image; the images are JPEG,
+The corruption is `plasma_noise` of examples/corruptions_cbar, at severity 3, 4 or 5, drawn for each image; they are JPEG,
 as a camera's are. Clean images of the sample's test split and of the shipped kit, and near-duplicates of them, are left
 out, since they learn, select or judge beside these photographs. Two files: photographs.parquet to repair from,
 photographs_later.parquet to judge by. The pixels before JPEG depend on the image's id alone; the files depend on the
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from examples.corruptions_cbar.corruptions_cbar import PLASMA_NOISE
+from metarepair.weights import SHIPPED
 from tasks.corruptions.severity import Dose
 from tasks.datasets import DataSource, load_dataset
 from tasks.keys import keyed_generator
@@ -29,6 +30,7 @@ from tasks.splits.near_duplicates import near_duplicates, perceptual_hashes
 IMAGES = 800  # in each file
 QUALITY = 92
 FILES = ("photographs.parquet", "photographs_later.parquet")
+KIT = SHIPPED / "resnet8_cifar10.kit" / "pack" / "clean"
 KEY = "sample photographs"
 
 
@@ -37,7 +39,7 @@ def corrupted(images_NHWC: Pixels, ids_N: Ints) -> Pixels:
     rows = []
     for image_HWC, image_id in zip(images_NHWC, ids_N.tolist(), strict=True):
         generator = keyed_generator(KEY, image_id)
-        severity = int(generator.integers(5))
+        severity = int(generator.integers(2, 5))  # index: 3 to 5
         dose = Dose(
             constants=PLASMA_NOISE.constants["cifar"][severity],
             native_size=32,
@@ -63,8 +65,15 @@ def main() -> None:
     out = parser.parse_args().out
     whole = load_dataset(DataSource(name="cifar10"), "test")
     sample = load_dataset(DataSource(name="cifar10_sample"), "test")
-    near_N = near_duplicates(perceptual_hashes(whole.images_NHWC), perceptual_hashes(sample.images_NHWC))
-    free = np.flatnonzero(~near_N & ~np.isin(whole.image_ids_N, sample.image_ids_N))
+    held = DataSource(
+        name="parquet",
+        train=str(KIT / "train.parquet"),
+        test=str(KIT / "test.parquet"),
+        classes=whole.classes,
+    )
+    clean = load_dataset(held, "test")
+    hashes = [perceptual_hashes(split.images_NHWC) for split in (whole, sample, clean)]
+    free = np.flatnonzero(~near_duplicates(hashes[0], np.concatenate(hashes[1:])))
     rows = keyed_generator(KEY, "rows").permutation(free)[: IMAGES * len(FILES)]
     for name, some in zip(FILES, np.split(np.sort(rows), len(FILES)), strict=True):
         images = corrupted(whole.images(some), whole.image_ids_N[some])
