@@ -1,10 +1,10 @@
 """Write the shipped photographs of tasks/sample: test images of CIFAR-10 under a corruption that no kit has seen.
 
-The corruption is `plasma_noise` of examples/corruptions_cbar, at severity 3, 4 or 5, drawn for each image; they are JPEG,
-as a camera's are. Clean images of the sample's test split and of the shipped kit, and near-duplicates of them, are left
-out, since they learn, select or judge beside these photographs. Two files: photographs.parquet to repair from,
-photographs_later.parquet to judge by. The pixels before JPEG depend on the image's id alone; the files depend on the
-version of Pillow, too.
+The corruption is `plasma_noise` of examples/corruptions_cbar, at severity 3, 4 or 5, drawn for each image; the images
+are JPEG, as a camera's are. Clean images of the sample's test split and of the shipped kit, and near-duplicates of
+them, are left out, since they learn, select or judge beside these photographs. Two files: photographs.parquet to repair
+from, photographs_later.parquet to judge by. The pixels before JPEG depend on the image's id alone; the files depend on
+the version of Pillow, too.
 Command: METAREPAIR_DATA=FOLDER python -m benchmarks.sample_photographs --out tasks/sample
 """
 

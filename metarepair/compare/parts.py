@@ -20,13 +20,13 @@ from metarepair.reports.table import (
     Row,
     by_method,
     cell,
-    chosen_inside,
     judged_by,
     method_words,
     named,
     others_mean,
     percent,
     spread,
+    taken_inside,
 )
 from metarepair.runs.layout import Run
 
@@ -96,7 +96,7 @@ def parts_of(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> 
         _columns(
             r["target"].replace("_", " "),
             r,
-            (*leaders(r), *chosen_inside(r), *_judged_by(config, r), *_readings(runs, config, r["target"])),
+            (*leaders(r), *taken_inside(r), *_judged_by(config, r), *_readings(runs, config, r["target"])),
         )
         for r in results
     ]

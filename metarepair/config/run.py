@@ -522,6 +522,12 @@ class Config(Section):
         return given is not None and given.kind == "images"
 
     @property
+    def learns_from_test_images(self) -> bool:
+        """Whether clean test images are learned from in some environment: in a corruption or an archive."""
+        archived = [name for name in self.mining.experiences if name in self.environments]
+        return not all(self.has_own_images(name) for name in (*self.targets, *archived))
+
+    @property
     def shared_experiences(self) -> list[str]:
         """The experiences that are no targets: what is made from them serves all targets of the run."""
         return [name for name in self.mining.experiences if name not in self.targets]

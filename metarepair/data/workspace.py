@@ -24,7 +24,7 @@ from tasks.environments import Environment, UserImages, check_archive, corrupted
 from tasks.errors import ConfigError, DataError
 from tasks.records import Ints
 from tasks.splits import judge_half
-from tasks.splits.parts import JUDGE, Mask, Parts, select_of_learned
+from tasks.splits.parts import JUDGE, LEARN, SELECT, Mask, Parts, select_of_learned
 from tasks.storage.manifest import content_hash, require_manifest
 from tasks.storage.paths import Place
 from tasks.storage.stages import IMAGES
@@ -154,7 +154,11 @@ class Surroundings:
         """int8 [N], what each image of the test split is for: LEARN or JUDGE, and with limits SELECT."""
         groups_N, seed = groups_of(self.split("test")), self.config.seed
         parts_N = judge_half(groups_N, fraction=self.config.mining.judge_fraction, seed=seed)
-        return select_of_learned(parts_N, groups_N, seed=seed) if self.config.limits.active else parts_N
+        if not self.config.limits.active:
+            return parts_N
+        if self.config.learns_from_test_images:
+            return select_of_learned(parts_N, groups_N, seed=seed)
+        return np.where(parts_N == LEARN, np.int8(SELECT), parts_N)
 
     def judged_rows(self, name: str, collected_ids: Ints) -> Ints:
         """The rows of the test split by which repairs for the target `name` are judged.

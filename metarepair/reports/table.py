@@ -145,14 +145,21 @@ def cell(found: Spread | None, kind: str) -> str:
     return f"{scale * found.mean:.1f}{spread_text}"
 
 
-def chosen_inside(result: Result) -> list[str]:
-    """Return what was taken inside the limits, method by method, and which of them is best; empty without limits."""
-    rows = [row for row in result["methods"] if row.get("selection") and row["method"] != "none"]
-    lines = [_choice(result, rows)] if rows and "choice" in result else []
-    return lines + [_selected(row, several=len({r["seed"] for r in rows}) > 1) for row in rows]
+def taken_inside(result: Result) -> list[str]:
+    """Return what was taken inside the limits, method by method; empty without limits."""
+    rows = _selected_rows(result)
+    return [_selected(row, several=len({r["seed"] for r in rows}) > 1) for row in rows]
 
 
-def _choice(result: Result, rows: Sequence[Row]) -> str:
+def _selected_rows(result: Result) -> list[Row]:
+    return [row for row in result["methods"] if row.get("selection") and row["method"] != "none"]
+
+
+def _choice(result: Result) -> str:
+    """Which repair is best inside the limits."""
+    rows = _selected_rows(result)
+    if not rows:
+        return "Keep the deployed weights: there is no repair."
     choice, one = result["choice"], rows[0]["selection"]
     where = f"on the {one['images']:,} images of the environment and {one['clean_images']:,} clean images that select"
     if choice["kept"]:
@@ -304,7 +311,7 @@ def results_table(result: Result) -> str:
     header, rows = table_cells(result)
     lines = [f"## {_markdown(target_of(result)).replace('_', ' ')}", ""]
     lines += [
-        f"- {_markdown(line)}" for line in (*verdict(result), *chosen_inside(result), *judged_by(result))
+        f"- {_markdown(line)}" for line in (*verdict(result), *taken_inside(result), *judged_by(result))
     ]
     lines += ["", *aligned(header, rows), ""]
     measured = paper_measure(result)
@@ -332,8 +339,10 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def verdict(result: Result) -> list[str]:
-    """Return the outcome in sentences, whether it favours MetaRepair or not."""
+    """Return the outcome in sentences, whether it favours MetaRepair or not; with limits, that of the choice."""
     groups = by_method(result)
+    if "choice" in result:
+        return _verdict_on_choice(result, groups)
     meta, tuned = groups.get("metarepair"), groups.get("finetune")
     if meta is None:
         return ["MetaRepair was not run for this target, so there is no verdict on it."]
@@ -342,6 +351,16 @@ def verdict(result: Result) -> list[str]:
     if len(meta) == 1:
         lines.append("There is only one seed, so these differences may be chance.")
     return lines
+
+
+def _verdict_on_choice(result: Result, groups: Mapping[str, list[Row]]) -> list[str]:
+    """What was taken, and what it does on the images that judge."""
+    choice, told = result["choice"], [_choice(result)]
+    if choice["kept"]:
+        return told
+    rows = [row for row in groups[choice["method"]] if row["seed"] == choice["seed"]]
+    words = method_words(choice["method"])
+    return told + _on_corrupted(groups.get("none"), rows, words) + _clean(rows, None, words)
 
 
 def _means(rows: Sequence[Row] | None, key: str) -> float | None:
@@ -374,26 +393,28 @@ def _best(groups: Mapping[str, list[Row]]) -> list[str]:
     return [f"Another method is best on D_fail: {method_words(best)} with {percent(means[best])}%."]
 
 
-def _on_corrupted(before: Sequence[Row] | None, meta: Sequence[Row]) -> list[str]:
-    old, new = _means(before, "corrupted"), _means(meta, "corrupted")
+def _on_corrupted(
+    before: Sequence[Row] | None, repaired: Sequence[Row], words: str = "MetaRepair"
+) -> list[str]:
+    old, new = _means(before, "corrupted"), _means(repaired, "corrupted")
     if old is None or new is None:
         return []
     change = round(100 * (new - old), 1)
     verb = "rose" if change > 0 else "fell" if change < 0 else "did not change"
     return [
-        f"Accuracy in the target's environment {verb}: {percent(old)}% before, {percent(new)}% after MetaRepair, "
+        f"Accuracy in the target's environment {verb}: {percent(old)}% before, {percent(new)}% after {words}, "
         f"{points(new - old)}."
     ]
 
 
-def _clean(meta: Sequence[Row], tuned: Sequence[Row] | None) -> list[str]:
-    ours, before, theirs = _means(meta, "clean"), _means(meta, "clean_before"), _means(tuned, "clean")
+def _clean(repaired: Sequence[Row], tuned: Sequence[Row] | None, words: str = "MetaRepair") -> list[str]:
+    ours, before, theirs = _means(repaired, "clean"), _means(repaired, "clean_before"), _means(tuned, "clean")
     if ours is None or before is None:
         return ["Clean accuracy was not measured."]
     held = round(100 * (before - ours), 1) <= CLEAN_HELD_POINTS
     lines = [
         f"Clean accuracy {'was maintained' if held else 'fell'}: {percent(before)}% before, {percent(ours)}% after "
-        f"MetaRepair, {points(ours - before)}. (A loss of at most {CLEAN_HELD_POINTS:.1f} points counts as maintained.)"
+        f"{words}, {points(ours - before)}. (A loss of at most {CLEAN_HELD_POINTS:.1f} points counts as maintained.)"
     ]
     if theirs is not None:
         gain = round(100 * (ours - theirs), 1)

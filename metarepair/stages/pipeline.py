@@ -450,8 +450,9 @@ class Pipeline:
             logger.log(RESULTS, results_table(result))
             for line in readings(self.run, result["target"]):
                 logger.log(RESULTS, line)
+            shown = result["choice"]["method"] if "choice" in result else "metarepair"
             for row in result["methods"]:
-                if row["method"] == "metarepair":
+                if row["method"] == shown != "none":
                     weights = self.run.root / row["weights"]
                     logger.log(RESULTS, f"Repaired weights, seed {row['seed']}: {weights}")
         logger.log(RESULTS, f"Report: {page}")
