@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from metarepair.diagnosis.labels import RankedLabels, ranked_labels
-from metarepair.features.extractors import FeatureExtractor, build_extractor
+from metarepair.diagnosis.seen import deployed_extractor
+from metarepair.features.extractors import FeatureExtractor
 from metarepair.models.build import DeployedModel, load_deployed
 from tasks.corruptions import resolve
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
@@ -62,14 +63,7 @@ class Bench:
     def __init__(self) -> None:
         info = dataset_info(DATA)
         self.deployed: DeployedModel = load_deployed("resnet8_cifar", "shipped:resnet8_cifar10", info)
-        self.extractor: FeatureExtractor = build_extractor(
-            "deployed",
-            weights=None,
-            deployed=self.deployed.module,
-            mean=self.deployed.mean,
-            std=self.deployed.std,
-            device=self.deployed.device,
-        )
+        self.extractor: FeatureExtractor = deployed_extractor(self.deployed)
         self.test: ArrayDataset = load_dataset(DATA, "test")
         train = load_dataset(DATA, "train")
         rows = np.arange(CLEAN)
@@ -143,7 +137,7 @@ HEADER = (
 )
 
 
-def table(found: dict[str, Sequence[Found]]) -> str:
+def table(found: Mapping[str, Sequence[Found]]) -> str:
     """A Markdown table of means over seeds, and of the worst seed."""
     lines = ["| " + " | ".join(HEADER) + " |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
     for corruption, seeds in found.items():

@@ -99,7 +99,7 @@ def sentences(found: Diagnosis) -> list[str]:
         nearest_words(found.nearest),
         labels_words(found),
         f"Not looked at: {found.images['judge']} photographs, which are set aside to judge a repair.",
-        f"metarepair fix, {found.fix}",
+        f"Repair with `metarepair fix` {found.fix}",
     ]
 
 
@@ -177,10 +177,9 @@ def nearest_words(nearest: Nearest) -> str:
             f"Nearest known environments: none has enough failures (at least {FEWEST}) to be compared with."
         )
     near = [f"{one.name} ({one.distance:.3g})" for one in nearest.found[:SHOWN]]
-    farthest = nearest.found[-1]
-    return (
-        f"Nearest known environments: {', '.join(near)}; farthest: {farthest.name} ({farthest.distance:.3g})."
-    )
+    last = nearest.found[-1]
+    far = f"; farthest: {last.name} ({last.distance:.3g})" if len(nearest.found) > SHOWN else ""
+    return f"Nearest known environments: {', '.join(near)}{far}."
 
 
 def labels_words(found: Diagnosis) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarepair.features.extractors import FeatureExtractor
+from metarepair.features.extractors import FeatureExtractor, build_extractor
 from metarepair.models.build import DeployedModel
 from metarepair.runs.progress import Progress
 from tasks.environments import UserImages
@@ -49,7 +49,8 @@ class Seen:
     @property
     def selects_N(self) -> NDArray[np.bool_]:
         """bool [N], which photographs select; the others are learned from."""
-        return self.source.parts_N[self.rows_N] == SELECT
+        selects_N: NDArray[np.bool_] = self.source.parts_N[self.rows_N] == SELECT
+        return selects_N
 
     @property
     def images_NHWC(self) -> PixelRows:
@@ -91,6 +92,19 @@ def answers(deployed: DeployedModel, images_NHWC: PixelRows, label: str) -> Answ
     return Answers(
         classes_N=np.concatenate([np.empty(0, np.int64), *(top.indices.numpy() for top in tops)]),
         confidence_N=np.concatenate([np.empty(0, np.float32), *(top.values.numpy() for top in tops)]),
+    )
+
+
+def deployed_extractor(deployed: DeployedModel) -> FeatureExtractor:
+    """The extractor of the DNN's own features. Raises ConfigError if they cannot be found."""
+    return build_extractor(
+        "deployed",
+        weights=None,
+        deployed=deployed.module,
+        mean=deployed.mean,
+        std=deployed.std,
+        device=deployed.device,
+        input_size=deployed.input_size,
     )
 
 

@@ -23,6 +23,7 @@ from metarepair.config.run import RepairSettings
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.given_images import GivenImages
 from metarepair.data.given_module import GivenModule, collect_given, fed
+from metarepair.data.selecting_images import SelectingImages
 from metarepair.engine.adapted import adapted_names
 from metarepair.engine.vectors import State
 from metarepair.meta_training.theta_meta import load_start
@@ -36,6 +37,7 @@ from metarepair.methods import (
 from metarepair.models.build import DeployedModel
 from metarepair.models.clean_check import IN_CALL, check_on_clean
 from metarepair.probing.needs import IMAGES, probe_repair
+from metarepair.repairs.limits import Selection, take_inside
 from metarepair.repairs.stage import repair_fairly
 from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.records import Failures
@@ -65,6 +67,8 @@ class Repaired:
         clean_before: Accuracy of the given DNN on `clean`; None if no clean images were given.
         clean_after: Accuracy of the repaired DNN on `clean`; None if no clean images were given.
         notes: Sentences for the user: given images that are not failures, too few images, choices of the method.
+        selection: How the repair was chosen inside `config.limits`, with what each measure is; None without limits.
+            `selection.kept` says whether no repair was inside them: `module` then has the weights of the given DNN.
     """
 
     module: nn.Module
@@ -78,6 +82,7 @@ class Repaired:
     clean_before: float | None
     clean_after: float | None
     notes: tuple[str, ...]
+    selection: Selection | None = None
 
 
 def repair(
@@ -109,7 +114,7 @@ def repair(
         start: The folder `meta/<target>/` of a run with this DNN, for `metarepair` only: the repair starts from the
             θ_meta in it.
         config: Settings of the repair. None is the defaults, or with `start` the inner loop and the shots that θ_meta
-            was trained for.
+            was trained for. Its `limits` are measured on validation and on a part of `clean_training` that is held out.
         mean: Mean of each channel, of pixels in [0, 1], as the DNN was trained. Needed if any images are uint8, and
             refused if all are floats.
         std: Standard deviation of each channel, as `mean`.
@@ -174,6 +179,9 @@ def repair(
             f"the repair by {repaired.method} diverged, {bad} is not finite. Lower the rates "
             "(config=RepairConfig(repair={'rates': [0.003]}))."
         )
+    selection = None
+    if config.limits.active:
+        repaired, selection = take_inside(deployed, repaired, _selecting(deployed, data), config.limits)
     module = repaired.fill(deployed.module)
     after = replace(given.deployed, module=module)
     return Repaired(
@@ -190,6 +198,16 @@ def repair(
         clean_before=None if clean_images is None else _accuracy(given.deployed, clean_images),
         clean_after=None if clean_images is None else _accuracy(after, clean_images),
         notes=notes + repaired.notes,
+        selection=selection,
+    )
+
+
+def _selecting(deployed: DeployedModel, data: RepairData) -> SelectingImages:
+    """The images that choose inside limits: the failures of validation, and held-out clean training images."""
+    return SelectingImages(
+        environment=data.validation,
+        clean=None if data.clean is None else data.clean.held_out,
+        classes=tuple(map(str, range(deployed.num_classes))),
     )
 
 

@@ -29,8 +29,9 @@ from metarepair.models.build import DeployedModel
 from tasks.errors import ConfigError
 from tasks.records import Ints
 
-WEIGHTS = tuple(tenth / 10 for tenth in range(10, 0, -1))  # shares of the repaired parameters
+WEIGHTS = (*(tenth / 10 for tenth in range(10, 0, -1)), 0.05)  # shares of the repaired parameters
 LEVEL = 0.95  # of the one-sided bound of `broken`
+HALVINGS = 4  # of the way between the best weight inside and the next one, outside
 NEAREST = 3  # points that are told if none is inside
 
 
@@ -104,18 +105,43 @@ def take_inside(
     a protected class does not exist.
     """
     ruler = _Ruler(deployed, images, limits)
+    measured: list[Point] = []
     best: tuple[Point, Step] | None = None
-    outside: list[Point] = []
-    for episode, weight, step in _way(deployed, repaired):
+
+    def measure(episode: int | None, weight: float, step: Step) -> Point:
+        nonlocal best
         point = ruler.measure(repaired.architecture_of(deployed), step, weight=weight, episode=episode)
-        if point.outside:
-            outside.append(point)
-        elif best is None or _worth(point) > _worth(best[0]):
+        if not point.outside and (best is None or _worth(point) > _worth(best[0])):
             best = point, step
-    selection = ruler.selection(None if best is None else best[0], outside)
+        measured.append(point)
+        return point
+
+    for episode, weight, step in _way(deployed, repaired):
+        measure(episode, weight, step)
+    inside, outside = _edge(measured)
+    for _ in range(HALVINGS if inside < outside else 0):
+        weight = (inside + outside) / 2
+        point = measure(None, weight, interpolated(start_of(deployed), _end(repaired), weight))
+        inside, outside = (inside, weight) if point.outside else (weight, outside)
+    selection = ruler.selection(None if best is None else best[0], [p for p in measured if p.outside])
     if best is None:
         return _kept(deployed, repaired), selection
     return replace(repaired, parameters=best[1].parameters, buffers=best[1].buffers), selection
+
+
+def _edge(measured: Sequence[Point]) -> tuple[float, float]:
+    """The weight of the best mean inside, and the next larger weight, if that is outside; else the same weight twice.
+
+    Without any mean inside, the deployed DNN is inside, and the smallest weight is outside. With a single point there
+    is nothing between.
+    """
+    means = sorted((point for point in measured if point.episode is None), key=lambda point: point.weight)
+    inside = [number for number, point in enumerate(means) if not point.outside]
+    best = max(inside, key=lambda number: _worth(means[number]), default=-1)
+    weight = means[best].weight if inside else 0.0
+    if len(means) == 1 or best + 1 == len(means) or not means[best + 1].outside:
+        return weight, weight
+    return weight, means[best + 1].weight
 
 
 def _worth(point: Point) -> tuple[float, float, float]:
@@ -132,7 +158,7 @@ def _kept(deployed: DeployedModel, repaired: RepairedModel) -> RepairedModel:
 
 def _way(deployed: DeployedModel, repaired: RepairedModel) -> Iterator[tuple[int | None, float, Step]]:
     """The points on the way: (episode, weight, parameters). A new architecture has no means with the deployed DNN."""
-    end = Step(episode=0, slot=0, parameters=repaired.parameters, buffers=repaired.buffers, images_seen=0)
+    end = _end(repaired)
     if repaired.module is not None:
         yield None, 1.0, end
         return
@@ -145,6 +171,10 @@ def _way(deployed: DeployedModel, repaired: RepairedModel) -> Iterator[tuple[int
     if repaired.steps is not None:
         for episode, step in _ends(repaired):
             yield episode, 1.0, step
+
+
+def _end(repaired: RepairedModel) -> Step:
+    return Step(episode=0, slot=0, parameters=repaired.parameters, buffers=repaired.buffers, images_seen=0)
 
 
 def _same(before: Start, end: Step) -> bool:

@@ -185,7 +185,10 @@ def _point(point: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def _outside(point: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} by {100 * amount:.1f} points" for name, amount in point["outside"].items())
+    outside = point["outside"].items()
+    return ", ".join(
+        f"{name} by {100 * by:.2g} points" if by else f"{name} (no gain)" for name, by in outside
+    )
 
 
 def paper_measure(result: Result) -> list[str]:

@@ -22,9 +22,9 @@ from metarepair.diagnosis.known import Nearest, nearest_corruptions, nearest_in_
 from metarepair.diagnosis.measures import accuracy_of
 from metarepair.diagnosis.norms import norms_alone
 from metarepair.diagnosis.page import SHOWN, write_diagnosis
-from metarepair.diagnosis.seen import Answers, Seen, answers, counts_of, features_of, seen_of
-from metarepair.diagnosis.suspects import Suspects, find_suspects
-from metarepair.features.extractors import FeatureExtractor, distance_name
+from metarepair.diagnosis.seen import Answers, answers, counts_of, deployed_extractor
+from metarepair.diagnosis.suspects import Suspects, find_suspects, rows_to_learn
+from metarepair.features.extractors import distance_name
 from metarepair.features.files import read_moments
 from metarepair.fixing.heartbeat import heartbeat
 from metarepair.fixing.plan import plan_fix
@@ -35,18 +35,16 @@ from metarepair.models.clean_check import check_on_clean
 from metarepair.runs.layout import Run
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import duration
-from metarepair.stages.features import load_extractor
 from metarepair.stages.images import read_user_images
 from tasks.corruptions import CORRUPTIONS
 from tasks.environments import UserImages
 from tasks.errors import ConfigError
-from tasks.records import Ints
 from tasks.storage.paths import Place
 
 # N photographs that may be seen, D features
 
 logger = logging.getLogger(__name__)
-EXPECTED_S = 60.0
+EXPECTED_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ def diagnose(run: Run, request: Request) -> Place:
         read_user_images(run, config, here)
         source = here.environment("test", config.targets[0])
         assert isinstance(source, UserImages)
-        look = _Look(request, here, seen_of(source), kit)
+        look = _Look(request, here, source, kit)
         found = look.diagnosis(counts_of(source), started)
         page = write_diagnosis(run.root, found, look.first_images() if request.show_images else None)
     for line in sentences(found):
@@ -116,30 +114,12 @@ def _planned(request: Request, here: Surroundings) -> str:
 class _Look:
     """One diagnosis: the answers and the features that its parts share."""
 
-    def __init__(self, request: Request, here: Surroundings, seen: Seen, kit: Kit | None) -> None:
-        self.request, self.here, self.seen, self.kit = request, here, seen, kit
-        self.extractor: FeatureExtractor = load_extractor(request.config, here)
+    def __init__(self, request: Request, here: Surroundings, source: UserImages, kit: Kit | None) -> None:
+        self.request, self.here, self.kit = request, here, kit
         self.clean: CleanImages = here.clean()
-        self.found: Answers = answers(here.deployed, seen.images_NHWC, "photographs")
+        self.suspects: Suspects = find_suspects(source, self.clean, here.deployed, seed=request.config.seed)
+        self.seen, self.found = self.suspects.seen, self.suspects.found
         self.clean_found: Answers = answers(here.deployed, self.clean.held_out.images_NHWC, "clean images")
-        self.features_ND = features_of(self.extractor, seen.images_NHWC, "features of photographs")
-        self.suspects: Suspects = find_suspects(
-            seen,
-            self.found,
-            self.features_ND,
-            self.extractor,
-            self.clean_to_learn(),
-            num_classes=here.deployed.num_classes,
-            seed=request.config.seed,
-        )
-
-    def clean_to_learn(self) -> CleanImages:
-        """The clean images that do not select."""
-        return self.clean.take(self._clean_rows())
-
-    def _clean_rows(self) -> Ints:
-        rows: Ints = np.setdiff1d(np.arange(len(self.clean)), self.clean.held_out_rows)
-        return rows
 
     def diagnosis(self, images: dict[str, int], started: float) -> Diagnosis:
         """Measure everything."""
@@ -163,27 +143,28 @@ class _Look:
         )
 
     def _nearest(self) -> Nearest:
-        failures_ND = self.features_ND[np.sort(self.suspects.failures_F)]
+        failures_ND = self.suspects.features_ND[np.sort(self.suspects.failures_F)]
         if self.kit is not None:
             known = {name: read_moments(self.kit.moments(name)) for name in self.kit.file.names}
             return nearest_in_kit(failures_ND, known)
         return nearest_corruptions(
             failures_ND,
             [self.here.environment("train", name) for name in CORRUPTIONS],
-            self._clean_rows(),
+            rows_to_learn(self.clean),
             self.here.deployed,
-            self.extractor,
+            deployed_extractor(self.here.deployed),
             seed=self.request.config.seed,
         )
 
     def _labels(self) -> list[SuspiciousLabel]:
         ranked, places_F, source = self.suspects.ranked, self.suspects.failures_F, self.seen.source
         names = self.seen.names(places_F) if self.request.show_images else [None] * len(places_F)
+        ids = self.suspects.image_ids(len(places_F)).tolist()
         selects_N, labels_N = self.seen.selects_N, self.seen.labels_N
         return [
             SuspiciousLabel(
                 file=name,
-                image_id=int(source.image_ids_N[self.seen.rows_N[place]]),
+                image_id=image_id,
                 label=source.classes[labels_N[place]],
                 predicted=source.classes[self.found.classes_N[place]],
                 suggested=source.classes[ranked.suggested_N[place]],
@@ -192,7 +173,7 @@ class _Look:
                 doubted=bool(ranked.doubted_N[place]),
                 part="select" if selects_N[place] else "learn",
             )
-            for name, place in zip(names, places_F, strict=True)
+            for name, image_id, place in zip(names, ids, places_F, strict=True)
         ]
 
     def first_images(self) -> list[np.ndarray]:

@@ -22,6 +22,7 @@ from metarepair.fixing.plan import Speeds
 from metarepair.models.build import load_deployed
 from metarepair.runs.layout import Run
 from metarepair.stages import diagnose
+from metarepair.stages.images import read_user_images
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
 from tasks.environments import UserImages, read_images
@@ -134,7 +135,7 @@ def test_a_diagnosis_says_what_is_true_of_the_photographs(user: User) -> None:
         "Nearest known environments:",
         "Suspicious labels: of",
         "Not looked at:",
-        "metarepair fix, within 10 min 0 s: fine-tuning for 20 epochs, joint training for",
+        "Repair with `metarepair fix` within 10 min 0 s: fine-tuning for 20 epochs, joint training for",
         "/diagnosis/index.html",
     ):
         assert words in said
@@ -175,7 +176,7 @@ def test_a_diagnosis_says_what_is_true_of_the_photographs(user: User) -> None:
 def test_nothing_that_judges_is_looked_at(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the photographs are set aside, those that judge may be noise, and so may the clean test images."""
     user.diagnose("--out", "whole")
-    read = diagnose.read_user_images
+    read = read_user_images
 
     def spoil(run: Run, config: Config, here: Surroundings) -> None:
         read(run, config, here)
@@ -183,7 +184,7 @@ def test_nothing_that_judges_is_looked_at(user: User, monkeypatch: pytest.Monkey
         judges = np.flatnonzero(source.parts_N == JUDGE)
         assert len(judges) == user.record("whole")["images"]["judge"] > 30
         path = run.environment("photographs") / "images.bin"
-        pixels = np.memmap(path, np.uint8, mode="r+", shape=source.images_NHWC.shape)
+        pixels = np.memmap(str(path), np.uint8, mode="r+", shape=source.images_NHWC.shape)
         pixels[judges] = np.random.default_rng(0).integers(256, size=pixels[judges].shape)
         pixels.flush()
         assert (source.images_NHWC[judges] == pixels[judges]).all()
@@ -191,7 +192,7 @@ def test_nothing_that_judges_is_looked_at(user: User, monkeypatch: pytest.Monkey
         noise = np.random.default_rng(0).integers(256, size=test.images_NHWC.shape, dtype=np.uint8)
         here._splits["test"] = replace(test, images_NHWC=noise)
 
-    monkeypatch.setattr(diagnose, "read_user_images", spoil)
+    monkeypatch.setattr("metarepair.stages.diagnose.read_user_images", spoil)
     user.diagnose("--out", "spoilt")
     whole, spoilt = user.files("whole"), user.files("spoilt")
     assert whole.keys() == spoilt.keys()

@@ -23,7 +23,8 @@ def threshold_net(*, norm: bool = True) -> DeployedModel:
     """Class 1 if an image is brighter than the stored mean of its batch norm, which is right for clean images."""
     layers = [nn.BatchNorm2d(1, affine=False)] if norm else []
     weigh = nn.Conv2d(3, 1, 1)
-    weigh.weight.data[:], weigh.bias.data[:] = 1 / 3, 0.0
+    nn.init.constant_(weigh.weight, 1 / 3)
+    weigh.bias = nn.Parameter(torch.zeros(1))
     last = nn.Linear(1, 3)
     last.weight.data = torch.tensor([[-1.0], [1.0], [0.0]])
     last.bias.data = torch.tensor([0.0, 0.0, -99.0])
