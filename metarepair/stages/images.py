@@ -82,7 +82,9 @@ def _check_apart(here: Surroundings, name: str) -> None:
                 f"{judge.names[both[0]]}. What judges must not be learned from: remove them from {name}, or give "
                 f"{judge.name} a holdout of other images."
             )
-    near = int(here.left_out(name).sum())
+    given = here.config.environments[name]
+    named_N = np.isin(np.asarray(here.user_images(name).names, dtype=object), list(given.left_out))
+    near = int((here.left_out(name) & ~named_N).sum())
     if near:
         logger.warning(
             f"{name}: {near} images are near-duplicates of images that judge another environment; they are not used"
