@@ -1,5 +1,5 @@
 # make install    create a virtual environment in .venv and install; every other target but clean does it first
-# make run        run all stages on the shipped sample
+# make run        repair the shipped model from shipped photographs, with its kit and without
 # make test       run the quick tests in the same environment; no other data is needed
 # make test-slow  run the tests marked slow: most tests that start Ray, benchmarks, large images
 # make check      check format, lint, types and documentation, then make test
@@ -21,8 +21,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $(READY)
 
+# The same photographs twice: with the shipped repair kit, then without one, in a budget that is cut small.
+PHOTOGRAPHS := --images tasks/sample/photographs.parquet --holdout tasks/sample/photographs_later.parquet --keep-ok
+KIT := metarepair/weights/resnet8_cifar10.kit
+
 run: $(READY)
-	$(BIN)/metarepair run --config tune_configs/sample.yaml
+	$(BIN)/metarepair fix --kit shipped:resnet8_cifar10 $(PHOTOGRAPHS) --out runs/with_kit
+	$(BIN)/metarepair fix --model resnet8_cifar --weights shipped:resnet8_cifar10 \
+		--clean $(KIT)/pack/clean/test.parquet --classes airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck \
+		--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 $(PHOTOGRAPHS) --budget 90s --out runs/without_kit
 
 # Two processes; each file of tests on Ray stays in one of them (tests/support/scheduling.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
