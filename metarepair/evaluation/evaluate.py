@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from metarepair.adaptation.accuracy import accuracy_on
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
+from metarepair.evaluation.calibration import calibration_bins, calibration_error
 from metarepair.evaluation.judging import Judging, judging_of, sample_of
 from metarepair.evaluation.predictions import Predictions, called, predict_all, predicted_on
 from metarepair.methods.budget import Cost
@@ -276,13 +277,8 @@ def _paper_accuracies(
     return float(np.mean(task_accuracies)), episode_accuracies
 
 
-def _calibration(pairs: Sequence[tuple[NDArray[np.float32], Ints]], labels_N: Ints, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017) of confidences and predicted classes, pooled over the pairs."""
+def _calibration(pairs: Sequence[tuple[NDArray[np.float32], Ints]], labels_N: Ints) -> float:
+    """Expected calibration error of confidences and predicted classes, pooled over the pairs."""
     confidence_N = np.concatenate([confidence for confidence, _ in pairs])
     right_N = np.concatenate([classes == labels_N for _, classes in pairs])
-    bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
-    gaps = [
-        abs(confidence_N[bin_N == b].mean() - right_N[bin_N == b].mean()) * (bin_N == b).mean()
-        for b in np.unique(bin_N)
-    ]
-    return float(np.sum(gaps))
+    return calibration_error(calibration_bins(confidence_N, right_N))
