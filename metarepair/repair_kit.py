@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from metarepair.config.kit import PYTHON, KitFile, kit_defaults, merged
+from metarepair.config.limits import USUAL_CLEAN_DROP
 from metarepair.config.load import parse_config
 from metarepair.config.photographs import NAME, Photographs
 from metarepair.config.run import Config
@@ -44,7 +45,6 @@ from tasks.storage.run_lock import locked
 
 GIVEN = "given"  # folder of what was given in Python, while a kit is made
 METHODS = ("none", "bn_adapt", "sgd", "joint", "joint_sgd", "metarepair")  # that a kit's repair chooses from
-CLEAN_DROP = 0.01  # limit of a repair without limits of the user's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +264,7 @@ class RepairKit:
             holdout: Other photographs that only judge, in place of a fifth of `photographs`.
             clean: Labelled clean images, in place of those that the kit holds.
             max_broken: Largest share of clean images, right before, that may be wrong after: the upper bound at 95%.
-            max_clean_drop: Largest fall of the accuracy on clean images; 0.01 if neither limit is given.
+            max_clean_drop: Largest fall of the accuracy on clean images; 0.005 if neither limit is given.
             protected_classes: Largest fall of the recall of each class that may not lose more.
             min_gain: Least gain of accuracy on the photographs.
             refine: Further episodes of meta-training for this setting, if the kit holds its failures.
@@ -286,7 +286,9 @@ class RepairKit:
             )
         limits = {
             "max_broken": max_broken,
-            "max_clean_drop": CLEAN_DROP if max_broken is None and max_clean_drop is None else max_clean_drop,
+            "max_clean_drop": USUAL_CLEAN_DROP
+            if max_broken is None and max_clean_drop is None
+            else max_clean_drop,
             "protected_classes": dict(protected_classes or {}),
             "min_gain": min_gain,
         }

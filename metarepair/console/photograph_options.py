@@ -143,7 +143,7 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
         "--max-clean-drop",
         type=float,
         metavar="SHARE",
-        help="largest fall of the accuracy on clean images (default: 0.01, unless --max-broken is given)",
+        help="largest fall of the accuracy on clean images (default: 0.005, unless --max-broken is given)",
     )
     parser.add_argument(
         "--protect",
@@ -198,11 +198,13 @@ def photographs_of(given: argparse.Namespace) -> Photographs:
 
 
 def limits_of(given: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings `limits` of what is given: a clean drop of 0.01 unless the user limits clean images."""
+    """Return the settings `limits` of what is given: the usual clean drop unless the user limits clean images."""
+    from metarepair.config.limits import USUAL_CLEAN_DROP
+
     limited = given.max_broken is not None or given.max_clean_drop is not None
     limits = {
         "max_broken": given.max_broken,
-        "max_clean_drop": given.max_clean_drop if limited else 0.01,
+        "max_clean_drop": given.max_clean_drop if limited else USUAL_CLEAN_DROP,
         "protected_classes": dict(map(_protected, given.protect)),
         "min_gain": given.min_gain or 0.0,
     }

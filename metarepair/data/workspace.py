@@ -153,6 +153,8 @@ class Surroundings:
     def test_parts(self) -> Parts:
         """int8 [N], what each image of the test split is for: LEARN or JUDGE, and with limits SELECT."""
         groups_N, seed = groups_of(self.split("test")), self.config.seed
+        if self.config.data.name == UNSPLIT and not self.config.learns_from_test_images:
+            return np.full(len(groups_N), JUDGE, np.int8)  # other clean images select
         parts_N = judge_half(groups_N, fraction=self.config.mining.judge_fraction, seed=seed)
         if not self.config.limits.active:
             return parts_N

@@ -84,7 +84,7 @@ def test_what_is_no_time_is_refused(text: str, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "limits"),
     [
-        ([], {"max_clean_drop": 0.01, "min_gain": 0.0, "protected_classes": {}}),
+        ([], {"max_clean_drop": 0.005, "min_gain": 0.0, "protected_classes": {}}),
         (["--max-broken", "0.02"], {"max_broken": 0.02, "min_gain": 0.0, "protected_classes": {}}),
         (
             ["--max-clean-drop", "0.03", "--min-gain", "0.05", "--protect", "cat=0.02"],
