@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="metarepair",
         description="Learns from past repairs how to repair a deployed image classifier.",
-        epilog="Start with: metarepair run --config tune_configs/sample.yaml",
+        epilog="To repair your own model: metarepair fix --help. For a study: metarepair run --config FILE.",
     )
     parser.add_argument("--version", action="version", version=f"metarepair {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

@@ -100,11 +100,14 @@ def _failures_fixed(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def _clean(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    drop = row["clean"] - row["clean_before"]
+    images = result["judging"]["clean_images"]
+    broken = round(row["break_rate"] * row["clean_before"] * images)
+    fixed = round((row["clean"] - row["clean_before"]) * images) + broken
+    gain, low, high = gain_interval(fixed=fixed, broken=broken, images=images)
     return (
-        f"and on {result['judging']['clean_images']:,} clean images from {percent(row['clean_before'])}% to "
-        f"{percent(row['clean'])}% ({points(drop)}); {percent(row['break_rate'])}% of the clean images that were right "
-        "are now wrong"
+        f"and on {images:,} clean images from {percent(row['clean_before'])}% to {percent(row['clean'])}% "
+        f"({points(gain)}; {100 * low:+.1f} to {100 * high:+.1f}); {percent(row['break_rate'])}% of the clean images "
+        "that were right are now wrong"
     )
 
 
