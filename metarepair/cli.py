@@ -321,6 +321,7 @@ def _check_own_packages() -> None:
 def _run(given: argparse.Namespace) -> int:
     from metarepair.config.load import load_config
     from metarepair.console.paths import check_paths
+    from metarepair.runs.heartbeat import heartbeat
     from metarepair.runs.layout import without_empty_run
 
     config = load_config(
@@ -333,7 +334,7 @@ def _run(given: argparse.Namespace) -> int:
     )
     check_paths(config, given.verb)
     verbs = {"compare": _compare, "pretrain": _pretrain, "hypothesis": _study_hypothesis, "tune": _search}
-    with without_empty_run(config):
+    with without_empty_run(config), heartbeat(given.verb):
         return verbs.get(given.verb, _run_stages)(given, config)
 
 

@@ -147,8 +147,8 @@ class FeatureConfig(Section):
     """Features for the distance between environments (paper Eq. 7)."""
 
     extractor: str = Field(
-        "inception",
-        description="Network that computes the features: `inception`, `deployed` (the DNN itself), "
+        "deployed",
+        description="Network that computes the features: `deployed` (the DNN itself), `inception`, "
         "`efficientnet_lite0`, or `timm:NAME` with `weights`.",
     )
     weights: str | None = Field(None, description="Weights file of the extractor, if it needs one.")

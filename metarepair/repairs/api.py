@@ -28,10 +28,12 @@ from metarepair.engine.adapted import adapted_names
 from metarepair.engine.vectors import State
 from metarepair.meta_training.theta_meta import load_start
 from metarepair.methods import (
+    Budget,
     Method,
     MethodContext,
     check_method_settings,
     get_method,
+    parse_limit,
     settings_of,
 )
 from metarepair.models.build import DeployedModel
@@ -96,6 +98,7 @@ def repair(
     std: Sequence[float] | None = None,
     clean: Any = None,
     clean_training: Any = None,
+    budget: str | None = None,
 ) -> Repaired:
     """Repair a copy of `model`, an image classifier, from images that it misclassifies.
 
@@ -122,6 +125,8 @@ def repair(
             what the repair breaks. Nothing is learned from them.
         clean_training: Other clean images for methods that also learn from clean images: uint8, in the size of
             `failures`, which are uint8 then as well.
+        budget: The limit of the repair, as `60s`, `60core-s`, `500steps` or `100000images`. None lets its settings
+            decide.
 
     Returns:
         The repaired DNN with its accuracies, its cost and notes for the user.
@@ -155,7 +160,7 @@ def repair(
     config = _config_of(start) if config is None else _checked(config)
     adapted_names(deployed.module, config.inner.parts)
     data, notes = _repair_data(deployed, given, config, chosen)
-    notes = given.notes + notes
+    notes = given.notes + notes + _kitless(chosen)
     probe_repair(chosen, deployed, given.failures.images_NHWC[:IMAGES], config)
     if clean_images is not None:
         notes += _clean_note(fed(given.deployed, clean_images), clean_images)
@@ -169,6 +174,7 @@ def repair(
         seed=0,
         load_meta=load_meta,
         settings=settings_of(config, chosen.name),
+        budget=Budget(None if budget is None else parse_limit(budget)),
     )
     before = accuracy_on(deployed, *_own_state(deployed.module), data.validation)
     chosen.check(deployed.module, context.settings)
@@ -209,6 +215,13 @@ def _selecting(deployed: DeployedModel, data: RepairData) -> SelectingImages:
         clean=None if data.clean is None else data.clean.held_out,
         classes=tuple(map(str, range(deployed.num_classes))),
     )
+
+
+def _kitless(method: Method) -> tuple[str, ...]:
+    """A note that a method without any preparation is fine-tuning, and what would prepare it."""
+    if method.name not in ("finetune", "sgd"):
+        return ()
+    return ("without a repair kit this is plain fine-tuning; metarepair.RepairKit prepares more",)
 
 
 def _checked(config: RepairConfig) -> RepairConfig:

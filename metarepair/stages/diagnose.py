@@ -26,12 +26,12 @@ from metarepair.diagnosis.seen import Answers, answers, counts_of, deployed_extr
 from metarepair.diagnosis.suspects import Suspects, find_suspects, rows_to_learn
 from metarepair.features.extractors import distance_name
 from metarepair.features.files import read_moments
-from metarepair.fixing.heartbeat import heartbeat
 from metarepair.fixing.plan import plan_fix
 from metarepair.fixing.settings import count
 from metarepair.fixing.speeds import measure
 from metarepair.kit.kit import Kit, check_deployed, kit_of
 from metarepair.models.clean_check import check_on_clean
+from metarepair.runs.heartbeat import heartbeat
 from metarepair.runs.layout import Run
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import duration

@@ -25,11 +25,18 @@ class _LastLine(logging.Handler):
         self.at = time.monotonic()
 
 
+def _left(planned_s: float | None, spent_s: float) -> str:
+    if planned_s is None:
+        return ""
+    left_s = planned_s - spent_s
+    return f", about {duration(left_s)} left" if left_s > 0 else ", longer than planned"
+
+
 @contextmanager
-def heartbeat(label: str, *, planned_s: float, every_s: float = INTERVAL_S) -> Iterator[None]:
+def heartbeat(label: str, *, planned_s: float | None = None, every_s: float = INTERVAL_S) -> Iterator[None]:
     """Log `label` with the time so far and the time left whenever nothing was logged for `every_s` seconds.
 
-    planned_s: the time that the block is expected to take.
+    planned_s: the time that the block is expected to take; None if it is not known.
     """
     last, over, started = _LastLine(), threading.Event(), time.monotonic()
 
@@ -37,9 +44,9 @@ def heartbeat(label: str, *, planned_s: float, every_s: float = INTERVAL_S) -> I
         while not over.wait(min(1.0, every_s / 10)):
             now = time.monotonic()
             if now - last.at >= every_s:
-                left = planned_s - (now - started)
-                words = f"about {duration(left)} left" if left > 0 else "longer than planned"
-                logger.info(f"{label}: at work for {duration(now - started)}, {words}")
+                logger.info(
+                    f"{label}: at work for {duration(now - started)}{_left(planned_s, now - started)}"
+                )
 
     loggers = [logging.getLogger(name) for name in NAMES]
     for one in loggers:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from metarepair.fixing.heartbeat import heartbeat
+from metarepair.runs.heartbeat import heartbeat
 
 logger = logging.getLogger("metarepair.test_heartbeat")
 
@@ -19,7 +19,7 @@ def test_silence_is_broken_with_the_time_left(caplog: pytest.LogCaptureFixture) 
         def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - that it is called counts
             said.set()
 
-    handler, own = Said(), logging.getLogger("metarepair.fixing.heartbeat")
+    handler, own = Said(), logging.getLogger("metarepair.runs.heartbeat")
     own.addHandler(handler)
     try:
         with caplog.at_level(logging.INFO, "metarepair"), heartbeat("fix", planned_s=600, every_s=0.01):
