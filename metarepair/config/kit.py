@@ -134,7 +134,9 @@ def with_kit(values: dict[str, Any]) -> dict[str, Any]:
     These are the DNN and its preprocessing, the clean images, the extractor, and what θ_meta was trained with. Raises
     ConfigError, StageError or WeightsError for a kit that cannot be used.
     """
-    kit = values.get("kit")
+    kit = (
+        values.get("kit") if isinstance(values, dict) else None
+    )  # anything else is refused with the settings
     if not isinstance(kit, str) or not kit:
         return values
     folder = kit_folder(kit)

@@ -16,11 +16,11 @@ from tasks.splits import LEARN, SELECT
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedImages:
-    """An experience, its rows that are learned from, and those among which its failures were looked for."""
+    """An experience, its rows that are learned from, and those among which its failures were looked for (None: all)."""
 
     source: Environment
     rows_N: Ints
-    mined_N: Ints
+    mined_N: Ints | None = None
 
     def drawn(self, count: int, severity: int, generator: np.random.Generator) -> tuple[Pixels, Ints]:
         """Draw `count` images of one severity, with replacement: pixels [B, H, W, 3] uint8, labels [B]."""
@@ -32,7 +32,7 @@ class LearnedImages:
         failed = [
             side.image_ids_N[side.severities_N == severity] for side in (experience.collect, experience.fail)
         ]
-        rows_N: Ints = np.intersect1d(self.rows_N, self.mined_N)
+        rows_N = self.rows_N if self.mined_N is None else np.intersect1d(self.rows_N, self.mined_N)
         wrong_N = np.isin(self.source.image_ids_N[rows_N], np.concatenate(failed))
         return LearnedImages(source=self.source, rows_N=rows_N[~wrong_N], mined_N=self.mined_N)
 
