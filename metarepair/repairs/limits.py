@@ -10,7 +10,7 @@ Source: means of weights: Wortsman et al. 2022 (WiSE-FT); bound of a share: Clop
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,9 +29,9 @@ from metarepair.models.build import DeployedModel
 from tasks.errors import ConfigError
 from tasks.records import Ints
 
-WEIGHTS = (*(tenth / 10 for tenth in range(10, 0, -1)), 0.05)  # shares of the repaired parameters
+WEIGHTS = (0.05, *(tenth / 10 for tenth in range(1, 11)))  # shares of the repaired parameters, growing
 LEVEL = 0.95  # of the one-sided bound of `broken`
-HALVINGS = 4  # of the way between the best weight inside and the next one, outside
+HALVINGS = 4  # of the step between the largest weight inside and the next one
 NEAREST = 3  # points that are told if none is inside
 
 
@@ -59,6 +59,11 @@ class Point:
     broken_bound: float | None
     recall_falls: dict[str, float]
     outside: dict[str, float]
+
+    @property
+    def costs_too_much(self) -> bool:
+        """Whether it breaks a limit other than the gain."""
+        return bool(self.outside.keys() - {"min_gain"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,47 +106,48 @@ def take_inside(
     """Return the best point inside the limits as a repaired DNN, with how it was chosen.
 
     The best point has the highest accuracy on the environment; of equal ones, the one that is better on clean images,
-    then the one nearer to the deployed DNN. Raises ConfigError if a limit needs clean images and there are none, or if
-    a protected class does not exist.
+    then the one nearer to the deployed DNN. Means are tried from the deployed DNN on, and none beyond the first that
+    costs too much: so a bound on the cost holds although many points are tried (testing in a fixed sequence). Raises
+    ConfigError if a limit needs clean images and there are none, or if a protected class does not exist.
     """
     ruler = _Ruler(deployed, images, limits)
-    measured: list[Point] = []
+    judged = repaired.architecture_of(deployed)
     best: tuple[Point, Step] | None = None
+    outside: list[Point] = []
 
-    def measure(episode: int | None, weight: float, step: Step) -> Point:
+    def measure(step: Step, *, weight: float = 1.0, episode: int | None = None) -> Point:
         nonlocal best
-        point = ruler.measure(repaired.architecture_of(deployed), step, weight=weight, episode=episode)
-        if not point.outside and (best is None or _worth(point) > _worth(best[0])):
+        point = ruler.measure(judged, step, weight=weight, episode=episode)
+        if point.outside:
+            outside.append(point)
+        elif best is None or _worth(point) > _worth(best[0]):
             best = point, step
-        measured.append(point)
         return point
 
-    for episode, weight, step in _way(deployed, repaired):
-        measure(episode, weight, step)
-    inside, outside = _edge(measured)
-    for _ in range(HALVINGS if inside < outside else 0):
-        weight = (inside + outside) / 2
-        point = measure(None, weight, interpolated(start_of(deployed), _end(repaired), weight))
-        inside, outside = (inside, weight) if point.outside else (weight, outside)
-    selection = ruler.selection(None if best is None else best[0], [p for p in measured if p.outside])
+    before, end = start_of(deployed), _end(repaired)
+    if repaired.module is not None or _same(before, end):  # nothing lies between
+        measure(end)
+    else:
+        _search_means(lambda weight: measure(interpolated(before, end, weight), weight=weight))
+        for step in _ends_of_episodes(repaired):
+            measure(step, episode=step.episode)
+    selection = ruler.selection(None if best is None else best[0], outside)
     if best is None:
         return _kept(deployed, repaired), selection
     return replace(repaired, parameters=best[1].parameters, buffers=best[1].buffers), selection
 
 
-def _edge(measured: Sequence[Point]) -> tuple[float, float]:
-    """The weight of the best mean inside, and the next larger weight, if that is outside; else the same weight twice.
-
-    Without any mean inside, the deployed DNN is inside, and the smallest weight is outside. With a single point there
-    is nothing between.
-    """
-    means = sorted((point for point in measured if point.episode is None), key=lambda point: point.weight)
-    inside = [number for number, point in enumerate(means) if not point.outside]
-    best = max(inside, key=lambda number: _worth(means[number]), default=-1)
-    weight = means[best].weight if inside else 0.0
-    if len(means) == 1 or best + 1 == len(means) or not means[best + 1].outside:
-        return weight, weight
-    return weight, means[best + 1].weight
+def _search_means(measure: Callable[[float], Point]) -> None:
+    """Measure means of growing weight up to the first that costs too much, then halve the step to it."""
+    inside = 0.0
+    for weight in WEIGHTS:
+        if not measure(weight).costs_too_much:
+            inside = weight
+            continue
+        for _ in range(HALVINGS):
+            middle = (inside + weight) / 2
+            inside, weight = (inside, middle) if measure(middle).costs_too_much else (middle, weight)
+        return
 
 
 def _worth(point: Point) -> tuple[float, float, float]:
@@ -156,23 +162,6 @@ def _kept(deployed: DeployedModel, repaired: RepairedModel) -> RepairedModel:
     )
 
 
-def _way(deployed: DeployedModel, repaired: RepairedModel) -> Iterator[tuple[int | None, float, Step]]:
-    """The points on the way: (episode, weight, parameters). A new architecture has no means with the deployed DNN."""
-    end = _end(repaired)
-    if repaired.module is not None:
-        yield None, 1.0, end
-        return
-    before = start_of(deployed)
-    if _same(before, end):
-        yield None, 1.0, end
-        return
-    for weight in WEIGHTS:
-        yield None, weight, interpolated(before, end, weight)
-    if repaired.steps is not None:
-        for episode, step in _ends(repaired):
-            yield episode, 1.0, step
-
-
 def _end(repaired: RepairedModel) -> Step:
     return Step(episode=0, slot=0, parameters=repaired.parameters, buffers=repaired.buffers, images_seen=0)
 
@@ -182,16 +171,15 @@ def _same(before: Start, end: Step) -> bool:
     return all(torch.equal(one[key], other[key]) for one, other in pairs for key in one)
 
 
-def _ends(repaired: RepairedModel) -> Iterator[tuple[int, Step]]:
-    """The last step of each episode."""
-    assert repaired.steps is not None
+def _ends_of_episodes(repaired: RepairedModel) -> Iterator[Step]:
+    """The last step of each episode of a walk over tasks."""
     last: Step | None = None
-    for step in repaired.steps():
+    for step in () if repaired.steps is None else repaired.steps():
         if last is not None and step.episode != last.episode:
-            yield last.episode, last
+            yield last
         last = step
     if last is not None:
-        yield last.episode, last
+        yield last
 
 
 class _Ruler:
