@@ -40,7 +40,7 @@ COUNTS = Counts(
     collected=1000,
 )
 COSTS = Costs(speeds=SPEEDS, counts=COUNTS, workers=0)
-BUDGETS = (40, 60, 90, 120, 180, 300, 600, 900, 1200, 1800, 3600, 36_000)
+BUDGETS = (45, 60, 90, 120, 180, 300, 600, 900, 1200, 1800, 3600, 36_000)
 
 
 def plan(budget_s: float, **changed: int) -> Plan:
