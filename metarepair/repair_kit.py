@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from metarepair.config.kit import PYTHON, KitFile, kit_defaults, merged
-from metarepair.config.limits import USUAL_CLEAN_DROP
+from metarepair.config.limits import user_limits
 from metarepair.config.load import parse_config
 from metarepair.config.photographs import NAME, Photographs
 from metarepair.config.run import Config
@@ -29,6 +29,7 @@ from metarepair.data.given_images import GivenImages, collect_images
 from metarepair.data.given_module import deploy_given
 from metarepair.data.save_images import save_images
 from metarepair.fixing.outcome import outcome_of
+from metarepair.fixing.plan import ALL_CANDIDATES
 from metarepair.kit.kit import Kit, check_model, open_kit
 from metarepair.models.build import save_weights
 from metarepair.models.factory import given_as
@@ -44,7 +45,6 @@ from tasks.storage.paths import copy_file, place, read_json, remove_tree
 from tasks.storage.run_lock import locked
 
 GIVEN = "given"  # folder of what was given in Python, while a kit is made
-METHODS = ("none", "bn_adapt", "sgd", "joint", "joint_sgd", "metarepair")  # that a kit's repair chooses from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,14 +284,12 @@ class RepairKit:
             raise ConfigError(
                 f"out={str(out)!r}: a repair from Python is made in a local folder. Give one, or none."
             )
-        limits = {
-            "max_broken": max_broken,
-            "max_clean_drop": USUAL_CLEAN_DROP
-            if max_broken is None and max_clean_drop is None
-            else max_clean_drop,
-            "protected_classes": dict(protected_classes or {}),
-            "min_gain": min_gain,
-        }
+        limits = user_limits(
+            max_broken=max_broken,
+            max_clean_drop=max_clean_drop,
+            protected_classes=protected_classes or {},
+            min_gain=min_gain,
+        )
         with _registered(self._name, self.module), tempfile.TemporaryDirectory() as folder:
             described = Photographs(
                 out=str(root),
@@ -302,9 +300,9 @@ class RepairKit:
                 kit=self.folder,
             )
             usual = {
-                "repair": user_defaults({})["repair"] | {"methods": list(METHODS)},
+                "repair": user_defaults({})["repair"] | {"methods": list(ALL_CANDIDATES)},
                 "evaluate": {"others": []},
-                "limits": {key: value for key, value in limits.items() if value is not None},
+                "limits": limits,
                 "refine": refine,
                 "seed": seed,
                 "model": {"name": self._name},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -42,3 +43,21 @@ class LimitsConfig(Section):
     def active(self) -> bool:
         """Whether there is any limit."""
         return self != LimitsConfig()
+
+
+def user_limits(
+    *,
+    max_broken: float | None,
+    max_clean_drop: float | None,
+    protected_classes: Mapping[str, float],
+    min_gain: float | None,
+) -> dict[str, Any]:
+    """The settings `limits` of a `fix` or a kit's repair: the usual clean drop unless the user limits clean images."""
+    usual = USUAL_CLEAN_DROP if max_broken is None and max_clean_drop is None else None
+    limits = {
+        "max_broken": max_broken,
+        "max_clean_drop": max_clean_drop if usual is None else usual,
+        "protected_classes": dict(protected_classes),
+        "min_gain": min_gain or 0.0,
+    }
+    return {key: value for key, value in limits.items() if value is not None}

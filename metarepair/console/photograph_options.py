@@ -198,17 +198,15 @@ def photographs_of(given: argparse.Namespace) -> Photographs:
 
 
 def limits_of(given: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings `limits` of what is given: the usual clean drop unless the user limits clean images."""
-    from metarepair.config.limits import USUAL_CLEAN_DROP
+    """Return the settings `limits` of what is given."""
+    from metarepair.config.limits import user_limits
 
-    limited = given.max_broken is not None or given.max_clean_drop is not None
-    limits = {
-        "max_broken": given.max_broken,
-        "max_clean_drop": given.max_clean_drop if limited else USUAL_CLEAN_DROP,
-        "protected_classes": dict(map(_protected, given.protect)),
-        "min_gain": given.min_gain or 0.0,
-    }
-    return {key: value for key, value in limits.items() if value is not None}
+    return user_limits(
+        max_broken=given.max_broken,
+        max_clean_drop=given.max_clean_drop,
+        protected_classes=dict(map(_protected, given.protect)),
+        min_gain=given.min_gain,
+    )
 
 
 def shared_settings(given: argparse.Namespace) -> dict[str, Any]:

@@ -38,6 +38,7 @@ LEAST_EPISODES, MOST_EPISODES = 20, 200
 
 CHEAP = ("sgd", "bn_adapt", "none")
 JOINT = ("joint_sgd", "joint")
+ALL_CANDIDATES = (*JOINT, "metarepair", *CHEAP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +156,7 @@ def _joint_plan(usable_s: float, costs: Costs) -> Plan:
 
 def _full_plan(costs: Costs, episodes: int) -> Plan:
     """Fine-tuning, joint training and MetaRepair."""
-    methods = (*JOINT, "metarepair", *CHEAP)
-    return _plan(costs, methods, epochs=SGD_EPOCHS, steps=JOINT_STEPS, episodes=episodes)
+    return _plan(costs, ALL_CANDIDATES, epochs=SGD_EPOCHS, steps=JOINT_STEPS, episodes=episodes)
 
 
 def _with_kit(budget_s: float, costs: Costs, refine: int) -> Plan:
@@ -166,8 +166,9 @@ def _with_kit(budget_s: float, costs: Costs, refine: int) -> Plan:
     if budget_s < least_s:
         raise _too_small(budget_s, least_s)
     epochs = (USED * budget_s - prepared_s) / (2 * costs.epoch_s)
-    methods = (*JOINT, "metarepair", *CHEAP)
-    return _plan(costs, methods, epochs=_between(LEAST_EPOCHS, epochs, SGD_EPOCHS), episodes=refine, kit=True)
+    return _plan(
+        costs, ALL_CANDIDATES, epochs=_between(LEAST_EPOCHS, epochs, SGD_EPOCHS), episodes=refine, kit=True
+    )
 
 
 def _plan(
