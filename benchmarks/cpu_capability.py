@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metarepair.reports import load_results
-from metarepair.reports.table import COLUMNS, Column, Row, aligned, cell, method_words, spread
+from metarepair.reports.table import COLUMNS, Column, Row, aligned, cell, spread
+from metarepair.reports.words import method_words
 from metarepair.runs.layout import Run
 from tasks.storage.manifest import read_manifest
 

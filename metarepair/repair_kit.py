@@ -28,7 +28,6 @@ from metarepair.config.user_defaults import user_defaults
 from metarepair.data.given_images import GivenImages, collect_images
 from metarepair.data.given_module import deploy_given
 from metarepair.data.save_images import save_images
-from metarepair.fixing.outcome import outcome_of
 from metarepair.fixing.plan import ALL_CANDIDATES
 from metarepair.kit.kit import Kit, check_model, open_kit
 from metarepair.models.build import save_weights
@@ -36,6 +35,7 @@ from metarepair.models.factory import given_as
 from metarepair.models.wrappers import copied
 from metarepair.repairs.result import RESULT
 from metarepair.repairs.saved import load_repaired
+from metarepair.reports.outcome import outcome_of
 from metarepair.runs.layout import without_empty_run
 from metarepair.stages.kit import KitWork
 from metarepair.stages.pipeline import Pipeline

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from metarepair.reports.figures import COLOURS, MARKS, blank, plain, quiet, to_png
-from metarepair.reports.table import by_method, method_words, spread
+from metarepair.reports.table import by_method, spread
+from metarepair.reports.words import method_words
 from tasks.corruptions import CORRUPTIONS
 
 Result = Mapping[str, Any]

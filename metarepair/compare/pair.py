@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from metarepair.compare.judge import SAMPLES
 from metarepair.compare.units import ComparedRepair
 from metarepair.reports.figures import blank, plain, save, to_png
-from metarepair.reports.table import aligned, method_words
+from metarepair.reports.table import aligned
+from metarepair.reports.words import method_words
 from metarepair.runs.layout import Run
 from tasks.datasets import Dataset
 from tasks.environments import Environment

@@ -14,20 +14,10 @@ from metarepair.evaluation.judging import readings, readings_of_seeds
 from metarepair.methods import get_method
 from metarepair.methods.budget import Cost
 from metarepair.repairs.costs import preparation_cost, repair_cost
+from metarepair.reports.outcome import named, taken_inside
 from metarepair.reports.paper import DIFFERENCES, table_for
-from metarepair.reports.table import (
-    Column,
-    Row,
-    by_method,
-    cell,
-    judged_by,
-    method_words,
-    named,
-    others_mean,
-    percent,
-    spread,
-    taken_inside,
-)
+from metarepair.reports.table import Column, Row, by_method, cell, judged_by, others_mean, spread
+from metarepair.reports.words import method_words, percent
 from metarepair.runs.layout import Run
 
 Result = dict[str, Any]

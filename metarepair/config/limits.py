@@ -36,7 +36,7 @@ class LimitsConfig(Section):
     min_gain: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="Least gain of accuracy on the environment's images that select, right ones included, in absolute "
-        "terms; 0 or more, below 1. A gain must always be above 0. If not set, any result is taken.",
+        "terms; 0 or more, below 1. With any limit set, there must be a gain.",
     )
 
     @property

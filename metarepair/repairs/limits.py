@@ -193,7 +193,21 @@ class _Ruler:
             )
         self.images, self.limits = images, limits
         self.protected = check_classes(limits.protected_classes, images.classes)
+        self._check_protected()
         self.before = self._predicted(deployed, start_of(deployed))
+
+    def _check_protected(self) -> None:
+        """Raise ConfigError if no image that selects is of a protected class."""
+        clean = self.images.clean
+        labels = np.concatenate(
+            [self.images.environment.labels_N, *([] if clean is None else [clean.labels_N])]
+        )
+        unseen = [self.images.classes[number] for number in self.protected if number not in labels]
+        if unseen:
+            raise ConfigError(
+                f"limits.protected_classes: no image that selects is of {unseen[0]}, so its recall cannot be held. "
+                "Give images of it, or leave it out."
+            )
 
     def _predicted(self, deployed: DeployedModel, state: Start | Step) -> tuple[Ints, Ints | None]:
         def of(given: LabelledImages) -> Ints:
@@ -263,7 +277,8 @@ class _Ruler:
         """How the point `best` was chosen; None if the deployed weights are kept."""
         images, environment_N, clean_N = self.images, *self.before
         own = replace(self.point(environment_N, clean_N, weight=0.0, episode=None), outside={})
-        nearest = () if best is not None else sorted(outside, key=_excess)[:NEAREST]
+        gaining = [point for point in outside if "min_gain" not in point.outside] or outside
+        nearest = () if best is not None else sorted(gaining, key=_excess)[:NEAREST]
         return Selection(
             kept=best is None,
             environment_before=own.environment,

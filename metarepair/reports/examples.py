@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from metarepair.reports import figures
-from metarepair.reports.table import Result, by_method, method_words
+from metarepair.reports.table import Result, by_method
+from metarepair.reports.words import method_words
 from metarepair.runs.layout import Run
 from tasks.environments import Environment
 from tasks.experiences.failure_file import read_failures

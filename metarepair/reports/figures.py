@@ -16,7 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metarepair.reports.table import Result, Row, by_method, method_words, spread
+from metarepair.reports.table import Result, Row, by_method, spread
+from metarepair.reports.words import method_words
 from tasks.records import Failures, Ints
 from tasks.storage.paths import Place, writing
 

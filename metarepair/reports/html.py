@@ -17,6 +17,7 @@ from metarepair.features.confidence_tables import SCORE_AGAIN
 from metarepair.features.extractors import distance_name
 from metarepair.reports import figures
 from metarepair.reports.examples import SourceOf, example_figure
+from metarepair.reports.outcome import taken_inside
 from metarepair.reports.page import bullets, escaped, html_page, html_table, picture, plain_words
 from metarepair.reports.paper import DIFFERENCES, nearest_experiences, table_for
 from metarepair.reports.table import (
@@ -24,18 +25,16 @@ from metarepair.reports.table import (
     Result,
     by_method,
     judged_by,
-    method_words,
     paper_measure,
-    percent,
     preparation,
     results_table,
     spread,
     table_cells,
-    taken_inside,
     target_of,
     verdict,
     write_tables,
 )
+from metarepair.reports.words import method_words, percent
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import times
 from tasks.corruptions import CORRUPTIONS

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import binomtest
 
-from metarepair.methods import METHODS, all_methods
+from metarepair.reports.outcome import knows_only_failures, named, outcome_of, taken_inside
+from metarepair.reports.words import method_words, percent, points
 from tasks.storage.paths import Place, write_table
 
 Row = Mapping[str, Any]
@@ -72,15 +73,15 @@ COLUMNS = (
 )
 
 
+OF_RIGHT_IMAGES = (
+    "corrupted %",
+    "calibration %",
+)  # not known where all images of the environment are failures
+
+
 def target_of(result: Result) -> str:
     """Return the name of the target."""
     return str(result["methods"][0]["target"])
-
-
-def method_words(method: str) -> str:
-    """Return a method's name in plain words."""
-    known = METHODS.get(method) or all_methods().get(method)
-    return known.words if known else method
 
 
 def by_method(result: Result) -> dict[str, list[Row]]:
@@ -100,38 +101,17 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(float(np.mean(known)), sd)
 
 
-def percent(fraction: float) -> str:
-    """Return `45.3` for 0.453."""
-    return f"{100 * fraction:.1f}"
-
-
-def points(difference: float) -> str:
-    """Return `+3.2 points` for a difference of fractions of 0.032."""
-    rounded = round(100 * difference, 1)
-    sign = "+" if rounded > 0 else "−" if rounded < 0 else "±"
-    return f"{sign}{abs(rounded):.1f} points"
-
-
 def table_cells(result: Result) -> tuple[list[str], list[list[str]]]:
     """Return the header and one row of text per method."""
+    unknown = OF_RIGHT_IMAGES if knows_only_failures(result) else ()
     rows = [
-        [named(method, rows), *(cell(spread(c.value(row) for row in rows), c.kind) for c in COLUMNS)]
+        [
+            named(method, rows, result.get("choice")),
+            *("—" if c.title in unknown else cell(spread(map(c.value, rows)), c.kind) for c in COLUMNS),
+        ]
         for method, rows in by_method(result).items()
     ]
     return ["method", *(c.title for c in COLUMNS)], rows
-
-
-def named(method: str, rows: Sequence[Row]) -> str:
-    """Return a method's name in plain words, marked if limits kept the deployed weights."""
-    return method_words(method) + _kept(rows)
-
-
-def _kept(rows: Sequence[Row]) -> str:
-    """` (kept)` if limits kept the deployed weights, with the number of seeds if not of all; else nothing."""
-    kept = sum(bool(row.get("selection") and row["selection"]["kept"]) for row in rows)
-    if not kept or all(row["method"] == "none" for row in rows):
-        return ""
-    return " (kept)" if kept == len(rows) else f" (kept in {kept} of {len(rows)})"
 
 
 def cell(found: Spread | None, kind: str) -> str:
@@ -143,59 +123,6 @@ def cell(found: Spread | None, kind: str) -> str:
     scale = 100 if kind == "percent" else 1
     spread_text = "" if found.sd is None else f" ± {scale * found.sd:.1f}"
     return f"{scale * found.mean:.1f}{spread_text}"
-
-
-def taken_inside(result: Result) -> list[str]:
-    """Return what was taken inside the limits, method by method; empty without limits."""
-    rows = _selected_rows(result)
-    return [_selected(row, several=len({r["seed"] for r in rows}) > 1) for row in rows]
-
-
-def _selected_rows(result: Result) -> list[Row]:
-    return [row for row in result["methods"] if row.get("selection") and row["method"] != "none"]
-
-
-def _choice(result: Result) -> str:
-    """Which repair is best inside the limits."""
-    rows = _selected_rows(result)
-    if not rows:
-        return "Keep the deployed weights: there is no repair."
-    choice, one = result["choice"], rows[0]["selection"]
-    where = f"on the {one['images']:,} images of the environment and {one['clean_images']:,} clean images that select"
-    if choice["kept"]:
-        return f"Keep the deployed weights: {where}, no repair gains anything inside the limits."
-    return f"Best {where}, inside the limits: {method_words(choice['method'])}, seed {choice['seed']}."
-
-
-def _selected(row: Row, *, several: bool) -> str:
-    found = row["selection"]
-    name = method_words(str(row["method"])) + (f", seed {row['seed']}" if several else "")
-    if not found["kept"]:
-        return f"{name}: taken {_point(found['point'], found)}."
-    near = [f"{_point(point, found)}; outside {_outside(point)}" for point in found["nearest"][:1]]
-    return f"{name}: the deployed weights are kept. Nearest to the limits is the repair {near[0] if near else '—'}."
-
-
-def _point(point: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """A point on the way from the deployed to the repaired DNN, and its accuracies on the images that select."""
-    where = f"at weight {point['weight']:g}"
-    if point["episode"] is not None:
-        where = f"after episode {point['episode'] + 1}"
-    told = [f"environment {percent(found['environment_before'])}% → {percent(point['environment'])}%"]
-    if point["clean"] is not None:
-        told.append(f"clean {percent(found['clean_before'])}% → {percent(point['clean'])}%")
-        told.append(
-            f"broken {percent(point['broken'])}%, with 95% confidence at most {percent(point['broken_bound'])}%"
-        )
-    told += [f"recall of {name} {points(-fall)}" for name, fall in point["recall_falls"].items()]
-    return f"{where} ({'; '.join(told)})"
-
-
-def _outside(point: Mapping[str, Any]) -> str:
-    outside = point["outside"].items()
-    return ", ".join(
-        f"{name} by {100 * by:.2g} points" if by else f"{name} (no gain)" for name, by in outside
-    )
 
 
 def paper_measure(result: Result) -> list[str]:
@@ -342,7 +269,7 @@ def verdict(result: Result) -> list[str]:
     """Return the outcome in sentences, whether it favours MetaRepair or not; with limits, that of the choice."""
     groups = by_method(result)
     if "choice" in result:
-        return _verdict_on_choice(result, groups)
+        return [outcome_of(result).words]
     meta, tuned = groups.get("metarepair"), groups.get("finetune")
     if meta is None:
         return ["MetaRepair was not run for this target, so there is no verdict on it."]
@@ -351,16 +278,6 @@ def verdict(result: Result) -> list[str]:
     if len(meta) == 1:
         lines.append("There is only one seed, so these differences may be chance.")
     return lines
-
-
-def _verdict_on_choice(result: Result, groups: Mapping[str, list[Row]]) -> list[str]:
-    """What was taken, and what it does on the images that judge."""
-    choice, told = result["choice"], [_choice(result)]
-    if choice["kept"]:
-        return told
-    rows = [row for row in groups[choice["method"]] if row["seed"] == choice["seed"]]
-    words = method_words(choice["method"])
-    return told + _on_corrupted(groups.get("none"), rows, words) + _clean(rows, None, words)
 
 
 def _means(rows: Sequence[Row] | None, key: str) -> float | None:
@@ -393,28 +310,26 @@ def _best(groups: Mapping[str, list[Row]]) -> list[str]:
     return [f"Another method is best on D_fail: {method_words(best)} with {percent(means[best])}%."]
 
 
-def _on_corrupted(
-    before: Sequence[Row] | None, repaired: Sequence[Row], words: str = "MetaRepair"
-) -> list[str]:
-    old, new = _means(before, "corrupted"), _means(repaired, "corrupted")
+def _on_corrupted(before: Sequence[Row] | None, meta: Sequence[Row]) -> list[str]:
+    old, new = _means(before, "corrupted"), _means(meta, "corrupted")
     if old is None or new is None:
         return []
     change = round(100 * (new - old), 1)
     verb = "rose" if change > 0 else "fell" if change < 0 else "did not change"
     return [
-        f"Accuracy in the target's environment {verb}: {percent(old)}% before, {percent(new)}% after {words}, "
+        f"Accuracy in the target's environment {verb}: {percent(old)}% before, {percent(new)}% after MetaRepair, "
         f"{points(new - old)}."
     ]
 
 
-def _clean(repaired: Sequence[Row], tuned: Sequence[Row] | None, words: str = "MetaRepair") -> list[str]:
-    ours, before, theirs = _means(repaired, "clean"), _means(repaired, "clean_before"), _means(tuned, "clean")
+def _clean(meta: Sequence[Row], tuned: Sequence[Row] | None) -> list[str]:
+    ours, before, theirs = _means(meta, "clean"), _means(meta, "clean_before"), _means(tuned, "clean")
     if ours is None or before is None:
         return ["Clean accuracy was not measured."]
     held = round(100 * (before - ours), 1) <= CLEAN_HELD_POINTS
     lines = [
         f"Clean accuracy {'was maintained' if held else 'fell'}: {percent(before)}% before, {percent(ours)}% after "
-        f"{words}, {points(ours - before)}. (A loss of at most {CLEAN_HELD_POINTS:.1f} points counts as maintained.)"
+        f"MetaRepair, {points(ours - before)}. (A loss of at most {CLEAN_HELD_POINTS:.1f} points counts as maintained.)"
     ]
     if theirs is not None:
         gain = round(100 * (ours - theirs), 1)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from metarepair.config.load import config_text
 from metarepair.config.run import Config
 from metarepair.reports.figures import save
-from metarepair.reports.table import percent
+from metarepair.reports.words import percent
 from metarepair.search.figures import alpha_beta, importance_bars, parallel
 from metarepair.search.importance import Importance, importance_of
 from metarepair.search.space import (

@@ -19,13 +19,13 @@ from metarepair.config.load import config_text, load_config, parse_config
 from metarepair.config.photographs import NAME
 from metarepair.config.run import Config
 from metarepair.config.user_defaults import user_defaults
-from metarepair.fixing.outcome import Outcome, outcome_of
 from metarepair.fixing.plan import Plan, plan_fix
 from metarepair.fixing.settings import count, planned_settings
 from metarepair.fixing.speeds import measure
 from metarepair.repairs.export import export_original
 from metarepair.repairs.saved import load_repaired
 from metarepair.reports import load_results
+from metarepair.reports.outcome import Outcome, outcome_of
 from metarepair.runs.heartbeat import heartbeat
 from metarepair.runs.layout import FIX_RECORD, FIX_SETTINGS, Run, run_of
 from metarepair.runs.logs import RESULTS

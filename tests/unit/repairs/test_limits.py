@@ -21,7 +21,8 @@ from metarepair.engine.vectors import State
 from metarepair.methods import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.repairs.limits import HALVINGS, broken_bound, choice_of, take_inside
-from metarepair.reports.table import named, taken_inside, verdict
+from metarepair.reports.outcome import named, taken_inside
+from metarepair.reports.table import verdict
 from small import deployed_of
 from tasks.errors import ConfigError
 from tasks.splits import JUDGE, LEARN, SELECT
@@ -204,24 +205,29 @@ def test_the_method_that_is_best_on_selecting_images_is_chosen() -> None:
 
 def test_a_report_says_what_was_taken_and_what_was_kept() -> None:
     rows = [row("sgd", 0.06), row("bn_adapt", 0.001)]
-    judged = {"clean": 0.9, "clean_before": 0.92, "corrupted": 0.7}
-    result = {"methods": [row | judged for row in rows], "choice": choice_of(rows)}
-    assert verdict(result)[0] == (
-        "Best on the 128 images of the environment and 256 clean images that select, inside the limits: fine-tuned by "
-        "SGD, seed 0."
-    )
-    assert "92.0% before, 90.0% after fine-tuned by SGD" in verdict(result)[-1]
-    lines = taken_inside(result)
+    lines = taken_inside({"methods": rows})
     assert lines[0].startswith("fine-tuned by SGD: taken at weight 0.125 (environment 50.0% → ")
-    assert lines[1].startswith(
-        "BN-adapted: the deployed weights are kept. Nearest to the limits is the repair at "
-    )
-    assert "outside min_gain (no gain), max_broken by 1.1 points" in lines[1]
+    assert lines[1].startswith("BN-adapted: the deployed weights are kept. The nearest is at weight ")
+    assert "outside limits.max_broken by " in lines[1]
     assert named("bn_adapt", rows[1:]) == "BN-adapted (kept)"
     assert named("sgd", rows[:1]) == "fine-tuned by SGD"
     assert taken_inside({"methods": [{"method": "sgd", "seed": 0}]}) == []
     kept = {"methods": rows[1:], "choice": choice_of(rows[1:])}
-    assert verdict(kept)[0].startswith("Keep the deployed weights: on the 128 images of the environment")
+    assert verdict(kept)[0].startswith(
+        "Keep your model: no repair gains anything inside your limits on the 128 images"
+    )
+
+
+def test_the_nearest_points_gain_something() -> None:
+    _, selection = take_inside(threshold_dnn(), repaired(), images(), LimitsConfig(max_broken=0.001))
+    assert selection.nearest
+    assert all(point.environment > 0.5 for point in selection.nearest)
+
+
+def test_a_protected_class_that_no_selecting_image_shows_is_refused() -> None:
+    three = replace(images(), classes=("dark", "light", "grey"))
+    with pytest.raises(ConfigError, match="no image that selects is of grey"):
+        take_inside(threshold_dnn(), repaired(), three, LimitsConfig(protected_classes={"grey": 0.1}))
 
 
 def test_half_of_the_images_that_do_not_judge_select_by_whole_groups() -> None:
