@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from kits import KIT, with_kit
 from metarepair import RepairConfig, save_images
 from metarepair.cli import main
-from metarepair.config.kit import KitFile
+from metarepair.config.kit import MAKE_AGAIN, KitFile
 from metarepair.config.load import parse_config
+from metarepair.data.workspace import load_surroundings
 from metarepair.features.files import read_moments
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.status import status_of
@@ -186,6 +188,24 @@ def test_another_order_of_classes_is_refused(whole: Path, tmp_path: Path) -> Non
     data["classes"] = [*data["classes"][1:], data["classes"][0]]
     said = refused(whole, tmp_path / "runs", data=data)
     assert "class 0 is 'automobile' here and 'airplane' there" in said
+    assert "in the order of the kit (data.classes, --classes)" in said
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_clean_images_of_other_classes_name_the_kit_and_its_classes(
+    whole: Path, tmp_path: Path, count: int
+) -> None:
+    images = np.random.default_rng(0).integers(256, size=(80, 32, 32, 3), dtype=np.uint8)
+    for number in range(80):
+        path = tmp_path / "clean" / f"class{number % count}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[number]).save(path)
+    said = refused(whole, tmp_path / "runs", data={"name": "images", "root": str(tmp_path / "clean")})
+    assert "airplane, automobile, bird" in said
+    assert "--classes" in said
+    assert "metarepair kit" in said
+    assert "Reorder" not in said
+    assert "data.name" not in said
 
 
 def test_judging_images_that_it_learned_from_are_refused(whole: Path, tmp_path: Path) -> None:
@@ -207,9 +227,15 @@ def test_a_damaged_a_mixed_and_a_newer_kit_are_refused(kit: Path, tmp_path: Path
     moments = kit / "pack/moments/snow.npy"
     held = moments.read_bytes()
     moments.write_bytes(held[:-1] + b"x")
-    with pytest.raises(DataError, match="moments/snow"):
+    with pytest.raises(DataError, match=rf"moments/snow.* is missing or damaged .*\. {MAKE_AGAIN}$"):
         Pipeline(config)
     moments.write_bytes(held)
+    for name in ("meta/shared/model.safetensors", "pack/manifest.json", "joint/manifest.json"):
+        whole_bytes = (kit / name).read_bytes()
+        (kit / name).write_bytes(whole_bytes[:-9])
+        with pytest.raises(DataError, match=rf"{name} is .*damaged.*\. {MAKE_AGAIN}$"):
+            Pipeline(config)
+        (kit / name).write_bytes(whole_bytes)
     (kit / "joint/manifest.json").rename(kit / "joint/aside.json")
     with pytest.raises(StageError, match="is not finished"):
         Pipeline(config)
