@@ -85,15 +85,28 @@ def test_a_kit_is_a_run_without_targets(whole: Path) -> None:
     assert not all(value.equal(learned[name]) for name, value in start.items())
 
 
-def test_it_knows_every_image_that_it_learned_from_and_no_other(whole: Path) -> None:
+def test_it_knows_every_image_that_it_learned_from_or_selected_by_and_no_other(whole: Path) -> None:
     kit = open_kit(whole)
     train, test = (load_dataset("cifar10_sample", split) for split in ("train", "test"))
-    assert len(kit.digests()) == 270  # of 300, a tenth of which are held out
-    assert np.isin(kit.digests(), pixel_digests(train.images_NHWC[:300])).all()
+    # A tenth of the 300 is held out from learning, but selects, so it must not judge either.
+    np.testing.assert_array_equal(kit.digests(), np.unique(pixel_digests(train.images_NHWC[:300])))
     assert not len(kit.learned(pixel_digests(test.images_NHWC)))
     rows = {half: load_parquet(whole / f"pack/clean/{half}.parquet") for half in ("train", "test")}
     assert len(kit.learned(rows["train"])) == len(rows["train"])
     assert not len(kit.learned(rows["test"]))
+
+
+def test_clean_images_without_splits_are_known_unless_they_judge(tmp_path: Path) -> None:
+    train = load_dataset("cifar10_sample", "train").head(200)
+    images = save_images((train.images_NHWC, train.labels_N), tmp_path / "clean.parquet")
+    data = {"name": "images", "root": str(images), "classes": list(train.classes)}
+    config = parse_config(KIT | {"name": "unsplit", "targets": ["fog"], "data": data})
+    here = load_surroundings(config)
+    known = making.learned_digests(here, config)
+    held = pixel_digests(here.split("select").images_NHWC)
+    assert np.isin(held, known).all()
+    assert np.isin(pixel_digests(here.split("train").images_NHWC), known).all()
+    assert not np.isin(pixel_digests(here.split("test").images_NHWC), known).any()
 
 
 def load_parquet(path: Path) -> Any:
