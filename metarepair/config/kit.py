@@ -23,6 +23,7 @@ from tasks.storage.stages import KIT
 VERSION = 1
 FILE, WEIGHTS, DIGESTS = "kit.json", "deployed.safetensors", "digests.npy"
 TRAIN, TEST = "clean/train.parquet", "clean/test.parquet"
+MAKE_AGAIN = "Copy the kit again, or make it again: metarepair kit"
 PYTHON = "python:"  # in front of the class of a module that was given in Python, which no import path names
 
 # What a kit is made with beyond the defaults for users, where the user's settings say nothing else.
@@ -55,8 +56,8 @@ class KitFile(Section):
 
     deployed: the digest of the deployed weights. model: the DNN and its preprocessing, with `mean` and `std` given.
     image_size: height and width of the data set's images in pixels. extractor_digest: of the extractor's weights file.
-    learned: the number of images that the kit learned from. clean: the numbers of clean images to learn from and of
-    the test split, None if they were left out. failures: whether the failures of the experiences are there.
+    learned: the number of images that the kit learned from or selected by. clean: the numbers of clean images to learn
+    from and of the test split, None if they were left out. failures: whether the failures of the experiences are there.
     """
 
     version: Annotated[int, Field(ge=1)]
@@ -116,9 +117,7 @@ class KitFile(Section):
                 "or run the same command again if it was stopped."
             ) from error
         except (OSError, KeyError, ValueError, ValidationError) as error:
-            raise ConfigError(
-                f"{unreadable(path, error)}. Copy the kit again, or make it again: metarepair kit"
-            ) from error
+            raise ConfigError(f"{unreadable(path, error)}. {MAKE_AGAIN}") from error
 
 
 def kit_defaults(*, workers: int) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def with_kit(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run, with those of its kit where it says nothing itself.
 
     These are the DNN and its preprocessing, the clean images, the extractor, and what θ_meta was trained with. Raises
-    ConfigError, StageError or WeightsError for a kit that cannot be used.
+    ConfigError, StageError or WeightsError for a kit that cannot be used, ConfigError for settings that contradict it.
     """
     kit = (
         values.get("kit") if isinstance(values, dict) else None
@@ -141,6 +140,11 @@ def with_kit(values: dict[str, Any]) -> dict[str, Any]:
         return values
     folder = kit_folder(kit)
     found = KitFile.read(folder)
+    _check_name(found, folder, _section(values, "model").get("name"))
+    _check_preparation(found, folder, _section(values, "data"))
+    classes = _section(values, "data").get("classes")
+    if isinstance(classes, list | tuple):
+        check_classes(tuple(classes), found.classes, folder)
     settings = merged(_given_by(found, folder, values), values)
     refine = values.get("refine")
     return merged(merged(REFINED, settings), {"train": {"episodes": refine}}) if refine else settings
@@ -174,6 +178,64 @@ def _given_by(found: KitFile, folder: Place, values: dict[str, Any]) -> dict[str
             "corruption_table": found.corruption_table,
         }
     return given
+
+
+def _check_name(found: KitFile, folder: Place, name: object) -> None:
+    """Raise ConfigError if `name` is another DNN of timm than the kit's; of an import path, its weights tell."""
+    names = [str(one).removeprefix("timm:") for one in (name, found.model.name)]
+    if name is None or names[0] == names[1] or any(":" in one for one in names):
+        return
+    raise ConfigError(
+        f"model.name={name!r} (--model) is another DNN than that of the kit {folder}, {found.model.name}. The kit has "
+        "the DNN, its weights and its classes: leave --model and --weights out, or make a kit for that DNN: "
+        "metarepair kit"
+    )
+
+
+def _check_preparation(found: KitFile, folder: Place, data: dict[str, Any]) -> None:
+    """Raise ConfigError if the data are to be prepared in another way than the kit's DNN expects."""
+    for name, its in (("mean", found.mean), ("std", found.std)):
+        given = data.get(name)
+        if isinstance(given, list | tuple) and tuple(given) != its:
+            raise ConfigError(
+                f"data.{name}={list(given)} (--{name}), and the DNN of the kit {folder} has mean={list(found.mean)} "
+                f"and std={list(found.std)}. Leave --mean and --std out, and the kit's are used, or make a kit with "
+                "others: metarepair kit"
+            )
+    size, (height, width) = data.get("image_size"), found.image_size
+    if size is not None and (size, size) != found.image_size:
+        raise ConfigError(
+            f"data.image_size={size} (--image-size), and the images of the kit {folder} have {height} × {width} "
+            f"pixels. {_size_remedy(found)}, or make a kit with this size: metarepair kit"
+        )
+
+
+def _size_remedy(found: KitFile) -> str:
+    height, width = found.image_size
+    square = f", or give {height} if your clean images have another size" if height == width else ""
+    return f"Leave it out{square}"
+
+
+def check_classes(classes: tuple[str, ...], its: tuple[str, ...], folder: Place) -> None:
+    """Raise ConfigError unless these are the classes of the kit in `folder`, `its`, in their order."""
+    if classes == its:
+        return
+    if sorted(map(str, classes)) == sorted(its):
+        i = next(i for i, pair in enumerate(zip(classes, its, strict=True)) if pair[0] != pair[1])
+        raise ConfigError(
+            f"the classes are in another order than in the kit {folder}: class {i} is {classes[i]!r} here and "
+            f"{its[i]!r} there. Give them in the order of the kit (data.classes, --classes), or leave the setting out "
+            f"if the clean images are the kit's: {_some(its)}"
+        )
+    raise ConfigError(
+        f"there are {len(classes)} classes here ({_some(classes)}), and the DNN of the kit {folder} has {len(its)}: "
+        f"{_some(its)}. The kit has the DNN and its classes: leave --classes out and give clean images of these "
+        "classes, if any; or make a kit for a DNN with other classes: metarepair kit"
+    )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(map(str, names[:20])) + (", …" if len(names) > 20 else "")
 
 
 def _section(values: dict[str, Any], name: str) -> dict[str, Any]:

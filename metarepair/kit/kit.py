@@ -2,7 +2,8 @@
 
 <kit>/pack/kit.json                what the kit is for and how it was made (`metarepair.config.kit.KitFile`)
            deployed.safetensors    the deployed weights
-           digests.npy             uint64 [N], sorted pixel digests of all images that the kit learned from
+           digests.npy             uint64 [N], sorted pixel digests of all images that the kit learned from or
+                                   selected by
            distances.npy           float64 [E, E], of all pairs of experiences
            moments/<name>.npy      features of each experience, as moments
            clean/train.parquet     clean images that the kit learned from
@@ -16,13 +17,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metarepair.config.kit import DIGESTS, PYTHON, WEIGHTS, KitFile
+from metarepair.config.kit import DIGESTS, MAKE_AGAIN, PYTHON, WEIGHTS, KitFile, check_classes
 from metarepair.config.run import SHARED, Config
 from metarepair.data.workspace import Surroundings
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
@@ -35,12 +37,11 @@ from tasks.errors import ConfigError, DataError, WeightsError
 from tasks.records import Ints
 from tasks.splits import JUDGE
 from tasks.splits.digests import Digests, pixel_digests
-from tasks.storage.manifest import Manifest, require_manifest, verify_checksums
+from tasks.storage.manifest import DAMAGED, Manifest, damaged_files, require_manifest
 from tasks.storage.paths import Place, local
 from tasks.storage.stages import JOINT, KIT, META
 
 DISTANCES, MOMENTS = "distances.npy", "moments"
-MAKE_AGAIN = "Copy the kit again, or make it again: metarepair kit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Kit:
         return self.run.pack / MOMENTS / f"{name}.npy"
 
     def digests(self) -> Digests:
-        """The sorted pixel digests of all images that the kit learned from, uint64 [N]."""
+        """The sorted pixel digests of all images that the kit learned from or selected by, uint64 [N]."""
         found: Digests = np.load(local(self.run.pack / DIGESTS), allow_pickle=False)
         return found
 
@@ -84,7 +85,7 @@ class Kit:
         return load_deployed(name, weights, info, stem=model.stem, input_size=model.input_size)
 
     def learned(self, digests_N: Digests) -> Ints:
-        """The rows of these images from which the kit learned."""
+        """The rows of these images from which the kit learned or by which it selected."""
         rows: Ints = np.flatnonzero(np.isin(digests_N, self.digests()))
         return rows
 
@@ -97,14 +98,55 @@ def open_kit(folder: Place) -> Kit:
     """
     file = KitFile.read(folder)
     run = Run(folder)
-    manifest = require_manifest(run.pack, f"{KIT.remedy.removesuffix(' --config …')} --out {folder}")
-    verify_checksums(run.pack, manifest)
+    manifest = _manifest_of(run.pack, f"{KIT.remedy.removesuffix(' --config …')} --out {folder}")
     for stage, trained in ((JOINT, run.joint), (META, run.meta(SHARED))):
-        if require_manifest(trained, MAKE_AGAIN).digest != manifest.inputs.get(stage.kind):
+        held = _manifest_of(trained, MAKE_AGAIN)
+        if held.digest != manifest.inputs.get(stage.kind):
             raise DataError(
                 f"{trained} is not of the kit in {run.pack}: one of the two was replaced. {MAKE_AGAIN}"
             )
+        _verify(trained, held)
+    _verify(run.pack, manifest)
     return Kit(folder=folder, file=file, manifest=manifest)
+
+
+def _manifest_of(folder: Place, remedy: str) -> Manifest:
+    """The manifest of a folder of a kit. Raises StageError with `remedy` for none, DataError for a damaged one."""
+    try:
+        return require_manifest(folder, remedy)
+    except DataError as error:
+        raise DataError(f"{str(error).removesuffix(DAMAGED)}{MAKE_AGAIN}") from error
+
+
+def _verify(folder: Place, manifest: Manifest) -> None:
+    """Read every file of a folder of a kit. Raises DataError that names those that are damaged."""
+    damaged = damaged_files(folder, manifest)
+    if damaged:
+        more = f", and {len(damaged) - 1} more files" if len(damaged) > 1 else ""
+        raise DataError(
+            f"{folder / damaged[0]} is missing or damaged (it differs from its checksum){more}. {MAKE_AGAIN}"
+        )
+
+
+@contextmanager
+def fitting(kit: Kit | None, config: Config) -> Iterator[None]:
+    """Name the kit if its weights do not fit the DNN or the classes of a run, which this block loads.
+
+    Raises WeightsError.
+    """
+    try:
+        yield
+    except WeightsError as error:
+        if kit is None or config.model.weights != str(kit.run.pack / WEIGHTS):
+            raise
+        file = kit.file
+        raise WeightsError(
+            f"the weights of the kit {kit.folder} do not fit the DNN {config.model.name.removeprefix(PYTHON)} with the "
+            f"classes of the clean images. The kit is of {file.model.name.removeprefix(PYTHON)} with "
+            f"{len(file.classes)} classes: {', '.join(file.classes[:20])}. It has the DNN and its classes: leave "
+            "--model out, give the clean images' classes in this order (--classes), or make a kit for that DNN: "
+            "metarepair kit"
+        ) from error
 
 
 def kit_of(config: Config) -> Kit | None:
@@ -145,18 +187,7 @@ def check_deployed(kit: Kit, here: Surroundings) -> None:
     """Raise WeightsError if the run deploys another DNN, ConfigError if it prepares images in another way."""
     check_model(kit, here.deployed)
     file, data = kit.file, here.split("test")
-    if data.classes != file.classes:
-        differ = next(
-            (
-                f"class {i} is {a!r} here and {b!r} there"
-                for i, (a, b) in enumerate(_pairs(data.classes, file.classes))
-                if a != b
-            )
-        )
-        raise ConfigError(
-            f"the data have other classes, or another order of classes, than the kit {kit.folder}: {differ}. Give the "
-            f"classes in the order of the DNN's outputs (data.classes, --classes): {', '.join(file.classes[:20])}"
-        )
+    check_classes(data.classes, file.classes, kit.folder)
     if data.image_shape[:2] != file.image_size:
         sizes = [f"{height} × {width}" for height, width in (data.image_shape[:2], file.image_size)]
         raise ConfigError(
@@ -185,15 +216,8 @@ def check_model(kit: Kit, deployed: DeployedModel) -> None:
             )
 
 
-def _pairs(ours: tuple[str, ...], its: tuple[str, ...]) -> list[tuple[str | None, str | None]]:
-    """The classes side by side, None where one has fewer."""
-    length = max(len(ours), len(its))
-    sides = [(*side, *(None,) * (length - len(side))) for side in (ours, its)]
-    return list(zip(*sides, strict=True))
-
-
 def check_clean_judges(kit: Kit, here: Surroundings) -> None:
-    """Raise DataError if the kit learned from a clean image that judges."""
+    """Raise DataError if the kit learned from, or selected by, a clean image that judges."""
     test = here.split("test")
     parts_N = here.test_parts()
     rows = np.flatnonzero(parts_N == JUDGE) if (parts_N == JUDGE).any() else np.arange(len(parts_N))
@@ -203,7 +227,7 @@ def check_clean_judges(kit: Kit, here: Surroundings) -> None:
 
 
 def check_judges(kit: Kit, targets: Sequence[Environment]) -> None:
-    """Raise DataError if the kit learned from an image that judges an environment of the user's own."""
+    """Raise DataError if the kit learned from, or selected by, an image that judges a user's own environment."""
     for source in targets:
         if not isinstance(source, UserImages):
             continue
@@ -216,7 +240,7 @@ def _refuse(kit: Kit, digests_N: Digests, names: list[str], what: str) -> None:
     learned = kit.learned(digests_N)
     if len(learned):
         raise DataError(
-            f"the kit {kit.folder} learned from {len(learned)} of the {len(digests_N)} {what}, such as "
-            f"{names[learned[0]]}. What judges must not be learned from: give other images (--holdout, data.test), or "
-            "make the kit without these."
+            f"the kit {kit.folder} learned from, or selected by, {len(learned)} of the {len(digests_N)} {what}, such "
+            f"as {names[learned[0]]}. What judges must be used for neither: give other images (--holdout, data.test) "
+            "or make the kit without these."
         )

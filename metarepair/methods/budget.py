@@ -18,9 +18,10 @@ from metarepair.engine.passes import Passes
 from tasks.errors import ConfigError
 
 Unit = Literal["s", "core-s", "steps", "images"]
+SECONDS = {"m": 60, "min": 60, "h": 3600}  # of units that `parse_limit` turns into seconds
 ALLOWED = (
     "Give a number above 0 and its unit: 60s (seconds), 60core-s (processor time), 500steps (gradient steps) or "
-    "100000images."
+    "100000images. Minutes and hours are taken as seconds: 10m or 10min, 1h."
 )
 
 
@@ -46,7 +47,8 @@ def parse_limit(text: str) -> Limit:
     """Return the limit that a text names, such as `60s`, `500steps` or `100000images`.
 
     Args:
-        text: A number above 0 and its unit; `1e5images` and `100_000images` are allowed, too.
+        text: A number above 0 and its unit; `1e5images` and `100_000images` are allowed, too. `m` or `min` (minutes)
+            and `h` (hours) are taken as seconds.
 
     Returns:
         The limit.
@@ -62,13 +64,13 @@ def parse_limit(text: str) -> Limit:
     if not isinstance(text, str):
         raise ConfigError(f"budget={text!r} is not text. {ALLOWED}")
     match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][0-9]+)?)\s*([a-z-]+)\s*", text)
-    units = get_args(Unit)
-    if match is None or match[2] not in units:
+    if match is None or match[2] not in (*get_args(Unit), *SECONDS):
         raise ConfigError(f"budget={text!r} is not a budget. {ALLOWED}")
-    amount = float(match[1])
+    amount = float(match[1]) * SECONDS.get(match[2], 1)
     if not 0 < amount < float("inf") or (match[2] in ("steps", "images") and amount != int(amount)):
         raise ConfigError(f"budget={text!r} must be above 0, and whole for steps and images. {ALLOWED}")
-    return Limit(amount=amount, unit=match[2])  # type: ignore[arg-type]  # one of units
+    unit = "s" if match[2] in SECONDS else match[2]
+    return Limit(amount=amount, unit=unit)  # type: ignore[arg-type]  # one of Unit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ repaired.module, repaired.validation_before, repaired.validation_after
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Repaired:
             `selection.kept` says whether no repair was inside them: `module` then has the weights of the given DNN.
     """
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     method: str
     validation_before: float
     validation_after: float
@@ -123,10 +123,10 @@ def repair(
         std: Standard deviation of each channel, as `mean`.
         clean: Labelled images that the DNN should classify correctly, in any form that `failures` may have, to measure
             what the repair breaks. Nothing is learned from them.
-        clean_training: Other clean images for methods that also learn from clean images: uint8, in the size of
-            `failures`, which are uint8 then as well.
-        budget: The limit of the repair, as `60s`, `60core-s`, `500steps` or `100000images`. None lets its settings
-            decide.
+        clean_training: Other clean images for methods that also learn from clean images, and for limits that are
+            measured on them: uint8, in the size of `failures`, which are uint8 then as well.
+        budget: The limit of the repair, as `60s`, `10m`, `1h`, `60core-s`, `500steps` or `100000images`. None lets its
+            settings decide.
 
     Returns:
         The repaired DNN with its accuracies, its cost and notes for the user.
@@ -155,6 +155,7 @@ def repair(
     usual = "finetune" if start is None else "metarepair"
     chosen = get_method(usual if method is None else method)
     _check_start(chosen, start)
+    _check_limits(config, clean_training)
     given = collect_given(model, failures, clean=clean, clean_training=clean_training, mean=mean, std=std)
     deployed, clean_images = fed(given.deployed, given.failures), given.clean
     config = _config_of(start) if config is None else _checked(config)
@@ -231,6 +232,18 @@ def _checked(config: RepairConfig) -> RepairConfig:
         )
     check_method_settings(config)
     return config
+
+
+def _check_limits(config: RepairConfig | None, clean_training: Any) -> None:
+    """Raise ConfigError if a limit needs clean images and none are given, before a repair is spent on it."""
+    limits = config.limits if isinstance(config, RepairConfig) else None
+    needing = [name for name in ("max_broken", "max_clean_drop") if getattr(limits, name, None) is not None]
+    if needing and clean_training is None:
+        raise ConfigError(
+            f"limits.{needing[0]}={getattr(limits, needing[0])} is measured on a part of clean_training that is held "
+            "out, and clean_training is not given (clean only measures at the end). Give "
+            "clean_training=(images, labels), or leave the limit out."
+        )
 
 
 def _check_start(method: Method, start: str | Path | None) -> None:

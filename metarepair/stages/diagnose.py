@@ -29,7 +29,7 @@ from metarepair.features.files import read_moments
 from metarepair.fixing.plan import plan_fix
 from metarepair.fixing.settings import count
 from metarepair.fixing.speeds import measure
-from metarepair.kit.kit import Kit, check_deployed, kit_of
+from metarepair.kit.kit import Kit, check_deployed, fitting, kit_of
 from metarepair.models.clean_check import check_on_clean
 from metarepair.runs.heartbeat import heartbeat
 from metarepair.runs.layout import Run
@@ -72,7 +72,8 @@ def diagnose(run: Run, request: Request) -> Place:
     started, config = time.monotonic(), request.config
     with heartbeat("diagnose", planned_s=EXPECTED_S):
         kit = kit_of(config)
-        here = load_surroundings(config, notes=True)
+        with fitting(kit, config):
+            here = load_surroundings(config, notes=True)
         if kit is not None:
             check_deployed(kit, here)
         _check_clean(here)

@@ -185,10 +185,12 @@ class KitWork:
 
 
 def learned_digests(here: Surroundings, config: Config) -> Digests:
-    """The sorted pixel digests of all images that may have been learned from: clean ones, and the user's own."""
-    clean, train = here.clean(), here.split("train")
-    rows = np.setdiff1d(np.arange(len(train.labels_N)), clean.held_out_rows)
-    found = [pixel_digests(train.images(rows))]
+    """The sorted pixel digests of all images that were learned from or selected by: clean ones, and the user's own.
+
+    Clean images that were held out are among them: training was selected by them, so they must not judge.
+    """
+    learned, selecting = here.split("train").images_NHWC, here.clean().held_out.images_NHWC
+    found = [pixel_digests(learned), pixel_digests(selecting[:])]
     for name in config.mining.experiences:
         source = here.environment("train", name)
         if isinstance(source, UserImages):
@@ -199,14 +201,14 @@ def learned_digests(here: Surroundings, config: Config) -> Digests:
 
 
 def clean_halves(here: Surroundings, learned_N: Digests, seed: int) -> dict[str, CleanImages]:
-    """Clean images that were learned from, and others of the test split, at most CLEAN_IMAGES each, by file."""
+    """Clean images that were learned from, and unseen ones of the test split, at most CLEAN_IMAGES each, by file."""
     test: ArrayDataset = here.split("test")
     generator = keyed_generator("kit-clean", seed)
     whole = CleanImages(images_NHWC=test.images_NHWC, labels_N=test.labels_N)
     unseen = np.flatnonzero(~np.isin(pixel_digests(test.images_NHWC), learned_N))
     if not len(unseen):
         raise DataError(
-            "every image of the test split is also one that was learned from. Give a test split of others."
+            "every image of the test split was also learned from or selected by. Give a test split of others."
         )
     rows = np.sort(generator.permutation(unseen)[:CLEAN_IMAGES])
     return {TRAIN: here.clean().sample(CLEAN_IMAGES, generator), TEST: whole.take(rows)}

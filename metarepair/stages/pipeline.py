@@ -24,7 +24,7 @@ from metarepair.data.workspace import Surroundings, load_surroundings, pick_devi
 from metarepair.evaluation.judging import readings
 from metarepair.features.confidence_tables import read_confidence
 from metarepair.features.extractors import check_extractor
-from metarepair.kit.kit import Kit, check_clean_judges, check_deployed, check_targets, kit_of
+from metarepair.kit.kit import Kit, check_clean_judges, check_deployed, check_targets, fitting, kit_of
 from metarepair.meta_training.meta_train import is_trained, training_settings
 from metarepair.methods import check_method_settings, check_steps, get_method
 from metarepair.models.build import read_tensors, state_hash
@@ -118,7 +118,8 @@ class Pipeline:
 
     @cached_property
     def here(self) -> Surroundings:
-        surroundings = load_surroundings(self.config, device=self.device, notes=True)
+        with fitting(self.kit, self.config):
+            surroundings = load_surroundings(self.config, device=self.device, notes=True)
         for note in surroundings.deployed.notes:
             logger.info(note)
         if self.kit is not None:

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from kits import KIT, with_kit
 from metarepair import RepairConfig, save_images
 from metarepair.cli import main
-from metarepair.config.kit import KitFile
+from metarepair.config.kit import MAKE_AGAIN, KitFile
 from metarepair.config.load import parse_config
+from metarepair.data.workspace import load_surroundings
 from metarepair.features.files import read_moments
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.status import status_of
@@ -83,15 +85,28 @@ def test_a_kit_is_a_run_without_targets(whole: Path) -> None:
     assert not all(value.equal(learned[name]) for name, value in start.items())
 
 
-def test_it_knows_every_image_that_it_learned_from_and_no_other(whole: Path) -> None:
+def test_it_knows_every_image_that_it_learned_from_or_selected_by_and_no_other(whole: Path) -> None:
     kit = open_kit(whole)
     train, test = (load_dataset("cifar10_sample", split) for split in ("train", "test"))
-    assert len(kit.digests()) == 270  # of 300, a tenth of which are held out
-    assert np.isin(kit.digests(), pixel_digests(train.images_NHWC[:300])).all()
+    # A tenth of the 300 is held out from learning, but selects, so it must not judge either.
+    np.testing.assert_array_equal(kit.digests(), np.unique(pixel_digests(train.images_NHWC[:300])))
     assert not len(kit.learned(pixel_digests(test.images_NHWC)))
     rows = {half: load_parquet(whole / f"pack/clean/{half}.parquet") for half in ("train", "test")}
     assert len(kit.learned(rows["train"])) == len(rows["train"])
     assert not len(kit.learned(rows["test"]))
+
+
+def test_clean_images_without_splits_are_known_unless_they_judge(tmp_path: Path) -> None:
+    train = load_dataset("cifar10_sample", "train").head(200)
+    images = save_images((train.images_NHWC, train.labels_N), tmp_path / "clean.parquet")
+    data = {"name": "images", "root": str(images), "classes": list(train.classes)}
+    config = parse_config(KIT | {"name": "unsplit", "targets": ["fog"], "data": data})
+    here = load_surroundings(config)
+    known = making.learned_digests(here, config)
+    held = pixel_digests(here.split("select").images_NHWC)
+    assert np.isin(held, known).all()
+    assert np.isin(pixel_digests(here.split("train").images_NHWC), known).all()
+    assert not np.isin(pixel_digests(here.split("test").images_NHWC), known).any()
 
 
 def load_parquet(path: Path) -> Any:
@@ -186,6 +201,24 @@ def test_another_order_of_classes_is_refused(whole: Path, tmp_path: Path) -> Non
     data["classes"] = [*data["classes"][1:], data["classes"][0]]
     said = refused(whole, tmp_path / "runs", data=data)
     assert "class 0 is 'automobile' here and 'airplane' there" in said
+    assert "in the order of the kit (data.classes, --classes)" in said
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_clean_images_of_other_classes_name_the_kit_and_its_classes(
+    whole: Path, tmp_path: Path, count: int
+) -> None:
+    images = np.random.default_rng(0).integers(256, size=(80, 32, 32, 3), dtype=np.uint8)
+    for number in range(80):
+        path = tmp_path / "clean" / f"class{number % count}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[number]).save(path)
+    said = refused(whole, tmp_path / "runs", data={"name": "images", "root": str(tmp_path / "clean")})
+    assert "airplane, automobile, bird" in said
+    assert "--classes" in said
+    assert "metarepair kit" in said
+    assert "Reorder" not in said
+    assert "data.name" not in said
 
 
 def test_judging_images_that_it_learned_from_are_refused(whole: Path, tmp_path: Path) -> None:
@@ -207,9 +240,15 @@ def test_a_damaged_a_mixed_and_a_newer_kit_are_refused(kit: Path, tmp_path: Path
     moments = kit / "pack/moments/snow.npy"
     held = moments.read_bytes()
     moments.write_bytes(held[:-1] + b"x")
-    with pytest.raises(DataError, match="moments/snow"):
+    with pytest.raises(DataError, match=rf"moments/snow.* is missing or damaged .*\. {MAKE_AGAIN}$"):
         Pipeline(config)
     moments.write_bytes(held)
+    for name in ("meta/shared/model.safetensors", "pack/manifest.json", "joint/manifest.json"):
+        whole_bytes = (kit / name).read_bytes()
+        (kit / name).write_bytes(whole_bytes[:-9])
+        with pytest.raises(DataError, match=rf"{name} is .*damaged.*\. {MAKE_AGAIN}$"):
+            Pipeline(config)
+        (kit / name).write_bytes(whole_bytes)
     (kit / "joint/manifest.json").rename(kit / "joint/aside.json")
     with pytest.raises(StageError, match="is not finished"):
         Pipeline(config)

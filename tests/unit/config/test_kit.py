@@ -11,6 +11,7 @@ import yaml
 from metarepair.config.kit import check_kit_settings, kit_defaults, merged, with_kit
 from metarepair.config.load import load_config, parse_config
 from tasks.corruptions import CORRUPTIONS
+from tasks.datasets.cifar_classes import CIFAR10_CLASSES
 from tasks.errors import ConfigError, StageError
 
 NAMED = {"name": "kit", "storage_path": "runs"}
@@ -71,6 +72,53 @@ def test_a_folder_without_a_kit_and_an_unknown_shipped_one_are_refused(tmp_path:
         with_kit({"kit": str(tmp_path)})
     with pytest.raises(ConfigError, match="is not shipped"):
         with_kit({"kit": "shipped:nothing"})
+
+
+SHIPPED = "shipped:resnet8_cifar10"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+            r"data\.mean=\[0\.5, 0\.5, 0\.5\] \(--mean\).*mean=\[0\.4914, .*std=\[0\.247, .*Leave --mean and --std",
+        ),
+        ({"mean": (0.4914, 0.4822, 0.4465), "std": (0.2, 0.2, 0.2)}, r"data\.std=\[0\.2, .*std=\[0\.247, "),
+        ({"image_size": 64}, r"data\.image_size=64 \(--image-size\).*32 × 32 pixels\. Leave it out"),
+        (
+            {"classes": ["cat", "dog"]},
+            r"2 classes here \(cat, dog\).*has 10: airplane, .*leave --classes out",
+        ),
+        (
+            {"classes": [*CIFAR10_CLASSES[1:], CIFAR10_CLASSES[0]]},
+            r"class 0 is 'automobile' here and 'airplane' there.*in the order of the kit.*--classes.*: airplane, auto",
+        ),
+    ],
+)
+def test_data_that_the_kits_dnn_was_not_made_for_are_refused(data: dict[str, Any], said: str) -> None:
+    for values in ({"kit": SHIPPED, "data": data}, {"kit": SHIPPED, "data": data | {"name": "images"}}):
+        with pytest.raises(ConfigError, match=said):
+            with_kit(values)
+
+
+def test_the_preprocessing_and_the_classes_of_the_kit_may_be_given_again() -> None:
+    data = {
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": [0.247, 0.2435, 0.2616],
+        "image_size": 32,
+        "classes": CIFAR10_CLASSES,
+    }
+    found = with_kit({"kit": SHIPPED, "data": data, "model": {"name": "timm:resnet8_cifar"}})
+    assert found["data"] | data == found["data"]
+    assert found["model"]["mean"] == [0.4914, 0.4822, 0.4465]
+
+
+def test_another_dnn_than_the_kits_is_refused_with_the_kits() -> None:
+    with pytest.raises(
+        ConfigError, match=r"than that of the kit .*, resnet8_cifar\. .*leave --model and --weights"
+    ):
+        with_kit({"kit": SHIPPED, "model": {"name": "timm:resnet18"}})
 
 
 def test_refining_needs_a_kit_and_a_run_needs_experiences() -> None:

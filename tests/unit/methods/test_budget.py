@@ -24,6 +24,9 @@ from tasks.errors import ConfigError
         ("100_000 images", 100_000.0, "images"),
         ("1e6images", 1_000_000.0, "images"),
         ("2.0steps", 2.0, "steps"),
+        ("10m", 600.0, "s"),
+        ("1.5 min", 90.0, "s"),
+        ("2h", 7200.0, "s"),
     ],
 )
 def test_a_number_and_its_unit_are_a_limit(text: str, amount: float, unit: Any) -> None:
@@ -51,6 +54,10 @@ def test_a_limit_survives_the_conversion_to_text_and_back(amount: str) -> None:
         "0.5images",
         "1e400s",
         "1e400steps",
+        "0m",
+        "1e308h",
+        "10M",
+        "10core-m",
         "nans",
         "infs",
         "1__0s",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import metarepair
 from metarepair import RepairConfig, Repaired, repair
 from metarepair.models import load_deployed
+from metarepair.repairs import api
 from tasks.datasets import dataset_info, load_dataset
 from tasks.errors import ConfigError, DataError, DivergedError, StageError, UserError, WeightsError
 from tasks.storage.manifest import write_manifest
@@ -94,6 +95,30 @@ def test_clean_images_show_what_a_repair_breaks() -> None:
     assert found.clean_before is not None
     assert found.clean_after is not None
     assert found.clean_after < found.clean_before > 0.8
+
+
+@pytest.mark.parametrize("limit", ["max_broken", "max_clean_drop"])
+def test_a_limit_on_clean_images_asks_for_clean_training_before_the_repair(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_dataset("cifar10_sample", "test")
+    clean = (data.images(np.arange(50)), data.labels_N[:50])
+
+    def no_repair(*_: object) -> None:
+        raise AssertionError("a repair was begun")
+
+    monkeypatch.setattr(api, "repair_fairly", no_repair)
+    config = RepairConfig.model_validate(QUICK.model_dump() | {"limits": {limit: 0.1}})
+    with pytest.raises(ConfigError, match=rf"limits\.{limit}=0\.1 .*Give clean_training=\(images, labels\)"):
+        call(config=config, clean=clean)
+    with pytest.raises(AssertionError, match="a repair was begun"):
+        call(config=config, clean_training=clean)
+
+
+def test_the_result_in_words_does_not_list_the_modules_layers() -> None:
+    found = call(method="bn_adapt", budget="10m")
+    assert "Conv2d" not in repr(found)
+    assert "method='bn_adapt'" in repr(found)
 
 
 def test_a_method_that_learns_from_clean_images_gets_them_or_reports_their_absence() -> None:
