@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metarepair.config.data import Colour
+from metarepair.weights import SCHEME
 from tasks.errors import ConfigError
 from tasks.storage.paths import place
 
@@ -49,7 +50,8 @@ class Photographs:
     def settings(self) -> dict[str, Any]:
         """Return the settings that describe these as a run: `name`, `storage_path`, `model`, `data`, `environments`.
 
-        Sections hold only what is given. Raises ConfigError if `out` names no folder, or if there are no clean images.
+        Sections hold only what is given; local paths are absolute, so that the settings mean the same files from every
+        folder. Raises ConfigError if `out` names no folder, or if there are no clean images.
         """
         if self.clean is None and self.kit is None:
             raise ConfigError(
@@ -64,11 +66,11 @@ class Photographs:
             "storage_path": str(root.parent),
             "targets": [NAME],
             "environments": {NAME: self._environment()},
-            **_given(kit=self.kit),
+            **_given(kit=absolute(self.kit)),
             **model_settings(
                 model=self.model,
-                weights=self.weights,
-                clean=self.clean,
+                weights=absolute(self.weights),
+                clean=absolute(self.clean),
                 classes=self.classes,
                 mean=self.mean,
                 std=self.std,
@@ -76,9 +78,16 @@ class Photographs:
             ),
         }
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self) -> dict[str, Any]:
         kind = "table" if Path(self.images).suffix.lower() in TABLES else "images"
-        return {kind: self.images} | ({} if self.holdout is None else {"holdout": self.holdout})
+        return _given(**{kind: absolute(self.images), "holdout": absolute(self.holdout)})
+
+
+def absolute(text: str | None) -> str | None:
+    """Return a local path as an absolute one; `shipped:NAME`, an address such as s3://… and None stay as they are."""
+    if text is None or text.startswith(SCHEME) or "://" in text:
+        return text
+    return str(place(text))
 
 
 def model_settings(

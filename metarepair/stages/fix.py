@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from metarepair.config.load import config_text, load_config, parse_config
 from metarepair.config.photographs import NAME
 from metarepair.config.run import Config
 from metarepair.config.user_defaults import user_defaults
-from metarepair.fixing.plan import Plan, plan_fix
+from metarepair.fixing.plan import Counts, Plan, plan_fix
 from metarepair.fixing.settings import count, planned_settings
 from metarepair.fixing.speeds import measure
 from metarepair.repairs.export import export_original
@@ -32,16 +33,19 @@ from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import duration
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.images import read_user_images
-from metarepair.stages.pipeline import Pipeline
+from metarepair.stages.pipeline import Pipeline, check_protected
 from metarepair.stages.suspicious import without_suspicious
-from metarepair.stages.without_clean import FOLDER, stand_in
-from metarepair.weights import resolve_weights
+from metarepair.stages.without_clean import FOLDER, check_stand_in, stand_in
+from metarepair.weights import SCHEME, resolve_weights
 from tasks.errors import ConfigError, DataError, StageError, unreadable
-from tasks.storage.paths import Place, find, local, read_json, remove_tree, write_text
+from tasks.splits import LEARN
+from tasks.storage.paths import Place, local, place, read_json, remove_tree, write_text
 from tasks.storage.settings import difference, plain
 
 logger = logging.getLogger(__name__)
 REPAIRED = "repaired"  # with the suffix of the user's weights file
+NO_SUFFIX = ".weights"  # of a weights file without one: `repaired` is a folder
+HANDED_OVER = "handed_over"  # in the record: the names of the weights that were handed over
 VERSION = 1
 PLANNING_S = 30.0  # read some hundred photographs, and measure
 WHERE = ("name", "storage_path", "workers")  # may differ when a run is resumed
@@ -72,9 +76,10 @@ class Request:
         """The settings before a plan. Raises ConfigError."""
         return parse_config(user_defaults(self.settings), where="the command line")
 
-    def knows_only_failures(self, config: Config) -> bool:
+    @property
+    def knows_only_failures(self) -> bool:
         """Whether only failures judge: all that were given are, or without clean images, all but the holdout's."""
-        without_holdout = config.environments[NAME].holdout is None
+        without_holdout = "holdout" not in self.settings["environments"][NAME]
         return without_holdout if self.without_clean else self.only_failures
 
     def record(self) -> dict[str, Any]:
@@ -93,17 +98,24 @@ class Fix:
     ) -> None:
         self.request, self._executor, self._show_images = request, executor, show_images
         self.run: Run = run_of(request.config)
+        _refuse_inputs_inside(self.run.root, request.settings)
 
     def restart(self) -> None:
-        """Delete everything that an earlier `fix` made here, once the model and the data could be read."""
+        """Delete everything that an earlier `fix` made here, once the model and the data could be read.
+
+        Weights are deleted only if the record says that they were handed over.
+        """
+        self._refuse_foreign()
         pipeline = self._pipeline(self.request.config)
         pipeline.restart("mine")
-        for path in (self.run.root / FIX_SETTINGS, self.run.root / FIX_RECORD, *self._handed_over()):
-            path.unlink(missing_ok=True)
+        names = (*self._handed_over(), FIX_SETTINGS, FIX_RECORD)  # the record last: it names the weights
+        for name in names:
+            (self.run.root / name).unlink(missing_ok=True)
         remove_tree(self.run.root / FOLDER)
 
     def plan(self) -> Config:
         """Return the planned settings: those of an earlier call, or new ones, which are written into the run."""
+        self._refuse_foreign()
         with heartbeat("plan", planned_s=PLANNING_S):
             return self._held() or self._new()
 
@@ -132,6 +144,8 @@ class Fix:
                 f"{self.run.root} holds a repair with other options: {'; '.join(lines)}. Give the options of then, "
                 "another --out, or --restart to start over."
             )
+        if self.request.without_clean:
+            check_stand_in(self.run, self.request.config)
         logger.info(f"{self.run.root / FIX_SETTINGS}: planned before; the run is resumed")
         where = {key: self.request.settings[key] for key in WHERE if key in self.request.settings}
         return load_config(local(self.run.root / FIX_SETTINGS), [], **where)
@@ -147,6 +161,7 @@ class Fix:
 
     def _new(self) -> Config:
         config, given = self.request.config, self.request.settings
+        check_protected(config)
         if self.request.without_clean:
             given = stand_in(self.run, config, given)
             config = parse_config(user_defaults(given))
@@ -159,6 +174,8 @@ class Fix:
             pipeline = self._pipeline(config)
         counts = count(config, pipeline.here)
         logger.info(f"of the photographs to learn from, the model gets {counts.failures} wrong")
+        if self.request.only_failures:
+            _warn_of_right(counts, pipeline)
         logger.info("measure how fast the model trains and classifies here, for about ten seconds")
         speeds, threads = measure(config, pipeline.here)
         plan = plan_fix(
@@ -185,22 +202,93 @@ class Fix:
     def _hand_over(self, config: Config, pipeline: Pipeline) -> Outcome:
         """Write the repaired weights in the form that the deployed ones came in; none if these are kept."""
         result = load_results(self.run, [NAME])[0]
-        outcome = outcome_of(result, only_failures=self.request.knows_only_failures(config))
-        for old in self._handed_over():
-            old.unlink()
+        outcome = outcome_of(result, only_failures=self.request.knows_only_failures)
+        before = self._handed_over()
         if outcome.kept or outcome.method is None:
+            self._keep_only((), before)
             return outcome
         folder = self.run.repaired(NAME) / outcome.method / str(outcome.seed)
         original = resolve_weights(config.model.weights)
-        out = self.run.root / f"{REPAIRED}{original.suffix}"
+        out = self._out(original)
         deployed = pipeline.here.deployed
         repaired = replace(deployed, module=load_repaired(folder, outcome.method, deployed))
+        # Recorded before it is written: a file that a killed command leaves is known as ours, too.
+        self._note_handed_over({*before, out.name})
         logger.log(RESULTS, export_original(repaired, original, out, entry=config.model.entry))
+        self._keep_only((out.name,), before)
         return replace(outcome, words=f"{outcome.words} Its weights: {out}")
 
-    def _handed_over(self) -> list[Place]:
-        """The weights that an earlier call handed over."""
-        return [path for path in find(self.run.root, f"{REPAIRED}.*") if path.is_file()]
+    def _out(self, original: Path) -> Place:
+        """Where the repaired form of a weights file is handed over."""
+        return self.run.root / f"{REPAIRED}{original.suffix or NO_SUFFIX}"
+
+    def _handed_over(self) -> list[str]:
+        """The names of the weights that an earlier call handed over; none if there is no record of it."""
+        try:
+            names = read_json(self.run.root / FIX_RECORD).get(HANDED_OVER, [])
+        except (OSError, ValueError, AttributeError):  # `_record` says so where the record is needed
+            return []
+        return [name for name in names if isinstance(name, str) and _is_handed_over(name)]
+
+    def _note_handed_over(self, names: Collection[str]) -> None:
+        record = self._record() | {HANDED_OVER: sorted(names)}
+        write_text(self.run.root / FIX_RECORD, json.dumps(record, indent=1) + "\n")
+
+    def _keep_only(self, names: Collection[str], before: Collection[str]) -> None:
+        """Delete the weights that were handed over `before`, except these; then record these."""
+        for name in set(before) - set(names):
+            (self.run.root / name).unlink(missing_ok=True)
+        self._note_handed_over(names)
+
+    def _refuse_foreign(self) -> None:
+        """Raise ConfigError if the file to hand over would replace one that `fix` did not write."""
+        out = self._out(resolve_weights(self.request.config.model.weights))
+        if out.is_file() and out.name not in self._handed_over():
+            raise ConfigError(
+                f"{out} exists, and {self.run.root / FIX_RECORD} does not name it as weights that fix handed over, so "
+                "it is not replaced. Move it away, or give another --out."
+            )
+
+
+def _is_handed_over(name: str) -> bool:
+    """Whether a name from the record can be that of handed-over weights: a damaged record deletes nothing else."""
+    path = Path(name)
+    return path.name == name and path.stem == REPAIRED and bool(path.suffix)
+
+
+def _refuse_inputs_inside(root: Place, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the model, the photographs or the clean images lie in the folder that `fix` writes."""
+    environment = settings["environments"][NAME]
+    given = {
+        "--weights": settings.get("model", {}).get("weights"),
+        "--images (or --failures)": environment.get("images") or environment.get("table"),
+        "--holdout": environment.get("holdout"),
+        "--clean": settings.get("data", {}).get("root"),
+        "--kit": settings.get("kit"),
+    }
+    for option, text in given.items():
+        if text is not None and not text.startswith(SCHEME) and _inside(place(text), root):
+            raise ConfigError(
+                f"{option} {text} lies inside --out {root}, where fix writes, and deletes what it made before. Give "
+                "another --out."
+            )
+
+
+def _inside(path: Place, root: Place) -> bool:
+    if isinstance(path, Path) and isinstance(root, Path):
+        return path.resolve().is_relative_to(root.resolve())
+    return f"{path}/".startswith(f"{root}/")
+
+
+def _warn_of_right(counts: Counts, pipeline: Pipeline) -> None:
+    """Log how many of the photographs that were given as failures the model gets right, if any."""
+    learned = int((pipeline.here.environment("test", NAME).parts_N == LEARN).sum())
+    if right := learned - counts.failures:
+        logger.warning(
+            f"--failures: of its {learned} photographs to learn from, the model gets {right} right; these are not "
+            "failures, and are not learned from as such. If they are photographs of the setting, right and wrong, give "
+            "them as --images: what a repair breaks among them is then known."
+        )
 
 
 def _heading(request: Request, plan: Plan) -> str:

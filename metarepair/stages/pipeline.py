@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 from metarepair.config.run import SHARED, Config
+from metarepair.data.selecting_images import check_classes
 from metarepair.data.workspace import Surroundings, load_surroundings, pick_device
 from metarepair.evaluation.judging import readings
 from metarepair.features.confidence_tables import read_confidence
@@ -62,6 +63,7 @@ from metarepair.stages.score import score_stage, stale_features
 from metarepair.stages.together import Follower, each_at_once
 from metarepair.stages.train import confidence_in, put_start
 from metarepair.weights import start_file
+from tasks.datasets import dataset_info
 from tasks.environments import category_of
 from tasks.errors import ConfigError, DataError
 from tasks.sampling.confidence import choose_experiences
@@ -128,7 +130,11 @@ class Pipeline:
         return surroundings
 
     def check_clean(self) -> None:
-        """Test the deployed DNN once on some clean test images. Raises WeightsError if it is near chance on them."""
+        """Test the deployed DNN once on some clean test images. Raises WeightsError if it is near chance on them.
+
+        Raises ConfigError first if the limits protect a class that does not exist.
+        """
+        check_protected(self.config)
         if self._checked:
             return
         self._checked = True
@@ -293,6 +299,7 @@ class Pipeline:
 
     def _mine(self, on_done: OnDone, roles: Collection[Role] = ROLES) -> None:
         folders = [environment.folder for environment in environments(self.run, self.config, roles)]
+        check_protected(self.config)
         if not all((folder / MANIFEST).is_file() for folder in folders):
             self.check_clean()  # before hours of mining failures that only wrong preprocessing causes
         mined = mine_all(self.run, self.config, self.here, self.executor, on_done, roles)
@@ -457,6 +464,12 @@ class Pipeline:
                     weights = self.run.root / row["weights"]
                     logger.log(RESULTS, f"Repaired weights, seed {row['seed']}: {weights}")
         logger.log(RESULTS, f"Report: {page}")
+
+
+def check_protected(config: Config) -> None:
+    """Raise ConfigError if the limits protect a class that the data set does not have."""
+    if config.limits.protected_classes:
+        check_classes(config.limits.protected_classes, dataset_info(config.data.source()).classes)
 
 
 def _require_targets(config: Config) -> None:

@@ -11,6 +11,8 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.diagnosis.suspects import find_suspects
 from tasks.environments import UserImages
+from tasks.errors import ConfigError
+from tasks.splits import LEARN
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +31,19 @@ def without_suspicious(
 
 
 def suspicious_names(config: Config, here: Surroundings, *, first: int) -> list[str]:
-    """The names of the `first` failures whose labels are most suspicious."""
+    """The names of the `first` failures whose labels are most suspicious.
+
+    Raises ConfigError if there are no more failures to learn from than that.
+    """
     source = here.environment("test", NAME)
     assert isinstance(source, UserImages)
     suspects = find_suspects(source, here.clean(), here.deployed, seed=config.seed)
-    return suspects.seen.names(suspects.failures_F[:first])
+    failures_F = suspects.failures_F
+    learned_F = suspects.seen.source.parts_N[suspects.seen.rows_N[failures_F]] == LEARN
+    if not learned_F[first:].any():
+        raise ConfigError(
+            f"--drop-suspicious {first} leaves no failure to learn from: of the photographs, the model gets "
+            f"{learned_F.sum()} wrong that are learned from, and {len(failures_F) - learned_F.sum()} that select. Give "
+            "a smaller number."
+        )
+    return suspects.seen.names(failures_F[:first])

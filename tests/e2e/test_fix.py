@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -18,10 +20,14 @@ from benchmarks.environments import write_environment
 from kits import KIT
 from metarepair.cli import main
 from metarepair.config.load import load_config
+from metarepair.data.save_images import save_images
+from metarepair.data.workspace import load_surroundings
 from metarepair.fixing.plan import Speeds
 from metarepair.stages import fix as fix_stage
 from metarepair.weights import resolve_weights
 from tasks.datasets import load_dataset
+from tasks.splits.digests import Digests, pixel_digests
+from tasks.splits.parts import JUDGE
 
 PHOTOGRAPHS, CLEAN = 160, 160
 Run = Callable[..., tuple[int, str]]
@@ -103,6 +109,7 @@ def test_a_repair_is_handed_over_in_the_form_that_the_weights_came_in(
     assert list(after["net"]) == list(before["net"])
     assert any(not torch.equal(after["net"][key], value) for key, value in before["net"].items())
     assert str(root / "repaired.pth") in said
+    assert json.loads((root / "fix.json").read_text("utf-8"))["handed_over"] == ["repaired.pth"]
     assert f"{choice['method']}" in result["config"]["repair"]["methods"]
     assert (root / "report" / "index.html").is_file()
     # MetaRepair is not affordable, so nothing was mined or trained for it.
@@ -116,7 +123,70 @@ def test_weights_are_kept_with_an_exit_code_of_their_own(run: Run, tmp_path: Pat
     assert code == 3
     assert "Keep your model: " in said
     assert not [*(tmp_path / "repaired").glob("repaired.*")]
+    theirs = tmp_path / "repaired" / "repaired.notes.txt"
+    theirs.write_text("mine", encoding="utf-8")
     assert run("--min-gain", "0.9", "--keep-ok")[0] == 0
+    assert theirs.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("restart", [(), ("--restart",)])
+def test_weights_of_the_users_own_are_not_replaced(
+    run: Run, tmp_path: Path, restart: tuple[str, ...]
+) -> None:
+    theirs = tmp_path / "repaired" / "repaired.pth"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"mine")
+    code, said = run(*restart)
+    assert code == 2
+    assert "Move it away, or give another --out" in said
+    assert [*theirs.parent.iterdir()] == [theirs]
+    assert theirs.read_bytes() == b"mine"
+
+
+def test_a_restart_deletes_the_weights_that_were_handed_over_and_no_others(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "repaired"
+    root.mkdir()
+    for name in ("repaired.pth", "repaired.safetensors", "repaired.txt"):
+        (root / name).write_bytes(b"weights")
+    record = {"handed_over": ["repaired.pth", "repaired.safetensors", "../mine.pth", "fix.py"]}
+    (root / "fix.json").write_text(json.dumps(record), encoding="utf-8")
+    code, said = run("--restart", "--budget", "2s")
+    assert code == 2
+    assert "--budget 2s is too little" in said
+    assert [path.name for path in root.glob("repaired.*")] == ["repaired.txt"]
+    assert not (root / "fix.json").exists()
+
+
+@pytest.mark.parametrize("option", ["--weights", "--images", "--holdout", "--clean"])
+def test_what_lies_inside_out_is_refused_before_anything_is_deleted(
+    run: Run, material: Path, tmp_path: Path, option: str
+) -> None:
+    root = tmp_path / "repaired"
+    inside = root / ("repaired.pth" if option == "--weights" else "environments")
+    if option == "--weights":
+        root.mkdir()
+        shutil.copy(material / "mine.pth", inside)
+    else:
+        shutil.copytree(material / "clean", inside)
+    code, said = run(option, str(inside), "--restart")
+    assert code == 2
+    assert f"lies inside --out {root}" in said
+    assert inside.exists()
+    assert not (root / "fix.yaml").exists()
+
+
+def test_a_class_that_does_not_exist_cannot_be_protected(run: Run, tmp_path: Path) -> None:
+    code, said = run("--protect", "nosuch=0.1")
+    assert code == 2
+    assert "there is no class 'nosuch'" in said
+    assert not (tmp_path / "repaired").exists()
+
+
+def test_not_all_failures_can_be_dropped(run: Run, tmp_path: Path) -> None:
+    code, said = run("--drop-suspicious", "160")
+    assert code == 2
+    assert "--drop-suspicious 160 leaves no failure to learn from" in said
+    assert not (tmp_path / "repaired" / "fix.yaml").exists()
 
 
 def test_the_same_command_resumes_and_another_is_refused(run: Run, tmp_path: Path) -> None:
@@ -158,6 +228,7 @@ def test_what_only_failures_cannot_tell_is_unknown(run: Run, material: Path) -> 
     code, said = run("--max-clean-drop", "0.9", images=("--failures", "colour"))
     assert code == 0, said
     assert "what it breaks among the photographs that were right is unknown" in said
+    assert "right; these are not failures" in said
 
 
 def test_without_clean_images_right_photographs_stand_in(run: Run, tmp_path: Path) -> None:
@@ -171,6 +242,60 @@ def test_without_clean_images_right_photographs_stand_in(run: Run, tmp_path: Pat
     for row in result_in(tmp_path / "repaired")["methods"]:
         assert row["clean_before"] == 1
         assert row["break_rate"] == pytest.approx(1 - row["clean"])
+
+
+def test_other_photographs_stand_in_anew(run: Run, material: Path, tmp_path: Path) -> None:
+    def stand_ins() -> int:
+        folder = tmp_path / "repaired" / "without_clean"
+        return sum(pq.read_metadata(folder / f"{name}.parquet").num_rows for name in ("right", "wrong"))
+
+    fewer = tmp_path / "fewer"
+    shutil.copytree(material / "readable", fewer)
+    removed = sorted(path for path in fewer.rglob("*") if path.is_file())[::9]
+    for path in removed:
+        path.unlink()
+    assert run("--budget", "2s", clean=False, images=("--images", "readable"))[0] == 2
+    all_of_them = stand_ins()
+    words = ("--budget", "2s", "--images", str(fewer))
+    code, said = run(*words, clean=False, images=("--images", "readable"))
+    assert "--budget 2s is too little" in said, said
+    assert stand_ins() == all_of_them - len(removed)
+    # What a killed command leaves is made again, too.
+    (tmp_path / "repaired" / "without_clean" / "wrong.parquet").write_bytes(b"")
+    (tmp_path / "repaired" / "without_clean" / "made_from.json").unlink()
+    code, said = run(*words, clean=False, images=("--images", "readable"))
+    assert "--budget 2s is too little" in said, said
+    assert code == 2
+    assert stand_ins() == all_of_them - len(removed)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_without_clean_images_no_group_is_on_two_sides(run: Run, tmp_path: Path, held: bool) -> None:
+    data = load_dataset("cifar10_sample", "test")
+    images_NHWC, labels_N = data.images_NHWC[:400], data.labels_N[:400]
+    groups_N = np.arange(400) // 10
+    group_of = dict(zip(pixel_digests(images_NHWC).tolist(), groups_N.tolist(), strict=True))
+    save_images((images_NHWC, labels_N), tmp_path / "days.parquet", groups=groups_N.tolist())
+    save_images((data.images_NHWC[400:460], data.labels_N[400:460]), tmp_path / "later.parquet")
+    words = ["--images", str(tmp_path / "days.parquet"), "--classes", ",".join(data.classes)]
+    words += ["--holdout", str(tmp_path / "later.parquet")] if held else []
+    code, said = run("--max-clean-drop", "0.9", *words, clean=False)
+    assert code in (0, 3), said
+    config = load_config(tmp_path / "repaired" / "fix.yaml")
+    here = load_surroundings(config)
+    wrong = here.user_images("photographs")
+
+    def groups(digests_N: Digests) -> set[int]:
+        return {group_of[digest] for digest in digests_N.tolist() if digest in group_of}
+
+    clean = {name: groups(pixel_digests(split.images_NHWC[:])) for name, split in here.clean_splits().items()}
+    assert not groups(wrong.digests_N[wrong.parts_N == JUDGE]) & (clean["training"] | clean["selecting"])
+    assert not groups(wrong.digests_N[wrong.learned_N]) & clean["test"]
+    judges_N = wrong.parts_N == JUDGE
+    assert judges_N.any()
+    assert bool(groups(wrong.digests_N[judges_N])) != held
+    assert ("are not used: right ones of their groups judge" in said) == held
+    assert ("failures that judge right" in said) != held
 
 
 def test_clean_images_are_asked_for_if_nothing_can_stand_in(

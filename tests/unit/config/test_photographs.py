@@ -21,24 +21,42 @@ def test_photographs_describe_a_run_with_one_target() -> None:
         "repaired",
         (NAME,),
     )
-    assert (config.model.name, config.model.weights) == ("my:net", "net.th")
-    assert (config.data.name, config.data.root) == ("images", "clean")
-    assert config.environments[NAME].images == "night"
+    assert (config.model.name, config.model.weights) == ("my:net", str(Path("net.th").absolute()))
+    assert (config.data.name, config.data.root) == ("images", str(Path("clean").absolute()))
+    assert config.environments[NAME].images == str(Path("night").absolute())
     assert config.environments[NAME].table is None
 
 
 @pytest.mark.parametrize("file", ["night.csv", "night.jsonl", "NIGHT.CSV"])
 def test_a_file_of_paths_is_a_table(file: str) -> None:
     environment = replace(GIVEN, images=file, holdout="later").settings()["environments"][NAME]
-    assert environment == {"table": file, "holdout": "later"}
+    assert environment == {"table": str(Path(file).absolute()), "holdout": str(Path("later").absolute())}
 
 
 def test_a_kit_stands_for_the_model_and_its_clean_images() -> None:
     settings = Photographs(out="repaired", images="night", kit="kit").settings()
-    assert settings["kit"] == "kit"
+    assert settings["kit"] == str(Path("kit").absolute())
     assert not {"model", "data"} & set(settings)
 
 
 def test_a_folder_without_a_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="names no folder"):
         replace(GIVEN, out="/").settings()
+
+
+def test_a_relative_path_and_its_absolute_one_give_the_same_settings() -> None:
+    here = Path.cwd()
+    again = replace(
+        GIVEN,
+        out=str(here / "work" / "repaired"),
+        images=str(here / "night"),
+        clean=str(here / "clean"),
+        weights=str(here / "net.th"),
+    )
+    assert again.settings() == GIVEN.settings()
+
+
+@pytest.mark.parametrize("text", ["shipped:resnet8_cifar10", "s3://bucket/net.th", "gs://bucket/net.th"])
+def test_shipped_names_and_addresses_stay_as_given(text: str) -> None:
+    settings = replace(GIVEN, weights=text, kit=text).settings()
+    assert (settings["model"]["weights"], settings["kit"]) == (text, text)
