@@ -29,7 +29,7 @@ run: $(READY)
 	$(BIN)/metarepair fix --kit shipped:resnet8_cifar10 $(PHOTOGRAPHS) --out runs/with_kit
 	$(BIN)/metarepair fix --model resnet8_cifar --weights shipped:resnet8_cifar10 \
 		--clean $(KIT)/pack/clean/test.parquet --classes airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck \
-		--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 $(PHOTOGRAPHS) --budget 90s --out runs/without_kit
+		--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 $(PHOTOGRAPHS) --budget 150s --out runs/without_kit
 
 # Two processes; each file of tests on Ray stays in one of them (tests/support/scheduling.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
