@@ -32,5 +32,9 @@ def test_an_unknown_class_is_refused_before_anything_is_mined(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("protected", ["cat", "3"])
-def test_a_class_may_be_protected_by_name_and_by_number(tmp_path: Path, protected: str) -> None:
+def test_a_class_may_be_protected_by_name_and_by_number(
+    tmp_path: Path, protected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     pipeline(tmp_path, protected).check_clean()
+    assert "clean test images" in caplog.text
