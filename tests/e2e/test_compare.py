@@ -291,7 +291,7 @@ def test_repairs_are_ordered_by_seed_so_that_a_partial_comparison_has_complete_s
         ("compare.seeds=[-1]", "compare.seeds"),
         ("compare.seeds=[]", "compare.seeds"),
         ("compare.budget=60", "compare.budget"),
-        ("compare.budget=60m", "not a budget"),
+        ("compare.budget=60d", "not a budget"),
         ("compare.budget=0s", "not a budget|above 0"),
         ("compare.budget=1.5steps", "whole"),
         ("compare.budget=-3s", "not a budget"),
