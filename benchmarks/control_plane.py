@@ -166,7 +166,7 @@ def stage_costs(storage: Path, items: int, actors: int) -> dict[str, Cost]:
     run, here = open_run(config), load_surroundings(config)
     here.inputs()  # loaded now, since reading the sample is not a cost of the cluster
     mined: dict[Any, Manifest] = {}
-    mining = cost_of(items, lambda: mined.update(mine_all(run, config, here, executor_for(config))))
+    mining = cost_of(items, lambda: mined.update(mine_all(run, config, here, executor_for(config), kit=None)))
     examined = sum(sum(manifest.facts["examined"].values()) for manifest in mined.values())
     assert examined == IMAGES_OF_SHARD * items * len(config.mining.severities)
     shards = sum(manifest.rows["collect"] for manifest in mined.values())

@@ -133,9 +133,8 @@ def with_kit(values: dict[str, Any]) -> dict[str, Any]:
     These are the DNN and its preprocessing, the clean images, the extractor, and what θ_meta was trained with. Raises
     ConfigError, StageError or WeightsError for a kit that cannot be used, ConfigError for settings that contradict it.
     """
-    kit = (
-        values.get("kit") if isinstance(values, dict) else None
-    )  # anything else is refused with the settings
+    # Settings that are no mapping are refused with the other settings.
+    kit = values.get("kit") if isinstance(values, dict) else None
     if not isinstance(kit, str) or not kit:
         return values
     folder = kit_folder(kit)

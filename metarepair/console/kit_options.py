@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from metarepair.console.photograph_options import add_model_options, class_names
+from metarepair.console.photograph_options import add_model_options, described_model, require
 from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,23 +54,11 @@ def load_kit_config(given: argparse.Namespace) -> Config:
     from tasks.storage.paths import place
 
     if given.config is None:
-        for option in ("model", "weights", "clean"):
-            if getattr(given, option) is None:
-                raise ConfigError(
-                    f"--{option} is missing. Give --model, --weights and --clean, or --config FILE with these settings."
-                )
+        remedy = "Give --model, --weights and --clean, or --config FILE with these settings."
+        require(given, ("model", "weights", "clean"), remedy)
     root = place(given.out)
     if not root.name:
         raise ConfigError(f"--out {given.out!r} names no folder. Give one that the kit may create.")
-    described: dict[str, Any] = model_settings(
-        model=given.model,
-        weights=given.weights,
-        clean=given.clean,
-        classes=class_names(given.classes),
-        mean=None if given.mean is None else tuple(given.mean),
-        std=None if given.std is None else tuple(given.std),
-        image_size=given.image_size,
-    )
     return load_config(
         given.config,
         given.set,
@@ -79,5 +67,5 @@ def load_kit_config(given: argparse.Namespace) -> Config:
         storage_path=str(root.parent),
         seed=given.seed,
         workers=given.workers,
-        **described,
+        **model_settings(**described_model(given)),
     )

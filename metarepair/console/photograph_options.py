@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,25 +177,35 @@ def photographs_of(given: argparse.Namespace) -> Photographs:
     from metarepair.config.photographs import Photographs  # it imports pyarrow, which --help does not need
 
     if given.kit is None:
-        for option in ("model", "weights"):
-            if getattr(given, option) is None:
-                raise ConfigError(
-                    f"--{option} is missing. Give the model and its weights, or a --kit of the model."
-                )
+        require(given, ("model", "weights"), "Give the model and its weights, or a --kit of the model.")
     return Photographs(
         out=given.out,
         images=given.images or given.failures,
         only_failures=given.failures is not None,
         holdout=given.holdout,
-        clean=given.clean,
         kit=given.kit,
-        model=given.model,
-        weights=given.weights,
-        classes=class_names(given.classes),
-        mean=None if given.mean is None else (given.mean[0], given.mean[1], given.mean[2]),
-        std=None if given.std is None else (given.std[0], given.std[1], given.std[2]),
-        image_size=given.image_size,
+        **described_model(given),
     )
+
+
+def described_model(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options of `add_model_options` say of a model and its clean images. Raises ConfigError."""
+    return {
+        "model": given.model,
+        "weights": given.weights,
+        "clean": given.clean,
+        "classes": class_names(given.classes),
+        "mean": None if given.mean is None else tuple(given.mean),
+        "std": None if given.std is None else tuple(given.std),
+        "image_size": given.image_size,
+    }
+
+
+def require(given: argparse.Namespace, options: Sequence[str], remedy: str) -> None:
+    """Raise ConfigError, which ends with `remedy`, for the first of these options that is not given."""
+    for option in options:
+        if getattr(given, option) is None:
+            raise ConfigError(f"--{option} is missing. {remedy}")
 
 
 def limits_of(given: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from metarepair.config.run import Config
 from metarepair.data.clean_images import CleanImages, LabelledImages
 from metarepair.data.workspace import Surroundings
+from tasks.datasets import ArrayDataset
 from tasks.datasets.source import UNSPLIT
 from tasks.environments import Environment
 from tasks.errors import ConfigError, DataError
@@ -38,13 +39,9 @@ class SelectingImages:
 
 def selecting_images(config: Config, here: Surroundings, target: str) -> SelectingImages:
     """Read the images that select for a target. Raises DataError if there are none of the environment or none clean."""
-    source, test = here.environment("test", target), here.split("test")
+    source = here.environment("test", target)
     rows = np.flatnonzero(source.parts_N == SELECT)
-    if config.data.name == UNSPLIT:
-        select = here.split("select")
-        clean_rows, clean = np.arange(len(select.labels_N)), select
-    else:
-        clean_rows, clean = np.flatnonzero(here.test_parts() == SELECT), test
+    clean, clean_rows = clean_that_select(config, here)
     if not len(rows) or not len(clean_rows):
         raise DataError(
             f"limits: {target} has {len(rows)} images to select by, and there are {len(clean_rows)} clean ones; both "
@@ -54,8 +51,16 @@ def selecting_images(config: Config, here: Surroundings, target: str) -> Selecti
     return SelectingImages(
         environment=_in_all_severities(source, rows),
         clean=CleanImages(images_NHWC=clean.images(clean_rows), labels_N=clean.labels_N[clean_rows]),
-        classes=test.classes,
+        classes=here.split("test").classes,
     )
+
+
+def clean_that_select(config: Config, here: Surroundings) -> tuple[ArrayDataset, Ints]:
+    """The split that holds the clean images that select inside limits, and their rows in it."""
+    if config.data.name == UNSPLIT:
+        select = here.split("select")
+        return select, np.arange(len(select.labels_N))
+    return here.split("test"), np.flatnonzero(here.test_parts() == SELECT)
 
 
 def _in_all_severities(source: Environment, rows: Ints) -> CleanImages:

@@ -3,5 +3,4 @@
 speeds.py    measure the machine with the user's own model, within ten seconds
 plan.py      turn speeds, counts and the budget into counts: steps, epochs, episodes (a pure function)
 settings.py  write a plan as the settings of a run
-outcome.py   say in one sentence whether to take the repaired model
 """

@@ -9,10 +9,9 @@ import numpy as np
 
 from metarepair.config.photographs import NAME
 from metarepair.config.run import Config
-from metarepair.data.selecting_images import MOST
+from metarepair.data.selecting_images import MOST, clean_that_select
 from metarepair.data.workspace import Surroundings
 from metarepair.fixing.plan import Counts, Plan
-from tasks.datasets.source import UNSPLIT
 from tasks.environments import Environment
 from tasks.records import Ints
 from tasks.splits import JUDGE, LEARN, SELECT
@@ -46,20 +45,13 @@ def count(config: Config, here: Surroundings) -> Counts:
         judging=int((source.parts_N == JUDGE).sum()),
         clean_learn=learned,
         clean_select=len(here.clean().held_out),
-        choosing=min(MOST, len(selecting_N)) + min(MOST, _clean_that_choose(config, here)),
+        choosing=min(MOST, len(selecting_N)) + min(MOST, len(clean_that_select(config, here)[1])),
         clean_judge=len(here.split("test").labels_N),
         experiences=len(config.mining.experiences),
         severities=len(config.mining.severities),
         mined=min(config.mining.images or learned, learned),
         collected=config.mining.collect,
     )
-
-
-def _clean_that_choose(config: Config, here: Surroundings) -> int:
-    """How many clean images there are to choose by, as `metarepair.data.selecting_images` takes them."""
-    if config.data.name == UNSPLIT:
-        return len(here.split("select").labels_N)
-    return int((here.test_parts() == SELECT).sum())
 
 
 def right_of(here: Surroundings, source: Environment, rows_N: Ints) -> int:

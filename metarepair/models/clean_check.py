@@ -84,6 +84,11 @@ class CleanAccuracy:
     images: int
     note: str | None = None
 
+    def words(self, images: str) -> str:
+        """`92.1% of 512 clean test images`, and the note; `images` says which they are."""
+        note = "" if self.note is None else f"; {self.note}"
+        return f"{self.accuracy:.1%} of {self.images} {images}{note}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:

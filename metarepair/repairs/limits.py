@@ -3,7 +3,7 @@
 The points are the repaired DNN, its means with the deployed one, and the ends of the episodes of a walk over tasks. All
 are measured on images that nothing learns from and that do not judge. If no point is inside the limits, the deployed
 weights are kept.
-Source: means of weights: Wortsman et al. 2022 (WiSE-FT); bound of a share: Clopper and Pearson 1934.
+Source: means of weights: Wortsman et al. 2022 (WiSE-FT).
 """
 
 # N images, M points
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from metarepair.adaptation.accuracy import predict
 from metarepair.adaptation.choice import interpolated
@@ -24,13 +23,13 @@ from metarepair.adaptation.meta_test import Start, Step, start_of
 from metarepair.config.limits import LimitsConfig
 from metarepair.data.clean_images import LabelledImages
 from metarepair.data.selecting_images import SelectingImages, check_classes
+from metarepair.evaluation.bounds import broken_bound
 from metarepair.methods import RepairedModel
 from metarepair.models.build import DeployedModel
 from tasks.errors import ConfigError
 from tasks.records import Ints
 
 WEIGHTS = (0.05, *(tenth / 10 for tenth in range(1, 11)))  # shares of the repaired parameters, growing
-LEVEL = 0.95  # of the one-sided bound of `broken`
 HALVINGS = 4  # of the step between the largest weight inside and the next one
 NEAREST = 3  # points that are told if none is inside
 
@@ -91,13 +90,6 @@ class Selection:
     def as_json(self) -> dict[str, Any]:
         """Return plain values for result.json."""
         return asdict(self)
-
-
-def broken_bound(broken: int, right: int) -> float:
-    """One-sided 95% upper bound of a share of which `broken` of `right` images were seen; 1 without any image."""
-    if not right:
-        return 1.0
-    return float(binomtest(broken, right, alternative="less").proportion_ci(LEVEL, method="exact").high)
 
 
 def take_inside(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metarepair.evaluation.bounds import LEVEL, broken_bound
 from metarepair.reports.words import method_words, percent, points, signed
 from tasks.errors import StageError
 
@@ -17,7 +18,6 @@ Row = Mapping[str, Any]
 Result = Mapping[str, Any]
 
 Z95 = 1.96  # two-sided 95% quantile of the normal distribution
-LEVEL = 0.95  # of the bound that limits.max_broken is compared with
 FEW_IMAGES = 100  # fewer that judge cannot tell a repair from luck
 
 
@@ -214,7 +214,7 @@ def _too_few_clean(selection: Mapping[str, Any], limit: float | None) -> str:
         return ""
     return (
         f" limits.max_broken={limit:g} cannot be met: with {right} clean images that were right, the bound is "
-        f"{percent(1 - (1 - LEVEL) ** (1 / max(right, 1)))}% even if none breaks; {needed:,} are needed."
+        f"{percent(broken_bound(0, right))}% even if none breaks; {needed:,} are needed."
     )
 
 

@@ -14,14 +14,13 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import binomtest
 
-from metarepair.reports.outcome import knows_only_failures, named, outcome_of, taken_inside
+from metarepair.reports.outcome import FEW_IMAGES, knows_only_failures, named, outcome_of, taken_inside
 from metarepair.reports.words import method_words, percent, points
 from tasks.storage.paths import Place, write_table
 
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]
 
-FEW_IMAGES = 100  # below this, the report says that differences may be chance
 CLEAN_HELD_POINTS = 1.0  # clean accuracy counts as maintained if at most this much is lost
 LEGEND = (
     "D_fail: accuracy on the failures that no method learned from. D_fail holds only failures, so its accuracy is 0 "

@@ -92,10 +92,7 @@ def diagnose(run: Run, request: Request) -> Place:
 def _check_clean(here: Surroundings) -> None:
     """Check the DNN on clean images to learn from. Raises WeightsError if it is near chance."""
     check = check_on_clean(here.deployed, here.split("train"))
-    note = "" if check.note is None else f"; {check.note}"
-    logger.info(
-        f"{here.deployed.name}: {check.accuracy:.1%} of {check.images} clean images to learn from{note}"
-    )
+    logger.info(f"{here.deployed.name}: {check.words('clean images to learn from')}")
 
 
 def _planned(request: Request, here: Surroundings) -> str:

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ WHERE = ("name", "storage_path", "workers")  # may differ when a run is resumed
 class Request:
     """What a user asks for: settings from the command line, the budget, and what the photographs are.
 
-    without_clean: whether there are no clean images; the data set of the settings is then all photographs.
+    without_clean: whether there are no clean images. The settings then name all photographs in their place, of which
+    those that the model gets right will stand in.
     drop_suspicious: how many of the failures to leave out, those with the most suspicious labels first.
     """
 
@@ -71,14 +73,18 @@ class Request:
                 f"--drop-suspicious {self.drop_suspicious}: give how many failures to leave out, 0 or more."
             )
 
-    @property
+    @cached_property
     def config(self) -> Config:
         """The settings before a plan. Raises ConfigError."""
         return parse_config(user_defaults(self.settings), where="the command line")
 
     @property
     def knows_only_failures(self) -> bool:
-        """Whether only failures judge: all that were given are, or without clean images, all but the holdout's."""
+        """Whether all photographs that judge are failures.
+
+        So it is if the user gave failures only. Without clean images, the right photographs stand in for these, and the
+        wrong ones alone judge, unless there is a holdout.
+        """
         without_holdout = "holdout" not in self.settings["environments"][NAME]
         return without_holdout if self.without_clean else self.only_failures
 

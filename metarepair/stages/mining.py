@@ -19,7 +19,7 @@ from metarepair.adaptation.repair_data import split_by_parts
 from metarepair.config.run import Config
 from metarepair.data.learned_images import mined_rows
 from metarepair.data.workspace import Surroundings, load_surroundings
-from metarepair.kit.kit import check_judges, kit_of
+from metarepair.kit.kit import Kit, check_judges
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import Progress
 from metarepair.stages.executor import Executor
@@ -130,13 +130,15 @@ def mine_all(
     executor: Executor,
     on_done: OnDone = lambda *_: None,
     roles: Collection[Role] = ROLES,
+    *,
+    kit: Kit | None,
 ) -> dict[tuple[Role, str], Manifest]:
     """Mine every environment of these roles that is unfinished, and again those whose files are damaged.
 
-    `on_done` is called with each as soon as it is complete. Raises TooFewFailuresError, StageError, DataError.
+    `on_done` is called with each as soon as it is complete. kit: that of the run, which must not have learned from
+    images that judge. Raises TooFewFailuresError, StageError, DataError.
     """
     read_user_images(run, config, here)
-    kit = kit_of(config)
     if kit is not None:
         check_judges(kit, [here.environment("test", target) for target in config.targets])
     settings: dict[EnvironmentStage, dict[str, Any]] = {}

@@ -139,9 +139,7 @@ class Pipeline:
             return
         self._checked = True
         check = check_on_clean(self.here.deployed, self.here.split("test"))
-        note = "" if check.note is None else f"; {check.note}"
-        name = self.here.deployed.name
-        logger.info(f"{name}: {check.accuracy:.1%} of {check.images} clean test images{note}")
+        logger.info(f"{self.here.deployed.name}: {check.words('clean test images')}")
 
     def probe(self, methods: Sequence[str], *, trains: bool) -> None:
         """Check once that the engine's gradients of the deployed DNN are right. Raises ConfigError if not."""
@@ -302,7 +300,7 @@ class Pipeline:
         check_protected(self.config)
         if not all((folder / MANIFEST).is_file() for folder in folders):
             self.check_clean()  # before hours of mining failures that only wrong preprocessing causes
-        mined = mine_all(self.run, self.config, self.here, self.executor, on_done, roles)
+        mined = mine_all(self.run, self.config, self.here, self.executor, on_done, roles, kit=self.kit)
         for (role, name), manifest in mined.items():
             examined = sum(manifest.facts["examined"].values())
             right = sum(manifest.facts["correct"].values())

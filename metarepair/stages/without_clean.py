@@ -34,7 +34,7 @@ from tasks.datasets import Split, dataset_info
 from tasks.datasets.base import groups_of
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.keys import keyed_generator
-from tasks.records import Ints, Pixels
+from tasks.records import Ints
 from tasks.splits.near_duplicates import Hashes, group_images, perceptual_hashes
 from tasks.splits.parts import JUDGE, SHARE, Mask, group_numbers, split_clean
 from tasks.storage.manifest import discard
@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 FOLDER, RIGHT, WRONG = "without_clean", "right.parquet", "wrong.parquet"
 JUDGING, MADE_FROM = "judging.parquet", "made_from.json"
 LEAST = 40  # photographs that the model gets right: some of them learn, some select, some judge
-BATCH = 500
 SPLITS: tuple[Split, ...] = ("train", "select", "test")
 
 
@@ -120,7 +119,7 @@ def _divide(here: Surroundings, folder: Path, *, held: bool) -> None:
         images.append(data.images_NHWC[:])
         labels.append(data.labels_N)
         groups.append(groups_of(data))
-        right.append(_predicted(here, images[-1]) == data.labels_N)
+        right.append(here.deployed.logits(images[-1]).argmax(1).numpy() == data.labels_N)
     images_NHWC, labels_N = np.concatenate(images), np.concatenate(labels)
     right_N, groups_N = np.concatenate(right), np.concatenate(groups)
     if right_N.sum() < LEAST or right_N.all():
@@ -189,14 +188,6 @@ def _check_judges(groups_N: Ints, judges_N: Mask, wrong_N: Mask, *, needed: bool
             f"judge, and {left} groups of them are left to learn from and to select by. One must judge, and two groups "
             "be left, as images of one group stay together. Give --clean, a --holdout, or more photographs."
         )
-
-
-def _predicted(here: Surroundings, images_NHWC: Pixels) -> Ints:
-    parts = [
-        here.deployed.logits(images_NHWC[start : start + BATCH]).argmax(1).numpy()
-        for start in range(0, len(images_NHWC), BATCH)
-    ]
-    return np.concatenate(parts)
 
 
 def _classes(config: Config) -> tuple[str, ...]:

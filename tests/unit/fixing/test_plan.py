@@ -6,13 +6,18 @@ from dataclasses import replace
 
 import pytest
 
+from metarepair.config.joint import JointConfig
 from metarepair.fixing.plan import (
+    JOINT_GROUPS,
     JOINT_STEPS,
     LEAST_EPISODES,
     LEAST_EPOCHS,
     LEAST_JOINT_STEPS,
     MOST_EPISODES,
     MOST_JOINT_STEPS,
+    PATH_POINTS,
+    SGD_BATCH,
+    SGD_CLEAN,
     SGD_EPOCHS,
     Costs,
     Counts,
@@ -20,6 +25,8 @@ from metarepair.fixing.plan import (
     Speeds,
     plan_fix,
 )
+from metarepair.methods.sgd import SgdSettings
+from metarepair.repairs.limits import HALVINGS, WEIGHTS
 from tasks.errors import ConfigError
 
 SPEEDS = Speeds(
@@ -45,6 +52,14 @@ BUDGETS = (45, 60, 90, 120, 180, 300, 600, 900, 1200, 1800, 3600, 36_000)
 
 def plan(budget_s: float, **changed: int) -> Plan:
     return plan_fix(budget_s, SPEEDS, COUNTS, **changed)
+
+
+def test_a_plan_counts_with_the_numbers_of_what_it_plans() -> None:
+    assert SgdSettings().batch_size == SGD_BATCH
+    assert SgdSettings().clean_images == SGD_CLEAN
+    assert SgdSettings().epochs == SGD_EPOCHS
+    assert JointConfig().groups == JOINT_GROUPS
+    assert len(WEIGHTS) + HALVINGS == PATH_POINTS
 
 
 @pytest.mark.parametrize("budget_s", BUDGETS)

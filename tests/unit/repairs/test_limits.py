@@ -18,9 +18,10 @@ from metarepair.config.load import parse_config
 from metarepair.data.clean_images import CleanImages
 from metarepair.data.selecting_images import SelectingImages
 from metarepair.engine.vectors import State
+from metarepair.evaluation.bounds import broken_bound
 from metarepair.methods import RepairedModel
 from metarepair.models.build import DeployedModel
-from metarepair.repairs.limits import HALVINGS, broken_bound, choice_of, take_inside
+from metarepair.repairs.limits import HALVINGS, choice_of, take_inside
 from metarepair.reports.outcome import named, taken_inside
 from metarepair.reports.table import verdict
 from small import deployed_of
