@@ -7,7 +7,6 @@ happens when a worker dies is described in `distributed.stages.train`.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +23,7 @@ from metarepair.runs.context import Context
 from metarepair.runs.layout import Run
 from metarepair.runs.logs import print_on_worker
 from metarepair.runs.progress import Progress
+from metarepair.runs.watching import watching
 from metarepair.stages.joint import joint_progress, train_jointly_here
 from metarepair.stages.pretrain import epoch_progress, log_epoch, show_epochs, training_split
 from tasks.datasets import dataset_info
@@ -56,19 +56,10 @@ def train_jointly_on_ray(run: Run, config: Config) -> None:
 @contextmanager
 def _watched(progress: Progress, folder: Place) -> Iterator[None]:
     """Show the epochs that rank 0 logs while the block runs."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(POLL_S):
-            show_epochs(progress, folder)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
     try:
-        yield
+        with watching(lambda: show_epochs(progress, folder), every_s=POLL_S):
+            yield
     finally:
-        over.set()
-        watcher.join()
         show_epochs(progress, folder)
 
 

@@ -12,7 +12,6 @@ recur, so it ends the training instead (`distributed.on_ray.failures`).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +26,7 @@ from metarepair.runs.context import last_report
 from metarepair.runs.layout import Run, run_at
 from metarepair.runs.logs import print_on_worker
 from metarepair.runs.progress import Progress
+from metarepair.runs.watching import watching
 from metarepair.stages.train import build_trainer, inputs_of, show_metrics, training_progress
 from tasks.errors import UserError
 from tasks.storage.paths import Place, place
@@ -95,21 +95,14 @@ def _checked(loop: Callable[[Any], None], plugins: Versions, folder: Place) -> C
 @contextmanager
 def _watched(progress: Progress, folder: Place) -> Iterator[None]:
     """Show rank 0's newest report every second while the block runs."""
-    over = threading.Event()
 
-    def watch() -> None:
-        while not over.wait(1.0):
-            metrics = last_report(folder)
-            if metrics is not None:
-                show_metrics(progress, metrics)
+    def show() -> None:
+        metrics = last_report(folder)
+        if metrics is not None:
+            show_metrics(progress, metrics)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    with watching(show, every_s=1.0):
         yield
-    finally:
-        over.set()
-        watcher.join()
 
 
 def _loop(settings: dict[str, Any]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from metarepair.own_packages import NAMES
 from metarepair.runs.progress import INTERVAL_S, duration
+from metarepair.runs.watching import watching
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +38,19 @@ def heartbeat(label: str, *, planned_s: float | None = None, every_s: float = IN
 
     planned_s: the time that the block is expected to take; None if it is not known.
     """
-    last, over, started = _LastLine(), threading.Event(), time.monotonic()
+    last, started = _LastLine(), time.monotonic()
 
-    def watch() -> None:
-        while not over.wait(min(1.0, every_s / 10)):
-            now = time.monotonic()
-            if now - last.at >= every_s:
-                logger.info(
-                    f"{label}: at work for {duration(now - started)}{_left(planned_s, now - started)}"
-                )
+    def beat() -> None:
+        now = time.monotonic()
+        if now - last.at >= every_s:
+            logger.info(f"{label}: at work for {duration(now - started)}{_left(planned_s, now - started)}")
 
     loggers = [logging.getLogger(name) for name in NAMES]
     for one in loggers:
         one.addHandler(last)
-    thread = threading.Thread(target=watch, name="heartbeat", daemon=True)
-    thread.start()
     try:
-        yield
+        with watching(beat, every_s=min(1.0, every_s / 10)):
+            yield
     finally:
-        over.set()
-        thread.join()
         for one in loggers:
             one.removeHandler(last)
