@@ -99,8 +99,9 @@ def take_inside(
 
     The best point has the highest accuracy on the environment; of equal ones, the one that is better on clean images,
     then the one nearer to the deployed DNN. Means are tried from the deployed DNN on, and none beyond the first that
-    costs too much: so a bound on the cost holds although many points are tried (testing in a fixed sequence). Raises
-    ConfigError if a limit needs clean images and there are none, or if a protected class does not exist.
+    breaks `max_broken`: so the bound holds although many are tried (testing in a fixed sequence). The other limits are
+    no bounds, and one image too many does not end the search. Raises ConfigError if a limit needs clean images and
+    there are none, or if a protected class does not exist.
     """
     ruler = _Ruler(deployed, images, limits)
     judged = repaired.architecture_of(deployed)
@@ -130,16 +131,17 @@ def take_inside(
 
 
 def _search_means(measure: Callable[[float], Point]) -> None:
-    """Measure means of growing weight up to the first that costs too much, then halve the step to it."""
-    inside = 0.0
+    """Measure means of growing weight, none beyond the first that breaks `max_broken`; then halve the last step out."""
+    points = []
     for weight in WEIGHTS:
-        if not measure(weight).costs_too_much:
-            inside = weight
-            continue
-        for _ in range(HALVINGS):
-            middle = (inside + weight) / 2
-            inside, weight = (inside, middle) if measure(middle).costs_too_much else (middle, weight)
-        return
+        points.append(measure(weight))
+        if "max_broken" in points[-1].outside:
+            break
+    inside = max((point.weight for point in points if not point.costs_too_much), default=0.0)
+    outside = min((point.weight for point in points if point.weight > inside), default=inside)
+    for _ in range(HALVINGS if outside > inside else 0):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if measure(middle).costs_too_much else (middle, outside)
 
 
 def _worth(point: Point) -> tuple[float, float, float]:

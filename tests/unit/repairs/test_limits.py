@@ -139,6 +139,21 @@ def test_the_deployed_weights_are_kept_if_no_point_is_inside_and_the_nearest_are
     assert len(selection.nearest) == 3
 
 
+@pytest.mark.parametrize(
+    ("limits", "goes_on"),
+    [({"max_clean_drop": 0.0}, True), ({"max_clean_drop": 0.0, "max_broken": 0.02}, False)],
+)
+def test_only_a_broken_bound_ends_the_search(limits: dict[str, float], goes_on: bool) -> None:
+    """Of the clean images a small step breaks 10, and a longer one mends 40."""
+    dark, light = greys(range(118, 128), 0), greys(range(78, 118), 1)
+    clean = both(both(dark, light), greys([255] * 50, 1))
+    _, selection = take_inside(
+        threshold_dnn(), repaired(), replace(images(), clean=clean), LimitsConfig(**limits)
+    )
+    assert (selection.point.weight == 1.0) == goes_on
+    assert selection.kept != goes_on
+
+
 def test_a_gain_below_the_least_is_no_gain() -> None:
     _, selection = take_inside(threshold_dnn(), repaired(0.5), images(), LimitsConfig(min_gain=0.3))
     assert selection.kept
