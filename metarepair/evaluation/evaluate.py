@@ -23,12 +23,13 @@ from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.calibration import calibration_bins, calibration_error
 from metarepair.evaluation.judging import Judging, judging_of, sample_of
 from metarepair.evaluation.predictions import Predictions, called, predict_all, predicted_on
+from metarepair.evaluation.side_effects import CLEAN, JudgedImages
 from metarepair.methods.budget import Cost
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 from metarepair.runs.layout import Run
 from tasks.corruptions import CORRUPTIONS
-from tasks.environments import Environment
+from tasks.environments import AS_GIVEN, Environment, UserImages
 from tasks.experiences.store import open_side
 from tasks.keys import keyed_generator
 from tasks.records import Failures, Ints, Pixels, RepairResult
@@ -66,6 +67,8 @@ class Judgement:
     predicted_MN: predictions of the M candidates on D_fail. clean_rows_N: the rows of the clean test images that judge.
     clean_MN: the candidates' predictions on them. clean_before_N: the deployed DNN's. clean_labels_N: their labels.
     judging: how many images judged, by which protocol.
+    seen: all images that judged, with all predictions: clean ones, the target's, and those of other environments.
+    class_names: in the order of the classes' numbers.
     """
 
     results: tuple[RepairResult, ...]
@@ -76,6 +79,8 @@ class Judgement:
     clean_MN: NDArray[np.int64]
     clean_labels_N: Ints
     judging: Judging
+    seen: tuple[JudgedImages, ...]
+    class_names: tuple[str, ...]
 
 
 def open_target_fail(
@@ -143,7 +148,16 @@ def evaluate(
         clean_labels_N=test.labels_N[clean_rows],
         corrupted=corrupted,
         labels_N=source.labels_N[rows],
-        others={name: other.accuracies for name, other in shown.items()},
+        others={name: (other.seen.classes == other.seen.labels_N).mean(1) for name, other in shown.items()},
+    )
+    clean_seen = JudgedImages(
+        name=CLEAN,
+        image_ids_N=clean_rows,
+        severities_N=np.full(len(clean_rows), AS_GIVEN),
+        kinds_N=np.full(len(clean_rows), ""),
+        labels_N=measures.clean_labels_N,
+        classes=clean.classes,
+        confidence=clean.confidence,
     )
     digests = {target: np.concatenate([p.digests_N for p in corrupted.values()])}
     digests |= {name: other.digests_N for name, other in shown.items()}
@@ -164,6 +178,32 @@ def evaluate(
         clean_MN=clean.classes[1:],
         clean_labels_N=measures.clean_labels_N,
         judging=judging_of(config, source, images=len(rows), clean_images=len(clean_rows)),
+        seen=(
+            clean_seen,
+            _seen(target, source, rows, corrupted),
+            *(other.seen for other in shown.values()),
+        ),
+        class_names=test.classes,
+    )
+
+
+def _seen(name: str, source: Environment, rows: Ints, shown: Mapping[int, Predictions]) -> JudgedImages:
+    """The images of an environment that judged, in all severities."""
+    severities_N = np.repeat(list(shown), len(rows))
+    files: tuple[str, ...] = ()
+    kinds = [f"severity {severity}" for severity in severities_N]
+    if isinstance(source, UserImages):
+        files = tuple(source.names[row] for row in rows)
+        kinds = [f"group {group}" for group in source.groups_N[rows]]
+    return JudgedImages(
+        name=name,
+        image_ids_N=np.tile(source.image_ids_N[rows], len(shown)),
+        severities_N=severities_N,
+        kinds_N=np.array(kinds),
+        labels_N=np.tile(source.labels_N[rows], len(shown)),
+        classes=np.concatenate([p.classes for p in shown.values()], axis=1),
+        confidence=np.concatenate([p.confidence for p in shown.values()], axis=1),
+        files=files,
     )
 
 
@@ -224,9 +264,9 @@ def _result(
 
 @dataclass(frozen=True, kw_only=True)
 class _Other:
-    """Accuracies [1 + M] in another environment, and the digests of the images that were shown."""
+    """The images of another environment that judged, and their digests."""
 
-    accuracies: NDArray[np.float64]
+    seen: JudgedImages
     digests_N: Digests
 
 
@@ -242,10 +282,10 @@ def _other(
     judging = _judging_rows(source, clean_rows)
     size = min(config.evaluate.others_images, len(judging))
     rows = np.sort(judging[keyed_generator("others", config.seed).permutation(len(judging))[:size]])
-    shown = [predict(partial(source.images, severity=severity), rows) for severity in source.severities]
+    shown = {s: predict(partial(source.images, severity=s), rows) for s in source.severities}
     return _Other(
-        accuracies=np.mean([p.classes == source.labels_N[rows] for p in shown], axis=(0, 2)),
-        digests_N=np.concatenate([p.digests_N for p in shown]),
+        seen=_seen(name, source, rows, shown),
+        digests_N=np.concatenate([p.digests_N for p in shown.values()]),
     )
 
 

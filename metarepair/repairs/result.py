@@ -1,4 +1,10 @@
-"""Write the evaluation of a target's repairs: result.json and samples.parquet."""
+"""Write the evaluation of a target's repairs.
+
+result.json             the rows of the table, and how they came about
+samples.parquet         D_fail's examples, before and after each repair
+side_effects.json       what each repair changed: classes, confusion, calibration
+judged_images.parquet   every image that judged, with its predictions before and after each repair
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,7 @@ import pyarrow.parquet as pq
 
 from metarepair.config.run import Config
 from metarepair.evaluation.evaluate import Judgement
+from metarepair.evaluation.side_effects import lost_classes, side_effects_of
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
 from metarepair.repairs.costs import preparation_cost
@@ -20,19 +27,30 @@ from metarepair.repairs.saved import WEIGHTS
 from metarepair.reports import SCHEMA_VERSION
 from metarepair.runs.layout import Run
 from tasks.storage.manifest import Manifest, require_manifest, versions
-from tasks.storage.paths import Place, read_table, write_text, writing
+from tasks.storage.paths import Place, read_table, write_table, write_text, writing
 from tasks.storage.stages import META
 
 RESULT, SAMPLES = "result.json", "samples.parquet"
+SIDE_EFFECTS, JUDGED_IMAGES = "side_effects.json", "judged_images.parquet"
+FILES = (RESULT, SAMPLES, SIDE_EFFECTS, JUDGED_IMAGES)
 
 
 def write_result(
     run: Run, config: Config, target: str, mined: Manifest, judged: Judgement, *, validation: int
 ) -> None:
-    """Write both files into the target's folder; `validation` is the size of D_collect's validation part."""
+    """Write all files into the target's folder; `validation` is the size of D_collect's validation part."""
     folder = run.repaired(target)
     _write_samples(folder / SAMPLES, judged)
+    write_table(folder / JUDGED_IMAGES, _judged_images(judged))
+    effects = {
+        f"{one.method}/{one.seed}": side_effects_of(judged.seen, number, judged.class_names)
+        for number, one in enumerate(judged.results)
+    }
+    told = {"class_names": judged.class_names, "repairs": effects}
+    write_text(folder / SIDE_EFFECTS, json.dumps(told, allow_nan=False) + "\n")
     result = _result(run, config, target, mined, judged, validation)
+    for row, found in zip(result["methods"], effects.values(), strict=True):
+        row["lost_classes"] = lost_classes(found)
     write_text(folder / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
@@ -50,6 +68,23 @@ def _write_samples(path: Place, judged: Judgement) -> None:
     }
     with writing(path) as part:
         pq.write_table(pa.table({k: pa.array(v) for k, v in columns.items()}), part)
+
+
+def _judged_images(judged: Judgement) -> pa.Table:
+    """One row per image, clean ones first; a column for the class that each repair predicts, one for its confidence."""
+    columns: dict[str, Any] = {
+        "environment": np.concatenate([np.repeat(one.name, len(one.labels_N)) for one in judged.seen]),
+        "image_id": np.concatenate([one.image_ids_N for one in judged.seen]),
+        "severity": np.concatenate([one.severities_N for one in judged.seen]),
+        "kind": np.concatenate([one.kinds_N for one in judged.seen]),
+        "file": [file for one in judged.seen for file in one.files or [None] * len(one.labels_N)],
+        "label": np.concatenate([one.labels_N for one in judged.seen]),
+    }
+    names = ["before", *(f"{one.method}/{one.seed}" for one in judged.results)]
+    for number, name in enumerate(names):
+        columns[name] = np.concatenate([one.classes[number] for one in judged.seen])
+        columns[f"{name} confidence"] = np.concatenate([one.confidence[number] for one in judged.seen])
+    return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 
 def _result(

@@ -30,7 +30,7 @@ from metarepair.models.wrappers import copied
 from metarepair.repairs.export import FILE_NAMES, equality_images, export_program
 from metarepair.repairs.limits import Selection, take_inside
 from metarepair.repairs.merged import load_merged, merged_inputs
-from metarepair.repairs.result import RESULT, SAMPLES, write_result
+from metarepair.repairs.result import FILES, write_result
 from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS
 from metarepair.runs.layout import Run
 from metarepair.runs.peak_memory import peak_memory
@@ -99,7 +99,7 @@ def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Ma
     """Make all repairs of a target, then evaluate them."""
     folder = run.repaired(target)
     collect = open_side(run.target(target), "collect", mined, here.environment("test", target))
-    candidates, files = [], [RESULT, SAMPLES]
+    candidates, files = [], [*FILES]
     methods = config.repair.methods
     parts = {seed: unit_data(config, here, methods, collect, seed) for seed in config.repair.seeds}
     start = partial(load_meta, run, config, target, here)

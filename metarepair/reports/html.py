@@ -5,7 +5,6 @@ Pictures are embedded in the page as base64; there is no script. Text from setti
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +17,9 @@ from metarepair.features.extractors import distance_name
 from metarepair.reports import figures
 from metarepair.reports.examples import SourceOf, example_figure
 from metarepair.reports.outcome import taken_inside
-from metarepair.reports.page import bullets, escaped, html_page, html_table, picture, plain_words
+from metarepair.reports.page import bullets, escaped, file_name, html_page, html_table, picture
 from metarepair.reports.paper import DIFFERENCES, nearest_experiences, table_for
+from metarepair.reports.side_effects import Images, side_effects_section
 from metarepair.reports.table import (
     LEGEND,
     Result,
@@ -34,7 +34,7 @@ from metarepair.reports.table import (
     verdict,
     write_tables,
 )
-from metarepair.reports.words import method_words, percent
+from metarepair.reports.words import method_words, percent, plain_words
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import times
 from tasks.corruptions import CORRUPTIONS
@@ -62,20 +62,20 @@ BUDGET = ("seed", "images_seen", "gradient_steps")
 def write_report(
     run: Run,
     results: Sequence[Mapping[str, Any]],
-    source: SourceOf | None = None,
+    images: Images | None = None,
     *,
     show_images: bool = True,
 ) -> Place:
     """Write the whole report under report/, the page last, and return the page. Raises StageError without results.
 
-    `source` loads a target's environment; it is called only if the store holds no pixels. Without `show_images`, the
-    report holds no image of a data set and no path of a machine.
+    `images` is called only for pixels that are shown and that the store does not hold. Without `show_images`, the
+    report holds no image of a data set, no name of a photograph and no path of a machine.
     """
     if not results:
         raise StageError(
             f"{run.root} has no results to report. Repair a target first: metarepair repair --config FILE."
         )
-    sections = [_target_section(run, result, source, show_images) for result in results]
+    sections = [_target_section(run, result, images, show_images) for result in results]
     overview = _overview(run, results)
     write_tables(run.report, results)
     write_text(run.report / "table.md", "\n".join(results_table(result) for result in results))
@@ -85,13 +85,9 @@ def write_report(
     return run.report / "index.html"
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]", "_", name)
-
-
 def _overview(run: Run, results: Sequence[Result]) -> str:
     links = "".join(
-        f'<li><a href="#{escaped(_file_name(target))}">{escaped(plain_words(target))}</a>: '
+        f'<li><a href="#{escaped(file_name(target))}">{escaped(plain_words(target))}</a>: '
         f"{escaped(verdict(result)[0])}</li>\n"
         for target, result in ((target_of(r), r) for r in results)
     )
@@ -115,10 +111,10 @@ def _heat_map(run: Run) -> str:
     return picture(run.report, "heatmap.png", png, caption)
 
 
-def _target_section(run: Run, result: Result, source: SourceOf | None, show_images: bool) -> str:
+def _target_section(run: Run, result: Result, images: Images | None, show_images: bool) -> str:
     target = target_of(result)
     parts = (
-        f'<section id="{escaped(_file_name(target))}"><h2>{escaped(plain_words(target))}</h2>\n',
+        f'<section id="{escaped(file_name(target))}"><h2>{escaped(plain_words(target))}</h2>\n',
         bullets(verdict(result), "verdict"),
         bullets(taken_inside(result)),
         bullets(judged_by(result)),
@@ -127,7 +123,8 @@ def _target_section(run: Run, result: Result, source: SourceOf | None, show_imag
         f"<p>{escaped(preparation(result))}</p>\n<details open><summary>What the columns mean</summary>",
         bullets(LEGEND, "small"),
         "</details>\n",
-        _pictures(run, result, target, source, show_images),
+        side_effects_section(run, result, target, images if show_images else None),
+        _pictures(run, result, target, None if images is None else images.environment, show_images),
         "<h3>Experiences and their confidence</h3>\n",
         _experiences(run, result, target),
         "<h3>How the results were obtained</h3>\n",
@@ -142,7 +139,7 @@ def _target_section(run: Run, result: Result, source: SourceOf | None, show_imag
 
 
 def _pictures(run: Run, result: Result, target: str, source: SourceOf | None, show_images: bool) -> str:
-    name, words = _file_name(target), plain_words(target)
+    name, words = file_name(target), plain_words(target)
     bars = figures.method_bars(result, f"Accuracy by method: {words}")
     several = any(len(rows) > 1 for rows in by_method(result).values())
     spreads = "; error bars: standard deviation over seeds" if several else ""
@@ -170,7 +167,7 @@ def _training(run: Run, result: Result, target: str) -> str:
         return f"<p>No training curve: {escaped(inside(metrics, run.root))} is missing.</p>\n"
     rows = read_json(metrics)
     png = figures.training_curve(rows, f"Meta-training for {plain_words(target)}")
-    return picture(run.report, f"{_file_name(target)}_training.png", png, "Meta-training by episode.")
+    return picture(run.report, f"{file_name(target)}_training.png", png, "Meta-training by episode.")
 
 
 def _data(result: Result) -> str:
@@ -205,7 +202,7 @@ def _experiences(run: Run, result: Result, target: str) -> str:
         )
     png = figures.confidence_bars(experiences, f"Confidence of experiences for {plain_words(target)}", label)
     return page + picture(
-        run.report, f"{_file_name(target)}_confidence.png", png, "Confidence of each experience."
+        run.report, f"{file_name(target)}_confidence.png", png, "Confidence of each experience."
     )
 
 
@@ -293,7 +290,7 @@ def _without_paths(settings: Any) -> Any:
 def _files(run: Run, result: Result, target: str, show_paths: bool) -> str:
     folder = inside(run.repaired(target), run.root)
     weights = [str(row["weights"]) for row in result["methods"] if row.get("weights")]
-    beside = ["results.csv", *(p.name for p in find(run.report, f"{_file_name(target)}_*.png"))]
+    beside = ["results.csv", *(p.name for p in find(run.report, f"{file_name(target)}_*.png"))]
     report = "report" if run.report_to is None or not show_paths else run.report  # elsewhere: the whole path
     others = [f"{folder}/result.json", f"{folder}/samples.parquet"]
     everything = [*weights, *others, *(f"{report}/{name}" for name in beside)]

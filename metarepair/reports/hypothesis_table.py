@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from metarepair.evaluation.hypothesis import Study, different, relative_gains
 from tasks.environments import category_of
-from tasks.storage.paths import Place, writing
+from tasks.storage.paths import Place, write_table
 
 # C corruptions (rows are experiences, columns targets)
 
@@ -56,11 +54,10 @@ def _pair_schema(seeds: Sequence[int]) -> pa.Schema:
 
 def write_pairs(folder: Place, table: pa.Table) -> list[str]:
     """Write pairs.parquet and pairs.csv; return their names."""
-    with writing(folder / "pairs.parquet") as part:
-        pq.write_table(table, part)
-    with writing(folder / "pairs.csv") as part:
-        pyarrow.csv.write_csv(table, part)
-    return ["pairs.parquet", "pairs.csv"]
+    names = ["pairs.parquet", "pairs.csv"]
+    for name in names:
+        write_table(folder / name, table)
+    return names
 
 
 WORDS = {

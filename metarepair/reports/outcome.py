@@ -1,7 +1,4 @@
-"""Say what limits let through: the point taken of each repair, and in one sentence whether to take the best of them.
-
-Source: variance of a paired comparison: McNemar 1947.
-"""
+"""Say what limits let through: the point taken of each repair, and in one sentence whether to take the best of them."""
 
 from __future__ import annotations
 
@@ -10,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metarepair.evaluation.bounds import LEVEL, broken_bound
-from metarepair.reports.words import method_words, percent, points, signed
+from metarepair.evaluation.bounds import LEVEL, broken_bound, gain_interval
+from metarepair.reports.words import method_words, percent, points, set_words, signed
 from tasks.errors import StageError
 
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]
 
-Z95 = 1.96  # two-sided 95% quantile of the normal distribution
+MOST_LOST = 3  # classes in a sentence
 FEW_IMAGES = 100  # fewer that judge cannot tell a repair from luck
 
 
@@ -54,7 +51,8 @@ def outcome_of(result: Result, *, only_failures: bool | None = None) -> Outcome:
     gain = _Gain.on_photographs(result, row)
     unknown = knows_only_failures(result) if only_failures is None else only_failures
     told = _failures_fixed(result, row) if unknown else _photographs(gain)
-    take = "Take" if unknown or gain.points > 0 else "Do not take"
+    lost = lost_words(row)
+    take = "Take" if not lost and (unknown or gain.points > 0) else "Do not take"
     cost = _Gain.on_clean(result, row)
     words = f"{take} the repaired model ({method_words(row['method'])}): {told}, {_clean(cost, row)}."
     doubts = [
@@ -64,7 +62,7 @@ def outcome_of(result: Result, *, only_failures: bool | None = None) -> Outcome:
     ]
     return Outcome(
         kept=False,
-        words=" ".join([words, *doubts]),
+        words=" ".join([*lost, words, *doubts]),
         method=row["method"],
         seed=row["seed"],
         weights=row.get("weights"),
@@ -122,14 +120,18 @@ class _Gain:
         )
 
 
-def gain_interval(*, fixed: int, broken: int, images: int) -> tuple[float, float, float]:
-    """The gain of accuracy of a paired comparison, and its 95% interval (normal approximation; McNemar's variance).
-
-    fixed, broken: images, of all `images`, that became right, and that became wrong.
-    """
-    gain = (fixed - broken) / images
-    error = math.sqrt(max(fixed + broken - (fixed - broken) ** 2 / images, 0.0)) / images
-    return gain, gain - Z95 * error, gain + Z95 * error
+def lost_words(row: Row) -> list[str]:
+    """A sentence on the classes that a repair lost; none if it lost none, or an older version did not look."""
+    lost = row.get("lost_classes") or []
+    if not lost:
+        return []
+    told = [
+        f"{one['name']} is found in {percent(one['recall_after'])}% of {one['images']:,} "
+        f"{set_words(one['where'], row['target'])} images, before the repair in {percent(one['recall_before'])}%"
+        for one in lost[:MOST_LOST]
+    ]
+    more = f"; {len(lost) - MOST_LOST} more" if len(lost) > MOST_LOST else ""
+    return [f"The repair loses a class: {'; '.join(told)}{more}."]
 
 
 def _photographs(gain: _Gain) -> str:

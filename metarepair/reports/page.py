@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 from metarepair.reports import figures
@@ -45,9 +46,9 @@ def escaped(content: object) -> str:
     return html.escape(str(content))
 
 
-def plain_words(name: str) -> str:
-    """Return `gaussian noise` for `gaussian_noise`."""
-    return name.replace("_", " ")
+def file_name(name: str) -> str:
+    """Return the name of a target as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.-]", "_", name)
 
 
 def bullets(lines: Iterable[object], kind: str = "") -> str:
@@ -62,11 +63,12 @@ def html_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> st
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
-def picture(folder: Place, name: str, png: bytes, caption: str) -> str:
-    """Save the picture in `folder`, and return an HTML figure with the picture embedded."""
-    figures.save(folder / name, png)
-    data = base64.b64encode(png).decode()
+def picture(folder: Place, name: str, content: bytes, caption: str) -> str:
+    """Save the picture, PNG or SVG by its name, in `folder`, and return an HTML figure with the picture embedded."""
+    figures.save(folder / name, content)
+    kind = "svg+xml" if name.endswith(".svg") else "png"
+    data = base64.b64encode(content).decode()
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escaped(caption)}">'
+        f'<figure><img src="data:image/{kind};base64,{data}" alt="{escaped(caption)}">'
         f"<figcaption>{escaped(caption)} ({escaped(name)})</figcaption></figure>\n"
     )

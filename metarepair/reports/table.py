@@ -14,7 +14,14 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import binomtest
 
-from metarepair.reports.outcome import FEW_IMAGES, knows_only_failures, named, outcome_of, taken_inside
+from metarepair.reports.outcome import (
+    FEW_IMAGES,
+    knows_only_failures,
+    lost_words,
+    named,
+    outcome_of,
+    taken_inside,
+)
 from metarepair.reports.words import method_words, percent, points
 from tasks.storage.paths import Place, write_table
 
@@ -89,6 +96,19 @@ def by_method(result: Result) -> dict[str, list[Row]]:
     for row in result["methods"]:
         groups.setdefault(str(row["method"]), []).append(row)
     return groups
+
+
+def shown_row(result: Result) -> Row | None:
+    """The repair whose side effects are told: the one that is taken, else MetaRepair, else the first; None if kept."""
+    if "choice" in result:
+        choice = result["choice"]
+        rows = [
+            r for r in result["methods"] if (r["method"], r["seed"]) == (choice["method"], choice["seed"])
+        ]
+        return None if choice["kept"] else rows[0]
+    groups = {method: rows for method, rows in by_method(result).items() if method != "none"}
+    shown = groups.get("metarepair") or next(iter(groups.values()), None)
+    return shown[0] if shown else None
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
@@ -269,10 +289,13 @@ def verdict(result: Result) -> list[str]:
     groups = by_method(result)
     if "choice" in result:
         return [outcome_of(result).words]
+    shown = shown_row(result)
+    lost = [] if shown is None else lost_words(shown)
     meta, tuned = groups.get("metarepair"), groups.get("finetune")
     if meta is None:
-        return ["MetaRepair was not run for this target, so there is no verdict on it."]
-    lines = _against_tuned(meta, tuned) if tuned else ["Fine-tuning was not run, so there is no comparison."]
+        return [*lost, "MetaRepair was not run for this target, so there is no verdict on it."]
+    lines = lost
+    lines += _against_tuned(meta, tuned) if tuned else ["Fine-tuning was not run, so there is no comparison."]
     lines += _best(groups) + _on_corrupted(groups.get("none"), meta) + _clean(meta, tuned)
     if len(meta) == 1:
         lines.append("There is only one seed, so these differences may be chance.")

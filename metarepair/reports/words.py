@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from metarepair.evaluation.side_effects import CLEAN, OTHERS, TARGET
 from metarepair.methods import METHODS, all_methods
 
 
@@ -26,3 +27,13 @@ def points(difference: float) -> str:
 def signed(percentage: float) -> str:
     """Return `+3.2` or `−3.2`, with the minus sign of `points`."""
     return f"{percentage:+.1f}".replace("-", "−")
+
+
+def plain_words(name: str) -> str:
+    """Return `gaussian noise` for `gaussian_noise`."""
+    return name.replace("_", " ")
+
+
+def set_words(name: str, target: str) -> str:
+    """Return what to call a set of images that judged (`metarepair.evaluation.side_effects`), before `images`."""
+    return {CLEAN: "clean", TARGET: plain_words(target), OTHERS: "other environments'"}[name]

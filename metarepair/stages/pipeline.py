@@ -38,6 +38,7 @@ from metarepair.repairs.merged import merge_weights
 from metarepair.repairs.stage import repair_target
 from metarepair.reports import load_results
 from metarepair.reports.html import write_report
+from metarepair.reports.side_effects import Images
 from metarepair.reports.table import results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
 from metarepair.runs.layout import RATES, Run, open_run, run_at, run_of
@@ -449,7 +450,10 @@ class Pipeline:
         page = write_report(
             self.run,
             results,
-            lambda target: self.here.environment("test", target),
+            Images(
+                environment=lambda target: self.here.environment("test", target),
+                clean=lambda: self.here.split("test"),
+            ),
             show_images=self._show_images,
         )
         for result in results:

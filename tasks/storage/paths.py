@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet
@@ -209,12 +210,26 @@ def write_text(path: Place, text: str) -> None:
 
 
 def write_table(path: Place, table: pa.Table) -> None:
-    """Write a table as CSV if the path ends in .csv, else as Parquet."""
+    """Write a table as CSV if the path ends in .csv, else as Parquet.
+
+    In CSV, text that a spreadsheet would run as a formula begins with an apostrophe.
+    """
     with writing(path) as part:
         if path.suffix == ".csv":
-            pa.csv.write_csv(table, part)
+            pa.csv.write_csv(_without_formulas(table), part)
         else:
             pa.parquet.write_table(table, part)
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """The table, with an apostrophe before text that begins like a formula. Source: OWASP, CSV injection."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            column = table.column(number)
+            quoted = pc.binary_join_element_wise("'", column, "")
+            formula = pc.match_substring_regex(column, "^[=+@\\t\\r-]")
+            table = table.set_column(number, field.name, pc.if_else(formula, quoted, column))
+    return table
 
 
 def read_table(path: Place, remedy: str, **options: Any) -> pa.Table:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -127,6 +128,17 @@ def test_the_format_of_a_written_table_follows_its_suffix(root: Place) -> None:
     write_table(root / "t.parquet", table)
     assert (root / "t.csv").read_text() == '"x"\n1\n2\n'
     assert pq.read_table(local(root / "t.parquet")).equals(table)
+
+
+def test_no_cell_of_a_csv_begins_a_formula(tmp_path: Path) -> None:
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "photo=1.png", None]
+    table = pa.table({"file": names, "gain": [-1.5] * len(names)})
+    write_table(tmp_path / "t.csv", table)
+    read = pyarrow.csv.read_csv(
+        tmp_path / "t.csv", convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+    )
+    assert read.column("file").to_pylist() == [*(f"'{name}" for name in names[:5]), "photo=1.png", None]
+    assert read.column("gain").to_pylist() == [-1.5] * len(names)
 
 
 def test_a_file_is_copied_to_the_storage_and_back(root: Place, tmp_path: Path) -> None:
