@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from metarepair.config.kit import PYTHON, KitFile, kit_defaults, merged
@@ -27,6 +28,7 @@ from metarepair.config.run import Config
 from metarepair.config.user_defaults import user_defaults
 from metarepair.data.given_images import GivenImages, collect_images
 from metarepair.data.given_module import deploy_given
+from metarepair.data.image_files import local_path, named_classes
 from metarepair.data.save_images import save_images
 from metarepair.fixing.plan import ALL_CANDIDATES
 from metarepair.kit.kit import Kit, check_model, open_kit
@@ -40,6 +42,7 @@ from metarepair.runs.layout import without_empty_run
 from metarepair.stages.kit import KitWork
 from metarepair.stages.pipeline import Pipeline
 from metarepair.weights import kit_folder
+from tasks.datasets import dataset_info
 from tasks.errors import ConfigError, DataError
 from tasks.storage.paths import copy_file, place, read_json, remove_tree
 from tasks.storage.run_lock import locked
@@ -145,13 +148,16 @@ class RepairKit:
 
         Args:
             model: A module that maps normalised images [B, 3, H, W] to logits [B, K].
-            clean: Labelled clean images: a pair (images, labels), images uint8 [N, H, W, 3] or [N, 3, H, W], or a
-                sequence of (image, label). Half is learned from; a quarter only judges.
+            clean: Labelled clean images: a pair (images, labels), images uint8 [N, H, W, 3] or [N, 3, H, W], a
+                sequence of (image, label), or a local path as `metarepair kit --clean` reads it: a folder of class
+                folders, a CSV, JSON Lines, Parquet or Arrow file. Half is learned from; a quarter only judges.
             mean: Mean of each channel, of pixels in [0, 1], as the DNN was trained.
             std: Standard deviation of each channel, as `mean`.
             out: The local folder of the kit.
-            classes: Names of the classes, in the order of the outputs. None: their numbers.
-            settings: Settings of a run by group, such as {"joint": {"rounds": 40}}, in place of a kit's own.
+            classes: Names of the classes, in the order of the outputs. None: their numbers; of a path, its sorted
+                folders or labels, or the names in its schema.
+            settings: Settings of a run by group, such as {"joint": {"rounds": 40}}, in place of a kit's own. For a
+                path, {"data": {"image_size": 64}} resizes, and `data.label_column` and others name a table's columns.
             images: Whether the kit may hold images: clean ones, and the failures.
             failures: Whether the kit keeps the failures of its experiences, which `refine` needs.
 
@@ -166,32 +172,34 @@ class RepairKit:
             raise ConfigError(
                 f"out={str(out)!r}: a kit is built in a local folder. Copy it to the object store then."
             )
-        given = _pixels(collect_images(clean, name="clean"))
-        deployed = deploy_given(model, given, mean=mean, std=std)
-        names = _class_names(classes, deployed.num_classes)
+        held, names, on_disk = root / GIVEN, named_classes(classes), isinstance(clean, str | Path)
+        place_of_clean = local_path(clean, name="clean") if on_disk else held / "clean.parquet"
+        data = {"name": "images", "root": str(place_of_clean)} | ({} if names is None else {"classes": names})
+        values = merged(
+            merged(kit_defaults(workers=0), settings or {}),
+            {"name": root.name, "storage_path": str(root.parent), "workers": 0, "data": data},
+        )
+        if on_disk:
+            info = dataset_info(parse_config(values, where="RepairKit.build").data.source())
+            given, names = _blank(info.image_size), info.classes
+        else:
+            given = _pixels(collect_images(clean, name="clean"))
+        deployed = deploy_given(model, given, classes=names, mean=mean, std=std)
         name = PYTHON + deployed.name
         with given_as(name, deployed.module):
-            held = root / GIVEN
             save_weights(held / "model.safetensors", deployed.module.state_dict(), {"model": name})
-            held_clean = save_images((given.images_NHWC, given.labels_N), held / "clean.parquet")
-            config = parse_config(
-                merged(
-                    merged(kit_defaults(workers=0), settings or {}),
-                    {
-                        "name": root.name,
-                        "storage_path": str(root.parent),
-                        "workers": 0,
-                        "model": {
-                            "name": name,
-                            "weights": str(held / "model.safetensors"),
-                            "mean": list(deployed.mean),
-                            "std": list(deployed.std),
-                        },
-                        "data": {"name": "images", "root": str(held_clean), "classes": names},
-                    },
-                ),
-                where="RepairKit.build",
-            )
+            if not on_disk:
+                save_images((given.images_NHWC, given.labels_N), place_of_clean)
+            own = {
+                "model": {
+                    "name": name,
+                    "weights": str(held / "model.safetensors"),
+                    "mean": list(deployed.mean),
+                    "std": list(deployed.std),
+                },
+                "data": {"classes": names or tuple(map(str, range(deployed.num_classes)))},
+            }
+            config = parse_config(merged(values, own), where="RepairKit.build")
             work = KitWork(Pipeline(config), images=images, failures=failures)
             with locked(root, "kit"):
                 work.make()
@@ -261,8 +269,10 @@ class RepairKit:
 
         Args:
             photographs: Labelled photographs, those that the DNN gets right included, in any form of `build`'s `clean`.
-            holdout: Other photographs that only judge, in place of a fifth of `photographs`.
-            clean: Labelled clean images, in place of those that the kit holds.
+                Labels of a folder or table are names of the kit's `classes` or their numbers. Photographs are resized
+                to the kit's clean images.
+            holdout: Other photographs that only judge, in place of a fifth of `photographs`; in any of these forms.
+            clean: Labelled clean images, in place of those that the kit holds; in any of these forms.
             max_broken: Largest share of clean images, right before, that may be wrong after: the upper bound at 95%.
             max_clean_drop: Largest fall of the accuracy on clean images; 0.005 if neither limit is given.
             protected_classes: Largest fall of the recall of each class that may not lose more.
@@ -293,9 +303,9 @@ class RepairKit:
         with _registered(self._name, self.module), tempfile.TemporaryDirectory() as folder:
             described = Photographs(
                 out=str(root),
-                images=_saved(photographs, Path(folder) / "photographs.parquet"),
-                holdout=None if holdout is None else _saved(holdout, Path(folder) / "holdout.parquet"),
-                clean=None if clean is None else _saved(clean, Path(folder) / "clean.parquet"),
+                images=_saved(photographs, Path(folder), "photographs"),
+                holdout=None if holdout is None else _saved(holdout, Path(folder), "holdout"),
+                clean=None if clean is None else _saved(clean, Path(folder), "clean"),
                 classes=None if clean is None else self.classes,
                 kit=self.folder,
             )
@@ -371,13 +381,14 @@ def _registered(name: str, model: object) -> Iterator[None]:
         yield
 
 
-def _class_names(classes: Sequence[str] | None, count: int) -> list[str]:
-    names = [str(number) for number in range(count)] if classes is None else list(map(str, classes))
-    if len(names) != count:
-        raise ConfigError(
-            f"classes has {len(names)} names, and the DNN has {count} outputs. Give one for each."
-        )
-    return names
+def _blank(image_size: int) -> GivenImages:
+    """Two black images, to check that a DNN takes images of this size before those of a folder or table are read."""
+    return GivenImages(
+        name="clean",
+        images_NHWC=np.zeros((2, image_size, image_size, 3), np.uint8),
+        labels_N=np.zeros(2, np.int64),
+        image_ids_N=np.arange(2),
+    )
 
 
 def _pixels(given: GivenImages) -> GivenImages:
@@ -390,9 +401,11 @@ def _pixels(given: GivenImages) -> GivenImages:
     return given
 
 
-def _saved(given: Any, path: Path) -> str:
+def _saved(given: Any, folder: Path, name: str) -> str:
     """The path of labelled images that a run can read: as given, or saved from Python's objects."""
-    return str(given if isinstance(given, str | Path) else save_images(given, path))
+    if isinstance(given, str | Path):
+        return str(local_path(given, name=name))
+    return str(save_images(given, folder / f"{name}.parquet"))
 
 
 def _with_ending(path: str | Path, ending: str) -> Path:

@@ -1,9 +1,10 @@
-"""Reads labelled images from arrays, tensors, data sets and pairs into one array [N, H, W, C] with labels."""
+"""Reads labelled images from arrays, tensors, data sets, pairs and paths into one array [N, H, W, C] with labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,28 @@ import torch
 from PIL import Image
 
 from metarepair.data.given_labels import collect_labels
+from metarepair.data.image_files import read_images
 from tasks.datasets.images import UnreadableImageError, opened_pixels
 from tasks.errors import DataError
 from tasks.records import Ints
+from tasks.splits.parts import group_numbers
 
 # N images, H W pixels, C channels
 
 
 @dataclass(frozen=True, kw_only=True)
 class GivenImages:
-    """Labelled images: uint8 pixels, or floats that are already the DNN's input."""
+    """Labelled images: uint8 pixels, or floats that are already the DNN's input.
+
+    image_ids_N: images with one id, such as those of one group, are learned from together or not at all. notes:
+    sentences about files that were not read.
+    """
 
     name: str
     images_NHWC: np.ndarray
     labels_N: Ints
     image_ids_N: Ints
+    notes: tuple[str, ...] = ()
 
     def images(self, rows: Ints) -> np.ndarray:
         return self.images_NHWC[rows]
@@ -43,15 +51,25 @@ class GivenImages:
         return self.images_NHWC.dtype != np.uint8
 
 
-def collect_images(given: Any, *, name: str, channels: int = 3) -> GivenImages:
+def collect_images(
+    given: Any,
+    *,
+    name: str,
+    channels: int = 3,
+    classes: tuple[str, ...] | None = None,
+    image_size: int | None = None,
+) -> GivenImages:
     """Read labelled images into memory.
 
-    given: (images, labels), one of this project's splits or Failures, or a sequence of (image, label) pairs. An image
-    is a PIL image, uint8 [H, W, C] or [C, H, W], or a float tensor [C, H, W] as the DNN takes it. PIL images are
+    given: (images, labels), one of this project's splits or Failures, a sequence of (image, label) pairs, or the path
+    of a folder or table: its labels name `classes`, and its images are resized to `image_size`, if that is given. An
+    image is a PIL image, uint8 [H, W, C] or [C, H, W], or a float tensor [C, H, W] as the DNN takes it. PIL images are
     converted like those of a data set: rotated by their EXIF tag, 16-bit grey to 8 bits by its whole range, and all to
     RGB. Grey images stay grey only if `channels`, the number that the DNN takes, is 1. Raises DataError for anything
-    else.
+    else, ConfigError for a path without `classes`.
     """
+    if isinstance(given, str | Path):
+        return _from_path(given, name, channels, classes, image_size)
     ids: Ints | None = None
     if hasattr(given, "labels_N"):  # this project's own records and data sets
         pixels = given.images_NHWC[:] if hasattr(given, "images_NHWC") else given.images(slice(None))
@@ -76,6 +94,20 @@ def collect_images(given: Any, *, name: str, channels: int = 3) -> GivenImages:
         images_NHWC=images_NHWC,
         labels_N=labels_N,
         image_ids_N=np.arange(len(labels_N)) if ids is None else np.asarray(ids),
+    )
+
+
+def _from_path(
+    given: str | Path, name: str, channels: int, classes: tuple[str, ...] | None, image_size: int | None
+) -> GivenImages:
+    images_NHWC, listing = read_images(given, name=name, classes=classes, image_size=image_size)
+    groups_N = group_numbers(listing.groups or ())
+    return GivenImages(
+        name=name,
+        images_NHWC=_grey(images_NHWC, f"{listing.name} has colour images") if channels == 1 else images_NHWC,
+        labels_N=listing.labels_N,
+        image_ids_N=np.arange(len(listing.labels_N)) if groups_N is None else groups_N,
+        notes=listing.passed_over,
     )
 
 
@@ -112,14 +144,17 @@ def _pil_pixels(image: Image.Image, item: str, channels: int) -> np.ndarray:
         rgb_HWC = opened_pixels(image)
     except UnreadableImageError as error:
         raise DataError(f"{item} cannot be used: {error}.") from error
-    if channels != 1:
-        return rgb_HWC
-    if (rgb_HWC != rgb_HWC[..., :1]).any():
+    return _grey(rgb_HWC, f"{item} is a colour image (mode {image.mode})") if channels == 1 else rgb_HWC
+
+
+def _grey(rgb: np.ndarray, problem: str) -> np.ndarray:
+    """The one channel [..., 1] of grey images in RGB. Raises DataError, which begins with `problem`, for colour."""
+    if (rgb != rgb[..., :1]).any():
         raise DataError(
-            f"{item} is a colour image (mode {image.mode}), but mean and std have one channel. Convert it to grey "
-            "first, as in the DNN's training, or give mean and std of three channels for a DNN that takes three."
+            f"{problem}, but mean and std have one channel. Convert to grey first, as in the DNN's training, or give "
+            "mean and std of three channels for a DNN that takes three."
         )
-    return rgb_HWC[..., :1]
+    return rgb[..., :1]
 
 
 def _check_like_first(images: list[np.ndarray], i: int, name: str) -> None:

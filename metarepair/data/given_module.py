@@ -14,6 +14,7 @@ from torch import nn
 
 from metarepair.data.given_images import GivenImages, collect_images
 from metarepair.data.given_labels import check_range
+from metarepair.data.image_files import named_classes
 from metarepair.models.build import DeployedModel
 from metarepair.models.clean_check import IN_CALL, check_output, logits_of
 from metarepair.models.preprocessing import Colour
@@ -34,40 +35,53 @@ class GivenModule:
 
 
 def collect_given(
-    model: Any, failures: Any, *, clean: Any, clean_training: Any, mean: Any, std: Any
+    model: Any,
+    failures: Any,
+    *,
+    clean: Any,
+    clean_training: Any,
+    classes: Any,
+    mean: Any,
+    std: Any,
+    image_size: int | None,
 ) -> GivenModule:
     """Copy the module, read the images, and check them together. Raises a UserError that names what is wrong."""
     _check_module(model)
     given_as, model = type(model).__name__, unwrapped(model)
     mean, std = _colour("mean", mean), _colour("std", std)
     channels = len(mean or std or (0, 0, 0))
+    names = named_classes(classes, image_size=image_size, clean=clean, clean_training=clean_training)
     given = {"failures": failures, "clean": clean, "clean_training": clean_training}
     sets = {
-        name: collect_images(images, name=name, channels=channels)
+        name: collect_images(images, name=name, channels=channels, classes=names, image_size=image_size)
         for name, images in given.items()
         if images is not None or name == "failures"
     }
     training = sets.get("clean_training")
     if training is not None:
         _check_training(sets["failures"], training)
+    notes = [note for images in sets.values() for note in images.notes]
+    if type(model).__name__ != given_as:
+        notes.append(f"the {type(model).__name__} inside the given {given_as} was repaired")
     return GivenModule(
-        deployed=_deploy(model, tuple(sets.values()), mean=mean, std=std),
+        deployed=_deploy(model, tuple(sets.values()), classes=names, mean=mean, std=std),
         failures=sets["failures"],
         clean=sets.get("clean"),
         training=training,
-        notes=()
-        if type(model).__name__ == given_as
-        else (f"the {type(model).__name__} inside the given {given_as} was repaired",),
+        notes=tuple(notes),
     )
 
 
-def deploy_given(model: Any, images: GivenImages, *, mean: Any, std: Any) -> DeployedModel:
+def deploy_given(
+    model: Any, images: GivenImages, *, classes: tuple[str, ...] | None, mean: Any, std: Any
+) -> DeployedModel:
     """Deploy a copy of the module, and check that it takes these images and has their classes.
 
     Raises a UserError that names what is wrong.
     """
     _check_module(model)
-    return _deploy(unwrapped(model), (images,), mean=_colour("mean", mean), std=_colour("std", std))
+    mean, std = _colour("mean", mean), _colour("std", std)
+    return _deploy(unwrapped(model), (images,), classes=classes, mean=mean, std=std)
 
 
 def fed(deployed: DeployedModel, given: GivenImages) -> DeployedModel:
@@ -110,6 +124,7 @@ def _deploy(
     model: nn.Module,
     sets: Sequence[GivenImages],
     *,
+    classes: tuple[str, ...] | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> DeployedModel:
@@ -126,11 +141,16 @@ def _deploy(
         mean=cast("Colour", mean or (0.0,) * channels),
         std=cast("Colour", std or (1 / 255,) * channels),
     )
-    classes = logits_of(fed(deployed, sets[0]), sets[0].images_NHWC[:2], IN_CALL, sets[0].name).shape[1]
-    deployed = replace(deployed, num_classes=classes)
+    count = logits_of(fed(deployed, sets[0]), sets[0].images_NHWC[:2], IN_CALL, sets[0].name).shape[1]
+    if classes is not None and len(classes) != count:
+        raise ConfigError(
+            f"classes has {len(classes)} names, and the DNN has {count} outputs. Give one for each, in their order. "
+            "Without classes, they are the names in the folder or table of clean images."
+        )
+    deployed = replace(deployed, num_classes=count)
     for given in sets:
         check_output(fed(deployed, given), given.images_NHWC[:2], IN_CALL, given.name)
-        check_range(given.labels_N, name=given.name, module=deployed.name, num_classes=classes)
+        check_range(given.labels_N, name=given.name, module=deployed.name, num_classes=count)
     return deployed
 
 

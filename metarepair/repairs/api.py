@@ -98,6 +98,8 @@ def repair(
     std: Sequence[float] | None = None,
     clean: Any = None,
     clean_training: Any = None,
+    classes: Sequence[str] | None = None,
+    image_size: int | None = None,
     budget: str | None = None,
 ) -> Repaired:
     """Repair a copy of `model`, an image classifier, from images that it misclassifies.
@@ -107,11 +109,14 @@ def repair(
 
     Args:
         model: A module that maps normalised images [B, C, H, W] to logits [B, K].
-        failures: The misclassified images with their right labels, two images or more, in one of two forms. A pair
+        failures: The misclassified images with their right labels, two images or more, in one of three forms. A pair
             (images, labels): images are uint8 [N, H, W, C] or [N, C, H, W], or floats [N, C, H, W] that are the DNN's
             own input; labels are whole numbers [N]. Or a sequence or `torch.utils.data.Dataset` of (image, label): an
-            image is a PIL image, uint8 [H, W, C] or [C, H, W], or floats [C, H, W] that are the DNN's own input. See
-            `metarepair.data.given_images.collect_images`.
+            image is a PIL image, uint8 [H, W, C] or [C, H, W], or floats [C, H, W] that are the DNN's own input. Or a
+            local path, text or `Path`, as `metarepair fix --failures` reads it: a folder of class folders, a CSV or
+            JSON Lines file with the columns `path`, `label` and, if wanted, `group`, or a Parquet or Arrow file of
+            encoded images. Its images become uint8 [N, H, W, 3], each of which must be readable; a group is learned
+            from or in validation as a whole. Copy what lies on an object store to this machine first.
         method: The name of a repair method: `finetune`, `bn_adapt`, `metarepair`, or another of docs/methods.md that
             prepares nothing beforehand. None is `metarepair` if `start` is given, else `finetune`.
         start: The folder `meta/<target>/` of a run with this DNN, for `metarepair` only: the repair starts from the
@@ -125,6 +130,11 @@ def repair(
             what the repair breaks. Nothing is learned from them.
         clean_training: Other clean images for methods that also learn from clean images, and for limits that are
             measured on them: uint8, in the size of `failures`, which are uint8 then as well.
+        classes: Names of the classes of labels in a folder or table, in the order of the model's outputs. A label is
+            one of these or a number from 0. None: the names in `clean`, or else `clean_training`, if that is a path:
+            its sorted folders or labels, or those in its schema.
+        image_size: Side in pixels of the square that images of a folder or table are resized and cropped to. None:
+            they are squares of one size.
         budget: The limit of the repair, as `60s`, `10m`, `1h`, `60core-s`, `500steps` or `100000images`. None lets its
             settings decide.
 
@@ -133,8 +143,8 @@ def repair(
 
     Raises:
         ConfigError: An argument or a setting is wrong, or the method cannot repair this DNN.
-        DataError: The images or labels cannot be used, there are fewer than two images, or all of them are classified
-            correctly already.
+        DataError: The images or labels cannot be used, a path does not exist, a label names no class, there are fewer
+            than two images, or all of them are classified correctly already.
         WeightsError: The DNN cannot take the images, is near chance on the clean ones, or is not that of `start`.
         StageError: `start` is not a finished folder of a run.
         DivergedError: The repaired weights are not finite.
@@ -156,7 +166,16 @@ def repair(
     chosen = get_method(usual if method is None else method)
     _check_start(chosen, start)
     _check_limits(config, clean_training)
-    given = collect_given(model, failures, clean=clean, clean_training=clean_training, mean=mean, std=std)
+    given = collect_given(
+        model,
+        failures,
+        clean=clean,
+        clean_training=clean_training,
+        classes=classes,
+        mean=mean,
+        std=std,
+        image_size=image_size,
+    )
     deployed, clean_images = fed(given.deployed, given.failures), given.clean
     config = _config_of(start) if config is None else _checked(config)
     adapted_names(deployed.module, config.inner.parts)
@@ -282,12 +301,13 @@ def _repair_data(
 ) -> tuple[RepairData, tuple[str, ...]]:
     """Return the data that a method may see, and notes on it.
 
-    Raises DataError for fewer than two images, or if the DNN classifies all of them correctly.
+    Raises DataError for fewer than two images or groups, or if the DNN classifies all of them correctly.
     """
     failures, training = given.failures, given.training
     if len(np.unique(failures.image_ids_N)) < 2:
         raise DataError(
-            "failures has one image. A repair learns from some images and is chosen by others: give two or more."
+            "failures has one image, or images of one group. A repair learns from some and is chosen by others: give "
+            "two or more."
         )
     predicted = deployed.logits(failures.images_NHWC).argmax(1).numpy()
     right = int((predicted == failures.labels_N).sum())

@@ -66,7 +66,7 @@ def list_unsplit(source: DataSource, split: Split) -> Listing:
     name = f"data.root {images.location}"
     listing = replace(list_images(images, info.classes), name=name, split=None)
     hashes_N, digests_N = _hashes(listing, info.image_size)
-    _check_labels(listing, digests_N)
+    check_labels(listing, digests_N)
     groups_N = group_images(hashes_N, group_numbers(listing.groups or ()))
     chosen = _only(listing, split_clean(groups_N, name=name) == PARTS[split], groups_N)
     return replace(chosen, name=UNSPLIT, split=split)
@@ -99,7 +99,7 @@ def _digest(values: Hashes) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(values.tobytes(), digest_size=8).digest(), "little"))
 
 
-def _check_labels(listing: Listing, digests_N: Hashes) -> None:
+def check_labels(listing: Listing, digests_N: Hashes) -> None:
     """Raise DataError if the same image has two labels."""
     order = np.lexsort((listing.labels_N, digests_N))
     twice = np.flatnonzero((np.diff(digests_N[order]) == 0) & (np.diff(listing.labels_N[order]) != 0))

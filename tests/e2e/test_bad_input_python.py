@@ -84,7 +84,7 @@ TOO_LONG = type("TooLong", (), {"__len__": lambda _: 9, "__getitem__": lambda _,
         # what they are
         (3, "int is neither (images, labels)"),
         (None, "NoneType is neither (images, labels)"),
-        ("images", "item 0 is str, not a pair"),
+        ("images", "images does not exist. Give a folder of class folders, or a table"),
         ({"images": IMAGES}, "dict is neither (images, labels)"),
         ((pair for pair in ()), "generator is neither (images, labels)"),
         (IMAGES, "item 0 is ndarray, not a pair"),

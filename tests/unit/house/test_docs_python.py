@@ -183,6 +183,11 @@ def is_repaired(names: Names) -> None:
     assert 0 <= names["repaired"].validation_after <= 1
 
 
+def costs_are_known(names: Names) -> None:
+    is_repaired(names)
+    assert names["repaired"].clean_before > 0.5
+
+
 def two_photos(names: Names) -> None:
     assert names["test"].classes == ("cat", "dog")
     assert names["test"].images(np.arange(2)).shape == (2, 64, 64, 3)
@@ -229,6 +234,17 @@ def a_model_by_brightness(monkeypatch: pytest.MonkeyPatch) -> Names:
     }
 
 
+def folders_of_photos(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """A model that tells classes by their brightness, and class folders of clean images and darker photographs."""
+    names = a_model_by_brightness(monkeypatch)
+    for folder, images in (("clean", names["images"]), ("failures", names["photographs"])):
+        for number, (image, label) in enumerate(zip(images, names["labels"], strict=True)):
+            path = Path("photos", folder, "abc"[label], f"{number}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return {"model": names["model"]}
+
+
 def is_fixed(names: Names) -> None:
     fixed = names["fixed"]
     assert fixed.before < 1
@@ -258,6 +274,7 @@ RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], N
         has_the_weights,
     ),
     "docs/models.md: from metarepair import RepairConfig, repair": (failing, is_repaired),
+    "docs/your-model.md: from metarepair import repair": (folders_of_photos, costs_are_known),
 }
 
 
