@@ -126,8 +126,8 @@ def lost_words(row: Row) -> list[str]:
     if not lost:
         return []
     told = [
-        f"{one['name']} is found in {percent(one['recall_after'])}% of {one['images']:,} "
-        f"{set_words(one['where'], row['target'])} images, before the repair in {percent(one['recall_before'])}%"
+        f"{one['name']} is found in {percent(one['recall_after'])}% of {one['images']:,} images "
+        f"({set_words(one['where'], row['target'])}), before the repair in {percent(one['recall_before'])}%"
         for one in lost[:MOST_LOST]
     ]
     more = f"; {len(lost) - MOST_LOST} more" if len(lost) > MOST_LOST else ""

@@ -68,7 +68,7 @@ def side_effects_section(run: Run, result: Result, target: str, images: Images |
 
 def _sentence(words: str, found: Effects) -> str:
     return (
-        f"Of {found['images']:,} {words} images, {found['fixed']:,} became right and {found['broken']:,} wrong: "
+        f"{words}: of {found['images']:,} images, {found['fixed']:,} became right and {found['broken']:,} wrong: "
         f"{percent(found['before'])}% → {percent(found['after'])}%, {points(found['gain'])} (95% interval "
         f"{signed(100 * found['low'])} to {signed(100 * found['high'])}; McNemar's test p = {found['p']:.2g}). "
         f"Expected calibration error {percent(found['calibration']['before']['error'])}% → "
@@ -77,21 +77,21 @@ def _sentence(words: str, found: Effects) -> str:
 
 
 def _of_one_set(run: Run, found: Effects, words: str, name: str, class_names: Sequence[str]) -> str:
-    classes, caption = found["classes"], f"{words} images"
+    classes = found["classes"]
     write_table(run.report / f"{name}_classes.csv", pa.Table.from_pylist(classes))
     first = (
         f"the {SHOWN_CLASSES} worst changes of {len(classes)}; all: " if len(classes) > SHOWN_CLASSES else ""
     )
     page = [
-        f"<details><summary>{escaped(caption)}: classes, confusion, calibration</summary>\n",
+        f"<details><summary>{escaped(words)}: classes, confusion, calibration</summary>\n",
         f"<p>Each class, the worst change of recall first ({first}{escaped(name)}_classes.csv).</p>\n",
         html_table(CLASS_HEADER, [_class_cells(one) for one in classes[:SHOWN_CLASSES]]),
-        _confused(run, found, caption, f"{name}_confusion.svg", class_names),
+        _confused(run, found, words, f"{name}_confusion.svg", class_names),
         picture(
             run.report,
             f"{name}_calibration.svg",
-            reliability(found["calibration"], caption),
-            f"Share of right predictions by confidence, before and after: {caption}.",
+            reliability(found["calibration"], words),
+            f"Share of right predictions by confidence, before and after: {words}.",
         ),
     ]
     if found["kinds"]:
@@ -197,7 +197,7 @@ def _sheet_rows(changed: pa.Table, images: Images, target: str) -> list[SheetRow
                     name=words,
                     note=f"{change}: {found.num_rows:,}",
                     images=_pixels(images, environment, shown),
-                    captions=[(one["label"], f"{one['before']} → {one['after']}") for one in shown],
+                    captions=[(one["label"], f"{one['before']} -> {one['after']}") for one in shown],
                 )
             )
     return rows

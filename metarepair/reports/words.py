@@ -35,5 +35,5 @@ def plain_words(name: str) -> str:
 
 
 def set_words(name: str, target: str) -> str:
-    """Return what to call a set of images that judged (`metarepair.evaluation.side_effects`), before `images`."""
-    return {CLEAN: "clean", TARGET: plain_words(target), OTHERS: "other environments'"}[name]
+    """Return what to call a set of images that judged (`metarepair.evaluation.side_effects`)."""
+    return {CLEAN: "clean", TARGET: plain_words(target), OTHERS: "other environments"}[name]

@@ -111,7 +111,7 @@ def sources() -> Images:
 
 def test_a_destroyed_class_is_the_first_thing_that_is_said(tmp_path: Path) -> None:
     run, result = made(tmp_path, broken=35)
-    first = f"The repair loses a class: {HOSTILE[0]} is found in 12.5% of 40 clean images, before the repair in 100.0%"
+    first = f"The repair loses a class: {HOSTILE[0]} is found in 12.5% of 40 images (clean), before the repair in 100.0%"
     outcome = outcome_of(result)
     assert outcome.words.startswith(first)
     assert "Do not take the repaired model" in outcome.words
@@ -126,8 +126,8 @@ def test_a_destroyed_class_is_the_first_thing_that_is_said(tmp_path: Path) -> No
 def test_the_section_tells_what_changed_and_writes_every_image(tmp_path: Path) -> None:
     run, result = made(tmp_path, broken=35)
     page = write_report(run, [result], sources()).read_text(encoding="utf-8")
-    assert "Of 120 clean images, 0 became right and 35 wrong: 100.0% → 70.8%" in page
-    assert "Of 120 photographs images, 12 became right and 0 wrong: 90.0% → 100.0%" in page
+    assert "clean: of 120 images, 0 became right and 35 wrong: 100.0% → 70.8%" in page
+    assert "photographs: of 120 images, 12 became right and 0 wrong: 90.0% → 100.0%" in page
     assert "group 2" in page
     changed = (run.report / "photographs_changed.csv").read_text(encoding="utf-8").splitlines()
     assert len(changed) == 1 + 35 + 12
