@@ -22,12 +22,15 @@ FEW_IMAGES = 100  # fewer that judge cannot tell a repair from luck
 class Outcome:
     """What a finished choice inside limits ends with.
 
-    kept: whether the deployed weights stay. method, seed, weights: the repair that is taken; None if there is none.
-    words: one sentence for the user, and a warning where the images that judge do not confirm it.
+    kept: whether the deployed weights stay. advised: whether the images that judge speak for the repair. method, seed,
+    weights: the repair that is taken; None if there is none. doubts: where these images do not confirm the choice.
+    words: one sentence for the user, then the doubts.
     """
 
     kept: bool
     words: str
+    advised: bool = False
+    doubts: tuple[str, ...] = ()
     method: str | None = None
     seed: int | None = None
     weights: str | None = None
@@ -52,16 +55,19 @@ def outcome_of(result: Result, *, only_failures: bool | None = None) -> Outcome:
     unknown = knows_only_failures(result) if only_failures is None else only_failures
     told = _failures_fixed(result, row) if unknown else _photographs(gain)
     lost = lost_words(row)
-    take = "Take" if not lost and (unknown or gain.points > 0) else "Do not take"
+    advised = not lost and (unknown or gain.points > 0)
     cost = _Gain.on_clean(result, row)
+    take = "Take" if advised else "Do not take"
     words = f"{take} the repaired model ({method_words(row['method'])}): {told}, {_clean(cost, row)}."
-    doubts = [
+    doubts = (
         *([] if unknown else _doubts_of_gain(gain)),
         *_doubts_of_cost(result, cost),
         *_doubts_of_number(result),
-    ]
+    )
     return Outcome(
         kept=False,
+        advised=advised,
+        doubts=doubts,
         words=" ".join([*lost, words, *doubts]),
         method=row["method"],
         seed=row["seed"],
