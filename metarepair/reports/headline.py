@@ -9,20 +9,16 @@ from typing import Any
 from scipy.stats import binomtest
 
 from metarepair.evaluation.side_effects import CLEAN, TARGET
-from metarepair.reports.outcome import lost_words, outcome_of
+from metarepair.reports.outcome import Outcome, lost_words, outcome_of
 from metarepair.reports.side_effects import shown_effects
 from metarepair.reports.table import Result, verdict
 from metarepair.reports.words import method_words, percent, points, signed
 from metarepair.runs.layout import Run
 
-ADOPT, KEEP, NOT, OPEN = (
-    "Adopt the repaired model",
-    "Keep your model",
-    "Do not adopt the repaired model",
-    "Decide",
-)
+ADOPT, CHECK = "Adopt the repaired model", "Adopt the repaired model after a check"
+KEEP, NOT, OPEN = "Keep your model", "Do not adopt the repaired model", "Decide"
 NO_LIMITS = "No limits were set, so nothing was chosen: set limits, or decide by the numbers below."
-KINDS = {ADOPT: "adopt", KEEP: "keep", NOT: "not", OPEN: "open"}  # CSS classes
+KINDS = {ADOPT: "adopt", CHECK: "check", KEEP: "keep", NOT: "not", OPEN: "open"}  # CSS classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +51,7 @@ def headline_of(run: Run, result: Result) -> Headline:
     """
     shown = shown_effects(run, result)
     outcome = outcome_of(result) if "choice" in result else None
-    decision = OPEN if outcome is None else KEEP if outcome.kept else ADOPT if outcome.advised else NOT
+    decision = _decision(outcome)
     if shown is None:
         return Headline(decision=decision, sentences=tuple(verdict(result)[:1]), numbers=())
     target, clean = shown.by_set[TARGET], shown.by_set[CLEAN]
@@ -70,6 +66,14 @@ def headline_of(run: Run, result: Result) -> Headline:
         sentences=(*lost_words(shown.row), told, *doubts),
         numbers=(_accuracy("Environment", target), _accuracy("Clean images", clean), _broken(clean)),
     )
+
+
+def _decision(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return OPEN
+    if outcome.kept or not outcome.advised:
+        return KEEP if outcome.kept else NOT
+    return CHECK if outcome.doubts else ADOPT
 
 
 def _of_100(share: float) -> str:

@@ -128,7 +128,7 @@ def _target_section(run: Run, result: Result, images: Images | None, show_images
     parts = (
         headline(first.decision, first.kind, first.sentences, first.numbers),
         heading("Evidence"),
-        bullets(verdict(result), "verdict"),
+        bullets(verdict(result)),
         bullets(taken_inside(result)),
         bullets(judged_by(result)),
         html_table(*table_cells(result)),
