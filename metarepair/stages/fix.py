@@ -101,6 +101,7 @@ class Fix:
         self.request, self._executor, self._show_images = request, executor, show_images
         self.run: Run = run_of(request.config)
         self._weights = HandOver(self.run, request.config.model)
+        self._last: Pipeline | None = None
         _refuse_inputs_inside(self.run.root, request.settings)
 
     def restart(self) -> None:
@@ -136,7 +137,9 @@ class Fix:
         return outcome
 
     def _pipeline(self, config: Config) -> Pipeline:
-        return Pipeline(config, self._executor, show_images=self._show_images)
+        """The stages with these settings. What they have in common with the last ones is not noted again."""
+        self._last = Pipeline(config, self._executor, show_images=self._show_images, after=self._last)
+        return self._last
 
     def _held(self) -> Config | None:
         """The settings of an earlier call. Raises StageError if it was for another request."""

@@ -99,6 +99,13 @@ def test_a_repair_is_handed_over_in_the_form_that_the_weights_came_in(
     code, said = run("--max-clean-drop", "0.9")
     assert code == 0, said
     assert "A budget of 1 min 30 s buys fine-tuning for" in said
+    for note in (
+        "the weights are its entry 'net'",
+        "of 40 clean test images",
+        "to learn from: ",
+        "32 judge, ",
+    ):
+        assert said.count(note) == 1, note
     assert "Take the repaired model" in said
     result = result_in(root)
     choice = result["choice"]
@@ -330,6 +337,7 @@ def test_suspicious_failures_are_left_out_of_learning(run: Run, tmp_path: Path) 
     with_all = run("--restart")[1]
     used = [text.split("of 158 images, ")[1].split(" are learned")[0] for text in (said, with_all)]
     assert int(used[0]) <= int(used[1])
+    assert said.count("clean images to learn from: ") == 1
     assert "drop_suspicious: 0 -> 3" in run("--drop-suspicious", "3")[1]
 
 
