@@ -27,7 +27,7 @@ from metarepair.stages import fix as fix_stage
 from metarepair.weights import resolve_weights
 from tasks.datasets import load_dataset
 from tasks.splits.digests import Digests, pixel_digests
-from tasks.splits.parts import JUDGE
+from tasks.splits.parts import JUDGE, LEARN, SELECT
 
 PHOTOGRAPHS, CLEAN = 160, 160
 Run = Callable[..., tuple[int, str]]
@@ -296,12 +296,15 @@ def test_without_clean_images_no_group_is_on_two_sides(run: Run, tmp_path: Path,
         return {group_of[digest] for digest in digests_N.tolist() if digest in group_of}
 
     clean = {name: groups(pixel_digests(split.images_NHWC[:])) for name, split in here.clean_splits().items()}
-    assert not groups(wrong.digests_N[wrong.parts_N == JUDGE]) & (clean["training"] | clean["selecting"])
-    assert not groups(wrong.digests_N[wrong.learned_N]) & clean["test"]
+    of_part = {part: groups(wrong.digests_N[wrong.parts_N == part]) for part in (LEARN, SELECT, JUDGE)}
+    for part, split in ((LEARN, "training"), (SELECT, "selecting"), (JUDGE, "test")):
+        others = [found for other, found in (of_part | clean).items() if other not in (part, split)]
+        assert not (of_part[part] | clean[split]) & set().union(*others)
+        assert clean[split]
     judges_N = wrong.parts_N == JUDGE
     assert judges_N.any()
     assert bool(groups(wrong.digests_N[judges_N])) != held
-    assert ("are not used: right ones of their groups judge" in said) == held
+    assert ("are not used: their groups judge, and so does the holdout" in said) == held
     assert ("failures that judge right" in said) != held
 
 
