@@ -37,7 +37,7 @@ from tasks.errors import DataError, near_names
 Form = Literal["folders", "tables", "rows"]
 Stamp = tuple[str, int, int, int]
 DEFAULT_PATH, DEFAULT_LABEL = "path", "label"
-PARTS = b"metarepair.parts"  # in the metadata of a Parquet file: what each image is for, a digit for each
+PARTS = b"metarepair_parts"  # in the metadata of a Parquet file: what each image is for, a digit for each
 DEFAULT_GROUP = "group"  # the column of groups that is used without being named, if there is one
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
