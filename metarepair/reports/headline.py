@@ -9,7 +9,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from metarepair.evaluation.side_effects import CLEAN, TARGET
-from metarepair.reports.outcome import Outcome, lost_words, outcome_of
+from metarepair.reports.outcome import Outcome, knows_only_failures, lost_words, outcome_of
 from metarepair.reports.side_effects import shown_effects
 from metarepair.reports.table import Result, verdict
 from metarepair.reports.words import method_words, percent, points, signed
@@ -55,16 +55,22 @@ def headline_of(run: Run, result: Result) -> Headline:
     if shown is None:
         return Headline(decision=decision, sentences=tuple(verdict(result)[:1]), numbers=())
     target, clean = shown.by_set[TARGET], shown.by_set[CLEAN]
+    failures = knows_only_failures(result)
+    where = "failures (all that judge are failures)" if failures else "images of the environment"
     told = (
-        f"Repaired ({method_words(shown.row['method'])}), the model gets {_of_100(target['after'])} of 100 images of "
-        f"the environment right, before {_of_100(target['before'])}; of 100 clean images {_of_100(clean['after'])}, "
-        f"before {_of_100(clean['before'])}."
+        f"Repaired ({method_words(shown.row['method'])}), the model gets {_of_100(target['after'])} of 100 {where} "
+        f"right, before {_of_100(target['before'])}; of 100 clean images {_of_100(clean['after'])}, before "
+        f"{_of_100(clean['before'])}."
     )
     doubts = (NO_LIMITS,) if outcome is None else outcome.doubts
     return Headline(
         decision=decision,
         sentences=(*lost_words(shown.row), told, *doubts),
-        numbers=(_accuracy("Environment", target), _accuracy("Clean images", clean), _broken(clean)),
+        numbers=(
+            _accuracy("Failures" if failures else "Environment", target),
+            _accuracy("Clean images", clean),
+            _broken(clean),
+        ),
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from made_result import made_result
 from metarepair.evaluation.side_effects import JudgedImages, fallen_classes, side_effects_of
+from metarepair.reports.headline import ADOPT, CHECK, KEEP, NOT, OPEN, headline_of
 from metarepair.reports.html import write_report
 from metarepair.reports.outcome import outcome_of
 from metarepair.reports.side_effects import OLDER, Images
@@ -55,6 +56,7 @@ def made(root: Path, broken: int) -> tuple[Run, dict[str, Any]]:
     """A run with one repair, and its result."""
     run, result, images = Run(root), made_result(TARGET, seeds=(0,)), seen(broken)
     row = next(row for row in result["methods"] if row["method"] == "metarepair")
+    row.update(d_fail=1.0, break_rate_corrupted=0.0)
     result["choice"] = {"method": "metarepair", "seed": 0, "kept": False}
     result["judging"] = {"images": 120, "clean_images": 120, "protocol": "own images"}
     effects = side_effects_of(images, 0, HOSTILE)
@@ -129,6 +131,35 @@ def test_a_class_that_is_worse_is_a_doubt_and_does_not_decide(tmp_path: Path) ->
     assert outcome.advised
     assert outcome.words.startswith("Take the repaired model")
     assert f"It is worse at a class: {HOSTILE[0]} is found in 62.5% of 40 images (clean)" in outcome.words
+
+
+@pytest.mark.parametrize(
+    ("changed", "decision", "says"),
+    [
+        ({}, ADOPT, "gets 100 of 100 images of the environment right, before 90"),
+        ({"broken": 15}, CHECK, "It is worse at a class"),
+        ({"broken": 35}, NOT, "The repair loses a class"),
+        ({"kept": True}, KEEP, "Keep your model"),
+        ({"without_choice": True}, OPEN, "No limits were set"),
+        ({"only_failures": True}, ADOPT, "100 failures (all that judge are failures)"),
+    ],
+)
+def test_the_first_screen_says_what_to_do_and_why(
+    changed: dict[str, Any], decision: str, says: str, tmp_path: Path
+) -> None:
+    run, result = made(tmp_path, broken=changed.get("broken", 2))
+    if changed.get("kept"):
+        result["choice"]["kept"] = True
+    if changed.get("without_choice"):
+        del result["choice"]
+    result["d_collect"]["fail"] = 120 if changed.get("only_failures") else 12
+    first = headline_of(run, result)
+    assert first.decision == decision
+    assert says in " ".join(first.sentences)
+    assert len(first.numbers) == (0 if changed.get("kept") else 3)
+    if decision == ADOPT and not changed:
+        assert [number.value for number in first.numbers] == ["90.0 → 100.0", "100.0 → 98.3", "1.7"]
+        assert first.numbers[2].interval == "95% interval 0.5 to 5.9; 2 of 120"
 
 
 def test_the_section_tells_what_changed_and_writes_every_image(tmp_path: Path) -> None:
