@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from metarepair import __version__
 from metarepair.console.completion import complete
 from metarepair.console.kit_options import add_kit_options
+from metarepair.console.option_names import in_options
 from metarepair.console.options import (
     add_comparison_options,
     add_completion_options,
@@ -105,7 +106,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         _check_own_packages()
         from metarepair.console.lines import printed
 
-        with printed(getattr(given, "verbosity", "usual")):
+        with printed(getattr(given, "verbosity", "usual"), lambda text: in_options(text, given)):
             return _do(given)
     except UserError as error:
         return _fail(given, error, 2)
@@ -187,7 +188,7 @@ def _stop_on_signals() -> None:
 def _fail(given: argparse.Namespace, error: UserError, code: int) -> int:
     if given.debug:
         traceback.print_exception(error)
-    print(f"metarepair: {_in_one_line(str(error))}", file=sys.stderr)
+    print(f"metarepair: {_in_one_line(in_options(str(error), given))}", file=sys.stderr)
     return code
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from markupsafe import Markup
+
 from metarepair.compare.figures import bars, radar
 from metarepair.compare.judge import read_row
 from metarepair.compare.parts import ReportPart, Result, parts_of, title_of
 from metarepair.compare.units import ComparedRepair
 from metarepair.config.run import Config
-from metarepair.reports.page import bullets, escaped, html_page, html_table, picture
+from metarepair.reports.page import bullets, heading, html_page, html_table, joined, picture
 from metarepair.reports.table import aligned, rows_table
 from metarepair.runs.layout import Run
 from tasks.storage.paths import write_table, write_text
@@ -29,8 +31,7 @@ def write_results(
     write_text(run.compare / "table.md", text)
     for name in ("rows.csv", "rows.parquet"):
         write_table(run.compare / name, rows_table(results))
-    body = "".join([*map(_html, parts), *_pictures(run, results)])
-    write_text(run.compare / "index.html", html_page(title, body))
+    write_text(run.compare / "index.html", html_page(title, *map(_html, parts), *_pictures(run, results)))
     return [text, f"Comparison: {run.compare / 'index.html'}"]
 
 
@@ -40,13 +41,14 @@ def _markdown(part: ReportPart) -> list[str]:
     return [*lines, *aligned(part.header, part.rows), ""] if part.header else lines
 
 
-def _html(part: ReportPart) -> str:
-    table = html_table(part.header, part.rows) if part.header else ""
-    return f"<h2>{escaped(part.title)}</h2>\n{bullets(part.lines) if part.lines else ''}{table}"
+def _html(part: ReportPart) -> Markup:
+    lines = [bullets(part.lines)] if part.lines else []
+    table = [html_table(part.header, part.rows)] if part.header else []
+    return joined([heading(part.title, 2), *lines, *table])
 
 
-def _pictures(run: Run, results: Sequence[Result]) -> Iterator[str]:
-    yield "<h2>figures</h2>\n"
+def _pictures(run: Run, results: Sequence[Result]) -> Iterator[Markup]:
+    yield heading("figures", 2)
     words = "Accuracy by target and method; error bars: sd over seeds."
     yield picture(run.compare, "bars.png", bars(results), words)
     if any(row["other_corruptions"] for result in results for row in result["methods"]):

@@ -166,8 +166,8 @@ def _given_by(found: KitFile, folder: Place, values: dict[str, Any]) -> dict[str
     if not {"name", "root", "train", "test"} & _section(values, "data").keys():
         if found.clean is None:
             raise ConfigError(
-                f"{folder} holds no clean images (it was made with --no-images). Give some: data.name and data.root, "
-                "or --clean."
+                f"{folder} holds no clean images (it was made with --no-images). Give some: data.name and data.root "
+                "(--clean)."
             )
         given["data"] = {
             "name": "parquet",

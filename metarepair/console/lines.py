@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -20,10 +20,14 @@ CLEAR = "\x1b[J"  # from here to the end of the screen
 
 
 class Console(logging.Handler):
-    """Prints to the standard streams as they are when it is created; `detailed`: with the time and module of a line."""
+    """Prints to the standard streams as they are when it is created.
 
-    def __init__(self, *, detailed: bool = False) -> None:
+    words: makes the text to print of that of a line. detailed: with the time and module of a line.
+    """
+
+    def __init__(self, words: Callable[[str], str] = str, *, detailed: bool = False) -> None:
         super().__init__()
+        self._words = words
         self._out, self._err = sys.stdout, sys.stderr
         self.terminal = self._err.isatty()
         self._under_way: dict[str, str] = {}  # the newest text of each piece of work, redrawn as one
@@ -34,6 +38,7 @@ class Console(logging.Handler):
         """Print one line. Raises what the stream raises, since lost output ends the command."""
         step: progress.Step | None = getattr(record, "step", None)
         text = record.getMessage() if step is not None or record.levelno == RESULTS else self.format(record)
+        text = self._words(text)
         if step is None:
             self._print_above(text)
         elif self.terminal:
@@ -64,12 +69,12 @@ class Console(logging.Handler):
 
 
 @contextmanager
-def printed(verbosity: Verbosity = "usual") -> Iterator[None]:
-    """Print the log lines of our packages while the block runs.
+def printed(verbosity: Verbosity = "usual", words: Callable[[str], str] = str) -> Iterator[None]:
+    """Print the log lines of our packages, each in the words that `words` makes of it, while the block runs.
 
     quiet: only results, warnings and errors. verbose: also debug lines, each with its time and module.
     """
-    console, level = Console(detailed=verbosity == "verbose"), LEVELS[verbosity]
+    console, level = Console(words, detailed=verbosity == "verbose"), LEVELS[verbosity]
     before = progress.logger.level
     if console.terminal and verbosity != "quiet":
         progress.logger.setLevel(logging.DEBUG)

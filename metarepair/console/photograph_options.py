@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metarepair.console.options import add_no_images_option
+from metarepair.runs.amounts import read_amount
 from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
     from metarepair.config.photographs import Photographs
-from metarepair.console.options import add_no_images_option
 
 DEFAULT_BUDGET = "10m"
-_UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|m|min|h|)")
 _FORMS = "a folder of class folders, or a CSV, JSON Lines, Parquet or Arrow file"
 
 
@@ -163,9 +161,8 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
 
 def budget_seconds(text: str) -> float:
     """Return the seconds that `90s`, `10m`, `1.5h` or `90` stand for. Raises ArgumentTypeError."""
-    found = _DURATION.fullmatch(text.strip().lower())
-    seconds = float(found[1]) * _UNITS_S[found[2]] if found else 0.0
-    if seconds <= 0:
+    seconds, unit = read_amount(text.lower()) or (0.0, "")
+    if unit not in ("", "s") or not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no time: give seconds, minutes or hours, as 90s, 10m or 1h"
         )

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tasks.datasets.images import UnreadableImageError, opened_pixels
+from tasks.datasets.labelled_images import PARTS
 from tasks.errors import ConfigError, DataError
 from tasks.storage.paths import writing
 
@@ -22,7 +23,12 @@ BATCH = 256  # images in memory at a time
 
 
 def save_images(
-    given: Any, path: str | Path, *, groups: Sequence[Any] | None = None, compress_level: int = 1
+    given: Any,
+    path: str | Path,
+    *,
+    groups: Sequence[Any] | None = None,
+    parts: Sequence[int] | None = None,
+    compress_level: int = 1,
 ) -> Path:
     """Save labelled images as a Parquet file for `environments.NAME.images`.
 
@@ -36,6 +42,7 @@ def save_images(
         path: The file to write; it ends in `.parquet`.
         groups: The group of each image, such as its day or device: images of one group are never both learned from
             and judged on. None: none are given.
+        parts: What each image is for: 0 to learn from, 1 to select by, 2 to judge by. None: a run chooses.
         compress_level: How much time to spend on smaller files, 1 to 9.
 
     Returns:
@@ -67,6 +74,8 @@ def save_images(
     kind = type(first[1])
     fields = [("image", pa.binary()), ("label", pa.string() if kind is str else pa.int64())]
     schema = pa.schema([*fields, *([("group", pa.string())] if groups is not None else [])])
+    if parts is not None:
+        schema = schema.with_metadata({PARTS: "".join(str(int(part)) for part in parts)})
     start, items = 0, chain([first], items)
     with writing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         while rows := list(islice(items, BATCH)):

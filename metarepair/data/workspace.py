@@ -37,8 +37,8 @@ _SHOWN = 10  # classes
 class Surroundings:
     """The deployed DNN and the data set; a split is read when it is first used.
 
-    notes: whether to log, once for each, the files beside a split's own that are not read. folder: a search's copies of
-    the user's own images, which know what each image is for; None for the images of the run.
+    notes: whether to log what is noted of the splits, such as files beside their own that are not read. folder: a
+    search's copies of the user's own images, which know what each image is for; None for the images of the run.
     """
 
     config: Config
@@ -52,6 +52,10 @@ class Surroundings:
     folder: Place | None = None
     _noted: set[str] = field(default_factory=set)
 
+    def with_settings(self, config: Config) -> Surroundings:
+        """The same DNN and data set with other settings of what is done with them."""
+        return replace(self, config=config, _environments={}, _archives={}, _user_images={})
+
     def split(self, split: Split) -> ArrayDataset:
         """A split, limited to data.max_train_images or data.max_test_images."""
         if split not in self._splits:
@@ -64,10 +68,15 @@ class Surroundings:
             if self.notes and data.name == UNSPLIT:
                 _note_split(self._splits[split])
             for note in (*whole.passed_over, *(archive.passed_over if archive else ())):
-                if self.notes and note not in self._noted:
-                    self._noted.add(note)
-                    logger.warning(note)
+                if self.notes:
+                    self.note(note, logging.WARNING)
         return self._splits[split]
+
+    def note(self, text: str, level: int = logging.INFO) -> None:
+        """Log a sentence about the data, unless it was logged before."""
+        if text not in self._noted:
+            self._noted.add(text)
+            logger.log(level, text)
 
     def clean(self) -> CleanImages:
         """The clean training split to learn from."""

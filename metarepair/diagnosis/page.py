@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 import pyarrow as pa
+from markupsafe import Markup
 
 from metarepair.diagnosis.figures import (
     MOST_CLASSES,
@@ -24,7 +25,7 @@ from metarepair.diagnosis.findings import (
     sentences,
 )
 from metarepair.diagnosis.measures import Share
-from metarepair.reports.page import bullets, escaped, html_page, html_table, picture
+from metarepair.reports.page import bullets, heading, html_page, html_table, paragraph, picture
 from tasks.records import Pixels
 from tasks.storage.paths import Place, write_table, write_text
 
@@ -40,19 +41,16 @@ def write_diagnosis(folder: Place, found: Diagnosis, images: Sequence[Pixels] | 
         write_table(folder / LABELS, _label_table(found.labels))
     if not images:
         (folder / SHEET).unlink(missing_ok=True)  # of an earlier diagnosis
-    body = "".join(
-        (
-            bullets(sentences(found), "verdict"),
-            _photographs(folder, found),
-            "<h2>Batch norm alone</h2>\n",
-            f"<p>{escaped(norms_words(found.norms))}</p>\n",
-            _nearest(folder, found),
-            _labels(folder, found, images),
-            _files(found),
-        )
+    parts = (
+        bullets(sentences(found), "verdict"),
+        _photographs(folder, found),
+        heading("Batch norm alone", 2),
+        paragraph(norms_words(found.norms)),
+        _nearest(folder, found),
+        _labels(folder, found, images),
+        _files(found),
     )
-    title = f"Diagnosis of {found.model} on {found.environment}"
-    write_text(folder / PAGE, html_page(title, body))
+    write_text(folder / PAGE, html_page(f"Diagnosis of {found.model} on {found.environment}", *parts))
     return folder / PAGE
 
 
@@ -62,9 +60,9 @@ def _label_table(labels: Sequence[SuspiciousLabel]) -> pa.Table:
     return pa.table({"rank": list(range(1, len(labels) + 1))} | columns)
 
 
-def _photographs(folder: Place, found: Diagnosis) -> str:
+def _photographs(folder: Place, found: Diagnosis) -> Markup:
     photographs, names = found.photographs, found.classes
-    page = "<h2>Photographs</h2>\n"
+    page = heading("Photographs", 2)
     if not found.only_failures:
         clean = {one.name: one.recall for one in found.clean.classes}
         rows = [[one.name, *_cells(one.recall), _brief(clean.get(one.name))] for one in photographs.classes]
@@ -89,9 +87,9 @@ def _brief(share: Share | None) -> str:
     return "—" if share is None else f"{percent(share.share)} of {share.images}"
 
 
-def _nearest(folder: Place, found: Diagnosis) -> str:
+def _nearest(folder: Place, found: Diagnosis) -> Markup:
     nearest = found.nearest
-    page = f"<h2>Nearest known environments</h2>\n<p>{escaped(nearest_words(nearest))}</p>\n"
+    page = heading("Nearest known environments", 2) + paragraph(nearest_words(nearest))
     if nearest.found:
         rows = [
             [
@@ -108,20 +106,19 @@ def _nearest(folder: Place, found: Diagnosis) -> str:
         page += picture(folder, "nearest.png", nearest_figure(nearest, found.distance), f"{found.distance}.")
     few = [f"{name} ({count})" for name, count in nearest.too_few.items()]
     if few:
-        page += f"<p>Too few failures for a distance: {escaped(', '.join(few))}. The DNN is robust to these.</p>\n"
+        page += paragraph(f"Too few failures for a distance: {', '.join(few)}. The DNN is robust to these.")
     made = (
         f"{nearest.images} clean images were corrupted; "
         if nearest.images
         else "The kit's moments were used; "
     )
-    return page + (
-        f"<p>{made}{nearest.failures} failures of the photographs are compared. The smaller the distance, the more "
-        "alike.</p>\n"
+    return page + paragraph(
+        f"{made}{nearest.failures} failures of the photographs are compared. The smaller the distance, the more alike."
     )
 
 
-def _labels(folder: Place, found: Diagnosis, images: Sequence[Pixels] | None) -> str:
-    page = f"<h2>Suspicious labels</h2>\n<p>{escaped(labels_words(found))}</p>\n"
+def _labels(folder: Place, found: Diagnosis, images: Sequence[Pixels] | None) -> Markup:
+    page = heading("Suspicious labels", 2) + paragraph(labels_words(found))
     if not found.labels:
         return page
     rows = [
@@ -140,11 +137,11 @@ def _labels(folder: Place, found: Diagnosis, images: Sequence[Pixels] | None) ->
     named = [] if found.labels[0].file is None else ["file"]
     header = ["", *named, "label", "predicted", "looks like", "confidence", "other neighbours", "doubted"]
     page += html_table(header, rows)
-    page += (
-        "<p>Confidence: probability of the label, by a linear head on the DNN's features that was fitted to other "
+    page += paragraph(
+        "Confidence: probability of the label, by a linear head on the DNN's features that was fitted to other "
         "photographs and clean images. Other neighbours: share of the 20 nearest images with another label. Doubted: "
         "confident learning takes the label for wrong, and at least nine in ten neighbours have another. A hard "
-        f"photograph with a right label is suspicious, too: look before you correct. All: {LABELS}.</p>\n"
+        f"photograph with a right label is suspicious, too: look before you correct. All: {LABELS}."
     )
     if not images:
         return page
@@ -154,7 +151,7 @@ def _labels(folder: Place, found: Diagnosis, images: Sequence[Pixels] | None) ->
     )
 
 
-def _files(found: Diagnosis) -> str:
+def _files(found: Diagnosis) -> Markup:
     lines = [f"{RECORD}: everything on this page", f"{LABELS}: all failures, the most suspicious label first"]
-    took = f"<p>The diagnosis took {found.seconds:.0f} s.</p>\n"
-    return "<h2>Files</h2>\n" + bullets(lines, "small") + took
+    took = paragraph(f"The diagnosis took {found.seconds:.0f} s.")
+    return heading("Files", 2) + bullets(lines, "small") + took

@@ -5,7 +5,7 @@ Source: paired comparison: McNemar 1947, by the exact test; expected calibration
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from tasks.records import Ints
 
 CLEAN, TARGET, OTHERS = "clean", "environment", "others"  # the sets of images that side effects are told of
 MOST_KINDS = 50  # that are measured apart
-LOST_POINTS = 0.1  # a fall of a class's recall that is told first, if it is not chance
+FALL = 0.1  # of a class's recall that is told, if it is not chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,17 +162,21 @@ def _calibration(confidence_N: NDArray[np.float32], right_N: NDArray[np.bool_]) 
     return {"error": calibration_error(bins), "bins": [asdict(one) for one in bins]}
 
 
-def lost_classes(effects: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the classes whose recall fell by LOST_POINTS or more, beyond chance, the largest fall first.
+def fallen_classes(effects: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the classes whose recall fell by FALL or more, beyond chance, the largest fall first.
 
     effects: of one repair, by set of images. Beyond chance: by McNemar's exact test at 5% over all classes of a set
-    (Bonferroni).
+    (Bonferroni). `lost`: whether at most half of the recall is left.
     """
     found = [
-        {"where": where, **{key: one[key] for key in ("name", "images", "recall_before", "recall_after")}}
+        {
+            "where": where,
+            **{key: one[key] for key in ("name", "images", "recall_before", "recall_after")},
+            "lost": one["recall_after"] <= one["recall_before"] / 2,
+        }
         for where, effect in effects.items()
         for one in effect["classes"]
-        if one["recall_before"] - one["recall_after"] >= LOST_POINTS
+        if one["recall_before"] - one["recall_after"] >= FALL
         and one["p"] <= (1 - LEVEL) / len(effect["classes"])
     ]
     return sorted(found, key=lambda one: one["recall_after"] - one["recall_before"])

@@ -8,17 +8,16 @@ Core-seconds are the processor time of all threads of this process, so two busy 
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from metarepair.engine.passes import Passes
+from metarepair.runs.amounts import read_amount
 from tasks.errors import ConfigError
 
 Unit = Literal["s", "core-s", "steps", "images"]
-SECONDS = {"m": 60, "min": 60, "h": 3600}  # of units that `parse_limit` turns into seconds
 ALLOWED = (
     "Give a number above 0 and its unit: 60s (seconds), 60core-s (processor time), 500steps (gradient steps) or "
     "100000images. Minutes and hours are taken as seconds: 10m or 10min, 1h."
@@ -63,13 +62,12 @@ def parse_limit(text: str) -> Limit:
     """
     if not isinstance(text, str):
         raise ConfigError(f"budget={text!r} is not text. {ALLOWED}")
-    match = re.fullmatch(r"\s*([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][0-9]+)?)\s*([a-z-]+)\s*", text)
-    if match is None or match[2] not in (*get_args(Unit), *SECONDS):
+    found = read_amount(text)
+    if found is None or found[1] not in get_args(Unit):
         raise ConfigError(f"budget={text!r} is not a budget. {ALLOWED}")
-    amount = float(match[1]) * SECONDS.get(match[2], 1)
-    if not 0 < amount < float("inf") or (match[2] in ("steps", "images") and amount != int(amount)):
+    amount, unit = found
+    if not 0 < amount < float("inf") or (unit in ("steps", "images") and amount != int(amount)):
         raise ConfigError(f"budget={text!r} must be above 0, and whole for steps and images. {ALLOWED}")
-    unit = "s" if match[2] in SECONDS else match[2]
     return Limit(amount=amount, unit=unit)  # type: ignore[arg-type]  # one of Unit
 
 

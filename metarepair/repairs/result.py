@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from metarepair.config.run import Config
 from metarepair.evaluation.evaluate import Judgement
-from metarepair.evaluation.side_effects import lost_classes, side_effects_of
+from metarepair.evaluation.side_effects import fallen_classes, side_effects_of
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
 from metarepair.repairs.costs import preparation_cost
@@ -50,7 +50,7 @@ def write_result(
     write_text(folder / SIDE_EFFECTS, json.dumps(told, allow_nan=False) + "\n")
     result = _result(run, config, target, mined, judged, validation)
     for row, found in zip(result["methods"], effects.values(), strict=True):
-        row["lost_classes"] = lost_classes(found)
+        row["fallen_classes"] = fallen_classes(found)
     write_text(folder / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 

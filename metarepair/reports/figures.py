@@ -173,7 +173,7 @@ def method_bars(result: Result, title: str) -> bytes:
     axes.set_title(plain(title))
     quiet(axes)
     figure.legend(loc="outside lower center", ncols=min(len(groups), 5), frameon=False)
-    return to_png(figure)
+    return to_svg(figure)
 
 
 def training_curve(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
@@ -200,7 +200,7 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], title: str) -> bytes:
     upper.set_title(plain(title))
     for axes in (upper, lower):
         quiet(axes)
-    return to_png(figure)
+    return to_svg(figure)
 
 
 def severity_curve(result: Result, title: str) -> bytes:
@@ -227,7 +227,7 @@ def severity_curve(result: Result, title: str) -> bytes:
     axes.set_title(plain(title))
     quiet(axes)
     figure.legend(loc="outside lower center", ncols=min(len(styles), 5), frameon=False)
-    return to_png(figure)
+    return to_svg(figure)
 
 
 def _at(row: Row, severity: int) -> float | None:
@@ -285,4 +285,4 @@ def confidence_bars(experiences: Sequence[Mapping[str, Any]], title: str, label:
     axes.set_xlabel(f"confidence, %  (nearest first by {plain(label)})", fontsize=9)
     axes.set_title(plain(title))
     axes.spines[["top", "right"]].set_visible(False)
-    return to_png(figure)
+    return to_svg(figure)

@@ -1,14 +1,15 @@
 """Write report/index.html, one file that opens offline, with tables and figures as separate files beside it.
 
-Pictures are embedded in the page as base64; there is no script. Text from settings or data is escaped.
+Pictures are embedded in the page as base64; there is no script.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from metarepair.config.run import SHARED
 from metarepair.evaluation.judging import readings
@@ -16,8 +17,23 @@ from metarepair.features.confidence_tables import SCORE_AGAIN
 from metarepair.features.extractors import distance_name
 from metarepair.reports import figures
 from metarepair.reports.examples import SourceOf, example_figure
+from metarepair.reports.headline import headline_of
 from metarepair.reports.outcome import taken_inside
-from metarepair.reports.page import bullets, escaped, file_name, html_page, html_table, picture
+from metarepair.reports.page import (
+    block,
+    bullets,
+    details,
+    file_name,
+    heading,
+    headline,
+    html_page,
+    html_table,
+    joined,
+    links,
+    paragraph,
+    picture,
+    section,
+)
 from metarepair.reports.paper import DIFFERENCES, nearest_experiences, table_for
 from metarepair.reports.side_effects import Images, side_effects_section
 from metarepair.reports.table import (
@@ -80,25 +96,20 @@ def write_report(
     write_tables(run.report, results)
     write_text(run.report / "table.md", "\n".join(results_table(result) for result in results))
     title = f"Repair of {', '.join(plain_words(target_of(r)) for r in results)}"
-    body = f"{overview}\n{''.join(sections)}"
-    write_text(run.report / "index.html", html_page(title, body))
+    write_text(run.report / "index.html", html_page(title, overview, *sections))
     return run.report / "index.html"
 
 
-def _overview(run: Run, results: Sequence[Result]) -> str:
-    links = "".join(
-        f'<li><a href="#{escaped(file_name(target))}">{escaped(plain_words(target))}</a>: '
-        f"{escaped(verdict(result)[0])}</li>\n"
-        for target, result in ((target_of(r), r) for r in results)
-    )
-    files = "<p>All numbers: results.csv, results.parquet. The tables as plain text: table.md.</p>"
-    return f"<ul>{links}</ul>\n{files}\n{_heat_map(run)}"
+def _overview(run: Run, results: Sequence[Result]) -> Markup:
+    """Links to the targets, if there are several, and the distances between environments."""
+    found = [(file_name(target_of(r)), plain_words(target_of(r)), verdict(r)[0]) for r in results]
+    return joined([links(found), _heat_map(run)]) if len(results) > 1 else Markup("")
 
 
-def _heat_map(run: Run) -> str:
+def _heat_map(run: Run) -> Markup:
     path = run.score / "fid.parquet"
     if not path.is_file():
-        return f"<p>No distances are shown: {escaped(inside(path, run.root))} is missing.</p>\n"
+        return paragraph(f"No distances are shown: {inside(path, run.root)} is missing.")
     rows = read_table(path, SCORE_AGAIN).to_pylist()
     scores = {(row["experience"], row["target"]): row["distance"] for row in rows}
     found = {name for pair in scores for name in pair}
@@ -111,63 +122,65 @@ def _heat_map(run: Run) -> str:
     return picture(run.report, "heatmap.png", png, caption)
 
 
-def _target_section(run: Run, result: Result, images: Images | None, show_images: bool) -> str:
-    target = target_of(result)
+def _target_section(run: Run, result: Result, images: Images | None, show_images: bool) -> Markup:
+    target, first = target_of(result), headline_of(run, result)
+    source = None if images is None else images.environment
     parts = (
-        f'<section id="{escaped(file_name(target))}"><h2>{escaped(plain_words(target))}</h2>\n',
-        bullets(verdict(result), "verdict"),
+        headline(first.decision, first.kind, first.sentences, first.numbers),
+        heading("Evidence"),
+        bullets(verdict(result)),
         bullets(taken_inside(result)),
         bullets(judged_by(result)),
         html_table(*table_cells(result)),
         bullets(paper_measure(result)),
-        f"<p>{escaped(preparation(result))}</p>\n<details open><summary>What the columns mean</summary>",
-        bullets(LEGEND, "small"),
-        "</details>\n",
-        side_effects_section(run, result, target, images if show_images else None),
-        _pictures(run, result, target, None if images is None else images.environment, show_images),
-        "<h3>Experiences and their confidence</h3>\n",
-        _experiences(run, result, target),
-        "<h3>How the results were obtained</h3>\n",
-        _obtained(run, result, target, show_images),
-        "<h3>Comparison with the paper</h3>\n",
-        _beside_paper(result, target),
-        "<h3>Files</h3>\n",
-        _files(run, result, target, show_images),
-        "</section>\n",
+        paragraph(preparation(result)),
+        details("What the columns mean", [bullets(LEGEND, "small")]),
+        side_effects_section(run, result, images if show_images else None),
+        *_pictures(run, result, target, source, show_images),
+        heading("Experiences and their confidence"),
+        *_experiences(run, result, target),
+        heading("How the results were obtained"),
+        *_obtained(run, result, target, show_images),
+        heading("Comparison with the paper"),
+        *_beside_paper(result, target),
+        heading("Files"),
+        *_files(run, result, target, show_images),
     )
-    return "".join(parts)
+    return section(file_name(target), plain_words(target), parts)
 
 
-def _pictures(run: Run, result: Result, target: str, source: SourceOf | None, show_images: bool) -> str:
+def _pictures(
+    run: Run, result: Result, target: str, source: SourceOf | None, show_images: bool
+) -> Iterator[Markup]:
     name, words = file_name(target), plain_words(target)
     bars = figures.method_bars(result, f"Accuracy by method: {words}")
     several = any(len(rows) > 1 for rows in by_method(result).values())
     spreads = "; error bars: standard deviation over seeds" if several else ""
-    page = picture(run.report, f"{name}_methods.png", bars, f"Accuracy by method{spreads}.")
+    yield picture(run.report, f"{name}_methods.svg", bars, f"Accuracy by method{spreads}.")
     if any(set(row["corrupted_by_severity"]) - {"0"} for row in result["methods"]):
-        png = figures.severity_curve(result, f"Accuracy by severity: {words}")
-        page += picture(
-            run.report, f"{name}_severity.png", png, "Accuracy on the images that judge, by severity."
-        )
+        curve = figures.severity_curve(result, f"Accuracy by severity: {words}")
+        caption = "Accuracy on the images that judge, by severity."
+        yield picture(run.report, f"{name}_severity.svg", curve, caption)
     if "metarepair" in by_method(result):
-        page += _training(run, result, target)
+        yield _training(run, result, target)
     if not show_images:
         (run.report / f"{name}_examples.png").unlink(missing_ok=True)  # of an earlier report
-        return page + "<p>No examples are shown (--no-images).</p>\n"
+        yield paragraph("No examples are shown (--no-images).")
+        return
     found = example_figure(run, result, target, _classes(run, result, target), source)
     if isinstance(found, str):
-        return page + f"<p>No examples are shown: {escaped(found)}.</p>\n"
-    return page + picture(run.report, f"{name}_examples.png", found.png, found.caption)
+        yield paragraph(f"No examples are shown: {found}.")
+    else:
+        yield picture(run.report, f"{name}_examples.png", found.png, found.caption)
 
 
-def _training(run: Run, result: Result, target: str) -> str:
+def _training(run: Run, result: Result, target: str) -> Markup:
     shared = (result["config"].get("train") or {}).get("shared")
     metrics = run.meta(SHARED if shared else target) / "metrics.json"
     if not metrics.is_file():
-        return f"<p>No training curve: {escaped(inside(metrics, run.root))} is missing.</p>\n"
-    rows = read_json(metrics)
-    png = figures.training_curve(rows, f"Meta-training for {plain_words(target)}")
-    return picture(run.report, f"{file_name(target)}_training.png", png, "Meta-training by episode.")
+        return paragraph(f"No training curve: {inside(metrics, run.root)} is missing.")
+    curve = figures.training_curve(read_json(metrics), f"Meta-training for {plain_words(target)}")
+    return picture(run.report, f"{file_name(target)}_training.svg", curve, "Meta-training by episode.")
 
 
 def _data(result: Result) -> str:
@@ -183,27 +196,27 @@ def _classes(run: Run, result: Result, target: str) -> tuple[str, ...]:
     return tuple(manifest.facts.get("class_names", ())) if manifest is not None else ()
 
 
-def _experiences(run: Run, result: Result, target: str) -> str:
+def _experiences(run: Run, result: Result, target: str) -> Iterator[Markup]:
     experiences = sorted(result["experiences"], key=lambda e: float(e["fid"]))
     if not experiences:
-        return "<p>No experiences were used: MetaRepair, which learns from them, was not run.</p>\n"
+        yield paragraph("No experiences were used: MetaRepair, which learns from them, was not run.")
+        return
     used, label = result.get("confidence") or {}, str(result["distance_name"])
     rule = ", ".join(f"{plain_words(key)} {_number(value)}" for key, value in used.items())
     rows = [[e["name"], f"{float(e['fid']):.4g}", percent(float(e["p"]))] for e in experiences]
-    page = f"<p>Confidence: {escaped(rule)}.</p>\n" + html_table(["experience", label, "confidence %"], rows)
+    yield paragraph(f"Confidence: {rule}.")
+    yield html_table(["experience", label, "confidence %"], rows)
     order = nearest_experiences(_data(result), target)
     if order:
         ours = [str(e["name"]) for e in experiences[: len(order)]]
         same = "the same" if tuple(ours) == order else "different"
         shared = len(set(ours) & set(order))
-        page += (
-            f"<p>Nearest experiences in the paper (Fig. 5): {escaped(', '.join(order))}. Here: "
-            f"{escaped(', '.join(ours))}. The order is {same}; {shared} of {len(order)} are in both.</p>\n"
+        yield paragraph(
+            f"Nearest experiences in the paper (Fig. 5): {', '.join(order)}. Here: {', '.join(ours)}. The order is "
+            f"{same}; {shared} of {len(order)} are in both."
         )
-    png = figures.confidence_bars(experiences, f"Confidence of experiences for {plain_words(target)}", label)
-    return page + picture(
-        run.report, f"{file_name(target)}_confidence.png", png, "Confidence of each experience."
-    )
+    bars = figures.confidence_bars(experiences, f"Confidence of experiences for {plain_words(target)}", label)
+    yield picture(run.report, f"{file_name(target)}_confidence.svg", bars, "Confidence of each experience.")
 
 
 def _number(value: object) -> str:
@@ -226,7 +239,7 @@ def _protocol(result: Result) -> str:
     )
 
 
-def _obtained(run: Run, result: Result, target: str, show_paths: bool) -> str:
+def _obtained(run: Run, result: Result, target: str, show_paths: bool) -> Iterator[Markup]:
     config, sizes = result["config"], result.get("d_collect") or {}
     without = sizes.get("classes_without_failures") or []
     seeds = sorted({int(row["seed"]) for row in result["methods"]})
@@ -252,19 +265,19 @@ def _obtained(run: Run, result: Result, target: str, show_paths: bool) -> str:
         cells += [f"{row['seconds']:.1f}", "; ".join(row.get("notes") or ())]
     shown = dict(config) if show_paths else _without_paths(config)
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-    return (
-        f"{bullets(lines)}<p>Budget that each repair used:</p>\n"
-        f"{html_table(['method', *map(plain_words, BUDGET), 'seconds', 'notes'], budget)}"
-        f"<details><summary>Settings</summary><pre>{escaped(text)}</pre></details>\n"
-    )
+    yield bullets(lines)
+    yield paragraph("Budget that each repair used:")
+    yield html_table(["method", *map(plain_words, BUDGET), "seconds", "notes"], budget)
+    yield details("Settings", [block(text)])
 
 
-def _beside_paper(result: Result, target: str) -> str:
+def _beside_paper(result: Result, target: str) -> Iterator[Markup]:
     data = _data(result)
     table = table_for(data)
     column = table.column(target) if table else {}
     if table is None or not column:
-        return f"<p>The paper has no number for {escaped(plain_words(target))} on {escaped(data)}.</p>\n"
+        yield paragraph(f"The paper has no number for {plain_words(target)} on {data}.")
+        return
     ours = {method_words(m): rows for m, rows in by_method(result).items()}
     rows = []
     for method in [*column, *(m for m in ours if m not in column)]:
@@ -274,7 +287,8 @@ def _beside_paper(result: Result, target: str) -> str:
     model = str((result["config"].get("model") or {}).get("name"))
     theirs = f"paper, {table.name}: {table.dnn}, {table.data} %"
     header = ["method", theirs, f"here: {model}, mean acc_s %", "here: all of D_fail %"]
-    return f"<p>{escaped(DIFFERENCES)}</p>\n" + html_table(header, rows)
+    yield paragraph(DIFFERENCES)
+    yield html_table(header, rows)
 
 
 def _without_paths(settings: Any) -> Any:
@@ -287,11 +301,12 @@ def _without_paths(settings: Any) -> Any:
     return [_without_paths(value) for value in settings] if isinstance(settings, list | tuple) else settings
 
 
-def _files(run: Run, result: Result, target: str, show_paths: bool) -> str:
+def _files(run: Run, result: Result, target: str, show_paths: bool) -> Iterator[Markup]:
     folder = inside(run.repaired(target), run.root)
     weights = [str(row["weights"]) for row in result["methods"] if row.get("weights")]
-    beside = ["results.csv", *(p.name for p in find(run.report, f"{file_name(target)}_*.png"))]
+    beside = ["results.csv", *(p.name for p in find(run.report, f"{file_name(target)}_*"))]
     report = "report" if run.report_to is None or not show_paths else run.report  # elsewhere: the whole path
     others = [f"{folder}/result.json", f"{folder}/samples.parquet"]
     everything = [*weights, *others, *(f"{report}/{name}" for name in beside)]
-    return "<p>Paths are relative to the run's folder:</p>\n" + bullets(everything, "small")
+    yield paragraph("Paths are relative to the run's folder:")
+    yield bullets(everything, "small")

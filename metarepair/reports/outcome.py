@@ -14,7 +14,7 @@ from tasks.errors import StageError
 Row = Mapping[str, Any]
 Result = Mapping[str, Any]
 
-MOST_LOST = 3  # classes in a sentence
+MOST_TOLD = 3  # classes in a sentence
 FEW_IMAGES = 100  # fewer that judge cannot tell a repair from luck
 
 
@@ -22,12 +22,15 @@ FEW_IMAGES = 100  # fewer that judge cannot tell a repair from luck
 class Outcome:
     """What a finished choice inside limits ends with.
 
-    kept: whether the deployed weights stay. method, seed, weights: the repair that is taken; None if there is none.
-    words: one sentence for the user, and a warning where the images that judge do not confirm it.
+    kept: whether the deployed weights stay. advised: whether the images that judge speak for the repair. method, seed,
+    weights: the repair that is taken; None if there is none. doubts: where these images do not confirm the choice.
+    words: one sentence for the user, then the doubts.
     """
 
     kept: bool
     words: str
+    advised: bool = False
+    doubts: tuple[str, ...] = ()
     method: str | None = None
     seed: int | None = None
     weights: str | None = None
@@ -52,16 +55,20 @@ def outcome_of(result: Result, *, only_failures: bool | None = None) -> Outcome:
     unknown = knows_only_failures(result) if only_failures is None else only_failures
     told = _failures_fixed(result, row) if unknown else _photographs(gain)
     lost = lost_words(row)
-    take = "Take" if not lost and (unknown or gain.points > 0) else "Do not take"
+    advised = not lost and (unknown or gain.points > 0)
     cost = _Gain.on_clean(result, row)
+    take = "Take" if advised else "Do not take"
     words = f"{take} the repaired model ({method_words(row['method'])}): {told}, {_clean(cost, row)}."
-    doubts = [
+    doubts = (
+        *_classes("It is worse at a class", row, lost=False),
         *([] if unknown else _doubts_of_gain(gain)),
         *_doubts_of_cost(result, cost),
         *_doubts_of_number(result),
-    ]
+    )
     return Outcome(
         kept=False,
+        advised=advised,
+        doubts=doubts,
         words=" ".join([*lost, words, *doubts]),
         method=row["method"],
         seed=row["seed"],
@@ -121,17 +128,22 @@ class _Gain:
 
 
 def lost_words(row: Row) -> list[str]:
-    """A sentence on the classes that a repair lost; none if it lost none, or an older version did not look."""
-    lost = row.get("lost_classes") or []
-    if not lost:
+    """A sentence on the classes of which a repair leaves half or less; none if there is none."""
+    return _classes("The repair loses a class", row, lost=True)
+
+
+def _classes(beginning: str, row: Row, *, lost: bool) -> list[str]:
+    """A sentence on fallen classes, lost ones or others; none if an older version did not look."""
+    found = [one for one in row.get("fallen_classes") or () if one["lost"] == lost]
+    if not found:
         return []
     told = [
         f"{one['name']} is found in {percent(one['recall_after'])}% of {one['images']:,} images "
         f"({set_words(one['where'], row['target'])}), before the repair in {percent(one['recall_before'])}%"
-        for one in lost[:MOST_LOST]
+        for one in found[:MOST_TOLD]
     ]
-    more = f"; {len(lost) - MOST_LOST} more" if len(lost) > MOST_LOST else ""
-    return [f"The repair loses a class: {'; '.join(told)}{more}."]
+    more = f"; {len(found) - MOST_TOLD} more" if len(found) > MOST_TOLD else ""
+    return [f"{beginning}: {'; '.join(told)}{more}."]
 
 
 def _photographs(gain: _Gain) -> str:

@@ -1,74 +1,94 @@
-"""Build tables, lists and pictures of an HTML page that opens offline; all given text is escaped."""
+"""Build an HTML page that opens offline from its parts, by Jinja2 templates that escape all text.
+
+A part is Markup. Text that is not Markup is escaped wherever it is put.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from metarepair.reports import figures
 from tasks.storage.paths import Place
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --strong: #56b4e9; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { border-top: 3px solid var(--strong); padding-top: .6rem; margin-top: 3rem; }
-.verdict { background: var(--soft); border-left: 5px solid var(--strong); padding: .7rem 1rem .7rem 2.2rem; }
-.verdict li:first-child { font-weight: 600; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.2rem 0; } figcaption, .small { font-size: .85rem; opacity: .85; }
-img { max-width: 100%; background: white; border-radius: 4px; }
-pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .8rem; }
-summary { cursor: pointer; } a { color: var(--strong); }
-@media print { body { max-width: none; font-size: 11pt; } figure, tr, .verdict { break-inside: avoid; }
-  .wide { overflow: visible; } td, th { padding: .15rem .3rem; font-size: .72rem; white-space: normal; }
-  pre { white-space: pre-wrap; } }
-"""
+_TEMPLATES = Environment(
+    loader=PackageLoader("metarepair.reports"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_PARTS: Any = _TEMPLATES.get_template("parts.html").module
 
 
-def html_page(title: str, body: str) -> str:
-    """Return a whole page. `body` is HTML, and is not escaped."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>{STYLE}</style></head><body>\n"
-        f"<h1>{escaped(title)}</h1>\n{body}\n</body></html>\n"
-    )
+def html_page(title: str, *parts: Markup) -> str:
+    """Return a whole page."""
+    return _TEMPLATES.get_template("page.html").render(title=title, body=joined(parts))
 
 
-def escaped(content: object) -> str:
-    """Return the content as text, with HTML characters escaped."""
-    return html.escape(str(content))
+def joined(parts: Iterable[Markup]) -> Markup:
+    """Return the parts one after another."""
+    return Markup("").join(parts)
+
+
+def section(name: str, title: str, parts: Iterable[Markup]) -> Markup:
+    """Return a section with a heading; `name` is its address on the page."""
+    return Markup(_PARTS.section(name, title, joined(parts)))
+
+
+def heading(text: str, level: int = 3) -> Markup:
+    """Return a heading, h2 to h6 by `level`."""
+    return Markup("<h{0}>{1}</h{0}>\n").format(level, text)
+
+
+def paragraph(text: object) -> Markup:
+    """Return a paragraph."""
+    return Markup("<p>{}</p>\n").format(text)
+
+
+def block(text: str) -> Markup:
+    """Return text whose lines and spaces stay as they are."""
+    return Markup("<pre>{}</pre>\n").format(text)
+
+
+def bullets(lines: Iterable[object], kind: str = "") -> Markup:
+    """Return a list; `kind` is its CSS class."""
+    return Markup(_PARTS.bullets(list(lines), kind))
+
+
+def links(found: Iterable[tuple[str, str, str]]) -> Markup:
+    """Return a list of links to sections: the section's name, what to call it, and a text."""
+    return Markup(_PARTS.links(list(found)))
+
+
+def html_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> Markup:
+    """Return a table with a header row."""
+    return Markup(_PARTS.table(header, list(rows)))
+
+
+def details(summary: str, parts: Iterable[Markup], *, shown: bool = False) -> Markup:
+    """Return parts that a reader opens; `shown`: they are open at first."""
+    return Markup(_PARTS.details(summary, joined(parts), shown))
+
+
+def headline(decision: str, kind: str, sentences: Sequence[str], numbers: Sequence[Any]) -> Markup:
+    """Return the first screen: a decision, why, and numbers (`metarepair.reports.headline`)."""
+    return Markup(_PARTS.headline(decision, kind, sentences, numbers))
+
+
+def picture(folder: Place, name: str, content: bytes, caption: str) -> Markup:
+    """Save the picture, PNG or SVG by its name, in `folder`, and return a figure with the picture embedded."""
+    figures.save(folder / name, content)
+    kind = "svg+xml" if name.endswith(".svg") else "png"
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return Markup(_PARTS.figure(source, caption, name))
 
 
 def file_name(name: str) -> str:
     """Return the name of a target as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9.-]", "_", name)
-
-
-def bullets(lines: Iterable[object], kind: str = "") -> str:
-    """Return an HTML list; `kind` is its CSS class."""
-    return f'<ul class="{kind}">' + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>\n"
-
-
-def html_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Return an HTML table with a header row."""
-    head = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
-
-
-def picture(folder: Place, name: str, content: bytes, caption: str) -> str:
-    """Save the picture, PNG or SVG by its name, in `folder`, and return an HTML figure with the picture embedded."""
-    figures.save(folder / name, content)
-    kind = "svg+xml" if name.endswith(".svg") else "png"
-    data = base64.b64encode(content).decode()
-    return (
-        f'<figure><img src="data:image/{kind};base64,{data}" alt="{escaped(caption)}">'
-        f"<figcaption>{escaped(caption)} ({escaped(name)})</figcaption></figure>\n"
-    )

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from markupsafe import Markup
 
 from metarepair.evaluation.side_effects import CLEAN
 from metarepair.reports.effect_figures import MOST_CLASSES, confusion, reliability
 from metarepair.reports.examples import SourceOf
 from metarepair.reports.image_rows import COLUMNS, SheetRow, draw
-from metarepair.reports.page import bullets, escaped, file_name, html_table, picture
-from metarepair.reports.table import Result, shown_row
+from metarepair.reports.page import (
+    bullets,
+    details,
+    file_name,
+    heading,
+    html_table,
+    joined,
+    paragraph,
+    picture,
+)
+from metarepair.reports.table import Result, Row, shown_row, target_of
 from metarepair.reports.words import method_words, percent, plain_words, points, set_words, signed
 from metarepair.runs.layout import Run
 from tasks.datasets import ArrayDataset
@@ -27,6 +37,7 @@ from tasks.storage.paths import read_json, read_table, write_table
 # K classes
 
 SHOWN_CLASSES, SHOWN_PAIRS = 20, 12  # rows of a table on the page
+KIND_HEADER = ("of these", "images", "accuracy %", "change")
 CLASS_HEADER = ("class", "images", "recall %", "change", "precision %", "became right", "became wrong", "p")
 OLDER = "Side effects are not recorded: the repair was made by an older version."
 BECAME_RIGHT, BECAME_WRONG = "became right", "became wrong"
@@ -42,28 +53,47 @@ class Images:
     clean: Callable[[], ArrayDataset]
 
 
-def side_effects_section(run: Run, result: Result, target: str, images: Images | None) -> str:
+@dataclass(frozen=True, kw_only=True)
+class ShownEffects:
+    """The side effects of one repair: its row of the result, its key METHOD/SEED, and what changed by set of images."""
+
+    row: Row
+    key: str
+    by_set: Mapping[str, Effects]
+    class_names: Sequence[str]
+
+
+def shown_effects(run: Run, result: Result) -> ShownEffects | None:
+    """The side effects of the repair that a report tells of; None if there is none, or an older version made it."""
+    row, path = shown_row(result), run.repaired(target_of(result)) / "side_effects.json"
+    if row is None or not path.is_file():
+        return None
+    told, key = read_json(path), f"{row['method']}/{row['seed']}"
+    return ShownEffects(row=row, key=key, by_set=told["repairs"][key], class_names=told["class_names"])
+
+
+def side_effects_section(run: Run, result: Result, images: Images | None) -> Markup:
     """Return the section of a report, and write its files beside the page.
 
     images: where pictures come from; None shows none, and leaves the names of files out.
     """
-    row = shown_row(result)
-    if row is None:
-        return ""
-    path = run.repaired(target) / "side_effects.json"
-    if not path.is_file():
-        return f"<h3>Side effects</h3>\n<p>{OLDER}</p>\n"
-    told, key = read_json(path), f"{row['method']}/{row['seed']}"
-    effects: Mapping[str, Effects] = told["repairs"][key]
-    page = [
-        f"<h3>Side effects: {escaped(method_words(row['method']))}, seed {row['seed']}</h3>\n",
-        bullets(_sentence(set_words(name, target), found) for name, found in effects.items()),
-    ]
-    for name, found in effects.items():
-        words = set_words(name, target)
-        page.append(_of_one_set(run, found, words, f"{file_name(target)}_{name}", told["class_names"]))
-    page.append(_single_images(run, target, key, images, told["class_names"]))
-    return "".join(page)
+    if shown_row(result) is None:
+        return Markup("")
+    shown, target = shown_effects(run, result), target_of(result)
+    if shown is None:
+        return heading("Side effects") + paragraph(OLDER)
+    words = {name: set_words(name, target) for name in shown.by_set}
+    return joined(
+        [
+            heading(f"Side effects: {method_words(shown.row['method'])}, seed {shown.row['seed']}"),
+            bullets(_sentence(words[name], found) for name, found in shown.by_set.items()),
+            *(
+                _of_one_set(run, found, words[name], f"{file_name(target)}_{name}", shown.class_names)
+                for name, found in shown.by_set.items()
+            ),
+            _single_images(run, target, shown.key, images, shown.class_names),
+        ]
+    )
 
 
 def _sentence(words: str, found: Effects) -> str:
@@ -76,17 +106,16 @@ def _sentence(words: str, found: Effects) -> str:
     )
 
 
-def _of_one_set(run: Run, found: Effects, words: str, name: str, class_names: Sequence[str]) -> str:
+def _of_one_set(run: Run, found: Effects, words: str, name: str, class_names: Sequence[str]) -> Markup:
     classes = found["classes"]
     write_table(run.report / f"{name}_classes.csv", pa.Table.from_pylist(classes))
     first = (
         f"the {SHOWN_CLASSES} worst changes of {len(classes)}; all: " if len(classes) > SHOWN_CLASSES else ""
     )
-    page = [
-        f"<details><summary>{escaped(words)}: classes, confusion, calibration</summary>\n",
-        f"<p>Each class, the worst change of recall first ({first}{escaped(name)}_classes.csv).</p>\n",
-        html_table(CLASS_HEADER, [_class_cells(one) for one in classes[:SHOWN_CLASSES]]),
-        _confused(run, found, words, f"{name}_confusion.svg", class_names),
+    parts = [
+        paragraph(f"Each class, the worst change of recall first ({first}{name}_classes.csv)."),
+        html_table(CLASS_HEADER, map(_class_cells, classes[:SHOWN_CLASSES])),
+        *_confused(run, found, words, f"{name}_confusion.svg", class_names),
         picture(
             run.report,
             f"{name}_calibration.svg",
@@ -95,36 +124,36 @@ def _of_one_set(run: Run, found: Effects, words: str, name: str, class_names: Se
         ),
     ]
     if found["kinds"]:
-        rows = [
-            [
-                one["name"],
-                f"{one['images']:,}",
-                _before_after(one["before"], one["after"]),
-                points(one["after"] - one["before"]),
-            ]
-            for one in found["kinds"]
-        ]
-        page.append(html_table(["of these", "images", "accuracy %", "change"], rows))
-    return "".join([*page, "</details>\n"])
+        parts.append(html_table(KIND_HEADER, map(_kind_cells, found["kinds"])))
+    return details(f"{words}: classes, confusion, calibration", parts)
 
 
-def _confused(run: Run, found: Effects, words: str, name: str, class_names: Sequence[str]) -> str:
+def _confused(
+    run: Run, found: Effects, words: str, name: str, class_names: Sequence[str]
+) -> Iterator[Markup]:
     """The pairs of classes that changed most, and for few classes a figure of all pairs."""
     wrong = [cell for cell in found["confusion"] if cell[0] != cell[1] and cell[2] != cell[3]]
     wrong.sort(key=lambda cell: (-abs(cell[3] - cell[2]), cell))
-    rows = [
-        [class_names[label], class_names[predicted], f"{before:,} → {after:,}", f"{after - before:+,}"]
-        for label, predicted, before, after in wrong[:SHOWN_PAIRS]
-    ]
-    page = "<p>Mistakes whose number changed most:</p>\n" if rows else ""
-    page += html_table(["label", "predicted", "images", "change"], rows) if rows else ""
-    if len(class_names) > MOST_CLASSES:
-        return page
-    confusion_2KK = np.zeros((2, len(class_names), len(class_names)), np.int64)
-    for label, predicted, before, after in found["confusion"]:
-        confusion_2KK[:, label, predicted] = before, after
-    caption = f"Images by label (rows) and predicted class (columns), before, after, and the change: {words}."
-    return page + picture(run.report, name, confusion(confusion_2KK, class_names, words), caption)
+    if wrong:
+        yield paragraph("Mistakes whose number changed most:")
+        rows = [
+            [class_names[label], class_names[predicted], f"{before:,} → {after:,}", f"{after - before:+,}"]
+            for label, predicted, before, after in wrong[:SHOWN_PAIRS]
+        ]
+        yield html_table(["label", "predicted", "images", "change"], rows)
+    if len(class_names) <= MOST_CLASSES:
+        confusion_2KK = np.zeros((2, len(class_names), len(class_names)), np.int64)
+        for label, predicted, before, after in found["confusion"]:
+            confusion_2KK[:, label, predicted] = before, after
+        caption = (
+            f"Images by label (rows) and predicted class (columns), before, after, and the change: {words}."
+        )
+        yield picture(run.report, name, confusion(confusion_2KK, class_names, words), caption)
+
+
+def _kind_cells(one: Mapping[str, Any]) -> list[str]:
+    change = points(one["after"] - one["before"])
+    return [one["name"], f"{one['images']:,}", _before_after(one["before"], one["after"]), change]
 
 
 def _class_cells(one: Mapping[str, Any]) -> list[str]:
@@ -144,15 +173,17 @@ def _before_after(before: float | None, after: float | None) -> str:
     return " → ".join("—" if one is None else percent(one) for one in (before, after))
 
 
-def _single_images(run: Run, target: str, key: str, images: Images | None, class_names: Sequence[str]) -> str:
+def _single_images(
+    run: Run, target: str, key: str, images: Images | None, class_names: Sequence[str]
+) -> Markup:
     """Write the table of images that became right or wrong; show some of clean images and of the target's."""
     table = read_table(run.repaired(target) / "judged_images.parquet", REPAIR_AGAIN)
     changed = _changed(table, key, class_names)
     name = file_name(target)
     write_table(run.report / f"{name}_changed.csv", changed if images else changed.drop_columns(["file"]))
-    page = (
-        f"<p>All {changed.num_rows:,} images that became right or wrong, with both predictions and confidences: "
-        f"{escaped(name)}_changed.csv.</p>\n"
+    page = paragraph(
+        f"All {changed.num_rows:,} images that became right or wrong, with both predictions and confidences: "
+        f"{name}_changed.csv."
     )
     sheet = run.report / f"{name}_changed.png"
     rows = [] if images is None else _sheet_rows(changed, images, target)

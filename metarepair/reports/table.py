@@ -35,7 +35,6 @@ LEGEND = (
     "corrupted: accuracy in the target's environment, on right and wrong images alike; mean over severities.",
     "clean: accuracy on the clean test images.",
     "others: mean accuracy in the environments other than the target.",
-    "repaired: repair rate, the share of D_fail that the repaired DNN classifies correctly (the same as D_fail).",
     "broken: break rate, the share of clean test images that were right before the repair and are wrong after it.",
     "calibration: expected calibration error on corrupted images, the gap between the DNN's confidence and its "
     "accuracy; 0 is best.",
@@ -71,7 +70,6 @@ COLUMNS = (
     Column("corrupted %", lambda row: row.get("corrupted")),
     Column("clean %", lambda row: row.get("clean")),
     Column("others %", others_mean),
-    Column("repaired %", lambda row: row.get("repair_rate")),
     Column("broken %", lambda row: row.get("break_rate")),
     Column("calibration %", lambda row: row.get("calibration_error")),
     Column("seconds", lambda row: row.get("seconds"), "seconds"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from metarepair.config.user_defaults import user_defaults
 from metarepair.fixing.plan import Counts, Plan, plan_fix
 from metarepair.fixing.settings import count, planned_settings
 from metarepair.fixing.speeds import measure
-from metarepair.repairs.export import export_original
-from metarepair.repairs.saved import load_repaired
 from metarepair.reports import load_results
 from metarepair.reports.outcome import Outcome, outcome_of
 from metarepair.runs.heartbeat import heartbeat
@@ -33,20 +31,18 @@ from metarepair.runs.layout import FIX_RECORD, FIX_SETTINGS, Run, run_of
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import duration
 from metarepair.stages.executor import ExecutorOf, in_process
+from metarepair.stages.hand_over import HandOver, read_record
 from metarepair.stages.images import read_user_images
 from metarepair.stages.pipeline import Pipeline, check_protected
 from metarepair.stages.suspicious import without_suspicious
 from metarepair.stages.without_clean import FOLDER, check_stand_in, stand_in
-from metarepair.weights import SCHEME, resolve_weights
-from tasks.errors import ConfigError, DataError, StageError, unreadable
+from metarepair.weights import SCHEME
+from tasks.errors import ConfigError, StageError
 from tasks.splits import LEARN
-from tasks.storage.paths import Place, local, place, read_json, remove_tree, write_text
+from tasks.storage.paths import Place, local, place, remove_tree, write_text
 from tasks.storage.settings import difference, plain
 
 logger = logging.getLogger(__name__)
-REPAIRED = "repaired"  # with the suffix of the user's weights file
-NO_SUFFIX = ".weights"  # of a weights file without one: `repaired` is a folder
-HANDED_OVER = "handed_over"  # in the record: the names of the weights that were handed over
 VERSION = 1
 PLANNING_S = 30.0  # read some hundred photographs, and measure
 WHERE = ("name", "storage_path", "workers")  # may differ when a run is resumed
@@ -104,6 +100,8 @@ class Fix:
     ) -> None:
         self.request, self._executor, self._show_images = request, executor, show_images
         self.run: Run = run_of(request.config)
+        self._weights = HandOver(self.run, request.config.model)
+        self._last: Pipeline | None = None
         _refuse_inputs_inside(self.run.root, request.settings)
 
     def restart(self) -> None:
@@ -111,40 +109,44 @@ class Fix:
 
         Weights are deleted only if the record says that they were handed over.
         """
-        self._refuse_foreign()
+        self._weights.refuse_foreign()
         pipeline = self._pipeline(self.request.config)
         pipeline.restart("mine")
-        names = (*self._handed_over(), FIX_SETTINGS, FIX_RECORD)  # the record last: it names the weights
+        names = (*self._weights.names(), FIX_SETTINGS, FIX_RECORD)  # the record last: it names the weights
         for name in names:
             (self.run.root / name).unlink(missing_ok=True)
         remove_tree(self.run.root / FOLDER)
 
     def plan(self) -> Config:
         """Return the planned settings: those of an earlier call, or new ones, which are written into the run."""
-        self._refuse_foreign()
+        self._weights.refuse_foreign()
         with heartbeat("plan", planned_s=PLANNING_S):
             return self._held() or self._new()
 
     def repair(self, config: Config) -> Outcome:
         """Run all stages with planned settings, and hand over. Prints the table and the sentence."""
-        planned_s = float(self._record()["plan"]["total_s"])
+        planned_s = float(read_record(self.run)["plan"]["total_s"])
         pipeline = self._pipeline(config)
         torch.set_num_threads(config.train.threads)
         with heartbeat("fix", planned_s=planned_s):
             pipeline.whole()
-            outcome = self._hand_over(config, pipeline)
+            result = load_results(self.run, [NAME])[0]
+            outcome = outcome_of(result, only_failures=self.request.knows_only_failures)
+            outcome = self._weights.write(outcome, pipeline.here.deployed)
         logger.log(RESULTS, outcome.words)
         return outcome
 
     def _pipeline(self, config: Config) -> Pipeline:
-        return Pipeline(config, self._executor, show_images=self._show_images)
+        """The stages with these settings. What they have in common with the last ones is not noted again."""
+        self._last = Pipeline(config, self._executor, show_images=self._show_images, after=self._last)
+        return self._last
 
     def _held(self) -> Config | None:
         """The settings of an earlier call. Raises StageError if it was for another request."""
         path = self.run.root / FIX_RECORD
         if not path.is_file() or not (self.run.root / FIX_SETTINGS).is_file():
             return None
-        lines = difference(self._record()["given"], self.request.record())
+        lines = difference(read_record(self.run)["given"], self.request.record())
         if lines:
             raise StageError(
                 f"{self.run.root} holds a repair with other options: {'; '.join(lines)}. Give the options of then, "
@@ -155,15 +157,6 @@ class Fix:
         logger.info(f"{self.run.root / FIX_SETTINGS}: planned before; the run is resumed")
         where = {key: self.request.settings[key] for key in WHERE if key in self.request.settings}
         return load_config(local(self.run.root / FIX_SETTINGS), [], **where)
-
-    def _record(self) -> dict[str, Any]:
-        path = self.run.root / FIX_RECORD
-        try:
-            record: dict[str, Any] = read_json(path)
-            record["given"], record["plan"]["total_s"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{unreadable(path, error)}. Plan again with --restart.") from error
-        return record
 
     def _new(self) -> Config:
         config, given = self.request.config, self.request.settings
@@ -204,62 +197,6 @@ class Fix:
         write_text(self.run.root / FIX_SETTINGS, _heading(self.request, plan) + config_text(planned))
         write_text(self.run.root / FIX_RECORD, json.dumps(record, indent=1) + "\n")
         return planned
-
-    def _hand_over(self, config: Config, pipeline: Pipeline) -> Outcome:
-        """Write the repaired weights in the form that the deployed ones came in; none if these are kept."""
-        result = load_results(self.run, [NAME])[0]
-        outcome = outcome_of(result, only_failures=self.request.knows_only_failures)
-        before = self._handed_over()
-        if outcome.kept or outcome.method is None:
-            self._keep_only((), before)
-            return outcome
-        folder = self.run.repaired(NAME) / outcome.method / str(outcome.seed)
-        original = resolve_weights(config.model.weights)
-        out = self._out(original)
-        deployed = pipeline.here.deployed
-        repaired = replace(deployed, module=load_repaired(folder, outcome.method, deployed))
-        # Recorded before it is written: a file that a killed command leaves is known as ours, too.
-        self._note_handed_over({*before, out.name})
-        logger.log(RESULTS, export_original(repaired, original, out, entry=config.model.entry))
-        self._keep_only((out.name,), before)
-        return replace(outcome, words=f"{outcome.words} Its weights: {out}")
-
-    def _out(self, original: Path) -> Place:
-        """Where the repaired form of a weights file is handed over."""
-        return self.run.root / f"{REPAIRED}{original.suffix or NO_SUFFIX}"
-
-    def _handed_over(self) -> list[str]:
-        """The names of the weights that an earlier call handed over; none if there is no record of it."""
-        try:
-            names = read_json(self.run.root / FIX_RECORD).get(HANDED_OVER, [])
-        except (OSError, ValueError, AttributeError):  # `_record` says so where the record is needed
-            return []
-        return [name for name in names if isinstance(name, str) and _is_handed_over(name)]
-
-    def _note_handed_over(self, names: Collection[str]) -> None:
-        record = self._record() | {HANDED_OVER: sorted(names)}
-        write_text(self.run.root / FIX_RECORD, json.dumps(record, indent=1) + "\n")
-
-    def _keep_only(self, names: Collection[str], before: Collection[str]) -> None:
-        """Delete the weights that were handed over `before`, except these; then record these."""
-        for name in set(before) - set(names):
-            (self.run.root / name).unlink(missing_ok=True)
-        self._note_handed_over(names)
-
-    def _refuse_foreign(self) -> None:
-        """Raise ConfigError if the file to hand over would replace one that `fix` did not write."""
-        out = self._out(resolve_weights(self.request.config.model.weights))
-        if out.is_file() and out.name not in self._handed_over():
-            raise ConfigError(
-                f"{out} exists, and {self.run.root / FIX_RECORD} does not name it as weights that fix handed over, so "
-                "it is not replaced. Move it away, or give another --out."
-            )
-
-
-def _is_handed_over(name: str) -> bool:
-    """Whether a name from the record can be that of handed-over weights: a damaged record deletes nothing else."""
-    path = Path(name)
-    return path.name == name and path.stem == REPAIRED and bool(path.suffix)
 
 
 def _refuse_inputs_inside(root: Place, settings: Mapping[str, Any]) -> None:

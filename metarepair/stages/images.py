@@ -49,12 +49,13 @@ def read_user_images(run: Run, config: Config, here: Surroundings) -> None:
         _read(run, config, name, here, clean)
     for name in names:
         _check_apart(here, name)
-        _note_parts(here.environment("test", name))
+        _note_parts(here, here.environment("test", name))
     idle = [name for name in config.environments if name not in used_names(config)]
     if idle:
-        logger.warning(
+        here.note(
             "environments that are neither targets nor in mining.experiences nor in evaluate.others, and are not read: "
-            + ", ".join(idle)
+            + ", ".join(idle),
+            logging.WARNING,
         )
 
 
@@ -86,19 +87,21 @@ def _check_apart(here: Surroundings, name: str) -> None:
     named_N = np.isin(np.asarray(here.user_images(name).names, dtype=object), list(given.left_out))
     near = int((here.left_out(name) & ~named_N).sum())
     if near:
-        logger.warning(
-            f"{name}: {near} images are near-duplicates of images that judge another environment; they are not used"
+        here.note(
+            f"{name}: {near} images are near-duplicates of images that judge another environment; they are not used",
+            logging.WARNING,
         )
 
 
-def _note_parts(source: Environment) -> None:
+def _note_parts(here: Surroundings, source: Environment) -> None:
     """Say how many images learn, select and judge, and which classes none that judges has."""
     counts = [f"{int((source.parts_N == part).sum())} {words}" for part, words in _PARTS]
-    logger.info(f"{source.name}: of {len(source.parts_N)} images, {', '.join(counts)}")
+    here.note(f"{source.name}: of {len(source.parts_N)} images, {', '.join(counts)}")
     judged_N = source.labels_N[source.parts_N == JUDGE]
     if lacking := lacking_classes(source.classes, source.labels_N, judged_N):
-        logger.warning(
-            f"{source.name}: none of the images that judge is of {lacking}; repairs are not judged on that"
+        here.note(
+            f"{source.name}: none of the images that judge is of {lacking}; repairs are not judged on that",
+            logging.WARNING,
         )
 
 
@@ -129,7 +132,7 @@ def _read(run: Run, config: Config, name: str, here: Surroundings, clean: Callab
     listed = _listed(config, name, here)
     for part in listed.values():
         for note in part.passed_over:
-            logger.warning(note)
+            here.note(note, logging.WARNING)
     inputs = {LISTING: listing_digest(listed)}
     if held is not None and held.get(LISTING) != inputs[LISTING]:
         raise StageError(

@@ -91,6 +91,7 @@ class Pipeline:
 
     report_to: a folder for the report; then nothing is written in the run, and only `report` may be called.
     show_images: whether the report may hold images and paths.
+    after: an earlier pipeline. Of the same DNN, data and kit, nothing is loaded, checked and noted again.
     """
 
     def __init__(
@@ -100,9 +101,13 @@ class Pipeline:
         *,
         report_to: Place | None = None,
         show_images: bool = True,
+        after: Pipeline | None = None,
     ) -> None:
         self._show_images = show_images
         self.config, self._checked, self._probed = config, False, False
+        if after is not None and _deploys(after.config) == _deploys(config):
+            self.kit, self.here = after.kit, after.here.with_settings(config)
+            self._checked = after._checked
         self.executor = executor(config)
         self._judging = threading.Lock()
         _check_names(config)
@@ -466,6 +471,10 @@ class Pipeline:
                     weights = self.run.root / row["weights"]
                     logger.log(RESULTS, f"Repaired weights, seed {row['seed']}: {weights}")
         logger.log(RESULTS, f"Report: {page}")
+
+
+def _deploys(config: Config) -> tuple[object, ...]:
+    return config.model, config.data, config.kit
 
 
 def check_protected(config: Config) -> None:

@@ -25,6 +25,7 @@ from tasks.datasets.base import ArrayDataset, Split, digest_of
 from tasks.datasets.images import UnreadableImageError, decode_image
 from tasks.errors import DataError
 from tasks.records import Ints, Pixels
+from tasks.splits.parts import Parts
 from tasks.storage.paths import read_json, write_text, writing
 from tasks.storage.remote import cache_folder
 
@@ -51,7 +52,8 @@ class Listing:
     image_size: side in pixels of the square that images are resized and cropped to; `None` if all have one size.
     files: the files that hold the images. batches: iterates over the images, from the first one each time it is
     called. groups: the name of each image's group, `None` if there are no groups. groups_N: numbers of groups of
-    images that stay together, `None` if each image is alone. passed_over: sentences about files that are not read.
+    images that stay together, `None` if each image is alone. parts_N: what each image is for, where the files say so,
+    `None` if images are yet to be set aside. passed_over: sentences about files that are not read.
     chosen: a digest of which of the files' images are listed; empty for all. split: `None` if they are not split yet.
     """
 
@@ -64,6 +66,7 @@ class Listing:
     batches: Callable[[], Iterator[Sequence[EncodedImage]]]
     groups: Sequence[str] | None = None
     groups_N: Ints | None = None
+    parts_N: Parts | None = None
     passed_over: tuple[str, ...] = ()
     chosen: str = ""
 

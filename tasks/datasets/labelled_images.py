@@ -37,6 +37,7 @@ from tasks.errors import DataError, near_names
 Form = Literal["folders", "tables", "rows"]
 Stamp = tuple[str, int, int, int]
 DEFAULT_PATH, DEFAULT_LABEL = "path", "label"
+PARTS = b"metarepair_parts"  # in the metadata of a Parquet file: what each image is for, a digit for each
 DEFAULT_GROUP = "group"  # the column of groups that is used without being named, if there is one
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -189,6 +190,9 @@ def as_split(
 
 def _list_tables(source: ImageSource, classes: tuple[str, ...]) -> Listing:
     listing = list_table(as_split(source, "tables", classes), "train")
+    digits = [(read_schema(path).metadata or {}).get(PARTS, b"") for path in listing.files]
+    if all(digits):
+        listing = replace(listing, parts_N=np.array([*map(int, b"".join(digits).decode())], np.int8))
     groups: list[str] = []
     named = [_group_column(source, path, read_schema(path).names) for path in listing.files]
     if not any(named):

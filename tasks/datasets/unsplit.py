@@ -31,7 +31,7 @@ from tasks.splits.parts import JUDGE, LEARN, SELECT, Mask, group_numbers, split_
 from tasks.storage.paths import writing
 from tasks.storage.remote import cache_folder
 
-PARTS = {"train": LEARN, "select": SELECT, "test": JUDGE}
+PARTS: dict[Split, int] = {"train": LEARN, "select": SELECT, "test": JUDGE}
 _HASHED = 1  # change it whenever hashes change, so that kept ones are not reused
 
 
@@ -68,7 +68,8 @@ def list_unsplit(source: DataSource, split: Split) -> Listing:
     hashes_N, digests_N = _hashes(listing, info.image_size)
     check_labels(listing, digests_N)
     groups_N = group_images(hashes_N, group_numbers(listing.groups or ()))
-    chosen = _only(listing, split_clean(groups_N, name=name) == PARTS[split], groups_N)
+    parts_N = split_clean(groups_N, name=name) if listing.parts_N is None else listing.parts_N
+    chosen = _only(listing, parts_N == PARTS[split], groups_N)
     return replace(chosen, name=UNSPLIT, split=split)
 
 
@@ -133,5 +134,6 @@ def _only(listing: Listing, keep_N: Mask, groups_N: Ints) -> Listing:
         batches=batches,
         groups=None,
         groups_N=groups_N[keep_N],
+        parts_N=None,
         chosen=hashlib.blake2b(np.packbits(keep_N).tobytes(), digest_size=12).hexdigest(),
     )

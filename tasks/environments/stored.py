@@ -72,6 +72,7 @@ class _Decoded:
     labels: list[int] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
     holdout: list[bool] = field(default_factory=list)
+    parts: list[int | None] = field(default_factory=list)  # where the files say what an image is for
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -90,6 +91,8 @@ def listing_digest(parts: Mapping[str, Listing]) -> str:
         digest.update(np.asarray(listed.labels_N, "<i8").tobytes())
         for group in listed.groups or ():
             digest.update(repr(group).encode())
+        if listed.parts_N is not None:
+            digest.update(listed.parts_N.tobytes())
         for batch in listed.batches():
             digest.update(repr([(image.name, _size(image)) for image in batch]).encode())
     return digest.hexdigest()
@@ -163,6 +166,7 @@ def write_images(
             "group": pa.array(groups_N, pa.int64()),
             "given_group": pa.array(found.groups, pa.string()),
             "holdout": found.holdout,
+            "given_part": pa.array(found.parts, pa.int8()),
             "near_test": judged_N,
             "near_learned": learned_N,
         }
@@ -202,6 +206,7 @@ def _decode_part(
                     found.labels.append(int(listed.labels_N[place]))
                     found.groups.append(None if listed.groups is None else listed.groups[place])
                     found.holdout.append(holdout)
+                    found.parts.append(None if listed.parts_N is None else int(listed.parts_N[place]))
                     pixels.append(decoded[0])
                 place += 1
             if pixels:
@@ -321,7 +326,21 @@ def read_images(
         parts_N = index.column(_PART).to_numpy()
     else:
         judged_N, learned_N = (index.column(f"near_{what}").to_numpy() for what in ("test", "learned"))
-        parts_N = set_aside(groups_N, holdout_N, name=name, seed=seed, judged_N=judged_N, learned_N=learned_N)
+        given_N = None
+        if "given_part" in index.column_names and not holdout_N.all():
+            given = index.column("given_part")
+            given_N = (
+                None if given.filter(pa.array(~holdout_N)).null_count else given.fill_null(JUDGE).to_numpy()
+            )
+        parts_N = set_aside(
+            groups_N,
+            holdout_N,
+            name=name,
+            seed=seed,
+            judged_N=judged_N,
+            learned_N=learned_N,
+            given_N=given_N,
+        )
     return UserImages(
         name=name,
         classes=classes,

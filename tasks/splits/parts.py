@@ -118,6 +118,7 @@ def set_aside(
     seed: int,
     judged_N: Mask | None = None,
     learned_N: Mask | None = None,
+    given_N: Parts | None = None,
 ) -> Parts:
     """Choose whole groups of a user's images that judge, and whole groups that select, at random.
 
@@ -129,6 +130,7 @@ def set_aside(
         seed: the run's seed.
         judged_N: bool [N], images that show what judges elsewhere, too: they are not used, unless the holdout has them.
         learned_N: bool [N], images that show what is learned from or selected by elsewhere, too: they are not used.
+        given_N: int8 [N], what each image is for if that was chosen before; `None` chooses.
 
     Returns:
         int8 [N]: LEARN, SELECT, JUDGE or UNUSED.
@@ -137,7 +139,7 @@ def set_aside(
         DataError: there are too few groups to set some aside and still have some to learn from, or no image of the
             holdout may judge.
     """
-    parts_N = np.full(len(groups_N), LEARN, np.int8)
+    parts_N = np.full(len(groups_N), LEARN, np.int8) if given_N is None else given_N.copy()
     parts_N[np.isin(groups_N, groups_N[holdout_N])] = UNUSED
     nothing = np.zeros(len(groups_N), dtype=bool)
     judged_N, learned_N = (nothing if mask is None else mask for mask in (judged_N, learned_N))
@@ -150,7 +152,10 @@ def set_aside(
         )
     images = max(round(SHARE * int((parts_N == LEARN).sum())), 1)
     given = bool(holdout_N.any())
-    if not _choose(parts_N, groups_N, images, judged=given, key=("set aside", seed, name)):
+    chosen = {LEARN, SELECT, JUDGE} <= {*parts_N.tolist()}
+    if given_N is None:
+        chosen = _choose(parts_N, groups_N, images, judged=given, key=("set aside", seed, name))
+    if not chosen:
         raise _too_few(groups_N[parts_N == LEARN], name, held=given)
     return parts_N
 

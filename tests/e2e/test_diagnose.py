@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tasks
 from bad_input import files_under
 from benchmarks.environments import write_environment
 from metarepair.cli import main
@@ -19,10 +20,12 @@ from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.diagnosis import known
 from metarepair.fixing.plan import Speeds
+from metarepair.kit.kit import open_kit
 from metarepair.models.build import load_deployed
 from metarepair.runs.layout import Run
 from metarepair.stages import diagnose
 from metarepair.stages.images import read_user_images
+from metarepair.weights import kit_folder
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
 from tasks.environments import UserImages, read_images
@@ -221,6 +224,27 @@ def test_without_images_no_photograph_and_no_name_is_shown(user: User) -> None:
         text = (folder / file).read_text()
         assert not [name for name in names if name in text]
         assert str(user.photographs) not in text
+
+
+def test_with_the_shipped_kit_photographs_are_all_that_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(diagnose, "measure", lambda *_: (SPEEDS, 1))
+    sample = Path(tasks.__file__).parent / "sample" / "photographs.parquet"
+    out = tmp_path / "diagnosis"
+    words = ["--kit", "shipped:resnet8_cifar10", "--images", str(sample), "--out", str(out)]
+    assert main(["diagnose", *words]) == 0
+    said = capsys.readouterr().out
+    assert "Not looked at: 160 photographs" in said
+    record = json.loads((out / "diagnosis.json").read_text())
+    kit = open_kit(kit_folder("shipped:resnet8_cifar10"))
+    assert {one["name"] for one in record["nearest"]["found"]} == set(kit.file.names)
+    assert record["norms"]["after"]["right"] > record["norms"]["before"]["right"]
+    whole = record["photographs"]["whole"]
+    assert whole["images"] == 640
+    assert whole["share"] == pytest.approx(0.756, abs=0.005)
+    assert record["failures"] == len(record["labels"]) == 640 - whole["right"]
+    assert all((out / name).is_file() for name in FILES)
 
 
 @pytest.mark.parametrize(

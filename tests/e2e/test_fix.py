@@ -27,7 +27,7 @@ from metarepair.stages import fix as fix_stage
 from metarepair.weights import resolve_weights
 from tasks.datasets import load_dataset
 from tasks.splits.digests import Digests, pixel_digests
-from tasks.splits.parts import JUDGE
+from tasks.splits.parts import JUDGE, LEARN, SELECT
 
 PHOTOGRAPHS, CLEAN = 160, 160
 Run = Callable[..., tuple[int, str]]
@@ -99,6 +99,13 @@ def test_a_repair_is_handed_over_in_the_form_that_the_weights_came_in(
     code, said = run("--max-clean-drop", "0.9")
     assert code == 0, said
     assert "A budget of 1 min 30 s buys fine-tuning for" in said
+    for note in (
+        "the weights are its entry 'net'",
+        "of 40 clean test images",
+        "to learn from: ",
+        "32 judge, ",
+    ):
+        assert said.count(note) == 1, note
     assert "Take the repaired model" in said
     result = result_in(root)
     choice = result["choice"]
@@ -289,12 +296,15 @@ def test_without_clean_images_no_group_is_on_two_sides(run: Run, tmp_path: Path,
         return {group_of[digest] for digest in digests_N.tolist() if digest in group_of}
 
     clean = {name: groups(pixel_digests(split.images_NHWC[:])) for name, split in here.clean_splits().items()}
-    assert not groups(wrong.digests_N[wrong.parts_N == JUDGE]) & (clean["training"] | clean["selecting"])
-    assert not groups(wrong.digests_N[wrong.learned_N]) & clean["test"]
+    of_part = {part: groups(wrong.digests_N[wrong.parts_N == part]) for part in (LEARN, SELECT, JUDGE)}
+    for part, split in ((LEARN, "training"), (SELECT, "selecting"), (JUDGE, "test")):
+        others = [found for other, found in (of_part | clean).items() if other not in (part, split)]
+        assert not (of_part[part] | clean[split]) & set().union(*others)
+        assert clean[split]
     judges_N = wrong.parts_N == JUDGE
     assert judges_N.any()
     assert bool(groups(wrong.digests_N[judges_N])) != held
-    assert ("are not used: right ones of their groups judge" in said) == held
+    assert ("are not used: their groups judge, and so does the holdout" in said) == held
     assert ("failures that judge right" in said) != held
 
 
@@ -330,6 +340,7 @@ def test_suspicious_failures_are_left_out_of_learning(run: Run, tmp_path: Path) 
     with_all = run("--restart")[1]
     used = [text.split("of 158 images, ")[1].split(" are learned")[0] for text in (said, with_all)]
     assert int(used[0]) <= int(used[1])
+    assert said.count("clean images to learn from: ") == 1
     assert "drop_suspicious: 0 -> 3" in run("--drop-suspicious", "3")[1]
 
 

@@ -74,7 +74,7 @@ def test_a_budget_is_read_in_seconds_minutes_or_hours(text: str, seconds: float)
     assert parse(*NEEDED, "--budget", text).budget == seconds
 
 
-@pytest.mark.parametrize("text", ["soon", "0s", "-3m", "10 weeks"])
+@pytest.mark.parametrize("text", ["soon", "0s", "-3m", "10 weeks", "5steps", "1e400s"])
 def test_what_is_no_time_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(*NEEDED, f"--budget={text}")

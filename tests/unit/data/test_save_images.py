@@ -11,9 +11,13 @@ import torch
 from PIL import Image
 
 from metarepair import save_images
-from tasks.datasets import ImageSource, list_images
+from tasks.datasets import DataSource, ImageSource, list_images, load_dataset
 from tasks.datasets.images import decode_image
+from tasks.datasets.unsplit import PARTS
+from tasks.environments import read_images, write_images
 from tasks.errors import ConfigError, DataError
+from tasks.splits.digests import pixel_digests
+from tasks.storage.manifest import write_manifest
 
 CLASSES = ("cat", "dog", "horse")
 IMAGES = np.random.default_rng(0).integers(256, size=(5, 9, 12, 3), dtype=np.uint8)
@@ -112,3 +116,27 @@ def test_another_ending_and_another_number_of_groups_are_refused(tmp_path: Path)
         save_images((IMAGES, LABELS), tmp_path / "t.csv")
     with pytest.raises(DataError, match="2 groups for 5 images"):
         save_images((IMAGES, LABELS), tmp_path / "t.parquet", groups=[1, 2])
+
+
+def test_a_file_may_say_what_each_image_is_for(tmp_path: Path) -> None:
+    data = load_dataset("cifar10_sample", "test")
+    parts_N = np.random.default_rng(0).permutation(np.arange(90) % 3).astype(np.int8)
+    path = save_images(
+        (data.images_NHWC[:90], data.labels_N[:90]), tmp_path / "t.parquet", parts=parts_N.tolist()
+    )
+    source = ImageSource(setting="images", location=path)
+    listing = list_images(source, data.classes)
+    np.testing.assert_array_equal(listing.parts_N, parts_N)
+    clean = DataSource(name="images", root=str(path), classes=data.classes)
+    digests_N = pixel_digests(data.images_NHWC[:90])
+    for split, part in PARTS.items():
+        found = load_dataset(clean, split)
+        assert set(pixel_digests(found.images_NHWC[:])) == set(digests_N[parts_N == part])
+    files, rows, facts = write_images(
+        tmp_path, {"collect": listing}, name="one", image_size=32, most_unreadable=0.0
+    )
+    manifest = write_manifest(
+        tmp_path, stage="images", config={}, inputs={}, files=files, rows=rows, facts=facts
+    )
+    found_N = read_images(tmp_path, manifest, name="one", classes=data.classes, seed=0).parts_N
+    np.testing.assert_array_equal(found_N, parts_N)

@@ -21,7 +21,7 @@ from metarepair.evaluation.side_effects import (
     OTHERS,
     TARGET,
     JudgedImages,
-    lost_classes,
+    fallen_classes,
     side_effects,
     side_effects_of,
 )
@@ -133,10 +133,9 @@ def effects_with(broken: int, images: int = 40) -> dict[str, dict[str, Any]]:
     )
 
 
-def test_a_destroyed_class_is_lost_and_a_few_mistakes_are_not() -> None:
-    lost = lost_classes(effects_with(35))
-    assert lost == [
-        {"where": CLEAN, "name": "cat", "images": 40, "recall_before": 1.0, "recall_after": 0.125}
-    ]
-    assert lost_classes(effects_with(4)) == []  # 10 points, and it may be chance
-    assert lost_classes(effects_with(30, images=400)) == []  # beyond chance, and only 7.5 points
+def test_a_class_that_falls_beyond_chance_is_told_and_half_of_it_makes_it_lost() -> None:
+    destroyed = {"where": CLEAN, "name": "cat", "images": 40, "recall_before": 1.0}
+    assert fallen_classes(effects_with(35)) == [destroyed | {"recall_after": 0.125, "lost": True}]
+    assert fallen_classes(effects_with(15)) == [destroyed | {"recall_after": 0.625, "lost": False}]
+    assert fallen_classes(effects_with(4)) == []  # 10 points, and it may be chance
+    assert fallen_classes(effects_with(30, images=400)) == []  # beyond chance, and only 7.5 points

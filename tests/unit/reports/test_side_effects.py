@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from made_result import made_result
-from metarepair.evaluation.side_effects import JudgedImages, lost_classes, side_effects_of
+from metarepair.evaluation.side_effects import JudgedImages, fallen_classes, side_effects_of
 from metarepair.reports.html import write_report
 from metarepair.reports.outcome import outcome_of
 from metarepair.reports.side_effects import OLDER, Images
@@ -58,7 +58,7 @@ def made(root: Path, broken: int) -> tuple[Run, dict[str, Any]]:
     result["choice"] = {"method": "metarepair", "seed": 0, "kept": False}
     result["judging"] = {"images": 120, "clean_images": 120, "protocol": "own images"}
     effects = side_effects_of(images, 0, HOSTILE)
-    row["lost_classes"] = lost_classes(effects)
+    row["fallen_classes"] = fallen_classes(effects)
     folder, key = run.repaired(TARGET), f"{row['method']}/{row['seed']}"
     folder.mkdir(parents=True)
     told = {"class_names": HOSTILE, "repairs": {key: effects}}
@@ -111,7 +111,8 @@ def sources() -> Images:
 
 def test_a_destroyed_class_is_the_first_thing_that_is_said(tmp_path: Path) -> None:
     run, result = made(tmp_path, broken=35)
-    first = f"The repair loses a class: {HOSTILE[0]} is found in 12.5% of 40 images (clean), before the repair in 100.0%"
+    found = "is found in 12.5% of 40 images (clean), before the repair in 100.0%"
+    first = f"The repair loses a class: {HOSTILE[0]} {found}"
     outcome = outcome_of(result)
     assert outcome.words.startswith(first)
     assert "Do not take the repaired model" in outcome.words
@@ -120,7 +121,14 @@ def test_a_destroyed_class_is_the_first_thing_that_is_said(tmp_path: Path) -> No
     assert verdict(result)[0].startswith(first)
     page = write_report(run, [result], sources()).read_text(encoding="utf-8")
     assert 0 < page.index("The repair loses a class") < page.index("<table")
-    assert "loses" not in outcome_of(made(tmp_path / "other", broken=2)[1]).words
+    assert "a class" not in outcome_of(made(tmp_path / "other", broken=2)[1]).words
+
+
+def test_a_class_that_is_worse_is_a_doubt_and_does_not_decide(tmp_path: Path) -> None:
+    outcome = outcome_of(made(tmp_path, broken=15)[1])
+    assert outcome.advised
+    assert outcome.words.startswith("Take the repaired model")
+    assert f"It is worse at a class: {HOSTILE[0]} is found in 62.5% of 40 images (clean)" in outcome.words
 
 
 def test_the_section_tells_what_changed_and_writes_every_image(tmp_path: Path) -> None:
@@ -142,7 +150,7 @@ def test_text_of_others_stays_text(tmp_path: Path) -> None:
     drawings = [
         base64.b64decode(found).decode() for found in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
     ]
-    assert len(drawings) == 4
+    assert len(drawings) == 7
     for text in (page, *drawings):
         assert "<script" not in text
     assert any("$x_{2}$" in one for one in drawings)
@@ -168,7 +176,7 @@ def test_nothing_is_told_of_a_repair_that_is_not_taken_or_of_an_older_version(
     (run.repaired(TARGET) / "side_effects.json").unlink()
     result["choice"]["kept"] = kept
     for row in result["methods"]:
-        row.pop("lost_classes", None)
+        row.pop("fallen_classes", None)
         before = {"environment_before": 0.8, "clean_before": 0.9, "images": 200, "clean_images": 100}
         row["selection"] = before | {"kept": kept, "nearest": [], "point": POINT}
     page = write_report(run, [result], sources()).read_text(encoding="utf-8")
