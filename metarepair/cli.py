@@ -18,14 +18,19 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from metarepair import __version__
+from metarepair.console.completion import complete
 from metarepair.console.kit_options import add_kit_options
 from metarepair.console.option_names import in_options
 from metarepair.console.options import (
     add_comparison_options,
+    add_completion_options,
+    add_config_options,
     add_corruption_options,
     add_export_options,
+    add_init_options,
     add_inspection_options,
     add_no_images_option,
+    add_report_options,
     add_settings_options,
     add_verbosity_options,
 )
@@ -57,6 +62,9 @@ VERBS = {
     "export": "write a repaired DNN as torch.export or ONNX, or in the format of its original weights file",
     "inspect": "show the contents of a run or an experience store, and verify its checksums",
     "status": "show the progress of a run and who works on it, from its storage alone",
+    "init": "write a first, commented YAML file for your own photographs",
+    "config": "explain a setting, or print the JSON Schema of all settings for an editor",
+    "completion": "print a script that completes this command in bash, zsh or fish",
     "corruptions": "list the corruptions, or show all of them on one image",
     "doctor": "report what this machine and environment can do",
 }
@@ -64,6 +72,13 @@ PATIENCE_S = 10.0
 LONGEST_WORD = 4096  # characters, as many as a path may have
 KEPT_WEIGHTS = 3  # exit code of `fix`: finished, and the deployed weights are kept
 KEPT = "Finished work is kept: run the same command again to resume"
+OF_ONE_VERB = {  # verbs that share no options with others
+    "init": add_init_options,
+    "config": add_config_options,
+    "completion": add_completion_options,
+    "corruptions": add_corruption_options,
+    "inspect": add_inspection_options,
+}
 OUTSIDE_THE_STAGES = ("compare", "hypothesis", "pretrain", "tune")  # not stages of `metarepair run`
 
 
@@ -83,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    complete(parser)
+    given = parser.parse_args(arguments)
     _stop_on_signals()
     try:
         _check_own_packages()
@@ -124,6 +141,8 @@ def _do(given: argparse.Namespace) -> int:
         return _examine(given)
     if given.verb == "corruptions":
         return _show_corruptions(given)
+    if given.verb in ("init", "config", "completion"):
+        return _help_to_write(given)
     if given.verb == "export":
         return _export(given)
     if given.verb == "kit":
@@ -202,11 +221,8 @@ def _parser() -> argparse.ArgumentParser:
     for verb, help_text in VERBS.items():
         sub = verbs.add_parser(verb, help=help_text, description=help_text)
         sub.add_argument("--debug", action="store_true", help="print the traceback of an error")
-        if verb == "corruptions":
-            add_corruption_options(sub)
-            continue
-        if verb == "inspect":
-            add_inspection_options(sub)
+        if verb in OF_ONE_VERB:
+            OF_ONE_VERB[verb](sub)
             continue
         if verb == "status":
             sub.add_argument("path", metavar="RUN", help="a run (STORAGE/NAME), local, on s3:// or on gs://")
@@ -246,9 +262,7 @@ def _parser() -> argparse.ArgumentParser:
         if verb in ("run", "report"):
             add_no_images_option(sub)
         if verb == "report":
-            sub.add_argument(
-                "--out", metavar="FOLDER", help="write the report there, and nothing into the run's folder"
-            )
+            add_report_options(sub)
         sub.add_argument(
             "--address",
             help="address of a Ray cluster (default: RAY_ADDRESS, or else a local Ray on this machine)",
@@ -303,6 +317,26 @@ def _show_corruptions(given: argparse.Namespace) -> int:
     return 0
 
 
+def _help_to_write(given: argparse.Namespace) -> int:
+    if given.verb == "completion":
+        from metarepair.console.completion import completion_script
+
+        print(completion_script(given.shell))
+        return 0
+    if given.verb == "config":
+        from metarepair.console.explain import explain_key, schema_text
+
+        print(schema_text() if given.schema else explain_key(given.explain))
+        return 0
+    from metarepair.console.first_config import write_first_config
+
+    write_first_config(
+        given.out, images=given.images, clean=given.clean, model=given.model, weights=given.weights
+    )
+    print(f"Written to {given.out}")
+    return 0
+
+
 def _check_own_packages() -> None:
     """Raise UserError if `import distributed` finds another project's package, such as Dask's."""
     from metarepair.own_packages import import_own
@@ -334,7 +368,13 @@ def _run(given: argparse.Namespace) -> int:
         preparation_budget=getattr(given, "preparation_budget", None),
     )
     check_paths(config, given.verb)
-    verbs = {"compare": _compare, "pretrain": _pretrain, "hypothesis": _study_hypothesis, "tune": _search}
+    verbs = {
+        "compare": _compare,
+        "pretrain": _pretrain,
+        "hypothesis": _study_hypothesis,
+        "tune": _search,
+        "report": _report,
+    }
     with without_empty_run(config), heartbeat(given.verb):
         return verbs.get(given.verb, _run_stages)(given, config)
 
@@ -472,6 +512,19 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
         do()
     print(f"Written to {pipeline.run.root}")
     return 0
+
+
+def _report(given: argparse.Namespace, config: Config) -> int:
+    from metarepair.console.browser import open_page, require_local
+    from metarepair.runs.layout import run_of
+    from tasks.storage.paths import place
+
+    if not given.open:
+        return _run_stages(given, config)
+    folder = require_local(run_of(config).report if given.out is None else place(given.out))
+    code = _run_stages(given, config)
+    open_page(folder / "index.html")
+    return code
 
 
 def _study_hypothesis(given: argparse.Namespace, config: Config) -> int:

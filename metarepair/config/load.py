@@ -259,7 +259,7 @@ def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override!r} is not key=value, such as --set train.episodes=20.")
-    *sections, last = _steps(key)
+    *sections, last = split_key(key)
     if not all((*sections, last)):
         raise ConfigError(
             f"--set {override!r}: {key!r} has an empty name before or after a dot. Write SECTION.SETTING=VALUE, such "
@@ -275,7 +275,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r} is not a YAML value: {_problem(error)}.") from error
 
 
-def _steps(key: str) -> list[str]:
+def split_key(key: str) -> list[str]:
     """Split `a.b.c` into a, b, c; in `search.space`, the dotted name of a setting is one step."""
     before, space, name = key.partition("search.space.")
     if before or not space:
@@ -293,7 +293,7 @@ def explain(error: ValidationError, where: str, *, root: type[BaseModel] = Confi
     first = error.errors()[0]
     key = (above + ".".join(str(part) for part in first["loc"])).rstrip(".")
     if first["type"] == "extra_forbidden":
-        return f"{_unknown(key, _group_at(first['loc'][:-1], root), known_keys(root, above))} (in {where})"
+        return f"{unknown_setting(key, _group_at(first['loc'][:-1], root), known_keys(root, above))} (in {where})"
     if first["type"] == "missing" and isinstance(first["loc"][-1], int):
         name, _, number = key.rpartition(".")
         return f"{name}: entry {int(number) + 1} is missing (in {where})"
@@ -312,7 +312,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
-def _unknown(key: str, group: type[BaseModel], known: list[str]) -> str:
+def unknown_setting(key: str, group: type[BaseModel], known: list[str]) -> str:
+    """Say that `key` is no setting of `group`, with the nearest of the `known` ones."""
     above, _, name = key.rpartition(".")
     same = [k for k in known if k.rpartition(".")[2] == name]
     here = [f"{above}.{field}" if above else field for field in group.model_fields]

@@ -380,7 +380,7 @@ class Config(Section):
         LimitsConfig(), description="Limits within which a repair is taken in place of the deployed DNN."
     )
     methods: MethodSettings = Field(
-        {}, description="Settings of single repair methods, by method name, such as `methods.apricot.models`."
+        {}, description="Settings of single repair methods, by method name, such as `methods.apricot.epochs`."
     )
     compare: CompareConfig = Field(CompareConfig(), description="The comparison of `metarepair compare`.")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="The evaluation of repaired DNNs.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from metarepair.console.completion import SHELLS, keys_completer, settings_completer
+
 
 def add_corruption_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `corruptions`."""
@@ -88,13 +90,14 @@ def add_settings_options(parser: argparse.ArgumentParser, *, required: bool) -> 
     parser.add_argument(
         "--config", required=required, type=Path, metavar="FILE", help="settings, a YAML file"
     )
-    parser.add_argument(
+    override = parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="override one setting, such as train.episodes=20; may be repeated",
     )
+    override.completer = settings_completer  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument(
         "--model",
         metavar="NAME",
@@ -104,6 +107,55 @@ def add_settings_options(parser: argparse.ArgumentParser, *, required: bool) -> 
     parser.add_argument(
         "--weights", metavar="FILE", help="its weights, safetensors or torch.save (overrides model.weights)"
     )
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `config`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--schema", action="store_true", help="print the JSON Schema of the settings, for an editor"
+    )
+    explained = what.add_argument(
+        "--explain",
+        metavar="KEY",
+        help="say what a setting, such as train.episodes, means and allows; of a section, its keys",
+    )
+    explained.completer = keys_completer  # type: ignore[attr-defined]  # argcomplete reads it
+
+
+def add_init_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `init`."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("my_repair.yaml"),
+        metavar="FILE",
+        help="file to write, which must not exist (default: my_repair.yaml)",
+    )
+    for name, metavar, what in (
+        ("images", "PATH", "labelled photographs that the model fails on, with those that it gets right"),
+        ("clean", "PATH", "labelled clean images, on which the model works as it should"),
+        ("model", "NAME", "the DNN: timm:NAME or module:FACTORY"),
+        ("weights", "FILE", "its weights, safetensors or torch.save"),
+    ):
+        parser.add_argument(f"--{name}", metavar=metavar, help=f"{what} (default: a placeholder)")
+
+
+def add_completion_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `completion`."""
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
+    parser.epilog = (
+        'bash and zsh: eval "$(metarepair completion bash)" in ~/.bashrc, or with zsh in ~/.zshrc after compinit. '
+        "fish: metarepair completion fish > ~/.config/fish/completions/metarepair.fish"
+    )
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `report` alone."""
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="write the report there, and nothing into the run's folder"
+    )
+    parser.add_argument("--open", action="store_true", help="open the report in a browser")
 
 
 def add_no_images_option(parser: argparse.ArgumentParser) -> None:

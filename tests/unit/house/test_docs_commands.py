@@ -25,7 +25,7 @@ PAGES = [
     ROOT / "benchmarks/README.md",
 ]
 # A program at the start of a line, or after variables, `# Command:`, a launcher or `python -m`. Text after two spaces
-# and a # or a bracket is a remark.
+# and a # or a bracket is a remark; after > it is the file that takes the output.
 START = re.compile(
     r"^[#\s]*(?:Command:)?\s*(?:[A-Z_]+=\S+ )*(?:docker run .*? |ray job submit .*? -- )?"
     r"(?:\.venv/bin/)?(?:python -m )?(?P<line>(?:metarepair|benchmarks\.\w+)(?= [a-zA-Z-]|$).*)$"
@@ -38,7 +38,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for page in PAGES:
         text = re.sub(r"\\\n[#\s]*", "", page.read_text(encoding="utf-8"))
         for line in text.splitlines():
-            match = START.match(re.sub(r"\s{2,}(#|\().*$", "", line))
+            match = START.match(re.sub(r"(\s{2,}(#|\()| > ).*$", "", line))
             if match and (line.startswith(("    ", "#", "  ")) or "python -m" in line):
                 yield str(page.relative_to(ROOT)), shlex.split(match["line"])
 

@@ -24,9 +24,9 @@ PAGES = sorted(
     if path.name != "log.md"  # it records past states
 )
 NAME = re.compile(r"(?<![\w./-])(?:tasks|metarepair|distributed)(?:\.[A-Za-z_]\w*)+(?<!\.py)(?!\w)")
-# Not paths to look up: the name of an encoding error handler, the command line, which runs when imported, and a group
-# of entry points.
-OTHERS = {"metarepair.plain", "metarepair.__main__", "metarepair.corruptions"}
+# Not paths to look up: the name of an encoding error handler, the command line, which runs when imported, a group of
+# entry points, and a file.
+OTHERS = {"metarepair.plain", "metarepair.__main__", "metarepair.corruptions", "metarepair.schema.json"}
 
 
 def is_there(name: str) -> bool:
