@@ -54,7 +54,8 @@ PATHS = (
     "holdout",
     "archive",
     "weights",
-)  # settings
+    "left_out",
+)  # settings, and names of photographs
 LEFT_OUT = "left out"
 BUDGET = ("seed", "images_seen", "gradient_steps")
 
@@ -250,7 +251,7 @@ def _obtained(run: Run, result: Result, target: str, show_paths: bool) -> str:
     ]
     for cells, row in zip(budget, result["methods"], strict=True):
         cells += [f"{row['seconds']:.1f}", "; ".join(row.get("notes") or ())]
-    shown = dict(config) if show_paths else _without_paths(config)
+    shown = dict(config) if show_paths else without_paths(config)
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     return (
         f"{bullets(lines)}<p>Budget that each repair used:</p>\n"
@@ -277,14 +278,18 @@ def _beside_paper(result: Result, target: str) -> str:
     return f"<p>{escaped(DIFFERENCES)}</p>\n" + html_table(header, rows)
 
 
-def _without_paths(settings: Any) -> Any:
-    """The settings, with the values that are paths replaced, in all groups."""
+def without_paths(settings: Any) -> Any:
+    """Return the settings without paths and names of photographs, in all groups."""
     if isinstance(settings, Mapping):
         return {
-            key: LEFT_OUT if key in PATHS and isinstance(value, str) else _without_paths(value)
-            for key, value in settings.items()
+            key: LEFT_OUT if _is_path(key, value) else without_paths(value) for key, value in settings.items()
         }
-    return [_without_paths(value) for value in settings] if isinstance(settings, list | tuple) else settings
+    return [without_paths(value) for value in settings] if isinstance(settings, list | tuple) else settings
+
+
+def _is_path(key: str, value: Any) -> bool:
+    named = key in PATHS and isinstance(value, str | list | tuple) and bool(value)
+    return named or (isinstance(value, str) and bool({"/", "\\"} & set(value)))
 
 
 def _files(run: Run, result: Result, target: str, show_paths: bool) -> str:

@@ -57,7 +57,7 @@ def side_effects_section(run: Run, result: Result, target: str, images: Images |
     effects: Mapping[str, Effects] = told["repairs"][key]
     page = [
         f"<h3>Side effects: {escaped(method_words(row['method']))}, seed {row['seed']}</h3>\n",
-        bullets(_sentence(set_words(name, target), found) for name, found in effects.items()),
+        bullets(effect_words(set_words(name, target), found) for name, found in effects.items()),
     ]
     for name, found in effects.items():
         words = set_words(name, target)
@@ -66,7 +66,8 @@ def side_effects_section(run: Run, result: Result, target: str, images: Images |
     return "".join(page)
 
 
-def _sentence(words: str, found: Effects) -> str:
+def effect_words(words: str, found: Effects) -> str:
+    """Return a sentence on what a repair changed on a set of images, which `words` name."""
     return (
         f"{words}: of {found['images']:,} images, {found['fixed']:,} became right and {found['broken']:,} wrong: "
         f"{percent(found['before'])}% → {percent(found['after'])}%, {points(found['gain'])} (95% interval "

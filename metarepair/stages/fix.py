@@ -27,6 +27,7 @@ from metarepair.fixing.speeds import measure
 from metarepair.repairs.export import export_original
 from metarepair.repairs.saved import load_repaired
 from metarepair.reports import load_results
+from metarepair.reports.card import CARD_FILES, write_cards
 from metarepair.reports.outcome import Outcome, outcome_of
 from metarepair.runs.heartbeat import heartbeat
 from metarepair.runs.layout import FIX_RECORD, FIX_SETTINGS, Run, run_of
@@ -219,9 +220,10 @@ class Fix:
         deployed = pipeline.here.deployed
         repaired = replace(deployed, module=load_repaired(folder, outcome.method, deployed))
         # Recorded before it is written: a file that a killed command leaves is known as ours, too.
-        self._note_handed_over({*before, out.name})
+        self._note_handed_over({*before, out.name, *CARD_FILES})
         logger.log(RESULTS, export_original(repaired, original, out, entry=config.model.entry))
-        self._keep_only((out.name,), before)
+        write_cards(self.run, result, handed_over=out, only_failures=self.request.knows_only_failures)
+        self._keep_only((out.name, *CARD_FILES), before)
         return replace(outcome, words=f"{outcome.words} Its weights: {out}")
 
     def _out(self, original: Path) -> Place:
@@ -247,19 +249,20 @@ class Fix:
         self._note_handed_over(names)
 
     def _refuse_foreign(self) -> None:
-        """Raise ConfigError if the file to hand over would replace one that `fix` did not write."""
-        out = self._out(resolve_weights(self.request.config.model.weights))
-        if out.is_file() and out.name not in self._handed_over():
-            raise ConfigError(
-                f"{out} exists, and {self.run.root / FIX_RECORD} does not name it as weights that fix handed over, so "
-                "it is not replaced. Move it away, or give another --out."
-            )
+        """Raise ConfigError if a file to hand over would replace one that `fix` did not write."""
+        weights = self._out(resolve_weights(self.request.config.model.weights)).name
+        for out in (self.run.root / name for name in (weights, *CARD_FILES)):
+            if out.is_file() and out.name not in self._handed_over():
+                raise ConfigError(
+                    f"{out} exists, and {self.run.root / FIX_RECORD} does not name it as a file that fix handed over, "
+                    "so it is not replaced. Move it away, or give another --out."
+                )
 
 
 def _is_handed_over(name: str) -> bool:
-    """Whether a name from the record can be that of handed-over weights: a damaged record deletes nothing else."""
+    """Whether a name from the record can be that of a handed-over file: a damaged record deletes nothing else."""
     path = Path(name)
-    return path.name == name and path.stem == REPAIRED and bool(path.suffix)
+    return name in CARD_FILES or (path.name == name and path.stem == REPAIRED and bool(path.suffix))
 
 
 def _refuse_inputs_inside(root: Place, settings: Mapping[str, Any]) -> None:
