@@ -21,6 +21,7 @@ from metarepair.evaluation.evaluate import Judgement
 from metarepair.evaluation.side_effects import fallen_classes, side_effects_of
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
+from metarepair.models.build import DeployedModel
 from metarepair.repairs.costs import preparation_cost
 from metarepair.repairs.limits import choice_of
 from metarepair.repairs.saved import WEIGHTS
@@ -36,7 +37,14 @@ FILES = (RESULT, SAMPLES, SIDE_EFFECTS, JUDGED_IMAGES)
 
 
 def write_result(
-    run: Run, config: Config, target: str, mined: Manifest, judged: Judgement, *, validation: int
+    run: Run,
+    config: Config,
+    target: str,
+    mined: Manifest,
+    judged: Judgement,
+    *,
+    validation: int,
+    deployed: DeployedModel,
 ) -> None:
     """Write all files into the target's folder; `validation` is the size of D_collect's validation part."""
     folder = run.repaired(target)
@@ -49,6 +57,7 @@ def write_result(
     told = {"class_names": judged.class_names, "repairs": effects}
     write_text(folder / SIDE_EFFECTS, json.dumps(told, allow_nan=False) + "\n")
     result = _result(run, config, target, mined, judged, validation)
+    result["preprocessing"] = {key: getattr(deployed, key) for key in ("mean", "std", "input_size")}
     for row, found in zip(result["methods"], effects.values(), strict=True):
         row["fallen_classes"] = fallen_classes(found)
     write_text(folder / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")

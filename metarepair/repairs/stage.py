@@ -121,7 +121,8 @@ def _repair(run: Run, config: Config, target: str, here: Surroundings, mined: Ma
                 f"{target}: repaired by {name}, seed {seed}, {candidates[-1].cost.seconds:.1f} s{notes}"
             )
     judged = evaluate(run, config, target, here, candidates)
-    write_result(run, config, target, mined, judged, validation=len(parts[config.repair.seeds[0]].validation))
+    validation = len(parts[config.repair.seeds[0]].validation)
+    write_result(run, config, target, mined, judged, validation=validation, deployed=here.deployed)
     return StageOutput(files=files)
 
 

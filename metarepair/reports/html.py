@@ -70,7 +70,8 @@ PATHS = (
     "holdout",
     "archive",
     "weights",
-)  # settings
+    "left_out",
+)  # settings, and names of photographs
 LEFT_OUT = "left out"
 BUDGET = ("seed", "images_seen", "gradient_steps")
 
@@ -263,7 +264,7 @@ def _obtained(run: Run, result: Result, target: str, show_paths: bool) -> Iterat
     ]
     for cells, row in zip(budget, result["methods"], strict=True):
         cells += [f"{row['seconds']:.1f}", "; ".join(row.get("notes") or ())]
-    shown = dict(config) if show_paths else _without_paths(config)
+    shown = dict(config) if show_paths else without_paths(config)
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     yield bullets(lines)
     yield paragraph("Budget that each repair used:")
@@ -291,14 +292,18 @@ def _beside_paper(result: Result, target: str) -> Iterator[Markup]:
     yield html_table(header, rows)
 
 
-def _without_paths(settings: Any) -> Any:
-    """The settings, with the values that are paths replaced, in all groups."""
+def without_paths(settings: Any) -> Any:
+    """Return the settings without paths and names of photographs, in all groups."""
     if isinstance(settings, Mapping):
         return {
-            key: LEFT_OUT if key in PATHS and isinstance(value, str) else _without_paths(value)
-            for key, value in settings.items()
+            key: LEFT_OUT if _is_path(key, value) else without_paths(value) for key, value in settings.items()
         }
-    return [_without_paths(value) for value in settings] if isinstance(settings, list | tuple) else settings
+    return [without_paths(value) for value in settings] if isinstance(settings, list | tuple) else settings
+
+
+def _is_path(key: str, value: Any) -> bool:
+    named = key in PATHS and isinstance(value, str | list | tuple) and bool(value)
+    return named or (isinstance(value, str) and bool({"/", "\\"} & set(value)))
 
 
 def _files(run: Run, result: Result, target: str, show_paths: bool) -> Iterator[Markup]:

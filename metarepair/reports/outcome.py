@@ -94,7 +94,9 @@ class _Gain:
 
     @classmethod
     def on_photographs(cls, result: Result, row: Row) -> _Gain:
-        fail, images = result["d_collect"]["fail"], result["judging"]["images"]
+        fail = result["d_collect"]["fail"]
+        # Each image of a corruption judges in all severities.
+        images = result["judging"]["images"] * (len(row.get("corrupted_by_severity") or ()) or 1)
         broken = round(row["break_rate_corrupted"] * (images - fail))
         return cls(fixed=round(row["d_fail"] * fail), broken=broken, images=images, before=1 - fail / images)
 

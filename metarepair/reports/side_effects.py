@@ -86,7 +86,7 @@ def side_effects_section(run: Run, result: Result, images: Images | None) -> Mar
     return joined(
         [
             heading(f"Side effects: {method_words(shown.row['method'])}, seed {shown.row['seed']}"),
-            bullets(_sentence(words[name], found) for name, found in shown.by_set.items()),
+            bullets(effect_words(words[name], found) for name, found in shown.by_set.items()),
             *(
                 _of_one_set(run, found, words[name], f"{file_name(target)}_{name}", shown.class_names)
                 for name, found in shown.by_set.items()
@@ -96,7 +96,8 @@ def side_effects_section(run: Run, result: Result, images: Images | None) -> Mar
     )
 
 
-def _sentence(words: str, found: Effects) -> str:
+def effect_words(words: str, found: Effects) -> str:
+    """Return a sentence on what a repair changed on a set of images, which `words` name."""
     return (
         f"{words}: of {found['images']:,} images, {found['fixed']:,} became right and {found['broken']:,} wrong: "
         f"{percent(found['before'])}% → {percent(found['after'])}%, {points(found['gain'])} (95% interval "

@@ -10,7 +10,8 @@
     merged/<experience>/        model.safetensors, repaired for an experience, to be averaged
     meta/<target>/              model.safetensors metrics.json              θ_meta depends on the target; with
                                 train.shared meta/shared/, for all targets
-    repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet
+    repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet; with the report, a card
+                                beside each model: README.md card.json
     report/                     index.html table.md figures
     hypothesis/                 pairs.parquet pairs.csv summary.json scatter.png, gains/ by experience and seed
     prepared/<method>/          what a method prepares before any target is known
@@ -21,7 +22,7 @@
     search/                     trials.parquet trials.csv best.yaml, figures; inputs/ and trials/ of `metarepair tune`
     d_fail_reads.jsonl          each opening of a target's D_fail; outlives --restart
     fix.yaml fix.json repaired.*    of `metarepair fix`: the settings that it planned, what they were planned from, and
-                                the repaired weights in the form of the user's own file
+                                the repaired weights in the form of the user's own file, with README.md card.json
     deployed/                   of `metarepair pretrain`
     pack/                       of `metarepair kit`: kit.json, the deployed weights, moments, digests, clean images
 

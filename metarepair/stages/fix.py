@@ -25,7 +25,7 @@ from metarepair.fixing.plan import Counts, Plan, plan_fix
 from metarepair.fixing.settings import count, planned_settings
 from metarepair.fixing.speeds import measure
 from metarepair.reports import load_results
-from metarepair.reports.outcome import Outcome, outcome_of
+from metarepair.reports.outcome import Outcome
 from metarepair.runs.heartbeat import heartbeat
 from metarepair.runs.layout import FIX_RECORD, FIX_SETTINGS, Run, run_of
 from metarepair.runs.logs import RESULTS
@@ -131,8 +131,8 @@ class Fix:
         with heartbeat("fix", planned_s=planned_s):
             pipeline.whole()
             result = load_results(self.run, [NAME])[0]
-            outcome = outcome_of(result, only_failures=self.request.knows_only_failures)
-            outcome = self._weights.write(outcome, pipeline.here.deployed)
+            known = self.request.knows_only_failures
+            outcome = self._weights.write(result, pipeline.here.deployed, only_failures=known)
         logger.log(RESULTS, outcome.words)
         return outcome
 

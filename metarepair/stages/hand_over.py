@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from metarepair.config.run import ModelConfig
 from metarepair.models.build import DeployedModel
 from metarepair.repairs.export import export_original
 from metarepair.repairs.saved import load_repaired
-from metarepair.reports.outcome import Outcome
+from metarepair.reports.card import CARD_FILES, write_cards
+from metarepair.reports.outcome import Outcome, outcome_of
 from metarepair.runs.layout import FIX_RECORD, Run
 from metarepair.runs.logs import RESULTS
 from metarepair.weights import resolve_weights
@@ -38,12 +39,13 @@ class HandOver:
     model: ModelConfig
 
     def refuse_foreign(self) -> None:
-        """Raise ConfigError if the file to hand over would replace one that `fix` did not write."""
-        if self._out.is_file() and self._out.name not in self.names():
-            raise ConfigError(
-                f"{self._out} exists, and {self.run.root / FIX_RECORD} does not name it as weights that fix handed "
-                "over, so it is not replaced. Move it away, or give another --out."
-            )
+        """Raise ConfigError if a file to hand over would replace one that `fix` did not write."""
+        for out in (self.run.root / name for name in (self._out.name, *CARD_FILES)):
+            if out.is_file() and out.name not in self.names():
+                raise ConfigError(
+                    f"{out} exists, and {self.run.root / FIX_RECORD} does not name it as a file that fix handed over, "
+                    "so it is not replaced. Move it away, or give another --out."
+                )
 
     def names(self) -> list[str]:
         """The names of the weights that an earlier call handed over; none if there is no record of it."""
@@ -53,11 +55,13 @@ class HandOver:
             return []
         return [name for name in names if isinstance(name, str) and _is_handed_over(name)]
 
-    def write(self, outcome: Outcome, deployed: DeployedModel) -> Outcome:
-        """Write the repaired weights in the form that the deployed ones came in; none if these are kept.
+    def write(self, result: Mapping[str, Any], deployed: DeployedModel, *, only_failures: bool) -> Outcome:
+        """Write the repaired weights in the form that the deployed ones came in, with a card; none if these are kept.
 
-        Weights of an earlier call are deleted. Returns the outcome, whose words name the file.
+        Files of an earlier call are deleted. only_failures: of `outcome_of`, whose outcome is returned; its words name
+        the weights.
         """
+        outcome = outcome_of(result, only_failures=only_failures)
         before = self.names()
         if outcome.kept or outcome.method is None:
             self._keep_only((), before)
@@ -65,9 +69,10 @@ class HandOver:
         folder = self.run.repaired(NAME) / outcome.method / str(outcome.seed)
         repaired = replace(deployed, module=load_repaired(folder, outcome.method, deployed))
         # Recorded before it is written: a file that a killed command leaves is known as ours, too.
-        self._note({*before, self._out.name})
+        self._note({*before, self._out.name, *CARD_FILES})
         logger.log(RESULTS, export_original(repaired, self._original, self._out, entry=self.model.entry))
-        self._keep_only((self._out.name,), before)
+        write_cards(self.run, result, handed_over=self._out, only_failures=only_failures)
+        self._keep_only((self._out.name, *CARD_FILES), before)
         return replace(outcome, words=f"{outcome.words} Its weights: {self._out}")
 
     @property
@@ -102,6 +107,6 @@ def read_record(run: Run) -> dict[str, Any]:
 
 
 def _is_handed_over(name: str) -> bool:
-    """Whether a name from the record can be that of handed-over weights: a damaged record deletes nothing else."""
+    """Whether a name from the record can be that of a handed-over file: a damaged record deletes nothing else."""
     path = Path(name)
-    return path.name == name and path.stem == REPAIRED and bool(path.suffix)
+    return name in CARD_FILES or (path.name == name and path.stem == REPAIRED and bool(path.suffix))

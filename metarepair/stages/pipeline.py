@@ -37,6 +37,7 @@ from metarepair.repairs.export import require_packages
 from metarepair.repairs.merged import merge_weights
 from metarepair.repairs.stage import repair_target
 from metarepair.reports import load_results
+from metarepair.reports.card import write_cards
 from metarepair.reports.html import write_report
 from metarepair.reports.side_effects import Images
 from metarepair.reports.table import results_table
@@ -445,13 +446,16 @@ class Pipeline:
             self.executor.call(repair_target, self.run, target, self.here)
 
     def report(self) -> None:
-        """Write the table, the figures and the page. Raises StageError if a target is not repaired."""
+        """Write the report and the models' cards. Raises StageError if a target is not repaired."""
         for target in self.config.targets:
             for folder in (self.run.repaired(target), self.run.meta(self.config.training_for(target))):
                 manifest = read_manifest(folder)
                 if manifest is not None:
                     verify_checksums(folder, manifest)
         results = load_results(self.run, self.config.targets)
+        if self.run.report_to is None:
+            for result in results:
+                write_cards(self.run, result)
         page = write_report(
             self.run,
             results,

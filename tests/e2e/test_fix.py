@@ -116,7 +116,17 @@ def test_a_repair_is_handed_over_in_the_form_that_the_weights_came_in(
     assert list(after["net"]) == list(before["net"])
     assert any(not torch.equal(after["net"][key], value) for key, value in before["net"].items())
     assert str(root / "repaired.pth") in said
-    assert json.loads((root / "fix.json").read_text("utf-8"))["handed_over"] == ["repaired.pth"]
+    handed_over = json.loads((root / "fix.json").read_text("utf-8"))["handed_over"]
+    assert handed_over == ["README.md", "card.json", "repaired.pth"]
+    card = json.loads((root / "card.json").read_text("utf-8"))
+    assert card["verdict"] in said
+    assert (card["made_from"], card["weights"]["file"]) == ("mine.pth", "repaired.pth")
+    models = [path.parent for path in (root / "repaired").rglob("model.safetensors")]
+    assert [(folder / "README.md").is_file() for folder in models] == [
+        folder.parts[-2] != "none" for folder in models
+    ]
+    for path in root.rglob("card.json"):
+        assert str(material) not in path.read_text("utf-8")
     assert f"{choice['method']}" in result["config"]["repair"]["methods"]
     assert (root / "report" / "index.html").is_file()
     # MetaRepair is not affordable, so nothing was mined or trained for it.
@@ -148,6 +158,16 @@ def test_weights_of_the_users_own_are_not_replaced(
     assert "Move it away, or give another --out" in said
     assert [*theirs.parent.iterdir()] == [theirs]
     assert theirs.read_bytes() == b"mine"
+
+
+def test_a_readme_of_the_users_own_is_not_replaced(run: Run, tmp_path: Path) -> None:
+    theirs = tmp_path / "repaired" / "README.md"
+    theirs.parent.mkdir()
+    theirs.write_text("mine", encoding="utf-8")
+    code, said = run()
+    assert code == 2
+    assert f"{theirs} exists" in said
+    assert theirs.read_text(encoding="utf-8") == "mine"
 
 
 def test_a_restart_deletes_the_weights_that_were_handed_over_and_no_others(run: Run, tmp_path: Path) -> None:
