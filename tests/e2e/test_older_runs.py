@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from metarepair.cli import main
+from metarepair.reports.card import CARD_FILES
 from metarepair.stages import mining
 from tasks.experiences.mining import mine
 from tasks.storage.manifest import CHECKSUM, Manifest, content_hash, read_manifest
@@ -54,8 +55,12 @@ def make_older(root: Path) -> dict[str, str]:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """The files of all stages but the report, which is written again each time."""
-    files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.relative_to(root).parts[0] != "report"]
+    """The files of all stages but the report and its model cards, which are written again each time."""
+    files = [
+        p
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and p.relative_to(root).parts[0] != "report" and p.name not in CARD_FILES
+    ]
     return {str(p.relative_to(root)): p.read_bytes() for p in files}
 
 
