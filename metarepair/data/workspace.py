@@ -53,7 +53,7 @@ class Surroundings:
     _noted: set[str] = field(default_factory=set)
 
     def with_settings(self, config: Config) -> Surroundings:
-        """The same DNN and data set with other settings of what is done with them."""
+        """Return a copy for other settings, which has the same DNN and data set already loaded."""
         return replace(self, config=config, _environments={}, _archives={}, _user_images={})
 
     def split(self, split: Split) -> ArrayDataset:

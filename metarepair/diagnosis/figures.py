@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from metarepair.diagnosis.findings import SuspiciousLabel
 from metarepair.diagnosis.known import Nearest
 from metarepair.evaluation.calibration import Bin
-from metarepair.reports.figures import COLOURS, blank, plain, quiet, to_png
+from metarepair.reports.figures import COLOURS, blank, calibration_curves, plain, to_png
 from metarepair.reports.image_rows import COLUMNS, SheetRow, draw
 from tasks.records import Pixels
 
 # K classes
-
-MOST_CLASSES = 30  # in a figure of the confusion
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
@@ -45,23 +43,8 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
 
 def calibration_figure(photographs: Sequence[Bin], clean: Sequence[Bin]) -> bytes:
     """Draw the share of right predictions by confidence, on the photographs and on clean images."""
-    figure = blank(5.2, 4.4)
-    axes = figure.add_subplot()
-    axes.plot([0, 100], [0, 100], color="#999999", linestyle="--", linewidth=1, label="perfect")
-    for bins, name, colour, mark in ((photographs, "photographs", 5, "o"), (clean, "clean images", 3, "s")):
-        axes.plot(
-            [100 * one.confidence for one in bins],
-            [100 * one.right for one in bins],
-            color=COLOURS[colour],
-            marker=mark,
-            markersize=4,
-            label=name,
-        )
-    axes.set_xlabel("confidence, %")
-    axes.set_ylabel("right, %")
-    axes.legend(frameon=False)
-    quiet(axes)
-    return to_png(figure)
+    curves = {"photographs": photographs, "clean images": clean}
+    return to_png(calibration_curves(curves, [(5, "o"), (3, "s")]))
 
 
 def nearest_figure(nearest: Nearest, label: str) -> bytes:

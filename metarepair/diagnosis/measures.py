@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from metarepair.diagnosis.seen import Answers
+from metarepair.evaluation.bounds import share_interval
 from metarepair.evaluation.calibration import Bin, calibration_bins, calibration_error
 from tasks.records import Ints
 
@@ -32,8 +32,8 @@ def share_of(right: int, images: int) -> Share | None:
     """The share of right images; None without images."""
     if not images:
         return None
-    low, high = binomtest(right, images).proportion_ci(method="wilson")
-    return Share(right=right, images=images, share=right / images, low=float(low), high=float(high))
+    low, high = share_interval(right, images)
+    return Share(right=right, images=images, share=right / images, low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from metarepair.diagnosis.figures import (
-    MOST_CLASSES,
     calibration_figure,
     confusion_figure,
     label_sheet,
@@ -25,6 +24,7 @@ from metarepair.diagnosis.findings import (
     sentences,
 )
 from metarepair.diagnosis.measures import Share
+from metarepair.reports.figures import MOST_CLASSES
 from metarepair.reports.page import bullets, heading, html_page, html_table, paragraph, picture
 from tasks.records import Pixels
 from tasks.storage.paths import Place, write_table, write_text

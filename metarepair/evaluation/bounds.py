@@ -20,6 +20,12 @@ def broken_bound(broken: int, right: int) -> float:
     return float(binomtest(broken, right, alternative="less").proportion_ci(LEVEL, method="exact").high)
 
 
+def share_interval(count: int, images: int) -> tuple[float, float]:
+    """The 95% interval of a share of which `count` of at least one image were seen (Wilson 1927)."""
+    low, high = binomtest(count, images).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
 def gain_interval(*, fixed: int, broken: int, images: int) -> tuple[float, float, float]:
     """The gain of accuracy of a paired comparison, and its 95% interval (normal approximation; McNemar's variance).
 

@@ -20,7 +20,7 @@ from tasks.records import Ints
 
 # N images, M repaired DNNs, K classes
 
-CLEAN, TARGET, OTHERS = "clean", "environment", "others"  # the sets of images that side effects are told of
+CLEAN, TARGET, OTHERS = "clean", "environment", "others"  # names of the sets of images that judge
 MOST_KINDS = 50  # that are measured apart
 FALL = 0.1  # of a class's recall that is told, if it is not chance
 
@@ -50,13 +50,16 @@ class JudgedImages:
     files: tuple[str, ...] = ()
 
 
-def side_effects_of(seen: Sequence[JudgedImages], model: int, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return the side effects of repaired DNN `model`, from 0: on clean images, the target's and, together, others'.
-
-    seen: clean images, the target's environment, then other environments.
-    """
+def judged_sets(seen: Sequence[JudgedImages]) -> dict[str, JudgedImages]:
+    """Return clean images, the target's and, as one set, those of other environments; `seen` has this order."""
     clean, target, *others = seen
-    sets = {CLEAN: clean, TARGET: target} | ({OTHERS: _together(others)} if others else {})
+    return {CLEAN: clean, TARGET: target} | ({OTHERS: _together(others)} if others else {})
+
+
+def side_effects_of(
+    sets: Mapping[str, JudgedImages], model: int, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the side effects of repaired DNN `model`, from 0, on each of the `judged_sets`."""
     return {name: side_effects(images, model, class_names) for name, images in sets.items()}
 
 

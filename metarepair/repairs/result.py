@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from metarepair.config.run import Config
 from metarepair.evaluation.evaluate import Judgement
-from metarepair.evaluation.side_effects import fallen_classes, side_effects_of
+from metarepair.evaluation.side_effects import fallen_classes, judged_sets, side_effects_of
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
 from metarepair.models.build import DeployedModel
@@ -50,8 +50,9 @@ def write_result(
     folder = run.repaired(target)
     _write_samples(folder / SAMPLES, judged)
     write_table(folder / JUDGED_IMAGES, _judged_images(judged))
+    sets = judged_sets(judged.seen)
     effects = {
-        f"{one.method}/{one.seed}": side_effects_of(judged.seen, number, judged.class_names)
+        f"{one.method}/{one.seed}": side_effects_of(sets, number, judged.class_names)
         for number, one in enumerate(judged.results)
     }
     told = {"class_names": judged.class_names, "repairs": effects}

@@ -9,33 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from metarepair.reports.figures import COLOURS, blank, plain, quiet, to_svg
+from metarepair.evaluation.calibration import Bin
+from metarepair.reports.figures import blank, calibration_curves, plain, to_svg
 
 # K classes
-
-MOST_CLASSES = 30  # in a figure of the confusion
 
 
 def reliability(calibration: Mapping[str, Any], title: str) -> bytes:
     """Draw the share of right predictions by confidence, before and after a repair."""
-    figure = blank(5.2, 4.2)
-    axes = figure.add_subplot()
-    axes.plot([0, 100], [0, 100], color="#999999", linestyle="--", linewidth=1, label="perfect")
-    for when, colour, mark in (("before", 0, "o"), ("after", 3, "s")):
-        bins = calibration[when]["bins"]
-        axes.plot(
-            [100 * one["confidence"] for one in bins],
-            [100 * one["right"] for one in bins],
-            color=COLOURS[colour],
-            marker=mark,
-            markersize=4,
-            label=when,
-        )
-    axes.set_xlabel("confidence, %")
-    axes.set_ylabel("right, %")
-    axes.set_title(plain(title), fontsize=10)
-    axes.legend(frameon=False)
-    quiet(axes)
+    curves = {when: [Bin(**one) for one in calibration[when]["bins"]] for when in ("before", "after")}
+    figure = calibration_curves(curves, [(0, "o"), (3, "s")])
+    figure.axes[0].set_title(plain(title), fontsize=10)
     return to_svg(figure)
 
 

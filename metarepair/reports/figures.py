@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from metarepair.evaluation.calibration import Bin
 from metarepair.reports.table import Result, Row, by_method, spread
 from metarepair.reports.words import method_words
 from tasks.records import Failures, Ints
@@ -24,6 +25,7 @@ from tasks.storage.paths import Place, writing
 
 COLOURS = ("#999999", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#000000")
 MARKS = "osD^vPX*"
+MOST_CLASSES = 30  # in a figure of the confusion
 ANNOTATED = 20  # distances are written into the heat map for at most this many environments
 
 
@@ -74,6 +76,27 @@ def quiet(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
+
+
+def calibration_curves(curves: Mapping[str, Sequence[Bin]], styles: Sequence[tuple[int, str]]) -> Figure:
+    """Draw the share of right predictions by confidence; each curve has a name, a number of COLOURS and a mark."""
+    figure = blank(5.2, 4.4)
+    axes = figure.add_subplot()
+    axes.plot([0, 100], [0, 100], color="#999999", linestyle="--", linewidth=1, label="perfect")
+    for (name, bins), (colour, mark) in zip(curves.items(), styles, strict=True):
+        axes.plot(
+            [100 * one.confidence for one in bins],
+            [100 * one.right for one in bins],
+            color=COLOURS[colour],
+            marker=mark,
+            markersize=4,
+            label=name,
+        )
+    axes.set_xlabel("confidence, %")
+    axes.set_ylabel("right, %")
+    axes.legend(frameon=False)
+    quiet(axes)
+    return figure
 
 
 def heat_map(

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import binomtest
-
+from metarepair.evaluation.bounds import share_interval
 from metarepair.evaluation.side_effects import CLEAN, TARGET
 from metarepair.reports.outcome import Outcome, knows_only_failures, lost_words, outcome_of
 from metarepair.reports.side_effects import shown_effects
@@ -100,9 +99,9 @@ def _broken(found: Mapping[str, Any]) -> Number:
     right = round(found["before"] * found["images"])
     if not right:
         return Number(name="Clean images broken, %", value="—", interval="none was right before")
-    interval = binomtest(found["broken"], right).proportion_ci(method="wilson")
+    low, high = share_interval(found["broken"], right)
     return Number(
         name="Clean images broken, %",
         value=percent(found["broken"] / right),
-        interval=f"95% interval {percent(interval.low)} to {percent(interval.high)}; {found['broken']:,} of {right:,}",
+        interval=f"95% interval {percent(low)} to {percent(high)}; {found['broken']:,} of {right:,}",
     )

@@ -71,9 +71,9 @@ def html_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> Ma
     return Markup(_PARTS.table(header, list(rows)))
 
 
-def details(summary: str, parts: Iterable[Markup], *, shown: bool = False) -> Markup:
-    """Return parts that a reader opens; `shown`: they are open at first."""
-    return Markup(_PARTS.details(summary, joined(parts), shown))
+def details(summary: str, parts: Iterable[Markup]) -> Markup:
+    """Return parts that are hidden until a reader opens them by their summary."""
+    return Markup(_PARTS.details(summary, joined(parts)))
 
 
 def headline(decision: str, kind: str, sentences: Sequence[str], numbers: Sequence[Any]) -> Markup:

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from metarepair.evaluation.side_effects import CLEAN
-from metarepair.reports.effect_figures import MOST_CLASSES, confusion, reliability
+from metarepair.reports.effect_figures import confusion, reliability
 from metarepair.reports.examples import SourceOf
+from metarepair.reports.figures import MOST_CLASSES
 from metarepair.reports.image_rows import COLUMNS, SheetRow, draw
 from metarepair.reports.page import (
     bullets,

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import binomtest
 
+from metarepair.evaluation.bounds import share_interval
 from metarepair.reports.outcome import (
     FEW_IMAGES,
     knows_only_failures,
@@ -206,7 +206,7 @@ def _intervals(result: Result, images: int, *, of_a_seed: bool) -> list[str]:
         if accuracy is None:
             continue
         right = round(accuracy * images)
-        low, high = binomtest(right, images).proportion_ci(method="wilson")
+        low, high = share_interval(right, images)
         parts.append(f"{method_words(method)} {percent(accuracy)}% ({percent(low)} to {percent(high)})")
     width = f", as wide as for the {images:,} images of one seed" if of_a_seed else ""
     lines = (

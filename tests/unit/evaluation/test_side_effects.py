@@ -22,6 +22,7 @@ from metarepair.evaluation.side_effects import (
     TARGET,
     JudgedImages,
     fallen_classes,
+    judged_sets,
     side_effects,
     side_effects_of,
 )
@@ -117,20 +118,19 @@ def test_other_environments_are_told_together() -> None:
         judged([0, 1], [0, 0], [0, 1], name="fog"),
         judged([2], [2], [2], name="snow"),
     ]
-    found = side_effects_of(seen, 0, NAMES)
+    found = side_effects_of(judged_sets(seen), 0, NAMES)
     assert list(found) == [CLEAN, TARGET, OTHERS]
     assert [found[name]["images"] for name in found] == [1, 1, 3]
     assert [(one["name"], one["after"]) for one in found[OTHERS]["kinds"]] == [("fog", 1.0), ("snow", 1.0)]
-    assert list(side_effects_of(seen[:2], 0, NAMES)) == [CLEAN, TARGET]
+    assert list(side_effects_of(judged_sets(seen[:2]), 0, NAMES)) == [CLEAN, TARGET]
 
 
 def effects_with(broken: int, images: int = 40) -> dict[str, dict[str, Any]]:
     """Of a repair that breaks so many of the cats, and nothing else."""
     labels = [0] * images + [1] * images
     after = [1] * broken + [0] * (images - broken) + [1] * images
-    return side_effects_of(
-        [judged(labels, labels, after), judged(labels, labels, labels, name="night")], 0, NAMES
-    )
+    seen = [judged(labels, labels, after), judged(labels, labels, labels, name="night")]
+    return side_effects_of(judged_sets(seen), 0, NAMES)
 
 
 def test_a_class_that_falls_beyond_chance_is_told_and_half_of_it_makes_it_lost() -> None:

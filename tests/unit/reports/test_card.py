@@ -15,7 +15,7 @@ from markdown import markdown
 from safetensors.torch import load_file, save_file
 
 from made_result import made_result
-from metarepair.evaluation.side_effects import JudgedImages, fallen_classes, side_effects_of
+from metarepair.evaluation.side_effects import JudgedImages, fallen_classes, judged_sets, side_effects_of
 from metarepair.reports import load_results
 from metarepair.reports.card import CARD_FILES, LICENCE, LOAD, card_text, markdown_text, write_cards
 from metarepair.runs.layout import Run
@@ -55,7 +55,7 @@ def made_run(root: Path, *, broken: int = 0, classes: tuple[str, ...] = HOSTILE,
         JudgedImages(name="clean", classes=np.stack([labels_N, after_N]), **common),
         JudgedImages(name=TARGET, classes=photographs, files=(PHOTOGRAPH,) * 400, **common),
     ]
-    effects = side_effects_of(seen, 0, classes)
+    effects = side_effects_of(judged_sets(seen), 0, classes)
     result["methods"] = [row for row in result["methods"] if row["method"] != "finetune"]
     for row in result["methods"]:
         row["corrupted_by_severity"], row["fallen_classes"] = {"0": row["corrupted"]}, []

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from made_result import made_result
-from metarepair.evaluation.side_effects import JudgedImages, fallen_classes, side_effects_of
+from metarepair.evaluation.side_effects import JudgedImages, fallen_classes, judged_sets, side_effects_of
 from metarepair.reports.headline import ADOPT, CHECK, KEEP, NOT, OPEN, headline_of
 from metarepair.reports.html import write_report
 from metarepair.reports.outcome import outcome_of
@@ -59,7 +59,7 @@ def made(root: Path, broken: int) -> tuple[Run, dict[str, Any]]:
     row.update(d_fail=1.0, break_rate_corrupted=0.0)
     result["choice"] = {"method": "metarepair", "seed": 0, "kept": False}
     result["judging"] = {"images": 120, "clean_images": 120, "protocol": "own images"}
-    effects = side_effects_of(images, 0, HOSTILE)
+    effects = side_effects_of(judged_sets(images), 0, HOSTILE)
     row["fallen_classes"] = fallen_classes(effects)
     folder, key = run.repaired(TARGET), f"{row['method']}/{row['seed']}"
     folder.mkdir(parents=True)
