@@ -293,12 +293,13 @@ def _examine(given: argparse.Namespace) -> int:
     from metarepair.config.load import load_config
     from metarepair.console.doctor import examine_model
     from metarepair.console.paths import check_paths
+    from metarepair.weights.hub import is_hub
 
     needed: dict[str, Any] = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
     model = {"name": given.model, "weights": given.weights}
     config = load_config(given.config, given.set, model=model, **needed)
     check_paths(config, given.verb)
-    print(examine_model(config, fresh=given.model is not None and given.weights is None))
+    print(examine_model(config, fresh=not (given.model is None or given.weights or is_hub(given.model))))
     return 0
 
 
