@@ -293,14 +293,21 @@ def _examine(given: argparse.Namespace) -> int:
     from metarepair.config.load import load_config
     from metarepair.console.doctor import examine_model
     from metarepair.console.paths import check_paths
-    from metarepair.weights.hub import is_hub
 
     needed: dict[str, Any] = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
-    model = {"name": given.model, "weights": given.weights}
+    model = _named_model(given)
     config = load_config(given.config, given.set, model=model, **needed)
     check_paths(config, given.verb)
-    print(examine_model(config, fresh=not (given.model is None or given.weights or is_hub(given.model))))
+    print(examine_model(config, fresh=model["name"] is not None and model["weights"] is None))
     return 0
+
+
+def _named_model(given: argparse.Namespace) -> dict[str, str | None]:
+    """The settings of --model and --weights; a model of a hub brings its own weights."""
+    from metarepair.weights.hub import is_hub
+
+    own = given.model if is_hub(given.model) else None
+    return {"name": given.model, "weights": given.weights or own}
 
 
 def _show_corruptions(given: argparse.Namespace) -> int:
@@ -363,7 +370,7 @@ def _run(given: argparse.Namespace) -> int:
     config = load_config(
         given.config,
         given.set,
-        model={"name": given.model, "weights": given.weights},
+        model=_named_model(given),
         storage_path=given.storage,
         compare={"budget": getattr(given, "budget", None)},
         preparation_budget=getattr(given, "preparation_budget", None),

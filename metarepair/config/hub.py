@@ -30,18 +30,19 @@ def with_hub(values: dict[str, Any]) -> dict[str, Any]:
     A key that is there with no value says that there is none. Raises ConfigError or WeightsError for a model that the
     hub does not have, or whose files are missing here.
     """
-    if not isinstance(values, dict):  # it is refused with the other settings
-        return values
     model, data = section_of(values, "model"), section_of(values, "data")
     name, weights = model.get("name"), model.get("weights")
-    if not isinstance(name, str) or not isinstance(weights, str | None) or not (is_hub(name) or is_hub(weights)):
+    if (
+        not isinstance(name, str)
+        or not isinstance(weights, str | None)
+        or not (is_hub(name) or is_hub(weights))
+    ):
         return values
-    name = _pinned(name)
-    weights = _own_weights(name) if weights is None else _pinned(weights)
+    name, weights = _pinned(name), _pinned_weights(name if weights is None else weights)
     values = values | {"model": model | {"name": name, "weights": weights}}
     if {*PREPARATION} <= model.keys() and "classes" in data:
         return values
-    stated = stated_of(name, weights or "")
+    stated = stated_of(name, weights)
     return values if stated is None else merged(_given_by(stated, model, data), values)
 
 
@@ -50,13 +51,13 @@ def _pinned(name: str) -> str:
     return str(pinned(read_hub_name(name))) if is_hub(name) and not name.startswith(TORCHVISION) else name
 
 
-def _own_weights(name: str) -> str | None:
-    """The weights of a hub's model if the settings name no others."""
-    if not name.startswith(TORCHVISION):
-        return name
+def _pinned_weights(weights: str) -> str:
+    """The same for weights, of which torchvision:NAME are the model's best."""
+    if not weights.startswith(TORCHVISION) or "." in weights:
+        return _pinned(weights)
     from metarepair.weights.torchvision_files import default_weights
 
-    return default_weights(name)
+    return default_weights(weights)
 
 
 def _given_by(stated: Stated, model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +80,9 @@ def _reordered(stated: Stated, data: Mapping[str, Any]) -> tuple[str, ...] | Non
         return None
     try:
         source = DataConfig.model_validate(data).source()
-        if source.name == UNSPLIT and form_of(unsplit_source(source)) == "tables" or source.name not in BY_NAME:
+        if (
+            source.name == UNSPLIT and form_of(unsplit_source(source)) == "tables"
+        ) or source.name not in BY_NAME:
             return None
         names = dataset_info(source).classes
     except (UserError, ValidationError):  # it is reported where the data set is read

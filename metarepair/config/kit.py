@@ -240,7 +240,7 @@ def _some(names: tuple[str, ...]) -> str:
 
 def section_of(values: dict[str, Any], name: str) -> dict[str, Any]:
     """The settings of a section, none if it is missing or no mapping."""
-    found = values.get(name)
+    found = values.get(name) if isinstance(values, dict) else None
     return found if isinstance(found, dict) else {}
 
 

@@ -84,7 +84,7 @@ class Photographs:
 
 
 def absolute(text: str | None) -> str | None:
-    """Return a local path as an absolute one; the name of a file, an address such as s3://… and None stay as they are."""
+    """Return a local path as an absolute one; the name of a file, an address as s3://… and None stay as they are."""
     if text is None or is_named(text) or "://" in text:
         return text
     return str(place(text))

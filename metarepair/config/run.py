@@ -42,8 +42,8 @@ class ModelConfig(Section):
     weights: str = Field(
         "shipped:resnet8_cifar10",
         description="Weights file, safetensors or torch.save; `shipped:NAME` for one that the project ships; "
-        "`hf-hub:…`, `hf:…` or `torchvision:WEIGHTS.ENTRY` for one of a hub. If not set, those of the hub that `name` is "
-        "of.",
+        "`hf-hub:…`, `hf:…` or `torchvision:WEIGHTS.ENTRY` for one of a hub. If not set, those of the hub of "
+        "`name`.",
     )
     entry: str | None = Field(
         None,

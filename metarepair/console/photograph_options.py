@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from metarepair.console.options import MODEL_FORMS, add_no_images_option
 from metarepair.runs.amounts import read_amount
-from metarepair.weights.hub import is_hub
 from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -206,6 +205,8 @@ def require_model(given: argparse.Namespace, others: Sequence[str], remedy: str)
 
     A model of a hub has weights there.
     """
+    from metarepair.weights.hub import is_hub  # it imports pyarrow, too
+
     for option in ("model", *(() if is_hub(given.model) else ("weights",)), *others):
         if getattr(given, option) is None:
             raise ConfigError(f"--{option} is missing. {remedy}")

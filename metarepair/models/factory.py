@@ -103,8 +103,8 @@ def find_factory(path: str) -> Any:
         example = written if _PATH.fullmatch(written) else "examples.cifar_resnets:resnet20"
         raise ConfigError(
             f"model.name={path!r} is neither a timm name nor an import path, nor of a hub, as {EXAMPLE}"
-            f"{near_names(module, [kind.rstrip(':') for kind in KINDS]) or '.'} An import path is package.module:factory, "
-            f"as in {example}"
+            f"{near_names(module, [kind.rstrip(':') for kind in KINDS]) or '.'} An import path is "
+            f"package.module:factory, as in {example}"
         )
     where, _, attribute = path.partition(":")
     found: Any = _import(where, path)

@@ -53,7 +53,11 @@ def origin_note(name: str, path: Place, stated: Stated, **used: object) -> str:
     digest = blob_sha256(path) if isinstance(path, Path) else None
     said = {key: (value, getattr(stated, key)) for key, value in used.items()}
     taken = [f"{key} {value}" for key, (value, its) in said.items() if value == its is not None]
-    other = [f"{key} {value}, where it states {its}" for key, (value, its) in said.items() if value != its is not None]
+    other = [
+        f"{key} {value}, where it states {its}"
+        for key, (value, its) in said.items()
+        if value != its is not None
+    ]
     parts = [
         f"weights {path.name}{f' with the SHA-256 {digest}' if digest else ''}",
         *([f"{', '.join(taken)} as the hub states"] if taken else []),
@@ -97,6 +101,6 @@ def _built(name: str, build: Callable[[], nn.Module]) -> nn.Module:
     except Exception as error:  # a constructor may raise anything for the settings in a config.json
         said = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"model.name={name!r} cannot be built ({type(error).__name__}: {said}). Give a classifier of images that the "
-            "installed version of its library has."
+            f"model.name={name!r} cannot be built ({type(error).__name__}: {said}). Give a classifier of images that "
+            "the installed version of its library has."
         ) from error

@@ -20,8 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 class LogitsOfClassifier(nn.Module):
     """The classifier's submodules under their own names, and its forward pass, which returns logits [B, K].
 
-    published: the name of each tensor of the state dict in the files that the hub holds, which transformers renames when
-    it reads them.
+    published: the name of each tensor of the state dict in the hub's files. transformers renames some as it reads them.
     """
 
     def __init__(self, classifier: Any) -> None:
@@ -50,17 +49,24 @@ def build_classifier(folder: Path) -> LogitsOfClassifier:
     classifier = AutoModelForImageClassification.from_config(
         config, trust_remote_code=False, attn_implementation="eager", dtype=torch.float32
     )
-    own = [name for name, _ in (*classifier.named_parameters(recurse=False), *classifier.named_buffers(recurse=False))]
+    own = [
+        name
+        for name, _ in (*classifier.named_parameters(recurse=False), *classifier.named_buffers(recurse=False))
+    ]
     if own:
         raise ValueError(f"{type(classifier).__name__} holds {own[0]} itself, not in a submodule")
     return LogitsOfClassifier(classifier)
 
 
 def published_names(classifier: Any) -> dict[str, str]:
-    """The name of each tensor in the files that the hub holds, by its own; without those that it computes from others."""
+    """The name of each tensor in the hub's files, by its own; without those that are computed from the files'."""
     state = classifier.state_dict()
-    published = {tensor.data_ptr(): name for name, tensor in revert_weight_conversion(classifier, dict(state)).items()}
-    return {own: published[tensor.data_ptr()] for own, tensor in state.items() if tensor.data_ptr() in published}
+    published = {
+        tensor.data_ptr(): name for name, tensor in revert_weight_conversion(classifier, dict(state)).items()
+    }
+    return {
+        own: published[tensor.data_ptr()] for own, tensor in state.items() if tensor.data_ptr() in published
+    }
 
 
 def checkpoint_filter_fn(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ SCHEME = "shipped:"
 
 
 def resolve_weights(weights: str, *, setting: str = "model.weights", others: str = "") -> Path:
-    """Return the path that a setting names: `shipped:NAME` is a file of this package; anything else is of a hub or a path.
+    """Return the path that a setting names: `shipped:NAME` is a file of this package, others are of a hub or paths.
 
     A hub's file is downloaded if it is not in the cache. others: what else the setting may be, for the message. Raises
     WeightsError if there is no such file. Imports no torch but for torchvision's names, so a wrong path is reported at

@@ -109,7 +109,9 @@ def hub_json(name: HubName, file: str) -> dict[str, Any]:
             raise ValueError(f"it has {path.stat().st_size:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{name}: {file} is not JSON ({error}). Give a revision in which it is.") from error
+        raise WeightsError(
+            f"{name}: {file} is not JSON ({error}). Give a revision in which it is."
+        ) from error
     if not isinstance(content, dict):
         raise WeightsError(f"{name}: {file} holds no settings by name. Give a revision in which it does.")
     return content
@@ -155,23 +157,29 @@ def _downloaded(name: HubName, file: str) -> Path:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise WeightsError(
-            f"{name}: the hub has no model {name.repository}, or it needs permission{_near(name)}. Check the name, or "
-            "log in: hf auth login."
+            f"{name}: the hub has no model {name.repository}, or it needs permission{_near(name) or '.'} Check the "
+            "name, or log in: hf auth login."
         ) from error
     except errors.RemoteEntryNotFoundError as error:
         raise WeightsError(
-            _only_pickles(name, None) if file == WEIGHTS else f"{name} has no {file}, so its model is unknown."
+            _only_pickles(name, None)
+            if file == WEIGHTS
+            else f"{name} has no {file}, so its model is unknown."
         ) from error
-    except Exception as error:  # whatever the client's transport raises: no network, a broken answer, a full disk
+    except (
+        Exception
+    ) as error:  # whatever the client's transport raises: no network, a broken answer, a full disk
         why = " ".join(str(error).split())[:200]
-        raise WeightsError(_missing(name, file, f"the download failed ({type(error).__name__}: {why})")) from error
+        raise WeightsError(
+            _missing(name, file, f"the download failed ({type(error).__name__}: {why})")
+        ) from error
 
 
 def _missing(name: HubName, file: str, why: str) -> str:
     return (
-        f"{name}: {file} is not in the cache of {socket.gethostname()} ({cache_folder()}){_near(name)}, and {why}. On a "
-        f"machine with internet: {name.download}. Then copy its cache here, and set HF_HUB_CACHE to that folder (on a "
-        "cluster: on every node)."
+        f"{name}: {file} is not in the cache of {socket.gethostname()} ({cache_folder()}), and {why}"
+        f"{_near(name) or '.'} On a machine with internet: {name.download}. Then copy its cache here, and set "
+        "HF_HUB_CACHE to that folder (on a cluster: on every node)."
     )
 
 

@@ -27,7 +27,11 @@ PROCESSOR = "preprocessor_config.json"
 PACKAGE = "transformers"
 PLACEHOLDER = "LABEL_"  # with a number: what transformers calls a class without a name
 NOT_BUILDING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-UNUSUAL = ("do_flip_channel_order", "rescale_offset", "include_top")  # steps that mean and std do not describe
+UNUSUAL = (
+    "do_flip_channel_order",
+    "rescale_offset",
+    "include_top",
+)  # steps that mean and std do not describe
 
 
 @dataclass(frozen=True, kw_only=True)

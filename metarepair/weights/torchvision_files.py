@@ -45,7 +45,7 @@ def torchvision_weights(weights: str) -> Path:
     Raises ConfigError for an unknown name; WeightsError with the remedy if they are missing here and cannot be
     downloaded, or if they are damaged.
     """
-    url = _entry(weights).url
+    url: str = _entry(weights).url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not path.is_file():
         _download(url, path, weights)
@@ -84,7 +84,9 @@ def _entry(weights: str) -> Any:
 def _entries() -> dict[str, Any]:
     """All published weights with a classifier, by the name that torchvision.models.get_weight takes."""
     kinds = map(torchvision.models.get_model_weights, torchvision.models.list_models(torchvision.models))
-    members = [(f"{kind.__name__}.{name}", entry) for kind in kinds for name, entry in kind.__members__.items()]
+    members = [
+        (f"{kind.__name__}.{name}", entry) for kind in kinds for name, entry in kind.__members__.items()
+    ]
     return {name: entry for name, entry in members if entry.meta["categories"]}
 
 

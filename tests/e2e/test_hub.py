@@ -91,7 +91,11 @@ def test_a_run_is_resumed_with_the_same_commit_and_refused_with_another(
     capsys.readouterr()
     assert run("mine", settings) == 2
     assert COMMIT in capsys.readouterr().err
-    assert run("mine", settings, "--model", PINNED) == 0
+    other = settings.with_name("other.yaml")
+    other.write_text(
+        settings.read_text("utf-8").replace(f"'{NAME}'", "densenet121, weights: absent.pth"), "utf-8"
+    )
+    assert run("mine", other, "--model", PINNED) == 0
 
 
 def test_a_missing_model_ends_the_command_before_any_work(

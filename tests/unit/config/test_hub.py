@@ -40,7 +40,11 @@ def folders(root: Path, *names: str) -> dict[str, Any]:
 def test_the_settings_hold_the_commit_the_weights_and_the_preparation(cache: Path) -> None:
     model = settings().model
     assert (model.name, model.weights) == (PINNED, PINNED)
-    assert (model.mean, model.std, model.input_size) == ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), 32)
+    assert (model.mean, model.std, model.input_size) == (
+        (0.4914, 0.4822, 0.4465),
+        (0.247, 0.2435, 0.2616),
+        32,
+    )
 
 
 def test_a_model_of_no_hub_has_the_settings_of_before() -> None:
@@ -110,7 +114,9 @@ def test_labels_that_are_numbers_keep_their_names(cache: Path, tmp_path: Path) -
         {"num_classes": "many"},
     ],
 )
-def test_statements_of_another_form_are_no_statements(cache: Path, tmp_path: Path, stated: dict[str, Any]) -> None:
+def test_statements_of_another_form_are_no_statements(
+    cache: Path, tmp_path: Path, stated: dict[str, Any]
+) -> None:
     usual = {"num_classes": 3} | ({} if "label_names" in stated else {"label_names": None})
     put(cache, "me/odd", cifar_files(**usual | stated))
     found = settings(folders(tmp_path / "clean", "b", "a"), name="hf-hub:me/odd")

@@ -60,7 +60,9 @@ def test_a_model_of_timm_has_its_weights_and_preparation(cache: Path, tmp_path: 
     snapshot = put(cache, "me/net", timm_files(tmp_path / "saved"))
     deployed = load("hf-hub:me/net")
     assert (deployed.mean, deployed.std, deployed.input_size) == ((0.5,) * 3, (0.5,) * 3, 160)
-    theirs = timm.create_model("test_resnet", num_classes=3, checkpoint_path=snapshot / "model.safetensors").eval()
+    theirs = timm.create_model(
+        "test_resnet", num_classes=3, checkpoint_path=snapshot / "model.safetensors"
+    ).eval()
     images = pixels(2, size=160)
     x_BCHW = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     with torch.no_grad():
@@ -95,7 +97,9 @@ def test_a_classifier_of_transformers_gives_its_logits(cache: Path, tmp_path: Pa
     deployed = load("hf:me/net")
     assert (deployed.mean, deployed.std, deployed.input_size) == ((0.5,) * 3, (0.25,) * 3, 32)
     theirs = transformers.AutoModelForImageClassification.from_pretrained(snapshot).eval()
-    processed = transformers.AutoImageProcessor.from_pretrained(snapshot)(list(pixels(2, size=32)), return_tensors="pt")
+    processed = transformers.AutoImageProcessor.from_pretrained(snapshot)(
+        list(pixels(2, size=32)), return_tensors="pt"
+    )
     with torch.no_grad():
         assert torch.allclose(deployed.logits(pixels(2, size=32)), theirs(**processed).logits, atol=1e-5)
     again = copy.deepcopy(deployed.module)
@@ -195,10 +199,15 @@ def test_a_model_of_the_other_library_is_named_with_its_kind(cache: Path, tmp_pa
         ({"model_args": {"widths": "wide"}}, r"cannot be built \("),
         ({"pretrained_cfg": {"input_size": [1, 28, 28]}}, "images of 1 channels"),
         ({"pretrained_cfg": {"input_size": [3, 32, 64]}}, "32 × 64 pixels, and only square"),
-        ({"pretrained_cfg": {"input_size": [3, 9000, 9000]}}, "model.input_size=9000: it must be at most 1024"),
+        (
+            {"pretrained_cfg": {"input_size": [3, 9000, 9000]}},
+            "model.input_size=9000: it must be at most 1024",
+        ),
     ],
 )
-def test_a_hostile_or_odd_config_is_refused_in_a_sentence(cache: Path, change: dict[str, Any], said: str) -> None:
+def test_a_hostile_or_odd_config_is_refused_in_a_sentence(
+    cache: Path, change: dict[str, Any], said: str
+) -> None:
     put(cache, "me/net", cifar_files(**change))
     with pytest.raises(UserError, match=said):
         load("hf-hub:me/net", dataset_info("cifar10"))
@@ -226,7 +235,7 @@ def test_a_missing_package_is_named_with_the_command(cache: Path, monkeypatch: p
 
 @pytest.mark.parametrize("name", ["hf_hub:me/net", "hfhub:me/net", "torch-vision:resnet18"])
 def test_a_misspelt_hub_is_refused_with_near_names(name: str) -> None:
-    with pytest.raises(ConfigError, match="did you mean '(hf-hub|torchvision)'"):
+    with pytest.raises(ConfigError, match=r"did you mean '(hf-hub|torchvision)'"):
         build_model(name, 10)
 
 

@@ -74,7 +74,7 @@ def test_classes_in_another_order_are_refused(published: Path) -> None:
 
 def test_another_number_of_classes_is_refused_with_both(published: Path) -> None:
     few = DatasetInfo(("cat", "dog"), 224, "imagenet", mean=(0.5,) * 3, std=(0.5,) * 3)
-    with pytest.raises(WeightsError, match="has 1000 classes .*the data set has 2"):
+    with pytest.raises(WeightsError, match=r"has 1000 classes .*the data set has 2"):
         load_deployed("torchvision:resnet18", NAME, few)
 
 
