@@ -28,7 +28,7 @@ EXAMPLE = "hf-hub:timm/resnet18.a1_in1k, hf:microsoft/resnet-18 or torchvision:r
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 LARGEST_JSON = 16 << 20  # bytes; ImageNet-21k's class names have 1 MB
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -70,18 +70,30 @@ def read_hub_name(text: str) -> HubName:
     """Return the parts of hf-hub:ORG/NAME[@REVISION] or hf:ORG/NAME[@REVISION]. Raises ConfigError."""
     kind, _, rest = text.partition(":")
     repository, at, revision = rest.partition("@")
-    wrong = [part for part in (repository, revision) if ".." in part or part.endswith(("/", ".", ".git"))]
-    if not _REPOSITORY.fullmatch(repository) or "--" in repository or wrong:
+    if not _is_repository(repository):
         raise ConfigError(
             f"{text!r} does not name a model of the hub: give {kind}:ORG/NAME or {kind}:ORG/NAME@REVISION, as in "
             f"{EXAMPLE}."
         )
-    if at and not _REVISION.fullmatch(revision):
+    if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise ConfigError(
             f"{text!r}: {revision!r} is not a revision. Give a branch, a tag or a commit after the @, as in "
             f"{kind}:{repository}@main."
         )
     return HubName(kind=f"{kind}:", repository=repository, revision=revision or "main")
+
+
+def _is_repository(text: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return (
+        _REPOSITORY.fullmatch(text) is not None
+    )  # the hub knows models without ORG, and ends a name before a newline
 
 
 def pinned(name: HubName) -> HubName:
