@@ -206,13 +206,13 @@ def test_adding_and_removing_a_target_remakes_nothing_else(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(copied)
-    kept = [*units_of(copied), run.meta("gaussian_noise") / "model.safetensors"]
+    kept = [*units_of(copied), run.meta("gaussian_noise") / "start.safetensors"]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept}
     assert compare(copied, "--set", "targets=[gaussian_noise, fog]") == 0
     said = capsys.readouterr().out
     assert "score: made again, because its targets were gaussian_noise" in said
     assert "train gaussian_noise: already complete" in said
-    assert (run.meta("fog") / "model.safetensors").is_file()
+    assert (run.meta("fog") / "start.safetensors").is_file()
     rows = pq.read_table(run.compare / "rows.parquet").to_pylist()
     assert {row["target"] for row in rows} == {"gaussian_noise", "fog"}
     assert compare(copied) == 0
