@@ -120,7 +120,7 @@ WORDS = {
 }
 
 
-SHIPPED_CONFIGS = "The files in tune_configs/ are examples, each also as shipped:NAME; tune_configs/sample.yaml is the shortest."
+SHIPPED_CONFIGS = "Examples are in tune_configs/ (shipped:NAME); tune_configs/sample.yaml is the shortest."
 LARGEST_BYTES = 1 << 20  # of a file of settings
 MOST_VALUES = 100_000  # of one, with what its aliases stand for
 LONGEST_SHOWN = 1000  # characters of a wrong value in a message
