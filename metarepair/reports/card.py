@@ -19,6 +19,7 @@ from metarepair.reports.side_effects import Effects, effect_words
 from metarepair.reports.table import Result, Row, judged_by, shown_row, target_of
 from metarepair.reports.words import method_words, percent, plain_words, points, set_words
 from metarepair.runs.layout import Run
+from metarepair.weights.hub import TORCHVISION, is_hub, read_hub_name
 from tasks.storage.manifest import file_hash, require_manifest
 from tasks.storage.paths import Place, local, read_json, write_text
 from tasks.storage.stages import REPAIRED
@@ -32,7 +33,7 @@ VERSION = 1
 MOST_CLASSES = 10  # of a set of images, in README.md; card.json has all
 TASK = "image-classification"
 LICENCE = (
-    "# The licence, and the base_model on the Hub, are for you to state: MetaRepair knows neither.\n"
+    "# The licence, and the base_model on the Hub if it is not below, are for you to state: MetaRepair knows neither.\n"
     "# `metarepair report` and `fix` write this file anew: edit a copy.\n"
 )
 LOAD = """\
@@ -115,7 +116,7 @@ def card_of(
         "method_words": method_words(str(row["method"])),
         "seed": row["seed"],
         "model": {key: config["model"].get(key) for key in ("name", "stem")},
-        "made_from": re.split(r"[/\\]", config["model"]["weights"])[-1],
+        "made_from": made_from(config["model"]["weights"]),
         "classes": list(told["class_names"]),
         "preprocessing": result["preprocessing"],
         "data": config["data"]["name"],
@@ -132,6 +133,11 @@ def card_of(
         "versions": result["versions"],
         "settings": without_paths(config),
     }
+
+
+def made_from(weights: str) -> str:
+    """The name of a weights file, without its folder; of one of a hub, with the model and its commit."""
+    return weights if is_hub(weights) else re.split(r"[/\\]", weights)[-1]
 
 
 def _verdict(result: Result, row: Row, *, only_failures: bool) -> list[str]:
@@ -226,10 +232,17 @@ def _front_matter(card: Card) -> str:
         "license": "other",
         "library_name": "metarepair",
         "pipeline_tag": TASK,
+        **_base_model(card["made_from"]),
         "tags": ["metarepair", "model-repair", TASK],
         "model-index": [{"name": _title(card), "results": results}],
     }
     return str(yaml.safe_dump(content, sort_keys=False, width=float("inf")))
+
+
+def _base_model(origin: str) -> dict[str, str]:
+    """The model of the Hub that was repaired, if it is one."""
+    known = is_hub(origin) and not origin.startswith(TORCHVISION)
+    return {"base_model": read_hub_name(origin).repository} if known else {}
 
 
 def _data_name(card: Card, name: str) -> str:
