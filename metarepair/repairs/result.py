@@ -58,7 +58,7 @@ def write_result(
     told = {"class_names": judged.class_names, "repairs": effects}
     write_text(folder / SIDE_EFFECTS, json.dumps(told, allow_nan=False) + "\n")
     result = _result(run, config, target, mined, judged, validation)
-    result["preprocessing"] = {key: getattr(deployed, key) for key in ("mean", "std", "input_size")}
+    result["preprocessing"] = deployed.preprocessing
     for row, found in zip(result["methods"], effects.values(), strict=True):
         row["fallen_classes"] = fallen_classes(found)
     write_text(folder / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
