@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metarepair.repairs.api import Repaired, repair
 
 __all__ = ["FixedModel", "RepairConfig", "RepairKit", "Repaired", "__version__", "repair", "save_images"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 import_own("tasks")  # so that a user's tasks.py cannot take its place
 

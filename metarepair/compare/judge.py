@@ -1,4 +1,4 @@
-"""Judge the repaired DNNs of a target, and write judged.json and samples.parquet beside each.
+"""Judge the repaired DNNs of a target, and write judged.json, samples.parquet and side_effects.json beside each.
 
 No other module of a comparison opens D_fail. A repaired DNN is judged only once, so a method that is added later is
 judged alone.
@@ -19,6 +19,12 @@ from metarepair.compare.units import ComparedRepair, load_candidate
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Judgement, evaluate
+from metarepair.evaluation.side_effects import (
+    fallen_classes,
+    judged_sets,
+    side_effects_of,
+    write_side_effects,
+)
 from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable
 from tasks.storage.manifest import require_manifest
@@ -61,18 +67,20 @@ def judge(run: Run, config: Config, units: Sequence[ComparedRepair], here: Surro
     for some in _portions(waiting, here):
         candidates = [load_candidate(run, config, unit, here) for unit in some]
         judged = evaluate(run, config, some[0].target, here, candidates)
+        sets = judged_sets(judged.seen)
         for number, unit in enumerate(some):
-            folder, identity = (
-                run.compared(unit.target, unit.method, unit.seed),
-                judging_identity(run, config, unit, here),
-            )
+            folder = run.compared(unit.target, unit.method, unit.seed)
+            identity = judging_identity(run, config, unit, here)
             for name in (
                 SAMPLES,
                 ROW,
-            ):  # the seal of an earlier judgement would make the new file count as damaged
+            ):  # an earlier judgement's seal would make the new file count as damaged
                 remove_listed(folder, seal_of(folder / name).name)
+            effects = side_effects_of(sets, number, judged.class_names)
+            write_side_effects(folder, judged.class_names, {f"{unit.method}/{unit.seed}": effects})
             write_table(folder / SAMPLES, _samples(judged, number))
             row = judged.results[number].as_json() | {"judging": asdict(judged.judging)}
+            row["fallen_classes"] = fallen_classes(effects)
             write_text(folder / ROW, json.dumps(row, indent=1, allow_nan=False) + "\n")
             for name in (SAMPLES, ROW):
                 seal(folder / name, identity | {"file": name})

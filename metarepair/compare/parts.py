@@ -14,10 +14,10 @@ from metarepair.evaluation.judging import readings, readings_of_seeds
 from metarepair.methods import get_method
 from metarepair.methods.budget import Cost
 from metarepair.repairs.costs import preparation_cost, repair_cost
-from metarepair.reports.outcome import named, taken_inside
+from metarepair.reports.outcome import lost_words, named, taken_inside
 from metarepair.reports.paper import DIFFERENCES, table_for
 from metarepair.reports.table import Column, Row, by_method, cell, judged_by, others_mean, spread
-from metarepair.reports.words import method_words, percent
+from metarepair.reports.words import method_words, percent, plain_words
 from metarepair.runs.layout import Run
 
 Result = dict[str, Any]
@@ -81,6 +81,8 @@ def title_of(config: Config, results: Sequence[Result]) -> str:
 
 def parts_of(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> list[ReportPart]:
     """All sections, in order. runs: the comparison's own, or those of its seeds if they vary everything."""
+    lost = tuple(line for result in results for line in _lost(result))
+    first = [ReportPart(title="classes that a repair loses", lines=lost)] if lost else []
     over = [_columns("mean over targets", _over_targets(results))] if len(results) > 1 else []
     each = [
         _columns(
@@ -93,7 +95,14 @@ def parts_of(runs: Sequence[Run], config: Config, results: Sequence[Result]) -> 
     lines = tuple(line.format(varied=VARIED[config.compare.vary]) for line in LEGEND)
     legend = ReportPart(title="what the columns mean", lines=lines)
     terms = [_terms(config, results), _costs(runs, config, results)]
-    return [*over, *each, legend, *terms, _beside_paper(config, results)]
+    return [*first, *over, *each, legend, *terms, _beside_paper(config, results)]
+
+
+def _lost(result: Result) -> Iterator[str]:
+    """A sentence for each repair after which a class is hardly found any more."""
+    for row in result["methods"]:
+        for words in lost_words(row):
+            yield f"{plain_words(result['target'])}, {method_words(row['method'])}, seed {row['seed']}: {words}"
 
 
 def _readings(runs: Sequence[Run], config: Config, target: str) -> list[str]:

@@ -19,6 +19,7 @@ from metarepair.config.old_names import translated
 from metarepair.config.run import Config
 from metarepair.config.search import KINDS
 from metarepair.config.section import in_yaml
+from metarepair.shipped import shipped_config
 from tasks.errors import ConfigError, UserError, near_names
 from tasks.storage.paths import require_regular
 
@@ -35,7 +36,7 @@ def load_config(
     """Load the settings of a run from a YAML file and from what is given directly.
 
     Args:
-        path: The YAML file; None to start from no settings.
+        path: The YAML file, `shipped:NAME` for one of tune_configs/; None to start from no settings.
         overrides: Settings in the form `section.key=value`, as after `--set`; they replace those of the file.
         usual: Settings that hold where neither gives another; None for the defaults of each setting.
         direct: Settings by name, which replace both: a value, or a dict with some settings of a section. None
@@ -51,7 +52,7 @@ def load_config(
         raise ConfigError(f"path is {type(path).__name__}; give the path of a YAML file, or None.")
     if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
         raise ConfigError("overrides must be a list of texts, such as ['train.episodes=20'].")
-    values = {} if path is None else _read_yaml(Path(path))
+    values = {} if path is None else _read_yaml(shipped_config(path))
     for override in overrides:
         _set(values, override)
     for key, value in direct.items():
@@ -119,7 +120,7 @@ WORDS = {
 }
 
 
-SHIPPED_CONFIGS = "The files in tune_configs/ are examples; tune_configs/sample.yaml is the shortest."
+SHIPPED_CONFIGS = "Examples are in tune_configs/ (shipped:NAME); tune_configs/sample.yaml is the shortest."
 LARGEST_BYTES = 1 << 20  # of a file of settings
 MOST_VALUES = 100_000  # of one, with what its aliases stand for
 LONGEST_SHOWN = 1000  # characters of a wrong value in a message

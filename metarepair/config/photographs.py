@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metarepair.config.data import Colour
+from metarepair.shipped import shipped_photographs
 from metarepair.weights import SCHEME
 from tasks.errors import ConfigError
 from tasks.storage.paths import place
@@ -80,7 +81,8 @@ class Photographs:
 
     def _environment(self) -> dict[str, Any]:
         kind = "table" if Path(self.images).suffix.lower() in TABLES else "images"
-        return _given(**{kind: absolute(self.images), "holdout": absolute(self.holdout)})
+        holdout = None if self.holdout is None else shipped_photographs(self.holdout)
+        return _given(**{kind: absolute(shipped_photographs(self.images)), "holdout": absolute(holdout)})
 
 
 def absolute(text: str | None) -> str | None:

@@ -5,6 +5,7 @@ Source: paired comparison: McNemar 1947, by the exact test; expected calibration
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,10 +18,12 @@ from scipy.stats import binomtest
 from metarepair.evaluation.bounds import LEVEL, gain_interval
 from metarepair.evaluation.calibration import calibration_bins, calibration_error
 from tasks.records import Ints
+from tasks.storage.paths import Place, write_text
 
 # N images, M repaired DNNs, K classes
 
 CLEAN, TARGET, OTHERS = "clean", "environment", "others"  # names of the sets of images that judge
+SIDE_EFFECTS = "side_effects.json"
 MOST_KINDS = 50  # that are measured apart
 FALL = 0.1  # of a class's recall that is told, if it is not chance
 
@@ -163,6 +166,14 @@ def _precision(confusion_KK: Ints, label: int) -> float | None:
 def _calibration(confidence_N: NDArray[np.float32], right_N: NDArray[np.bool_]) -> dict[str, Any]:
     bins = calibration_bins(confidence_N, right_N)
     return {"error": calibration_error(bins), "bins": [asdict(one) for one in bins]}
+
+
+def write_side_effects(
+    folder: Place, class_names: Sequence[str], repairs: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write the side effects of repairs, by METHOD/SEED, as side_effects.json."""
+    told = {"class_names": list(class_names), "repairs": repairs}
+    write_text(folder / SIDE_EFFECTS, json.dumps(told, allow_nan=False) + "\n")
 
 
 def fallen_classes(effects: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

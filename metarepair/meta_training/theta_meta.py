@@ -9,7 +9,7 @@ from torch import nn
 from metarepair.adaptation.meta_test import Start
 from metarepair.config.repair import AnyConfig
 from metarepair.models.build import read_tensors
-from metarepair.runs.layout import RATES
+from metarepair.runs.layout import RATES, START
 from tasks.errors import WeightsError
 from tasks.storage.manifest import require_manifest, verify_checksums
 from tasks.storage.paths import Place
@@ -30,8 +30,10 @@ def read_start(folder: Place, module: nn.Module, *, remedy: str) -> Start:
     Raises StageError with the remedy if the folder is not complete, DataError if it is damaged, and WeightsError if
     its tensors belong to another DNN.
     """
-    verify_checksums(folder, require_manifest(folder, remedy))
-    tensors = read_tensors(folder / "model.safetensors")
+    manifest = require_manifest(folder, remedy)
+    verify_checksums(folder, manifest)
+    # Joint training makes a model; θ_meta of an older run has that name, too.
+    tensors = read_tensors(folder / (START if START in manifest.files else "model.safetensors"))
     wanted = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     differ = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
     if differ or len(tensors) != len(wanted):

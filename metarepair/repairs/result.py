@@ -18,7 +18,13 @@ import pyarrow.parquet as pq
 
 from metarepair.config.run import Config
 from metarepair.evaluation.evaluate import Judgement
-from metarepair.evaluation.side_effects import fallen_classes, judged_sets, side_effects_of
+from metarepair.evaluation.side_effects import (
+    SIDE_EFFECTS,
+    fallen_classes,
+    judged_sets,
+    side_effects_of,
+    write_side_effects,
+)
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
 from metarepair.models.build import DeployedModel
@@ -32,7 +38,7 @@ from tasks.storage.paths import Place, read_table, write_table, write_text, writ
 from tasks.storage.stages import META
 
 RESULT, SAMPLES = "result.json", "samples.parquet"
-SIDE_EFFECTS, JUDGED_IMAGES = "side_effects.json", "judged_images.parquet"
+JUDGED_IMAGES = "judged_images.parquet"
 FILES = (RESULT, SAMPLES, SIDE_EFFECTS, JUDGED_IMAGES)
 
 
@@ -55,8 +61,7 @@ def write_result(
         f"{one.method}/{one.seed}": side_effects_of(sets, number, judged.class_names)
         for number, one in enumerate(judged.results)
     }
-    told = {"class_names": judged.class_names, "repairs": effects}
-    write_text(folder / SIDE_EFFECTS, json.dumps(told, allow_nan=False) + "\n")
+    write_side_effects(folder, judged.class_names, effects)
     result = _result(run, config, target, mined, judged, validation)
     result["preprocessing"] = deployed.preprocessing
     for row, found in zip(result["methods"], effects.values(), strict=True):

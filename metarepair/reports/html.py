@@ -92,6 +92,7 @@ def write_report(
         raise StageError(
             f"{run.root} has no results to report. Repair a target first: metarepair repair --config FILE."
         )
+    _remove_earlier(run, results)
     sections = [_target_section(run, result, images, show_images) for result in results]
     overview = _overview(run, results)
     write_tables(run.report, results)
@@ -99,6 +100,14 @@ def write_report(
     title = f"Repair of {', '.join(plain_words(target_of(r)) for r in results)}"
     write_text(run.report / "index.html", html_page(title, overview, *sections))
     return run.report / "index.html"
+
+
+def _remove_earlier(run: Run, results: Sequence[Result]) -> None:
+    """Delete what an earlier report wrote beside its page, which holds all its pictures itself."""
+    beginnings = ("heatmap.", *(f"{file_name(target_of(result))}_" for result in results))
+    for path in find(run.report, "*"):
+        if path.name.startswith(beginnings) and path.suffix in (".png", ".svg", ".csv"):
+            path.unlink(missing_ok=True)
 
 
 def _overview(run: Run, results: Sequence[Result]) -> Markup:
@@ -165,7 +174,6 @@ def _pictures(
     if "metarepair" in by_method(result):
         yield _training(run, result, target)
     if not show_images:
-        (run.report / f"{name}_examples.png").unlink(missing_ok=True)  # of an earlier report
         yield paragraph("No examples are shown (--no-images).")
         return
     found = example_figure(run, result, target, _classes(run, result, target), source)

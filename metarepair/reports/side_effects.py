@@ -187,15 +187,13 @@ def _single_images(
         f"All {changed.num_rows:,} images that became right or wrong, with both predictions and confidences: "
         f"{name}_changed.csv."
     )
-    sheet = run.report / f"{name}_changed.png"
     rows = [] if images is None else _sheet_rows(changed, images, target)
     if not rows:
-        sheet.unlink(missing_ok=True)  # of an earlier report
         return page
     stream = io.BytesIO()
     draw(rows).save(stream, format="PNG")
     caption = "Images that became wrong and right, evenly spaced: label, and predicted class before → after."
-    return page + picture(run.report, sheet.name, stream.getvalue(), caption)
+    return page + picture(run.report, f"{name}_changed.png", stream.getvalue(), caption)
 
 
 def _changed(table: pa.Table, key: str, class_names: Sequence[str]) -> pa.Table:

@@ -8,8 +8,8 @@
     score/                      fid.parquet matrix.parquet confidence.parquet heatmap.png
     joint/                      model.safetensors epochs.json, of joint training
     merged/<experience>/        model.safetensors, repaired for an experience, to be averaged
-    meta/<target>/              model.safetensors metrics.json              θ_meta depends on the target; with
-                                train.shared meta/shared/, for all targets
+    meta/<target>/              start.safetensors metrics.json              θ_meta, where a repair of the target starts;
+                                with train.shared meta/shared/, for all targets
     repaired/<target>/          <method>/<seed>/model.safetensors result.json samples.parquet; with the report, a card
                                 beside each model: README.md card.json
     report/                     index.html table.md figures
@@ -43,6 +43,7 @@ from tasks.storage.paths import Place, find, place
 
 FIX_SETTINGS, FIX_RECORD = "fix.yaml", "fix.json"
 SEEDS = "seeds"  # the folder of the runs of a comparison's seeds
+START = "start.safetensors"  # θ_meta; not named as a model, since it is not one to deploy before a repair
 RATES = "rates.safetensors"  # factors of learned rates, beside the model of a checkpoint or of θ_meta
 
 

@@ -42,7 +42,7 @@ from metarepair.reports.html import write_report
 from metarepair.reports.side_effects import Images
 from metarepair.reports.table import results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
-from metarepair.runs.layout import RATES, Run, open_run, run_at, run_of
+from metarepair.runs.layout import RATES, START, Run, open_run, run_at, run_of
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.run_stage import StageOutput, run_stage
 from metarepair.stages.executor import ExecutorOf, in_process
@@ -415,11 +415,13 @@ class Pipeline:
             raise DataError(
                 f"{folder} has no complete checkpoint of the last episode. Run the command again."
             )
-        tensors = ["model.safetensors", *([RATES] if self.config.inner.learned_rates else [])]
-        for name in tensors:
-            copy_file(checkpoint / name, folder / name)
+        copy_file(checkpoint / "model.safetensors", folder / START)
+        tensors = [START]
+        if self.config.inner.learned_rates:
+            copy_file(checkpoint / RATES, folder / RATES)
+            tensors.append(RATES)
         write_text(folder / "metrics.json", json.dumps(state["history"]))
-        logger.info(f"train {target}: {state['episode']} episodes, {folder / 'model.safetensors'}")
+        logger.info(f"train {target}: {state['episode']} episodes, {folder / START}")
         return StageOutput(
             files=[*tensors, "metrics.json"],
             facts={

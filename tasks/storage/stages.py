@@ -185,7 +185,12 @@ META = Stage(
     missing="Train it first",
     settings=("seed", "model", "task", "inner", "experiences", "train", "core_seconds"),
     needs=("environment", "score", "joint"),
-    traces=(BEGUN, "checkpoints/*/state.json", "model.safetensors"),
+    traces=(
+        BEGUN,
+        "checkpoints/*/state.json",
+        "start.safetensors",
+        "model.safetensors",
+    ),  # the last before 0.2
     unit="episodes",
 )
 KIT = Stage(

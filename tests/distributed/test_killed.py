@@ -80,7 +80,7 @@ def mined(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 
 
 def weights(storage: Path) -> dict[str, torch.Tensor]:
-    return load_file(Run(storage / "tiny").meta(TARGET) / "model.safetensors")
+    return load_file(Run(storage / "tiny").meta(TARGET) / "start.safetensors")
 
 
 def shards(storage: Path) -> dict[str, bytes]:

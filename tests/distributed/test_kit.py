@@ -28,14 +28,14 @@ def test_one_worker_makes_the_kit_of_one_process_and_repairs_with_it(cluster: No
     here, ray = found
     assert here.digests().tolist() == ray.digests().tolist()
     assert here.file.deployed == ray.file.deployed
-    for name in ("joint/model.safetensors", "meta/shared/model.safetensors"):
+    for name in ("joint/model.safetensors", "meta/shared/start.safetensors"):
         ours, theirs = (load_file(tmp_path / one / name) for one in ("w0", "w1"))
         assert all(value.allclose(theirs[key], rtol=0, atol=1e-5) for key, value in ours.items())
     config = parse_config(with_kit(tmp_path / "w1", tmp_path / "runs", workers=1, refine=1))
     pipeline = Pipeline(config, executor_for)
     pipeline.whole()
     run = tmp_path / "runs/withkit"
-    assert (run / "meta/gaussian_noise/model.safetensors").is_file()
+    assert (run / "meta/gaussian_noise/start.safetensors").is_file()
     assert not (run / "joint").exists()
     joint = load_file(run / "repaired/gaussian_noise/joint/0/model.safetensors")
     assert all(

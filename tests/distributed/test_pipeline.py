@@ -47,7 +47,7 @@ def results(run: Run) -> dict[str, object]:
     for target in TARGETS:
         rows = json.loads((run.repaired(target) / "result.json").read_text())["methods"]
         found[target] = without_measured(rows)
-        theta = load_file(run.meta(target) / "model.safetensors")
+        theta = load_file(run.meta(target) / "start.safetensors")
         found[f"θ {target}"] = {k: v.tolist() for k, v in theta.items()}
     return found
 

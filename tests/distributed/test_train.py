@@ -33,7 +33,7 @@ def trained(config: Config) -> dict[str, torch.Tensor]:
     """Run the training stage; return θ_meta and its buffers."""
     pipeline = Pipeline(config, executor_for)
     pipeline.train()
-    return load_file(pipeline.run.meta("gaussian_noise") / "model.safetensors")
+    return load_file(pipeline.run.meta("gaussian_noise") / "start.safetensors")
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

@@ -246,9 +246,9 @@ def test_mining_again_mends_only_the_damaged_file(done: Cli) -> None:
 
 def test_a_changed_byte_of_θ_meta_is_refused(done: Cli) -> None:
     shutil.rmtree(done.root / "repaired")
-    cut(done.root / "meta" / "gaussian_noise" / "model.safetensors")
+    cut(done.root / "meta" / "gaussian_noise" / "start.safetensors")
     done.assert_refused(
-        "repair", says=["meta/gaussian_noise/model.safetensors"], unfinished="repaired/gaussian_noise"
+        "repair", says=["meta/gaussian_noise/start.safetensors"], unfinished="repaired/gaussian_noise"
     )
 
 

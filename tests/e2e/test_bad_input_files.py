@@ -202,7 +202,7 @@ def test_a_path_that_is_no_run_is_refused(
         "score/fid.parquet",
         "score/confidence.csv",
         "score/manifest.json",
-        "meta/gaussian_noise/model.safetensors",
+        "meta/gaussian_noise/start.safetensors",
         "meta/gaussian_noise/metrics.json",
         "repaired/gaussian_noise/result.json",
         "repaired/gaussian_noise/samples.parquet",

@@ -18,8 +18,10 @@ from metarepair.cli import main
 from metarepair.compare import judge as judging
 from metarepair.compare.check import check_methods, check_settings
 from metarepair.compare.pair import load_pair
+from metarepair.compare.results import write_results
 from metarepair.compare.units import ComparedRepair, compared_units, load_candidate
 from metarepair.config.load import load_config
+from metarepair.evaluation.side_effects import fallen_classes
 from metarepair.inspection.inspect import inspect
 from metarepair.inspection.status import status_of
 from metarepair.methods import METHODS, Method
@@ -66,6 +68,36 @@ def comparison_of(folder: Path, *overrides: str) -> Comparison:
 
 def units_of(folder: Path) -> list[Path]:
     return sorted(run_of(folder).compare.glob("*/*/*/manifest.json"))
+
+
+def test_side_effects_are_beside_every_repair_and_a_lost_class_is_said_first(copied: Path) -> None:
+    run = run_of(copied)
+    for unit in units_of(copied):
+        row = json.loads((unit.parent / "judged.json").read_text())
+        told = json.loads((unit.parent / "side_effects.json").read_text())["repairs"]
+        effects = told[f"{row['method']}/{row['seed']}"]
+        clean = effects["clean"]
+        assert clean["images"] == row["judging"]["clean_images"]
+        assert clean["after"] == pytest.approx(row["clean"])
+        assert row["fallen_classes"] == fallen_classes(effects)
+        assert row["method"] != "none" or row["fallen_classes"] == []
+    path = run.compared("gaussian_noise", "finetune", 1) / "judged.json"
+    row = json.loads(path.read_text())
+    fallen = {
+        "where": "clean",
+        "name": "cat",
+        "images": 40,
+        "recall_before": 0.9,
+        "recall_after": 0.1,
+        "lost": True,
+    }
+    path.write_text(json.dumps(row | {"fallen_classes": [fallen]}))
+    comparison = comparison_of(copied)
+    write_results(run, comparison.config, comparison.units)
+    first = (run.compare / "table.md").read_text().split("## ")[1]
+    assert (
+        "gaussian noise, fine-tuned, seed 1: The repair loses a class: cat is found in 10.0% of 40" in first
+    )
 
 
 def test_a_comparison_has_a_row_for_every_method_target_and_seed(compared: Path) -> None:
@@ -206,13 +238,13 @@ def test_adding_and_removing_a_target_remakes_nothing_else(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(copied)
-    kept = [*units_of(copied), run.meta("gaussian_noise") / "model.safetensors"]
+    kept = [*units_of(copied), run.meta("gaussian_noise") / "start.safetensors"]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept}
     assert compare(copied, "--set", "targets=[gaussian_noise, fog]") == 0
     said = capsys.readouterr().out
     assert "score: made again, because its targets were gaussian_noise" in said
     assert "train gaussian_noise: already complete" in said
-    assert (run.meta("fog") / "model.safetensors").is_file()
+    assert (run.meta("fog") / "start.safetensors").is_file()
     rows = pq.read_table(run.compare / "rows.parquet").to_pylist()
     assert {row["target"] for row in rows} == {"gaussian_noise", "fog"}
     assert compare(copied) == 0

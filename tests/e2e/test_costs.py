@@ -352,11 +352,11 @@ def test_one_meta_training_serves_all_targets(storage_of: StorageOf) -> None:
         assert result["preparation"]["episodes"] == 2
     stages = {stage.name: stage for stage in status_of(str(root)).stages}
     assert [(member.path, member.state) for member in stages["train"].members] == [("meta/shared", "done")]
-    weights = load_file(root / "meta" / "shared" / "model.safetensors")
+    weights = load_file(root / "meta" / "shared" / "start.safetensors")
     Pipeline(config(storage, train=train)).restart("train")
     assert not (root / "meta" / "shared").exists()
     Pipeline(config(storage, train=train)).meta_train()
-    again = load_file(root / "meta" / "shared" / "model.safetensors")
+    again = load_file(root / "meta" / "shared" / "start.safetensors")
     assert all(value.equal(again[key]) for key, value in weights.items())
 
 
@@ -367,14 +367,14 @@ def test_meta_training_starts_from_a_weights_file(storage_of: StorageOf) -> None
         config(storage, targets=["gaussian_noise"], train=SETTINGS["train"] | {"start": "joint"})
     )
     joint.train()
-    weights = load_file(Path(str(joint.run.meta("gaussian_noise"))) / "model.safetensors")
+    weights = load_file(Path(str(joint.run.meta("gaussian_noise"))) / "start.safetensors")
     given = Path(str(joint.run.joint)) / "model.safetensors"
     other = storage_of("other")
     file = Pipeline(
         config(other, targets=["gaussian_noise"], train=SETTINGS["train"] | {"start": str(given)})
     )
     file.train()
-    again = load_file(Path(str(file.run.meta("gaussian_noise"))) / "model.safetensors")
+    again = load_file(Path(str(file.run.meta("gaussian_noise"))) / "start.safetensors")
     assert all(value.equal(again[key]) for key, value in weights.items())
     manifest = require_manifest(file.run.meta("gaussian_noise"), "none")
     assert "start" in manifest.inputs

@@ -32,7 +32,7 @@ def test_a_configured_inner_rule_takes_effect_in_training_and_repair(tiny_run: P
     assert any(not torch.equal(v, torch.ones(1)) for v in factors.values())
     facts = json.loads((meta / "manifest.json").read_text())["facts"]
     assert (facts["skipped_episodes"], facts["memory"]) == (0, "recompute, as set")
-    theta = load_file(meta / "model.safetensors")
+    theta = load_file(meta / "start.safetensors")
     repaired = load_file(
         storage / "tiny" / "repaired" / "gaussian_noise" / "metarepair" / "0" / "model.safetensors"
     )

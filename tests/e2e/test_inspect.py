@@ -65,7 +65,7 @@ def test_a_finished_run_is_reported_stage_by_stage(
     [
         ("targets/gaussian_noise/fail.arrow", "mine"),
         ("features/target-gaussian_noise/moments.npy", "score"),
-        ("meta/gaussian_noise/model.safetensors", "train"),
+        ("meta/gaussian_noise/start.safetensors", "train"),
         ("repaired/gaussian_noise/samples.parquet", "repair"),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_kit_is_a_run_without_targets(whole: Path) -> None:
     assert file.failures
     assert file.clean == (270, 200)
     start = load_file(whole / "joint/model.safetensors")
-    learned = load_file(whole / "meta/shared/model.safetensors")
+    learned = load_file(whole / "meta/shared/start.safetensors")
     assert not all(value.equal(learned[name]) for name, value in start.items())
 
 
@@ -243,7 +243,7 @@ def test_a_damaged_a_mixed_and_a_newer_kit_are_refused(kit: Path, tmp_path: Path
     with pytest.raises(DataError, match=rf"moments/snow.* is missing or damaged .*\. {MAKE_AGAIN}$"):
         Pipeline(config)
     moments.write_bytes(held)
-    for name in ("meta/shared/model.safetensors", "pack/manifest.json", "joint/manifest.json"):
+    for name in ("meta/shared/start.safetensors", "pack/manifest.json", "joint/manifest.json"):
         whole_bytes = (kit / name).read_bytes()
         (kit / name).write_bytes(whole_bytes[:-9])
         with pytest.raises(DataError, match=rf"{name} is .*damaged.*\. {MAKE_AGAIN}$"):
@@ -292,9 +292,9 @@ def test_it_refines_for_the_target_from_its_own_theta_meta(whole: Path, tmp_path
     context = LocalContext(folder=tmp_path / "none", device=torch.device("cpu"))
     trainer = build_trainer(inputs_of(pipeline.run, config, "gaussian_noise"), config, context)
     trainer.close()
-    shared = load_file(whole / "meta/shared/model.safetensors")
+    shared = load_file(whole / "meta/shared/start.safetensors")
     assert all(value.equal(shared[name]) for name, value in trainer.parameters.items())
-    refined = load_file(tmp_path / "withkit/meta/gaussian_noise/model.safetensors")
+    refined = load_file(tmp_path / "withkit/meta/gaussian_noise/start.safetensors")
     assert not all(value.equal(refined[name]) for name, value in shared.items())
 
 
@@ -342,7 +342,7 @@ def test_a_kit_that_was_cut_short_resumes_to_the_same_weights(
     with pytest.raises(StageError, match="is not a finished repair kit"):
         parse_config(with_kit(tmp_path / "cut", tmp_path))
     assert make(tmp_path / "cut") == 0
-    for name in ("joint/model.safetensors", "meta/shared/model.safetensors", "pack/clean/test.parquet"):
+    for name in ("joint/model.safetensors", "meta/shared/start.safetensors", "pack/clean/test.parquet"):
         assert (tmp_path / "cut" / name).read_bytes() == (whole / name).read_bytes()
 
 

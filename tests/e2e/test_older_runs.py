@@ -46,6 +46,9 @@ def make_older(root: Path) -> dict[str, str]:
             content = json.loads(path.read_text())
             del content[CHECKSUM]
             strip(content["config"])
+            if path.match("meta/*/manifest.json"):
+                (path.parent / "start.safetensors").rename(path.parent / "model.safetensors")
+                content["files"]["model.safetensors"] = content["files"].pop("start.safetensors")
             content["inputs"] = {name: digests.get(value, value) for name, value in content["inputs"].items()}
             path.write_text(json.dumps(content | {CHECKSUM: content_hash(content)}))
             before = read_manifest(path.parent)

@@ -51,6 +51,7 @@ metarepair.models
 metarepair.runs
 metarepair.config
 metarepair.engine
+metarepair.shipped
 metarepair.own_packages metarepair.weights
 tasks.sampling
 tasks.experiences

@@ -97,6 +97,9 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert "version" not in project
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == metarepair.__version__
+    releases = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    releases = [release for release in releases if release != "Unreleased"]
+    assert releases[0].rstrip(",") == metarepair.__version__
 
 
 def test_the_readme_is_short() -> None:

@@ -195,24 +195,25 @@ def test_a_module_with_shared_weights_and_grey_images_is_repaired() -> None:
     )
 
 
-def meta(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    """Write a meta/<target>/ folder as a run does."""
+def meta(folder: Path, tensors: dict[str, Tensor], name: str = "start.safetensors") -> Path:
+    """Write a meta/<target>/ folder as a run does; runs before 0.2 called the file model.safetensors."""
     folder.mkdir()
     save_file(
         {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()},
-        folder / "model.safetensors",
+        folder / name,
     )
     settings = {"inner": {"steps": 2, "rate": 0.02}, "task": {"shots": 1, "query_size": 10}}
-    write_manifest(folder, stage="train fog", config=settings, inputs={}, files=["model.safetensors"])
+    write_manifest(folder, stage="train fog", config=settings, inputs={}, files=[name])
     return folder
 
 
-def test_metarepair_starts_from_a_runs_meta_folder_with_its_inner_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["start.safetensors", "model.safetensors"])
+def test_metarepair_starts_from_a_runs_meta_folder_with_its_inner_loop(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     small = nn.Sequential(
         nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
     )
-    start = meta(tmp_path / "fog", {k: v + 0.1 for k, v in small.state_dict().items()})
+    start = meta(tmp_path / "fog", {k: v + 0.1 for k, v in small.state_dict().items()}, name)
     found = call(model=small, start=start, config=None)
     assert found.method == "metarepair"
     assert found.rate == 0.02

@@ -95,6 +95,9 @@ def words(svg: bytes) -> str:
 
 def test_page_holds_the_numbers_and_needs_nothing_from_outside(tmp_path: Path) -> None:
     run = made_run(tmp_path)
+    for earlier in ("heatmap.png", "gaussian_noise_methods.png", "gaussian_noise_old.csv"):
+        (run.report / earlier).parent.mkdir(exist_ok=True)
+        (run.report / earlier).write_text("of an older version")
     page = write_report(run, [made_result()]).read_text(encoding="utf-8")
     for text in (
         "45.3 ± 1.0",
