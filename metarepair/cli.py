@@ -300,11 +300,19 @@ def _examine(given: argparse.Namespace) -> int:
     from metarepair.console.paths import check_paths
 
     needed: dict[str, Any] = {} if given.config else {"name": "doctor", "mining": {"experiences": ["fog"]}}
-    model = {"name": given.model, "weights": given.weights}
+    model = _named_model(given)
     config = load_config(given.config, given.set, model=model, **needed)
     check_paths(config, given.verb)
-    print(examine_model(config, fresh=given.model is not None and given.weights is None))
+    print(examine_model(config, fresh=model["name"] is not None and model["weights"] is None))
     return 0
+
+
+def _named_model(given: argparse.Namespace) -> dict[str, str | None]:
+    """The settings of --model and --weights; a model of a hub brings its own weights."""
+    from metarepair.weights.hub import is_hub
+
+    own = given.model if is_hub(given.model) else None
+    return {"name": given.model, "weights": given.weights or own}
 
 
 def _show_corruptions(given: argparse.Namespace) -> int:
@@ -367,7 +375,7 @@ def _run(given: argparse.Namespace) -> int:
     config = load_config(
         given.config,
         given.set,
-        model={"name": given.model, "weights": given.weights},
+        model=_named_model(given),
         storage_path=given.storage,
         compare={"budget": getattr(given, "budget", None)},
         preparation_budget=getattr(given, "preparation_budget", None),

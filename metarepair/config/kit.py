@@ -16,6 +16,7 @@ from metarepair.config.section import Count, Positive, Section
 from metarepair.config.training import InnerConfig
 from metarepair.config.user_defaults import user_defaults
 from metarepair.weights import kit_folder
+from metarepair.weights.hub import KINDS
 from tasks.errors import ConfigError, StageError, unreadable
 from tasks.storage.paths import Place, read_json
 from tasks.storage.stages import KIT
@@ -96,7 +97,7 @@ class KitFile(Section):
     @property
     def imports(self) -> bool:
         """Whether building the DNN imports a module, which the user has to name."""
-        return ":" in self.model.name and not self.model.name.startswith("timm:")
+        return ":" in self.model.name and not self.model.name.startswith(KINDS)
 
     @classmethod
     def read(cls, kit: Place) -> Self:
@@ -139,9 +140,9 @@ def with_kit(values: dict[str, Any]) -> dict[str, Any]:
         return values
     folder = kit_folder(kit)
     found = KitFile.read(folder)
-    _check_name(found, folder, _section(values, "model").get("name"))
-    _check_preparation(found, folder, _section(values, "data"))
-    classes = _section(values, "data").get("classes")
+    _check_name(found, folder, section_of(values, "model").get("name"))
+    _check_preparation(found, folder, section_of(values, "data"))
+    classes = section_of(values, "data").get("classes")
     if isinstance(classes, list | tuple):
         check_classes(tuple(classes), found.classes, folder)
     settings = merged(_given_by(found, folder, values), values)
@@ -150,7 +151,7 @@ def with_kit(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _given_by(found: KitFile, folder: Place, values: dict[str, Any]) -> dict[str, Any]:
-    model, pack = _section(values, "model"), folder / KIT.folder
+    model, pack = section_of(values, "model"), folder / KIT.folder
     if found.imports and model.get("name") is None and not found.model.name.startswith(PYTHON):
         raise ConfigError(
             f"{folder} is a kit for the DNN {found.model.name}, whose module would be imported. A kit may come from "
@@ -163,7 +164,7 @@ def _given_by(found: KitFile, folder: Place, values: dict[str, Any]) -> dict[str
         "task": found.task.model_dump(mode="json"),
         "train": {"shared": True, "start": "joint"},
     }
-    if not {"name", "root", "train", "test"} & _section(values, "data").keys():
+    if not {"name", "root", "train", "test"} & section_of(values, "data").keys():
         if found.clean is None:
             raise ConfigError(
                 f"{folder} holds no clean images (it was made with --no-images). Give some: data.name and data.root "
@@ -237,8 +238,9 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(map(str, names[:20])) + (", …" if len(names) > 20 else "")
 
 
-def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
-    found = values.get(name)
+def section_of(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings of a section, none if it is missing or no mapping."""
+    found = values.get(name) if isinstance(values, dict) else None
     return found if isinstance(found, dict) else {}
 
 

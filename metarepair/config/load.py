@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from metarepair.config.hub import with_hub
 from metarepair.config.kit import merged, with_kit
 from metarepair.config.old_names import translated
 from metarepair.config.run import Config
@@ -71,9 +72,10 @@ def load_config(
 def parse_config(values: dict[str, Any], *, where: str = "the configuration") -> Config:
     """Build checked settings from plain values. Raises ConfigError that names the first wrong setting.
 
-    Those of a kit complete them. Raises StageError, too, if it is not finished.
+    Those of a kit complete them, and what a hub states of its model. Raises StageError, too, if the kit is not
+    finished, and WeightsError if the hub's files are missing.
     """
-    values = with_kit(_today(values, where)[0])
+    values = with_hub(with_kit(_today(values, where)[0]))
     try:
         return Config.model_validate(values)
     except UserError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from metarepair.config.data import Colour
 from metarepair.shipped import shipped_photographs
-from metarepair.weights import SCHEME
+from metarepair.weights import is_named
 from tasks.errors import ConfigError
 from tasks.storage.paths import place
 
@@ -27,8 +27,8 @@ class Photographs:
         holdout: other photographs that only judge, in any form of `images`; None sets a fifth of `images` aside.
         clean: labelled clean images, in any form of `images`; None takes those of the kit.
         kit: the model's repair kit, which has model, weights and preprocessing, so that they need not be given.
-        model: the DNN: `timm:NAME` or `module:FACTORY`.
-        weights: its weights file.
+        model: the DNN: `timm:NAME`, a name on a hub such as `hf-hub:ORG/NAME`, or `module:FACTORY`.
+        weights: its weights file; None for the hub's own.
         classes: class names in the order of the model's outputs; None takes those of the clean images.
         mean: mean of the pixels as [red, green, blue], as the model was trained; None takes ImageNet's.
         std: standard deviation of the pixels, in the form of `mean`.
@@ -86,8 +86,8 @@ class Photographs:
 
 
 def absolute(text: str | None) -> str | None:
-    """Return a local path as an absolute one; `shipped:NAME`, an address such as s3://… and None stay as they are."""
-    if text is None or text.startswith(SCHEME) or "://" in text:
+    """Return a local path as an absolute one; the name of a file, an address as s3://… and None stay as they are."""
+    if text is None or is_named(text) or "://" in text:
         return text
     return str(place(text))
 

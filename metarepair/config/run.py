@@ -35,12 +35,15 @@ class ModelConfig(Section):
     name: str = Field(
         "resnet8_cifar",
         min_length=1,
-        description="The DNN: `NAME` or `timm:NAME` for a model of timm, or `module:FACTORY`, the import path of a "
-        "function or class that returns an `nn.Module`.",
+        description="The DNN: `NAME` or `timm:NAME` for a model of timm; `hf-hub:ORG/NAME` (a model of timm) or "
+        "`hf:ORG/NAME` (a classifier of transformers) for one of the Hugging Face Hub, with `@REVISION` if wanted; "
+        "`torchvision:NAME`; or `module:FACTORY`, the import path of a function or class that returns an `nn.Module`.",
     )
     weights: str = Field(
         "shipped:resnet8_cifar10",
-        description="Weights file, safetensors or torch.save; `shipped:NAME` for one that the project ships.",
+        description="Weights file, safetensors or torch.save; `shipped:NAME` for one that the project ships; "
+        "`hf-hub:…`, `hf:…` or `torchvision:WEIGHTS.ENTRY` for one of a hub. If not set, those of the hub of "
+        "`name`.",
     )
     entry: str | None = Field(
         None,
@@ -55,8 +58,8 @@ class ModelConfig(Section):
     )
     input_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
         None,
-        description="Side in pixels, 8 to 1024, that images are resized to for the DNN. If not set, they keep their "
-        "size.",
+        description="Side in pixels, 8 to 1024, that images are resized to for the DNN. If not set, the size that the "
+        "model's hub states; of other models, and if null, they keep their size.",
     )
     normalisation: Literal["dataset", "checkpoint"] = Field(
         "dataset",
@@ -66,7 +69,8 @@ class ModelConfig(Section):
 
     mean: Colour | None = Field(
         None,
-        description="Mean of the pixels as [red, green, blue], 0 to 1 each; replaces that of `normalisation`.",
+        description="Mean of the pixels as [red, green, blue], 0 to 1 each; replaces that of `normalisation`. If not "
+        "set, and neither is `normalisation`, the mean that the model's hub states.",
     )
     std: Colour | None = Field(
         None,

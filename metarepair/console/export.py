@@ -21,7 +21,7 @@ from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.reports.card import CARD_DATA, Card, card_of_repair, read_card, unjudged_card
 from metarepair.runs.layout import Run
 from metarepair.runs.logs import RESULTS
-from metarepair.weights import SCHEME, resolve_weights
+from metarepair.weights import is_named, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
 from tasks.storage.manifest import read_manifest, verify_checksums
 from tasks.storage.paths import Place, find, inside, local, place, read_json
@@ -132,8 +132,8 @@ def _read_with(weights: Place, config: Config, config_file: Path | None) -> list
     """Return the other files and folders that an export of `weights` reads, or that a later one would."""
     data, features = config.data, config.features
     own = (data.root, data.train, data.test, data.archive, features.weights)
-    shipped = config.model.weights.startswith(SCHEME)
-    deployed = resolve_weights(config.model.weights) if shipped else place(config.model.weights)
+    given = config.model.weights
+    deployed = resolve_weights(given) if is_named(given) else place(given)
     settings = [config_file.absolute()] if config_file is not None else []
     return [
         deployed,

@@ -11,6 +11,7 @@ import yaml
 
 from metarepair.config.photographs import NAME, TABLES, absolute
 from metarepair.console.explain import SCHEMA
+from metarepair.weights.hub import is_hub
 from tasks.corruptions import CORRUPTIONS
 from tasks.errors import ConfigError
 
@@ -44,7 +45,8 @@ data:
   # mean: [0.485, 0.456, 0.406]    # of the pixels, as the model was trained; default: ImageNet's
   # std: [0.229, 0.224, 0.225]
 
-# The model: timm:NAME, or module:FACTORY, the import path of a function that returns an nn.Module.
+# The model: timm:NAME, one of a hub, as hf-hub:ORG/NAME, or module:FACTORY, the import path of a function that returns
+# an nn.Module.
 model:
   name: {model}
   weights: {weights} # safetensors or torch.save
@@ -95,7 +97,7 @@ def write_first_config(
         images=_quoted(absolute(images) or "path/to/photographs"),
         clean=_quoted(absolute(clean) or "path/to/clean_images"),
         model=_quoted(model or "module:FACTORY"),
-        weights=_quoted(absolute(weights) or "path/to/weights"),
+        weights=_quoted(absolute(weights) or (model if is_hub(model) else None) or "path/to/weights"),
         experiences=textwrap.indent(textwrap.fill(", ".join(CORRUPTIONS), 90), " " * 6),
     )
     try:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metarepair.console.photograph_options import add_model_options, described_model, require
+from metarepair.console.photograph_options import add_model_options, described_model, require_model
 from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def load_kit_config(given: argparse.Namespace) -> Config:
 
     if given.config is None:
         remedy = "Give --model, --weights and --clean, or --config FILE with these settings."
-        require(given, ("model", "weights", "clean"), remedy)
+        require_model(given, ("clean",), remedy)
     root = place(given.out)
     if not root.name:
         raise ConfigError(f"--out {given.out!r} names no folder. Give one that the kit may create.")

@@ -7,6 +7,11 @@ from pathlib import Path
 
 from metarepair.console.completion import SHELLS, keys_completer, settings_completer
 
+MODEL_FORMS = (
+    "timm:NAME; a name on a hub, hf-hub:ORG/NAME (timm), hf:ORG/NAME (transformers) or torchvision:NAME; or "
+    "module:FACTORY, the import path of a function or class that returns an nn.Module"
+)
+
 
 def add_corruption_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `corruptions`."""
@@ -111,8 +116,7 @@ def add_settings_options(parser: argparse.ArgumentParser, *, required: bool) -> 
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="the DNN: timm:NAME, or module:FACTORY, the import path of a function or class that returns an "
-        "nn.Module (overrides model.name)",
+        help=f"the DNN: {MODEL_FORMS} (overrides model.name)",
     )
     parser.add_argument(
         "--weights", metavar="FILE", help="its weights, safetensors or torch.save (overrides model.weights)"

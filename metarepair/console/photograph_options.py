@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metarepair.console.options import add_no_images_option
+from metarepair.console.options import MODEL_FORMS, add_no_images_option
 from metarepair.runs.amounts import read_amount
 from tasks.errors import ConfigError
 
@@ -23,9 +23,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="the DNN: timm:NAME, or module:FACTORY, the import path of a function or class that returns an nn.Module",
+        help=f"the DNN: {MODEL_FORMS}",
     )
-    parser.add_argument("--weights", metavar="FILE", help="its weights, safetensors or torch.save")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="its weights, safetensors or torch.save (default: those of its hub)"
+    )
     parser.add_argument(
         "--clean",
         metavar="PATH",
@@ -35,7 +37,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--classes",
         metavar="NAMES",
         help="class names in the order of the model's outputs: a,b,c, or a text file with one name a line (default: "
-        "the sorted names of the clean images' folders, or those in their schema)",
+        "those that its hub states, or the sorted names of the clean images' folders, or those in their schema)",
     )
     for name, what in (("mean", "mean"), ("std", "standard deviation")):
         parser.add_argument(
@@ -43,7 +45,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
             nargs=3,
             type=float,
             metavar=("R", "G", "B"),
-            help=f"{what} of the pixels, 0 to 1 each, as the model was trained (default: ImageNet's)",
+            help=f"{what} of the pixels, 0 to 1 each, as the model was trained (default: the hub's, or ImageNet's)",
         )
     parser.add_argument(
         "--image-size",
@@ -174,7 +176,7 @@ def photographs_of(given: argparse.Namespace) -> Photographs:
     from metarepair.config.photographs import Photographs  # it imports pyarrow, which --help does not need
 
     if given.kit is None:
-        require(given, ("model", "weights"), "Give the model and its weights, or a --kit of the model.")
+        require_model(given, (), "Give the model and its weights, or a --kit of the model.")
     return Photographs(
         out=given.out,
         images=given.images or given.failures,
@@ -198,9 +200,14 @@ def described_model(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def require(given: argparse.Namespace, options: Sequence[str], remedy: str) -> None:
-    """Raise ConfigError, which ends with `remedy`, for the first of these options that is not given."""
-    for option in options:
+def require_model(given: argparse.Namespace, others: Sequence[str], remedy: str) -> None:
+    """Raise ConfigError, which ends with `remedy`, unless a model, its weights and these other options are given.
+
+    A model of a hub has weights there.
+    """
+    from metarepair.weights.hub import is_hub  # it imports pyarrow, too
+
+    for option in ("model", *(() if is_hub(given.model) else ("weights",)), *others):
         if getattr(given, option) is None:
             raise ConfigError(f"--{option} is missing. {remedy}")
 

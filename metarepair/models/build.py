@@ -17,12 +17,15 @@ from torch import Tensor, nn
 import metarepair.models.convnext_cifar  # registers convnext_cifar with timm
 import metarepair.models.resnet8  # noqa: F401  registers resnet8_cifar with timm
 from metarepair.models.classes import check_class_names, stated_classes
-from metarepair.models.factory import TIMM, build_from_factory, is_import_path
+from metarepair.models.factory import build_from_factory, is_import_path
 from metarepair.models.fit import load_weights
+from metarepair.models.hub import build_from_hub, check_count, origin_note
 from metarepair.models.preprocessing import Colour, Normalisation, mean_and_std, resized
 from metarepair.models.stems import Stem, use_small_stem  # with van_b0 to van_b6, which register themselves
 from metarepair.models.weights_file import read_weights
 from metarepair.weights import resolve_weights
+from metarepair.weights.hub import EXAMPLE, TIMM, is_hub
+from metarepair.weights.stated import stated_of
 from tasks.datasets import DatasetInfo
 from tasks.errors import ConfigError, near_names
 from tasks.records import Pixels
@@ -121,11 +124,12 @@ def _laid_out(module: nn.Module) -> nn.Module:
 def build_model(name: str, num_classes: int, *, stem: Stem = "imagenet") -> nn.Module:
     """Build a freshly initialised DNN, in channels-last layout where that is safe.
 
-    name: NAME or timm:NAME for a model of timm, or module:FACTORY. Raises ConfigError for an unknown name (listing near
-    names), and for stem "cifar" if the model has no known stem for small images.
+    name: NAME or timm:NAME for a model of timm, a name on a hub, or module:FACTORY. Raises ConfigError for an unknown
+    name (listing near names), and for stem "cifar" if the model has no known stem for small images; WeightsError as
+    `build_from_hub` does.
     """
-    if is_import_path(name):
-        own = build_from_factory(name, num_classes)
+    if is_import_path(name) or is_hub(name):
+        own = (build_from_hub if is_hub(name) else build_from_factory)(name, num_classes)
         if stem == "cifar":
             use_small_stem(own, name)
         return _laid_out(own)
@@ -134,7 +138,7 @@ def build_model(name: str, num_classes: int, *, stem: Stem = "imagenet") -> nn.M
         raise ConfigError(
             f"no model {name!r} in timm {timm.__version__}{near_names(name, timm.list_models()) or '.'} "
             "`timm.list_models()` lists all; the project adds resnet8_cifar, convnext_cifar and van_b0 to van_b6. "
-            "For a DNN of your own, give module:FACTORY."
+            f"For a DNN of your own, give module:FACTORY; for one of a hub, its name as {EXAMPLE}."
         )
     module: nn.Module = timm.create_model(name, num_classes=num_classes)
     if stem == "cifar":
@@ -159,22 +163,26 @@ def load_deployed(
 
     entry: the entry of the file that holds the weights, if it has several. mean, std: replace those of
     `normalisation`. Raises WeightsError if the file is neither safetensors nor a torch.save file of plain tensors, or
-    if its tensors belong to another DNN.
+    if its tensors belong to another DNN, or if a hub's are missing.
     """
-    module = build_model(name, len(info.classes), stem=stem)
+    module, stated = build_model(name, len(info.classes), stem=stem), stated_of(name, weights)
+    check_count(weights, stated, len(info.classes))
     file = read_weights(resolve_weights(weights), entry=entry)
     notes = load_weights(module, file, name)
-    names = file.classes or stated_classes(module)
+    names = file.classes or (stated and stated.classes) or stated_classes(module)
     if names is not None:
         notes += check_class_names(names, info.classes, where=file.path.name if file.classes else name)
     module.to(device or torch.device("cpu")).eval()
     usual_mean, usual_std = (mean, std) if mean and std else mean_and_std(module, name, info, normalisation)
+    mean, std = mean or usual_mean, std or usual_std
+    if stated is not None:
+        notes += (origin_note(name, file.path, stated, mean=mean, std=std, input_size=input_size),)
     return DeployedModel(
         name=name,
         module=module,
         num_classes=len(info.classes),
-        mean=mean or usual_mean,
-        std=std or usual_std,
+        mean=mean,
+        std=std,
         input_size=input_size,
         notes=notes,
     )

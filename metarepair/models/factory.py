@@ -16,15 +16,15 @@ from torch import nn
 
 from metarepair.config.kit import PYTHON
 from metarepair.models.wrappers import copied, unwrapped
+from metarepair.weights.hub import EXAMPLE, KINDS
 from tasks.errors import ConfigError, near_names
 
-TIMM = "timm:"
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def is_import_path(name: str) -> bool:
-    """Whether `name` has the form module:FACTORY; `timm:NAME` does not."""
-    return ":" in name and not name.startswith(TIMM)
+    """Whether `name` has the form module:FACTORY; `timm:NAME` and the names of hubs do not."""
+    return ":" in name and not name.startswith(KINDS)
 
 
 def put_current_folder_on_path() -> None:
@@ -102,8 +102,9 @@ def find_factory(path: str) -> Any:
         written = f"{hint or 'package.module'}:{name or 'factory'}"
         example = written if _PATH.fullmatch(written) else "examples.cifar_resnets:resnet20"
         raise ConfigError(
-            f"model.name={path!r} is neither a timm name nor an import path. An import path is package.module:factory, "
-            f"as in {example}"
+            f"model.name={path!r} is neither a timm name nor an import path, nor of a hub, as {EXAMPLE}"
+            f"{near_names(module, [kind.rstrip(':') for kind in KINDS]) or '.'} An import path is "
+            f"package.module:factory, as in {example}"
         )
     where, _, attribute = path.partition(":")
     found: Any = _import(where, path)

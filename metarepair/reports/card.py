@@ -18,6 +18,7 @@ from metarepair.reports.outcome import knows_only_failures, lost_words, outcome_
 from metarepair.reports.table import Result, Row, judged_by, shown_row, target_of
 from metarepair.reports.words import method_words
 from metarepair.runs.layout import Run
+from metarepair.weights.hub import is_hub
 from tasks.storage.manifest import file_hash, require_manifest, versions
 from tasks.storage.paths import Place, local, read_json, write_text
 from tasks.storage.stages import REPAIRED
@@ -161,7 +162,7 @@ def card_of(
         "method_words": method_words(str(row["method"])),
         "seed": row["seed"],
         "model": {key: config["model"].get(key) for key in ("name", "stem")},
-        "made_from": re.split(r"[/\\]", config["model"]["weights"])[-1],
+        "made_from": made_from(config["model"]["weights"]),
         "classes": list(told["class_names"]),
         "preprocessing": result["preprocessing"],
         "data": config["data"]["name"],
@@ -178,6 +179,11 @@ def card_of(
         "versions": result["versions"],
         "settings": without_paths(config),
     }
+
+
+def made_from(weights: str) -> str:
+    """The name of a weights file, without its folder; of one of a hub, with the model and its commit."""
+    return weights if is_hub(weights) else re.split(r"[/\\]", weights)[-1]
 
 
 def _verdict(result: Result, row: Row, *, only_failures: bool) -> list[str]:

@@ -14,13 +14,14 @@ import yaml
 from metarepair.config.kit import PYTHON
 from metarepair.reports.side_effects import Effects, effect_words
 from metarepair.reports.words import percent, plain_words, points, set_words
+from metarepair.weights.hub import TORCHVISION, is_hub, read_hub_name
 
 Card = Mapping[str, Any]
 
 MOST_CLASSES = 10  # of a set of images, in README.md; card.json has all
 TASK = "image-classification"
 LICENCE = (
-    "# The licence, and the base_model on the Hub, are for you to state: MetaRepair knows neither.\n"
+    "# The licence, and the base_model on the Hub if it is not below, are for you to state: MetaRepair knows neither.\n"
     "# MetaRepair writes this file anew (report, fix, export, save): edit a copy.\n"
 )
 LOAD = """\
@@ -175,11 +176,18 @@ def _front_matter(card: Card) -> str:
         "license": "other",
         "library_name": "timm" if by_timm else "metarepair",
         "pipeline_tag": TASK,
+        **_base_model(card.get("made_from", "")),
         "tags": ["metarepair", "model-repair", TASK, *(["timm"] if by_timm else [])],
     }
     if results:
         content["model-index"] = [{"name": title_of(card), "results": results}]
     return str(yaml.safe_dump(content, sort_keys=False, width=float("inf")))
+
+
+def _base_model(origin: str) -> dict[str, str]:
+    """The model of the Hub that was repaired, if it is one."""
+    known = is_hub(origin) and not origin.startswith(TORCHVISION)
+    return {"base_model": read_hub_name(origin).repository} if known else {}
 
 
 def _data_name(card: Card, name: str) -> str:

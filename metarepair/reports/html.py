@@ -53,6 +53,7 @@ from metarepair.reports.table import (
 from metarepair.reports.words import method_words, percent, plain_words
 from metarepair.runs.layout import Run
 from metarepair.runs.progress import times
+from metarepair.weights.hub import is_hub
 from tasks.corruptions import CORRUPTIONS
 from tasks.datasets import DATASETS
 from tasks.environments import category_of
@@ -311,7 +312,7 @@ def without_paths(settings: Any) -> Any:
 
 def _is_path(key: str, value: Any) -> bool:
     named = key in PATHS and isinstance(value, str | list | tuple) and bool(value)
-    return named or (isinstance(value, str) and bool({"/", "\\"} & set(value)))
+    return not is_hub(value) and (named or (isinstance(value, str) and bool({"/", "\\"} & set(value))))
 
 
 def _files(run: Run, result: Result, target: str, show_paths: bool) -> Iterator[Markup]:

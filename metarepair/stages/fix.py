@@ -36,7 +36,7 @@ from metarepair.stages.images import read_user_images
 from metarepair.stages.pipeline import Pipeline, check_protected
 from metarepair.stages.suspicious import without_suspicious
 from metarepair.stages.without_clean import FOLDER, check_stand_in, stand_in
-from metarepair.weights import SCHEME
+from metarepair.weights import is_named
 from tasks.errors import ConfigError, StageError
 from tasks.splits import LEARN
 from tasks.storage.paths import Place, local, place, remove_tree, write_text
@@ -210,7 +210,7 @@ def _refuse_inputs_inside(root: Place, settings: Mapping[str, Any]) -> None:
         "--kit": settings.get("kit"),
     }
     for option, text in given.items():
-        if text is not None and not text.startswith(SCHEME) and _inside(place(text), root):
+        if text is not None and not is_named(text) and _inside(place(text), root):
             raise ConfigError(
                 f"{option} {text} lies inside --out {root}, where fix writes, and deletes what it made before. Give "
                 "another --out."

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from metarepair.weights.hub import HUBS, TORCHVISION, hub_weights, is_hub, read_hub_name
 from tasks.errors import ConfigError, WeightsError
 from tasks.storage.paths import Place, local, place
 
@@ -10,10 +11,11 @@ SCHEME = "shipped:"
 
 
 def resolve_weights(weights: str, *, setting: str = "model.weights", others: str = "") -> Path:
-    """Return the path that a setting names: `shipped:NAME` is a file of this package, anything else is a path.
+    """Return the path that a setting names: `shipped:NAME` is a file of this package, others are of a hub or paths.
 
-    others: what else the setting may be, for the message. Raises WeightsError if there is no such file. Imports no
-    torch, so a wrong path is reported at once.
+    A hub's file is downloaded if it is not in the cache. others: what else the setting may be, for the message. Raises
+    WeightsError if there is no such file. Imports no torch but for torchvision's names, so a wrong path is reported at
+    once.
     """
     if weights.startswith(SCHEME):
         path = SHIPPED / f"{weights.removeprefix(SCHEME)}.safetensors"
@@ -21,6 +23,12 @@ def resolve_weights(weights: str, *, setting: str = "model.weights", others: str
             shipped = ", ".join(sorted(f"{SCHEME}{p.stem}" for p in SHIPPED.glob("*.safetensors")))
             raise WeightsError(f"{setting}={weights!r} is not shipped. There are: {shipped or 'none'}")
         return path
+    if weights.startswith(TORCHVISION):
+        from metarepair.weights.torchvision_files import torchvision_weights
+
+        return torchvision_weights(weights)
+    if is_hub(weights):
+        return hub_weights(read_hub_name(weights))
     if "://" in weights:  # of a kit on an object store
         try:
             return local(place(weights))
@@ -35,6 +43,11 @@ def resolve_weights(weights: str, *, setting: str = "model.weights", others: str
             "shipped:resnet8_cifar10."
         )
     return path
+
+
+def is_named(text: str) -> bool:
+    """Whether a setting names a file, shipped or of a hub, and gives no path."""
+    return text.startswith((SCHEME, *HUBS))
 
 
 def kit_folder(kit: str) -> Place:

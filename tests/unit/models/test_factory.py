@@ -123,6 +123,8 @@ def test_a_factory_that_cannot_be_used_is_refused_by_name(own: Path, path: str, 
 def test_a_timm_name_works_with_and_without_its_prefix() -> None:
     assert not is_import_path("resnet8_cifar")
     assert not is_import_path("timm:resnet8_cifar")
+    assert not any(map(is_import_path, ("hf-hub:me/net", "hf:me/net", "torchvision:resnet18")))
+    assert is_import_path("torchvision.models:resnet18")
     plain, prefixed = build_model("resnet8_cifar", 10), build_model("timm:resnet8_cifar", 10)
     assert plain.state_dict().keys() == prefixed.state_dict().keys()
 

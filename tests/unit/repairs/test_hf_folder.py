@@ -86,6 +86,16 @@ def test_timms_own_transform_feeds_the_model_as_metarepair_does(tmp_path: Path) 
     assert torch.allclose(x_BCHW, dnn.normalise(images()), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_cifar"])
+def test_what_was_loaded_from_a_folder_is_exported_again(tmp_path: Path, name: str) -> None:
+    dnn = built(name)
+    first = export_folder(dnn, images(), tmp_path / "first", card(dnn)).path
+    loaded = deployed(name, timm.create_model(f"local-dir:{first}", pretrained=True))
+    second = export_folder(loaded, images(), tmp_path / "second", card(dnn))
+    assert second.comparison is not None
+    assert (second.path / "config.json").read_bytes() == (first / "config.json").read_bytes()
+
+
 def test_what_timm_says_of_its_own_weights_is_left_out(tmp_path: Path) -> None:
     dnn = built("resnet10t")
     assert {"license", "tag", "test_input_size"} & dnn.module.pretrained_cfg.keys()  # type: ignore[operator]

@@ -170,6 +170,19 @@ def test_the_front_matter_is_that_of_hugging_face(tmp_path: Path) -> None:
     assert ModelCardData(**content).to_dict()["library_name"] == "metarepair"
 
 
+def test_a_model_of_the_hub_is_named_with_its_commit_as_the_origin(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    result, origin = load_results(run, [TARGET])[0], f"hf-hub:me/net@{'a' * 40}"
+    result["config"]["model"] |= {"name": origin, "weights": origin}
+    write_cards(run, result)
+    readme, data = (
+        (run.repaired(TARGET) / "metarepair" / "0" / name).read_text(encoding="utf-8") for name in CARD_FILES
+    )
+    assert yaml.safe_load(readme.split("---\n")[1])["base_model"] == "me/net"
+    assert f"Made from: hf-hub:me/net&#64;{'a' * 40}, whose tensors have the digest" in readme
+    assert json.loads(data)["settings"]["model"]["weights"] == json.loads(data)["made_from"] == origin
+
+
 @pytest.mark.parametrize("name", [*HOSTILE, "+ item", "= x", "&lt;b&gt;", "![i](j)", "a\u2028# b\x00", "***"])
 def test_text_from_outside_stays_text(name: str) -> None:
     line = markdown_text(name)

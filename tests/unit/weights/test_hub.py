@@ -1,0 +1,148 @@
+"""Names on the Hugging Face Hub, and files of its cache: found offline, checked, and refused with the remedy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, errors
+
+from hub_cache import COMMIT, cifar_files, put, timm_files, use_cache
+from metarepair.weights import resolve_weights
+from metarepair.weights.hub import blob_sha256, hub_file, hub_json, pinned, read_hub_name
+from tasks.errors import ConfigError, WeightsError
+
+NAME = "hf-hub:me/net"
+OTHER = "b" * 40
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with me/net at COMMIT."""
+    cache = use_cache(monkeypatch, tmp_path / "hub")
+    put(cache, "me/net", cifar_files())
+    return cache
+
+
+def refusal(weights: str = NAME) -> str:
+    with pytest.raises(WeightsError) as error:
+        resolve_weights(weights)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_name_has_a_repository_and_a_revision() -> None:
+    name = read_hub_name("hf:org/net.a1@refs/pr/1")
+    assert (name.kind, name.repository, name.revision) == ("hf:", "org/net.a1", "refs/pr/1")
+    assert str(name) == "hf:org/net.a1@refs/pr/1"
+    assert read_hub_name(NAME).revision == "main"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf-hub:",
+        "hf-hub:net",
+        "hf-hub:/me/net",
+        "hf-hub:me/net/model",
+        "hf-hub:../../etc/passwd",
+        "hf-hub:me/..",
+        "hf-hub:me/net@",
+        "hf-hub:me/net@../../x",
+        "hf-hub:me/net@a b",
+        "hf-hub:me/net@main@main",
+        "hf-hub:me/net\n",
+        "hf-hub:me/<script>",
+        "hf-hub:me--x/net",
+        "hf:https://huggingface.co/me/net",
+        f"hf:me/{'n' * 200}",
+    ],
+)
+def test_a_malformed_name_is_refused_before_any_file_is_looked_for(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"ORG/NAME|not a revision"):
+        read_hub_name(name)
+
+
+def test_the_weights_are_those_of_the_revision_in_the_cache(cache: Path) -> None:
+    newer = put(cache, "me/net", cifar_files() | {"model.safetensors": b"newer"}, commit=OTHER, ref="next")
+    assert resolve_weights(f"{NAME}@next") == newer / "model.safetensors"
+    assert resolve_weights(NAME).parent.name == COMMIT
+    assert str(pinned(read_hub_name(NAME))) == f"{NAME}@{COMMIT}"
+    assert resolve_weights(f"{NAME}@{OTHER}").read_bytes() == b"newer"
+    assert blob_sha256(resolve_weights(NAME)) is not None
+
+
+def test_a_damaged_blob_is_refused_with_both_digests(cache: Path) -> None:
+    path = resolve_weights(NAME)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.resolve().write_bytes(damaged)
+    said = refusal()
+    assert "is damaged: its digest is " in said
+    assert path.readlink().name in said
+    assert "hf download me/net config.json model.safetensors --revision main" in said
+
+
+def test_a_damaged_config_is_refused(cache: Path) -> None:
+    config = hub_file(read_hub_name(NAME), "config.json")
+    config.resolve().write_text("{}")
+    with pytest.raises(WeightsError, match="is damaged"):
+        hub_json(read_hub_name(NAME), "config.json")
+
+
+def test_a_cache_that_was_copied_without_links_is_read(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_cache(monkeypatch, Path(shutil.copytree(cache, tmp_path / "copy")))
+    (plain,) = (tmp_path / "copy").glob("models--*/snapshots/*/config.json")
+    assert not plain.is_symlink()
+    assert hub_json(read_hub_name(NAME), "config.json")["architecture"] == "resnet8_cifar"
+    assert blob_sha256(resolve_weights(NAME)) is None
+
+
+def test_a_missing_model_names_the_command_the_cache_and_the_variable(cache: Path) -> None:
+    said = refusal("hf-hub:me/nett")
+    assert f"({cache}), and HF_HUB_OFFLINE is set; did you mean 'me/net'? On a machine" in said
+    assert "hf download me/nett config.json model.safetensors --revision main" in said
+    assert "set HF_HUB_CACHE to that folder (on a cluster: on every node)" in said
+
+
+def test_a_missing_revision_names_those_in_the_cache(cache: Path) -> None:
+    assert "did you mean 'main'?" in refusal(f"{NAME}@mian")
+
+
+def test_a_failed_download_is_told_with_the_same_remedy(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise errors.LocalEntryNotFoundError("no route\nto host")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    said = refusal("hf-hub:other/model")
+    assert "the download failed (LocalEntryNotFoundError: no route to host)" in said
+    assert "hf download other/model" in said
+
+
+def test_a_repository_with_only_pickles_is_refused(cache: Path) -> None:
+    files = {"config.json": cifar_files()["config.json"], "pytorch_model.bin": b"\x80\x04."}
+    put(cache, "me/pickled", files)
+    said = refusal("hf-hub:me/pickled")
+    assert "only a pickle, pytorch_model.bin" in said
+    assert "loading a pickle can run code" in said
+
+
+def test_weights_in_several_files_are_refused(cache: Path) -> None:
+    put(cache, "me/large", {"config.json": b"{}", "model.safetensors.index.json": b"{}"})
+    assert "several files" in refusal("hf-hub:me/large")
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_config_that_is_no_json_object_is_refused(cache: Path, content: bytes) -> None:
+    put(cache, "me/odd", {"config.json": content})
+    with pytest.raises(WeightsError, match=r"config\.json (is not JSON|holds no settings)"):
+        hub_json(read_hub_name("hf:me/odd"), "config.json")
+
+
+def test_files_that_timm_writes_are_read(cache: Path, tmp_path: Path) -> None:
+    put(cache, "me/small", timm_files(tmp_path / "saved"))
+    assert hub_json(read_hub_name("hf-hub:me/small"), "config.json")["num_classes"] == 3
