@@ -59,7 +59,7 @@ VERBS = {
     "report": "write the table, figures and HTML page of a repaired run",
     "tune": "search for settings and sets of experiences, judged by examples held out of D_collect",
     "hypothesis": "measure whether nearer experiences repair better, on all pairs of corruptions",
-    "export": "write a repaired DNN as torch.export or ONNX, or in the format of its original weights file",
+    "export": "write a repaired DNN as torch.export or ONNX, as its original weights file, or for Hugging Face's Hub",
     "inspect": "show the contents of a run or an experience store, and verify its checksums",
     "status": "show the progress of a run and who works on it, from its storage alone",
     "init": "write a first, commented YAML file for your own photographs",
@@ -274,9 +274,14 @@ def _export(given: argparse.Namespace) -> int:
     from metarepair.console.paths import check_export
 
     check_export(given.path, given.config, out=given.out)
+    from metarepair.console.push import push_wish
+
+    push = push_wish(given.push, public=given.public, confirmed=given.yes, folder_format=given.format == "hf")
     from metarepair.console.export import export
 
     export(given.path, kind=given.format, out=given.out, config_file=given.config)
+    if push is not None:
+        push.upload(given.out)
     return 0
 
 
@@ -514,7 +519,7 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
     pipeline = Pipeline(config, executor_for, show_images=getattr(given, "show_images", True))
     do: Callable[[], object] = pipeline.whole if given.verb == "run" else getattr(pipeline, given.verb)
     cluster = nullcontext() if given.verb == "report" else connected(config, given.address)
-    with locked(pipeline.run.root, given.verb), cluster:
+    with locked(pipeline.run.root, given.verb), pipeline.tracking, cluster:
         if given.restart:
             pipeline.restart("mine" if given.verb == "run" else given.verb)
         do()

@@ -3,7 +3,7 @@
 from metarepair import RepairKit
 kit = RepairKit.build(model, clean=(images, labels), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), out="kit")
 fixed = kit.repair((photographs, labels), max_broken=0.01)
-fixed.module, fixed.report("report.html"), fixed.save("fixed.safetensors")
+fixed.module, fixed.report("report.html"), fixed.save("fixed/model.safetensors")
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ from metarepair.kit.kit import Kit, check_model, open_kit
 from metarepair.models.build import save_weights
 from metarepair.models.factory import given_as
 from metarepair.models.wrappers import copied
+from metarepair.repairs.export import equality_images
+from metarepair.repairs.exportable import Exportable, Origin, with_ending
 from metarepair.repairs.result import RESULT
-from metarepair.repairs.saved import load_repaired
+from metarepair.repairs.saved import ARCHITECTURE, load_repaired
+from metarepair.reports.card import card_of_repair
 from metarepair.reports.outcome import outcome_of
 from metarepair.runs.layout import without_empty_run
 from metarepair.stages.kit import KitWork
@@ -51,7 +54,7 @@ GIVEN = "given"  # folder of what was given in Python, while a kit is made
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedModel:
+class FixedModel(Exportable):
     """The result of `RepairKit.repair`. Accuracies are fractions, on images that only judge.
 
     Attributes:
@@ -75,6 +78,7 @@ class FixedModel:
     clean_before: float
     clean_after: float
     folder: Path
+    _origin: Origin = field(repr=False)
 
     def report(self, path: str | Path) -> Path:
         """Write the report on all candidates, a single HTML page.
@@ -88,24 +92,8 @@ class FixedModel:
         Raises:
             ConfigError: `path` has another ending.
         """
-        path = _with_ending(path, ".html")
+        path = with_ending(path, ".html")
         copy_file(self.folder / "report" / "index.html", path)
-        return path
-
-    def save(self, path: str | Path) -> Path:
-        """Write the weights of `module`.
-
-        Args:
-            path: The file to write; it ends in `.safetensors`.
-
-        Returns:
-            The path.
-
-        Raises:
-            ConfigError: `path` has another ending.
-        """
-        path = _with_ending(path, ".safetensors")
-        save_weights(path, self.module.state_dict(), {"method": self.method})
         return path
 
 
@@ -337,9 +325,13 @@ class RepairKit:
         rows = {(row["method"], row["seed"]): row for row in result["methods"]}
         choice = result["choice"]
         row, before = rows[choice["method"], choice["seed"]], rows["none", choice["seed"]]
-        folder = (pipeline.run.root / row["weights"]).parent
+        folder, here = (pipeline.run.root / row["weights"]).parent, pipeline.here
+        module = load_repaired(folder, row["method"], here.deployed)
+        changed = folder / ARCHITECTURE
+        card = card_of_repair(pipeline.run, result, row["method"], row["seed"])
+        assert card is not None  # made just now
         return FixedModel(
-            module=load_repaired(folder, row["method"], pipeline.here.deployed),
+            module=module,
             kept=choice["kept"],
             words=outcome_of(result, only_failures=False).words,
             method=row["method"],
@@ -348,6 +340,13 @@ class RepairKit:
             clean_before=row["clean_before"],
             clean_after=row["clean"],
             folder=Path(str(pipeline.run.root)),
+            _origin=Origin(
+                repaired=replace(here.deployed, module=module),
+                images_NHWC=equality_images(here.split("test")),
+                preprocessing=here.deployed.preprocessing,
+                architecture=read_json(changed) if changed.is_file() else None,
+                card=card,
+            ),
         )
 
 
@@ -406,10 +405,3 @@ def _saved(given: Any, folder: Path, name: str) -> str:
     if isinstance(given, str | Path):
         return str(local_path(given, name=name))
     return str(save_images(given, folder / f"{name}.parquet"))
-
-
-def _with_ending(path: str | Path, ending: str) -> Path:
-    found = Path(path)
-    if found.suffix.lower() != ending:
-        raise ConfigError(f"{found.name!r} does not end in {ending}. Give a path that does.")
-    return found

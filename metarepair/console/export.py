@@ -15,8 +15,11 @@ from metarepair.config.load import load_config, parse_config
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings, load_surroundings
 from metarepair.repairs.export import equality_images, export_original, export_program, require_packages
+from metarepair.repairs.hf_folder import FolderResult, check_folder, export_folder
 from metarepair.repairs.result import RESULT
 from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS, load_repaired
+from metarepair.reports.card import CARD_DATA, Card, card_of_repair, read_card, unjudged_card
+from metarepair.runs.layout import Run
 from metarepair.runs.logs import RESULTS
 from metarepair.weights import is_named, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
@@ -24,23 +27,31 @@ from tasks.storage.manifest import read_manifest, verify_checksums
 from tasks.storage.paths import Place, find, inside, local, place, read_json
 
 logger = logging.getLogger(__name__)
-Format = Literal["torch", "onnx", "original"]
+NO_CARD = (
+    "These weights came without a card, so this one does not say how they were repaired or judged. Measure them on "
+    "labelled images of the setting before you take them."
+)
+Format = Literal["torch", "onnx", "original", "hf"]
 
 
 def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> None:
-    """Write a repaired DNN to `out` as a program, or in the format of its original weights file.
+    """Write a repaired DNN to `out` as a program, in the format of its original weights file, or as a folder (hf).
 
     what: a run's folder, or a weights file, which needs `config_file` unless a run made it. Raises ConfigError if no
     repaired weights are found or `out` would overwrite an input, DataError if the run's settings or weights are
     damaged.
     """
-    if kind != "original":
+    if kind in ("torch", "onnx"):
         require_packages(kind)
     weights = _find_weights(place(what))
     config = _config_of(weights, config_file)
     _check_undamaged(weights)
     target = place(out)
-    _refuse_input(target, [weights, *_read_with(weights, config, config_file)])
+    inputs = [weights, *_read_with(weights, config, config_file)]
+    if kind == "hf":
+        logger.log(RESULTS, _export_folder(weights, config, check_folder(target), inputs).words)
+        return
+    _refuse_input(target, inputs)
     if kind == "original":
         _refuse_other_architecture(weights)
         deployed = _load(weights, config).deployed
@@ -48,9 +59,65 @@ def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> No
         logger.log(RESULTS, export_original(deployed, original, target, entry=config.model.entry))
         return
     here = _load(weights, config)
-    images = equality_images(here.split("test"))
-    exported = export_program(here.deployed, images, kind, target.parent, name=target.name)
+    test = here.split("test")
+    exported = export_program(
+        here.deployed,
+        equality_images(test),
+        kind,
+        target.parent,
+        class_names=test.classes,
+        name=target.name,
+    )
     logger.log(RESULTS, exported.words)
+
+
+def _export_folder(weights: Place, config: Config, target: Path, inputs: Iterable[Place]) -> FolderResult:
+    """Write the folder of the format hf, with the card of the run, or one that says that nobody judged."""
+    held = next((path for path in inputs if _is_inside(path, target)), None)
+    if held is not None:
+        raise ConfigError(f"--out {target} holds a file that the export reads ({held}). Name another folder.")
+    here = _load(weights, config)
+    test, model = here.split("test"), config.model
+    card = _card(weights) or unjudged_card(
+        model={"name": model.name, "stem": model.stem},
+        classes=test.classes,
+        preprocessing=here.deployed.preprocessing,
+        verdict=NO_CARD,
+    )
+    changed = weights.parent / ARCHITECTURE
+    return export_folder(
+        here.deployed,
+        equality_images(test),
+        target,
+        card,
+        architecture=read_json(changed) if _has_other_architecture(weights) else None,
+    )
+
+
+def _card(weights: Place) -> Card | None:
+    """Return the card of a run's repair, or the one beside weights that were handed over; None if there is none.
+
+    Raises DataError if it cannot be read.
+    """
+    target = weights.parent.parent.parent
+    told = target / RESULT if (target / RESULT).is_file() else weights.parent / CARD_DATA
+    try:
+        if told.name != RESULT:
+            return read_card(weights)
+        method, seed = weights.parent.parent.name, int(weights.parent.name)
+        return card_of_repair(Run(target.parent.parent), read_json(told), method, seed)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{unreadable(told, error)}. Make it again: metarepair report --config FILE."
+        ) from error
+
+
+def _is_inside(path: Place, folder: Path) -> bool:
+    """Whether a file or folder is `folder` or lies in it, links included."""
+    if not (isinstance(path, Path) and path.exists() and folder.exists()):
+        return False
+    whole = path.resolve()
+    return any(one.samefile(folder) for one in (whole, *whole.parents))
 
 
 def _check_undamaged(weights: Place) -> None:

@@ -77,17 +77,27 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         required=True,
-        choices=("torch", "onnx", "original"),
+        choices=("torch", "onnx", "original", "hf"),
         help="torch.export or ONNX program, checked on real images; original: tensor names and layout of the file "
-        "model.weights",
+        "model.weights; hf: a folder of weights, config.json and model card, which timm loads",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--out", required=True, metavar="PATH", help="file to write, or with --format hf the folder"
+    )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
         help="YAML settings with model and data, for weights outside a run",
     )
+    parser.add_argument(
+        "--push",
+        metavar="ORG/NAME",
+        help="upload the folder of --format hf to this repository of Hugging Face's Hub; shows first what would be "
+        "sent, and asks",
+    )
+    parser.add_argument("--public", action="store_true", help="make the repository public (default: private)")
+    parser.add_argument("--yes", action="store_true", help="upload without asking, as in a script")
 
 
 def add_settings_options(parser: argparse.ArgumentParser, *, required: bool) -> None:

@@ -25,13 +25,29 @@ from tasks.errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class GivenModule:
-    """What a caller passed in: the deployed DNN, which takes uint8 pixels (see `fed`), and the sets of images."""
+    """What a caller passed in: the deployed DNN, which takes uint8 pixels (see `fed`), and the sets of images.
+
+    classes: names of the classes; None if the caller gave none. normalised: whether the caller gave mean and std.
+    """
 
     deployed: DeployedModel
     failures: GivenImages
     clean: GivenImages | None
     training: GivenImages | None
     notes: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    normalised: bool
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """That of the DNN; mean and std are None if the caller gave none, as all images are its own input."""
+        told = self.deployed.preprocessing
+        return told if self.normalised else {**told, "mean": None, "std": None}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, or else their numbers."""
+        return self.classes or tuple(map(str, range(self.deployed.num_classes)))
 
 
 def collect_given(
@@ -69,6 +85,8 @@ def collect_given(
         clean=sets.get("clean"),
         training=training,
         notes=tuple(notes),
+        classes=names,
+        normalised=mean is not None,
     )
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import timm
 import torch
@@ -58,6 +59,11 @@ class DeployedModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """`mean`, `std` and `input_size`, as result.json, cards and exports state them."""
+        return {"mean": list(self.mean), "std": list(self.std), "input_size": self.input_size}
 
     @cached_property
     def plain_layout(self) -> bool:

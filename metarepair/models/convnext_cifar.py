@@ -13,15 +13,15 @@ from typing import Any
 from timm.models import ConvNeXt, register_model
 from torch import nn
 
+from metarepair.models.own_weights import known_to_timm
+
 DEPTHS = (1, 1, 2, 1)
 DIMS = (32, 64, 96, 128)
 
 
 @register_model  # type: ignore[untyped-decorator]
 def convnext_cifar(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
-    """Build a narrow ConvNeXt for 32 px. timm's hub has no weights for it, so `pretrained` is refused."""
-    if pretrained:
-        raise ValueError("convnext_cifar has no weights in timm's hub; pass checkpoint_path instead.")
+    """Build a narrow ConvNeXt for 32 px. `pretrained`: see `metarepair.models.own_weights`."""
     known = {"num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate"}
     given = {k: v for k, v in kwargs.items() if k in known}
     # timm, given a stem of stride 2, would also halve the maps before the first block: to 8 px at the first stage.
@@ -33,4 +33,7 @@ def convnext_cifar(pretrained: bool = False, **kwargs: Any) -> ConvNeXt:
     module.stem[0] = stem
     for info in module.feature_info:
         info["reduction"] *= 2
+    known_to_timm(
+        module, "convnext_cifar", stem="stem.0", classifier="head.fc", pretrained=pretrained, arguments=kwargs
+    )
     return module

@@ -13,6 +13,8 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
+from metarepair.models.own_weights import known_to_timm
+
 # B images, C channels, H W pixels, D features, K classes
 
 
@@ -82,8 +84,10 @@ class ResNet8(nn.Module):
 
 @register_model  # type: ignore[untyped-decorator]
 def resnet8_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet8:
-    """Build ResNet-8 for 32 px images. timm's hub has no weights for it, so `pretrained` is refused."""
-    if pretrained:
-        raise ValueError("resnet8_cifar has no weights in timm's hub; pass checkpoint_path instead.")
+    """Build ResNet-8 for 32 px images. `pretrained`: see `metarepair.models.own_weights`."""
     known = {"num_classes", "in_chans", "widths"}
-    return ResNet8(**{k: v for k, v in kwargs.items() if k in known})
+    module = ResNet8(**{k: v for k, v in kwargs.items() if k in known})
+    known_to_timm(
+        module, "resnet8_cifar", stem="stem.0", classifier="fc", pretrained=pretrained, arguments=kwargs
+    )
+    return module

@@ -25,6 +25,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarepair.models.own_weights import check_pretrained
+
 Four = tuple[int, int, int, int]
 
 VARIANTS: Mapping[str, tuple[Four, Four]] = {  # widths and depths by stage
@@ -264,14 +266,16 @@ def _register(variant: str) -> None:
 
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if pretrained:
-            raise ValueError(
-                f"{variant} has no weights in timm's hub, and none are downloaded; pass the authors' file as "
-                "checkpoint_path instead."
-            )
+            check_pretrained(variant, kwargs)
         kwargs = {"widths": widths, "depths": depths} | kwargs
         features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
         made: nn.Module = build_model_with_cfg(
-            Van, variant, False, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features, **kwargs
+            Van,
+            variant,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg=features,
+            **kwargs,
         )
         return made
 

@@ -18,6 +18,7 @@ from torch import nn
 from metarepair.adaptation.accuracy import accuracy_on
 from metarepair.adaptation.meta_test import Start
 from metarepair.adaptation.repair_data import RepairData, split_collected
+from metarepair.config.kit import PYTHON
 from metarepair.config.repair import RepairConfig
 from metarepair.config.run import RepairSettings
 from metarepair.data.clean_images import CleanImages
@@ -31,27 +32,31 @@ from metarepair.methods import (
     Budget,
     Method,
     MethodContext,
+    RepairedModel,
     check_method_settings,
     get_method,
     parse_limit,
     settings_of,
 )
-from metarepair.models.build import DeployedModel
+from metarepair.models.build import DeployedModel, state_hash
 from metarepair.models.clean_check import IN_CALL, check_on_clean
 from metarepair.probing.needs import IMAGES, probe_repair
+from metarepair.repairs.export import EQUALITY_IMAGES
+from metarepair.repairs.exportable import Exportable, Origin, with_ending
 from metarepair.repairs.limits import Selection, take_inside
 from metarepair.repairs.stage import repair_fairly
+from metarepair.reports.call_card import CLEAN, VALIDATION, Measured, call_card, call_page
 from tasks.errors import ConfigError, DataError, DivergedError
 from tasks.records import Failures
 from tasks.storage.manifest import require_manifest
-from tasks.storage.paths import place
+from tasks.storage.paths import place, write_text
 
 NAME_A_START = "Name a finished meta/<target>/ folder of a run."
 FEW = 20  # with fewer images, the accuracy on validation moves in steps of more than five points
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repaired:
+class Repaired(Exportable):
     """The result of `metarepair.repair`: a repaired DNN, its accuracies and what the repair cost.
 
     Accuracies are fractions from 0 to 1. Validation is the part of the failures (`repair.validation_fraction`, a fifth
@@ -85,6 +90,26 @@ class Repaired:
     clean_after: float | None
     notes: tuple[str, ...]
     selection: Selection | None = None
+    _origin: Origin = field(repr=False)
+
+    def report(self, path: str | Path) -> Path:
+        """Write what is known of the repair as a single HTML page.
+
+        It holds the accuracies on validation and on clean images, the limits, the cost and the notes, and says that no
+        image judged the repair.
+
+        Args:
+            path: The file to write; it ends in `.html`.
+
+        Returns:
+            The path.
+
+        Raises:
+            ConfigError: `path` has another ending.
+        """
+        path = with_ending(path, ".html")
+        write_text(path, call_page(self._origin.card))
+        return path
 
 
 def repair(
@@ -209,23 +234,82 @@ def repair(
     if config.limits.active:
         repaired, selection = take_inside(deployed, repaired, _selecting(deployed, data), config.limits)
     module = repaired.fill(deployed.module)
-    after = replace(given.deployed, module=module)
+    validation = Measured(
+        name=VALIDATION,
+        images=len(data.validation),
+        before=before,
+        after=accuracy_on(
+            repaired.architecture_of(deployed), repaired.parameters, repaired.buffers, data.validation
+        ),
+        used=_use_of_validation(repaired, selection),
+    )
+    clean_set = None if clean_images is None else _measure_clean(given, module, clean_images)
     return Repaired(
         module=module,
         method=chosen.name,
         validation_before=before,
-        validation_after=accuracy_on(
-            repaired.architecture_of(deployed), repaired.parameters, repaired.buffers, data.validation
-        ),
+        validation_after=validation.after,
         rate=repaired.rate,
         episode=repaired.episode,
         images_seen=repaired.images_seen,
         gradient_steps=repaired.gradient_steps,
-        clean_before=None if clean_images is None else _accuracy(given.deployed, clean_images),
-        clean_after=None if clean_images is None else _accuracy(after, clean_images),
+        clean_before=None if clean_set is None else clean_set.before,
+        clean_after=None if clean_set is None else clean_set.after,
         notes=notes + repaired.notes,
         selection=selection,
+        _origin=Origin(
+            repaired=replace(deployed, module=module),
+            images_NHWC=data.validation.images_NHWC[:EQUALITY_IMAGES].copy(),
+            preprocessing=given.preprocessing,
+            architecture=repaired.architecture,
+            card=call_card(
+                model={"name": PYTHON + deployed.name, "stem": None},
+                classes=given.class_names,
+                preprocessing=given.preprocessing,
+                method=chosen.name,
+                seed=0,
+                made_from="the given module",
+                inputs={"deployed": state_hash(deployed.module.state_dict())},
+                counts=_counts(data, given),
+                measured=[validation] if clean_set is None else [validation, clean_set],
+                selection=None if selection is None else selection.as_json(),
+                notes=notes + repaired.notes,
+                cost={"images_seen": repaired.images_seen, "gradient_steps": repaired.gradient_steps},
+                settings=config.model_dump(mode="json"),
+            ),
+        ),
     )
+
+
+def _use_of_validation(repaired: RepairedModel, selection: Selection | None) -> str:
+    """Say what the images of validation were used for."""
+    chose = [] if repaired.episode is None else ["the rate and the episode"]
+    chose += [] if selection is None else ["the repair inside the limits"]
+    if chose:
+        return f"of the given failures, which chose {' and '.join(chose)} and so prove nothing"
+    return "of the given failures, which nothing was learned from; they say nothing of images that were right"
+
+
+def _measure_clean(given: GivenModule, module: nn.Module, clean: GivenImages) -> Measured:
+    return Measured(
+        name=CLEAN,
+        images=len(clean),
+        before=_accuracy(given.deployed, clean),
+        after=_accuracy(replace(given.deployed, module=module), clean),
+        used="which nothing was learned from or chosen by",
+    )
+
+
+def _counts(data: RepairData, given: GivenModule) -> dict[str, Any]:
+    """Numbers of failures by use, as result.json has them."""
+    learn, validation = data.learn, data.validation
+    seen = {*learn.labels_N.tolist(), *validation.labels_N.tolist()}
+    return {
+        "collect": len(learn) + len(validation),
+        "validation": len(validation),
+        "fail": 0,
+        "classes_without_failures": [k for k in range(given.deployed.num_classes) if k not in seen],
+    }
 
 
 def _selecting(deployed: DeployedModel, data: RepairData) -> SelectingImages:

@@ -1,14 +1,15 @@
 """Export a repaired DNN: as a torch.export (.pt2) or ONNX program, or as its original weights file.
 
-A program maps normalised images [batch, C, H, W] to logits, as the DNN does, for any batch size. It is read back and
-compared with the DNN on real images before the file gets its final name.
+A program maps normalised images [batch, C, H, W] to logits, as the DNN does, for any batch size. It says in METADATA
+how images are normalised and what the classes are called. It is read back and compared with the DNN on real images
+before the file gets its final name.
 """
 
 from __future__ import annotations
 
-import copy
+import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ from metarepair.engine.vectors import not_finite
 from metarepair.models.build import DeployedModel
 from metarepair.models.fit import COUNTER, FitResult, fit
 from metarepair.models.weights_file import WeightsFile, read_weights
+from metarepair.models.wrappers import copied
 from tasks.datasets import Dataset
 from tasks.errors import ConfigError, UserError, WeightsError
 from tasks.records import Pixels
@@ -35,6 +37,8 @@ FILE_NAMES: Mapping[Kind, str] = {"torch": "model.pt2", "onnx": "model.onnx"}
 EXPORTERS: Mapping[Kind, str] = {"torch": "torch.export", "onnx": "torch.onnx"}
 EQUALITY_IMAGES = 64  # a program is checked on at most so many images
 TOLERANCE = 1e-3  # of the largest logit: runtimes sum in different orders, in float32
+METADATA = "metarepair.json"  # an extra file of torch.export, and a property of ONNX
+INPUT = "float32 [batch, *input_size]: pixels from 0 to 1 in RGB, less mean, divided by std"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_COMMAND = "pip install '.[onnx]'"
 
@@ -71,23 +75,34 @@ def equality_images(test: Dataset) -> Pixels:
 
 
 def export_program(
-    deployed: DeployedModel, images_BHWC_u8: Pixels, kind: Kind, folder: Place, *, name: str | None = None
+    deployed: DeployedModel,
+    images_BHWC_u8: Pixels,
+    kind: Kind,
+    folder: Place,
+    *,
+    class_names: Sequence[str],
+    preprocessing: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> ExportResult:
     """Write `deployed` as a program into `folder`, checked on the images (one or more).
 
-    Raises ConfigError if packages are missing. Raises UserError, and writes nothing, if the DNN cannot be exported or
-    the program's classes or logits differ from the DNN's.
+    preprocessing: what the program tells in place of that of `deployed`. Raises ConfigError if packages are missing.
+    Raises UserError, and writes nothing, if the DNN cannot be exported or the program's classes or logits differ from
+    the DNN's.
     """
     require_packages(kind)
-    module = copy.deepcopy(deployed.module).eval().float().cpu().to(memory_format=torch.contiguous_format)
+    module = plain(deployed.module)
     x_BCHW = deployed.normalise(images_BHWC_u8).float().cpu().contiguous()
     path = folder / (name or FILE_NAMES[kind])
+    facts = input_facts(
+        deployed.preprocessing if preprocessing is None else preprocessing, class_names, x_BCHW
+    )
     write, read = (_write_torch, _read_torch) if kind == "torch" else (_write_onnx, _read_onnx)
     with writing(path) as part, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters' own code, not of this DNN
         try:
             # Two images (one twice if there is only one): exporters turn a batch of one into a fixed size.
-            write(module, x_BCHW[[0, -1]], part)
+            write(module, x_BCHW[[0, -1]], part, json.dumps(facts))
         except Exception as error:  # the DNN's forward may raise anything here
             message = " ".join(str(error).split())[:200]
             raise UserError(
@@ -95,31 +110,78 @@ def export_program(
                 f"({message}). Its weights are unchanged: use model.safetensors, the format original, or a DNN that "
                 "this exporter accepts."
             ) from error
-        difference = _compare(module, read(part), x_BCHW, path)
-    return ExportResult(path=path, images=len(x_BCHW), difference=difference)
+        found = compared(module, read(part), x_BCHW)
+        if not found.same:
+            raise UserError(
+                f"{path} was not written: the program {found.words}. Use the weights (model.safetensors), or the other "
+                "format."
+            )
+    return ExportResult(path=path, images=len(x_BCHW), difference=found.difference)
 
 
-def _compare(module: nn.Module, program: Callable[[Tensor], Tensor], x_BCHW: Tensor, path: Place) -> float:
-    ours_BK: Tensor = module(x_BCHW)
-    theirs_BK = program(x_BCHW)
-    difference = float((ours_BK - theirs_BK).abs().max())
-    num_different = int((ours_BK.argmax(1) != theirs_BK.argmax(1)).sum())
-    if num_different or not difference <= TOLERANCE * max(1.0, float(ours_BK.abs().max())):
-        raise UserError(
-            f"{path} was not written: the program gives another class for {num_different} of {len(x_BCHW)} images, "
-            f"and logits differ by up to {difference:.2g}. Use the weights (model.safetensors), or the other format."
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How another form of a DNN differs from it on `images` images.
+
+    difference: the largest of the logits. allowed: the largest that is rounding. others: images of another class.
+    """
+
+    images: int
+    difference: float
+    allowed: float
+    others: int
+
+    @property
+    def same(self) -> bool:
+        return not self.others and self.difference <= self.allowed  # which NaN is not
+
+    @property
+    def words(self) -> str:
+        return (
+            f"gives another class for {self.others} of {self.images} images, and logits differ by up to "
+            f"{self.difference:.2g}"
         )
-    return difference
+
+
+@torch.no_grad()
+def compared(module: nn.Module, other: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Comparison:
+    """Compare the logits of a DNN and of another form of it on normalised images."""
+    ours_BK: Tensor = module(x_BCHW)
+    theirs_BK = other(x_BCHW)
+    return Comparison(
+        images=len(x_BCHW),
+        difference=float((ours_BK - theirs_BK).abs().max()),
+        allowed=TOLERANCE * max(1.0, float(ours_BK.abs().max())),
+        others=int((ours_BK.argmax(1) != theirs_BK.argmax(1)).sum()),
+    )
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """Return a copy in float32 on the CPU, in evaluation mode and with contiguous weights, as exporters take it."""
+    return copied(module).eval().float().cpu().to(memory_format=torch.contiguous_format)
+
+
+def input_facts(
+    preprocessing: Mapping[str, Any], class_names: Sequence[str], x_BCHW: Tensor
+) -> dict[str, Any]:
+    """Return what a program's input must be and what its outputs mean; mean and std are None where nobody told them."""
+    return {
+        "input": INPUT,
+        "input_size": list(x_BCHW.shape[1:]),
+        "mean": preprocessing["mean"],
+        "std": preprocessing["std"],
+        "class_names": list(class_names),
+    }
 
 
 def _batches() -> Any:
     return ({0: torch.export.Dim("batch", min=1)},)
 
 
-def _write_torch(module: nn.Module, x_BCHW: Tensor, part: Path) -> None:
+def _write_torch(module: nn.Module, x_BCHW: Tensor, part: Path, facts: str) -> None:
     program = torch.export.export(module, (x_BCHW,), dynamic_shapes=_batches())
     with part.open("wb") as stream:
-        torch.export.save(program, stream)
+        torch.export.save(program, stream, extra_files={METADATA: facts})
 
 
 def _read_torch(part: Path) -> Callable[[Tensor], Tensor]:
@@ -128,18 +190,19 @@ def _read_torch(part: Path) -> Callable[[Tensor], Tensor]:
     return program
 
 
-def _write_onnx(module: nn.Module, x_BCHW: Tensor, part: Path) -> None:
-    torch.onnx.export(
+def _write_onnx(module: nn.Module, x_BCHW: Tensor, part: Path, facts: str) -> None:
+    program = torch.onnx.export(
         module,
         (x_BCHW,),
-        str(part),
         dynamo=True,
         dynamic_shapes=_batches(),
-        external_data=False,  # one file, up to ONNX's limit of 2 GiB
         verbose=False,
         input_names=["images"],
         output_names=["logits"],
     )
+    assert program is not None  # as with dynamo
+    program.model.metadata_props[METADATA] = facts
+    program.save(str(part), external_data=False)  # one file, up to ONNX's limit of 2 GiB
 
 
 def _read_onnx(part: Path) -> Callable[[Tensor], Tensor]:

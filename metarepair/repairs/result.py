@@ -63,7 +63,7 @@ def write_result(
     }
     write_side_effects(folder, judged.class_names, effects)
     result = _result(run, config, target, mined, judged, validation)
-    result["preprocessing"] = {key: getattr(deployed, key) for key in ("mean", "std", "input_size")}
+    result["preprocessing"] = deployed.preprocessing
     for row, found in zip(result["methods"], effects.values(), strict=True):
         row["fallen_classes"] = fallen_classes(found)
     write_text(folder / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -294,8 +294,14 @@ def _save(
     notes = {"model": config.model.name, "method": unit.method, "target": target, "seed": unit.seed}
     save_weights(unit.folder / WEIGHTS, module.state_dict(), notes)
     for kind in config.repair.export or ():
-        images = equality_images(here.split("test"))
-        exported = export_program(replace(here.deployed, module=module), images, kind, unit.folder)
+        test = here.split("test")
+        exported = export_program(
+            replace(here.deployed, module=module),
+            equality_images(test),
+            kind,
+            unit.folder,
+            class_names=test.classes,
+        )
         logger.info(f"{target}: {exported.words}")
 
 

@@ -4,7 +4,7 @@ table.py     a table, its legend and a verdict from result.json; all rows as CSV
 figures.py   figures as PNG bytes
 paper.py     the paper's numbers, for comparison
 html.py      the whole report in report/index.html, one file that opens offline
-card.py      a model card beside each repaired model
+card.py      a model card beside each repaired model; card_text.py its README.md, card_page.py the same in HTML
 """
 
 from __future__ import annotations

@@ -146,6 +146,26 @@ def writing(path: Place) -> Iterator[Path]:
 
 
 @contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill. It replaces `path`, if that exists, when the block ends, and is deleted if it raises."""
+    part, old = _unique(path), _unique(path)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.is_dir():
+            path.rename(old)
+        try:
+            part.rename(path)
+        except OSError:
+            if old.is_dir():
+                old.rename(path)
+            raise
+        remove_tree(old)
+    finally:
+        remove_tree(part)
+
+
+@contextmanager
 def _right_kinds(path: Path) -> Iterator[None]:
     """Raise DataError if a folder is in the place of a file, or a file in the place of a folder."""
     try:

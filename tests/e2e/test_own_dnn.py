@@ -21,6 +21,7 @@ from metarepair.models import load_deployed
 from metarepair.models.weights_file import load_pickle
 from metarepair.weights import SHIPPED
 from tasks.datasets import dataset_info, load_dataset
+from tasks.storage.manifest import file_hash
 
 # The shipped ResNet-8 as a user's own DNN, in a module of the user's folder, with variants that must be refused.
 MODULE = """\
@@ -110,6 +111,14 @@ def _assert_exports_match(
     program = torch.export.load(folder / "repaired.pt2").module()
     logits_BK = program(deployed.normalise(images).contiguous())
     assert torch.allclose(logits_BK, deployed.logits(images), atol=1e-4)
+    assert main(["export", "runs/own", "--format", "hf", "--out", "hub"]) == 0
+    assert load_file(folder / "hub/model.safetensors").keys() == repaired.keys()
+    card, own = (
+        json.loads((folder / name / "card.json").read_text(encoding="utf-8"))
+        for name in ("hub", Path(weights).parent)
+    )
+    assert card["results"] == own["results"]
+    assert card["weights"]["blake2b_128"] == file_hash(folder / "hub/model.safetensors")
 
 
 def test_a_run_exports_the_formats_in_its_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

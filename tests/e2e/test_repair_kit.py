@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -22,6 +24,7 @@ from metarepair.models.wrappers import copied
 from tasks.datasets import dataset_info, load_dataset
 from tasks.environments import corrupted_images
 from tasks.errors import ConfigError, DataError, WeightsError
+from tasks.storage.manifest import file_hash
 
 INFO = dataset_info("cifar10_sample")
 SETTINGS = {key: KIT[key] for key in ("mining", "task", "inner", "train", "joint")}
@@ -66,7 +69,14 @@ def test_a_repair_takes_what_is_best_inside_the_limits(
     assert fixed.method in ("joint", "metarepair")
     assert fixed.words.startswith("Take the repaired model")
     assert 0 < fixed.before < 1
-    held = load_file(fixed.save(tmp_path / "fixed.safetensors"))
+    path = fixed.save(tmp_path / "fixed" / "model.safetensors")
+    held = load_file(path)
+    card = json.loads((path.parent / "card.json").read_text(encoding="utf-8"))
+    assert card["verdict"].startswith("Take the repaired model")
+    assert card["weights"]["blake2b_128"] == file_hash(path)
+    readme = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert "# ResNet8 repaired for photographs" in readme
+    assert "module.load_state_dict(load_file(" in readme
     assert all(value.equal(held[name]) for name, value in fixed.module.state_dict().items())
     assert any(not value.equal(held[name]) for name, value in before.items())
     assert all(value.equal(before[name]) for name, value in net.state_dict().items())
@@ -74,6 +84,20 @@ def test_a_repair_takes_what_is_best_inside_the_limits(
     assert (tmp_path / "run/repaired/photographs/result.json").is_file()
     with pytest.raises(ConfigError, match=r"does not end in \.html"):
         fixed.report(tmp_path / "report.txt")
+
+
+def test_what_a_kit_repaired_is_exported_without_its_run(
+    kit: RepairKit, photographs: Any, tmp_path: Path
+) -> None:
+    fixed = kit.repair(photographs, max_clean_drop=0.9, settings=FEW)
+    hub = fixed.export(tmp_path / "hub", format="hf")
+    loaded = timm.create_model(f"local-dir:{hub}", pretrained=True).eval()
+    x_BCHW = torch.randn(3, 3, 32, 32)
+    assert torch.allclose(loaded(x_BCHW), fixed.module(x_BCHW), atol=1e-5)
+    assert tuple(loaded.pretrained_cfg["label_names"]) == INFO.classes
+    card = json.loads((hub / "card.json").read_text(encoding="utf-8"))
+    assert card["results"].keys() == {"clean", "environment"}
+    assert str(fixed.folder) not in json.dumps(card)
 
 
 def test_a_kit_of_a_table_is_the_kit_of_arrays_of_its_images(

@@ -51,6 +51,7 @@ def completions(program: Path, line: str) -> list[str]:
         ("metarepair dia", {"diagnose"}),
         ("metarepair fix --ke", {"--keep-ok"}),
         ("metarepair export --format o", {"onnx", "original"}),
+        ("metarepair export --pu", {"--push", "--public"}),
         ("metarepair config --explain train.ep", {"train.episodes"}),
         ("metarepair run --set inner.ra", {"inner.rate="}),
     ],

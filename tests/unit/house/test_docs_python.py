@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,7 +26,10 @@ from metarepair.config.kit import kit_defaults, merged
 from metarepair.config.load import parse_config
 from metarepair.methods import MethodContext
 from metarepair.models.build import DeployedModel
+from metarepair.repairs.export import export_program
+from metarepair.repairs.hf_folder import export_folder
 from metarepair.repairs.stage import repair_fairly
+from metarepair.reports.card import unjudged_card
 from plugin_packages import install, plugin_path
 from small import clean_of, deployed_of, failures_of
 from tasks.corruptions import corrupt
@@ -127,6 +131,24 @@ def repaired_weights(_: pytest.MonkeyPatch) -> Names:
     Path("…").mkdir()
     state = timm.create_model("convnext_atto", num_classes=10).state_dict()
     save_file({k: v.contiguous() for k, v in state.items()}, "…/model.safetensors")
+    return made_by_timm(state)
+
+
+def an_exported_folder(_: pytest.MonkeyPatch) -> Names:
+    module = timm.create_model("resnet10t", num_classes=3).eval()
+    dnn = deployed_of(module, name="resnet10t")
+    card = unjudged_card(
+        model={"name": dnn.name, "stem": "imagenet"},
+        classes=tuple("abc"),
+        preprocessing=dnn.preprocessing,
+        verdict="",
+    )
+    export_folder(dnn, pixels(2, 32), Path("hub"), card)
+    return made_by_timm(module.state_dict())
+
+
+def made_by_timm(state: Names) -> Names:
+    """timm, which keeps what a block builds; `state`: the weights that it must have."""
     made: list[torch.nn.Module] = []
     create_model = timm.create_model
     return {
@@ -245,13 +267,35 @@ def folders_of_photos(monkeypatch: pytest.MonkeyPatch) -> Names:
     return {"model": names["model"]}
 
 
+def an_exported_program(_: pytest.MonkeyPatch) -> Names:
+    dnn, images = deployed_of(small()), pixels(4)
+    export_program(dnn, images, "torch", Path(), class_names=("cat", "dog", "owl"), name="repaired.pt2")
+    return {"images": images, "dnn": dnn}
+
+
+def as_the_dnn_says(names: Names) -> None:
+    labels = names["dnn"].logits(names["images"]).argmax(1)
+    assert names["names"] == [("cat", "dog", "owl")[label] for label in labels]
+
+
+def is_written(names: Names) -> None:
+    is_repaired(names)
+    assert (
+        json.loads(Path("night/card.json").read_text(encoding="utf-8"))["weights"]["file"]
+        == "model.safetensors"
+    )
+    for path in ("night.pt2", "hub/config.json", "night.html"):
+        assert Path(path).stat().st_size, path
+
+
 def is_fixed(names: Names) -> None:
     fixed = names["fixed"]
     assert fixed.before < 1
     assert fixed.kept == (fixed.method == "none")
     assert names["kit"].experiences == ("brightness", "snow")
     assert "<html" in Path("report.html").read_text(encoding="utf-8")
-    held = load_file("fixed.safetensors")
+    held = load_file("fixed/model.safetensors")
+    assert json.loads(Path("fixed/card.json").read_text(encoding="utf-8"))["method"] == fixed.method
     assert all(value.equal(held[name]) for name, value in fixed.module.state_dict().items())
 
 
@@ -266,6 +310,12 @@ RUNS: dict[str, tuple[Callable[[pytest.MonkeyPatch], Names], Callable[[Names], N
         two_photos,
     ),
     "docs/environments.md: from metarepair import save_images": (labelled_images, a_table),
+    "docs/export.md: import json": (an_exported_program, as_the_dnn_says),
+    "docs/export.md: from metarepair import repair": (failing, is_written),
+    'docs/export.md: timm.create_model("local-dir:hub", pretrained=True)': (
+        an_exported_folder,
+        has_the_weights,
+    ),
     "docs/kit.md: from metarepair import RepairKit": (a_model_by_brightness, is_fixed),
     "docs/meta_gradient.md: import timm, torch": (a_small_densenet, a_meta_gradient),
     "docs/methods.md: from metarepair.methods import Method, repaired_from": (nothing, the_method_repairs),

@@ -64,9 +64,10 @@ def test_the_small_stem_doubles_its_maps() -> None:
     assert module(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_no_weights_are_looked_for_on_a_hub() -> None:
-    with pytest.raises(ValueError, match="checkpoint_path"):
-        timm.create_model("convnext_cifar", pretrained=True)
+@pytest.mark.parametrize("name", ["convnext_cifar", "resnet8_cifar"])
+def test_no_weights_are_looked_for_on_a_hub(name: str) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint_path, or an exported folder as local-dir:FOLDER"):
+        timm.create_model(name, pretrained=True)
 
 
 def test_the_shipped_weights_have_the_accuracy_in_their_readme(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +21,15 @@ from metarepair.config.load import load_config
 from metarepair.console.export import export
 from metarepair.methods import RepairedModel
 from metarepair.models import save_weights
-from metarepair.repairs.export import equality_images, export_program
+from metarepair.models.build import DeployedModel
+from metarepair.repairs.export import METADATA, equality_images, export_program
 from metarepair.weights import SHIPPED
 from small import Small
 from small import deployed_channels_last as deployed
 from tasks.datasets import ArrayDataset
 from tasks.errors import ConfigError, UserError
 
+NAMES = ("cat", *"123456789")
 ONNX = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the extra onnx")
 
 
@@ -44,7 +47,7 @@ def images(count: int = 8) -> np.ndarray:
 def test_a_program_of_torch_export_gives_the_same_logits_for_any_batch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     dnn = deployed(Small())
-    found = export_program(dnn, images(), "torch", tmp_path)
+    found = export_program(dnn, images(), "torch", tmp_path, class_names=NAMES)
     assert found.path == tmp_path / "model.pt2"
     assert found.difference < 1e-5
     assert "the same classes on 8 images" in found.words
@@ -54,6 +57,23 @@ def test_a_program_of_torch_export_gives_the_same_logits_for_any_batch(tmp_path:
         assert torch.allclose(program(x_BCHW), dnn.module(x_BCHW), atol=1e-5)
 
 
+def fed_as_told(facts: dict[str, Any], dnn: DeployedModel) -> bool:
+    """Whether images that are prepared as a program tells are the DNN's input."""
+    assert facts["class_names"] == list(NAMES)
+    assert facts["input_size"] == [3, 16, 16]
+    mean, std = (torch.tensor(facts[key]).view(3, 1, 1) for key in ("mean", "std"))
+    x_BCHW = (torch.from_numpy(images()).permute(0, 3, 1, 2) / 255 - mean) / std
+    return torch.allclose(x_BCHW, dnn.normalise(images()), atol=1e-6)
+
+
+def test_a_program_tells_how_images_are_normalised_and_what_the_classes_are_called(tmp_path: Path) -> None:
+    dnn = replace(deployed(Small()), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    found = export_program(dnn, images(), "torch", tmp_path, class_names=NAMES)
+    told = {METADATA: ""}
+    torch.export.load(found.path, extra_files=told)
+    assert fed_as_told(json.loads(told[METADATA]), dnn)
+
+
 @ONNX
 @pytest.mark.slow
 def test_a_program_of_onnx_gives_the_same_logits_for_any_batch(tmp_path: Path) -> None:
@@ -61,9 +81,10 @@ def test_a_program_of_onnx_gives_the_same_logits_for_any_batch(tmp_path: Path) -
 
     torch.manual_seed(0)
     dnn = deployed(Small())
-    found = export_program(dnn, images(), "onnx", tmp_path)
+    found = export_program(dnn, images(), "onnx", tmp_path, class_names=NAMES)
     assert found.difference < 1e-4
     session = onnxruntime.InferenceSession(str(found.path), providers=["CPUExecutionProvider"])
+    assert fed_as_told(json.loads(session.get_modelmeta().custom_metadata_map[METADATA]), dnn)
     for count in (1, 5):
         x_BCHW = dnn.normalise(images(count)).contiguous()
         (logits,) = session.run(None, {"images": x_BCHW.numpy()})
@@ -77,12 +98,12 @@ def test_missing_packages_are_named_with_the_install_command(
         metarepair.repairs.export, "find_spec", lambda name: None if name == "onnxscript" else object()
     )
     with pytest.raises(ConfigError, match=r"not installed \(onnxscript\): pip install '\.\[onnx\]'"):
-        export_program(deployed(Small()), images(), "onnx", tmp_path)
+        export_program(deployed(Small()), images(), "onnx", tmp_path, class_names=NAMES)
 
 
 def test_a_dnn_that_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"net cannot be exported as torch: torch\.export raised \w+ \("):
-        export_program(deployed(Branching()), images(), "torch", tmp_path)
+        export_program(deployed(Branching()), images(), "torch", tmp_path, class_names=NAMES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,7 +112,7 @@ def test_a_program_with_other_results_than_the_dnn_is_not_written(
 ) -> None:
     monkeypatch.setattr(metarepair.repairs.export, "_read_torch", lambda _: lambda x: torch.zeros(len(x), 10))
     with pytest.raises(UserError, match=r"model\.pt2 was not written.*another class for \d of 8 images"):
-        export_program(deployed(Small()), images(), "torch", tmp_path)
+        export_program(deployed(Small()), images(), "torch", tmp_path, class_names=NAMES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,7 +128,7 @@ def test_a_program_is_checked_on_the_available_images(tmp_path: Path, count: int
         image_ids_N=np.arange(count),
         classes=tuple("0123456789"),
     )
-    found = export_program(dnn, equality_images(test), "torch", tmp_path)
+    found = export_program(dnn, equality_images(test), "torch", tmp_path, class_names=NAMES)
     assert found.images == count
     program = torch.export.load(found.path).module()
     x_BCHW = dnn.normalise(images(5)).contiguous()

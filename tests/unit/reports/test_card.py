@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from made_result import made_result
 from metarepair.evaluation.side_effects import JudgedImages, fallen_classes, judged_sets, side_effects_of
 from metarepair.reports import load_results
-from metarepair.reports.card import CARD_FILES, LICENCE, LOAD, card_text, markdown_text, write_cards
+from metarepair.reports.card import CARD_FILES, card_of_repair, read_card, write_cards
+from metarepair.reports.card_text import LICENCE, LOAD, card_text, markdown_text
 from metarepair.runs.layout import Run
 from metarepair.weights import resolve_weights
 from tasks.datasets import CIFAR10_CLASSES
@@ -228,6 +229,29 @@ def test_a_repair_that_is_not_taken_says_so_first(tmp_path: Path) -> None:
     write_cards(run, result)
     card = json.loads((run.repaired(TARGET) / "metarepair" / "0" / "card.json").read_text(encoding="utf-8"))
     assert card["verdict"].endswith("these are the deployed weights, unchanged.")
+
+
+def test_the_card_of_kept_weights_says_why_they_are_kept(tmp_path: Path) -> None:
+    run = made_run(tmp_path, choice={"method": "none", "seed": 0, "kept": True})
+    result = load_results(run, [TARGET])[0]
+    for row in result["methods"]:
+        row["selection"] |= {"kept": True, "nearest": []}
+    told = json.loads((run.repaired(TARGET) / "side_effects.json").read_text(encoding="utf-8"))
+    told["repairs"]["none/0"] = told["repairs"]["metarepair/0"]
+    (run.repaired(TARGET) / "side_effects.json").write_text(json.dumps(told), encoding="utf-8")
+    card = card_of_repair(run, result, "none", 0)
+    assert card is not None
+    assert card["verdict"].startswith("Keep your model: no repair gains anything inside your limits")
+
+
+@pytest.mark.parametrize("changed", ["", "x"])
+def test_a_card_is_read_only_for_the_very_file(tmp_path: Path, changed: str) -> None:
+    run = made_run(tmp_path)
+    _, card = cards(run)
+    weights = run.repaired(TARGET) / "metarepair" / "0" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + changed.encode())
+    assert read_card(weights) == (None if changed else card)
+    assert read_card(tmp_path / "model.safetensors") is None
 
 
 def test_without_limits_a_lost_class_is_said_first_all_the_same(tmp_path: Path) -> None:

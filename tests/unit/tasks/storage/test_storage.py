@@ -30,6 +30,7 @@ from tasks.storage.paths import (
     write_table,
     write_text,
     writing,
+    writing_folder,
 )
 from tasks.storage.remote import RemotePath, cache_folder
 
@@ -78,6 +79,37 @@ def test_a_writing_block_that_raises_leaves_no_file(root: Place) -> None:
     assert [p.name for p in find(root, "*")] == ["old.txt"]
     assert (root / "old.txt").read_text() == "old"
     assert not list(cache_folder().rglob("*.tmp")) if isinstance(root, RemotePath) else True
+
+
+def test_a_folder_appears_whole_in_place_of_an_older_one_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "below/folder"
+    for text in ("first", "second"):
+        with writing_folder(path) as part:
+            (part / text).write_text(text, encoding="utf-8")
+            assert not (path / text).exists()
+        assert [one.name for one in path.iterdir()] == [text]
+    with pytest.raises(FileNotFoundError), writing_folder(path) as part:
+        (part / "third").rename(part / "missing")
+    assert [one.name for one in path.iterdir()] == ["second"]
+    assert [one.name for one in path.parent.iterdir()] == ["folder"]
+
+
+def test_an_older_folder_stays_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "folder", Path.rename
+    (path / "older").mkdir(parents=True)
+
+    def refused(self: Path, target: Path) -> Path:
+        if target == path and not (self / "older").exists():
+            raise PermissionError("refused")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(PermissionError), writing_folder(path):
+        pass
+    assert (path / "older").is_dir()
+    assert [one.name for one in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_missing_file_is_reported_as_missing_by_every_function(root: Place) -> None:
