@@ -31,14 +31,11 @@ def with_hub(values: dict[str, Any]) -> dict[str, Any]:
     hub does not have, or whose files are missing here.
     """
     model, data = section_of(values, "model"), section_of(values, "data")
-    name, weights = model.get("name"), model.get("weights")
-    if (
-        not isinstance(name, str)
-        or not isinstance(weights, str | None)
-        or not (is_hub(name) or is_hub(weights))
-    ):
+    name = model.get("name")
+    weights = name if model.get("weights") is None else model["weights"]
+    if not isinstance(name, str) or not isinstance(weights, str) or not (is_hub(name) or is_hub(weights)):
         return values
-    name, weights = _pinned(name), _pinned_weights(name if weights is None else weights)
+    name, weights = _pinned(name), _pinned_weights(weights)
     values = values | {"model": model | {"name": name, "weights": weights}}
     if {*PREPARATION} <= model.keys() and "classes" in data:
         return values
@@ -80,9 +77,8 @@ def _reordered(stated: Stated, data: Mapping[str, Any]) -> tuple[str, ...] | Non
         return None
     try:
         source = DataConfig.model_validate(data).source()
-        if (
-            source.name == UNSPLIT and form_of(unsplit_source(source)) == "tables"
-        ) or source.name not in BY_NAME:
+        tables = source.name == UNSPLIT and form_of(unsplit_source(source)) == "tables"
+        if source.name not in BY_NAME or tables:
             return None
         names = dataset_info(source).classes
     except (UserError, ValidationError):  # it is reported where the data set is read

@@ -30,6 +30,7 @@ from metarepair.data.workspace import Surroundings
 from metarepair.models.build import DeployedModel, load_deployed, state_hash
 from metarepair.runs.layout import Run
 from metarepair.weights import kit_folder
+from metarepair.weights.hub import HubError
 from tasks.datasets import DatasetInfo
 from tasks.datasets.source import table_for
 from tasks.environments import Environment, UserImages
@@ -137,7 +138,7 @@ def fitting(kit: Kit | None, config: Config) -> Iterator[None]:
     try:
         yield
     except WeightsError as error:
-        if kit is None or config.model.weights != str(kit.run.pack / WEIGHTS):
+        if kit is None or isinstance(error, HubError) or config.model.weights != str(kit.run.pack / WEIGHTS):
             raise
         file = kit.file
         raise WeightsError(

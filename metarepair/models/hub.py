@@ -59,7 +59,7 @@ def origin_note(name: str, path: Place, stated: Stated, **used: object) -> str:
         if value != its is not None
     ]
     parts = [
-        f"weights {path.name}{f' with the SHA-256 {digest}' if digest else ''}",
+        f"weights {path.name}{f' with the SHA-256 {digest[:16]}…' if digest else ''}",
         *([f"{', '.join(taken)} as the hub states"] if taken else []),
         *other,
         "what else it states of preparation, such as a crop, is not followed",

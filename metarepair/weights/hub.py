@@ -28,10 +28,14 @@ EXAMPLE = "hf-hub:timm/resnet18.a1_in1k, hf:microsoft/resnet-18 or torchvision:r
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 LARGEST_JSON = 16 << 20  # bytes; ImageNet-21k's class names have 1 MB
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class HubError(WeightsError):
+    """A file of the hub is missing here, damaged, or of a kind that is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +70,30 @@ def read_hub_name(text: str) -> HubName:
     """Return the parts of hf-hub:ORG/NAME[@REVISION] or hf:ORG/NAME[@REVISION]. Raises ConfigError."""
     kind, _, rest = text.partition(":")
     repository, at, revision = rest.partition("@")
-    wrong = [part for part in (repository, revision) if ".." in part or part.endswith(("/", ".", ".git"))]
-    if not _REPOSITORY.fullmatch(repository) or "--" in repository or wrong:
+    if not _is_repository(repository):
         raise ConfigError(
             f"{text!r} does not name a model of the hub: give {kind}:ORG/NAME or {kind}:ORG/NAME@REVISION, as in "
             f"{EXAMPLE}."
         )
-    if at and not _REVISION.fullmatch(revision):
+    if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise ConfigError(
             f"{text!r}: {revision!r} is not a revision. Give a branch, a tag or a commit after the @, as in "
             f"{kind}:{repository}@main."
         )
     return HubName(kind=f"{kind}:", repository=repository, revision=revision or "main")
+
+
+def _is_repository(text: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return (
+        _REPOSITORY.fullmatch(text) is not None
+    )  # the hub knows models without ORG, and ends a name before a newline
 
 
 def pinned(name: HubName) -> HubName:
@@ -91,7 +107,7 @@ def pinned(name: HubName) -> HubName:
 def hub_file(name: HubName, file: str) -> Path:
     """The path of a repository's file in the cache; it is downloaded if the cache lacks it.
 
-    Raises WeightsError with the remedy if it is missing here and cannot be downloaded, or if it is damaged.
+    Raises HubError with the remedy if it is missing here and cannot be downloaded, or if it is damaged.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -102,38 +118,36 @@ def hub_file(name: HubName, file: str) -> Path:
 
 
 def hub_json(name: HubName, file: str) -> dict[str, Any]:
-    """The content of a JSON file of a repository. Raises WeightsError as `hub_file` does, and for anything else."""
+    """The content of a JSON file of a repository. Raises HubError as `hub_file` does, and for anything else."""
     path = hub_file(name, file)
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has {path.stat().st_size:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{name}: {file} is not JSON ({error}). Give a revision in which it is."
-        ) from error
+        raise HubError(f"{name}: {file} is not JSON ({error}). Give a revision in which it is.") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{name}: {file} holds no settings by name. Give a revision in which it does.")
+        raise HubError(f"{name}: {file} holds no settings by name. Give a revision in which it does.")
     return content
 
 
 def hub_weights(name: HubName) -> Path:
     """The path of a repository's `model.safetensors`.
 
-    Raises WeightsError as `hub_file` does, and if the cache has only pickles of this revision, or several files.
+    Raises HubError as `hub_file` does, and if the cache has only pickles of this revision, or several files.
     """
     try:
         return hub_file(name, WEIGHTS)
-    except WeightsError as error:
+    except HubError as error:
         others = _cached_files(name)
         if INDEX in others:
-            raise WeightsError(
+            raise HubError(
                 f"{name} has its weights in several files ({INDEX}), and one is read. Save it as one file "
                 f"(max_shard_size), and give that as model.weights."
             ) from error
         pickles = [file for file in others if file.endswith(PICKLES)]
         if pickles:
-            raise WeightsError(_only_pickles(name, pickles[0])) from error
+            raise HubError(_only_pickles(name, pickles[0])) from error
         raise
 
 
@@ -147,21 +161,21 @@ def _downloaded(name: HubName, file: str) -> Path:
     from huggingface_hub import errors, hf_hub_download, is_offline_mode
 
     if is_offline_mode():
-        raise WeightsError(_missing(name, file, "HF_HUB_OFFLINE is set"))
+        raise HubError(_missing(name, file, "HF_HUB_OFFLINE is set"))
     logger.info(f"download {file} of {name}")
     try:
         return Path(hf_hub_download(name.repository, file, revision=name.revision))
     except errors.RevisionNotFoundError as error:
-        raise WeightsError(
+        raise HubError(
             f"{name}: the hub has no revision {name.revision!r} of {name.repository}. Give a branch, a tag or a commit."
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise WeightsError(
+        raise HubError(
             f"{name}: the hub has no model {name.repository}, or it needs permission{_near(name) or '.'} Check the "
             "name, or log in: hf auth login."
         ) from error
     except errors.RemoteEntryNotFoundError as error:
-        raise WeightsError(
+        raise HubError(
             _only_pickles(name, None)
             if file == WEIGHTS
             else f"{name} has no {file}, so its model is unknown."
@@ -170,7 +184,7 @@ def _downloaded(name: HubName, file: str) -> Path:
         Exception
     ) as error:  # whatever the client's transport raises: no network, a broken answer, a full disk
         why = " ".join(str(error).split())[:200]
-        raise WeightsError(
+        raise HubError(
             _missing(name, file, f"the download failed ({type(error).__name__}: {why})")
         ) from error
 
@@ -224,14 +238,14 @@ def _blob(path: Path) -> str | None:
 
 
 def _check_whole(path: Path, name: HubName) -> None:
-    """Raise WeightsError if a file of the cache differs from the digest that names its blob."""
+    """Raise HubError if a file of the cache differs from the digest that names its blob."""
     blob = _blob(path)
     if blob is None:
         return
     found = path.stat()
     digest = _digest(path.resolve(), len(blob), found.st_size, found.st_mtime_ns)
     if digest not in (None, blob):
-        raise WeightsError(
+        raise HubError(
             f"{path} is damaged: its digest is {digest}, and the hub's is {blob}. Delete it and {path.resolve()}, and "
             f"download it again: {name.download}"
         )

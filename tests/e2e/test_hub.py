@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from benchmarks.environments import write_environment
 from hub_cache import COMMIT, cifar_files, put, use_cache
+from kits import KIT, with_kit
 from metarepair.cli import main
+from metarepair.config.kit import KitFile
 from metarepair.config.load import load_config
 from metarepair.fixing.plan import Speeds
 from metarepair.stages import fix as fix_stage
@@ -106,6 +108,26 @@ def test_a_missing_model_ends_the_command_before_any_work(
     assert said.startswith("metarepair: hf-hub:me/nett@main: config.json is not in the cache of ")
     assert "hf download me/nett" in said
     assert not (settings.parent / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_kit_of_a_hubs_model_serves_where_its_config_is_cached(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kit.yaml").write_text(yaml.safe_dump(KIT | {"model": {"name": NAME}}), "utf-8")
+    kit = tmp_path / "kit"
+    assert main(["kit", "--config", str(tmp_path / "kit.yaml"), "--out", str(kit)]) == 0
+    assert KitFile.read(kit).model.name == PINNED
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(with_kit(kit, tmp_path / "runs")), "utf-8")
+    snapshot = cache / "models--me--net" / "snapshots" / COMMIT
+    (snapshot / "model.safetensors").unlink()  # the kit has the weights
+    assert main(["repair", "--config", str(tmp_path / "run.yaml")]) == 2  # no image is mined yet
+    assert "mine" in capsys.readouterr().err
+    assert main(["mine", "--config", str(tmp_path / "run.yaml")]) == 0
+    use_cache(monkeypatch, tmp_path / "another_machine")
+    capsys.readouterr()
+    assert main(["mine", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert f"{PINNED}: config.json is not in the cache" in capsys.readouterr().err
 
 
 def test_doctor_probes_the_hubs_own_weights(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,7 +118,8 @@ def test_other_weights_may_be_given(cache: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_a_classifier_of_transformers_gives_its_logits(cache: Path, tmp_path: Path, kind: str) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     snapshot = put(cache, "me/net", transformers_files(tmp_path / "saved", kind))
     deployed = load("hf:me/net")
     assert (deployed.mean, deployed.std, deployed.input_size) == ((0.5,) * 3, (0.25,) * 3, 32)
@@ -147,7 +148,8 @@ def test_a_classifier_of_transformers_can_be_repaired(cache: Path, tmp_path: Pat
 def test_a_repaired_classifier_of_transformers_goes_back_under_the_names_of_its_file(
     cache: Path, tmp_path: Path, kind: str
 ) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     snapshot = put(cache, "me/net", transformers_files(tmp_path / "saved", kind))
     deployed = load("hf:me/net")
     changed = [name for name, _ in deployed.module.named_parameters()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import httpx2
 import pytest
 from huggingface_hub import constants, errors
 
@@ -54,6 +55,10 @@ def test_a_name_has_a_repository_and_a_revision() -> None:
         "hf-hub:me/net@main@main",
         "hf-hub:me/net\n",
         "hf-hub:me/<script>",
+        "hf-hub:me/net-",
+        "hf-hub:me/net.git",
+        f"hf-hub:me/{'n' * 97}",
+        "hf-hub:mé/net",
         "hf-hub:me--x/net",
         "hf:https://huggingface.co/me/net",
         f"hf:me/{'n' * 200}",
@@ -121,6 +126,44 @@ def test_a_failed_download_is_told_with_the_same_remedy(cache: Path, monkeypatch
     said = refusal("hf-hub:other/model")
     assert "the download failed (LocalEntryNotFoundError: no route to host)" in said
     assert "hf download other/model" in said
+
+
+def test_a_missing_model_is_downloaded_into_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repository: str, file: str, *, revision: str) -> str:
+        asked.append((repository, file, revision))
+        return str(put(cache, repository, cifar_files()) / file)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert resolve_weights("hf-hub:other/model").read_bytes() == cifar_files()["model.safetensors"]
+    assert pinned(read_hub_name("hf-hub:other/model")).revision == COMMIT
+    assert asked == [("other/model", "model.safetensors", "main")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (
+            errors.RepositoryNotFoundError,
+            "has no model me/nett, or it needs permission; did you mean 'me/net'?",
+        ),
+        (errors.RevisionNotFoundError, "has no revision 'main' of me/nett"),
+        (errors.RemoteEntryNotFoundError, "has no model.safetensors. Only safetensors are read"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, kind: type[errors.HfHubHTTPError], said: str
+) -> None:
+    answer = httpx2.Response(404, request=httpx2.Request("HEAD", "https://example.org"))
+
+    def refuse(*_: object, **__: object) -> str:
+        raise kind("404", response=answer)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    assert said in refusal("hf-hub:me/nett")
 
 
 def test_a_repository_with_only_pickles_is_refused(cache: Path) -> None:
