@@ -519,7 +519,7 @@ def _run_stages(given: argparse.Namespace, config: Config) -> int:
     pipeline = Pipeline(config, executor_for, show_images=getattr(given, "show_images", True))
     do: Callable[[], object] = pipeline.whole if given.verb == "run" else getattr(pipeline, given.verb)
     cluster = nullcontext() if given.verb == "report" else connected(config, given.address)
-    with locked(pipeline.run.root, given.verb), cluster:
+    with locked(pipeline.run.root, given.verb), pipeline.tracking, cluster:
         if given.restart:
             pipeline.restart("mine" if given.verb == "run" else given.verb)
         do()

@@ -70,7 +70,7 @@ class RayContext:
 
     def report(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:
         if self.rank == 0:
-            self.journal.record(metrics, write, episodes)
+            self.journal.record(metrics, write)
             count_round(metrics, episodes)
         ray.train.report(dict(metrics))
 

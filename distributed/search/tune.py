@@ -46,11 +46,12 @@ from metarepair.runs.logs import RESULTS
 from metarepair.search.check import check_space
 from metarepair.search.results import results_table, write_results
 from metarepair.search.space import dimensions, judged_environments, search_of
-from metarepair.search.trials import Trial
+from metarepair.search.trials import Trial, best_trial
 from metarepair.stages.features import extract_all
 from metarepair.stages.mining import MinedManifests, environments
 from metarepair.stages.pipeline import Pipeline
 from metarepair.stages.search_inputs import TrialSetup, prepare_inputs, searched_config
+from metarepair.stages.search_tracking import TrialTracking
 from metarepair.stages.search_trial import TrialRecord, read_record
 from tasks.errors import DataError, UserError
 from tasks.storage.manifest import MANIFEST, begin, check_done, discard, require_manifest, write_manifest
@@ -79,6 +80,10 @@ class TuneSearch:
         Raises ConfigError, before any work, if the cluster has no room for one trial.
         """
         check_trial_fits(self.config)
+        with self.pipeline.tracking:
+            self._search(restart=restart)
+
+    def _search(self, *, restart: bool) -> None:
         if restart or not (self.run.search / MANIFEST).is_file():
             self.pipeline.probe((), trains=True)
         mined, features = self._mined()
@@ -97,7 +102,11 @@ class TuneSearch:
             begin(folder, config=settings | placement(self.config), inputs=inputs)
             pipeline = self.pipeline
             setup = prepare_inputs(self.run, self.config, pipeline.here, mined, features, pipeline.executor)
-            trials = self.try_all(setup)
+            with TrialTracking(pipeline.tracking, setup).following():
+                trials = self.try_all(setup)
+            best = best_trial(trials)
+            if best is not None and best.objective is not None:
+                pipeline.tracking.figures({"best score": best.objective})
             self._write(trials, settings, inputs)
         logger.log(RESULTS, results_table(trials, self.config))
 

@@ -23,6 +23,7 @@ from metarepair.config.training import InnerConfig, TrainConfig
 from tasks.datasets.normalisation import check_mean, check_std
 from tasks.distances.intervals import FEWEST_ROWS, LEVEL, fewest_resamples
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 EnvironmentName = str  # the name of a corruption, or a key of `environments`
 MethodSettings = dict[str, dict[str, Any]]
 
@@ -344,6 +345,12 @@ class Config(Section):
     workers: Count = Field(
         0, description="Number of Ray workers; 0: everything runs in this process, without Ray."
     )
+    trackers: tuple[TrackerName, ...] = Field(
+        ("tensorboard",),
+        description="Programs that show the metrics of the run, each once: `tensorboard` (files in the run), `mlflow`, "
+        "`wandb` (Weights & Biases). The last two take server, project and credentials from their own environment "
+        "variables.",
+    )
     targets: tuple[EnvironmentName, ...] = Field(
         ("gaussian_noise",),
         description="Corruptions and environments to repair the DNN for; at least one, each once. None for "
@@ -406,6 +413,11 @@ class Config(Section):
             values = _without_experiences(values)
         with naming(names):
             return check(values)
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, trackers: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        return each_once(trackers)
 
     @field_validator("targets")
     @classmethod

@@ -118,6 +118,17 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(float(np.mean(known)), sd)
 
 
+def figures_of(result: Result) -> dict[str, float]:
+    """Return the table's numbers, means over seeds, by TARGET/METHOD/COLUMN; accuracies and rates are fractions."""
+    unknown = OF_RIGHT_IMAGES if knows_only_failures(result) else ()
+    return {
+        f"{target_of(result)}/{method}/{column.title.removesuffix(' %')}": found.mean
+        for method, rows in by_method(result).items()
+        for column in COLUMNS
+        if column.title not in unknown and (found := spread(map(column.value, rows))) is not None
+    }
+
+
 def table_cells(result: Result) -> tuple[list[str], list[list[str]]]:
     """Return the header and one row of text per method."""
     unknown = OF_RIGHT_IMAGES if knows_only_failures(result) else ()

@@ -3,14 +3,14 @@
 `distributed.on_ray.context` implements it on Ray Train. Both leave the same files on storage:
 
     <folder>/checkpoints/checkpoint-NNNNNN/   the newest few, written while training continues
-    <folder>/tensorboard/                     events of every episode
-    <folder>/last_report.json                 the newest round's metrics, for progress lines and `status`
+    <folder>/last_report.json                 the newest round's metrics, for progress lines, `status` and trackers
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from metarepair.runs.checkpoint import Checkpoints
-from metarepair.runs.tensorboard import EventLog
-from tasks.storage.paths import Place, read_json, write_text
+from metarepair.runs.checkpoint import STATE, Checkpoints
+from metarepair.runs.tracker import Entry
+from tasks.storage.paths import Place, find, read_json, write_text
 
 Metrics = Mapping[str, float]
 LAST_REPORT = "last_report.json"
@@ -61,29 +61,21 @@ class Context(Protocol):
 
 
 class Journal:
-    """Writes the checkpoints, events and last report of a training to `folder`, from rank 0."""
+    """Writes the checkpoints and the last report of a training to `folder`, from rank 0."""
 
     def __init__(self, folder: Place, *, kept: int | None) -> None:
         self.folder = folder
         self.checkpoints = Checkpoints(folder / "checkpoints", kept=kept)
-        self._events = EventLog(folder / "tensorboard")
 
-    def record(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:
-        """Write a checkpoint, then the events and the report of it. Raises StorageError as Checkpoints.write does."""
-        self._events.add(episodes)
-
-        def publish_metrics() -> None:
-            self._events.publish()
-            write_last_report(self.folder, metrics)
-
-        self.checkpoints.write(int(metrics["episode"]), write, then=publish_metrics)
+    def record(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
+        """Write a checkpoint, then the report of it. Raises StorageError as Checkpoints.write does."""
+        self.checkpoints.write(
+            int(metrics["episode"]), write, then=lambda: write_last_report(self.folder, metrics)
+        )
 
     def finish(self) -> None:
         """Wait until everything is written. Raises StorageError if it could not be."""
-        try:
-            self.checkpoints.finish()
-        finally:
-            self._events.close()
+        self.checkpoints.finish()
 
 
 @dataclass(kw_only=True)
@@ -110,8 +102,8 @@ class LocalContext:
     def last_checkpoint(self) -> Place | None:
         return self.journal.checkpoints.newest()
 
-    def report(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:
-        self.journal.record(metrics, write, episodes)
+    def report(self, metrics: Metrics, write: Callable[[Path], None], episodes: Sequence[Metrics]) -> None:  # noqa: ARG002 - the checkpoint has them
+        self.journal.record(metrics, write)
         self.on_report(metrics)
 
     def finish(self) -> None:
@@ -130,3 +122,20 @@ def last_report(folder: Place) -> Metrics | None:
     except (OSError, ValueError):
         return None
     return metrics
+
+
+def episodes_after(folder: Place, episode: int) -> list[Entry]:
+    """The metrics of each episode after `episode` that the newest checkpoint of a training knows."""
+    report = last_report(folder)
+    if report is None or report["episode"] <= episode:
+        return []
+    for checkpoint in reversed(find(folder / "checkpoints", "checkpoint-*")):
+        with suppress(OSError, ValueError):  # it is being written or deleted
+            history: list[dict[str, float]] = read_json(checkpoint / STATE)["history"]
+            return [entry_of(one, "episode") for one in history if one["episode"] > episode]
+    return []
+
+
+def entry_of(metrics: Metrics, step: str) -> Entry:
+    """Metrics, of which one is the step, as a tracker takes them."""
+    return int(metrics[step]), {name: value for name, value in metrics.items() if name != step}

@@ -1,44 +1,45 @@
-"""Write a training's metrics as TensorBoard events: on this machine first, then copied to storage as a whole."""
+"""Write metrics as TensorBoard events: on this machine first, then copied to storage as a whole."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tasks.storage.paths import Place, copy_file
+from metarepair.runs.tracker import Entry, Status, Subject
+from tasks.storage.paths import copy_file
 
 
-class EventLog:
-    """One event file in `folder`, with the episodes of this process; TensorBoard joins it with the other files."""
+class EventFile:
+    """One event file in `tensorboard/` of the subject's folder; TensorBoard joins it with those of earlier commands."""
 
-    def __init__(self, folder: Place) -> None:
-        self.folder = folder
-        self._local: tempfile.TemporaryDirectory[str] | None = None
-        self._writer: Any = None
+    id = None
 
-    def add(self, episodes: Sequence[Mapping[str, float]]) -> None:
-        """Add the scalars of each episode, at the step given by its `episode`."""
-        if self._writer is None:
-            from tensorboardX import SummaryWriter  # imported only where something is trained
+    def __init__(self, subject: Subject, known: str | None, parent: str | None) -> None:  # noqa: ARG002 - it needs no ids
+        from tensorboardX.event_file_writer import EventsWriter  # imported only where something is trained
 
-            self._local = tempfile.TemporaryDirectory(prefix="metarepair")
-            self._writer = SummaryWriter(self._local.name, flush_secs=3600)
-        for metrics in episodes:
-            for name, value in metrics.items():
-                if name != "episode":
-                    self._writer.add_scalar(f"meta-training/{name}", value, int(metrics["episode"]))
+        self._folder, self._group = subject.folder / "tensorboard", subject.group
+        self._local = tempfile.TemporaryDirectory(prefix="metarepair")
+        # Its name has the second; a command that starts in the same second must not write the same file. SummaryWriter
+        # would write in a thread, whose end `flush` does not wait for.
+        self._writer = EventsWriter(f"{self._local.name}/events", f".{uuid.uuid4().hex[:8]}")
+
+    def log(self, entries: Sequence[Entry]) -> None:
+        """Add the scalars, and copy the file to its folder."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for step, scalars in entries:
+            for name, value in scalars.items():
+                summary = scalar(f"{self._group}/{name}", value)
+                self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
         self._writer.flush()
+        for path in Path(self._local.name).iterdir():
+            copy_file(path, self._folder / path.name)
 
-    def publish(self) -> None:
-        """Copy the file to its folder."""
-        if self._local is not None:
-            for path in Path(self._local.name).iterdir():
-                copy_file(path, self.folder / path.name)
-
-    def close(self) -> None:
+    def close(self, status: Status) -> None:  # noqa: ARG002 - it shows none
         """Close the writer and delete the local file."""
-        if self._writer is not None and self._local is not None:
-            self._writer.close()
-            self._local.cleanup()
+        self._writer.close()
+        self._local.cleanup()

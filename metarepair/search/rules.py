@@ -39,6 +39,7 @@ REASONS = {
     "device": _WHERE,
     "workers": _WHERE,
     "ray": _WHERE,
+    "trackers": "they show results and change none",
     "train.start": "joint training is made once, before the search",
     "train.shared": "a trial trains for each environment that judges it",
     "train.threads": _WHERE,

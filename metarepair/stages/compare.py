@@ -47,6 +47,10 @@ class Comparison:
 
     def compare(self, *, restart: bool = False) -> None:
         """Mine, score and train as the methods need; then prepare the methods, repair, judge and report."""
+        with self.pipeline.tracking:
+            self._compare(restart=restart)
+
+    def _compare(self, *, restart: bool) -> None:
         if restart:
             self.restart()
         else:

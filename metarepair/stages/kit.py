@@ -68,7 +68,8 @@ class KitWork:
     def make(self) -> Kit:
         """Run all stages, pack their results, and delete what the kit is not to hold; return the kit."""
         if read_manifest(self.run.pack) is None:
-            self._stages()
+            with self.pipeline.tracking:
+                self._stages()
         run_stage(KIT, self.run.pack, self._pack, config=self._settings(), inputs=self._inputs())
         if not self.failures:
             self._leave_out()

@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -40,11 +40,13 @@ from metarepair.reports import load_results
 from metarepair.reports.card import write_cards
 from metarepair.reports.html import write_report
 from metarepair.reports.side_effects import Images
-from metarepair.reports.table import results_table
+from metarepair.reports.table import figures_of, results_table
 from metarepair.runs.checkpoint import newest_checkpoint, read_state
+from metarepair.runs.context import episodes_after
 from metarepair.runs.layout import RATES, START, Run, open_run, run_at, run_of
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.run_stage import StageOutput, run_stage
+from metarepair.runs.tracking import Tracking, training_subject
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
 from metarepair.stages.images import check_user_images
@@ -61,6 +63,7 @@ from metarepair.stages.mining import (
     mining_inputs,
     mining_settings,
 )
+from metarepair.stages.pretrain import epochs_after
 from metarepair.stages.score import score_stage, stale_features
 from metarepair.stages.together import Follower, each_at_once
 from metarepair.stages.train import confidence_in, put_start
@@ -119,6 +122,8 @@ class Pipeline:
             if report_to is None
             else run_at(run_of(config).root, config, report_to=report_to)
         )
+        tracked = config if report_to is None else config.model_copy(update={"trackers": ()})
+        self.tracking = Tracking(tracked, self.run.root)
 
     @cached_property
     def kit(self) -> Kit | None:
@@ -254,8 +259,12 @@ class Pipeline:
 
     def whole(self) -> None:
         """Run all stages. Experiences are mined and θ_meta is trained only if `repair.methods` need them."""
-        methods, meta_trains, scores = self.config.repair.methods, self.meta_trains, self.roles == ROLES
         _require_targets(self.config)
+        with self.tracking:
+            self._whole()
+
+    def _whole(self) -> None:
+        methods, meta_trains, scores = self.config.repair.methods, self.meta_trains, self.roles == ROLES
         trains = meta_trains and not self._done(self.run.meta, self.config.trainings)
         if trains:
             self.check_start()
@@ -330,12 +339,15 @@ class Pipeline:
             logger.info(f"joint training: that of the kit {self.kit.folder}")
             return
 
+        settings = joint_settings(config)
+        subject = training_subject(config, JOINT.title(), run.joint, settings, group="joint")
+
         def make() -> StageOutput:
-            self.executor.train_jointly(run, self.device)
+            with self.tracking.following(subject, partial(epochs_after, run.joint)):
+                self.executor.train_jointly(run, self.device)
             return keep_joint(run, config, self.here)
 
-        inputs = joint_inputs(run, config, self.here)
-        run_stage(JOINT, run.joint, make, config=joint_settings(config), inputs=inputs)
+        run_stage(JOINT, run.joint, make, config=settings, inputs=joint_inputs(run, config, self.here))
 
     def merged(self) -> None:
         """Repair for each experience that is no target, for the methods that start from an average of these repairs."""
@@ -359,9 +371,10 @@ class Pipeline:
 
     def train(self) -> None:
         """Train θ_meta for each target; before that, make what serves all targets, if something starts from it."""
-        self.check_start()
-        self.before_targets((*self.config.repair.methods, "metarepair"))
-        self.meta_train()
+        with self.tracking:
+            self.check_start()
+            self.before_targets((*self.config.repair.methods, "metarepair"))
+            self.meta_train()
 
     def meta_train(self) -> None:
         """Train θ_meta for each target, or for all."""
@@ -396,8 +409,11 @@ class Pipeline:
         elif (start := start_file(config.train.start)) is not None:
             inputs["start"] = state_hash(read_tensors(start))
 
+        subject = training_subject(config, META.title(target), folder, settings, group="meta-training")
+
         def make() -> StageOutput:
-            self.executor.train(run, target, self.device)
+            with self.tracking.following(subject, partial(episodes_after, folder)):
+                self.executor.train(run, target, self.device)
             return self._trained(target, folder)
 
         run_stage(META, folder, make, names=[target], config=settings, inputs=inputs)
@@ -449,6 +465,10 @@ class Pipeline:
 
     def report(self) -> None:
         """Write the report and the models' cards. Raises StageError if a target is not repaired."""
+        with self.tracking:
+            self._report()
+
+    def _report(self) -> None:
         for target in self.config.targets:
             for folder in (self.run.repaired(target), self.run.meta(self.config.training_for(target))):
                 manifest = read_manifest(folder)
@@ -467,6 +487,7 @@ class Pipeline:
             ),
             show_images=self._show_images,
         )
+        self.tracking.figures({k: v for result in results for k, v in figures_of(result).items()})
         for result in results:
             logger.log(RESULTS, results_table(result))
             for line in readings(self.run, result["target"]):

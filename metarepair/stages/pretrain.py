@@ -16,11 +16,13 @@ from metarepair.data.workspace import pick_device
 from metarepair.models.build import DeployedModel, save_weights
 from metarepair.pretraining.checks import check_data
 from metarepair.pretraining.pretrain import Epoch, pretrain
-from metarepair.runs.context import LocalContext
+from metarepair.runs.context import LocalContext, entry_of
 from metarepair.runs.layout import open_run
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import CORE_SECONDS, Progress
 from metarepair.runs.run_stage import StageOutput, run_stage
+from metarepair.runs.tracker import Entry
+from metarepair.runs.tracking import Tracking, training_subject
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
 from tasks.storage.manifest import discard
 from tasks.storage.paths import Place, read_json, write_text
@@ -42,14 +44,22 @@ def pretrain_stage(
 
     train_elsewhere: trains to the end on Ray and leaves the checkpoint; None to train in this process.
     """
-    folder = open_run(config).root / "deployed"
+    run = open_run(config)
+    folder, tracking = run.root / "deployed", Tracking(config, run.root)
     data = training_split(config)
     workers = config.workers if train_elsewhere is not None else 1
     check_data(config.pretrain, data, pixels=config.model.input_size, workers=workers)
-    if restart:  # only now: a wrong setting must not delete the old weights
-        discard(folder)
-    make = partial(_pretrain, config, data, folder, train_elsewhere)
-    run_stage(DEPLOYED, folder, make, config=pretraining_settings(config), inputs={"train": data.digest()})
+    settings = pretraining_settings(config)
+    subject = training_subject(config, DEPLOYED.title(), folder, settings, group="pretrain")
+
+    def make() -> StageOutput:
+        with tracking.following(subject, partial(epochs_after, folder)):
+            return _pretrain(config, data, folder, train_elsewhere)
+
+    with tracking:
+        if restart:  # only now: a wrong setting must not delete the old weights
+            discard(folder)
+        run_stage(DEPLOYED, folder, make, config=settings, inputs={"train": data.digest()})
 
 
 def _pretrain(
@@ -156,3 +166,8 @@ def read_epochs(folder: Place) -> list[dict[str, float]]:
         return []
     epochs: list[dict[str, float]] = read_json(log)
     return epochs
+
+
+def epochs_after(folder: Place, epoch: int) -> list[Entry]:
+    """The logged metrics of each epoch after `epoch`."""
+    return [entry_of(one, "epoch") for one in read_epochs(folder) if one["epoch"] > epoch]

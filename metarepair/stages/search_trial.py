@@ -2,7 +2,7 @@
 
 <run>/search/trials/<trial>/
     record.json         its drawn settings and its progress, written after every round
-    <environment>/      checkpoints and events of the training that this environment judges, as of `metarepair train`
+    <environment>/      checkpoints of the training that this environment judges, as of `metarepair train`
 A restarted trial resumes from its newest checkpoints. A trial that pbt copies from another starts from the other's.
 """
 
@@ -144,13 +144,12 @@ class JointTraining:
     def _advance(self, number: int) -> None:
         """Continue each training that has not reached the end of the round."""
         for name, trainer in self.trainers.items():
-            before = trainer.episode
-            if before >= self.episode_after(number):
+            if trainer.episode >= self.episode_after(number):
                 continue
             metrics = next(self._going[name])
             if self.context.rank == 0:
                 journal = self._journals.setdefault(name, Journal(self.folder / name, kept=self.kept))
-                journal.record(metrics, trainer.save, trainer.history[before:])
+                journal.record(metrics, trainer.save)
 
     def _recorded(self, record: TrialRecord, number: int) -> TrialRecord:
         if self.context.rank != 0:

@@ -51,6 +51,7 @@ OF_THE_MACHINE: dict[str, Any] = {
     "storage_path": "s3://bucket/runs",
     "device": "cuda",
     "workers": 4,
+    "trackers": ["mlflow", "wandb"],
     "ray": {"min_workers": 2, "gpus_per_worker": 0.5, "max_failures": 9, "wait_s": 60.0, "timeout_s": 99},
     "data": {"root": "/mnt/elsewhere"},
     "mining": {**SETTINGS["mining"], "batch_size": 7, "shard_images": 11},
