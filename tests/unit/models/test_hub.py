@@ -20,6 +20,8 @@ from metarepair.models import build_model, load_deployed
 from metarepair.models.build import DeployedModel
 from metarepair.probing.needs import probe_run
 from metarepair.repairs.export import export_original, export_program
+from metarepair.repairs.hf_folder import export_folder
+from metarepair.reports.card import unjudged_card
 from metarepair.weights import resolve_weights
 from small import pixels
 from tasks.datasets import DatasetInfo, dataset_info
@@ -70,6 +72,30 @@ def test_a_model_of_timm_has_its_weights_and_preparation(cache: Path, tmp_path: 
     (note,) = deployed.notes
     assert note.startswith(f"hf-hub:me/net@{COMMIT}: weights model.safetensors with the SHA-256 ")
     assert "input_size 160 as the hub states" in note
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "resnet8_cifar"])
+def test_an_exported_model_of_the_hub_is_read_from_the_hub_again(
+    cache: Path, tmp_path: Path, architecture: str
+) -> None:
+    put(cache, "me/net", timm_files(tmp_path / "saved", architecture))
+    first = load("hf-hub:me/net")
+    with torch.no_grad():
+        for parameter in first.module.parameters():
+            parameter.add_(CHANGED)
+    card = unjudged_card(
+        model={"name": first.name, "stem": None},
+        classes=CLASSES,
+        preprocessing=first.preprocessing,
+        verdict="",
+    )
+    found = export_folder(first, pixels(2, size=160), tmp_path / "out", card)
+    assert found.comparison is not None
+    assert str(cache).encode() not in (found.path / "config.json").read_bytes()
+    put(cache, "me/repaired", {path.name: path.read_bytes() for path in found.path.iterdir()})
+    again = load("hf-hub:me/repaired")
+    assert torch.allclose(again.logits(pixels(2, size=160)), first.logits(pixels(2, size=160)), atol=1e-5)
+    assert again.preprocessing["mean"] == first.preprocessing["mean"]
 
 
 def test_what_the_settings_say_replaces_what_the_hub_states(cache: Path, tmp_path: Path) -> None:
@@ -145,7 +171,7 @@ def test_a_repaired_classifier_of_transformers_goes_back_under_the_names_of_its_
 
 def test_a_classifier_of_transformers_is_exported_as_a_program(cache: Path, tmp_path: Path) -> None:
     put(cache, "me/net", transformers_files(tmp_path / "saved"))
-    found = export_program(load("hf:me/net"), pixels(4, size=32), "torch", tmp_path)
+    found = export_program(load("hf:me/net"), pixels(4, size=32), "torch", tmp_path, class_names=CLASSES)
     assert found.difference < 1e-5
 
 
