@@ -145,7 +145,7 @@ def test_a_repaired_classifier_of_transformers_goes_back_under_the_names_of_its_
 
 def test_a_classifier_of_transformers_is_exported_as_a_program(cache: Path, tmp_path: Path) -> None:
     put(cache, "me/net", transformers_files(tmp_path / "saved"))
-    found = export_program(load("hf:me/net"), pixels(4, size=32), "torch", tmp_path)
+    found = export_program(load("hf:me/net"), pixels(4, size=32), "torch", tmp_path, class_names=CLASSES)
     assert found.difference < 1e-5
 
 
