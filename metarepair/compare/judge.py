@@ -1,4 +1,5 @@
-"""Judge the repaired DNNs of a target, and write judged.json, samples.parquet and side_effects.json beside each.
+"""Judge the repaired DNNs of a target, and write judged.json, samples.parquet, side_effects.json and
+a model card beside each.
 
 No other module of a comparison opens D_fail. A repaired DNN is judged only once, so a method that is added later is
 judged alone.
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from metarepair.compare.plan import judged_by
-from metarepair.compare.units import ComparedRepair, load_candidate
+from metarepair.compare.units import ComparedRepair, data_of, load_candidate
 from metarepair.config.run import Config
 from metarepair.data.workspace import Surroundings
 from metarepair.evaluation.evaluate import Judgement, evaluate
@@ -25,13 +26,18 @@ from metarepair.evaluation.side_effects import (
     side_effects_of,
     write_side_effects,
 )
+from metarepair.repairs.result import collected_counts
+from metarepair.repairs.saved import WEIGHTS
+from metarepair.reports.card import Card, card_of, write_card
+from metarepair.reports.outcome import knows_only_failures
+from metarepair.reports.table import Row
 from metarepair.runs.layout import Run
 from tasks.errors import DataError, StageError, unreadable
-from tasks.storage.manifest import require_manifest
+from tasks.storage.manifest import require_manifest, versions
 from tasks.storage.names import remove_listed
 from tasks.storage.paths import read_json, write_table, write_text
 from tasks.storage.sealed_parts import is_sealed, seal, seal_of
-from tasks.storage.stages import COMPARED
+from tasks.storage.stages import COMPARED, TARGET
 
 # M repaired DNNs, N examples
 
@@ -81,9 +87,36 @@ def judge(run: Run, config: Config, units: Sequence[ComparedRepair], here: Surro
             write_table(folder / SAMPLES, _samples(judged, number))
             row = judged.results[number].as_json() | {"judging": asdict(judged.judging)}
             row["fallen_classes"] = fallen_classes(effects)
+            if unit.method != "none":
+                card = _card(run, config, unit, here, row, judged.class_names, effects)
+                write_card(card, folder / WEIGHTS)
             write_text(folder / ROW, json.dumps(row, indent=1, allow_nan=False) + "\n")
             for name in (SAMPLES, ROW):
                 seal(folder / name, identity | {"file": name})
+
+
+def _card(
+    run: Run,
+    config: Config,
+    unit: ComparedRepair,
+    here: Surroundings,
+    row: Row,
+    class_names: Sequence[str],
+    effects: Mapping[str, Any],
+) -> Card:
+    """The model card of a judged repair, without its weights file."""
+    mined = require_manifest(run.target(unit.target), TARGET.remedy)
+    result = {
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+        "judging": row["judging"],
+        "preprocessing": here.deployed.preprocessing,
+        "d_collect": collected_counts(mined, len(data_of(run, config, unit, here).validation)),
+        "methods": [row],
+    }
+    made_of = require_manifest(run.compared(unit.target, unit.method, unit.seed), COMPARED.remedy).inputs
+    told = {"class_names": class_names, "repairs": {f"{unit.method}/{unit.seed}": effects}}
+    return card_of(result, row, told, made_of, only_failures=knows_only_failures(result))
 
 
 def _portions(units: Sequence[ComparedRepair], here: Surroundings) -> Iterator[Sequence[ComparedRepair]]:

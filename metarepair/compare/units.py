@@ -142,7 +142,7 @@ def repair_compared(run: Run, config: Config, unit: ComparedRepair, here: Surrou
 
 def _repair(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> StageOutput:
     folder = run.compared(unit.target, unit.method, unit.seed)
-    data = _data(run, config, unit, here)
+    data = data_of(run, config, unit, here)
     one = Unit(
         method=unit.method,
         seed=unit.seed,
@@ -191,7 +191,7 @@ def load_candidate(run: Run, config: Config, unit: ComparedRepair, here: Surroun
             load_joint=partial(load_joint, run, here),
             load_merged=partial(load_merged, run, config, unit.target, here),
         )
-        data = _data(run, config, unit, here)
+        data = data_of(run, config, unit, here)
         return get_method(unit.method).steps(here.deployed, data, context, rate=rate)
 
     model = RepairedModel(
@@ -216,7 +216,8 @@ def load_candidate(run: Run, config: Config, unit: ComparedRepair, here: Surroun
     )
 
 
-def _data(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> RepairData:
+def data_of(run: Run, config: Config, unit: ComparedRepair, here: Surroundings) -> RepairData:
+    """Return what a repair learns from and is chosen by. Raises StageError if its target is not mined."""
     mined = require_manifest(run.target(unit.target), TARGET.remedy)
     collect = open_side(run.target(unit.target), "collect", mined, here.environment("test", unit.target))
     return unit_data(config, here, [unit.method], collect, unit.seed)

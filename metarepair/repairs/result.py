@@ -69,6 +69,16 @@ def write_result(
     write_text(folder / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
+def collected_counts(mined: Manifest, validation: int) -> dict[str, Any]:
+    """Return the numbers of a mined target's failures, `validation` of D_collect among them."""
+    return {
+        "collect": mined.rows["collect"],
+        "fail": mined.rows["fail"],
+        "validation": validation,
+        "classes_without_failures": mined.facts["classes_without_failures"],
+    }
+
+
 def _write_samples(path: Place, judged: Judgement) -> None:
     """Write the class of every D_fail example before and after each repair, one row per example and repair."""
     fail, count = judged.fail, len(judged.fail)
@@ -111,12 +121,7 @@ def _result(
         "versions": versions(),
         "target": target,
         "judging": asdict(judged.judging),
-        "d_collect": {
-            "collect": mined.rows["collect"],
-            "fail": mined.rows["fail"],
-            "validation": validation,
-            "classes_without_failures": mined.facts["classes_without_failures"],
-        },
+        "d_collect": collected_counts(mined, validation),
         "preparations": {
             name: cost.as_json()
             for name in config.repair.methods

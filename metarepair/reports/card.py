@@ -189,11 +189,13 @@ def made_from(weights: str) -> str:
 def _verdict(result: Result, row: Row, *, only_failures: bool) -> list[str]:
     """Say what the repair lost, and whether to take it."""
     choice = result.get("choice")
-    if choice is None:
-        return [*lost_words(row), "No limits were set, so whether to take this repair is for you to decide."]
-    if (row["method"], row["seed"]) == (choice["method"], choice["seed"]):
+    selection = row.get("selection")
+    if choice is not None and (row["method"], row["seed"]) == (choice["method"], choice["seed"]):
         return [outcome_of(result, only_failures=only_failures).words]
-    if row["selection"]["kept"]:
+    if selection is not None and selection["kept"]:
         return ["No repair by this method was inside the limits: these are the deployed weights, unchanged."]
+    if choice is None:
+        why = "No limits were set" if selection is None else "A comparison takes none of its repairs"
+        return [*lost_words(row), f"{why}, so whether to take this one is for you to decide."]
     other = f"{method_words(choice['method'])}, seed {choice['seed']}"
     return [*lost_words(row), f"This repair was not taken: {other} was better on the images that select."]

@@ -30,6 +30,7 @@ from metarepair.stages.compare import Comparison
 from tasks.errors import ConfigError, DataError, StageError
 from tasks.experiences import store
 from tasks.records import Failures
+from tasks.storage.manifest import file_hash
 
 METHODS_HERE = ("none", "bn_adapt", "finetune", "metarepair")
 COMPARE = ["--set", f"compare.methods=[{', '.join(METHODS_HERE)}]", "--set", "compare.seeds=[0, 1]"]
@@ -81,6 +82,13 @@ def test_side_effects_are_beside_every_repair_and_a_lost_class_is_said_first(cop
         assert clean["after"] == pytest.approx(row["clean"])
         assert row["fallen_classes"] == fallen_classes(effects)
         assert row["method"] != "none" or row["fallen_classes"] == []
+        assert (unit.parent / "README.md").is_file() == (row["method"] != "none")
+    card = json.loads((run.compared("gaussian_noise", "bn_adapt", 1) / "card.json").read_text())
+    weights = run.compared("gaussian_noise", "bn_adapt", 1) / "model.safetensors"
+    assert card["weights"]["blake2b_128"] == file_hash(weights)
+    assert card["verdict"].endswith("No limits were set, so whether to take this one is for you to decide.")
+    assert card["counts"]["collect"] > card["counts"]["validation"] > 0
+    assert card["results"]["clean"]["images"] == card["judging"]["clean_images"]
     path = run.compared("gaussian_noise", "finetune", 1) / "judged.json"
     row = json.loads(path.read_text())
     fallen = {
