@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -189,9 +189,10 @@ def _refuse_other_architecture(weights: Place) -> None:
 
 
 def _find_weights(path: Place) -> Place:
-    """Return `path` itself if it is a file, or the repaired weights of a run's folder (MetaRepair's if there are any).
+    """Return `path` itself if it is a file, or the repaired weights of a run's folder.
 
-    Raises ConfigError if the folder has no repaired weights, or those of several targets or methods.
+    They are those that were taken inside limits; without limits MetaRepair's, if there are any. Raises ConfigError if
+    the folder has no repaired weights, those of several targets or methods, or if the deployed weights were kept.
     """
     if path.is_file():
         return path
@@ -203,7 +204,7 @@ def _find_weights(path: Place) -> Place:
             f"{path} is neither a weights file nor a run with repaired weights. Give STORAGE/NAME of a repaired run, "
             "or a model.safetensors."
         )
-    best = [p for p in repaired if p.parent.parent.name == "metarepair"] or repaired
+    best = _taken(path, repaired)
     targets = {str(p.parent.parent.parent) for p in best}
     methods = {p.parent.parent.name for p in best}
     if len(targets) > 1 or len(methods) > 1:
@@ -211,6 +212,37 @@ def _find_weights(path: Place) -> Place:
             f"{path} holds several repaired DNNs. Name one: {', '.join(str(p) for p in best[:8])}"
         )
     return min(best, key=lambda p: int(p.parent.name))  # the first seed
+
+
+def _taken(path: Place, repaired: Sequence[Place]) -> Sequence[Place]:
+    """Those of the repaired weights that limits took; without limits MetaRepair's, or else all."""
+    choices = [(weights, choice) for weights in repaired if (choice := _choice(weights)) is not None]
+    if not choices:
+        return [p for p in repaired if p.parent.parent.name == "metarepair"] or repaired
+    taken = [
+        weights
+        for weights, choice in choices
+        if not choice["kept"]
+        and (weights.parent.parent.name, weights.parent.name) == (choice["method"], str(choice["seed"]))
+    ]
+    if not taken:
+        raise ConfigError(
+            f"{path}: no repair was inside the limits, so that the deployed weights were kept. To export a repair all "
+            f"the same, name its weights: {', '.join(str(p) for p in repaired[:8])}"
+        )
+    return taken
+
+
+def _choice(weights: Place) -> Mapping[str, Any] | None:
+    """What the limits of the run took for the target of these weights; None without limits."""
+    result = _told(weights)[0]
+    if result.name != RESULT:
+        return None
+    try:
+        choice: Mapping[str, Any] | None = read_json(result).get("choice")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{unreadable(result, error)}. Name the weights file to export.") from error
+    return choice
 
 
 def _told(weights: Place) -> list[Place]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import metarepair.repairs.export
 from metarepair.config.load import load_config
-from metarepair.console.export import export
+from metarepair.console.export import _find_weights, export
 from metarepair.methods import RepairedModel
 from metarepair.models import save_weights
 from metarepair.models.build import DeployedModel
@@ -157,6 +157,29 @@ def test_the_configurations_own_file_is_exported_with_its_entry(
     out = str(tmp_path / "net.pt2")
     export(str(path), kind="torch", out=out, config_file=tmp_path / "unit.yaml")
     assert "the same classes on 3 images" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("choice", "found"),
+    [
+        (None, "metarepair/0"),
+        ({"method": "sgd", "seed": 1, "kept": False}, "sgd/1"),
+        ({"method": "none", "seed": 0, "kept": True}, "no repair was inside the limits"),
+    ],
+)
+def test_of_a_runs_repairs_the_one_that_limits_took_is_exported(
+    choice: dict[str, Any] | None, found: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "run" / "repaired" / "fog"
+    for name in ("metarepair/0", "none/0", "sgd/0", "sgd/1"):
+        (target / name).mkdir(parents=True)
+        (target / name / "model.safetensors").write_text("weights")
+    (target / "result.json").write_text(json.dumps({} if choice is None else {"choice": choice}))
+    if "/" in found:
+        assert _find_weights(tmp_path / "run") == target / found / "model.safetensors"
+    else:
+        with pytest.raises(ConfigError, match=found):
+            _find_weights(tmp_path / "run")
 
 
 def run_of_one_repair(folder: Path) -> Path:
