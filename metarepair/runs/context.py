@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from metarepair.runs.checkpoint import STATE, Checkpoints
-from metarepair.runs.tracker import Entry
 from tasks.storage.paths import Place, find, read_json, write_text
 
 Metrics = Mapping[str, float]
+Entry = tuple[int, Metrics]  # a step and its metrics
 LAST_REPORT = "last_report.json"
 
 

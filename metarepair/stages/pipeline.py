@@ -46,7 +46,6 @@ from metarepair.runs.context import episodes_after
 from metarepair.runs.layout import RATES, START, Run, open_run, run_at, run_of
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.run_stage import StageOutput, run_stage
-from metarepair.runs.tracking import Tracking, training_subject
 from metarepair.stages.executor import ExecutorOf, in_process
 from metarepair.stages.features import extract_all, load_extractor
 from metarepair.stages.images import check_user_images
@@ -67,6 +66,7 @@ from metarepair.stages.pretrain import epochs_after
 from metarepair.stages.score import score_stage, stale_features
 from metarepair.stages.together import Follower, each_at_once
 from metarepair.stages.train import confidence_in, put_start
+from metarepair.trackers.tracking import Tracking, training_subject
 from metarepair.weights import start_file
 from tasks.datasets import dataset_info
 from tasks.environments import category_of

@@ -16,13 +16,12 @@ from metarepair.data.workspace import pick_device
 from metarepair.models.build import DeployedModel, save_weights
 from metarepair.pretraining.checks import check_data
 from metarepair.pretraining.pretrain import Epoch, pretrain
-from metarepair.runs.context import LocalContext, entry_of
+from metarepair.runs.context import Entry, LocalContext, entry_of
 from metarepair.runs.layout import open_run
 from metarepair.runs.logs import RESULTS
 from metarepair.runs.progress import CORE_SECONDS, Progress
 from metarepair.runs.run_stage import StageOutput, run_stage
-from metarepair.runs.tracker import Entry
-from metarepair.runs.tracking import Tracking, training_subject
+from metarepair.trackers.tracking import Tracking, training_subject
 from tasks.datasets import ArrayDataset, dataset_info, load_dataset
 from tasks.storage.manifest import discard
 from tasks.storage.paths import Place, read_json, write_text

@@ -7,13 +7,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from statistics import fmean
 
-from metarepair.runs.context import episodes_after
-from metarepair.runs.tracker import SHOWS_EVENTS, SHOWS_RUNS, Entry, Subject
-from metarepair.runs.tracking import EVERY_S, UNREADABLE, Tracking, flat
+from metarepair.runs.context import Entry, episodes_after
 from metarepair.runs.watching import watching
 from metarepair.search.space import judged_environments
 from metarepair.stages.search_inputs import TrialSetup
 from metarepair.stages.search_trial import TrialRecord, read_record
+from metarepair.trackers.tracker import SHOWS_EVENTS, SHOWS_RUNS, Subject
+from metarepair.trackers.tracking import EVERY_S, UNREADABLE, Tracking, flat
 from tasks.storage.paths import Place, find
 
 VALIDATION = "validation_accuracy"

@@ -9,7 +9,7 @@ import pytest
 
 from metarepair.cli import main
 from metarepair.meta_training.meta_train import MetaTrainer
-from metarepair.runs.tracking import RETRIES
+from metarepair.trackers.tracking import RETRIES
 from tasks.storage.manifest import MANIFEST
 from tracked import mlflow_runs, mlflow_steps, use_mlflow_in
 

@@ -48,6 +48,7 @@ metarepair.features
 metarepair.kit
 metarepair.data
 metarepair.models
+metarepair.trackers
 metarepair.runs
 metarepair.config
 metarepair.engine

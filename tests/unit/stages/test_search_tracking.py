@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from metarepair.config.load import parse_config
-from metarepair.runs import tracking as module
 from metarepair.runs.context import write_last_report
-from metarepair.runs.tracker import Subject
-from metarepair.runs.tracking import Tracking
 from metarepair.stages.search_tracking import TrialTracking
 from metarepair.stages.search_trial import TrialRecord, write_record
+from metarepair.trackers import tracking as module
+from metarepair.trackers.tracker import Subject
+from metarepair.trackers.tracking import Tracking
 
 CONFIG = parse_config(
     {

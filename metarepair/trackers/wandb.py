@@ -7,7 +7,8 @@ import re
 import uuid
 from collections.abc import Sequence
 
-from metarepair.runs.tracker import PROJECT, Entry, Status, Subject
+from metarepair.runs.context import Entry
+from metarepair.trackers.tracker import PROJECT, Status, Subject
 
 PATIENCE_S = 60.0  # for the last upload; the files stay, and `wandb sync` uploads them later
 

@@ -14,9 +14,10 @@ import pytest
 
 from benchmarks.golden_run import read_events
 from metarepair.config.load import parse_config
-from metarepair.runs import tracking as module
-from metarepair.runs.tracker import Entry, Status, Subject
-from metarepair.runs.tracking import RECORD, Tracking, flat, words_of
+from metarepair.runs.context import Entry
+from metarepair.trackers import tracking as module
+from metarepair.trackers.tracker import Status, Subject
+from metarepair.trackers.tracking import RECORD, Tracking, flat, words_of
 from tasks.errors import ConfigError
 from tracked import mlflow_runs, mlflow_steps, use_mlflow_in, use_wandb_in, wandb_records
 

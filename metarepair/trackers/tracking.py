@@ -29,11 +29,12 @@ from urllib.parse import unquote
 
 from metarepair.config.run import Config, TrackerName
 from metarepair.config.section import in_yaml
-from metarepair.runs.mlflow import MlflowRun
-from metarepair.runs.tensorboard import EventFile
-from metarepair.runs.tracker import SHOWS_RUNS, Entry, Status, Subject, Tracker
-from metarepair.runs.wandb import WandbRun
+from metarepair.runs.context import Entry
 from metarepair.runs.watching import watching
+from metarepair.trackers.mlflow import MlflowRun
+from metarepair.trackers.tensorboard import EventFile
+from metarepair.trackers.tracker import SHOWS_RUNS, Status, Subject, Tracker
+from metarepair.trackers.wandb import WandbRun
 from tasks.errors import ConfigError, StorageError
 from tasks.storage.paths import Place, read_json, write_text
 

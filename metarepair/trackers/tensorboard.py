@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from metarepair.runs.tracker import Entry, Status, Subject
+from metarepair.runs.context import Entry
+from metarepair.trackers.tracker import Status, Subject
 from tasks.storage.paths import copy_file
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from metarepair.config.run import TrackerName
+from metarepair.runs.context import Entry
 from tasks.storage.paths import Place
 
-Entry = tuple[int, Mapping[str, float]]  # a step and its scalars
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 PROJECT = "metarepair"  # of MLflow (experiment) and of Weights & Biases, if their environment names no other

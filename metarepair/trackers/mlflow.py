@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from metarepair.config.section import in_yaml
-from metarepair.runs.tracker import PROJECT, Entry, Status, Subject
+from metarepair.runs.context import Entry
+from metarepair.trackers.tracker import PROJECT, Status, Subject
 
 # What MLflow takes at most
 METRICS, PARAMS, CHARACTERS = 1000, 100, 6000

@@ -1,0 +1,1 @@
+"""Show the metrics of runs and trainings in TensorBoard, MLflow and Weights & Biases."""
