@@ -271,11 +271,12 @@ def _timm(name: str, weights: Path) -> tuple[nn.Module, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch warns of a classifier without classes, which is not used
         model = timm.create_model(name, num_classes=0)
-    cfg: Mapping[str, Any] | None = getattr(model, "pretrained_cfg", None)
-    if cfg is None:
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    missing = [key for key in ("input_size", "mean", "std", "classifier") if key not in cfg]
+    if missing:
         raise ConfigError(
-            f"timm:{name} has no pretrained_cfg, so its input size and normalisation are not known. Deploy it and "
-            "set features.extractor to deployed, or name one of timm's own models."
+            f"timm:{name} states no {missing[0]} (timm's pretrained_cfg), and features need it. Deploy it and set "
+            "features.extractor to deployed, or name one of timm's own models."
         )
     classifiers = [cfg["classifier"]] if isinstance(cfg["classifier"], str) else list(cfg["classifier"] or ())
     _load_body(model, read_weights(weights), f"timm's {name}", classifier=tuple(f"{c}." for c in classifiers))

@@ -428,7 +428,7 @@ def test_a_damaged_file_of_failures_is_refused(tmp_path: Path, content: bytes) -
     refused(lambda: read_failures(tmp_path / "collect.arrow"), "collect.arrow")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["manifest.json", "start.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"{}", bytes(64)])
 def test_a_damaged_start_of_a_repair_is_refused(tiny_run: Path, name: str, content: bytes) -> None:
     meta = tiny_run / "runs" / "tiny" / "meta" / "gaussian_noise"

@@ -215,7 +215,7 @@ def test_an_unknown_timm_model_is_refused_with_a_near_name() -> None:
 
 def test_a_registered_model_that_states_no_normalisation_is_refused() -> None:
     weights = resolve_weights("shipped:resnet8_cifar10")
-    with pytest.raises(ConfigError, match=r"timm:resnet8_cifar has no pretrained_cfg.*deployed"):
+    with pytest.raises(ConfigError, match=r"timm:resnet8_cifar states no mean .*deployed"):
         build("timm:resnet8_cifar", weights=weights)
 
 
