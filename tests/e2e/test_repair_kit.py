@@ -110,8 +110,8 @@ def test_a_kit_of_a_table_is_the_kit_of_arrays_of_its_images(
         net, clean=table, mean=INFO.mean, std=INFO.std, out=tmp_path / "kit", settings=SETTINGS
     )
     assert found.classes == INFO.classes  # the sorted names
-    for folder in ("joint", "meta/shared"):
-        one, other = (load_file(Path(k.folder, folder, "model.safetensors")) for k in (kit, found))
+    for file in ("joint/model.safetensors", "meta/shared/start.safetensors"):
+        one, other = (load_file(Path(k.folder, file)) for k in (kit, found))
         assert all(value.equal(other[name]) for name, value in one.items())
 
 

@@ -35,6 +35,16 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "unit/models/test_weights_file.py::test_a_torch_file_is_known_by_its_bytes_whatever_its_suffix",
         f"{HERE}::test_loaders_of_arrays_and_weights_are_told_to_unpickle_nothing",
     ),
+    "Models of the Hugging Face Hub: `config.json`, `preprocessor_config.json` and `model.safetensors`, each checked "
+    "against the digest by which the cache names it (a cache copied without its links names none).": (
+        "unit/weights/test_hub.py::test_a_damaged_blob_is_refused_with_both_digests",
+        "unit/weights/test_hub.py::test_a_damaged_config_is_refused",
+        "unit/weights/test_hub.py::test_a_cache_that_was_copied_without_links_is_read",
+    ),
+    "No pickle and no code of a repository is read.": (
+        "unit/weights/test_hub.py::test_a_repository_with_only_pickles_is_refused",
+        "unit/models/test_hub.py::test_code_in_a_repository_is_never_run",
+    ),
     "A pickle that asks for more than tensors and plain containers is refused.": (
         "e2e/test_bad_input.py::test_a_pickle_in_place_of_weights_is_refused_and_runs_nothing",
         "unit/features/test_inception.py::test_a_pickle_of_other_objects_is_refused_with_the_remedy_and_no_warning",
