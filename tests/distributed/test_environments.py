@@ -31,7 +31,8 @@ def results(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {
         str(path.relative_to(run.root)): path.read_bytes()
         for path in sorted(Path(str(run.root)).rglob("*"))
-        if path.name in ("model.safetensors", "collect.arrow", "fail.arrow", "images.bin")
+        if path.name
+        in ("model.safetensors", "start.safetensors", "collect.arrow", "fail.arrow", "images.bin")
         and "checkpoints" not in path.parts
     }
     rows = json.loads((run.repaired("phone") / "result.json").read_text())["methods"]

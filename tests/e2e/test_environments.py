@@ -102,7 +102,8 @@ def camera(
 
 
 def weights(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("model.safetensors"))}
+    found = [*root.rglob("model.safetensors"), *root.rglob("start.safetensors")]
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(found)}
 
 
 def test_photographs_are_target_experience_and_witness(camera: Camera) -> None:

@@ -75,7 +75,7 @@ def test_training_resumes_after_a_disk_failure(
     assert not (Path(runs) / META / "manifest.json").exists()
     assert train(tiny_run, runs) == 0
     assert "already done; resuming" in capsys.readouterr().err
-    found = (load_file(Path(root, META, "model.safetensors")) for root in (runs, undisturbed))
+    found = (load_file(Path(root, META, "start.safetensors")) for root in (runs, undisturbed))
     assert_equal(*found)
 
 
@@ -131,8 +131,8 @@ def test_training_resumes_after_an_endpoint_goes_away_and_comes_back(
     try:
         assert train(tiny_run, storage) == 0
         assert "2 of 4 episodes already done" in capsys.readouterr().err
-        ours = load_file(local(place(storage) / str(META) / "model.safetensors"))
-        assert_equal(ours, load_file(tiny_run / "runs" / META / "model.safetensors"))
+        ours = load_file(local(place(storage) / str(META) / "start.safetensors"))
+        assert_equal(ours, load_file(tiny_run / "runs" / META / "start.safetensors"))
     finally:
         again.stop()
 
