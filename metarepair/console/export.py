@@ -19,7 +19,8 @@ from metarepair.repairs.hf_folder import FolderResult, check_folder, export_fold
 from metarepair.repairs.result import RESULT
 from metarepair.repairs.saved import ARCHITECTURE, WEIGHTS, load_repaired
 from metarepair.reports.card import CARD_DATA, Card, card_of_repair, read_card, unjudged_card
-from metarepair.runs.layout import Run
+from metarepair.reports.words import method_words
+from metarepair.runs.layout import FIX_RECORD, Run
 from metarepair.runs.logs import RESULTS
 from metarepair.weights import is_named, resolve_weights
 from tasks.errors import ConfigError, DataError, unreadable
@@ -38,8 +39,8 @@ def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> No
     """Write a repaired DNN to `out` as a program, in the format of its original weights file, or as a folder (hf).
 
     what: a run's folder, or a weights file, which needs `config_file` unless a run made it. Raises ConfigError if no
-    repaired weights are found or `out` would overwrite an input, DataError if the run's settings or weights are
-    damaged.
+    repaired weights are found, or if `out` is inside their run or would overwrite an input, DataError if the run's
+    settings or weights are damaged.
     """
     if kind in ("torch", "onnx"):
         require_packages(kind)
@@ -48,10 +49,15 @@ def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> No
     _check_undamaged(weights)
     target = place(out)
     inputs = [weights, *_read_with(weights, config, config_file)]
+    if _told(weights):
+        method, seed = weights.parent.parent.name, weights.parent.name
+        logger.log(RESULTS, f"Repair by {method_words(method)}, seed {seed}: {weights}")
     if kind == "hf":
+        _refuse_in_run(target, weights)
         logger.log(RESULTS, _export_folder(weights, config, check_folder(target), inputs).words)
         return
     _refuse_input(target, inputs)
+    _refuse_in_run(target, weights)
     if kind == "original":
         _refuse_other_architecture(weights)
         deployed = _load(weights, config).deployed
@@ -142,6 +148,20 @@ def _read_with(weights: Place, config: Config, config_file: Path | None) -> list
         *settings,
         *(place(p) for p in own if p),
     ]
+
+
+def _refuse_in_run(target: Place, weights: Place) -> None:
+    """Raise ConfigError if an export would be written among the results of the run of `weights`."""
+    handed_over = (weights.parent / FIX_RECORD).is_file()
+    if not handed_over and not _told(weights):
+        return
+    root = weights.parent if handed_over else weights.parent.parent.parent.parent.parent
+    where = target if target.exists() else target.parent
+    remote = str(target).startswith(f"{root}/")
+    if remote or (isinstance(root, Path) and _is_inside(where, root)):
+        raise ConfigError(
+            f"--out {target} is inside the run {root}, whose files are its own. Name a place outside of it."
+        )
 
 
 def _refuse_input(target: Place, inputs: Iterable[Place]) -> None:

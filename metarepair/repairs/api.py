@@ -286,8 +286,8 @@ def _use_of_validation(repaired: RepairedModel, selection: Selection | None) -> 
     chose = [] if repaired.episode is None else ["the rate and the episode"]
     chose += [] if selection is None else ["the repair inside the limits"]
     if chose:
-        return f"of the given failures, which chose {' and '.join(chose)} and so prove nothing"
-    return "of the given failures, which nothing was learned from; they say nothing of images that were right"
+        return f"of the images given as failures, which chose {' and '.join(chose)} and so prove nothing"
+    return "of the images given as failures, which nothing was learned from; they say nothing of images that were right"
 
 
 def _measure_clean(given: GivenModule, module: nn.Module, clean: GivenImages) -> Measured:

@@ -40,7 +40,7 @@ TOLERANCE = 1e-3  # of the largest logit: runtimes sum in different orders, in f
 METADATA = "metarepair.json"  # an extra file of torch.export, and a property of ONNX
 INPUT = "float32 [batch, *input_size]: pixels from 0 to 1 in RGB, less mean, divided by std"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-ONNX_COMMAND = "pip install '.[onnx]'"
+ONNX_COMMAND = "pip install 'metarepair[onnx]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,8 @@ def require_packages(kind: Kind) -> None:
     missing = [package for package in ONNX_PACKAGES if find_spec(package) is None] if kind == "onnx" else []
     if missing:
         raise ConfigError(
-            f"the format onnx needs packages that are not installed ({', '.join(missing)}): {ONNX_COMMAND}, in "
-            "MetaRepair's folder and environment. The format torch needs no further packages."
+            f"the format onnx needs packages that are not installed ({', '.join(missing)}): {ONNX_COMMAND}. "
+            "The format torch needs no further packages."
         )
 
 

@@ -11,7 +11,7 @@ import yaml
 from metarepair.evaluation.bounds import share_interval
 from metarepair.reports.card import Card, unjudged_card
 from metarepair.reports.card_text import data_of, name_of, title_of, unknown_of
-from metarepair.reports.headline import KINDS, OPEN
+from metarepair.reports.headline import KINDS, NOT, OPEN
 from metarepair.reports.html import without_paths
 from metarepair.reports.outcome import taken_inside
 from metarepair.reports.page import (
@@ -66,11 +66,17 @@ def call_card(
     selection: how the repair was chosen inside limits, as plain values.
     """
     sets = list(measured)
+    worse = [one for one in sets if one.name == VALIDATION and one.after < one.before]
+    fell = [
+        f"The repair is worse than the given model on {one.images:,} images of validation: {percent(one.before)}% "
+        f"right before it, {percent(one.after)}% after it."
+        for one in worse
+    ]
     lines = [NOT_JUDGED, *(one.words for one in sets)]
     if all(one.name != CLEAN for one in sets):
         lines.append("What the repair breaks is unknown: no clean images were given to measure it.")
     return unjudged_card(
-        verdict=NOT_JUDGED,
+        verdict=" ".join([*fell, NOT_JUDGED]),
         judged_by=[*lines, *notes],
         measured=[asdict(one) for one in sets],
         method=method,
@@ -85,6 +91,7 @@ def call_card(
 def call_page(card: Card) -> str:
     """Return the report of a call as an HTML page, made from its card alone."""
     name, sets = name_of(card), card["measured"]
+    decision = OPEN if card["verdict"].startswith(NOT_JUDGED) else NOT
     told = f"{name} was repaired in one call, without a run (method: {card['method_words']})."
     rows = [
         [
@@ -100,7 +107,7 @@ def call_page(card: Card) -> str:
     cost = card["cost"]
     return html_page(
         title_of(card),
-        headline(OPEN, KINDS[OPEN], [card["verdict"], told], []),
+        headline(decision, KINDS[decision], [card["verdict"], told], []),
         heading("What was measured", 2),
         html_table(["images", "number", "right before %", "right after %", "change", "used"], rows),
         bullets(card["judged_by"][1:]),

@@ -71,7 +71,7 @@ DIGEST = re.compile("[0-9a-f]+")
 # What Markdown, HTML, formulas, mentions or links begin with (`_` inside a word begins nothing), and, at the start of a
 # text, a list or a rule.
 MARKS = re.compile(
-    r"[\\`*\[\]{}#|~<>&$!@]|_(?![^\W_])|(?<![^\W_])_|:(?=//)|(?<=www)\.|^[-+=\d]", re.IGNORECASE
+    r"[\\`*\[\]{}#|~<>&$!@]|_(?![^\W_])|(?<![^\W_])_|:(?=//)|(?<=www)\.|^[-+=]|^\d(?=\d*[.)])", re.IGNORECASE
 )
 
 
@@ -286,8 +286,9 @@ def data_of(card: Card) -> Iterable[str]:
     if card.get("data"):
         yield f"Clean images: {card['data']}."
     if counts:
+        given = "failures of the environment" if counts["fail"] else "images given as failures"
         yield (
-            f"Learned from: {counts['collect'] - counts['validation']:,} failures of the environment; "
+            f"Learned from: {counts['collect'] - counts['validation']:,} {given}; "
             f"{counts['validation']:,} others chose settings; {counts['fail']:,} judged."
         )
     if found:

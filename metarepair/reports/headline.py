@@ -16,7 +16,7 @@ from metarepair.runs.layout import Run
 
 ADOPT, CHECK = "Adopt the repaired model", "Adopt the repaired model after a check"
 KEEP, NOT, OPEN = "Keep your model", "Do not adopt the repaired model", "Decide"
-NO_LIMITS = "No limits were set, so nothing was chosen: set limits, or decide by the numbers below."
+NO_LIMITS = "No limits were set, so nothing was chosen."
 KINDS = {ADOPT: "adopt", CHECK: "check", KEEP: "keep", NOT: "not", OPEN: "open"}  # CSS classes
 
 
@@ -45,12 +45,13 @@ class Headline:
 def headline_of(run: Run, result: Result) -> Headline:
     """Return the first screen of a target's report.
 
-    Without limits nothing was chosen, and the decision is left to the reader. Numbers of an older version, which kept
-    no side effects, are left out.
+    Without limits nothing was chosen, and unless a class is lost the decision is left to the reader. Numbers of an
+    older version, which kept no side effects, are left out.
     """
     shown = shown_effects(run, result)
     outcome = outcome_of(result) if "choice" in result else None
-    decision = _decision(outcome)
+    lost = [] if shown is None else lost_words(shown.row)
+    decision = _decision(outcome, lost=bool(lost))
     if shown is None:
         return Headline(decision=decision, sentences=tuple(verdict(result)[:1]), numbers=())
     target, clean = shown.by_set[TARGET], shown.by_set[CLEAN]
@@ -64,7 +65,7 @@ def headline_of(run: Run, result: Result) -> Headline:
     doubts = (NO_LIMITS,) if outcome is None else outcome.doubts
     return Headline(
         decision=decision,
-        sentences=(*lost_words(shown.row), told, *doubts),
+        sentences=(*lost, told, *doubts),
         numbers=(
             _accuracy("Failures" if failures else "Environment", target),
             _accuracy("Clean images", clean),
@@ -73,9 +74,9 @@ def headline_of(run: Run, result: Result) -> Headline:
     )
 
 
-def _decision(outcome: Outcome | None) -> str:
+def _decision(outcome: Outcome | None, *, lost: bool) -> str:
     if outcome is None:
-        return OPEN
+        return NOT if lost else OPEN
     if outcome.kept or not outcome.advised:
         return KEEP if outcome.kept else NOT
     return CHECK if outcome.doubts else ADOPT

@@ -57,14 +57,15 @@ def outcome_of(result: Result, *, only_failures: bool | None = None) -> Outcome:
     lost = lost_words(row)
     advised = not lost and (unknown or gain.points > 0)
     cost = _Gain.on_clean(result, row)
-    take = "Take" if advised else "Do not take"
-    words = f"{take} the repaired model ({method_words(row['method'])}): {told}, {_clean(cost, row)}."
     doubts = (
         *_classes("It is worse at a class", row, lost=False),
         *([] if unknown else _doubts_of_gain(gain)),
         *_doubts_of_cost(result, cost),
         *_doubts_of_number(result),
     )
+    take = "Take" if advised else "Do not take"
+    check = " after a check" if advised and doubts else ""
+    words = f"{take} the repaired model{check} ({method_words(row['method'])}): {told}, {_clean(cost, row)}."
     return Outcome(
         kept=False,
         advised=advised,

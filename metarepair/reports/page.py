@@ -84,9 +84,18 @@ def headline(decision: str, kind: str, sentences: Sequence[str], numbers: Sequen
 def picture(folder: Place, name: str, content: bytes, caption: str) -> Markup:
     """Save the picture, PNG or SVG by its name, in `folder`, and return a figure with the picture embedded."""
     figures.save(folder / name, content)
-    kind = "svg+xml" if name.endswith(".svg") else "png"
-    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return Markup(_PARTS.figure(source, caption, name))
+    if name.endswith(".svg"):
+        return Markup(_PARTS.figure(_inline(content, caption), caption, name))
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    image = Markup('<img src="{}" alt="{}">').format(source, caption)
+    return Markup(_PARTS.figure(image, caption, name))
+
+
+def _inline(svg: bytes, caption: str) -> Markup:
+    """An SVG element of matplotlib, which escapes its text, without what only a file of its own needs."""
+    text = re.sub(r"<metadata>.*?</metadata>", "", svg.decode(), flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    return Markup('<svg role="img" aria-label="{}"').format(caption) + Markup(text.removeprefix("<svg"))
 
 
 def file_name(name: str) -> str:

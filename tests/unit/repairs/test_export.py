@@ -97,7 +97,7 @@ def test_missing_packages_are_named_with_the_install_command(
     monkeypatch.setattr(
         metarepair.repairs.export, "find_spec", lambda name: None if name == "onnxscript" else object()
     )
-    with pytest.raises(ConfigError, match=r"not installed \(onnxscript\): pip install '\.\[onnx\]'"):
+    with pytest.raises(ConfigError, match=r"not installed \(onnxscript\): pip install 'metarepair\[onnx\]'"):
         export_program(deployed(Small()), images(), "onnx", tmp_path, class_names=NAMES)
 
 
@@ -219,6 +219,24 @@ def test_an_export_does_not_replace_what_it_reads(
         export(str(tmp_path / "run"), kind=kind, out=str(out), config_file=settings)
     assert own.read_bytes() == before
     assert out.samefile(own)
+
+
+@pytest.mark.parametrize("out", ["run/repaired/fog/none/0/model.safetensors", "run/new.pt2", "run/hub"])
+def test_an_export_is_not_written_into_the_run(tmp_path: Path, out: str) -> None:
+    run_of_one_repair(tmp_path)
+    other = tmp_path / "run/repaired/fog/none/0/model.safetensors"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"another repair")
+    kind: Literal["hf", "torch"] = "hf" if out.endswith("hub") else "torch"
+    with pytest.raises(ConfigError, match=r"is inside the run .*Name a place outside of it"):
+        export(
+            str(tmp_path / "run/repaired/fog/finetune/0/model.safetensors"),
+            kind=kind,
+            out=str(tmp_path / out),
+            config_file=None,
+        )
+    assert other.read_bytes() == b"another repair"
+    assert not (tmp_path / "run/hub").exists()
 
 
 def test_an_older_export_is_replaced(tmp_path: Path) -> None:

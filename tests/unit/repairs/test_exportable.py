@@ -65,7 +65,10 @@ def test_saved_weights_have_a_card_that_says_that_no_image_judged(tmp_path: Path
     assert card["weights"]["blake2b_128"] == file_hash(path)
     assert card["results"] == {}
     assert "model-index" not in readme
-    assert "Validation, 6 images, of the given failures, which chose the rate and the episode" in readme
+    assert (
+        "Validation, 6 images, of the images given as failures, which chose the rate and the episode"
+        in readme
+    )
     assert "Clean images, 20 images, which nothing was learned from or chosen by: 100.0% right" in readme
     assert HOSTILE not in readme
 
