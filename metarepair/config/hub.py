@@ -13,14 +13,15 @@ from pydantic import ValidationError
 from metarepair.config.data import DataConfig
 from metarepair.config.kit import merged, section_of
 from metarepair.weights.hub import TORCHVISION, is_hub, pinned, read_hub_name
-from metarepair.weights.stated import Stated, plain_name, stated_of
+from metarepair.weights.stated import Stated, check_normalisation, plain_name, stated_of
 from tasks.datasets import dataset_info
 from tasks.datasets.labelled_images import form_of
 from tasks.datasets.source import UNSPLIT
 from tasks.datasets.unsplit import unsplit_source
 from tasks.errors import UserError
 
-PREPARATION = ("mean", "std", "input_size")
+NORMALISATION = ("mean", "std")
+PREPARATION = (*NORMALISATION, "input_size")
 BY_NAME = ("imagefolder", UNSPLIT)  # data sets whose images are labelled by the names of classes
 
 
@@ -40,7 +41,11 @@ def with_hub(values: dict[str, Any]) -> dict[str, Any]:
     if {*PREPARATION} <= model.keys() and "classes" in data:
         return values
     stated = stated_of(name, weights)
-    return values if stated is None else merged(_given_by(stated, model, data), values)
+    if stated is None:
+        return values
+    given = _given_by(stated, model, data)
+    check_normalisation(name, {key: value for key, value in given["model"].items() if key not in model})
+    return merged(given, values)
 
 
 def _pinned(name: str) -> str:
@@ -60,7 +65,8 @@ def _pinned_weights(weights: str) -> str:
 def _given_by(stated: Stated, model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a hub gives: preparation of images, and the classes in the order of the logits."""
     otherwise = "normalisation" in model or data.get("mean") is not None
-    prepared = {key: getattr(stated, key) for key in (PREPARATION[2:] if otherwise else PREPARATION)}
+    keys = [key for key in PREPARATION if not (otherwise and key in NORMALISATION)]
+    prepared = {key: getattr(stated, key) for key in keys}
     classes = _reordered(stated, data) if "classes" not in data else None
     return {
         "model": {key: value for key, value in prepared.items() if value is not None},
@@ -84,7 +90,9 @@ def _reordered(stated: Stated, data: Mapping[str, Any]) -> tuple[str, ...] | Non
     except (UserError, ValidationError):  # it is reported where the data set is read
         return None
     ours, theirs = {plain_name(name): name for name in names}, list(map(plain_name, stated.classes))
-    if not len(names) == len(ours) <= len(set(theirs)) == len(theirs) or not ours.keys() <= set(theirs):
+    ambiguous = len(ours) < len(names) or len(set(theirs)) < len(theirs)
+    has_others = not ours.keys() <= set(theirs)
+    if ambiguous or has_others:
         return None
     classes = tuple(ours.get(plain, name) for plain, name in zip(theirs, stated.classes, strict=True))
     return None if classes == names else classes

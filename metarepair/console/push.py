@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from metarepair.runs.logs import RESULTS
+from metarepair.weights.hub import is_repository
 from tasks.errors import ConfigError, StorageError
 
 logger = logging.getLogger(__name__)
 YES = "yes"
-NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 SECRETS = re.compile(r"hf_\w+|(?<=Bearer )\S+", re.IGNORECASE)
 
 
@@ -33,10 +33,10 @@ class Push:
 
     def check(self) -> None:
         """Raise ConfigError before any work if the repository is not ORG/NAME, or nobody can be asked."""
-        if not NAME.fullmatch(self.repository):
+        if not is_repository(self.repository):
             raise ConfigError(
-                f"--push {self.repository!r} is not a repository of the Hub: ORG/NAME, of letters, digits, hyphens, "
-                "underscores and dots."
+                f"--push {self.repository!r} is not a repository of the Hub. Give ORG/NAME, of letters, digits, single "
+                "hyphens, underscores and single dots, which neither begin nor end with a hyphen or a dot."
             )
         if not self.confirmed and not sys.stdin.isatty():
             raise ConfigError(

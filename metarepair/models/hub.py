@@ -72,7 +72,10 @@ def _timm(name: str, num_classes: int) -> nn.Module:
     architecture = timm_config(found)["architecture"]
     if architecture not in timm.list_models():
         near = near_names(architecture, timm.list_models()) or "."
-        raise ConfigError(f"{name} is a {architecture!r}, which timm {timm.__version__} does not have{near}")
+        raise ConfigError(
+            f"{name} is a {architecture!r}, which timm {timm.__version__} does not have{near} Give a model that it "
+            "has, or install a release of timm that has this one."
+        )
     folder = hub_file(found, CONFIG).parent
     return _built(name, lambda: timm.create_model(f"local-dir:{folder}", num_classes=num_classes))
 

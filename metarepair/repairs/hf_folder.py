@@ -106,7 +106,7 @@ def export_folder(
     card: of `metarepair.reports.card`, with class names. architecture: of a method that changed it. Raises ConfigError
     if `out` is not new, empty or an earlier export.
     """
-    path = check_folder(out)
+    path = check_folder(out)  # again: files may have come in while the DNN was loaded
     x_BCHW = deployed.normalise(images_BHWC_u8).float().cpu().contiguous()
     with writing_folder(path) as part:
         save_weights(part / WEIGHTS, deployed.module.state_dict(), {"method": card.get("method")})
@@ -116,6 +116,10 @@ def export_folder(
         told = {**card, "preprocessing": deployed.preprocessing, "built_by": found.built_by}
         write_card(told, part / WEIGHTS)
     return FolderResult(path=path, built_by=found.built_by, why=found.why, comparison=found.comparison)
+
+
+class _NotTimmError(Exception):
+    """Timm does not build the very DNN; the text says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +138,14 @@ def _configure(part: Path, deployed: DeployedModel, x_BCHW: Tensor, classes: Seq
     architecture = str(told.get("architecture")) if isinstance(told, Mapping) else ""
     try:
         if not timm.is_model(architecture):
-            raise LookupError("it is not one of timm's models")
+            raise _NotTimmError("it is not one of timm's models")
         _write_timm_config(part / CONFIG, deployed.module, preprocessing, classes)
         comparison = _loaded_by_timm(part, deployed.module, preprocessing, x_BCHW)
     except (MemoryError, OSError):
         raise
     except Exception as error:  # timm's builders may raise anything
         why = " ".join(str(error).split())[:200]
-        if type(error) is not LookupError:  # those are our own
+        if not isinstance(error, _NotTimmError):
             why = f"it raised {type(error).__name__}: {why}"
         _write_config(part / CONFIG, {"pretrained_cfg": preprocessing}, classes)
         return _Configured(why=why)
@@ -153,7 +157,7 @@ def _write_timm_config(
     path: Path, module: nn.Module, preprocessing: Mapping[str, Any], classes: Sequence[str]
 ) -> None:
     """Write config.json by timm, without what it says of its own weights for the architecture."""
-    own = {"label_names": list(classes), "pretrained_cfg": dict(preprocessing)}
+    own = {"pretrained_cfg": dict(preprocessing)}
     save_config_for_hf(module, str(path), model_config=own, model_args={"num_classes": len(classes)})
     config = read_json(path)
     config["pretrained_cfg"] = {
@@ -163,24 +167,27 @@ def _write_timm_config(
 
 
 def _write_config(path: Path, config: Mapping[str, Any], classes: Sequence[str]) -> None:
-    ours = {OURS: {"version": versions().get(OURS)}}
-    whole = {"num_classes": len(classes), "label_names": list(classes), **config, **ours}
-    write_text(path, json.dumps(whole, indent=1) + "\n")
+    ours = {
+        "num_classes": len(classes),
+        "label_names": list(classes),
+        OURS: {"version": versions().get(OURS)},
+    }
+    write_text(path, json.dumps({**config, **ours}, indent=1) + "\n")
 
 
 def _loaded_by_timm(
     folder: Path, module: nn.Module, preprocessing: Mapping[str, Any], x_BCHW: Tensor
 ) -> Comparison:
-    """Load the folder by timm and compare. Raises LookupError if another DNN or another preprocessing comes out."""
+    """Load the folder by timm and compare. Raises _NotTimmError if another DNN or another preprocessing comes out."""
     with torch.random.fork_rng(devices=[]):  # building draws the weights that are then replaced
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     found = compared(plain(module), loaded, x_BCHW)
     if not found.same:
-        raise LookupError(f"what timm builds {found.words}")
+        raise _NotTimmError(f"what timm builds {found.words}")
     told = timm.data.resolve_model_data_config(loaded)
     other = [key for key in preprocessing if _plain(told[key]) != _plain(preprocessing[key])]
     if other:
-        raise LookupError(f"timm reads another {other[0]}, {told[other[0]]}")
+        raise _NotTimmError(f"timm reads another {other[0]}, {told[other[0]]}")
     return found
 
 

@@ -12,12 +12,14 @@ import json
 import logging
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import ConfigError, UserError, WeightsError, near_names
+from tasks.errors import ConfigError, WeightsError, near_names, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +29,12 @@ KINDS = (TIMM, *HUBS)  # what else than a module to import stands before a colon
 EXAMPLE = "hf-hub:timm/resnet18.a1_in1k, hf:microsoft/resnet-18 or torchvision:resnet18"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+LONGEST_REASON = 300  # characters of what the client says
 LARGEST_JSON = 16 << 20  # bytes; ImageNet-21k's class names have 1 MB
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHORT_COMMIT = re.compile(r"[0-9a-f]{4,39}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -70,7 +74,7 @@ def read_hub_name(text: str) -> HubName:
     """Return the parts of hf-hub:ORG/NAME[@REVISION] or hf:ORG/NAME[@REVISION]. Raises ConfigError."""
     kind, _, rest = text.partition(":")
     repository, at, revision = rest.partition("@")
-    if not _is_repository(repository):
+    if not is_repository(repository):
         raise ConfigError(
             f"{text!r} does not name a model of the hub: give {kind}:ORG/NAME or {kind}:ORG/NAME@REVISION, as in "
             f"{EXAMPLE}."
@@ -83,17 +87,18 @@ def read_hub_name(text: str) -> HubName:
     return HubName(kind=f"{kind}:", repository=repository, revision=revision or "main")
 
 
-def _is_repository(text: str) -> bool:
+def is_repository(text: str) -> bool:
+    """Whether a text is ORG/NAME as the hub takes it; the client's own check lets names without ORG pass."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
 
+    if not _REPOSITORY.fullmatch(text):
+        return False
     try:
         validate_repo_id(text)
     except HFValidationError:
         return False
-    return (
-        _REPOSITORY.fullmatch(text) is not None
-    )  # the hub knows models without ORG, and ends a name before a newline
+    return True
 
 
 def pinned(name: HubName) -> HubName:
@@ -107,13 +112,16 @@ def pinned(name: HubName) -> HubName:
 def hub_file(name: HubName, file: str) -> Path:
     """The path of a repository's file in the cache; it is downloaded if the cache lacks it.
 
-    Raises HubError with the remedy if it is missing here and cannot be downloaded, or if it is damaged.
+    Raises HubError with the remedy if it is missing here and cannot be downloaded, or if the cache is damaged.
     """
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(name.repository, file, revision=name.revision)
-    path = Path(found) if isinstance(found, str) else _downloaded(name, file)
-    _check_whole(path, name)
+    try:
+        path = _cached(name, file) or _downloaded(name, file)
+        _check_whole(path, name)
+    except (OSError, UnicodeDecodeError) as error:
+        at = getattr(error, "filename", None) or _folder(name) / "refs" / name.revision
+        raise HubError(
+            f"{name}: {unreadable(at, error)}. Make it readable, or delete it and download again: {name.download}"
+        ) from error
     return path
 
 
@@ -147,7 +155,8 @@ def hub_weights(name: HubName) -> Path:
             ) from error
         pickles = [file for file in others if file.endswith(PICKLES)]
         if pickles:
-            raise HubError(_only_pickles(name, pickles[0])) from error
+            has = f"only a pickle, {pickles[0]}, in the cache, and loading a pickle can run code"
+            raise HubError(_needs_safetensors(name, has)) from error
         raise
 
 
@@ -157,6 +166,14 @@ def blob_sha256(path: Path) -> str | None:
     return blob if blob is not None and _SHA256.fullmatch(blob) else None
 
 
+def _cached(name: HubName, file: str) -> Path | None:
+    """The path of a file in the cache. Raises OSError or UnicodeDecodeError if the cache cannot be read."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name.repository, file, revision=name.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def _downloaded(name: HubName, file: str) -> Path:
     from huggingface_hub import errors, hf_hub_download, is_offline_mode
 
@@ -164,7 +181,8 @@ def _downloaded(name: HubName, file: str) -> Path:
         raise HubError(_missing(name, file, "HF_HUB_OFFLINE is set"))
     logger.info(f"download {file} of {name}")
     try:
-        return Path(hf_hub_download(name.repository, file, revision=name.revision))
+        with _silent_client():
+            return Path(hf_hub_download(name.repository, file, revision=name.revision))
     except errors.RevisionNotFoundError as error:
         raise HubError(
             f"{name}: the hub has no revision {name.revision!r} of {name.repository}. Give a branch, a tag or a commit."
@@ -176,17 +194,40 @@ def _downloaded(name: HubName, file: str) -> Path:
         ) from error
     except errors.RemoteEntryNotFoundError as error:
         raise HubError(
-            _only_pickles(name, None)
+            _needs_safetensors(name, f"no {WEIGHTS}")
             if file == WEIGHTS
-            else f"{name} has no {file}, so its model is unknown."
+            else f"{name} has no {file}, so its model is unknown. Give a revision that has it."
         ) from error
-    except (
-        Exception
-    ) as error:  # whatever the client's transport raises: no network, a broken answer, a full disk
-        why = " ".join(str(error).split())[:200]
-        raise HubError(
-            _missing(name, file, f"the download failed ({type(error).__name__}: {why})")
-        ) from error
+    except errors.LocalEntryNotFoundError as error:  # for no network; its cause says more
+        raise HubError(_failed(name, file, error.__cause__ or error)) from error
+    except Exception as error:  # of the client's transport: a broken answer, a full disk
+        raise HubError(_failed(name, file, error)) from error
+
+
+@contextmanager
+def _silent_client() -> Iterator[None]:
+    """Keep the client from logging what our own error tells: every failure and every retry."""
+    from huggingface_hub import logging as client
+
+    before = client.get_verbosity()
+    client.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        client.set_verbosity(before)
+
+
+def _failed(name: HubName, file: str, error: BaseException) -> str:
+    return _missing(name, file, f"the download failed ({type(error).__name__}: {_sentences(str(error))})")
+
+
+def _sentences(text: str) -> str:
+    """The first sentences, whole if they are not too long, in one line."""
+    line = " ".join(text.split())
+    if len(line) <= LONGEST_REASON:
+        return line
+    whole = re.match(rf".{{,{LONGEST_REASON - 1}}}[.!?](?= )", line)
+    return whole[0] if whole else f"{line[:LONGEST_REASON]}…"
 
 
 def _missing(name: HubName, file: str, why: str) -> str:
@@ -197,11 +238,10 @@ def _missing(name: HubName, file: str, why: str) -> str:
     )
 
 
-def _only_pickles(name: HubName, pickle: str | None) -> str:
-    has = f"only a pickle, {pickle}, in the cache" if pickle else f"no {WEIGHTS}"
+def _needs_safetensors(name: HubName, has: str) -> str:
     return (
-        f"{name} has {has}. Only safetensors are read, since loading a pickle can run code. Give a revision with "
-        f"{WEIGHTS} (such as @refs/pr/1), or convert the file, and give it as model.weights."
+        f"{name} has {has}. Only safetensors are read. Give a revision with {WEIGHTS} (such as @refs/pr/1), or convert "
+        "the weights, and give the file as model.weights."
     )
 
 
@@ -215,21 +255,30 @@ def cache_folder() -> Path:
 def _cached_files(name: HubName) -> list[str]:
     """The files of this revision in the cache."""
     try:
-        return sorted(path.name for path in hub_file(name, CONFIG).parent.iterdir())
-    except UserError:
+        config = _cached(name, CONFIG)
+        return [] if config is None else sorted(path.name for path in config.parent.iterdir())
+    except (OSError, UnicodeDecodeError):
         return []
 
 
 def _near(name: HubName) -> str:
-    """`; did you mean 'x'?` for models in the cache, or for revisions of this one."""
-    folder = cache_folder() / f"models--{name.repository.replace('/', '--')}"
+    """`; did you mean 'x'?` for models in the cache, or for other revisions of this one."""
+    folder = _folder(name)
     if folder.is_dir():
         refs = folder / "refs"
-        known = [path.relative_to(refs).as_posix() for path in refs.rglob("*") if path.is_file()]
-        known += [path.name for path in (folder / "snapshots").glob("*")]
-        return near_names(name.revision, known)
+        known = {path.relative_to(refs).as_posix() for path in refs.rglob("*") if path.is_file()}
+        known |= {path.name for path in (folder / "snapshots").glob("*")}
+        if _SHORT_COMMIT.fullmatch(name.revision):
+            whole = sorted(one for one in known if _COMMIT.fullmatch(one) and one.startswith(name.revision))
+            if whole:
+                return f"; did you mean {' or '.join(map(repr, whole))}?"
+        return near_names(name.revision, sorted(known - {name.revision}))
     cached = (path.name.split("--", 2)[1:] for path in cache_folder().glob("models--*--*"))
     return near_names(name.repository, ["/".join(parts) for parts in cached])
+
+
+def _folder(name: HubName) -> Path:
+    return cache_folder() / f"models--{name.repository.replace('/', '--')}"
 
 
 def _blob(path: Path) -> str | None:

@@ -21,6 +21,7 @@ from metarepair.weights.hub import (
     read_hub_name,
 )
 from tasks.datasets.base import Colour
+from tasks.datasets.normalisation import check_mean, check_std
 from tasks.errors import ConfigError
 
 PROCESSOR = "preprocessor_config.json"
@@ -63,6 +64,18 @@ def stated_of(name: str, weights: str) -> Stated | None:
 
         return Stated(**torchvision_facts(weights))
     return None
+
+
+def check_normalisation(name: str, stated: Mapping[str, Any]) -> None:
+    """Raise ConfigError, which names the hub's file, if a stated mean or std is not of pixels in [0, 1]."""
+    file = PROCESSOR if name.startswith(TRANSFORMERS) else CONFIG
+    try:
+        check_mean("mean", stated.get("mean", ()))
+        check_std("std", stated.get("std", ()))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{name}: by its {file}, {error} Give model.mean and model.std, or a revision that states others."
+        ) from error
 
 
 def timm_config(name: HubName) -> dict[str, Any]:

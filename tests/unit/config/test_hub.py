@@ -12,7 +12,7 @@ from PIL import Image
 from hub_cache import COMMIT, cifar_files, put, use_cache
 from metarepair.config.load import load_config, parse_config
 from metarepair.config.run import Config
-from tasks.errors import WeightsError
+from tasks.errors import ConfigError, WeightsError
 
 PINNED = f"hf-hub:me/net@{COMMIT}"
 LEAST = {"name": "a", "mining": {"experiences": ["snow"]}}
@@ -100,6 +100,23 @@ def test_labels_that_are_numbers_keep_their_names(cache: Path, tmp_path: Path) -
     (tmp_path / "clean.jsonl").write_text(rows)
     assert settings({"name": "images", "root": str(tmp_path / "clean.jsonl")}).data.classes is None
     assert settings({"name": "cifar10"}).data.classes is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"std": [0, 0, 0]}, r"std=\[0, 0, 0\] must be above 0"),
+        ({"mean": [123, 116, 103]}, r"mean=\[123, 116, 103\] is outside 0\.\.1"),
+    ],
+)
+def test_a_normalisation_that_cannot_be_is_blamed_on_the_hubs_file(
+    cache: Path, stated: dict[str, Any], said: str
+) -> None:
+    put(cache, "me/odd", cifar_files(pretrained_cfg=stated))
+    with pytest.raises(ConfigError, match=rf"^hf-hub:me/odd@{COMMIT}: by its config\.json, {said}"):
+        settings(name="hf-hub:me/odd")
+    own = {"mean": (0.1,) * 3, "std": (0.2,) * 3}
+    assert settings(name="hf-hub:me/odd", **own).model.std == own["std"]
 
 
 @pytest.mark.parametrize(

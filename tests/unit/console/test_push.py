@@ -145,6 +145,8 @@ def test_without_a_terminal_and_without_yes_nothing_begins(monkeypatch: pytest.M
         ({"repository": "night"}, "is not a repository of the Hub"),
         ({"repository": "a/b/c"}, "is not a repository of the Hub"),
         ({"repository": "../x y"}, "is not a repository of the Hub"),
+        ({"repository": "../b", "confirmed": True}, "is not a repository of the Hub"),
+        ({"repository": "me/b.git", "confirmed": True}, "is not a repository of the Hub"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -155,8 +157,15 @@ def test_options_that_do_not_go_together_are_refused(
         ask(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"), [(["me/night"], "Add --yes"), (["../b", "--yes"], "'../b' is not a repository")]
+)
 def test_the_command_refuses_before_it_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    said: str,
 ) -> None:
     hub(monkeypatch)
     (tmp_path / "model.safetensors").write_bytes(b"")
@@ -170,9 +179,9 @@ def test_the_command_refuses_before_it_writes(
             "--out",
             str(out),
             "--push",
-            "me/night",
+            *options,
         ]
     )
     assert code == 2
-    assert "Add --yes" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert not out.exists()

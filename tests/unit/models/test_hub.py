@@ -220,7 +220,10 @@ def test_a_model_of_the_other_library_is_named_with_its_kind(cache: Path, tmp_pa
     ("change", "said"),
     [
         ({"architecture": "resnet8_cifr"}, "did you mean 'resnet8_cifar'"),
-        ({"architecture": "os:system"}, "which timm .* does not have"),
+        (
+            {"architecture": "os:system"},
+            r"which timm .* does not have\. Give a model that it has, or install",
+        ),
         ({"architecture": ["resnet8_cifar"]}, "names no architecture"),
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "checkpoint_path, which builds no model"),
         ({"model_args": {"pretrained": True}}, "pretrained, which builds no model"),

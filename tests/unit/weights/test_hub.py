@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from hub_cache import COMMIT, cifar_files, put, timm_files, use_cache
+from metarepair.cli import main
 from metarepair.weights import resolve_weights
 from metarepair.weights.hub import blob_sha256, hub_file, hub_json, pinned, read_hub_name
 from tasks.errors import ConfigError, WeightsError
@@ -117,6 +119,41 @@ def test_a_missing_revision_names_those_in_the_cache(cache: Path) -> None:
     assert "did you mean 'main'?" in refusal(f"{NAME}@mian")
 
 
+@pytest.mark.parametrize("revision", ["main", COMMIT])
+def test_what_was_asked_for_is_not_offered(cache: Path, revision: str) -> None:
+    found = cache / "models--me--net" / "snapshots" / COMMIT / "model.safetensors"
+    found.unlink()
+    found.symlink_to("nowhere")
+    assert "did you mean" not in refusal(f"{NAME}@{revision}")
+
+
+def test_a_short_commit_is_offered_whole(cache: Path) -> None:
+    assert f"did you mean '{COMMIT}'?" in refusal(f"{NAME}@{COMMIT[:7]}")
+    assert "did you mean" not in refusal(f"{NAME}@{OTHER[:7]}")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_damaged_reference_is_refused_with_its_path(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    ref = cache / "models--me--net" / "refs" / "main"
+    ref.write_bytes(b"\xff\xfe")
+    with pytest.raises(WeightsError) as error:
+        hub_file(read_hub_name(NAME), file)
+    assert f"{NAME}@main: {ref} is damaged (" in str(error.value)
+    assert "or delete it and download again: hf download me/net" in str(error.value)
+    monkeypatch.setattr("metarepair.console.doctor.examine", lambda _: "")
+    assert main(["doctor", "--model", NAME]) == 2
+    assert str(ref) in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_read_is_refused_with_its_path(cache: Path) -> None:
+    snapshots = cache / "models--me--net" / "snapshots"
+    shutil.rmtree(snapshots)
+    snapshots.write_text("")
+    assert f"{snapshots} cannot be read (Not a directory)" in refusal()
+
+
 def test_a_failed_download_is_told_with_the_same_remedy(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> str:
         raise errors.LocalEntryNotFoundError("no route\nto host")
@@ -126,6 +163,31 @@ def test_a_failed_download_is_told_with_the_same_remedy(cache: Path, monkeypatch
     said = refusal("hf-hub:other/model")
     assert "the download failed (LocalEntryNotFoundError: no route to host)" in said
     assert "hf download other/model" in said
+
+
+def test_the_client_is_silent_and_its_reason_is_not_cut(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = logging.getLogger("huggingface_hub")
+    handler = logging.StreamHandler()
+    client.addHandler(handler)
+    level = client.level
+
+    def fail(*_: object, **__: object) -> str:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+        raise errors.LocalEntryNotFoundError("Advice. " * 99) from OSError(
+            "No route. " + "Long sentence " * 99
+        )
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    try:
+        said = refusal("hf-hub:other/model")
+    finally:
+        client.removeHandler(handler)
+    assert "the download failed (OSError: No route.)" in said
+    assert "Retrying" not in capfd.readouterr().err
+    assert client.level == level
 
 
 def test_a_missing_model_is_downloaded_into_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
