@@ -3,11 +3,9 @@
 Only the process of the command reports. It reads what a training has left on storage, wherever that runs, so workers
 need no tracker, no server and no credentials.
 
-    <folder>/trackers.json    the id of a tracker's run, the last step it was given, and a digest of its figures
-
-A step is recorded before the tracker is given it. So a resumed command continues the same runs, and no step is there
-twice; if the command was killed in that moment, one is missing. A tracker that was not there before is given all steps
-from the start.
+A step is recorded (record.py) before the tracker is given it. So a resumed command continues the same runs, and no step
+is there twice; if the command was killed in that moment, one is missing. A tracker that was not there before is given
+all steps from the start.
 """
 
 from __future__ import annotations
@@ -17,31 +15,29 @@ import json
 import logging
 import math
 import os
-import re
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import unquote
 
 from metarepair.config.run import Config, TrackerName
 from metarepair.config.section import in_yaml
 from metarepair.runs.context import Entry
 from metarepair.runs.watching import watching
 from metarepair.trackers.mlflow import MlflowRun
+from metarepair.trackers.record import Record, RecordError
 from metarepair.trackers.tensorboard import EventFile
 from metarepair.trackers.tracker import SHOWS_RUNS, Status, Subject, Tracker
 from metarepair.trackers.wandb import WandbRun
+from metarepair.trackers.words import words_of
 from tasks.errors import ConfigError, StorageError
-from tasks.storage.paths import Place, read_json, write_text
+from tasks.storage.paths import Place
 
 logger = logging.getLogger(__name__)
-RECORD = "trackers.json"
 EVERY_S = 5.0
-LONGEST = 500  # characters of a tracker's error in a message
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 PROGRAMS: Mapping[TrackerName, Callable[[Subject, str | None, str | None], Tracker]] = {
     "tensorboard": EventFile,
@@ -49,31 +45,32 @@ PROGRAMS: Mapping[TrackerName, Callable[[Subject, str | None, str | None], Track
     "wandb": WandbRun,
 }
 REMEDIES: Mapping[TrackerName, str] = {
-    "mlflow": "Set MLFLOW_TRACKING_URI to a server or a database that answers (sqlite:///PATH is a file)",
+    "mlflow": "Set MLFLOW_TRACKING_URI to a server or a database that answers (sqlite:///PATH is a file; "
+    "MLflow's file store needs MLFLOW_ALLOW_FILE_STORE=true, too)",
     "wandb": "Log in with `wandb login`, or set WANDB_MODE=offline",
 }
-SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY")
 UNREADABLE = (OSError, StorageError, ValueError, KeyError, TypeError)  # of a file that is just being replaced
-Reader = Callable[[int], Sequence[Entry]]
+Reader = Callable[[int], Sequence[Entry]]  # the entries after a step
 
 
 class Tracking:
     """The trackers of a run. A `with` block, also inside another, is the time that the run is shown as running.
 
     folder: of the run. Raises ConfigError if the package of a tracker is not installed. Entering raises ConfigError if
-    a tracker cannot start. One that fails later is left out from then on, with a warning.
+    a tracker cannot start. One that fails later, or whose record cannot be read or written, is left out from then on,
+    with a warning.
     """
 
     def __init__(self, config: Config, folder: Place) -> None:
         for name in config.trackers:
             require_package(name)
-        self._names = list(config.trackers)
+        self._names = list(config.trackers)  # without those that are left out
         params = flat(config.model_dump(mode="json"))
         self._whole = Subject(title=config.name, folder=folder, params=params, trackers=SHOWS_RUNS)
         self._lock = threading.RLock()  # trainings for several targets report from threads of their own
-        self._entered = 0
-        self._open: dict[tuple[str, TrackerName], Tracker] = {}
-        self._records: dict[str, dict[str, dict[str, Any]]] = {}
+        self._entered = 0  # how many blocks are open
+        self._open: dict[tuple[str, TrackerName], Tracker] = {}  # by the folder of the subject
+        self._records: dict[str, Record] = {}  # by folder
 
     def __enter__(self) -> Self:
         with self._lock:
@@ -84,9 +81,12 @@ class Tracking:
 
     def _start(self) -> None:
         for name in self._of(self._whole):
+            logger.info(f"tracker {name}: connecting")
             try:
                 with _little_patience():
                     self._tracker(name, self._whole)
+            except RecordError as error:
+                self._without_record(name, error)
             except Exception as error:  # of any class: each package has its own
                 self._entered = 0
                 self._close_all("FAILED")
@@ -121,31 +121,24 @@ class Tracking:
                 self.close(subject, status)
 
     def look(self, subject: Subject, read: Reader) -> None:
-        """Report what `read` finds after the last step that was reported."""
-        with self._lock, suppress(*UNREADABLE):  # what cannot be read now, the next look may find
-            found = read(self._behind(subject))
-            if found and self._open_all(subject):
-                found = read(self._behind(subject))  # a tracker that has lost its run needs all steps again
-            self.log(subject, found)
+        """Give every tracker of the subject the entries that it does not have.
 
-    def _behind(self, subject: Subject) -> int:
-        """The last step that all trackers of the subject were given."""
-        return min((self._last(name, subject) for name in self._of(subject)), default=sys.maxsize)
+        For each tracker, `read` is asked for what comes after the last step of this one: trackers may be at different
+        steps, as one may have been added later. A subject without entries is shown nowhere. What cannot be read now,
+        the next look may find.
+        """
 
-    def _open_all(self, subject: Subject) -> bool:
-        """Open the runs of a subject that are not open; return whether there were any."""
-        closed = [name for name in self._of(subject) if (str(subject.folder), name) not in self._open]
-        for name in closed:
-            with self._tolerated(name):
-                self._tracker(name, subject)
-        return bool(closed)
+        @cache  # most trackers are at the same step
+        def found(after: int) -> Sequence[Entry]:
+            try:
+                return read(after)
+            except UNREADABLE:
+                return ()
 
-    def log(self, subject: Subject, entries: Sequence[Entry]) -> None:
-        """Give every tracker of the subject the entries, in the order of their steps, that it does not have."""
         with self._lock:
             for name in self._of(subject):
                 with self._tolerated(name):
-                    self._give(name, subject, entries)
+                    self._give(name, subject, found)
 
     def figures(self, figures: Mapping[str, float], subject: Subject | None = None) -> None:
         """Report the final figures of a subject, the whole run if None, unless they are those of last time."""
@@ -153,10 +146,10 @@ class Tracking:
         digest = hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()
         with self._lock:
             for name in self._of(subject):
-                if self._record(subject).get(name, {}).get("figures") != digest:
-                    with self._tolerated(name):
-                        self._give(name, subject, [(self._last(name, subject) + 1, figures)])
-                        self._keep(name, subject, figures=digest)
+                with self._tolerated(name):
+                    if self._record(subject).get(name, "figures") != digest:
+                        self._give(name, subject, lambda last: [(last + 1, figures)])
+                        self._record(subject).keep(name, figures=digest)
 
     def close(self, subject: Subject, status: Status) -> None:
         """Close the runs of a subject."""
@@ -174,63 +167,65 @@ class Tracking:
                     self._open.pop(key).close(status)
 
     def _of(self, subject: Subject) -> list[TrackerName]:
-        """The trackers that show a subject and have not failed."""
+        """The trackers that show a subject and are not left out."""
         return [name for name in self._names if name in subject.trackers]
 
     @contextmanager
     def _tolerated(self, name: TrackerName) -> Iterator[None]:
+        """Leave a tracker out, with a warning, if the block raises."""
         try:
             yield
+        except RecordError as error:
+            self._without_record(name, error)
         except Exception as error:  # of any class: each package has its own
-            self._names.remove(name)
-            for key in [key for key in self._open if key[1] == name]:
-                del self._open[key]  # closing it might wait for minutes, for a server that is gone
+            self._leave_out(name)  # closing its runs might wait for minutes, for a server that is gone
             logger.warning(
                 f"The tracker {name} failed ({words_of(error)}). It is left out until this command ends; the run "
                 "itself goes on, and its own files are complete."
             )
 
-    def _give(self, name: TrackerName, subject: Subject, entries: Sequence[Entry]) -> None:
-        if all(step <= self._last(name, subject) for step, _ in entries):
+    def _without_record(self, name: TrackerName, error: RecordError) -> None:
+        logger.warning(
+            f"{error}. Without this record, {name} might show steps twice. It is left out until this command ends; the "
+            "run itself goes on."
+        )
+        for tracker in self._leave_out(name):
+            with suppress(Exception):  # it is left out in any case
+                tracker.close("KILLED")
+
+    def _leave_out(self, name: TrackerName) -> list[Tracker]:
+        """Give a tracker nothing from now on; return its open runs, those of trainings first."""
+        self._names.remove(name)
+        return [self._open.pop(key) for key in reversed([*self._open]) if key[1] == name]
+
+    def _give(self, name: TrackerName, subject: Subject, read: Reader) -> None:
+        """Give a tracker what `read` finds after the last step that it has."""
+        record = self._record(subject)
+        if not read(record.step(name)):
             return
-        tracker = self._tracker(name, subject)  # if it does not know its run any more, it starts with no step
-        last = self._last(name, subject)
-        new = [(step, _finite(scalars)) for step, scalars in entries if step > last]
-        self._keep(name, subject, step=new[-1][0])
-        tracker.log(new)
+        tracker = self._tracker(name, subject)  # if it does not know its run any more, it now has no step
+        new = [(step, _finite(scalars)) for step, scalars in read(record.step(name))]
+        if new:
+            record.keep(name, step=new[-1][0])
+            tracker.log(new)
 
     def _tracker(self, name: TrackerName, subject: Subject) -> Tracker:
+        """The tracker's run of a subject, opened if it is not open."""
         key = (str(subject.folder), name)
         if key not in self._open:
-            known = self._record(subject).get(name, {}).get("id")
-            parent = None if subject is self._whole else self._record(self._whole).get(name, {}).get("id")
+            record = self._record(subject)
+            known = record.get(name, "id")
+            parent = None if subject is self._whole else self._record(self._whole).get(name, "id")
             self._open[key] = tracker = PROGRAMS[name](subject, known, parent)
             if tracker.id != known:
-                self._record(subject)[name] = {}
-                self._keep(name, subject, id=tracker.id)
+                record.begin(name, tracker.id)
         return self._open[key]
 
-    def _last(self, name: TrackerName, subject: Subject) -> int:
-        """The last step that a tracker was given; -1 for none."""
-        step = self._record(subject).get(name, {}).get("step")
-        return step if isinstance(step, int) else -1
-
-    def _record(self, subject: Subject) -> dict[str, dict[str, Any]]:
-        """What the trackers of a subject were given, by tracker."""
+    def _record(self, subject: Subject) -> Record:
         key = str(subject.folder)
         if key not in self._records:
-            try:
-                found = read_json(subject.folder / RECORD)
-            except (OSError, ValueError):
-                found = None
-            entries = found.items() if isinstance(found, dict) else ()
-            self._records[key] = {name: given for name, given in entries if isinstance(given, dict)}
+            self._records[key] = Record(subject.folder)
         return self._records[key]
-
-    def _keep(self, name: TrackerName, subject: Subject, **values: Any) -> None:
-        record = self._record(subject)
-        record[name] = record.get(name, {}) | values
-        write_text(subject.folder / RECORD, json.dumps(record))
 
 
 def training_subject(
@@ -258,16 +253,6 @@ def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         else:
             found[above + key] = in_yaml(value) if isinstance(value, dict | list | tuple) else value
     return found
-
-
-def words_of(error: Exception) -> str:
-    """The class and text of an error in one line, without passwords and keys."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    passwords = re.findall(r"://[^/:@\s]*:(\S+)@", os.environ.get("MLFLOW_TRACKING_URI", ""))
-    for secret in (*passwords, *filter(None, map(os.environ.get, SECRETS))):
-        text = text.replace(secret, "***").replace(unquote(secret), "***")
-    text = re.sub(r"://\S*@", "://***@", text)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _status(kind: type[BaseException] | None) -> Status:

@@ -15,10 +15,13 @@ import pytest
 from benchmarks.golden_run import read_events
 from metarepair.config.load import parse_config
 from metarepair.runs.context import Entry
+from metarepair.trackers import record as record_module
 from metarepair.trackers import tracking as module
+from metarepair.trackers.record import RECORD
 from metarepair.trackers.tracker import Status, Subject
-from metarepair.trackers.tracking import RECORD, Tracking, flat, words_of
-from tasks.errors import ConfigError
+from metarepair.trackers.tracking import REMEDIES, Tracking, flat
+from metarepair.trackers.words import words_of
+from tasks.errors import ConfigError, StorageError
 from tracked import mlflow_runs, mlflow_steps, use_mlflow_in, use_wandb_in, wandb_records
 
 SECRET = "SECRET-4f1c9b"
@@ -188,7 +191,7 @@ def test_runs_are_closed_once_at_the_end_of_the_outer_block_with_how_it_ended(
 
     def work() -> None:
         with tracking, tracking.following(training(tmp_path), lambda after: entries_to(1)[max(after, 0) :]):
-            tracking.log(training(tmp_path), entries_to(1))
+            tracking.look(training(tmp_path), lambda after: entries_to(1)[max(after, 0) :])
             if raised is not None:
                 raise raised
 
@@ -217,6 +220,74 @@ def test_a_damaged_record_counts_as_none(damaged: str, fakes: dict[str, type[Fak
     assert fakes["mlflow"].given["tiny train snow"] == [(1, {"query_loss": 1.0})]
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), StorageError("no answer")])
+def test_a_record_that_cannot_be_read_starts_no_second_run(
+    error: Exception,
+    fakes: dict[str, type[Fake]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    follow(tracking_in(tmp_path, "mlflow"), 2)
+    before = list(fakes["mlflow"].opened)
+    with monkeypatch.context() as patch:
+        patch.setattr(record_module, "read_json", raising(error))
+        follow(tracking_in(tmp_path, "mlflow"), 3)
+    assert fakes["mlflow"].opened == before
+    (warning,) = (record.message for record in caplog.records if record.levelno == logging.WARNING)
+    assert f"{tmp_path / RECORD} cannot be read ({type(error).__name__}: " in warning
+    follow(tracking_in(tmp_path, "mlflow"), 4)
+    assert [step for step, _ in fakes["mlflow"].given["tiny train snow"]] == [1, 2, 3, 4]
+
+
+def test_a_record_that_cannot_be_written_is_no_fault_of_the_tracker(
+    fakes: dict[str, type[Fake]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with tracking_in(tmp_path, "mlflow") as tracking:
+        monkeypatch.setattr(record_module, "write_text", raising(OSError(28, "No space left on device")))
+        tracking.look(training(tmp_path), lambda _: entries_to(1))
+        tracking.look(training(tmp_path), lambda _: entries_to(1))
+    assert fakes["mlflow"].given == {}, "a step that is not recorded would be given twice"
+    assert fakes["mlflow"].closed == [("tiny train snow", "KILLED"), ("tiny", "KILLED")]
+    (warning,) = (record.message for record in caplog.records if record.levelno == logging.WARNING)
+    assert f"{tmp_path / 'meta' / RECORD} cannot be written (OSError: [Errno 28] No space left" in warning
+    assert "mlflow failed" not in warning
+
+
+def raising(error: Exception) -> Any:
+    def function(*_: Any) -> None:
+        raise error
+
+    return function
+
+
+def test_trackers_at_one_step_share_one_reading(fakes: dict[str, type[Fake]], tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def read(after: int) -> list[Entry]:
+        asked.append(after)
+        return entries_to(2)[max(after, 0) :]
+
+    with tracking_in(tmp_path, "tensorboard", "mlflow", "wandb") as tracking:
+        for _ in range(2):
+            tracking.look(training(tmp_path), read)
+    assert asked == [-1, 2]
+    assert all(len(made.given["tiny train snow"]) == 2 for made in fakes.values())
+
+
+def test_a_tracker_is_announced_before_it_is_started(
+    fakes: dict[str, type[Fake]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    fakes["mlflow"].failing = RuntimeError("no answer")
+    with pytest.raises(ConfigError), tracking_in(tmp_path, "tensorboard", "mlflow"):
+        pytest.fail("no work may begin")
+    assert [record.message for record in caplog.records] == ["tracker mlflow: connecting"]
+
+
 def test_an_unreadable_training_is_left_for_the_next_look(
     fakes: dict[str, type[Fake]], tmp_path: Path
 ) -> None:
@@ -243,6 +314,38 @@ def test_an_address_loses_its_password(address: str, monkeypatch: pytest.MonkeyP
     assert words.startswith("OSError: API request to ")
     assert words.endswith(" failed")
     assert SECRET not in words
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("http://h:9?token=SECRETQ/api/2.0 failed", "http://h:9?*** failed"),
+        ("with url: /?key=SECRETQ&name=x (refused)", "with url: /?*** (refused)"),
+        ("postgresql://user:p@SECRETQ@host/db, http://host/a@b", "postgresql://***@host/db, http://host/a@b"),
+        ("Authorization: Bearer SECRETQ was refused", "Authorization: Bearer *** was refused"),
+        ("{'Authorization': 'Basic SECRETQ', 'a': 1}", "{'Authorization': *** 'a': 1}"),
+        ("a bearer SECRETQ of a header", "a bearer *** of a header"),
+        ("password=SECRETQ host=h", "password=*** host=h"),
+        ('"token": "SECRETQ SECRETQ" of h', '"token": *** of h'),
+        ("MLFLOW_TRACKING_TOKEN=SECRETQ", "MLFLOW_TRACKING_TOKEN=***"),
+        ("api_key: SECRETQ, X-API-Key=SECRETQ", "api_key: *** X-API-Key=***"),
+        ("the token has expired", "the token has expired"),
+    ],
+)
+def test_secrets_are_hidden_by_what_stands_before_them(said: str, shown: str) -> None:
+    assert words_of(OSError(said)) == f"OSError: {shown}"
+
+
+def test_a_short_secret_is_hidden_in_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:e@server")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "e")
+    assert words_of(OSError("the server http://user:e@server")) == "OSError: the server http://***@server"
+
+
+def test_a_secret_of_the_environment_is_hidden_in_both_spellings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:p%2Fq%2F1@server")
+    monkeypatch.setenv("WANDB_API_KEY", "k/ey")
+    assert words_of(OSError("p/q/1 p%2Fq%2F1 k/ey k%2Fey")) == "OSError: *** *** *** ***"
 
 
 def test_tensorboard_has_each_scalar_below_the_name_of_the_training(tmp_path: Path) -> None:
@@ -296,6 +399,18 @@ def test_a_server_that_does_not_answer_ends_before_work_and_prints_no_password(
         pytest.fail("no work may begin")
     assert "127.0.0.1" in str(raised.value)
     assert SECRET not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_the_file_store_that_mlflow_refuses_is_named_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_mlflow_in(tmp_path / "store", monkeypatch)
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
+    with pytest.raises(ConfigError) as raised, tracking_in(tmp_path, "mlflow"):
+        pytest.fail("no work may begin")
+    assert f"{REMEDIES['mlflow']}, or leave mlflow out of trackers." in str(raised.value)
+    assert "MLFLOW_ALLOW_FILE_STORE=true" in REMEDIES["mlflow"]
 
 
 @contextmanager
