@@ -26,7 +26,13 @@ PAGES = sorted(
 NAME = re.compile(r"(?<![\w./-])(?:tasks|metarepair|distributed)(?:\.[A-Za-z_]\w*)+(?<!\.py)(?!\w)")
 # Not paths to look up: the name of an encoding error handler, the command line, which runs when imported, a group of
 # entry points, and a file.
-OTHERS = {"metarepair.plain", "metarepair.__main__", "metarepair.corruptions", "metarepair.schema.json"}
+OTHERS = {
+    "metarepair.plain",
+    "metarepair.__main__",
+    "metarepair.corruptions",
+    "metarepair.schema.json",
+    "metarepair.json",
+}
 
 
 def is_there(name: str) -> bool:
