@@ -29,6 +29,7 @@ OPTIONS = {
     "name": "--out",
     "refine": "--refine",
     "seed": "--seed",
+    "storage_path": "--out",
     "workers": "--workers",
 }
 _NAME = re.compile(r"(?<![\w./-])\w+(?:(?:\.\w+)+|(?==))")  # with a dot in it, or before its value

@@ -149,7 +149,11 @@ def add_init_options(parser: argparse.ArgumentParser) -> None:
     for name, metavar, what in (
         ("images", "PATH", "labelled photographs that the model fails on, with those that it gets right"),
         ("clean", "PATH", "labelled clean images, on which the model works as it should"),
-        ("model", "NAME", "the DNN: timm:NAME or module:FACTORY"),
+        (
+            "model",
+            "NAME",
+            "the DNN: timm:NAME, hf-hub:ORG/NAME, hf:ORG/NAME, torchvision:NAME, or module:FACTORY",
+        ),
         ("weights", "FILE", "its weights, safetensors or torch.save"),
     ):
         parser.add_argument(f"--{name}", metavar=metavar, help=f"{what} (default: a placeholder)")
