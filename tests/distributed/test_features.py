@@ -193,7 +193,7 @@ def test_an_item_that_kills_every_actor_is_named(cluster: None) -> None:
         list(pool.map_items(deadly, [0, 1, 2], workers=1))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killing_the_driver_at_random_moments_loses_nothing(tiny: Tiny, scored: Path, tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
     settings = tiny(tmp_path / "runs", features=SHARDS, mining={"shard_images": 10})

@@ -232,7 +232,8 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_resumes(
         assert shards(tmp_path) == mined
 
 
-@pytest.mark.parametrize("stage", ["mine", pytest.param("train", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", ["mine", "train"])
 def test_a_stage_survives_the_killed_raylet_of_another_node(
     stage: str,
     tiny: Tiny,

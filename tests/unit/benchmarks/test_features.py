@@ -12,7 +12,7 @@ from benchmarks import features
 from tasks.distances.frechet import frechet_distance, moments
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_benchmark_reports_its_figures_and_both_networks_agree(tmp_path, capsys):
     out = tmp_path / "figures.json"
     features.main(["--smoke", "--json", str(out)])
