@@ -41,6 +41,7 @@ def in_options(text: str, given: argparse.Namespace) -> str:
     if given.verb not in VERBS:
         return text
     text = text.replace("data.name and data.root", "data.root")  # one option gives both
+    text = text.replace(" with --storage PATH", "")  # `--out` is named in place of the setting
     return _TWICE.sub(r"\1\2", _NAME.sub(lambda found: _named(found[0], given), text))
 
 

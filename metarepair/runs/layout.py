@@ -193,5 +193,5 @@ def _writable(config: Config) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"storage_path={config.storage_path!r} cannot be written ({error}). Give another folder."
+            f"storage_path={config.storage_path!r} cannot be written ({error}). Give another with --storage PATH."
         ) from error
