@@ -6,12 +6,10 @@ they are folders.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import tasks
-from metarepair.weights import SCHEME
-from tasks.errors import ConfigError, near_names
+from metarepair.weights import shipped_file
 
 CONFIGS = Path(__file__).parent / "tune_configs"
 SAMPLE = Path(tasks.__file__).parent / "sample"
@@ -22,7 +20,7 @@ def shipped_config(path: str | Path) -> Path:
 
     Raises ConfigError, with near names, if there is no such file in the package.
     """
-    return _found("--config", str(path), CONFIGS.glob("*.yaml")) or Path(path)
+    return shipped_file("--config ", str(path), CONFIGS.glob("*.yaml")) or Path(path)
 
 
 def shipped_photographs(images: str) -> str:
@@ -30,17 +28,4 @@ def shipped_photographs(images: str) -> str:
 
     Raises ConfigError, with near names, if there are no such photographs in the package.
     """
-    return str(_found("images", images, SAMPLE.glob("*.parquet")) or images)
-
-
-def _found(what: str, text: str, files: Iterable[Path]) -> Path | None:
-    """The file that `shipped:NAME` names; None if `text` is no such name."""
-    if not text.startswith(SCHEME):
-        return None
-    name, shipped = text.removeprefix(SCHEME), {path.stem: path for path in files}
-    if name not in shipped:
-        known = ", ".join(f"{SCHEME}{one}" for one in sorted(shipped))
-        raise ConfigError(
-            f"{what} {text!r} is not shipped{near_names(name, list(shipped)) or '.'} There are: {known}"
-        )
-    return shipped[name]
+    return str(shipped_file("images ", images, SAMPLE.glob("*.parquet")) or images)

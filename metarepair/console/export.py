@@ -49,15 +49,15 @@ def export(what: str, *, kind: Format, out: str, config_file: Path | None) -> No
     _check_undamaged(weights)
     target = place(out)
     inputs = [weights, *_read_with(weights, config, config_file)]
+    if kind != "hf":
+        _refuse_input(target, inputs)
+    _refuse_in_run(target, weights)
     if _told(weights):
         method, seed = weights.parent.parent.name, weights.parent.name
         logger.log(RESULTS, f"Repair by {method_words(method)}, seed {seed}: {weights}")
     if kind == "hf":
-        _refuse_in_run(target, weights)
         logger.log(RESULTS, _export_folder(weights, config, check_folder(target), inputs).words)
         return
-    _refuse_input(target, inputs)
-    _refuse_in_run(target, weights)
     if kind == "original":
         _refuse_other_architecture(weights)
         deployed = _load(weights, config).deployed
@@ -155,10 +155,11 @@ def _refuse_in_run(target: Place, weights: Place) -> None:
     handed_over = (weights.parent / FIX_RECORD).is_file()
     if not handed_over and not _told(weights):
         return
+    # Of a run: <root>/<repaired or compare>/<target>/<method>/<seed>/
     root = weights.parent if handed_over else weights.parent.parent.parent.parent.parent
-    where = target if target.exists() else target.parent
-    remote = str(target).startswith(f"{root}/")
-    if remote or (isinstance(root, Path) and _is_inside(where, root)):
+    named_inside = str(target).startswith(f"{root}/")
+    where = target if target.exists() else target.parent  # it may be reached by a link
+    if named_inside or (isinstance(root, Path) and _is_inside(where, root)):
         raise ConfigError(
             f"--out {target} is inside the run {root}, whose files are its own. Name a place outside of it."
         )

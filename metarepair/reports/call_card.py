@@ -44,6 +44,11 @@ class Measured:
     used: str
 
     @property
+    def fell(self) -> bool:
+        """Whether the repair is worse on the images that were to choose it."""
+        return self.name == VALIDATION and self.after < self.before
+
+    @property
     def words(self) -> str:
         low, high = share_interval(round(self.after * self.images), self.images)
         return (
@@ -66,11 +71,11 @@ def call_card(
     selection: how the repair was chosen inside limits, as plain values.
     """
     sets = list(measured)
-    worse = [one for one in sets if one.name == VALIDATION and one.after < one.before]
     fell = [
         f"The repair is worse than the given model on {one.images:,} images of validation: {percent(one.before)}% "
         f"right before it, {percent(one.after)}% after it."
-        for one in worse
+        for one in sets
+        if one.fell
     ]
     lines = [NOT_JUDGED, *(one.words for one in sets)]
     if all(one.name != CLEAN for one in sets):
@@ -90,17 +95,17 @@ def call_card(
 
 def call_page(card: Card) -> str:
     """Return the report of a call as an HTML page, made from its card alone."""
-    name, sets = name_of(card), card["measured"]
-    decision = OPEN if card["verdict"].startswith(NOT_JUDGED) else NOT
+    name, sets = name_of(card), [Measured(**one) for one in card["measured"]]
+    decision = NOT if any(one.fell for one in sets) else OPEN
     told = f"{name} was repaired in one call, without a run (method: {card['method_words']})."
     rows = [
         [
-            one["name"],
-            f"{one['images']:,}",
-            percent(one["before"]),
-            percent(one["after"]),
-            points(one["after"] - one["before"]),
-            one["used"],
+            one.name,
+            f"{one.images:,}",
+            percent(one.before),
+            percent(one.after),
+            points(one.after - one.before),
+            one.used,
         ]
         for one in sets
     ]

@@ -1,9 +1,10 @@
 """Find the weights files that settings name. This folder holds the shipped ones; README.md says how they were made."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from metarepair.weights.hub import HUBS, TORCHVISION, hub_weights, is_hub, read_hub_name
-from tasks.errors import ConfigError, WeightsError
+from tasks.errors import ConfigError, UserError, WeightsError, near_names
 from tasks.storage.paths import Place, local, place
 
 SHIPPED = Path(__file__).parent
@@ -17,12 +18,9 @@ def resolve_weights(weights: str, *, setting: str = "model.weights", others: str
     WeightsError if there is no such file. Imports no torch but for torchvision's names, so a wrong path is reported at
     once.
     """
-    if weights.startswith(SCHEME):
-        path = SHIPPED / f"{weights.removeprefix(SCHEME)}.safetensors"
-        if not path.is_file():
-            shipped = ", ".join(sorted(f"{SCHEME}{p.stem}" for p in SHIPPED.glob("*.safetensors")))
-            raise WeightsError(f"{setting}={weights!r} is not shipped. There are: {shipped or 'none'}")
-        return path
+    found = shipped_file(f"{setting}=", weights, SHIPPED.glob("*.safetensors"), WeightsError)
+    if found is not None:
+        return found
     if weights.startswith(TORCHVISION):
         from metarepair.weights.torchvision_files import torchvision_weights
 
@@ -45,6 +43,24 @@ def resolve_weights(weights: str, *, setting: str = "model.weights", others: str
     return path
 
 
+def shipped_file(
+    what: str, text: str, files: Iterable[Path], refusal: type[UserError] = ConfigError
+) -> Path | None:
+    """Return the one of `files` that `shipped:NAME` names, NAME without its ending; None if `text` is no such name.
+
+    what: what the text was given for, as a message begins. Raises `refusal`, with near names, for another name.
+    """
+    if not text.startswith(SCHEME):
+        return None
+    name, shipped = text.removeprefix(SCHEME), {path.stem: path for path in files}
+    if name not in shipped:
+        known = ", ".join(f"{SCHEME}{one}" for one in sorted(shipped))
+        raise refusal(
+            f"{what}{text!r} is not shipped{near_names(name, list(shipped)) or '.'} There are: {known or 'none'}"
+        )
+    return shipped[name]
+
+
 def is_named(text: str) -> bool:
     """Whether a setting names a file, shipped or of a hub, and gives no path."""
     return text.startswith((SCHEME, *HUBS))
@@ -55,14 +71,7 @@ def kit_folder(kit: str) -> Place:
 
     Raises ConfigError if the project ships no such kit, or the path is of an unsupported kind.
     """
-    if not kit.startswith(SCHEME):
-        return place(kit)
-    name = kit.removeprefix(SCHEME)
-    shipped = {path.stem: path for path in SHIPPED.glob("*.kit")}
-    if name not in shipped:
-        names = ", ".join(f"{SCHEME}{stem}" for stem in sorted(shipped))
-        raise ConfigError(f"kit={kit!r} is not shipped. There are: {names or 'none'}")
-    return shipped[name]
+    return shipped_file("kit=", kit, SHIPPED.glob("*.kit")) or place(kit)
 
 
 def start_file(start: str) -> Path | None:

@@ -307,6 +307,4 @@ def _digest(path: Path, length: int, size_bytes: int, changed_ns: int) -> str | 
         return None
     digest = hashlib.sha256() if length == 64 else hashlib.sha1(f"blob {size_bytes}\0".encode())
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, lambda: digest).hexdigest()
