@@ -13,14 +13,21 @@ END_S = 2.0
 def watching(look: Callable[[], object], *, every_s: float) -> Iterator[None]:
     """Call `look` every `every_s` seconds while the block runs.
 
+    What `look` raises ends the watching. It is raised again when the block has ended without an exception of its own.
+
     When the block ends, a call in progress is given END_S seconds and then left alone. It may wait for a lock that is
     never released: Python drops a KeyboardInterrupt in a callback around fork, and logging's lock stays taken.
     """
     over = threading.Event()
 
+    raised: list[BaseException] = []
+
     def watch() -> None:
-        while not over.wait(every_s):
-            look()
+        try:
+            while not over.wait(every_s):
+                look()
+        except BaseException as error:
+            raised.append(error)
 
     thread = threading.Thread(target=watch, name=f"watching {getattr(look, '__name__', '')}", daemon=True)
     thread.start()
@@ -29,3 +36,5 @@ def watching(look: Callable[[], object], *, every_s: float) -> Iterator[None]:
     finally:
         over.set()
         thread.join(END_S)
+    if raised:
+        raise raised[0]
