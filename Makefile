@@ -31,8 +31,8 @@ run: $(READY)
 		--clean $(KIT)/pack/clean/test.parquet --classes airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck \
 		--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 $(PHOTOGRAPHS) --budget 150s --out runs/without_kit
 
-# Two processes; each file of tests on Ray stays in one of them (tests/support/scheduling.py).
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Two processes; a file's tests stay in one of them, so that what they share is made once (order: tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST) -m 'not slow and not full_data and not gpu and not soak'

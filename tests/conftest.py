@@ -17,17 +17,10 @@ from tasks.storage.remote import CACHE_VARIABLE
 BUCKET = "metarepair-tests"
 
 
-@pytest.hookimpl(optionalhook=True)  # the hook exists only with pytest-xdist
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Use the scheduler of tests/support/scheduling.py."""
-    from scheduling import RayFilesFirst
-
-    return RayFilesFirst(config, log) if config.getvalue("dist") == "loadgroup" else None
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests on Ray before the others, which are short and fill the gaps at the end; keep both in random order."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/distributed/"))
+    """Run the folders whose files take longest first, each in random order: short files fill the gaps at the end."""
+    folders = ("tests/distributed/", "tests/e2e/", "tests/")
+    items.sort(key=lambda item: [item.nodeid.startswith(folder) for folder in folders].index(True))
 
 
 @pytest.fixture
