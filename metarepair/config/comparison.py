@@ -19,6 +19,7 @@ class CompareConfig(Section):
             "merged_sgd",
             "merged",
             "sgd",
+            "metarepair_sgd",
             "metarepair",
             "finetune",
             "bn_adapt",

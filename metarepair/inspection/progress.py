@@ -120,9 +120,8 @@ def _scored_with_kit(stage: StoredStage) -> bool:
 
 
 def _needs_no_training(repaired: StoredStage) -> bool:
-    """Whether a target was repaired only by methods other than MetaRepair."""
-    methods = section(repaired.config, "repair").get("methods")
-    return repaired.manifest is not None and isinstance(methods, list) and "metarepair" not in methods
+    """Whether a target was repaired only by methods that do not start from θ_meta."""
+    return repaired.manifest is not None and "meta" not in repaired.manifest.inputs
 
 
 def _path(member: Member) -> str:

@@ -19,6 +19,8 @@ from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel
 from metarepair.models.build import DeployedModel
 
+TRAINED = "before it, for each target or for all, meta-training: train.episodes, or the budget"
+
 
 @register
 class MetaRepair(Method):
@@ -28,7 +30,7 @@ class MetaRepair(Method):
     words = "MetaRepair"
     uses = ("failures", "experiences")
     changes = ("weights", "statistics")
-    cost = "the same as finetune; before it, for each target or for all, meta-training: train.episodes, or the budget"
+    cost = f"the same as finetune; {TRAINED}"
     walks = True
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:

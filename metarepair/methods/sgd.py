@@ -23,6 +23,7 @@ from metarepair.methods.base import Method, MethodContext
 from metarepair.methods.budget import BudgetPart
 from metarepair.methods.examples import Examples, clean_beside_failures
 from metarepair.methods.joint import PREPARED
+from metarepair.methods.metarepair import TRAINED
 from metarepair.methods.registry import register
 from metarepair.methods.repaired import RepairedModel, repaired_from
 from metarepair.methods.training import MethodBatch, Training, TrainingSettings
@@ -73,6 +74,21 @@ class Sgd(Method):
 
     def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
         return tuned(self.name, deployed, data, context)
+
+
+@register
+class MetaRepairSgd(Method):
+    """Fine-tunes θ_meta: MetaRepair with plain fine-tuning as its meta-test."""
+
+    name = "metarepair_sgd"
+    words = "MetaRepair, fine-tuned by SGD"
+    uses = ("failures", "clean", "experiences")
+    changes = ("weights", "statistics")
+    cost = f"the same as sgd; {TRAINED}"
+    Settings = SgdSettings
+
+    def repair(self, deployed: DeployedModel, data: RepairData, context: MethodContext) -> RepairedModel:
+        return tuned_from(self.name, context.load_meta(), deployed, data, context)
 
 
 @register

@@ -355,14 +355,16 @@ def _check_start(method: Method, start: str | Path | None) -> None:
             f"method={method.name!r} prepares DNNs before any repair, and a call cannot do that. Use it in a "
             "comparison: metarepair compare."
         )
-    if method.name == "metarepair" and start is None:
+    from_meta = "experiences" in method.uses
+    if from_meta and start is None:
         raise ConfigError(
-            "method='metarepair' needs start, the folder meta/<target>/ that `metarepair train` made for this DNN. "
+            f"method={method.name!r} needs start, the folder meta/<target>/ that `metarepair train` made for this DNN. "
             "Without one, use method='finetune' or 'bn_adapt'."
         )
-    if method.name != "metarepair" and start is not None:
+    if not from_meta and start is not None:
         raise ConfigError(
-            f"start={str(start)!r} is for method='metarepair'; {method.name} starts from the DNN itself."
+            f"start={str(start)!r} is for method='metarepair' and 'metarepair_sgd'; {method.name} does not start from "
+            "it."
         )
 
 

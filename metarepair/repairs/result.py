@@ -27,6 +27,7 @@ from metarepair.evaluation.side_effects import (
 )
 from metarepair.features.confidence_tables import SCORE_AGAIN, read_confidence
 from metarepair.features.extractors import distance_name
+from metarepair.methods import get_method
 from metarepair.models.build import DeployedModel
 from metarepair.repairs.costs import preparation_cost
 from metarepair.repairs.limits import choice_of
@@ -134,7 +135,7 @@ def _result(
     }
     if config.limits.active:
         result["choice"] = choice_of(result["methods"])
-    if "metarepair" not in config.repair.methods:
+    if not any("experiences" in get_method(name).uses for name in config.repair.methods):
         return result | {"features": "none", "distance_name": "none", "experiences": []}
     return result | _learned(run, config, target)
 

@@ -84,9 +84,9 @@ def repair_target(run: Run, config: Config, target: str, here: Surroundings) -> 
     inputs = {"target": mined.digest, **here.inputs()}
     for other in config.evaluate.others or ():
         inputs |= here.inputs_of(other)
-    if "metarepair" in config.repair.methods:
-        inputs["meta"] = require_manifest(run.meta(config.training_for(target)), META.remedy).digest
     used = {what for name in config.repair.methods for what in get_method(name).uses}
+    if "experiences" in used:
+        inputs["meta"] = require_manifest(run.meta(config.training_for(target)), META.remedy).digest
     if "joint" in used:
         inputs["joint"] = require_manifest(run.joint, JOINT.remedy).digest
     if "merged" in used:

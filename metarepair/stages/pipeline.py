@@ -199,7 +199,7 @@ class Pipeline:
         if stage == "train":
             for target in self.config.targets:
                 read_confidence(self.run, target)
-        if stage == "repair" and "metarepair" in self.config.repair.methods:
+        if stage == "repair" and self.meta_trains:
             for training in self.config.trainings:
                 require_manifest(self.run.meta(training), META.remedy)
         for verb in VERBS[VERBS.index(stage) :]:

@@ -69,6 +69,7 @@ def context(
         settings=method_settings(name, FAST | settings),
         budget=Budget(None if limit is None else parse_limit(limit)),
         folder=folder,
+        load_meta=lambda: start,
         load_joint=lambda: start,
         load_merged=lambda: start,
     )
@@ -146,7 +147,7 @@ def test_one_starts_from_the_deployed_and_others_from_the_given_weights(
         return self.module
 
     monkeypatch.setattr(sgd.Training, "run", look)
-    for name in ("sgd", "joint_sgd", "merged_sgd"):
+    for name in ("sgd", "joint_sgd", "merged_sgd", "metarepair_sgd"):
         repair_fairly(METHODS[name], deployed(), data(), context(name))
     assert all(value.equal(seen[0][key]) for key, value in deployed().module.named_parameters())
     for other in seen[1:]:

@@ -229,7 +229,7 @@ def test_metarepair_starts_from_a_runs_meta_folder_with_its_inner_loop(tmp_path:
 def test_a_start_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs start"):
         call(method="metarepair")
-    with pytest.raises(ConfigError, match="finetune starts from the DNN itself"):
+    with pytest.raises(ConfigError, match="finetune does not start from it"):
         call(method="finetune", start=tmp_path)
     with pytest.raises(StageError, match="not finished"):
         call(start=tmp_path / "absent")
