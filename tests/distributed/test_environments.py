@@ -77,7 +77,11 @@ def test_photographs_give_the_same_weights_with_any_number_of_workers(
 
 
 @pytest.mark.parametrize(
-    ("pixels", "objective"), [("recomputed", "validation"), ("stored", "pseudo_targets")]
+    ("pixels", "objective"),
+    [
+        pytest.param("recomputed", "validation", marks=pytest.mark.soak),
+        ("stored", "pseudo_targets"),
+    ],
 )
 def test_a_search_uses_photographs_without_those_that_judge(
     cluster: None, tiny: Callable[..., Config], tmp_path: Path, pixels: str, objective: str

@@ -19,7 +19,7 @@ from metarepair.stages.pipeline import Pipeline
 from metarepair.weights import resolve_weights
 from tasks.datasets import load_dataset
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.soak]
 SPEEDS = Speeds(
     step_s=1.0, image_s=1e-5, learned_image_s=1e-3, mined_image_s=1.0, task_s=1.0, support_images=100
 )

@@ -41,7 +41,7 @@ class Death:
 
 
 @pytest.mark.distributed
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killing_actors_at_random_moments_loses_nothing(
     cluster: None, tiny: Tiny, storage_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

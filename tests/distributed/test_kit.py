@@ -18,7 +18,7 @@ from metarepair.stages.pipeline import Pipeline
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_one_worker_makes_the_kit_of_one_process_and_repairs_with_it(cluster: None, tmp_path: Path) -> None:
     found = []
     for workers in (0, 1):

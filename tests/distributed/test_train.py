@@ -41,21 +41,23 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("episodes", [10, pytest.param(50, marks=pytest.mark.soak)])
-def test_zero_two_and_four_workers_train_the_same_model(
-    cluster: None, storage_of: StorageOf, tiny: Tiny, episodes: int
+@pytest.mark.parametrize(
+    ("episodes", "workers"), [(10, (2,)), pytest.param(50, (2, 4), marks=pytest.mark.soak)]
+)
+def test_any_number_of_workers_trains_the_same_model(
+    cluster: None, storage_of: StorageOf, tiny: Tiny, episodes: int, workers: tuple[int, ...]
 ) -> None:
     precise = {"precision": "float64", "episodes": episodes, "round_episodes": episodes // 2}
     half = {"cpus_per_worker": 0.5}  # four workers on two CPUs
     none, *others = (
-        trained(tiny(storage_of(f"w{n}"), workers=n, train=precise, ray=half)) for n in (0, 2, 4)
+        trained(tiny(storage_of(f"w{n}"), workers=n, train=precise, ray=half)) for n in (0, *workers)
     )
     start = {k: v.double() for k, v in load_start(tiny(storage_of("start"))).items()}
     assert difference(none, start) > 1e-3  # it did train
     assert all(difference(none, other) < 1e-9 for other in others)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_training_with_too_few_cpus_and_tasks_uses_fewer_workers(
     cluster: None, storage_of: StorageOf, tiny: Tiny
 ) -> None:
@@ -66,7 +68,7 @@ def test_training_with_too_few_cpus_and_tasks_uses_fewer_workers(
     assert difference(one, trained(elastic)) == 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_workers_data_error_keeps_its_type_after_one_restart(
     cluster: None, storage_of: StorageOf, tiny: Tiny, tmp_path: Path
 ) -> None:
