@@ -25,6 +25,7 @@ from metarepair.config.kit import merged
 from metarepair.config.load import parse_config
 from metarepair.config.run import Config
 from metarepair.repairs.costs import preparation_cost
+from metarepair.reports.table import others_mean
 from metarepair.runs.layout import Run
 from metarepair.stages.pipeline import Pipeline
 
@@ -92,7 +93,8 @@ def climb(rung: Rung, out: Path, seed: int) -> list[dict[str, Any]]:
             prepared = 0.0 if cost is None else cost.core_seconds * len(config.targets)
             rows.append(
                 {"rung": rung.name, "method": row["method"], "target": target, "seed": seed}
-                | {key: row[key] for key in COLUMNS}
+                | {key: row[key] for key in COLUMNS if key in row}
+                | {"others": others_mean(row)}
                 | {"prepared_core_s": prepared, "repair_core_s": row["core_seconds"]}
             )
     return rows

@@ -43,6 +43,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRay:
     monkeypatch.setattr(ray, "init", fake.init)
     monkeypatch.setattr(ray, "shutdown", fake.shutdown)
     monkeypatch.setattr(local_ray_module, "WAIT_S", (0.0, 0.0))
+    monkeypatch.setattr(local_ray_module, "END_S", 0.1)
     for variable in ("RAY_AUTH_TOKEN", "GLOO_SOCKET_IFNAME", local_ray_module.LOOPBACK):
         monkeypatch.setenv(variable, "of this test")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))

@@ -358,10 +358,10 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 @pytest.mark.parametrize("memory", ["graph", "recompute"])
-def test_two_hundred_episodes_leak_nothing(tmp_path: Path, memory: str) -> None:
-    made = trainer(tmp_path, settings(episodes=240, memory=memory, inner={"momentum": 0.5}))
-    for _ in range(40):
+def test_sixty_episodes_leak_nothing(tmp_path: Path, memory: str) -> None:
+    made = trainer(tmp_path, settings(episodes=80, memory=memory, inner={"momentum": 0.5}))
+    for _ in range(20):
         made.run_episode()
     before = resident_bytes()
-    after(made, 200)
+    after(made, 60)
     assert resident_bytes() < 1.02 * before
