@@ -62,7 +62,7 @@ def test_photographs_give_the_same_weights_with_any_number_of_workers(
 ) -> None:
     changes = write_photographs(tmp_path / "photos")
     found = []
-    for workers in (0, 1, 2):
+    for workers in (0, 2):
         pipeline = Pipeline(tiny(tmp_path / str(workers), workers=workers, **changes), executor_for)
         pipeline.mine()
         if workers:  # nothing but the run's storage is needed from now on
@@ -73,7 +73,6 @@ def test_photographs_give_the_same_weights_with_any_number_of_workers(
         found.append(results(pipeline.run))
     assert {Path(name).name for name in found[0]} >= {"model.safetensors", "start.safetensors"}
     assert found[0] == found[1]
-    assert found[0] == found[2]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def results(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.distributed
-@pytest.mark.slow
+@pytest.mark.soak
 def test_one_process_and_four_actors_give_the_same_bits(
     cluster: None, tiny: Tiny, storage_of: Callable[[str], Path]
 ) -> None:

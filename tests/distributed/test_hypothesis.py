@@ -14,7 +14,7 @@ from distributed.stages.executor import executor_for
 from metarepair.config.run import Config
 from metarepair.stages.hypothesis import HypothesisStudy
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.soak]
 NAMES = ["shot_noise", "speckle_noise", "fog", "contrast"]
 
 

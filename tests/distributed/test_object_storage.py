@@ -18,7 +18,7 @@ from tasks.storage.paths import place
 Tiny = Callable[..., Config]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.distributed
 def test_a_run_on_ray_completes_on_an_object_store(
     s3: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ from metarepair.config.run import Config
 from metarepair.runs.layout import Run
 from metarepair.stages.pipeline import Pipeline
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.soak]
 TARGETS = ("gaussian_noise", "fog")
 
 

@@ -405,7 +405,7 @@ def test_a_trial_that_fails_is_recorded_and_one_without_experiences_has_objectiv
     assert "cuts off every experience" in (failed.error or "")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_asha_stops_a_poor_trial_early(cluster: None, storage_of: StorageOf, tiny: Tiny) -> None:
     """Only batch-norm statistics can change; if they are frozen, no failure is repaired and the objective is 0."""
     search = {

@@ -128,7 +128,10 @@ def test_other_settings_are_refused_and_restart_trains_anew(storage_of: StorageO
 
 
 def test_a_comparison_trains_jointly_once_for_its_targets(tmp_path: Path) -> None:
-    changes = {"targets": ["gaussian_noise", "snow"], "compare": {"methods": ["joint_sgd", "none"], "seeds": [0]}}
+    changes = {
+        "targets": ["gaussian_noise", "snow"],
+        "compare": {"methods": ["joint_sgd", "none"], "seeds": [0]},
+    }
     comparison = Comparison(config(tmp_path, **changes))
     comparison.compare()
     recorded = json.loads((comparison.run.joint / "manifest.json").read_text())

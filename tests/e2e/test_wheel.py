@@ -79,7 +79,7 @@ print(*[load_config(f"shipped:{name}").name for name in names], len(list(resnet2
     assert int(parameters) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_wheel_repairs_the_shipped_photographs(installed: Installed) -> None:
     photographs = ("--images", "shipped:photographs", "--holdout", "shipped:photographs_later")
     done = installed(

@@ -201,7 +201,7 @@ def test_any_text_is_listed_or_refused(tmp_path_factory: pytest.TempPathFactory,
         assert len(labels) or str(folder) in said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_million_rows_are_listed(tmp_path: Path) -> None:
     with (tmp_path / "t.csv").open("w", encoding="utf-8") as stream:
         stream.write("path,label,group\n")
