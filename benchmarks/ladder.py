@@ -116,10 +116,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             apart = [100 * (cell[column] - bar[key][column]) for key, cell in cells.items() if key in bar]
             error = np.std(apart, ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else float("nan")
             shown += [f"{mean:.1f}", "" if cells is bar else f"{np.mean(apart):+.1f} ± {error:.1f}"]
-        costs = [
-            f"{np.mean([cell[key] for cell in cells.values()]):.0f}"
-            for key in ("prepared_core_s", "repair_core_s")
-        ]
+        costs = [f"{np.mean([cell[key] for cell in cells.values()]):.0f}" for key in COSTS]
         lines.append(f"| {rung} | `{method}` | {' | '.join(shown + costs)} | {len(cells)} |")
     return lines
 
